@@ -1,0 +1,27 @@
+"""Pretrained decoder-only LLMs as multi-state RNN cells: ``(x_t, H_{t-1}) -> (x_{t+1}, H_t)`` (arXiv:2401.06104)."""
+
+from .cell import Cell
+from .checkpoint import load, load_state
+from .decode import generate, stream
+from .error import Error
+from .reduction import H2O, TOVA, Full, Reduction, Seen, Sinks, Window, parse_reduction
+from .state import MultiState, State
+
+__all__ = [
+    "H2O",
+    "TOVA",
+    "Cell",
+    "Error",
+    "Full",
+    "MultiState",
+    "Reduction",
+    "Seen",
+    "Sinks",
+    "State",
+    "Window",
+    "generate",
+    "load",
+    "load_state",
+    "parse_reduction",
+    "stream",
+]

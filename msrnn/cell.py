@@ -1,0 +1,244 @@
+r"""The cell: a pretrained decoder-only transformer as $(x_t, H_{t-1}) \mapsto (x_{t+1}, H_t)$ (arXiv:2401.06104, eq. 5).
+
+Append, attend, reduce, one token at a time: the fold of :meth:`Cell.step` over a text is what reading that text means,
+and every faster way has to give the same.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .error import Error
+from .reduction import Reduction, per_layer
+from .state import MultiState, State
+
+
+class Layer(Protocol):
+    """One layer of a cell. ``rotation`` is the cell's, computed once a token for all layers; without it the layer
+    computes its own."""
+
+    def step(self, x: Tensor, H: MultiState, *, active: Tensor | None = None) -> tuple[Tensor, MultiState]:
+        """``(B, E), H_{t-1} -> (B, E), H_t``; pure."""
+        ...
+
+
+class Cell(nn.Module, ABC):
+    """What every family shares: the step, its fold, the state. A family says how a token enters, passes the layers
+    and leaves."""
+
+    config: Any
+    layers: nn.ModuleList
+
+    # What a family says.
+
+    @property
+    @abstractmethod
+    def default_reduction(self) -> Reduction:
+        """The operator under which the cell is the published model."""
+
+    @property
+    @abstractmethod
+    def marks(self) -> list[Tensor]:
+        """A few parameters that tell this model from another of the same shape; the first also gives dtype and
+        device of a new state."""
+
+    @abstractmethod
+    def empty_layer(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
+        """One layer's H before the first token."""
+
+    @abstractmethod
+    def transition(self, token: Tensor, layers: Iterable[MultiState], active: Tensor | None, in_place: bool) -> tuple[Tensor, list[MultiState]]:
+        """``(B,)`` ids and the layers' H -> ``(B, E)``, what leaves the last layer, and the layers' new H."""
+
+    @abstractmethod
+    def read_out(self, x: Tensor) -> Tensor:
+        """``(…, E) -> (…, V)``: final norm and vocabulary product."""
+
+    # What a user calls.
+
+    def initial_state(
+        self,
+        batch_size: int = 1,
+        reduction: Reduction | str | Sequence[Reduction | str] | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """The state before the first token; the operator rides in it.
+
+        Args:
+            batch_size: sequences side by side.
+            reduction: an operator, its text form, or one of either per layer; None is the family's own.
+            device, dtype: the parameters' unless said.
+
+        Raises:
+            Error: a batch size below 1, an operator that does not fit the cell.
+        """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise Error(f"initial_state: batch_size is {batch_size!r}; expected a whole number of at least 1")
+        operators = per_layer(self.default_reduction if reduction is None else reduction, len(self.layers))
+        mark = self.marks[0]
+        clock = torch.zeros(batch_size, dtype=torch.int64, device=device or mark.device)
+        layers = [self.empty_layer(batch_size, operator, clock, dtype or mark.dtype) for operator in operators]
+        return State(layers, self.fingerprint())
+
+    def step(self, token: Tensor, state: State | None = None, *, active: Tensor | None = None) -> tuple[Tensor, State]:
+        """Read one token: ``(x_t, H_{t-1}) -> (logits, H_t)``. Pure: ``state`` is never edited and can be used again.
+
+        Args:
+            token: ``(B,)`` int64.
+            state: H before the token; None is ``initial_state(B)``.
+            active: ``(B,)`` bool; rows where it is false stand still, H and clock untouched (their logits mean nothing).
+
+        Returns:
+            logits ``(B, V)`` for the next token, and the new state.
+
+        Raises:
+            Error: a token of another shape or type, an id outside the vocabulary (looked at on the CPU only), a state
+                of another model or batch size.
+        """
+        state = self._admit(token, state, active)
+        x, layers = self.transition(token, state, active, in_place=False)
+        return self.read_out(x), state.with_layers(layers)
+
+    def step_(self, token: Tensor, state: State, *, active: Tensor | None = None) -> tuple[Tensor, State]:
+        """The same transition in place: ``state`` itself moves on, its storage reused, and is returned.
+
+        Raises:
+            Error: as :meth:`step`, and where a graph would have to be edited (a state that carries one, or trainable
+                parameters with gradients on).
+        """
+        if not isinstance(state, State):
+            raise Error(f"step_: state is {type(state).__name__}; expected a State to move on, as initial_state gives")
+        if self._builds_graph(state):
+            raise Error("step_ edits the state in place, which a graph cannot follow; use step, state.detach() or torch.no_grad()")
+        state = self._admit(token, state, active)
+        x, layers = self.transition(token, state, active, in_place=True)
+        return self.read_out(x), state.become(state.with_layers(layers))
+
+    def forward(self, tokens: Tensor, state: State | None = None, *, lengths: Tensor | None = None, last_only: bool = False) -> tuple[Tensor, State]:
+        """Read a text: the fold of :meth:`step`, however it is split over calls. Pure, as the step is.
+
+        Args:
+            tokens: ``(B, T)`` int64, right-padded where ragged; T may be 0.
+            state: H before the text; None is ``initial_state(B)``.
+            lengths: ``(B,)`` int64, row b reads its first ``lengths[b]`` tokens, 0 allowed.
+            last_only: compute the vocabulary product at each row's last real token only.
+
+        Returns:
+            logits ``(B, T, V)``, NaN past a row's end, or with ``last_only`` ``(B, V)``, NaN for a row that read
+            nothing; and the state after the text.
+
+        Raises:
+            Error: as :meth:`step`, ids checked on every device; lengths outside 0 … T.
+        """
+        tokens, lengths = self._check_text(tokens, lengths)
+        B, T = tokens.shape
+        state = self.initial_state(B) if state is None else state
+        self.check_state(state, B)
+        in_place = not self._builds_graph(state)
+        state = state.clone() if in_place else state
+        shortest = int(lengths.min()) if B else 0
+        read = []
+        for t in range(T):
+            active = None if t < shortest else t < lengths
+            x, layers = self.transition(tokens[:, t], state, active, in_place)
+            state = state.with_layers(layers)
+            read.append(x)
+        x = torch.stack(read, dim=1) if read else self.marks[0].new_zeros(B, 0, self.config.width)  # (B, T, E)
+        if last_only:
+            if T == 0:
+                return x.new_full((B, self.config.vocab_size), torch.nan), state
+            last = (lengths - 1).clamp(min=0)[:, None, None].expand(B, 1, x.shape[-1])
+            logits = self.read_out(x.gather(1, last)[:, 0])  # (B, V)
+            return logits.masked_fill((lengths == 0)[:, None], torch.nan), state
+        logits = self.read_out(x)  # (B, T, V)
+        if shortest < T:
+            past = torch.arange(T, device=tokens.device) >= lengths[:, None]  # (B, T)
+            logits = logits.masked_fill(past[..., None], torch.nan)
+        return logits, state
+
+    def save(self, folder: str | Path) -> None:
+        """Write the library's own folder, ``config.json`` and ``model.safetensors`` (see :mod:`msrnn.checkpoint`)."""
+        from .checkpoint import save  # deferred: a cell does not know files
+
+        save(self, folder)
+
+    # What guards them.
+
+    def fingerprint(self) -> str:
+        """What tells this cell's states from another's: a hash of the config and, once parameters are frozen, of a few
+        of them (rounded to bfloat16, so that a change of dtype keeps it). Parameters in training have no lasting value,
+        so only their config counts."""
+        marks = self.marks
+        key = tuple((x.data_ptr() if x.device.type != "meta" else 0, x._version, x.requires_grad) for x in marks)
+        cached = getattr(self, "_fingerprint", None)
+        if cached is None or cached[0] != key:
+            config = hashlib.sha256(repr(self.config).encode()).hexdigest()[:16]
+            values = ""
+            if not any(x.requires_grad or x.device.type == "meta" for x in marks):
+                few = torch.cat([x.detach().flatten()[:: max(1, x.numel() // 16)][:16].float() for x in marks])
+                values = hashlib.sha256(str(few.bfloat16().tolist()).encode()).hexdigest()[:16]
+            self._fingerprint = cached = (key, f"{config}:{values}")
+        return cached[1]
+
+    def check_state(self, state: State, batch_size: int) -> None:
+        """Refuse a state of another model, batch size, dtype or device."""
+        if not isinstance(state, State):
+            raise Error(f"state is {type(state).__name__}; expected a State, as initial_state gives")
+        (config, values), (own_config, own_values) = state.fingerprint.split(":"), self.fingerprint().split(":")
+        if config != own_config or (values and own_values and values != own_values):
+            raise Error(f"state belongs to another model (fingerprint {state.fingerprint}; this cell's is {self.fingerprint()})")
+        keys, mark = state[0].keys, self.marks[0]
+        if keys.shape[0] != batch_size:
+            raise Error(f"state has batch size {keys.shape[0]}; the tokens have {batch_size}")
+        if keys.dtype != mark.dtype or keys.device != mark.device:
+            raise Error(f"state is {keys.dtype} on {keys.device}; the cell is {mark.dtype} on {mark.device} (state.to moves it)")
+
+    def _admit(self, token: Tensor, state: State | None, active: Tensor | None) -> State:
+        """Check a step's arguments and give the state it starts from."""
+        if not isinstance(token, Tensor) or token.ndim != 1 or token.dtype != torch.int64:
+            raise Error(f"token is {_described(token)}; expected int64 of shape (B,), one id per sequence")
+        if active is not None and (not isinstance(active, Tensor) or active.shape != token.shape or active.dtype != torch.bool):
+            raise Error(f"active is {_described(active)}; expected bool of shape {tuple(token.shape)}")
+        if torch.compiler.is_compiling():
+            return self.initial_state(token.shape[0]) if state is None else state
+        if token.device.type == "cpu":
+            self._check_ids(token if active is None else token[active])
+        state = self.initial_state(token.shape[0]) if state is None else state
+        self.check_state(state, token.shape[0])
+        return state
+
+    def _check_text(self, tokens: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Check a fold's arguments; padding, which may be any number, becomes id 0."""
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64:
+            raise Error(f"tokens are {_described(tokens)}; expected int64 of shape (B, T)")
+        B, T = tokens.shape
+        if lengths is None:
+            self._check_ids(tokens)
+            return tokens, tokens.new_full((B,), T)
+        if not isinstance(lengths, Tensor) or lengths.shape != (B,) or lengths.dtype != torch.int64:
+            raise Error(f"lengths are {_described(lengths)}; expected int64 of shape ({B},)")
+        lengths = lengths.to(tokens.device)
+        if ((lengths < 0) | (lengths > T)).any():
+            raise Error(f"lengths are {lengths.tolist()}; expected 0 to {T}, the length of the padded text")
+        real = torch.arange(T, device=tokens.device) < lengths[:, None]  # (B, T)
+        self._check_ids(tokens[real])
+        return tokens.masked_fill(~real, 0), lengths
+
+    def _check_ids(self, ids: Tensor) -> None:
+        wrong = (ids < 0) | (ids >= self.config.vocab_size)
+        if wrong.any():
+            raise Error(f"token id {int(ids[wrong][0])} is outside the vocabulary of {self.config.vocab_size}")
+
+    def _builds_graph(self, state: State) -> bool:
+        return torch.is_grad_enabled() and (state.carries_graph or any(p.requires_grad for p in self.parameters()))
+
+
+def _described(x: object) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"{type(x).__name__} {x!r:.40}"

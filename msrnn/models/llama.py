@@ -1,0 +1,149 @@
+r"""LLaMA as a cell: its facts, one layer's transition, the network.
+
+Pre-norm residual layers, grouped queries, half-split rotary positions, a gated feed-forward (SiLU), no biases:
+arXiv:2302.13971; grouped queries arXiv:2307.09288; llama3 rope scaling arXiv:2407.21783. Mistral and Yi are the same
+cell with other facts (``mistral.py``, ``yi.py``).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ..attention import attend
+from ..cell import Cell
+from ..error import Error
+from ..norm import RMSNorm
+from ..reduction import Full, Reduction, Window, reduce
+from ..rotary import Rope, Rotation, rotate
+from ..state import MultiState
+
+
+@dataclass(frozen=True)
+class Config:
+    """What one checkpoint is: facts, no switches.
+
+    ``window`` is the number of tokens a layer attends to, the current one included (Mistral v0.1), or None;
+    ``length`` the longest text the model was made for, in tokens; ``tied`` whether the vocabulary product reuses the
+    embedding; ``family`` one of ``llama``, ``mistral``, ``yi``.
+    """
+
+    family: str
+    vocab_size: int
+    width: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_width: int
+    norm_eps: float
+    rope: Rope
+    length: int
+    tied: bool = False
+    window: int | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_width", "length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise Error(f"config: {name} is {value!r}; expected a whole number of at least 1")
+        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
+            raise Error(f"config: norm_eps is {self.norm_eps!r}; expected a number between 0 and 1")
+        if self.n_heads % self.n_kv_heads:
+            raise Error(f"config: {self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
+        if self.head_dim % 2:
+            raise Error(f"config: head_dim is {self.head_dim}; rotary positions need an even one")
+        if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
+            raise Error(f"config: window is {self.window!r}; expected None or a whole number of at least 1")
+        for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
+            if not isinstance(token, int) or not 0 <= token < self.vocab_size:
+                raise Error(f"config: special token id {token!r} is outside the vocabulary of {self.vocab_size}")
+
+
+class Layer(nn.Module):
+    """One layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        E, F, D = config.width, config.ffn_width, config.head_dim
+        self.config = config
+        self.attention_norm = RMSNorm(E, config.norm_eps)
+        self.q = nn.Linear(E, config.n_heads * D, bias=False)
+        self.k = nn.Linear(E, config.n_kv_heads * D, bias=False)
+        self.v = nn.Linear(E, config.n_kv_heads * D, bias=False)
+        self.o = nn.Linear(config.n_heads * D, E, bias=False)
+        self.ffn_norm = RMSNorm(E, config.norm_eps)
+        self.gate = nn.Linear(E, F, bias=False)
+        self.up = nn.Linear(E, F, bias=False)
+        self.down = nn.Linear(F, E, bias=False)
+
+    def step(self, x: Tensor, H: MultiState, *, active: Tensor | None = None) -> tuple[Tensor, MultiState]:
+        """``(B, E), H_{t-1} -> (B, E), H_t``; pure. ``active (B,)`` bool: rows where it is false stand still."""
+        rotation = self.config.rope.rotation(H.clock, self.config.head_dim, x.dtype)
+        clock = H.clock + 1 if active is None else H.clock + active
+        return self.transition(x, H, rotation, clock, active, in_place=False)
+
+    def transition(self, x: Tensor, H: MultiState, rotation: Rotation, clock: Tensor, active: Tensor | None, in_place: bool) -> tuple[Tensor, MultiState]:
+        """:meth:`step`, given what all layers of a token share: the rotation of its position and the clock after it."""
+        D = self.config.head_dim
+        normed = self.attention_norm(x)
+        q = rotate(rearrange(self.q(normed), "b (n d) -> b n d", d=D), rotation)  # (B, N, D)
+        k = rotate(rearrange(self.k(normed), "b (k d) -> b k d", d=D), rotation)  # (B, K, D)
+        v = rearrange(self.v(normed), "b (k d) -> b k d", d=D)  # (B, K, D)
+        read, weights = attend(q, k, v, H.keys, H.values, H.empty)
+        H = reduce(H, k, v, weights, clock, active, in_place=in_place)
+        x = x + self.o(rearrange(read, "b n d -> b (n d)"))
+        normed = self.ffn_norm(x)
+        return x + self.down(silu(self.gate(normed)) * self.up(normed)), H
+
+
+class Llama(Cell):
+    """The network: embedding, layers, final norm, vocabulary product. Freshly built it is random and trainable."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        if not config.tied:
+            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+
+    @property
+    def default_reduction(self) -> Reduction:
+        """:class:`Full`, or for a sliding window W ``Window(W - 1)``: W counts the current token, ``size`` does not."""
+        return Full() if self.config.window is None else Window(self.config.window - 1)
+
+    @property
+    def marks(self) -> list[Tensor]:
+        first, last = self.layers[0], self.layers[-1]
+        return [self.embed.weight, first.q.weight, last.down.weight, self.norm.weight]
+
+    def empty_layer(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
+        shape = (batch_size, self.config.n_kv_heads, 0)
+        keys = torch.empty(*shape, self.config.head_dim, dtype=dtype, device=clock.device)
+        positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
+        wide = torch.promote_types(dtype, torch.float32)
+        numbers = {name: positions.to(wide) for name in reduction.numbers}
+        return MultiState(keys, keys.clone(), positions, clock, reduction, numbers)
+
+    def transition(self, token: Tensor, layers: Iterable[MultiState], active: Tensor | None, in_place: bool) -> tuple[Tensor, list[MultiState]]:
+        layers = list(layers)
+        clock = layers[0].clock
+        x = self.embed(token)  # (B, E)
+        rotation = self.config.rope.rotation(clock, self.config.head_dim, x.dtype)
+        clock = clock + 1 if active is None else clock + active
+        after = []
+        for layer, H in zip(self.layers, layers, strict=True):
+            x, H = layer.transition(x, H, rotation, clock, active, in_place)
+            after.append(H)
+        return x, after
+
+    def read_out(self, x: Tensor) -> Tensor:
+        head = self.embed if self.config.tied else self.head
+        return nn.functional.linear(self.norm(x), head.weight)

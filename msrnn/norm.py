@@ -1,0 +1,22 @@
+"""RMSNorm (arXiv:1910.07467), as LLaMA writes it."""
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    r"""$x \cdot (\overline{x^2} + \epsilon)^{-1/2} \odot g$, with epsilon inside the root.
+
+    The mean and the root are taken in at least float32; the result is rounded to the dtype of ``x``
+    before the gain ``weight (E,)`` multiplies it, which is the order LLaMA was trained with.
+    """
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)

@@ -1,0 +1,279 @@
+r"""What leaves H: the operators, their contract, and the transition that applies them.
+
+A step appends the current token's row, attends, and then *reduces*: of the S + 1 rows just seen, all but ``size`` go
+(arXiv:2401.06104, sec. 3.2). An operator is a frozen value that only says how dear a row is; it owns no tensors and
+touches none. Of the rows with the lowest score the one at the oldest position goes; a score of +inf may not go.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from .error import Error
+from .state import EMPTY, MultiState
+
+
+class Seen(NamedTuple):
+    """What the current query of one layer saw: the rows carried over and, last, its own. R = S + 1 rows."""
+
+    weights: Tensor
+    """``(B, K, G, R)`` attention probabilities in at least float32; 0 on empty rows."""
+    positions: Tensor
+    """``(B, K, R)`` int64; −1 on empty rows."""
+    clock: Tensor
+    """``(B,)`` int64: the current token's position."""
+    numbers: dict[str, Tensor]
+    """The operator's own, ``(B, K, R)`` each; 0 for the current row until ``update``."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The contract. To write an operator, subclass this as a frozen dataclass and say ``score`` (and, for numbers
+    remembered with each row, ``numbers`` and ``update``); it then works wherever the ones below do.
+
+    ``size``: rows carried to the next step, an int or one per layer; None is unbounded.
+    """
+
+    size: int | tuple[int, ...] | None
+    name: ClassVar[str] = ""
+    numbers: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, list):
+            object.__setattr__(self, "size", tuple(self.size))
+        for size in self.size if isinstance(self.size, tuple) else (self.size,):
+            self.check(size)
+
+    def check(self, size: int | None) -> None:
+        """Refuse a ``size`` (one layer's) that makes no sense for this operator."""
+        self._whole("size", size, at_least=1)
+
+    def update(self, seen: Seen) -> dict[str, Tensor]:
+        """The numbers of every row after this step, the current one's included, ``(B, K, R)`` each."""
+        return seen.numbers
+
+    def score(self, seen: Seen) -> Tensor:
+        """How dear each row is, ``(B, K, R)``, or ``(B, 1, R)`` for one decision for the layer; ``seen.numbers`` are
+        the updated ones."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how dear a row is")
+
+    def at(self, layer: int) -> Self:
+        """This operator as one layer has it, with an int ``size``."""
+        return replace(self, size=self.size[layer]) if isinstance(self.size, tuple) else self
+
+    def __str__(self) -> str:
+        """The text form, as :func:`parse_reduction` reads it where it can be said there."""
+        return f"{self.name or type(self).__name__}:{self.size}"
+
+    def _whole(self, name: str, value: object, at_least: int, at_most: int | None = None) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < at_least or (at_most is not None and value > at_most):
+            bound = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+            raise Error(f"{type(self).__name__}: {name} is {value!r}; expected a whole number {bound}")
+
+
+@dataclass(frozen=True)
+class Full(Reduction):
+    """Nothing leaves: the transformer as it was trained, g(t) = t."""
+
+    size: None = None
+    name: ClassVar[str] = "full"
+
+    def check(self, size: int | None) -> None:
+        if size is not None:
+            raise Error(f"Full: size is {size!r}; a full state has none")
+
+    def score(self, seen: Seen) -> Tensor:
+        return torch.full_like(seen.positions, torch.inf, dtype=seen.weights.dtype)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Window(Reduction):
+    """The oldest goes. ``Window(W - 1)`` is a sliding window that counts the current token among its W."""
+
+    name: ClassVar[str] = "window"
+
+    def check(self, size: int | None) -> None:
+        self._whole("size", size, at_least=0)
+
+    def score(self, seen: Seen) -> Tensor:
+        return torch.zeros_like(seen.positions[:, :1], dtype=seen.weights.dtype)  # all tie: the oldest goes
+
+
+@dataclass(frozen=True)
+class Sinks(Reduction):
+    """The first ``sinks`` tokens never go, of the rest the oldest (Window+i; arXiv:2309.17453, positions absolute)."""
+
+    sinks: int = 4
+    name: ClassVar[str] = "sinks"
+
+    def check(self, size: int | None) -> None:
+        super().check(size)
+        assert isinstance(size, int)
+        self._whole("sinks", self.sinks, at_least=1, at_most=size - 1)
+
+    def score(self, seen: Seen) -> Tensor:
+        positions = seen.positions[:, :1]
+        return torch.zeros_like(positions, dtype=seen.weights.dtype).masked_fill(positions < self.sinks, torch.inf)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.size}:{self.sinks}"
+
+
+@dataclass(frozen=True)
+class H2O(Reduction):
+    """Heavy-hitter oracle (arXiv:2306.14048): a row's score is the probability it has received since it entered.
+
+    The ``recent`` newest rows (half of ``size`` unless said), the current one included, may not go. Per key/value
+    head, by the mean over the query heads that share it; ``per_head=False`` takes one decision for the layer.
+    """
+
+    recent: int | None = None
+    per_head: bool = True
+    numbers: ClassVar[tuple[str, ...]] = ("received",)
+
+    def check(self, size: int | None) -> None:
+        super().check(size)
+        assert isinstance(size, int)
+        if self.recent is not None:
+            self._whole("recent", self.recent, at_least=0, at_most=size)
+
+    def update(self, seen: Seen) -> dict[str, Tensor]:
+        return {"received": seen.numbers["received"] + seen.weights.mean(2)}
+
+    def score(self, seen: Seen) -> Tensor:
+        assert isinstance(self.size, int)
+        recent = self.size // 2 if self.recent is None else self.recent
+        newest = seen.positions > seen.clock[:, None, None] - recent
+        received = seen.numbers["received"]
+        if not self.per_head:
+            received, newest = received.mean(1, keepdim=True), newest[:, :1]
+        return received.masked_fill(newest, torch.inf)
+
+    def __str__(self) -> str:
+        text = f"{'h2o' if self.per_head else 'h2o-layer'}:{self.size}"
+        return text if self.recent is None else f"{text}:{self.recent}"
+
+
+@dataclass(frozen=True)
+class TOVA(Reduction):
+    """Token omission via attention (arXiv:2401.06104, eq. 9): the row the current query attends to least goes.
+
+    One decision for the layer, by the mean over all query heads; the current token may go. ``per_head=True``: one per
+    key/value head, by the mean over the query heads that share it.
+    """
+
+    per_head: bool = False
+
+    def score(self, seen: Seen) -> Tensor:
+        return seen.weights.mean(2) if self.per_head else seen.weights.mean((1, 2))[:, None]
+
+    def __str__(self) -> str:
+        return f"{'tova-head' if self.per_head else 'tova'}:{self.size}"
+
+
+FORMS = {
+    "full": (Full, {}, ()),
+    "window": (Window, {}, ("size",)),
+    "sinks": (Sinks, {}, ("size", "sinks")),
+    "h2o": (H2O, {"per_head": True}, ("size", "recent")),
+    "h2o-layer": (H2O, {"per_head": False}, ("size", "recent")),
+    "tova": (TOVA, {"per_head": False}, ("size",)),
+    "tova-head": (TOVA, {"per_head": True}, ("size",)),
+}
+
+
+def parse_reduction(text: str) -> Reduction:
+    """An operator from its text form: ``full``, ``window:512``, ``sinks:512:4``, ``h2o:512``, ``h2o-layer:512``,
+    ``tova:512``, ``tova-head:512``.
+
+    Raises:
+        Error: an unknown name, a size that is no whole number, too many or too few numbers.
+    """
+    if not isinstance(text, str):
+        raise Error(f"a reduction is {text!r}; expected an operator or its text form, such as 'tova:512'")
+    name, *numbers = text.strip().lower().split(":")
+    if name not in FORMS:
+        raise Error(f"reduction {text!r}: no operator is called {name!r}; expected one of {', '.join(FORMS)}")
+    operator, fixed, arguments = FORMS[name]
+    if not all(n.isascii() and n.isdigit() and len(n) <= 18 for n in numbers) or not min(1, len(arguments)) <= len(numbers) <= len(arguments):
+        expected = ":".join([name, *(f"<{a}>" for a in arguments)])
+        raise Error(f"reduction {text!r}: expected the form {expected}, in whole numbers")
+    return operator(**fixed, **dict(zip(arguments, map(int, numbers), strict=False)))
+
+
+def per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_layers: int) -> list[Reduction]:
+    """One operator with an int size per layer, from an operator, its text form, or a sequence of either."""
+    if isinstance(reduction, Sequence) and not isinstance(reduction, str):
+        if len(reduction) != n_layers:
+            raise Error(f"{len(reduction)} reductions for a cell of {n_layers} layers; expected one per layer")
+        return [per_layer(r, n_layers)[layer] for layer, r in enumerate(reduction)]
+    operator = reduction if isinstance(reduction, Reduction) else parse_reduction(reduction)
+    if isinstance(operator.size, tuple) and len(operator.size) != n_layers:
+        raise Error(f"{type(operator).__name__}: {len(operator.size)} sizes for a cell of {n_layers} layers; expected one per layer")
+    return [operator.at(layer) for layer in range(n_layers)]
+
+
+def leaves(score: Tensor, positions: Tensor) -> Tensor:
+    """Which row goes: the lowest score, of ties the oldest position; an empty row before any other.
+
+    ``score (B, 1 or K, R)``, ``positions (B, K, R)`` -> row index ``(B, 1 or K)``. Nothing here waits for the device.
+    """
+    positions = positions[:, : score.shape[1]]
+    score = score.masked_fill(positions == EMPTY, -torch.inf)
+    lowest = score == score.amin(-1, keepdim=True)
+    return positions.masked_fill(~lowest, torch.iinfo(torch.int64).max).argmin(-1)
+
+
+def reduce(H: MultiState, key: Tensor, value: Tensor, weights: Tensor, clock: Tensor, active: Tensor | None, *, in_place: bool) -> MultiState:
+    r"""Append the current token's row to H, then let H's operator take out what exceeds its size.
+
+    Args:
+        H: the layer before this token, S rows.
+        key, value: the token's own, ``(B, K, D)``.
+        weights: with which it read H and itself, ``(B, K, G, S + 1)``.
+        clock: ``(B,)``, the clock after this token.
+        active: ``(B,)`` bool; rows where it is false stand still. None: all active.
+        in_place: whether H's storage may be reused. The result is the same.
+
+    Returns:
+        H with S + 1 rows while S < size, and with S rows from then on: one row is overwritten and shapes stand still.
+    """
+    operator = H.reduction  # its choice is not differentiated, so neither are its numbers
+    position = H.clock[:, None].expand(key.shape[:2])  # (B, K)
+    positions = torch.cat((H.positions, position[..., None]), dim=-1)  # (B, K, R)
+    numbers = {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1)), dim=-1) for name, x in H.numbers.items()}
+    seen = Seen(weights.detach(), positions, H.clock, numbers)
+    updated = operator.update(seen)
+    if active is not None:
+        still = ~active[:, None, None]
+        updated = {name: torch.where(still, numbers[name], x) for name, x in updated.items()}
+        positions = torch.cat((H.positions, torch.where(still, EMPTY, position[..., None])), dim=-1)
+    carried = H.keys.shape[2]
+    if operator.size is None or carried < operator.size:
+        keys = torch.cat((H.keys, key[:, :, None]), dim=2)
+        values = torch.cat((H.values, value[:, :, None]), dim=2)
+        return H.with_rows({"keys": keys, "values": values, "positions": positions, **updated}, clock)
+    if carried == 0:
+        return H.with_rows(H.rows, clock)  # Window(0): only the current token is ever seen
+    row = leaves(operator.score(seen._replace(numbers=updated)), seen.positions).expand(key.shape[:2])  # (B, K)
+    if active is not None:
+        row = torch.where(active[:, None], row, carried)  # the row of a token that is not read goes
+    old = H.rows | {name: x[..., :carried] for name, x in updated.items()}
+    new = {"keys": key, "values": value, "positions": position, **{name: x[..., carried] for name, x in updated.items()}}
+    return H.with_rows({name: _overwrite(x, row, new[name], in_place) for name, x in old.items()}, clock)
+
+
+def _overwrite(rows: Tensor, row: Tensor, new: Tensor, in_place: bool) -> Tensor:
+    """``rows (B, K, S, …)`` with row ``row (B, K)`` replaced by ``new (B, K, …)``; row S is the new one itself, so then
+    everything stays."""
+    size = rows.shape[2]
+    shape = (*row.shape, 1, *(1,) * (rows.ndim - 3))
+    index = row.clamp(max=size - 1).view(shape).expand(*row.shape, 1, *rows.shape[3:])
+    kept = torch.where((row == size).view(shape), rows.gather(2, index), new.unsqueeze(2))
+    return rows.scatter_(2, index, kept) if in_place else rows.scatter(2, index, kept)

@@ -1,0 +1,147 @@
+r"""Rotary positions (arXiv:2104.09864), half-split: pair i of a head is ``(x[i], x[i + D/2])``.
+
+That is Hugging Face's layout; Meta, Mistral's own files and GGUF interleave ``(x[2i], x[2i + 1])``, which
+converters undo. A token at position t turns pair i by the angle $t \cdot f_i$; the classes below are the ways
+to choose the frequencies f, each a frozen record of what a model's configuration says.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .error import Error
+
+Rotation = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Rope:
+    r"""The plain frequencies $f_i = \theta^{-2i/D}$; the base of the other kinds."""
+
+    theta: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            positive = isinstance(value, bool) or (isinstance(value, int | float) and math.isfinite(value) and value > 0)
+            if not positive:
+                raise Error(f"{type(self).__name__}.{name} is {value!r}; expected a finite number above 0")
+
+    @property
+    def gain(self) -> float:
+        """What cos and sin are multiplied by (1 but for yarn)."""
+        return 1.0
+
+    def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+        """Angles per position, ``(D/2,)``, or ``(B, D/2)`` where they depend on ``position (B,)``."""
+        return self.theta ** -self._exponents(position, head_dim, dtype)
+
+    def rotation(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
+        """cos and sin, ``(B, 1, D/2)`` each in ``dtype``, for tokens at ``position (B,)`` int64.
+
+        Angles are computed in at least float32, on the device of ``position``, without waiting for it.
+        """
+        wide = torch.promote_types(dtype, torch.float32)
+        angle = position[:, None].to(wide) * self.frequencies(position, head_dim, wide)  # (B, D/2)
+        angle = angle[:, None]  # (B, 1, D/2), the same for every head
+        return (angle.cos() * self.gain).to(dtype), (angle.sin() * self.gain).to(dtype)
+
+    @staticmethod
+    def _exponents(position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+        return torch.arange(0, head_dim, 2, dtype=dtype, device=position.device) / head_dim  # (D/2,)
+
+
+@dataclass(frozen=True)
+class Linear(Rope):
+    """Position interpolation (arXiv:2306.15595): every frequency divided by ``factor``."""
+
+    factor: float
+
+    def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+        return super().frequencies(position, head_dim, dtype) / self.factor
+
+
+@dataclass(frozen=True)
+class Dynamic(Rope):
+    """NTK-aware scaling that grows with the text: token t is turned by the frequencies of length t + 1.
+
+    Up to ``length``, the model's training length, they are the plain ones.
+    """
+
+    factor: float
+    length: int
+
+    def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+        stretch = (position[:, None] + 1).clamp(min=self.length).to(dtype) / self.length  # (B, 1)
+        power = head_dim / (head_dim - 2)
+        theta = self.theta * (self.factor * stretch - (self.factor - 1)) ** power
+        return theta ** -self._exponents(position, head_dim, dtype)  # (B, D/2)
+
+
+@dataclass(frozen=True)
+class Llama3(Rope):
+    """LLaMA 3.1's scaling: waves longer than ``length / low`` are stretched by ``factor``, those shorter than
+    ``length / high`` kept, those between blended (facts of ``transformers`` ``modeling_rope_utils.py``, 5.x)."""
+
+    factor: float
+    low: float
+    high: float
+    length: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.high <= self.low:
+            raise Error(f"Llama3.high is {self.high!r}; expected more than low, {self.low!r}")
+
+    def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+        plain = super().frequencies(position, head_dim, dtype)
+        turns = self.length * plain / (2 * math.pi)  # how often a wave fits into the training length
+        keep = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)  # 0 stretched … 1 as it was
+        return (1 - keep) * plain / self.factor + keep * plain
+
+
+@dataclass(frozen=True)
+class Yarn(Rope):
+    """YaRN (arXiv:2309.00071): slow waves interpolated, fast ones kept, a ramp between, and a gain on cos and sin.
+
+    ``beta_fast`` and ``beta_slow`` are turns over ``length`` where the ramp ends; ``truncate`` rounds its ends to
+    whole dimensions outward (the released models do). ``attention_factor`` is the gain itself.
+    """
+
+    factor: float
+    length: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+    @property
+    def gain(self) -> float:
+        return self.attention_factor
+
+    def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+        plain = super().frequencies(position, head_dim, dtype)
+        first, last = self._dimension(self.beta_fast, head_dim), self._dimension(self.beta_slow, head_dim)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, head_dim - 1)
+        if first == last:
+            last += 0.001  # the released code's way around a ramp of no length
+        index = torch.arange(head_dim // 2, dtype=dtype, device=position.device)
+        ramp = ((index - first) / (last - first)).clamp(0, 1)  # 0 kept … 1 interpolated
+        return ramp * plain / self.factor + (1 - ramp) * plain
+
+    def _dimension(self, turns: float, head_dim: int) -> float:
+        """The (real-valued) pair index whose wave makes ``turns`` turns over ``length``."""
+        return head_dim * math.log(self.length / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+
+KINDS: dict[str, type[Rope]] = {"default": Rope, "linear": Linear, "dynamic": Dynamic, "llama3": Llama3, "yarn": Yarn}
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn every head of ``x (B, heads, D)`` by ``rotation``, cos and sin ``(B, 1, D/2)`` each."""
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)  # (B, heads, D/2) each
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

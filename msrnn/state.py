@@ -1,0 +1,191 @@
+r"""The multi-state: what a decoder-only transformer remembers, as a value the caller owns.
+
+Layer l carries a matrix $H_t^l$ whose rows each remember one token (arXiv:2401.06104, eq. 5): its rotated key, its
+value, its position, and whatever numbers the layer's reduction keeps about it. Row order carries no meaning and rows
+are reused; ``positions`` says what a row is. B sequences, K key/value heads, S rows, D head dimension.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .error import Error
+
+if TYPE_CHECKING:
+    from .reduction import Reduction
+
+EMPTY = -1
+"""The position of a row that holds nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class MultiState:
+    """One layer's H and its clock.
+
+    Attributes:
+        keys, values: ``(B, K, S, D)``, keys rotated at their absolute positions.
+        positions: ``(B, K, S)`` int64, −1 where a row is empty.
+        clock: ``(B,)`` int64, tokens read so far.
+        reduction: the operator that bounds this layer, its ``size`` an int or None.
+        numbers: what the operator keeps per row, by name, ``(B, K, S)`` each in at least float32.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    clock: Tensor
+    reduction: "Reduction"
+    numbers: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """Everything that is row-aligned, by name."""
+        return {"keys": self.keys, "values": self.values, "positions": self.positions, **self.numbers}
+
+    @property
+    def empty(self) -> Tensor:
+        """``(B, K, S)`` bool: rows that hold nothing."""
+        return self.positions == EMPTY
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(x.nbytes for x in (*self.rows.values(), self.clock))
+
+    def with_rows(self, rows: dict[str, Tensor], clock: Tensor) -> "MultiState":
+        """The same layer with other rows (named as in ``rows``) and another clock."""
+        numbers = {name: rows[name] for name in self.numbers}
+        return replace(self, keys=rows["keys"], values=rows["values"], positions=rows["positions"], clock=clock, numbers=numbers)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "MultiState":
+        """``change`` applied to every tensor, the clock included."""
+        return self.with_rows({name: change(x) for name, x in self.rows.items()}, change(self.clock))
+
+
+class State:
+    """One :class:`MultiState` per layer: all that a cell remembers.
+
+    ``len``, iteration and indexing give the layers. A step never edits the state it is given (``step_`` does, and says
+    so), so keeping a variable is undo, and using it twice is a branch.
+    """
+
+    def __init__(self, layers: Iterable[MultiState], fingerprint: str):
+        self._layers = tuple(layers)
+        self.fingerprint = fingerprint
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[MultiState]:
+        return iter(self._layers)
+
+    def __getitem__(self, layer: int) -> MultiState:
+        return self._layers[layer]
+
+    @property
+    def clock(self) -> Tensor:
+        """``(B,)`` int64, tokens read."""
+        return self[0].clock
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes really held, keys, values, positions, the operators' numbers and the clock (shared by the layers)."""
+        return sum(H.nbytes - H.clock.nbytes for H in self) + self.clock.nbytes
+
+    @property
+    def carries_graph(self) -> bool:
+        """Whether a gradient could flow back into this state."""
+        return any(x.requires_grad for H in self for x in H.rows.values())
+
+    def with_layers(self, layers: Iterable[MultiState]) -> "State":
+        """The same cell's state with other layers."""
+        return State(layers, self.fingerprint)
+
+    def become(self, other: "State") -> "State":
+        """Hold what ``other`` holds (the one way a state changes; for transitions in place)."""
+        self._layers = other._layers
+        return self
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "State":
+        """``change`` applied to every tensor; the layers go on sharing one clock."""
+        clock = change(self.clock)
+        return self.with_layers(replace(H.map(change), clock=clock) for H in self)
+
+    def clone(self) -> "State":
+        """A copy that shares nothing with this state."""
+        return self.map(torch.clone)
+
+    def detach(self) -> "State":
+        """The same numbers without their graph (storage is shared, as with a tensor's ``detach``)."""
+        return self.map(torch.Tensor.detach)
+
+    def to(self, *args, **kwargs) -> "State":
+        """As ``Tensor.to``: a device, a floating dtype, or both.
+
+        Integers keep their type, and an operator's numbers stay in at least float32.
+        """
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        numbers = dtype and torch.promote_types(dtype, torch.float32)
+
+        def moved(H: MultiState, clock: Tensor) -> MultiState:
+            types = {"keys": dtype, "values": dtype, "positions": None}
+            rows = {name: x.to(device=device, dtype=types.get(name, numbers)) for name, x in H.rows.items()}
+            return H.with_rows(rows, clock)
+
+        clock = self.clock.to(device=device)
+        return self.with_layers(moved(H, clock) for H in self)
+
+    def select(self, rows: Tensor | Sequence[int] | slice) -> "State":
+        """The state of the batch rows named: picked, repeated or reordered, as a copy.
+
+        Args:
+            rows: int64 indices ``(B',)`` as a tensor or a list, or a slice.
+        """
+        batch = self.clock.shape[0]
+        if isinstance(rows, slice):
+            rows = range(batch)[rows]
+        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), device=self.clock.device)
+        if index.numel() == 0:
+            index = index.long()
+        if index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
+            raise Error(f"select: rows are {index.dtype} of shape {tuple(index.shape)}; expected integers of shape (B',)")
+        if index.device.type == "cpu" and ((index < -batch) | (index >= batch)).any():
+            raise Error(f"select: rows {index.tolist()} reach outside the batch of {batch}")
+        index = torch.where(index < 0, index + batch, index)
+        return self.map(lambda x: x.index_select(0, index))
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to one safetensors file, operators and their numbers included (see :mod:`msrnn.checkpoint`)."""
+        from .checkpoint import save_state  # deferred: this file knows torch only
+
+        save_state(self, path)
+
+    def __repr__(self) -> str:
+        """A small table: operator, rows per layer, oldest position, bytes; like layers share a line."""
+        clocks = self.clock.tolist()
+        read = str(clocks[0]) if len(set(clocks)) == 1 else f"{min(clocks)}…{max(clocks)}"
+        head = f"State: {len(self)} layers, batch {len(clocks)}, {read} tokens read, {_bytes(self.nbytes)}"
+        table = [("layers", "operator", "rows", "oldest", "bytes")]
+        kinds = groupby(enumerate(self), lambda item: (str(item[1].reduction), item[1].keys.shape[2]))
+        for (operator, rows), group in kinds:
+            indices, layers = zip(*group, strict=True)
+            span = str(indices[0]) if len(indices) == 1 else f"{indices[0]}…{indices[-1]}"
+            held = [H.positions[H.positions >= 0] for H in layers]
+            oldest = sorted({int(x.min()) for x in held if x.numel()})
+            oldest_text = "" if not oldest else str(oldest[0]) if len(oldest) == 1 else f"{oldest[0]}…{oldest[-1]}"
+            table.append((span, operator, str(rows), oldest_text, _bytes(sum(H.nbytes for H in layers))))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join([head, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table)])
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,10 +1,11 @@
 """Pretrained decoder-only LLMs as multi-state RNN cells: ``(x_t, H_{t-1}) -> (x_{t+1}, H_t)`` (arXiv:2401.06104)."""
 
 from .cell import Cell
-from .checkpoint import load, load_state
+from .checkpoint import load
 from .decode import generate, stream
 from .error import Error
 from .reduction import H2O, TOVA, Full, Reduction, Seen, Sinks, Window, parse_reduction
+from .snapshot import load_state
 from .state import MultiState, State
 
 __all__ = [

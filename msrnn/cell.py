@@ -52,7 +52,9 @@ class Cell(nn.Module, ABC):
         """One layer's H before the first token."""
 
     @abstractmethod
-    def transition(self, token: Tensor, layers: Iterable[MultiState], active: Tensor | None, in_place: bool) -> tuple[Tensor, list[MultiState]]:
+    def transition(
+        self, token: Tensor, layers: Iterable[MultiState], active: Tensor | None, in_place: bool
+    ) -> tuple[Tensor, list[MultiState]]:
         """``(B,)`` ids and the layers' H -> ``(B, E)``, what leaves the last layer, and the layers' new H."""
 
     @abstractmethod
@@ -116,12 +118,16 @@ class Cell(nn.Module, ABC):
         if not isinstance(state, State):
             raise Error(f"step_: state is {type(state).__name__}; expected a State to move on, as initial_state gives")
         if self._builds_graph(state):
-            raise Error("step_ edits the state in place, which a graph cannot follow; use step, state.detach() or torch.no_grad()")
+            raise Error(
+                "step_ edits the state in place, which a graph cannot follow; use step, state.detach() or torch.no_grad()"
+            )
         state = self._admit(token, state, active)
         x, layers = self.transition(token, state, active, in_place=True)
         return self.read_out(x), state.become(state.with_layers(layers))
 
-    def forward(self, tokens: Tensor, state: State | None = None, *, lengths: Tensor | None = None, last_only: bool = False) -> tuple[Tensor, State]:
+    def forward(
+        self, tokens: Tensor, state: State | None = None, *, lengths: Tensor | None = None, last_only: bool = False
+    ) -> tuple[Tensor, State]:
         """Read a text: the fold of :meth:`step`, however it is split over calls. Pure, as the step is.
 
         Args:
@@ -193,12 +199,16 @@ class Cell(nn.Module, ABC):
             raise Error(f"state is {type(state).__name__}; expected a State, as initial_state gives")
         (config, values), (own_config, own_values) = state.fingerprint.split(":"), self.fingerprint().split(":")
         if config != own_config or (values and own_values and values != own_values):
-            raise Error(f"state belongs to another model (fingerprint {state.fingerprint}; this cell's is {self.fingerprint()})")
+            raise Error(
+                f"state belongs to another model (fingerprint {state.fingerprint}; this cell's is {self.fingerprint()})"
+            )
         keys, mark = state[0].keys, self.marks[0]
         if keys.shape[0] != batch_size:
             raise Error(f"state has batch size {keys.shape[0]}; the tokens have {batch_size}")
         if keys.dtype != mark.dtype or keys.device != mark.device:
-            raise Error(f"state is {keys.dtype} on {keys.device}; the cell is {mark.dtype} on {mark.device} (state.to moves it)")
+            raise Error(
+                f"state is {keys.dtype} on {keys.device}; the cell is {mark.dtype} on {mark.device} (state.to moves it)"
+            )
 
     def _admit(self, token: Tensor, state: State | None, active: Tensor | None) -> State:
         """Check a step's arguments and give the state it starts from."""
@@ -241,4 +251,8 @@ class Cell(nn.Module, ABC):
 
 
 def _described(x: object) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"{type(x).__name__} {x!r:.40}"
+    return (
+        f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
+        if isinstance(x, Tensor)
+        else f"{type(x).__name__} {x!r:.40}"
+    )

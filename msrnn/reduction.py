@@ -6,8 +6,8 @@ touches none. Of the rows with the lowest score the one at the oldest position g
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Reduction:
         the updated ones."""
         raise NotImplementedError(f"{type(self).__name__} does not say how dear a row is")
 
-    def at(self, layer: int) -> Self:
+    def at(self, layer: int) -> "Reduction":
         """This operator as one layer has it, with an int ``size``."""
         return replace(self, size=self.size[layer]) if isinstance(self.size, tuple) else self
 
@@ -69,7 +69,12 @@ class Reduction:
         return f"{self.name or type(self).__name__}:{self.size}"
 
     def _whole(self, name: str, value: object, at_least: int, at_most: int | None = None) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < at_least or (at_most is not None and value > at_most):
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or value < at_least
+            or (at_most is not None and value > at_most)
+        ):
             bound = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
             raise Error(f"{type(self).__name__}: {name} is {value!r}; expected a whole number {bound}")
 
@@ -201,7 +206,9 @@ def parse_reduction(text: str) -> Reduction:
     if name not in FORMS:
         raise Error(f"reduction {text!r}: no operator is called {name!r}; expected one of {', '.join(FORMS)}")
     operator, fixed, arguments = FORMS[name]
-    if not all(n.isascii() and n.isdigit() and len(n) <= 18 for n in numbers) or not min(1, len(arguments)) <= len(numbers) <= len(arguments):
+    if not all(n.isascii() and n.isdigit() and len(n) <= 18 for n in numbers) or not min(1, len(arguments)) <= len(
+        numbers
+    ) <= len(arguments):
         expected = ":".join([name, *(f"<{a}>" for a in arguments)])
         raise Error(f"reduction {text!r}: expected the form {expected}, in whole numbers")
     return operator(**fixed, **dict(zip(arguments, map(int, numbers), strict=False)))
@@ -215,7 +222,9 @@ def per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_layers: 
         return [per_layer(r, n_layers)[layer] for layer, r in enumerate(reduction)]
     operator = reduction if isinstance(reduction, Reduction) else parse_reduction(reduction)
     if isinstance(operator.size, tuple) and len(operator.size) != n_layers:
-        raise Error(f"{type(operator).__name__}: {len(operator.size)} sizes for a cell of {n_layers} layers; expected one per layer")
+        raise Error(
+            f"{type(operator).__name__}: {len(operator.size)} sizes for a cell of {n_layers} layers; expected one per layer"
+        )
     return [operator.at(layer) for layer in range(n_layers)]
 
 
@@ -230,7 +239,9 @@ def leaves(score: Tensor, positions: Tensor) -> Tensor:
     return positions.masked_fill(~lowest, torch.iinfo(torch.int64).max).argmin(-1)
 
 
-def reduce(H: MultiState, key: Tensor, value: Tensor, weights: Tensor, clock: Tensor, active: Tensor | None, *, in_place: bool) -> MultiState:
+def reduce(
+    H: MultiState, key: Tensor, value: Tensor, weights: Tensor, clock: Tensor, active: Tensor | None, *, in_place: bool
+) -> MultiState:
     r"""Append the current token's row to H, then let H's operator take out what exceeds its size.
 
     Args:
@@ -255,6 +266,7 @@ def reduce(H: MultiState, key: Tensor, value: Tensor, weights: Tensor, clock: Te
         updated = {name: torch.where(still, numbers[name], x) for name, x in updated.items()}
         positions = torch.cat((H.positions, torch.where(still, EMPTY, position[..., None])), dim=-1)
     carried = H.keys.shape[2]
+    assert not isinstance(operator.size, tuple), "per_layer gives each layer an int"
     if operator.size is None or carried < operator.size:
         keys = torch.cat((H.keys, key[:, :, None]), dim=2)
         values = torch.cat((H.values, value[:, :, None]), dim=2)

@@ -60,7 +60,9 @@ class MultiState:
     def with_rows(self, rows: dict[str, Tensor], clock: Tensor) -> "MultiState":
         """The same layer with other rows (named as in ``rows``) and another clock."""
         numbers = {name: rows[name] for name in self.numbers}
-        return replace(self, keys=rows["keys"], values=rows["values"], positions=rows["positions"], clock=clock, numbers=numbers)
+        return replace(
+            self, keys=rows["keys"], values=rows["values"], positions=rows["positions"], clock=clock, numbers=numbers
+        )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "MultiState":
         """``change`` applied to every tensor, the clock included."""
@@ -160,8 +162,8 @@ class State:
         return self.map(lambda x: x.index_select(0, index))
 
     def save(self, path: str | Path) -> None:
-        """Write the state to one safetensors file, operators and their numbers included (see :mod:`msrnn.checkpoint`)."""
-        from .checkpoint import save_state  # deferred: this file knows torch only
+        """Write the state to one safetensors file, operators and their numbers included (see :mod:`msrnn.snapshot`)."""
+        from .snapshot import save_state  # deferred: this file knows torch only
 
         save_state(self, path)
 

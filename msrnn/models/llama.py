@@ -88,7 +88,9 @@ class Layer(nn.Module):
         clock = H.clock + 1 if active is None else H.clock + active
         return self.transition(x, H, rotation, clock, active, in_place=False)
 
-    def transition(self, x: Tensor, H: MultiState, rotation: Rotation, clock: Tensor, active: Tensor | None, in_place: bool) -> tuple[Tensor, MultiState]:
+    def transition(
+        self, x: Tensor, H: MultiState, rotation: Rotation, clock: Tensor, active: Tensor | None, in_place: bool
+    ) -> tuple[Tensor, MultiState]:
         """:meth:`step`, given what all layers of a token share: the rotation of its position and the clock after it."""
         D = self.config.head_dim
         normed = self.attention_norm(x)
@@ -121,8 +123,8 @@ class Llama(Cell):
 
     @property
     def marks(self) -> list[Tensor]:
-        first, last = self.layers[0], self.layers[-1]
-        return [self.embed.weight, first.q.weight, last.down.weight, self.norm.weight]
+        some = ("embed.weight", "layers.0.q.weight", f"layers.{len(self.layers) - 1}.down.weight", "norm.weight")
+        return [self.get_parameter(name) for name in some]
 
     def empty_layer(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
         shape = (batch_size, self.config.n_kv_heads, 0)
@@ -132,7 +134,9 @@ class Llama(Cell):
         numbers = {name: positions.to(wide) for name in reduction.numbers}
         return MultiState(keys, keys.clone(), positions, clock, reduction, numbers)
 
-    def transition(self, token: Tensor, layers: Iterable[MultiState], active: Tensor | None, in_place: bool) -> tuple[Tensor, list[MultiState]]:
+    def transition(
+        self, token: Tensor, layers: Iterable[MultiState], active: Tensor | None, in_place: bool
+    ) -> tuple[Tensor, list[MultiState]]:
         layers = list(layers)
         clock = layers[0].clock
         x = self.embed(token)  # (B, E)
@@ -140,6 +144,7 @@ class Llama(Cell):
         clock = clock + 1 if active is None else clock + active
         after = []
         for layer, H in zip(self.layers, layers, strict=True):
+            assert isinstance(layer, Layer)
             x, H = layer.transition(x, H, rotation, clock, active, in_place)
             after.append(H)
         return x, after

@@ -1,0 +1,134 @@
+"""A model on disk: the library's own folder. Safetensors and JSON; nothing is unpickled.
+
+A folder is ``config.json``, ``model.safetensors`` under the parameters' own names, and small text files carried along
+(``tokenizer.json``, ``chat_template.jinja``).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .cell import Cell
+from .error import Error
+from .files import new_folder, read_json, read_tensors, write_json
+from .models.llama import Config, Llama
+from .rotary import KINDS
+
+FORMAT, VERSION = "msrnn", 1
+CARRIED = ("tokenizer.json", "chat_template.jinja")
+"""Text files that go along with a model when they are there."""
+
+
+def save(cell: Cell, folder: str | Path, carried: Mapping[str, str] | None = None) -> None:
+    """Write ``cell`` as the library's own folder.
+
+    Args:
+        cell: a :class:`Llama`.
+        folder: a path that does not exist yet, or an empty folder.
+        carried: contents of the files of ``CARRIED`` to lay beside it.
+
+    Raises:
+        Error: the target exists and is not empty.
+    """
+    with new_folder(folder) as target:
+        write_json(target / "config.json", {"format": FORMAT, "version": VERSION, **config_to_dict(cell.config)})
+        save_file(
+            {name: x.contiguous() for name, x in cell.state_dict().items()}, target / "model.safetensors", {"format": "pt"}
+        )
+        for name, text in (carried or {}).items():
+            (target / name).write_text(text, encoding="utf-8")
+
+
+def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Llama:
+    """Read a folder that :func:`save` wrote: a cell in eval mode with frozen parameters.
+
+    Args:
+        folder: its path.
+        dtype: of the parameters; None keeps the file's.
+        device: where to; None is the CPU.
+
+    Raises:
+        Error: no such folder, a file that is missing or corrupt, a config or tensors that do not fit together.
+    """
+    folder = Path(folder)
+    facts = read_json(folder / "config.json")
+    if facts.pop("format", None) != FORMAT:
+        raise Error(
+            f"{folder} is not a folder of this library (config.json: no format 'msrnn'); converters.load reads other kinds"
+        )
+    if (version := facts.pop("version", None)) != VERSION:
+        raise Error(f"{folder}/config.json: version is {version!r}; expected {VERSION}")
+    return build(config_from_dict(facts), read_tensors(folder / "model.safetensors"), dtype=dtype, device=device)
+
+
+def build(
+    config: Config,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Llama:
+    """A frozen cell from its facts and its parameters, which pass one by one.
+
+    Raises:
+        Error: a missing, extra, misshapen or wrongly typed tensor; several dtypes where ``dtype`` is None.
+    """
+    with torch.device("meta"):
+        cell = Llama(config)
+    wanted = {name: x.shape for name, x in cell.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for name, x in tensors:
+        if name not in wanted or name in found:
+            raise Error(f"tensor {name!r} is {'given twice' if name in found else 'not part of this model'}")
+        if x.shape != wanted[name]:
+            raise Error(f"tensor {name!r} has shape {tuple(x.shape)}; expected {tuple(wanted[name])}")
+        if not x.is_floating_point():
+            raise Error(f"tensor {name!r} is {x.dtype}; expected floating-point numbers")
+        found[name] = x.to(device=device, dtype=dtype)
+    if missing := sorted(wanted.keys() - found.keys()):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise Error(f"tensor {missing[0]!r}{more} missing")
+    if len(types := sorted({str(x.dtype) for x in found.values()})) > 1:
+        raise Error(f"the tensors are of several types, {', '.join(types)}; say which one with dtype=")
+    cell.load_state_dict(found, assign=True)
+    return cell.eval().requires_grad_(False)
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """``config`` in JSON's terms; the rope's kind stands under ``rope.kind``."""
+    kind = next(name for name, rope in KINDS.items() if type(config.rope) is rope)
+    return {**asdict(config), "rope": {"kind": kind, **asdict(config.rope)}}
+
+
+def config_from_dict(facts: Mapping[str, Any]) -> Config:
+    """The inverse of :func:`config_to_dict`.
+
+    Raises:
+        Error: an unknown, missing or ill-typed field.
+    """
+    facts = dict(facts)
+    rope = facts.get("rope")
+    if not isinstance(rope, dict) or rope.get("kind") not in KINDS:
+        raise Error(f"config: rope is {rope!r:.60}; expected a kind among {', '.join(KINDS)} and its numbers")
+    kind = KINDS[rope["kind"]]
+    facts["rope"] = _record(kind, {k: v for k, v in rope.items() if k != "kind"}, "config: rope")
+    eos = facts.get("eos_token_ids", [])
+    if not isinstance(eos, list | tuple):
+        raise Error(f"config: eos_token_ids is {eos!r}; expected a list of token ids")
+    return _record(Config, {**facts, "eos_token_ids": tuple(eos)}, "config")
+
+
+def _record(kind: type, facts: Mapping[str, Any], where: str) -> Any:
+    """``kind(**facts)``, every field named and none unknown."""
+    known = {f.name: f for f in fields(kind)}
+    if unknown := sorted(facts.keys() - known.keys()):
+        raise Error(f"{where}: field {unknown[0]!r} is not known; expected {', '.join(known)}")
+    required = {name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+    if missing := sorted(required - facts.keys()):
+        raise Error(f"{where}: field {missing[0]!r} is missing")
+    return kind(**facts)

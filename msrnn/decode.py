@@ -1,0 +1,158 @@
+"""Closing the loop: a token is chosen from the logits and fed back."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .cell import Cell
+from .error import Error
+from .state import State
+
+
+@torch.no_grad()
+def generate(
+    cell: Cell,
+    tokens: Tensor,
+    state: State | None = None,
+    *,
+    max_new_tokens: int,
+    lengths: Tensor | None = None,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, State]:
+    """Read a prompt and continue it. No graph is built; ``state`` is not edited.
+
+    Args:
+        cell: the cell.
+        tokens: the prompt, ``(B, T)`` int64, T at least 1, right-padded where ragged.
+        state: H before the prompt; None is ``cell.initial_state(B)``.
+        max_new_tokens: how many tokens to write at most.
+        lengths: ``(B,)`` int64, the prompts' real lengths, each at least 1.
+        do_sample: draw from the distribution; otherwise the likeliest token is taken.
+        temperature, top_k, top_p: shape the distribution, in this order; they need ``do_sample``.
+        eos_token_id: one id or several that end a row; None never ends. A row that ended repeats its eos.
+        generator: where randomness comes from.
+
+    Returns:
+        The new tokens ``(B, N)``, N below ``max_new_tokens`` only where every row has ended; and the state, which has
+        read the prompt and all new tokens (of a row that ended: up to its eos), so that decoding can go on from it.
+
+    Raises:
+        Error: an empty prompt, settings out of range or without ``do_sample``, and as the cell's call.
+    """
+    choose, ids = _chooser(do_sample, temperature, top_k, top_p, generator), _eos_ids(cell, eos_token_id)
+    logits, state = _read_prompt(cell, tokens, state, lengths, max_new_tokens)
+    written = [token for token, _ in _loop(cell.step_, logits, state, choose, ids, max_new_tokens)]  # state moves along
+    return torch.stack(written, dim=1) if written else tokens[:, :0], state
+
+
+def stream(
+    cell: Cell,
+    tokens: Tensor,
+    state: State | None = None,
+    *,
+    max_new_tokens: int,
+    lengths: Tensor | None = None,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[Tensor, State]]:
+    """:func:`generate`, token by token: yields ``(token (B,), state)``, the state having read that token.
+
+    Arguments and refusals are those of :func:`generate`. Each state is a value of its own: it may be kept, and
+    decoding can branch from it.
+    """
+    choose, ids = _chooser(do_sample, temperature, top_k, top_p, generator), _eos_ids(cell, eos_token_id)
+    with torch.no_grad():
+        logits, state = _read_prompt(cell, tokens, state, lengths, max_new_tokens)
+    return _loop(cell.step, logits, state, choose, ids, max_new_tokens)
+
+
+def _loop(
+    step: Callable[..., tuple[Tensor, State]],
+    logits: Tensor,
+    state: State,
+    choose: Callable[[Tensor], Tensor],
+    eos: Tensor,
+    count: int,
+) -> Iterator[tuple[Tensor, State]]:
+    """Tokens ``(B,)`` as they are chosen, each with the state that has read it; a row past its eos repeats it unread."""
+    last = ended = None
+    for _ in range(count):
+        token = choose(logits)
+        if last is not None and ended is not None:
+            token = torch.where(ended, last, token)
+        with torch.no_grad():  # not around the yield: the caller's own gradients stay as they are
+            logits, state = step(token, state, active=None if ended is None else ~ended)
+        yield token, state
+        if eos.numel():
+            now = torch.isin(token, eos.to(token.device))
+            last, ended = token, now if ended is None else ended | now
+            if ended.all():
+                return
+
+
+def _eos_ids(cell: Cell, eos: int | Sequence[int] | None) -> Tensor:
+    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    for i in ids:
+        if not isinstance(i, int) or not 0 <= i < cell.config.vocab_size:
+            raise Error(f"eos_token_id {i!r} is outside the vocabulary of {cell.config.vocab_size}")
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor | None, count: int) -> tuple[Tensor, State]:
+    if not isinstance(count, int) or count < 0:
+        raise Error(f"max_new_tokens is {count!r}; expected a whole number of at least 0")
+    if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[1] == 0:
+        raise Error("the prompt is empty; expected at least one token to continue from")
+    if isinstance(lengths, Tensor) and (lengths < 1).any():
+        raise Error(f"lengths are {lengths.tolist()}; expected at least one token per prompt")
+    return cell(tokens, state, lengths=lengths, last_only=True)
+
+
+def _chooser(
+    do_sample: bool, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+) -> Callable[[Tensor], Tensor]:
+    """``logits (B, V) -> token (B,)``."""
+    if not do_sample:
+        given = {"temperature": temperature != 1.0, "top_k": top_k is not None, "top_p": top_p is not None}
+        if any(given.values()):
+            raise Error(f"{next(name for name in given if given[name])} shapes sampling; it needs do_sample=True")
+        return lambda logits: logits.argmax(-1)
+    if not temperature > 0 or temperature == float("inf"):
+        raise Error(f"temperature is {temperature!r}; expected a number above 0")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise Error(f"top_k is {top_k!r}; expected a whole number of at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise Error(f"top_p is {top_p!r}; expected a number above 0 and up to 1")
+
+    def draw(logits: Tensor) -> Tensor:
+        return torch.multinomial(distribution(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0]
+
+    return draw
+
+
+def distribution(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """What sampling draws from: ``(B, V)`` logits -> ``(B, V)`` probabilities in at least float32.
+
+    Temperature first; of that the ``top_k`` likeliest; of those the fewest that together reach ``top_p``.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    probs = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        ordered, index = probs.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered  # what the likelier ones reach without this one
+        probs = torch.zeros_like(probs).scatter(-1, index, ordered.masked_fill(before >= top_p, 0))
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs

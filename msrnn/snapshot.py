@@ -1,0 +1,108 @@
+"""A state on disk: one safetensors file with the rows, the clock, the operators and the fingerprint of the cell."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from .error import Error
+from .files import read_about, read_tensors
+from .reduction import Reduction
+from .state import MultiState, State
+
+FORMAT, VERSION = "msrnn-state", "1"
+
+
+def save_state(state: State, path: str | Path) -> None:
+    """Write ``state`` to one safetensors file: rows, clock, operators with their numbers, the cell's fingerprint.
+
+    Raises:
+        Error: an operator whose settings are not JSON.
+    """
+    path = Path(path)
+    tensors = {f"layers.{i}.{name}": x.detach().contiguous() for i, H in enumerate(state) for name, x in H.rows.items()}
+    operators = [{"operator": type(H.reduction).__name__, **asdict(H.reduction)} for H in state]
+    try:
+        operators_text = json.dumps(operators)
+    except TypeError as wrong:
+        raise Error(f"save: the settings of {state[0].reduction} cannot be written as JSON ({wrong})") from None
+    about = {"format": FORMAT, "version": VERSION, "fingerprint": state.fingerprint, "operators": operators_text}
+    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        save_file({**tensors, "clock": state.clock.contiguous()}, beside, about)
+        os.replace(beside, path)
+    except OSError as wrong:
+        raise Error(f"save: cannot write {path} ({wrong})") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_state(path: str | Path, *, device: torch.device | str | None = None) -> State:
+    """Read a state that :meth:`State.save` wrote. An operator of one's own has to be defined (imported) before.
+
+    Raises:
+        Error: a file that is missing, corrupt or no state; rows that contradict the operator or the clock.
+    """
+    about, tensors = read_about(path), dict(read_tensors(path))
+    if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+        raise Error(f"{path} is not a saved state (format {about.get('format')!r}, version {about.get('version')!r})")
+    try:
+        operators = json.loads(about["operators"])
+        reductions = [_operator(facts) for facts in operators]
+        clock = tensors.pop("clock")
+        if about["fingerprint"].count(":") != 1 or not reductions:
+            raise KeyError("fingerprint")
+        layers = []
+        for i, reduction in enumerate(reductions):
+            rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.numbers)}
+            numbers = {name: rows[name] for name in reduction.numbers}
+            layers.append(MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, numbers))
+    except Error:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+        raise Error(f"{path}: the state is incomplete or damaged ({type(wrong).__name__}: {wrong})") from None
+    if tensors:
+        raise Error(f"{path}: tensor {next(iter(tensors))!r} is not part of a state")
+    for i, H in enumerate(layers):
+        _check_layer(H, layers[0], f"{path}: layer {i}")
+    state = State(layers, about["fingerprint"])
+    return state if device is None else state.to(device)
+
+
+def _operator(facts: dict[str, Any]) -> Reduction:
+    """An operator by the name of its class, among those defined so far; nothing is imported for it."""
+    name = facts.pop("operator")
+    kinds = {kind.__name__: kind for kind in _descendants(Reduction)}
+    if name not in kinds:
+        raise Error(f"operator {name!r} is not defined; import the class before the state is loaded")
+    return kinds[name](**{key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()})
+
+
+def _descendants(kind: type[Reduction]) -> Iterator[type[Reduction]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
+    B, K, S, _ = H.keys.shape if H.keys.ndim == 4 else (0, 0, 0, 0)
+    size, clock = H.reduction.size, H.clock
+    sound = (
+        H.keys.is_floating_point()
+        and H.keys.shape == H.values.shape == (first.keys.shape[0], first.keys.shape[1], S, first.keys.shape[3])
+        and H.keys.dtype == H.values.dtype == first.keys.dtype
+        and H.positions.shape == (B, K, S)
+        and H.positions.dtype == clock.dtype == torch.int64
+        and clock.shape == (B,)
+        and all(x.shape == (B, K, S) and x.is_floating_point() for x in H.numbers.values())
+        and (size is None or (isinstance(size, int) and size >= S))
+        and bool((clock >= 0).all())
+        and bool(((H.positions >= -1) & (H.positions < clock[:, None, None])).all())
+    )
+    if not sound:
+        raise Error(f"{where}: rows of shape {tuple(H.keys.shape)} contradict the operator {H.reduction} or the clock")

@@ -6,9 +6,9 @@ and every faster way has to give the same.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +18,14 @@ from .reduction import Reduction, per_layer
 from .state import MultiState, State
 
 
-class Layer(Protocol):
-    """One layer of a cell. ``rotation`` is the cell's, computed once a token for all layers; without it the layer
-    computes its own."""
-
-    def step(self, x: Tensor, H: MultiState, *, active: Tensor | None = None) -> tuple[Tensor, MultiState]:
-        """``(B, E), H_{t-1} -> (B, E), H_t``; pure."""
-        ...
-
-
 class Cell(nn.Module, ABC):
     """What every family shares: the step, its fold, the state. A family says how a token enters, passes the layers
     and leaves."""
 
     config: Any
     layers: nn.ModuleList
+    carried: Callable[[], dict[str, bytes]] = dict
+    """Gives the small files that came along (tokenizer, chat template), by name; ``save`` lays them beside the rest."""
 
     # What a family says.
 

@@ -1,11 +1,12 @@
 """A model on disk: the library's own folder. Safetensors and JSON; nothing is unpickled.
 
-A folder is ``config.json``, ``model.safetensors`` under the parameters' own names, and small text files carried along
+A folder is ``config.json``, ``model.safetensors`` under the parameters' own names, and small files carried along
 (``tokenizer.json``, ``chat_template.jinja``).
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,29 @@ from .rotary import KINDS
 
 FORMAT, VERSION = "msrnn", 1
 CARRIED = ("tokenizer.json", "chat_template.jinja")
-"""Text files that go along with a model when they are there."""
+"""Small files that go along with a model when they are there."""
 
 
-def save(cell: Cell, folder: str | Path, carried: Mapping[str, str] | None = None) -> None:
-    """Write ``cell`` as the library's own folder.
+def save(cell: Cell, folder: str | Path) -> None:
+    """Write ``cell`` as the library's own folder, with the files that came along with it.
 
     Args:
         cell: a :class:`Llama`.
         folder: a path that does not exist yet, or an empty folder.
-        carried: contents of the files of ``CARRIED`` to lay beside it.
 
     Raises:
         Error: the target exists and is not empty.
     """
     with new_folder(folder) as target:
-        write_json(target / "config.json", {"format": FORMAT, "version": VERSION, **config_to_dict(cell.config)})
-        save_file(
-            {name: x.contiguous() for name, x in cell.state_dict().items()}, target / "model.safetensors", {"format": "pt"}
-        )
-        for name, text in (carried or {}).items():
-            (target / name).write_text(text, encoding="utf-8")
+        write(cell, target)
+
+
+def write(cell: Cell, target: Path) -> None:
+    """:func:`save` into a folder that is there and empty."""
+    write_json(target / "config.json", {"format": FORMAT, "version": VERSION, **config_to_dict(cell.config)})
+    save_file({name: x.contiguous() for name, x in cell.state_dict().items()}, target / "model.safetensors", {"format": "pt"})
+    for name, content in cell.carried().items():
+        (target / name).write_bytes(content)
 
 
 def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Llama:
@@ -56,6 +59,17 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.
         Error: no such folder, a file that is missing or corrupt, a config or tensors that do not fit together.
     """
     folder = Path(folder)
+    cell = build(read_config(folder), read_tensors(folder / "model.safetensors"), dtype=dtype, device=device)
+    cell.carried = partial(read_carried, folder)
+    return cell
+
+
+def read_config(folder: Path) -> Config:
+    """The facts of a folder of the library's own.
+
+    Raises:
+        Error: another kind of folder, another version, a damaged file.
+    """
     facts = read_json(folder / "config.json")
     if facts.pop("format", None) != FORMAT:
         raise Error(
@@ -63,7 +77,12 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.
         )
     if (version := facts.pop("version", None)) != VERSION:
         raise Error(f"{folder}/config.json: version is {version!r}; expected {VERSION}")
-    return build(config_from_dict(facts), read_tensors(folder / "model.safetensors"), dtype=dtype, device=device)
+    return config_from_dict(facts)
+
+
+def read_carried(folder: Path) -> dict[str, bytes]:
+    """The files of ``CARRIED`` that a folder has."""
+    return {name: (folder / name).read_bytes() for name in CARRIED if (folder / name).is_file()}
 
 
 def build(

@@ -1,0 +1,36 @@
+"""``python -m converters SOURCE TARGET``: another format into a folder."""
+
+import argparse
+import sys
+
+import torch
+
+from msrnn import Error
+
+from . import convert
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Convert as the command line says; 0, or 1 after a one-sentence refusal."""
+    parser = argparse.ArgumentParser(prog="python -m converters", description="Convert a checkpoint into a folder.")
+    parser.add_argument("source", help="a hub id (owner/name), a folder, or a .gguf file")
+    parser.add_argument("target", help="the folder to write; new or empty")
+    parser.add_argument("--to", choices=("msrnn", "hf"), default="msrnn", help="the library's own folder, or Hugging Face's")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the source's own")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    args = parser.parse_args(argv)
+    try:
+        dtype = getattr(torch, args.dtype) if args.dtype else None
+        convert(args.source, args.target, to=args.to, dtype=dtype, revision=args.revision)
+    except Error as refused:
+        print(f"error: {refused}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    print(args.target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""Hugging Face names and configs of the LLaMA family. Rotary is half-split on both sides, so conversion is a rename."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msrnn import Error
+from msrnn.checkpoint import read_carried
+from msrnn.files import read_json
+from msrnn.models import Config
+from msrnn.rotary import Dynamic, Linear, Llama3, Rope, Yarn
+
+from . import shards
+from .source import Source
+
+LAYER_NAMES = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+NAMES = {"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head"}
+EARLY_YI = {"ln1": "attention_norm", "ln2": "ffn_norm"}
+"""How the first Yi checkpoints (model_type ``Yi``, November 2023) called the two norms."""
+
+FAMILIES = {"llama": "llama", "mistral": "mistral", "Yi": "yi", "yi": "yi"}
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "YiForCausalLM")
+ROPE_KEYS = {
+    *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    *(
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+        "partial_rotary_factor",
+        "finetuned",
+    ),
+}
+
+
+def open_folder(folder: Path) -> Source:
+    """A folder of ``config.json`` and safetensors, single or sharded.
+
+    Raises:
+        Error: whatever the config, the index or a tensor's name says that this library is not.
+    """
+    config = read_config(folder)
+    files = shards.find(folder)
+    tensors = from_hf(shards.read(files), config.family == "yi", config.tied)
+    return Source(config, tensors, len(files), partial(carried, folder))
+
+
+def read_config(folder: Path) -> Config:
+    """The facts of a folder; ``generation_config.json``, where there is one, knows all eos ids."""
+    generation = folder / "generation_config.json"
+    return config_from_hf(read_json(folder / "config.json"), read_json(generation) if generation.exists() else {})
+
+
+def carried(folder: Path) -> dict[str, bytes]:
+    """Tokenizer and chat template, wherever the folder has the latter."""
+    files = read_carried(folder)
+    if "chat_template.jinja" not in files and (template := _old_chat_template(folder)):
+        files["chat_template.jinja"] = template.encode()
+    return files
+
+
+def from_hf(tensors: Iterable[tuple[str, Tensor]], early_yi: bool, tied: bool) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors under our names, one by one. Stored rotary tables are left out; a tied head stored all the same
+    has to be the embedding.
+
+    Raises:
+        Error: a name that no LLaMA has.
+    """
+    layer_names = LAYER_NAMES | (EARLY_YI if early_yi else {})
+    tied_pair: dict[str, Tensor] = {}
+    for name, x in tensors:
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
+        stem, _, kind = name.rpartition(".")
+        match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
+        ours = f"layers.{match[1]}.{layer_names.get(match[2])}" if match else NAMES.get(stem)
+        if kind != "weight" or ours is None or ours.endswith(".None"):
+            raise Error(f"tensor {name!r} is not part of this architecture (a bias, an adapter or another model?)")
+        if tied and ours in ("embed", "head"):
+            tied_pair[ours] = x
+            if len(tied_pair) == 2 and not torch.equal(tied_pair["embed"], tied_pair["head"]):
+                raise Error("config.json ties the head to the embedding, but 'lm_head.weight' differs from it")
+            if ours == "head":
+                continue
+        yield f"{ours}.weight", x
+
+
+def to_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names -> Hugging Face's; the inverse of :func:`from_hf`."""
+    outer = {ours: name for name, ours in NAMES.items()}
+    inner = {ours: name for name, ours in LAYER_NAMES.items()}
+
+    def renamed(name: str) -> str:
+        stem = name.removesuffix(".weight")
+        if not stem.startswith("layers."):
+            return f"{outer[stem]}.weight"
+        _, layer, part = stem.split(".")
+        return f"model.layers.{layer}.{inner[part]}.weight"
+
+    return {renamed(name): x for name, x in tensors.items()}
+
+
+def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> Config:
+    """``config.json`` (and ``generation_config.json``, which knows all eos ids) -> :class:`Config`.
+
+    Raises:
+        Error: another model type, architecture, activation or rope type, biases, quantised weights, a missing field.
+    """
+    family = FAMILIES.get(str(facts.get("model_type")))
+    if family is None:
+        raise Error(f"config.json: model_type is {facts.get('model_type')!r}; expected llama, mistral or Yi")
+    architectures = facts.get("architectures") or []
+    for name in architectures if isinstance(architectures, list) else [architectures]:
+        if name not in ARCHITECTURES:
+            raise Error(f"config.json: architecture {name!r} is not supported; expected one of {', '.join(ARCHITECTURES)}")
+    for name, plain in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False), ("quantization_config", None)):
+        if facts.get(name, plain) not in (plain, None):
+            raise Error(f"config.json: {name} is {facts[name]!r:.60}; only {plain!r} is supported")
+    width, heads = _whole(facts, "hidden_size"), _whole(facts, "num_attention_heads")
+    head_dim = facts.get("head_dim")
+    if head_dim is None and width % heads:
+        raise Error(
+            f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is not given"
+        )
+    if family == "mistral" or facts.get("num_key_value_heads") is not None:
+        kv_heads = _whole(facts, "num_key_value_heads")
+    else:
+        kv_heads = heads  # LLaMA 1: no grouping
+    length = _whole(facts, "max_position_embeddings")
+    eos = generation.get("eos_token_id", facts.get("eos_token_id"))
+    eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    return Config(
+        family=family,
+        vocab_size=_whole(facts, "vocab_size"),
+        width=width,
+        n_layers=_whole(facts, "num_hidden_layers"),
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        head_dim=width // heads if head_dim is None else head_dim,
+        ffn_width=_whole(facts, "intermediate_size"),
+        norm_eps=_number(facts, "rms_norm_eps"),
+        rope=rope_from_hf(facts, length),
+        length=length,
+        tied=bool(facts.get("tie_word_embeddings", False)),
+        # an absent key is transformers' default, 4096, which v0.1 has; later versions say null
+        window=facts.get("sliding_window", 4096) if family == "mistral" else None,
+        bos_token_id=facts.get("bos_token_id"),
+        eos_token_ids=tuple(eos),
+    )
+
+
+def rope_from_hf(facts: Mapping[str, Any], length: int) -> Rope:
+    """The rope from either spelling: ``rope_theta`` and ``rope_scaling``, or ``rope_parameters`` (transformers ≥ 5).
+
+    A theta that is nowhere is 10000, as in LLaMA 1 and 2.
+
+    Raises:
+        Error: a type other than default, linear, dynamic, llama3, yarn; a number missing or unknown.
+    """
+    new, old = facts.get("rope_parameters") or {}, facts.get("rope_scaling") or {}
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        raise Error(f"config.json: the rope settings are {new or old!r:.60}; expected an object")
+    rope = {**old, **new}
+    if unknown := sorted(rope.keys() - ROPE_KEYS):
+        raise Error(f"config.json: rope setting {unknown[0]!r} is not known")
+    if rope.get("partial_rotary_factor", 1.0) not in (1, None):
+        raise Error(f"config.json: partial_rotary_factor is {rope['partial_rotary_factor']!r}; only 1 is supported")
+    if "rope_theta" in rope and facts.get("rope_theta", rope["rope_theta"]) != rope["rope_theta"]:
+        raise Error(f"config.json: rope_theta is {facts['rope_theta']!r} and, in rope_parameters, {rope['rope_theta']!r}")
+    theta = _number({"rope_theta": 10000.0, **{k: v for k, v in facts.items() if k == "rope_theta"}, **rope}, "rope_theta")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    original = rope.get("original_max_position_embeddings") or length
+    if kind == "default":
+        return Rope(theta)
+    if kind == "linear":
+        return Linear(theta, _number(rope, "factor"))
+    if kind == "dynamic":
+        return Dynamic(theta, _number(rope, "factor"), length)
+    if kind == "llama3":
+        low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
+        return Llama3(theta, _number(rope, "factor"), low, high, original)
+    if kind == "yarn":
+        factor = _number(rope, "factor")
+        gain = rope.get("attention_factor")
+        if gain is None:
+            two = rope.get("mscale") and rope.get("mscale_all_dim")
+            gain = (
+                _yarn_gain(factor, rope["mscale"]) / _yarn_gain(factor, rope["mscale_all_dim"]) if two else _yarn_gain(factor)
+            )
+        fast, slow = float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1)
+        return Yarn(theta, factor, original, float(gain), fast, slow, bool(rope.get("truncate", True)))
+    raise Error(f"config.json: rope type {kind!r} is not supported; expected default, linear, dynamic, llama3 or yarn")
+
+
+def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
+    """:class:`Config` -> what transformers, before and from version 5, reads from ``config.json``.
+
+    transformers has no Yi: it is a LLaMA there.
+    """
+    family = "mistral" if config.family == "mistral" else "llama"
+    facts = {
+        "architectures": ["MistralForCausalLM" if family == "mistral" else "LlamaForCausalLM"],
+        "model_type": family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.ffn_width,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.length,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope.theta,
+        "rope_scaling": rope_to_hf(config.rope),
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_ids) if len(config.eos_token_ids) > 1 else next(iter(config.eos_token_ids), None),
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+    return facts | ({"sliding_window": config.window} if family == "mistral" else {"attention_bias": False, "mlp_bias": False})
+
+
+def rope_to_hf(rope: Rope) -> dict[str, Any] | None:
+    """The ``rope_scaling`` entry; None for the plain rope."""
+    match rope:
+        case Linear(factor=factor):
+            return {"rope_type": "linear", "factor": factor}
+        case Dynamic(factor=factor):
+            return {"rope_type": "dynamic", "factor": factor}
+        case Llama3():
+            facts = {"rope_type": "llama3", "factor": rope.factor, "low_freq_factor": rope.low, "high_freq_factor": rope.high}
+            return facts | {"original_max_position_embeddings": rope.length}
+        case Yarn():
+            facts = {"rope_type": "yarn", "factor": rope.factor, "original_max_position_embeddings": rope.length}
+            facts |= {"attention_factor": rope.attention_factor, "beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
+            return facts | {"truncate": rope.truncate}
+        case _:
+            return None
+
+
+def _yarn_gain(factor: float, scale: float = 1.0) -> float:
+    """YaRN's temperature on the logits, as a gain on cos and sin (arXiv:2309.00071, eq. 22)."""
+    return float(0.1 * scale * torch.tensor(factor, dtype=torch.float64).log() + 1) if factor > 1 else 1.0
+
+
+def _whole(facts: Mapping[str, Any], name: str) -> int:
+    value = facts.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise Error(f"config.json: {name} is {value!r}; expected a whole number of at least 1")
+    return value
+
+
+def _number(facts: Mapping[str, Any], name: str) -> float:
+    value = facts.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise Error(f"config.json: {name} is {value!r}; expected a number")
+    return float(value)
+
+
+def _old_chat_template(folder: Path) -> str | None:
+    """The chat template from ``tokenizer_config.json``, where it stood before it had a file of its own."""
+    path = folder / "tokenizer_config.json"
+    template = read_json(path).get("chat_template") if path.is_file() else None
+    if isinstance(template, list):  # several, by name
+        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
+    return template if isinstance(template, str) else None
+
+
+def tokenizer_config(config: Config, tokenizer: bytes) -> dict[str, Any]:
+    """A ``tokenizer_config.json`` under which transformers takes ``tokenizer``, the file beside it, as it is."""
+    facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length}
+    added = json.loads(tokenizer).get("added_tokens", [])
+    texts = {token["id"]: token["content"] for token in added}
+    special = {"bos_token": config.bos_token_id, "eos_token": next(iter(config.eos_token_ids), None)}
+    return facts | {name: texts[i] for name, i in special.items() if i in texts}

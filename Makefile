@@ -11,7 +11,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## one prompt under four operators, and the picture of what each step kept
 	$(BIN)/msrnn compare $(MODEL) --prompt-file docs/prompt.txt --max-new-tokens 72 --picture demo/kept.png \
-	  --reduction full --reduction tova:40 --reduction sinks:40:4 --reduction window:40
+	  --reduction full --reduction tova:28 --reduction sinks:28:4 --reduction window:28
 
 test: .venv/test.ready check model  ## everything: style, types, tests on tiny models and on the real weights
 	MSRNN_GGUF=$(GGUF) $(BIN)/python -m pytest

@@ -53,7 +53,8 @@ def read(path: Path) -> tuple[Config, Iterator[tuple[str, Tensor]]]:
     expected = _expected(config)
     for name in file.tensors:
         if name not in expected and name != ROPE_FREQS:
-            raise Error(f"{path}: tensor {name} has no place in msrnn's LLaMA cell; expected {', '.join(expected)}"[:300])
+            known = f"{', '.join(TOP)} and blk.N.({'|'.join(LAYER)}) for {config.n_layers} layers, .weight each"
+            raise Error(f"{path}: tensor {name} has no place in msrnn's LLaMA cell; expected {known}")
     for name, (_, shape) in expected.items():
         if name not in file.tensors:
             raise Error(f"{path}: tensor {name} is missing; expected one of shape {shape}")

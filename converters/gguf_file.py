@@ -93,10 +93,8 @@ class _Header:
         return self.stream.read(count)
 
     def numbers(self, code: str, count: int) -> tuple[Any, ...]:
-        if count * struct.calcsize(f"<{code}") > self.left:  # before struct sees a count it cannot hold
-            return tuple(self.take(count * struct.calcsize(f"<{code}")))
-        layout = struct.Struct(f"<{count}{code}")
-        return layout.unpack(self.take(layout.size))
+        data = self.take(count * struct.calcsize(f"<{code}"))  # refuses counts that struct could not even hold
+        return struct.unpack(f"<{count}{code}", data)
 
     def number(self, code: str) -> Any:
         return self.numbers(code, 1)[0]

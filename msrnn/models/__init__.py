@@ -1,5 +1,19 @@
-"""The families: one cell, :class:`Llama`, and the named configs of LLaMA, Mistral and Yi."""
+"""The families: one cell, :class:`Llama`, and named configs of LLaMA, Mistral and Yi."""
 
-from .llama import Config, Llama
+from .llama import LLAMA_2_7B, LLAMA_3_8B, LLAMA_31_8B, LLAMA_32_1B, Config, Llama
+from .mistral import MISTRAL_7B_V01, MISTRAL_7B_V02, MISTRAL_7B_V03
+from .yi import YI_6B, YI_6B_200K
 
-__all__ = ["Config", "Llama"]
+__all__ = [
+    "LLAMA_2_7B",
+    "LLAMA_3_8B",
+    "LLAMA_31_8B",
+    "LLAMA_32_1B",
+    "MISTRAL_7B_V01",
+    "MISTRAL_7B_V02",
+    "MISTRAL_7B_V03",
+    "YI_6B",
+    "YI_6B_200K",
+    "Config",
+    "Llama",
+]

@@ -6,7 +6,7 @@ cell with other facts (``mistral.py``, ``yi.py``).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -18,7 +18,7 @@ from ..cell import Cell
 from ..error import Error
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window, reduce
-from ..rotary import Rope, Rotation, rotate
+from ..rotary import Llama3, Rope, Rotation, rotate
 from ..state import MultiState
 
 
@@ -152,3 +152,40 @@ class Llama(Cell):
     def read_out(self, x: Tensor) -> Tensor:
         head = self.embed if self.config.tied else self.head
         return nn.functional.linear(self.norm(x), head.weight)
+
+
+LLAMA_2_7B = Config(
+    family="llama",
+    vocab_size=32000,
+    width=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=32,
+    head_dim=128,
+    ffn_width=11008,
+    norm_eps=1e-5,
+    rope=Rope(10000.0),
+    length=4096,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+)
+LLAMA_3_8B = replace(
+    LLAMA_2_7B,
+    vocab_size=128256,
+    n_kv_heads=8,
+    ffn_width=14336,
+    rope=Rope(500000.0),
+    length=8192,
+    bos_token_id=128000,
+    eos_token_ids=(128001,),
+)
+LLAMA_31_8B = replace(LLAMA_3_8B, rope=Llama3(500000.0, factor=8.0, low=1.0, high=4.0, length=8192), length=131072)
+LLAMA_32_1B = replace(
+    LLAMA_31_8B,
+    width=2048,
+    n_layers=16,
+    head_dim=64,
+    ffn_width=8192,
+    rope=Llama3(500000.0, factor=32.0, low=1.0, high=4.0, length=8192),
+    tied=True,
+)

@@ -1,0 +1,74 @@
+"""transformers as an independent reference, also in honest float64.
+
+transformers computes RMSNorm and cos/sin in float32 whatever the dtype of the model. For the float64 reference these two
+are replaced: the norm by its formula, the rotary by transformers' own code run while `torch.float` means float64.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+TINY = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def tiny_reference(kind: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64, **facts) -> PreTrainedModel:
+    """A tiny random LLaMA or Mistral of transformers; `facts` are fields of its config, and are read back from it."""
+    configs = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}
+    make_config, make = configs[kind]
+    facts = {"num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, **TINY, **facts}
+    config = make_config(**facts, attn_implementation="sdpa")
+    for name, value in facts.items():
+        found = getattr(config, name)
+        assert found == value or (isinstance(value, dict) and value.items() <= found.items()), (name, found, value)
+    torch.manual_seed(seed)
+    model = make(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # far from the uniform attention of a fresh model
+            parameter.normal_(0, 0.3) if parameter.ndim == 2 else parameter.uniform_(0.5, 1.5)
+    return model
+
+
+@contextmanager
+def float64_reference(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block, `model` computes its norms and rotary angles in float64."""
+
+    def norm(self, x):
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+    def rotary(self, x, position_ids):
+        with patch("torch.float", torch.float64), patch("torch.float32", torch.float64):
+            first = ROPE_INIT_FUNCTIONS.get(self.rope_type, lambda c, d, seq_len: self.compute_default_rope_parameters(c))
+            frequencies, gain = first(self.config, x.device, seq_len=int(position_ids.max()) + 1)
+        assert frequencies.dtype == torch.float64
+        angle = position_ids[..., None].double() * frequencies
+        angle = torch.cat((angle, angle), dim=-1)
+        return angle.cos() * gain, angle.sin() * gain
+
+    norms = {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}
+    rotaries = {type(m) for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")}
+    assert len(norms) == 1
+    assert len(rotaries) == 1
+    with patch.object(norms.pop(), "forward", norm), patch.object(rotaries.pop(), "forward", rotary):
+        yield
+
+
+@torch.no_grad()
+def stepped(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """The reference's logits token by token through its own state (which dynamic rope needs)."""
+    state, logits = None, []
+    for token in tokens.split(1, dim=1):
+        out = model(token, past_key_values=state, use_cache=True)
+        state = out.past_key_values
+        logits.append(out.logits)
+    return torch.cat(logits, dim=1)
+
+
+def saved(model: PreTrainedModel, folder: Path) -> Path:
+    """`model` as a Hugging Face folder."""
+    model.save_pretrained(folder)
+    return folder

@@ -1,0 +1,135 @@
+"""Who may import whom: the arrows of the design, held over ``ast``."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "msrnn"
+CELL = {"cell", "state", "reduction"}
+BELOW = {  # what each module may import of its siblings; these stand on torch and einops alone
+    "error": set(),
+    "state": set(),
+    "rotary": set(),
+    "norm": set(),
+    "attention": set(),
+    "reduction": {"state"},
+    "cell": {"state", "reduction"},
+    "fold": {"state", "reduction"},
+    "models": {"models.llama", "models.mistral", "models.yi"},
+    "models.llama": {*CELL, "fold", "rotary", "norm", "attention"},
+    "models.mistral": {"models.llama", "reduction", "rotary"},
+    "models.yi": {"models.llama", "reduction", "rotary"},
+}
+ABOVE = {
+    "decode": CELL,
+    "lookahead": CELL,
+    "evaluate": CELL,
+    "retention": CELL,
+    "compare": {*CELL, "retention"},
+    "files": set(),
+    "checkpoint": {"files", "cell", "rotary", "models.llama"},
+    "snapshot": {"files", "state", "reduction"},
+}
+FRONT = {*BELOW, *ABOVE}
+ARROWS = {**BELOW, **ABOVE, "plot": set(), "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
+DEFERRED = {  # inside a function only: save methods, and the extras
+    *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("compare", "tokenizers")},
+    *{("__main__", "matplotlib"), ("__main__", "tokenizers")},
+}
+LIBRARIES = sys.stdlib_module_names | {"torch", "einops"}
+
+
+def imported(node, module):
+    """The modules an import names, ours without ``msrnn.``; a name taken from a package counts as its module if it is one."""
+    if isinstance(node, ast.Import):
+        full = [alias.name for alias in node.names]
+    else:
+        package = ["msrnn", *module.split(".")[:-1]] if module != "models" else ["msrnn", "models"]
+        base = [*package[: len(package) - node.level + 1], node.module or ""] if node.level else [node.module]
+        stem = ".".join(filter(None, base))
+        inner = [f"{stem}.{alias.name}" for alias in node.names]
+        full = [name if name[6:] in ARROWS and stem in ("msrnn", "msrnn.models") else stem for name in inner]
+    return {name.removeprefix("msrnn").removeprefix(".") for name in full}
+
+
+def violations(module, source):
+    """Every import of ``source``, the text of msrnn/``module``, that no arrow allows, as ``module -> imported``."""
+    found, todo = [], [(ast.parse(source), False)]
+    while todo:
+        node, inside = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue  # never runs: a name for the reader
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for name in imported(node, module):
+                top = name.split(".")[0]
+                library = name not in ARROWS and top in LIBRARIES | (set() if module in BELOW else {"safetensors", "tqdm"})
+                deferred = inside and {(module, name), (module, top)} & DEFERRED
+                if not (library or deferred or name == "error" or name in ARROWS.get(module, ())):
+                    found.append(f"{module} -> {name or 'msrnn'}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            found.append(f"{module} -> {ast.unparse(node)}")
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        todo += [(child, inside) for child in ast.iter_child_nodes(node)]
+    return sorted(found)
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=name_of)
+def test_arrows_hold(path):
+    assert violations(name_of(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "arrow"),
+    [
+        ("state", "from .reduction import Reduction", "state -> reduction"),
+        ("state", "from .snapshot import save_state", "state -> snapshot"),  # not deferred
+        ("norm", "def f():\n    from . import cell", "norm -> cell"),
+        ("rotary", "import numpy", "rotary -> numpy"),
+        ("attention", "from msrnn.state import State", "attention -> state"),
+        ("reduction", "class A:\n    def f(self):\n        import msrnn.cell", "reduction -> cell"),
+        ("cell", "from msrnn import decode", "cell -> decode"),
+        ("cell", "from . import Cell", "cell -> msrnn"),
+        ("cell", "import safetensors", "cell -> safetensors"),
+        ("plot", "import matplotlib", "plot -> matplotlib"),  # not deferred
+        ("decode", "from .models.llama import Llama", "decode -> models.llama"),
+        ("decode", "from .models import Llama", "decode -> models"),
+        ("retention", "from . import models", "retention -> models"),
+        ("evaluate", "def f():\n    from .plot import draw", "evaluate -> plot"),
+        ("models.llama", "from ..plot import draw", "models.llama -> plot"),
+        ("models.llama", "from . import yi", "models.llama -> models.yi"),
+        ("models.yi", "from .mistral import Mistral", "models.yi -> models.mistral"),
+        ("models.mistral", "from ..cell import Cell", "models.mistral -> cell"),
+        ("checkpoint", "import converters", "checkpoint -> converters"),
+        ("", "from converters import load", " -> converters"),
+        ("", "from .plot import draw", " -> plot"),
+        ("plot", "from .__main__ import main", "plot -> __main__"),
+        ("decode", "from importlib import import_module\nimport_module('x')", "decode -> import_module('x')"),
+        ("brand_new", "from .state import State", "brand_new -> state"),
+    ],
+)  # fmt: skip
+def test_an_arrow_not_listed_is_seen(module, source, arrow):
+    assert violations(module, source) == [arrow]
+
+
+def test_listed_arrows_pass():
+    assert violations("state", "import torch\ndef save(self):\n    from .snapshot import save_state") == []
+    assert (
+        violations("decode", "import math\nfrom torch.nn import Module\nfrom .cell import Cell\nfrom .error import Error") == []
+    )
+    assert violations("models.llama", "from ..cell import Cell\nfrom ..state import State") == []
+    assert violations("__main__", "def main():\n    import converters\n    from . import plot\n    import msrnn") == []
+
+
+def test_importing_brings_in_nothing_heavy():
+    heavy = {"converters", "transformers", "matplotlib", "huggingface_hub", "tokenizers", "gguf"}
+    code = f"import sys, msrnn; print(*sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+    assert done.stderr == ""

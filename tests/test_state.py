@@ -1,0 +1,319 @@
+"""The state as a value: its fields, what it says of itself, what a step refuses, and that no step waits for a device."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import assert_same, close, fold, tiny_cell, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import msrnn
+from msrnn import H2O, TOVA, Full, MultiState, Sinks, Window
+
+KNOWN = pytest.mark.xfail(strict=True, reason="reported, not yet mended")
+OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per_head=False), TOVA(4), TOVA(4, per_head=True)]
+
+
+def after(cell, T, reduction=None, B=2):
+    return cell(tokens(1, B, T), cell.initial_state(B, reduction))[1]
+
+
+# Fields.
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", OPERATORS, ids=str)
+def test_fields_have_the_contracts_shapes_and_types(reduction, dtype):
+    cell = tiny_cell(dtype=dtype)
+    for T in (0, 3, 9):
+        state = after(cell, T, reduction)
+        assert len(state) == 2
+        assert [H is state[l] for l, H in enumerate(state)] == [True, True]
+        assert state.clock.dtype == torch.int64
+        assert state.clock.tolist() == [T, T]
+        S = T if reduction.size is None else min(T, reduction.size)
+        for H in state:
+            assert isinstance(H, MultiState)
+            assert H.keys.shape == H.values.shape == (2, 2, S, 6)
+            assert H.keys.dtype == H.values.dtype == dtype
+            assert H.positions.shape == (2, 2, S)
+            assert H.positions.dtype == torch.int64
+            assert H.clock.tolist() == [T, T]
+            assert H.reduction == reduction
+            assert H.numbers.keys() == ({"received"} if isinstance(reduction, H2O) else set())
+            for numbers in H.numbers.values():
+                assert numbers.shape == (2, 2, S)
+                assert numbers.dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_a_row_keeps_the_key_rotated_at_its_position_and_its_value():
+    cell, text = tiny_cell(), tokens(1, 1, 8)
+    _, full = fold(cell, text, cell.initial_state(1, Full()))
+    _, state = fold(cell, text, cell.initial_state(1, [H2O(3), Full()]))
+    for k in range(2):  # layer 0 sees the embedding, so its rows are those of the full state
+        positions = state[0].positions[0, k]
+        for name in ("keys", "values"):
+            assert state[0].rows[name][0, k].equal(full[0].rows[name][0, k, positions])
+
+
+def test_the_numbers_of_h2o_are_what_each_row_received():
+    cell = tiny_cell()
+    _, state = fold(cell, tokens(1, 2, 7), cell.initial_state(2, H2O(16)))
+    for H in state:  # nothing left: every query gave 1 in all
+        close(H.numbers["received"].sum(-1), torch.full((2, 2), 7.0).double(), 1e-12)
+
+
+@pytest.mark.parametrize("reduction", [pytest.param(r, marks=KNOWN if isinstance(r, H2O) else ()) for r in OPERATORS], ids=str)
+def test_bytes_are_those_really_held(reduction):
+    cell = tiny_cell()
+    for T in (0, 2, 9):
+        state = after(cell, T, reduction)
+        B, K, D = 2, 2, 6
+        S = T if reduction.size is None else min(T, reduction.size)
+        numbers = 1 if isinstance(reduction, H2O) else 0
+        assert state.nbytes == 2 * B * K * S * (2 * D * 8 + 8 + numbers * 8) + B * 8
+        token = tokens(2, 2, 1)[:, 0]
+        for moved in (
+            state,
+            cell.step(token, state)[1],
+            cell.step_(token, state.clone())[1],
+            state.select([1, 0]),
+            state.clone(),
+        ):
+            storages = [x.untyped_storage() for H in moved for x in [*H.rows.values(), H.clock]]
+            assert moved.nbytes == sum({x.data_ptr(): x.nbytes() for x in storages}.values())
+
+
+def test_printing_shows_operator_rows_oldest_position_and_bytes():
+    cell = tiny_cell(n_layers=3)
+    text = repr(after(cell, 9, [Window(4), Window(4), Full()]))
+    head, _, bounded, full = text.splitlines()
+    assert "3 layers" in head
+    assert "batch 2" in head
+    assert "9 tokens" in head
+    assert bounded.split()[:4] == ["0…1", "window:4", "4", "5"]  # layers, operator, rows, oldest
+    assert full.split()[:4] == ["2", "full", "9", "0"]
+    for line, layers, rows in ((bounded, 2, 4), (full, 1, 9)):
+        count, unit = line.split()[4:]
+        assert float(count) * {"B": 1, "kB": 1e3}[unit] == pytest.approx(layers * 2 * 2 * rows * (2 * 6 * 8 + 8), rel=0.05)
+    assert "tova:4" in repr(cell.initial_state(1, TOVA(4)))
+    ragged = cell(tokens(1, 2, 5), lengths=torch.tensor([5, 0]))[1]
+    assert "0…5 tokens" in repr(ragged)
+
+
+# Moves.
+
+
+@pytest.mark.parametrize("reduction", OPERATORS, ids=str)
+def test_to_changes_floats_keeps_integers_and_keeps_numbers_wide(reduction):
+    state = after(tiny_cell(), 9, reduction)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        moved = state.to(dtype)
+        for H in moved:
+            assert H.keys.dtype == H.values.dtype == dtype
+            assert H.positions.dtype == H.clock.dtype == torch.int64
+            assert all(x.dtype == torch.promote_types(dtype, torch.float32) for x in H.numbers.values())
+        assert moved.clock.tolist() == [9, 9]
+    assert_same(state.to(torch.float32).to(torch.float64), state, 1e-5)
+    assert all(x.device.type == "meta" for H in state.to("meta") for x in [*H.rows.values(), H.clock])
+
+
+@KNOWN
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_of_another_dtype_moves_on_in_place_without_editing_the_one_it_came_from(dtype):
+    state, other = after(tiny_cell(), 9, H2O(4)), tiny_cell(dtype=dtype)
+    kept, moved = state.clone(), state.to(dtype)
+    for token in tokens(2, 2, 6).T:
+        other.step_(token, moved)
+    assert_same(state, kept)
+
+
+@pytest.mark.parametrize("reduction", OPERATORS, ids=str)
+def test_a_moved_state_goes_on_in_the_other_dtype(reduction):
+    double, single = tiny_cell(), tiny_cell(dtype=torch.float32)
+    state = after(double, 3, reduction)
+    exact, _ = fold(double, tokens(2, 2, 3), state)
+    close(fold(single, tokens(2, 2, 3), state.to(torch.float32))[0].double(), exact, 1e-3)
+
+
+def test_clone_shares_nothing_and_detach_shares_storage_without_the_graph():
+    state = after(tiny_cell(), 9, H2O(4))
+    storages = {x.data_ptr() for H in state for x in [*H.rows.values(), H.clock]}
+    assert_same(state.clone(), state)
+    assert storages.isdisjoint(x.data_ptr() for H in state.clone() for x in [*H.rows.values(), H.clock])
+    carrying = after(tiny_cell(frozen=False), 9, TOVA(4))
+    assert carrying.carries_graph
+    cut = carrying.detach()
+    assert not cut.carries_graph
+    assert cut[0].keys.data_ptr() == carrying[0].keys.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "rows", [[2], [-3], torch.tensor([0, 5]), torch.tensor([[0]]), torch.tensor([True, False]), torch.tensor([0.0])]
+)
+def test_select_refuses_rows_that_are_not_there(rows):
+    with pytest.raises(msrnn.Error, match="select: rows"):
+        after(tiny_cell(), 3).select(rows)
+
+
+# Refusals.
+
+
+def one(dtype=torch.int64, B=2):
+    return torch.zeros(B, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("token", "found"),
+    [
+        (torch.zeros(2, 1, dtype=torch.int64), r"int64 of shape \(2, 1\); expected int64 of shape \(B,\)"),
+        (torch.tensor(3), r"int64 of shape \(\); expected int64 of shape \(B,\)"),
+        (one(torch.int32), r"int32 of shape \(2,\); expected int64"),
+        (one(torch.float64), r"float64 of shape \(2,\); expected int64"),
+        (3, "int 3; expected int64"),
+        ([3, 4], r"list \[3, 4\]; expected int64"),
+        (torch.tensor([3, 50]), "50 is outside the vocabulary of 50"),
+        (torch.tensor([-1, 3]), "-1 is outside the vocabulary of 50"),
+    ],
+)
+def test_a_step_refuses_what_is_no_token(token, found):
+    cell = tiny_cell()
+    for state in (None, cell.initial_state(2)):
+        with pytest.raises(msrnn.Error, match=found):
+            cell.step(token, state)
+    state = cell.initial_state(2)
+    with pytest.raises(msrnn.Error, match=found):
+        cell.step_(token, state)
+    assert state.clock.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "found"),
+    [
+        (torch.zeros(3, dtype=torch.int64), None, r"int64 of shape \(3,\); expected int64 of shape \(B, T\)"),
+        (torch.zeros(2, 3), None, r"float32 of shape \(2, 3\); expected int64"),
+        (torch.tensor([[1, 99]]), None, "99 is outside the vocabulary of 50"),
+        (torch.tensor([[1, -100]]), torch.tensor([2]), "-100 is outside the vocabulary of 50"),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.tensor([4, 1]), r"lengths are \[4, 1\]; expected 0 to 3"),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3, -1]), r"lengths are \[3, -1\]; expected 0 to 3"),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3]), r"int64 of shape \(1,\); expected int64 of shape \(2,\)"),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3.0, 1.0]), r"float32 of shape \(2,\); expected int64"),
+        (torch.zeros(2, 3, dtype=torch.int64), [3, 1], r"list \[3, 1\]; expected int64"),
+    ],
+)
+def test_a_call_refuses_what_is_no_text(tokens, lengths, found):
+    with pytest.raises(msrnn.Error, match=found):
+        tiny_cell()(tokens, lengths=lengths)
+
+
+@pytest.mark.parametrize("active", [one(torch.int64), one(torch.bool, B=3), one(torch.bool)[:, None], [True, False]])
+def test_active_is_one_bool_a_row(active):
+    with pytest.raises(msrnn.Error, match=r"active is .*; expected bool of shape \(2,\)"):
+        tiny_cell().step(one(), active=active)
+
+
+def test_a_state_of_another_model_is_refused():
+    cell = tiny_cell()
+    others = {
+        "layers": tiny_cell(n_layers=3),
+        "rope": tiny_cell(rope=replace(cell.config.rope, theta=200.0)),
+        "window": tiny_cell(window=4),
+        "weights": tiny_cell(seed=1),
+    }
+    for other in others.values():
+        state = other.initial_state(2)
+        for read in (cell.step, cell.step_, lambda token, state: cell(token[:, None], state)):
+            with pytest.raises(msrnn.Error, match="another model") as refusal:
+                read(one(), state)
+            assert state.fingerprint in str(refusal.value)
+            assert cell.fingerprint() in str(refusal.value)
+    cell.step(one(), copy.deepcopy(cell).initial_state(2))  # the same facts and weights are the same model
+    cell.step(one(), tiny_cell(dtype=torch.float32).initial_state(2).to(torch.float64))
+    with torch.no_grad():
+        before = cell.initial_state(2)
+        cell.layers[0].q.weight.neg_()
+    with pytest.raises(msrnn.Error, match="another model"):
+        cell.step(one(), before)
+
+
+def test_a_state_of_another_batch_size_or_dtype_is_refused():
+    cell = tiny_cell()
+    for B in (1, 3):
+        with pytest.raises(msrnn.Error, match=f"batch size {B}; the tokens have 2"):
+            cell.step(one(), cell.initial_state(B))
+    with pytest.raises(msrnn.Error, match=r"float32 on cpu; the cell is torch.float64"):
+        cell.step(one(), cell.initial_state(2).to(torch.float32))
+    with pytest.raises(msrnn.Error, match="expected a State"):
+        cell.step(one(), cell.initial_state(2)[0])
+    with pytest.raises(msrnn.Error, match="expected a State"):
+        cell.step_(one(), None)
+
+
+def test_a_refusal_is_a_value_error_and_leaves_the_state_as_it_was():
+    cell, ragged = tiny_cell(), torch.tensor([3, 9])
+    state = after(cell, 5, TOVA(3))
+    kept = state.clone()
+    for wrong in (torch.tensor([3, 50]), torch.zeros(2, 1, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"50|int64|batch"):
+            cell.step_(wrong, state)
+    with pytest.raises(ValueError, match="lengths"):
+        cell(tokens(1, 2, 4), state, lengths=ragged)
+    assert_same(state, kept)
+
+
+@KNOWN
+@pytest.mark.parametrize("id", [-100, 50, 10**9])
+def test_a_row_that_stands_still_may_carry_any_id(id):
+    """As padding may in a call; what generate leaves in a row that ended is its caller's."""
+    cell = tiny_cell()
+    token = torch.tensor([3, id])
+    logits, state = cell.step(token, active=torch.tensor([True, False]))
+    close(logits[0], cell.step(torch.tensor([3]))[0][0])
+    assert state.clock.tolist() == [1, 0]
+
+
+# Nothing in a step waits for the device.
+
+WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2", "allclose"}
+
+
+class Waiting(TorchDispatchMode):
+    """Refuses every operation whose result, or the shape of it, has to come back from the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        masks = [x for x in tree_leaves(args[1:]) if isinstance(x, torch.Tensor) and x.dtype in (torch.bool, torch.uint8)]
+        name = func.overloadpacket.__name__
+        if name in WAITS or (name.startswith(("index", "_index_put")) and masks):
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_guard_sees_what_waits():
+    x = torch.arange(3)
+    for wait in (
+        lambda: x.max().item(),
+        lambda: x[x > 1],
+        lambda: bool((x > 1).any()),
+        lambda: x.nonzero(),
+        lambda: x.equal(x + 0),
+    ):
+        with pytest.raises(AssertionError, match="waits"), Waiting():
+            wait()
+
+
+@pytest.mark.parametrize("T", [2, 9], ids=["growing", "full"])
+@pytest.mark.parametrize("reduction", OPERATORS, ids=str)
+def test_no_step_waits_for_the_device(reduction, T):
+    """On a device that is not the CPU (meta, which has nothing to wait for), and under a guard over every operation."""
+    cell = tiny_cell()
+    state, token, active = after(cell, T, reduction), tokens(2, 2, 1)[:, 0], torch.tensor([True, False])
+    absent, nothing = copy.deepcopy(cell).to("meta"), state.to("meta")
+    for some in (None, active):
+        logits, end = cell.step(token, state, active=some)
+        for step, start in ((absent.step, nothing), (absent.step_, nothing.clone())):
+            with Waiting():
+                shape, same = step(token.to("meta"), start, active=None if some is None else some.to("meta"))
+            assert shape.shape == logits.shape
+            assert [H.keys.shape for H in same] == [H.keys.shape for H in end]

@@ -97,7 +97,7 @@ class Cell(nn.Module, ABC):
             Error: a token of another shape or type, an id outside the vocabulary (looked at on the CPU only), a state
                 of another model or batch size.
         """
-        state = self._admit(token, state, active)
+        token, state = self._admit(token, state, active)
         x, layers = self.transition(token, state, active, in_place=False)
         return self.read_out(x), state.with_layers(layers)
 
@@ -114,7 +114,7 @@ class Cell(nn.Module, ABC):
             raise Error(
                 "step_ edits the state in place, which a graph cannot follow; use step, state.detach() or torch.no_grad()"
             )
-        state = self._admit(token, state, active)
+        token, state = self._admit(token, state, active)
         x, layers = self.transition(token, state, active, in_place=True)
         return self.read_out(x), state.become(state.with_layers(layers))
 
@@ -203,19 +203,19 @@ class Cell(nn.Module, ABC):
                 f"state is {keys.dtype} on {keys.device}; the cell is {mark.dtype} on {mark.device} (state.to moves it)"
             )
 
-    def _admit(self, token: Tensor, state: State | None, active: Tensor | None) -> State:
-        """Check a step's arguments and give the state it starts from."""
+    def _admit(self, token: Tensor, state: State | None, active: Tensor | None) -> tuple[Tensor, State]:
+        """Check a step's arguments; give its ids, 0 where a row stands still, and the state it starts from."""
         if not isinstance(token, Tensor) or token.ndim != 1 or token.dtype != torch.int64:
             raise Error(f"token is {_described(token)}; expected int64 of shape (B,), one id per sequence")
         if active is not None and (not isinstance(active, Tensor) or active.shape != token.shape or active.dtype != torch.bool):
             raise Error(f"active is {_described(active)}; expected bool of shape {tuple(token.shape)}")
-        if torch.compiler.is_compiling():
-            return self.initial_state(token.shape[0]) if state is None else state
-        if token.device.type == "cpu":
-            self._check_ids(token if active is None else token[active])
+        token = token if active is None else torch.where(active, token, 0)
         state = self.initial_state(token.shape[0]) if state is None else state
-        self.check_state(state, token.shape[0])
-        return state
+        if not torch.compiler.is_compiling():
+            if token.device.type == "cpu":
+                self._check_ids(token)
+            self.check_state(state, token.shape[0])
+        return token, state
 
     def _check_text(self, tokens: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Check a fold's arguments; padding, which may be any number, becomes id 0."""

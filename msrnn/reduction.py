@@ -234,6 +234,7 @@ def leaves(score: Tensor, positions: Tensor) -> Tensor:
     ``score (B, 1 or K, R)``, ``positions (B, K, R)`` -> row index ``(B, 1 or K)``. Nothing here waits for the device.
     """
     positions = positions[:, : score.shape[1]]
+    score = score if score.is_floating_point() else score.double()  # infinities have to fit in
     score = score.masked_fill(positions == EMPTY, -torch.inf)
     lowest = score == score.amin(-1, keepdim=True)
     return positions.masked_fill(~lowest, torch.iinfo(torch.int64).max).argmin(-1)
@@ -258,12 +259,13 @@ def reduce(
     operator = H.reduction  # its choice is not differentiated, so neither are its numbers
     position = H.clock[:, None].expand(key.shape[:2])  # (B, K)
     positions = torch.cat((H.positions, position[..., None]), dim=-1)  # (B, K, R)
-    numbers = {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1)), dim=-1) for name, x in H.numbers.items()}
-    seen = Seen(weights.detach(), positions, H.clock, numbers)
-    updated = operator.update(seen)
+    seen = Seen(weights.detach(), positions, H.clock, _with_zero(H.numbers))
+    updated = {name: x.contiguous() for name, x in operator.update(seen).items()}
+    if updated.keys() != H.numbers.keys():
+        raise Error(f"{type(operator).__name__}.update gives {sorted(updated)}; expected {sorted(operator.numbers)}")
     if active is not None:
         still = ~active[:, None, None]
-        updated = {name: torch.where(still, numbers[name], x) for name, x in updated.items()}
+        updated = {name: torch.where(still, x, updated[name]) for name, x in _with_zero(H.numbers).items()}
         positions = torch.cat((H.positions, torch.where(still, EMPTY, position[..., None])), dim=-1)
     carried = H.keys.shape[2]
     assert not isinstance(operator.size, tuple), "per_layer gives each layer an int"
@@ -276,9 +278,16 @@ def reduce(
     row = leaves(operator.score(seen._replace(numbers=updated)), seen.positions).expand(key.shape[:2])  # (B, K)
     if active is not None:
         row = torch.where(active[:, None], row, carried)  # the row of a token that is not read goes
-    old = H.rows | {name: x[..., :carried] for name, x in updated.items()}
-    new = {"keys": key, "values": value, "positions": position, **{name: x[..., carried] for name, x in updated.items()}}
-    return H.with_rows({name: _overwrite(x, row, new[name], in_place) for name, x in old.items()}, clock)
+    new = {"keys": key, "values": value, "positions": position}
+    rows = {name: _overwrite(x, row, new[name], in_place) for name, x in H.rows.items() if name in new}
+    for name, x in updated.items():  # fresh already, so in place would gain nothing
+        rows[name] = _overwrite(x[..., :carried], row, x[..., carried], in_place=False)
+    return H.with_rows(rows, clock)
+
+
+def _with_zero(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``(B, K, S) -> (B, K, S + 1)`` each: the current row's number is 0 until the operator says."""
+    return {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1)), dim=-1) for name, x in numbers.items()}
 
 
 def _overwrite(rows: Tensor, row: Tensor, new: Tensor, in_place: bool) -> Tensor:

@@ -127,7 +127,7 @@ class State:
         return self.map(torch.Tensor.detach)
 
     def to(self, *args, **kwargs) -> "State":
-        """As ``Tensor.to``: a device, a floating dtype, or both.
+        """As ``Tensor.to``: a device, a floating dtype, or both; always a copy that shares nothing with this state.
 
         Integers keep their type, and an operator's numbers stay in at least float32.
         """
@@ -136,10 +136,10 @@ class State:
 
         def moved(H: MultiState, clock: Tensor) -> MultiState:
             types = {"keys": dtype, "values": dtype, "positions": None}
-            rows = {name: x.to(device=device, dtype=types.get(name, numbers)) for name, x in H.rows.items()}
+            rows = {name: x.to(device=device, dtype=types.get(name, numbers), copy=True) for name, x in H.rows.items()}
             return H.with_rows(rows, clock)
 
-        clock = self.clock.to(device=device)
+        clock = self.clock.to(device=device, copy=True)
         return self.with_layers(moved(H, clock) for H in self)
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> "State":

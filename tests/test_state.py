@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 import msrnn
 from msrnn import H2O, TOVA, Full, MultiState, Sinks, Window
 
-KNOWN = pytest.mark.xfail(strict=True, reason="reported, not yet mended")
 OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per_head=False), TOVA(4), TOVA(4, per_head=True)]
 
 
@@ -65,7 +64,7 @@ def test_the_numbers_of_h2o_are_what_each_row_received():
         close(H.numbers["received"].sum(-1), torch.full((2, 2), 7.0).double(), 1e-12)
 
 
-@pytest.mark.parametrize("reduction", [pytest.param(r, marks=KNOWN if isinstance(r, H2O) else ()) for r in OPERATORS], ids=str)
+@pytest.mark.parametrize("reduction", OPERATORS, ids=str)
 def test_bytes_are_those_really_held(reduction):
     cell = tiny_cell()
     for T in (0, 2, 9):
@@ -120,7 +119,6 @@ def test_to_changes_floats_keeps_integers_and_keeps_numbers_wide(reduction):
     assert all(x.device.type == "meta" for H in state.to("meta") for x in [*H.rows.values(), H.clock])
 
 
-@KNOWN
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_state_of_another_dtype_moves_on_in_place_without_editing_the_one_it_came_from(dtype):
     state, other = after(tiny_cell(), 9, H2O(4)), tiny_cell(dtype=dtype)
@@ -263,7 +261,6 @@ def test_a_refusal_is_a_value_error_and_leaves_the_state_as_it_was():
     assert_same(state, kept)
 
 
-@KNOWN
 @pytest.mark.parametrize("id", [-100, 50, 10**9])
 def test_a_row_that_stands_still_may_carry_any_id(id):
     """As padding may in a call; what generate leaves in a row that ended is its caller's."""

@@ -25,7 +25,7 @@ LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHINESE = ("今天天气很好，我们去公园散步。", "二〇二四年三月五日，共有１２３个人！", "𠮷野家在哪里？", "「你好」，他说……")
-STRANGE = "naïve façade 🦙🤖 ½²³ ٣٤ ﬁ e\u0301 zero\u200bwidth it's IT'S we'LL \r\n\r\n tab\t\tend  \n\n\n  x\u00a0y \u3000z"
+STRANGE = "naïve façade 🦙🤖 ½²³ ٣٤ ﬁ e\u0301 zero\u200bwidth it's IT'S we'LL we'Llx \r\n\r\n a\t\tb  \n\n\n  x\u00a0y \u3000z"
 
 
 def texts():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from msrnn import Error
@@ -25,15 +26,16 @@ def find(folder: Path) -> dict[str, Path]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise Error(f"{folder / INDEX}: weight_map is not an object of tensor and file names")
-    for file in sorted(set(weight_map.values())):
+    shards = sorted(set(weight_map.values()))
+    for file in shards:
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise Error(f"{folder / INDEX}: shard {file!r} is not the name of a safetensors file in the folder")
         if not (folder / file).is_file():
             raise Error(f"{folder / INDEX}: shard {file!r} is missing")
+    for file in shards:
         said, held = {name for name, f in weight_map.items() if f == file}, set(_names(folder / file))
         if said != held:
-            odd = sorted(said ^ held)[0]
-            raise Error(f"{folder / file}: the index and the shard disagree about tensor {odd!r}")
+            raise Error(f"{folder / file}: the index and the shard disagree about tensor {min(said ^ held)!r}")
     return {name: folder / file for name, file in weight_map.items()}
 
 
@@ -44,8 +46,6 @@ def read(files: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _names(path: Path) -> list[str]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())

@@ -74,8 +74,10 @@ class Cell(nn.Module, ABC):
         Raises:
             Error: a batch size below 1, an operator that does not fit the cell.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise Error(f"initial_state: batch_size is {batch_size!r}; expected a whole number of at least 1")
+        if dtype is not None and not dtype.is_floating_point:
+            raise Error(f"initial_state: dtype is {dtype}; expected a floating-point one")
         operators = per_layer(self.default_reduction if reduction is None else reduction, len(self.layers))
         mark = self.marks[0]
         clock = torch.zeros(batch_size, dtype=torch.int64, device=device or mark.device)
@@ -110,6 +112,8 @@ class Cell(nn.Module, ABC):
         """
         if not isinstance(state, State):
             raise Error(f"step_: state is {type(state).__name__}; expected a State to move on, as initial_state gives")
+        if state.clock.is_inference() and not torch.is_inference_mode_enabled():
+            raise Error("step_ cannot edit a state made under torch.inference_mode() outside of it; use step or state.clone()")
         if self._builds_graph(state):
             raise Error(
                 "step_ edits the state in place, which a graph cannot follow; use step, state.detach() or torch.no_grad()"
@@ -175,7 +179,7 @@ class Cell(nn.Module, ABC):
         of them (rounded to bfloat16, so that a change of dtype keeps it). Parameters in training have no lasting value,
         so only their config counts."""
         marks = self.marks
-        key = tuple((x.data_ptr() if x.device.type != "meta" else 0, x._version, x.requires_grad) for x in marks)
+        key = tuple((x.data_ptr() if x.device.type != "meta" else 0, _version(x), x.requires_grad) for x in marks)
         cached = getattr(self, "_fingerprint", None)
         if cached is None or cached[0] != key:
             config = hashlib.sha256(repr(self.config).encode()).hexdigest()[:16]
@@ -241,6 +245,10 @@ class Cell(nn.Module, ABC):
 
     def _builds_graph(self, state: State) -> bool:
         return torch.is_grad_enabled() and (state.carries_graph or any(p.requires_grad for p in self.parameters()))
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version  # inference tensors keep no count of their edits
 
 
 def _described(x: object) -> str:

@@ -49,15 +49,16 @@ def continue_prompt(
     prompt: Sequence[int],
     reduction: Reduction | str,
     max_new_tokens: int,
-    out: TextIO = sys.stdout,
+    out: TextIO | None = None,
 ) -> Run:
-    """Read ``prompt`` one step at a time and continue it greedily; the text goes to ``out`` as it comes.
+    """Read ``prompt`` one step at a time and continue it greedily; the text goes to ``out`` (standard output) as it comes.
 
     Raises:
         Error: as ``cell.initial_state`` and ``cell.step``.
     """
     from tokenizers.decoders import DecodeStream
 
+    out = out or sys.stdout
     state = cell.initial_state(1, reduction)
     total = len(prompt) + max_new_tokens
     decoder, kept, new, spent = DecodeStream(skip_special_tokens=True), [], [], 0.0

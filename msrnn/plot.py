@@ -32,15 +32,15 @@ def draw_retention(panels: Mapping[str, Tensor], path: str | Path, *, prompt: in
     image = None
     for i, (name, kept) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        image = axes.imshow(kept.cpu().numpy(), cmap="magma_r", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+        image = axes.imshow(kept.cpu().numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
         axes.set_title(name, fontfamily="monospace")
         axes.set_xlabel("position")
         axes.tick_params(labelsize=8)
         if i % columns == 0:
             axes.set_ylabel("step")
         if 0 < prompt < kept.shape[0]:
-            axes.axhline(prompt - 0.5, color="tab:blue", linewidth=1)
-            axes.text(kept.shape[1] - 1, prompt - 2, "prompt read", color="tab:blue", fontsize=8, ha="right", va="bottom")
+            axes.axhline(prompt - 0.5, color="tab:red", linewidth=1)
+            axes.text(kept.shape[1] - 1, prompt - 2, "prompt read", color="tab:red", fontsize=8, ha="right", va="bottom")
     if image is not None:
         figure.colorbar(image, ax=figure.axes, label="share of layers and heads that hold it", shrink=0.8)
     figure.suptitle(title)

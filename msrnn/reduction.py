@@ -44,6 +44,8 @@ class Reduction:
     def __post_init__(self) -> None:
         if isinstance(self.size, list):
             object.__setattr__(self, "size", tuple(self.size))
+        if taken := {"keys", "values", "positions"} & set(self.numbers):
+            raise Error(f"{type(self).__name__}: a number is called {min(taken)!r}, as the rows of H are")
         for size in self.size if isinstance(self.size, tuple) else (self.size,):
             self.check(size)
 
@@ -260,9 +262,12 @@ def reduce(
     position = H.clock[:, None].expand(key.shape[:2])  # (B, K)
     positions = torch.cat((H.positions, position[..., None]), dim=-1)  # (B, K, R)
     seen = Seen(weights.detach(), positions, H.clock, _with_zero(H.numbers))
-    updated = {name: x.contiguous() for name, x in operator.update(seen).items()}
-    if updated.keys() != H.numbers.keys():
-        raise Error(f"{type(operator).__name__}.update gives {sorted(updated)}; expected {sorted(operator.numbers)}")
+    updated = {name: x.to(weights.dtype).contiguous() for name, x in operator.update(seen).items()}
+    if {name: x.shape for name, x in updated.items()} != dict.fromkeys(H.numbers, positions.shape):
+        found = {name: tuple(x.shape) for name, x in updated.items()}
+        raise Error(
+            f"{type(operator).__name__}.update gives {found}; expected {operator.numbers}, {tuple(positions.shape)} each"
+        )
     if active is not None:
         still = ~active[:, None, None]
         updated = {name: torch.where(still, x, updated[name]) for name, x in _with_zero(H.numbers).items()}

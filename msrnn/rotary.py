@@ -24,9 +24,11 @@ class Rope:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            positive = isinstance(value, bool) or (isinstance(value, int | float) and math.isfinite(value) and value > 0)
-            if not positive:
-                raise Error(f"{type(self).__name__}.{name} is {value!r}; expected a finite number above 0")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if name != "truncate" and not (number and 0 < value < 1e30):
+                raise Error(f"{type(self).__name__}.{name} is {value!r}; expected a number above 0")
+        if self.theta <= 1:
+            raise Error(f"{type(self).__name__}.theta is {self.theta!r}; expected a number above 1")
 
     @property
     def gain(self) -> float:

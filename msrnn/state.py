@@ -132,6 +132,8 @@ class State:
         Integers keep their type, and an operator's numbers stay in at least float32.
         """
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None and not dtype.is_floating_point:
+            raise Error(f"to: dtype is {dtype}; expected a floating-point one")
         numbers = dtype and torch.promote_types(dtype, torch.float32)
 
         def moved(H: MultiState, clock: Tensor) -> MultiState:
@@ -151,6 +153,8 @@ class State:
         batch = self.clock.shape[0]
         if isinstance(rows, slice):
             rows = range(batch)[rows]
+        if not isinstance(rows, Tensor | Sequence | range):
+            raise Error(f"select: rows are {rows!r}; expected a tensor, a list or a slice of batch rows")
         index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), device=self.clock.device)
         if index.numel() == 0:
             index = index.long()
@@ -170,19 +174,21 @@ class State:
     def __repr__(self) -> str:
         """A small table: operator, rows per layer, oldest position, bytes; like layers share a line."""
         clocks = self.clock.tolist()
-        read = str(clocks[0]) if len(set(clocks)) == 1 else f"{min(clocks)}…{max(clocks)}"
+        read = _span(sorted(set(clocks))) or "no"
         head = f"State: {len(self)} layers, batch {len(clocks)}, {read} tokens read, {_bytes(self.nbytes)}"
         table = [("layers", "operator", "rows", "oldest", "bytes")]
         kinds = groupby(enumerate(self), lambda item: (str(item[1].reduction), item[1].keys.shape[2]))
         for (operator, rows), group in kinds:
             indices, layers = zip(*group, strict=True)
-            span = str(indices[0]) if len(indices) == 1 else f"{indices[0]}…{indices[-1]}"
             held = [H.positions[H.positions >= 0] for H in layers]
             oldest = sorted({int(x.min()) for x in held if x.numel()})
-            oldest_text = "" if not oldest else str(oldest[0]) if len(oldest) == 1 else f"{oldest[0]}…{oldest[-1]}"
-            table.append((span, operator, str(rows), oldest_text, _bytes(sum(H.nbytes for H in layers))))
+            table.append((_span(indices), operator, str(rows), _span(oldest), _bytes(sum(H.nbytes for H in layers))))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return "\n".join([head, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table)])
+
+
+def _span(ordered: Sequence[int]) -> str:
+    return "" if not ordered else str(ordered[0]) if ordered[0] == ordered[-1] else f"{ordered[0]}…{ordered[-1]}"
 
 
 def _bytes(count: float) -> str:

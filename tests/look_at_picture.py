@@ -8,13 +8,14 @@ from matplotlib.image import imread
 
 
 def panels(picture: np.ndarray, count: int) -> list[np.ndarray]:
-    """The N square panels, found by their black frames: the lowest rows of the picture that are dark all across them."""
-    dark = picture[..., :3].max(-1) < 0.2
-    columns = np.flatnonzero(dark.mean(0) > 0.3 * dark.mean(0).max())
-    runs = np.split(columns, np.flatnonzero(np.diff(columns) > 12) + 1)
-    wide = sorted((run for run in runs if len(run) > picture.shape[1] // (3 * count)), key=lambda run: run[0])[:count]
-    width = min(len(run) for run in wide)
-    return [picture[:, run[0] : run[0] + width, :3] for run in wide]
+    """The N square panels: the first row of pixels with N long black lines in it is their upper frame."""
+    for y, row in enumerate(picture[..., :3].max(-1) < 0.2):
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], row.astype(int), [0]))))
+        lines = [(left, right) for left, right in edges.reshape(-1, 2) if right - left > picture.shape[1] // (3 * count)]
+        if len(lines) == count:
+            width = min(right - left for left, right in lines)
+            return [picture[y : y + width, left : left + width, :3] for left, _ in lines]
+    return []
 
 
 def main(path: str, count: int) -> None:

@@ -6,12 +6,12 @@ from typing import ClassVar
 
 import pytest
 import torch
-from tiny import assert_same, close, fold, held, tiny_cell, tokens
+from tiny import ROPES, assert_same, close, fold, held, tiny_cell, tokens
 
 import msrnn
 from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction
 from msrnn.reduction import leaves, reduce
-
+from msrnn.rotary import Dynamic
 
 # The oracle: a decoder over a whole text at once, each query seeing the positions a rule left it.
 
@@ -25,13 +25,19 @@ def dense(cell, text, rule):
     c, T = cell.config, len(text)
     G = c.n_heads // c.n_kv_heads
 
+    def theta(t):  # a dynamic rope turns token t as a text of t + 1 tokens is turned
+        if not isinstance(c.rope, Dynamic):
+            return c.rope.theta
+        longer = max(t + 1, c.rope.length) / c.rope.length
+        return c.rope.theta * (c.rope.factor * longer - (c.rope.factor - 1)) ** (c.head_dim / (c.head_dim - 2))
+
     def norm(x, gain):
         return x / (x.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * gain
 
     def heads(x, count):  # (T, count · D) -> (count, T, D), turned: pair i of a head is a complex number
         half = c.head_dim // 2
         x = x.view(T, count, c.head_dim)
-        angle = torch.tensor([[t * c.rope.theta ** (-i / half) for i in range(half)] for t in range(T)], dtype=x.dtype)
+        angle = torch.tensor([[t * theta(t) ** (-i / half) for i in range(half)] for t in range(T)], dtype=x.dtype)
         z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)[:, None]
         return torch.cat((z.real, z.imag), -1).transpose(0, 1)
 
@@ -158,6 +164,16 @@ def test_operator_is_its_rule_and_attention_sees_exactly_the_rows_held(operator,
         ruled, after = dense(cell, text[b, :length], rule)
         assert [[history[t][l][b] for t in range(length)] for l in range(2)] == after
         close(own, ruled)
+
+
+@pytest.mark.parametrize(("operator", "rule"), [CASES["full"], CASES["tova:6"]], ids=["full", "tova:6"])
+def test_a_dynamic_rope_turns_each_token_by_the_length_it_makes(operator, rule):
+    cell, text = tiny_cell(rope=ROPES["dynamic"]), tokens(3, 1, 16)
+    logits, state = fold(cell, text, cell.initial_state(1, operator))
+    ruled, after = dense(cell, text[0], rule)
+    close(logits[0], ruled)
+    assert [row[0] for row in held(state)] == [history[-1] for history in after]
+    assert (ruled - dense(tiny_cell(), text[0], rule)[0])[6:].abs().max() > 1e-3  # the scaling was at work
 
 
 def test_oracle_tells_operators_apart():

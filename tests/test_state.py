@@ -1,7 +1,8 @@
 """The state as a value: its fields, what it says of itself, what a step refuses, and that no step waits for a device."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import msrnn
-from msrnn import H2O, TOVA, Full, MultiState, Sinks, Window
+from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window
 
 OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per_head=False), TOVA(4), TOVA(4, per_head=True)]
 
@@ -100,6 +101,8 @@ def test_printing_shows_operator_rows_oldest_position_and_bytes():
     assert "tova:4" in repr(cell.initial_state(1, TOVA(4)))
     ragged = cell(tokens(1, 2, 5), lengths=torch.tensor([5, 0]))[1]
     assert "0…5 tokens" in repr(ragged)
+    later = cell(tokens(1, 2, 9), cell.initial_state(2, Window(4)), lengths=torch.tensor([9, 3]))[1]
+    assert repr(later).splitlines()[2].split()[3] == "0"  # an empty row is not the oldest
 
 
 # Moves.
@@ -314,3 +317,94 @@ def test_no_step_waits_for_the_device(reduction, T):
                 shape, same = step(token.to("meta"), start, active=None if some is None else some.to("meta"))
             assert shape.shape == logits.shape
             assert [H.keys.shape for H in same] == [H.keys.shape for H in end]
+
+
+# What has been a bug once.
+
+
+def test_inference_mode_inside_and_out():
+    with torch.inference_mode():
+        cell = tiny_cell()
+        _, inside = cell.step(torch.tensor([1, 2]), cell.initial_state(2, "h2o:4"))
+        cell.step_(torch.tensor([1, 2]), inside)
+    logits, _ = cell.step(torch.tensor([3, 4]), inside)
+    folded, _ = cell(torch.tensor([[3], [4]]), inside)
+    close(folded[:, 0], logits)
+    with pytest.raises(msrnn.Error, match="inference_mode"):
+        cell.step_(torch.tensor([3, 4]), inside)
+    again, _ = cell.step_(torch.tensor([3, 4]), inside.clone())
+    close(again, logits)
+
+
+@dataclass(frozen=True)
+class Numbered(Reduction):
+    """An operator whose numbers are whatever `what` makes of what was seen."""
+
+    what: str = ""
+    numbers: ClassVar[tuple[str, ...]] = ("a", "b")
+
+    def update(self, seen):
+        one = {"shared": seen.weights.mean(2), "integer": seen.positions, "narrow": seen.weights.mean((1, 2))[:, None]}[
+            self.what
+        ]
+        return {"a": one, "b": one}
+
+    def score(self, seen):
+        return seen.numbers["a"]
+
+
+@pytest.mark.parametrize("what", ["shared", "integer"])
+@pytest.mark.parametrize("T", [2, 6])
+def test_any_numbers_are_saved_and_come_back(what, T, tmp_path):
+    cell = tiny_cell()
+    state = after(cell, T, Numbered(4, what))
+    state.save(tmp_path / "state")
+    again = msrnn.load_state(tmp_path / "state")
+    assert_same(again, state)
+    token = torch.tensor([5, 6])
+    close(cell.step(token, again)[0], cell.step(token, state)[0])
+
+
+def test_numbers_of_another_shape_or_name_are_refused():
+    cell = tiny_cell()
+    with pytest.raises(msrnn.Error, match=r"Numbered.update gives .*\(1, 1, 1\)"):
+        cell.step(torch.tensor([1]), cell.initial_state(1, Numbered(4, "narrow")))
+
+    @dataclass(frozen=True)
+    class Takes(Reduction):
+        numbers: ClassVar[tuple[str, ...]] = ("keys",)
+
+    with pytest.raises(msrnn.Error, match="'keys'"):
+        Takes(4)
+
+
+def test_the_librarys_own_operator_comes_back_whatever_else_is_called_so(tmp_path):
+    state = after(tiny_cell(), 6, TOVA(4))
+
+    @dataclass(frozen=True)
+    class Another(Reduction):
+        pass
+
+    Another.__name__ = "TOVA"
+    state.save(tmp_path / "state")
+    assert type(msrnn.load_state(tmp_path / "state")[0].reduction) is TOVA
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        (lambda cell, state: cell.initial_state(True), "batch_size is True"),
+        (lambda cell, state: cell.initial_state(2, dtype=torch.int64), "int64"),
+        (lambda cell, state: state.to(torch.int64), "int64"),
+        (lambda cell, state: state.select(None), "None"),
+        (lambda cell, state: state.select(1), "rows are 1"),
+    ],
+)
+def test_lax_arguments_are_refused(attempt, said):
+    cell = tiny_cell()
+    with pytest.raises(msrnn.Error, match=said):
+        attempt(cell, after(cell, 3))
+
+
+def test_an_empty_batch_prints():
+    assert "batch 0, no tokens read" in repr(after(tiny_cell(), 3).select([]))

@@ -56,8 +56,8 @@ class Config:
             raise Error(f"config: norm_eps is {self.norm_eps!r}; expected a number between 0 and 1")
         if self.n_heads % self.n_kv_heads:
             raise Error(f"config: {self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
-        if self.head_dim % 2:
-            raise Error(f"config: head_dim is {self.head_dim}; rotary positions need an even one")
+        if self.head_dim % 2 or self.head_dim < 4:
+            raise Error(f"config: head_dim is {self.head_dim}; rotary positions need an even one of at least 4")
         if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
             raise Error(f"config: window is {self.window!r}; expected None or a whole number of at least 1")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):

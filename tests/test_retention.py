@@ -1,0 +1,67 @@
+"""What is held is what `positions` says, and the picture shows it."""
+
+import pytest
+import torch
+from look_at_picture import main as look
+from tiny import tiny_cell
+
+import msrnn
+from msrnn.compare import full_nbytes
+from msrnn.plot import draw_retention
+from msrnn.retention import held, retention
+
+CELL = tiny_cell()
+TOKENS = torch.randint(0, CELL.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+def test_held_counts_heads():
+    _, state = CELL(TOKENS, CELL.initial_state(2, "tova-head:4"))
+    share = held(state, 12)
+    assert share.shape == (2, len(state), 12)
+    for b in range(2):
+        for l, H in enumerate(state):
+            heads = H.positions[b].tolist()
+            for p in range(12):
+                assert share[b, l, p] == pytest.approx(sum(p in row for row in heads) / len(heads))
+    assert torch.equal(held(state, 5), share[..., :5])
+
+
+def test_retention_is_the_fold_looked_at_after_each_step():
+    kept = retention(CELL, TOKENS, "h2o:4")
+    assert kept.shape == (2, len(CELL.layers), 12, 12)
+    for t in (0, 3, 11):
+        _, state = CELL(TOKENS[:, : t + 1], CELL.initial_state(2, "h2o:4"))
+        assert torch.equal(kept[:, :, t], held(state, 12))
+
+
+def test_known_patterns():
+    step, position = torch.arange(12)[:, None], torch.arange(12)
+    full, window, sinks = (retention(CELL, TOKENS[:1], r)[0, 0].bool() for r in ("full", "window:3", "sinks:5:2"))
+    assert torch.equal(full, position <= step)
+    assert torch.equal(window, (position <= step) & (position > step - 3))
+    assert torch.equal(sinks, (position <= step) & ((position > step - 3) | (position < 2) | (step < 5)))
+
+
+def test_what_an_unbounded_state_would_hold():
+    _, full = CELL(TOKENS)
+    _, bounded = CELL(TOKENS, CELL.initial_state(2, "window:3"))
+    assert full_nbytes(bounded) == full_nbytes(full) == full.nbytes
+
+
+def test_the_picture_shows_every_operator(tmp_path):
+    panels = {r: retention(CELL, TOKENS[:1], r)[0].mean(0) for r in ("full", "tova:4", "sinks:4:2", "window:4")}
+    draw_retention(panels, tmp_path / "new" / "kept.png", prompt=5, title="tiny")
+    look(str(tmp_path / "new" / "kept.png"), 4)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["kept.png"]
+
+
+def test_a_picture_of_the_same_thing_four_times_is_told(tmp_path):
+    draw_retention({str(i): torch.eye(12) for i in range(4)}, tmp_path / "same.png")
+    with pytest.raises(AssertionError, match="differ"):
+        look(str(tmp_path / "same.png"), 4)
+
+
+def test_an_ending_nobody_draws_is_refused(tmp_path):
+    with pytest.raises(msrnn.Error, match="cannot write the picture"):
+        draw_retention({"full": torch.eye(3)}, tmp_path / "kept.xyz")
+    assert not list(tmp_path.iterdir())

@@ -137,11 +137,8 @@ def _generate(args: argparse.Namespace) -> None:
     finally:
         print()
         speed = count / max(time.perf_counter() - read, 1e-9)
-        print(
-            f"[{tokens.shape[1]} tokens read in {read - start:.1f} s, {count} written at {speed:.1f} tokens/s; "
-            f"H holds {_megabytes(state.nbytes)}, unbounded it would hold {_megabytes(full_nbytes(state))}]",
-            file=sys.stderr,
-        )
+        spent = f"{tokens.shape[1]} tokens read in {read - start:.1f} s, {count} written at {speed:.1f} tokens/s"
+        print(f"[{spent}; {_held(state.nbytes, full_nbytes(state))}]", file=sys.stderr)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -155,7 +152,7 @@ def _compare(args: argparse.Namespace) -> None:
     for reduction in args.reduction:
         print(f"── {reduction} {'─' * (76 - len(str(reduction)))}")
         run = continue_prompt(cell, tokenizer, prompt, reduction, args.max_new_tokens)
-        print(f"\n   {run.tokens_per_second:.1f} tokens/s; H holds {_megabytes(run.nbytes)} of {_megabytes(run.full_nbytes)}\n")
+        print(f"\n   {run.tokens_per_second:.1f} tokens/s; {_held(run.nbytes, run.full_nbytes)}\n")
         panels[str(reduction)] = run.kept
     if args.picture:
         from .plot import draw_retention
@@ -257,8 +254,9 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.2f} MB"
+def _held(nbytes: int, full: int) -> str:
+    unbounded = f"; unbounded it would hold {full / 1e6:.2f} MB" if nbytes < full else ""
+    return f"H holds {nbytes / 1e6:.2f} MB{unbounded}"
 
 
 if __name__ == "__main__":

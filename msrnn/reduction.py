@@ -242,64 +242,48 @@ def leaves(score: Tensor, positions: Tensor) -> Tensor:
     return positions.masked_fill(~lowest, torch.iinfo(torch.int64).max).argmin(-1)
 
 
-def reduce(
-    H: MultiState, key: Tensor, value: Tensor, weights: Tensor, clock: Tensor, active: Tensor | None, *, in_place: bool
-) -> MultiState:
-    r"""Append the current token's row to H, then let H's operator take out what exceeds its size.
+def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | None) -> MultiState:
+    """Of the rows that the current query saw, let the operator take out what exceeds its size.
 
     Args:
-        H: the layer before this token, S rows.
-        key, value: the token's own, ``(B, K, D)``.
-        weights: with which it read H and itself, ``(B, K, G, S + 1)``.
+        seen: S + 1 rows, the token's own last, as ``H.append`` gives them; their storage is written to, unless a graph
+            needs it.
+        weights: with which the query read them, ``(B, K, G, S + 1)``.
         clock: ``(B,)``, the clock after this token.
-        active: ``(B,)`` bool; rows where it is false stand still. None: all active.
-        in_place: whether H's storage may be reused. The result is the same.
+        active: ``(B,)`` bool; rows where it is false stand still, as if nothing had been appended. None: all active.
 
     Returns:
-        H with S + 1 rows while S < size, and with S rows from then on: one row is overwritten and shapes stand still.
+        All S + 1 rows while S < size, and S rows from then on: one is overwritten and shapes stand still.
     """
-    operator = H.reduction  # its choice is not differentiated, so neither are its numbers
-    position = H.clock[:, None].expand(key.shape[:2])  # (B, K)
-    positions = torch.cat((H.positions, position[..., None]), dim=-1)  # (B, K, R)
-    seen = Seen(weights.detach(), positions, H.clock, _with_zero(H.numbers))
-    updated = {name: x.to(weights.dtype).contiguous() for name, x in operator.update(seen).items()}
-    if {name: x.shape for name, x in updated.items()} != dict.fromkeys(H.numbers, positions.shape):
-        found = {name: tuple(x.shape) for name, x in updated.items()}
+    operator, positions = seen.reduction, seen.positions
+    assert not isinstance(operator.size, tuple), "per_layer gives each layer an int"
+    S = positions.shape[2] - 1
+    before = seen.numbers if active is None else {name: x.clone() for name, x in seen.numbers.items()}
+    look = Seen(weights.detach(), positions, seen.clock, dict(seen.numbers))  # the choice is not differentiated
+    numbers = {name: x.to(weights.dtype) for name, x in operator.update(look).items()}
+    if {name: x.shape for name, x in numbers.items()} != dict.fromkeys(before, positions.shape):
+        found = {name: tuple(x.shape) for name, x in numbers.items()}
         raise Error(
             f"{type(operator).__name__}.update gives {found}; expected {operator.numbers}, {tuple(positions.shape)} each"
         )
+    grows = operator.size is None or operator.size > S
+    score = None if grows else operator.score(look._replace(numbers=numbers))
     if active is not None:
-        still = ~active[:, None, None]
-        updated = {name: torch.where(still, x, updated[name]) for name, x in _with_zero(H.numbers).items()}
-        positions = torch.cat((H.positions, torch.where(still, EMPTY, position[..., None])), dim=-1)
-    carried = H.keys.shape[2]
-    assert not isinstance(operator.size, tuple), "per_layer gives each layer an int"
-    if operator.size is None or carried < operator.size:
-        keys = torch.cat((H.keys, key[:, :, None]), dim=2)
-        values = torch.cat((H.values, value[:, :, None]), dim=2)
-        return H.with_rows({"keys": keys, "values": values, "positions": positions, **updated}, clock)
-    if carried == 0:
-        return H.with_rows(H.rows, clock)  # Window(0): only the current token is ever seen
-    row = leaves(operator.score(seen._replace(numbers=updated)), seen.positions).expand(key.shape[:2])  # (B, K)
+        numbers = {name: torch.where(active[:, None, None], x, before[name]) for name, x in numbers.items()}
+    if score is None:
+        if active is not None:
+            positions[..., S].masked_fill_(~active[:, None], EMPTY)
+        return replace(seen, clock=clock, numbers={name: x.contiguous() for name, x in numbers.items()})
+    row = leaves(score, positions).expand(positions.shape[:2])  # (B, K)
     if active is not None:
-        row = torch.where(active[:, None], row, carried)  # the row of a token that is not read goes
-    new = {"keys": key, "values": value, "positions": position}
-    rows = {name: _overwrite(x, row, new[name], in_place) for name, x in H.rows.items() if name in new}
-    for name, x in updated.items():  # fresh already, so in place would gain nothing
-        rows[name] = _overwrite(x[..., :carried], row, x[..., carried], in_place=False)
-    return H.with_rows(rows, clock)
+        row = torch.where(active[:, None], row, S)  # the row of a token that is not read goes
+    keys, values, positions = (_overwrite(x, row)[:, :, :S] for x in (seen.keys, seen.values, positions))
+    numbers = {name: x.scatter(2, row[..., None], x[..., S:])[..., :S].clone() for name, x in numbers.items()}
+    return MultiState(keys, values, positions, clock, operator, numbers, seen.room)
 
 
-def _with_zero(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``(B, K, S) -> (B, K, S + 1)`` each: the current row's number is 0 until the operator says."""
-    return {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1)), dim=-1) for name, x in numbers.items()}
-
-
-def _overwrite(rows: Tensor, row: Tensor, new: Tensor, in_place: bool) -> Tensor:
-    """``rows (B, K, S, …)`` with row ``row (B, K)`` replaced by ``new (B, K, …)``; row S is the new one itself, so then
-    everything stays."""
-    size = rows.shape[2]
-    shape = (*row.shape, 1, *(1,) * (rows.ndim - 3))
-    index = row.clamp(max=size - 1).view(shape).expand(*row.shape, 1, *rows.shape[3:])
-    kept = torch.where((row == size).view(shape), rows.gather(2, index), new.unsqueeze(2))
-    return rows.scatter_(2, index, kept) if in_place else rows.scatter(2, index, kept)
+def _overwrite(rows: Tensor, row: Tensor) -> Tensor:
+    """``rows (B, K, S + 1, …)`` with the last one written over row ``row (B, K)``, which may be the last itself."""
+    last = rows[:, :, -1:].clone()
+    index = row.view(*row.shape, 1, *(1,) * (rows.ndim - 3)).expand_as(last)
+    return rows.scatter(2, index, last) if rows.requires_grad else rows.scatter_(2, index, last)

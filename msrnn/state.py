@@ -33,6 +33,8 @@ class MultiState:
         clock: ``(B,)`` int64, tokens read so far.
         reduction: the operator that bounds this layer, its ``size`` an int or None.
         numbers: what the operator keeps per row, by name, ``(B, K, S)`` each in at least float32.
+        room: where this state owns storage beyond its rows, the tensors ``(B, K, S + …)`` whose first rows keys, values
+            and positions are; a step in place writes the next row there.
     """
 
     keys: Tensor
@@ -41,6 +43,7 @@ class MultiState:
     clock: Tensor
     reduction: "Reduction"
     numbers: dict[str, Tensor] = field(default_factory=dict)
+    room: tuple[Tensor, ...] | None = None
 
     @property
     def rows(self) -> dict[str, Tensor]:
@@ -52,21 +55,45 @@ class MultiState:
         """``(B, K, S)`` bool: rows that hold nothing."""
         return self.positions == EMPTY
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(x.nbytes for x in (*self.rows.values(), self.clock))
-
     def with_rows(self, rows: dict[str, Tensor], clock: Tensor) -> "MultiState":
-        """The same layer with other rows (named as in ``rows``) and another clock."""
+        """The same layer with other rows, named as in ``rows``, no room beyond them, and another clock."""
         numbers = {name: rows[name] for name in self.numbers}
-        return replace(
-            self, keys=rows["keys"], values=rows["values"], positions=rows["positions"], clock=clock, numbers=numbers
-        )
+        return MultiState(rows["keys"], rows["values"], rows["positions"], clock, self.reduction, numbers)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "MultiState":
-        """``change`` applied to every tensor, the clock included."""
+        """``change`` applied to every row-aligned tensor and to the clock; room beyond the rows is left behind."""
         return self.with_rows({name: change(x) for name, x in self.rows.items()}, change(self.clock))
+
+    def append(self, key: Tensor, value: Tensor, *, in_place: bool) -> "MultiState":
+        """What the current query sees: H and, last, the token's own row. The clock has not moved yet.
+
+        Args:
+            key, value: ``(B, K, D)``; the position is the clock's.
+            in_place: whether the row may be written into this state's room. Otherwise the rows are copied. Where there
+                is no room left they are too, and the result has room for the tokens to come.
+        """
+        S = self.keys.shape[2]
+        rows: tuple[Tensor, ...] = (self.keys, self.values, self.positions)
+        new = (key, value, self.clock[:, None].expand(key.shape[:2]))
+        numbers = {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1)), dim=-1) for name, x in self.numbers.items()}
+        if not in_place:
+            rows = tuple(torch.cat((x, row.unsqueeze(2)), dim=2) for x, row in zip(rows, new, strict=True))
+            return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, rows)
+        room = self.room
+        if room is None or room[0].shape[2] == S:
+            spare = [x.new_empty(*x.shape[:2], self._spare(), *x.shape[3:]) for x in rows]
+            room = tuple(torch.cat(pair, dim=2) for pair in zip(rows, spare, strict=True))
+        for x, row in zip(room, new, strict=True):
+            x[:, :, S] = row
+        rows = room if room[0].shape[2] == S + 1 else tuple(x[:, :, : S + 1] for x in room)
+        return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, room)
+
+    def _spare(self) -> int:
+        """Rows to make room for: a sixteenth more, so that appending a row copies no more than sixteen; never more than
+        ``size + 1`` in all."""
+        S, size = self.keys.shape[2], self.reduction.size
+        spare = 1 + S // 16
+        return min(spare, size + 1 - S) if isinstance(size, int) else spare
 
 
 class State:
@@ -96,8 +123,8 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """Bytes really held, keys, values, positions, the operators' numbers and the clock (shared by the layers)."""
-        return sum(H.nbytes - H.clock.nbytes for H in self) + self.clock.nbytes
+        """Bytes really held: keys, values, positions, the operators' numbers, the clock, and room for the next rows."""
+        return _nbytes(self)
 
     @property
     def carries_graph(self) -> bool:
@@ -182,9 +209,14 @@ class State:
             indices, layers = zip(*group, strict=True)
             held = [H.positions[H.positions >= 0] for H in layers]
             oldest = sorted({int(x.min()) for x in held if x.numel()})
-            table.append((_span(indices), operator, str(rows), _span(oldest), _bytes(sum(H.nbytes for H in layers))))
+            table.append((_span(indices), operator, str(rows), _span(oldest), _bytes(_nbytes(layers))))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return "\n".join([head, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table)])
+
+
+def _nbytes(layers: Iterable[MultiState]) -> int:
+    held = (x.untyped_storage() for H in layers for x in (*H.rows.values(), H.clock))
+    return sum({storage._cdata: storage.nbytes() for storage in held}.values())  # what views share counts once
 
 
 def _span(ordered: Sequence[int]) -> str:

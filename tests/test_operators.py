@@ -203,7 +203,7 @@ def rows_at(positions, operator, numbers=None, K=1):
 def reduced(H, weights):
     """H after one token read with ``weights (K, G, S + 1)``."""
     key = H.clock.double()[:, None, None].repeat(1, H.keys.shape[1], 1)
-    return reduce(H, key, -key, torch.tensor(weights).double()[None], H.clock + 1, None, in_place=False)
+    return reduce(H.append(key, -key, in_place=False), torch.tensor(weights).double()[None], H.clock + 1, None)
 
 
 @pytest.mark.parametrize("tilt", [0.0, 0.04])

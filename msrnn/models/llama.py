@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -92,14 +91,15 @@ class Layer(nn.Module):
         self, x: Tensor, H: MultiState, rotation: Rotation, clock: Tensor, active: Tensor | None, in_place: bool
     ) -> tuple[Tensor, MultiState]:
         """:meth:`step`, given what all layers of a token share: the rotation of its position and the clock after it."""
-        D = self.config.head_dim
+        N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         normed = self.attention_norm(x)
-        q = rotate(rearrange(self.q(normed), "b (n d) -> b n d", d=D), rotation)  # (B, N, D)
-        k = rotate(rearrange(self.k(normed), "b (k d) -> b k d", d=D), rotation)  # (B, K, D)
-        v = rearrange(self.v(normed), "b (k d) -> b k d", d=D)  # (B, K, D)
-        read, weights = attend(q, k, v, H.keys, H.values, H.empty)
-        H = reduce(H, k, v, weights, clock, active, in_place=in_place)
-        x = x + self.o(rearrange(read, "b n d -> b (n d)"))
+        qk = torch.cat((self.q(normed), self.k(normed)), dim=-1).unflatten(-1, (N + K, D))
+        q, k = rotate(qk, rotation).split((N, K), dim=1)  # (B, N, D), (B, K, D)
+        v = self.v(normed).unflatten(-1, (K, D))  # (B, K, D)
+        seen = H.append(k, v, in_place=in_place)  # S + 1 rows
+        read, weights = attend(q, seen.keys, seen.values, seen.empty)
+        H = reduce(seen, weights, clock, active)
+        x = x + self.o(read.flatten(1))
         normed = self.ffn_norm(x)
         return x + self.down(silu(self.gate(normed)) * self.up(normed)), H
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from msrnn import Error, checkpoint
-from msrnn.files import new_folder, read_json, read_tensors, write_json
+from msrnn.error import check_device, check_dtype
+from msrnn.files import check_new_folder, new_folder, read_json, read_tensors, write_json, write_tensors
 from msrnn.models import Config, Llama
 
 from . import hub, huggingface
@@ -40,6 +40,8 @@ def load(
     Raises:
         Error: a source that cannot be read, or is no LLaMA, Mistral or Yi; one sentence says why.
     """
+    check_dtype(dtype)
+    check_device(device)
     return _build(_open(source, revision), dtype, device)
 
 
@@ -57,13 +59,13 @@ def convert(
     """
     if to not in ("msrnn", "hf"):
         raise Error(f"to is {to!r}; expected 'msrnn' or 'hf'")
+    check_new_folder(target)
+    cell = load(source, dtype=dtype, revision=revision)
     with new_folder(target) as folder:
-        cell = load(source, dtype=dtype, revision=revision)
         if to == "msrnn":
             checkpoint.write(cell, folder)
             return
-        tensors = {name: x.contiguous() for name, x in huggingface.to_hf(cell.state_dict()).items()}
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        write_tensors(folder / "model.safetensors", huggingface.to_hf(cell.state_dict()), {"format": "pt"})
         facts = huggingface.config_to_hf(cell.config, cell.norm.weight.dtype)
         write_json(folder / "config.json", facts)
         write_json(folder / "generation_config.json", {k: facts[k] for k in ("bos_token_id", "eos_token_id")})
@@ -113,15 +115,24 @@ def tokenizer(source: str | Path, *, revision: str | None = None) -> "tokenizers
 
 def _locate(source: str | Path, revision: str | None, *, weights: bool = True) -> Path:
     """A folder or a ``.gguf`` file on this machine."""
+    if not isinstance(source, str | Path) or not str(source):
+        raise Error(f"source is {source!r:.60}; expected a hub id (owner/name), a folder or a .gguf file")
     path = Path(source)
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if path.is_dir() or _is_gguf(path):
         if revision is not None:
             raise Error(f"revision {revision!r} belongs to a hub id; {path} lies on this machine")
         return path
     if not path.exists() and hub.is_id(str(source)):
         return hub.fetch(str(source), revision, weights=weights)
-    what = "is neither a folder nor a .gguf file" if path.exists() else "does not exist, and is no hub id (owner/name) either"
+    what = "is neither a folder nor a GGUF file" if path.exists() else "does not exist, and is no hub id (owner/name) either"
     raise Error(f"{source} {what}")
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF" or path.suffix.lower() == ".gguf"  # a damaged one is told what is wrong with it
 
 
 def _open(source: str | Path, revision: str | None) -> Source:
@@ -129,14 +140,11 @@ def _open(source: str | Path, revision: str | None) -> Source:
     if path.is_file():
         from . import gguf  # deferred, as its package is an extra
 
-        config, tensors = gguf.read(path)
-        return Source(config, tensors, 9 * config.n_layers + 3, partial(_carried_in_gguf, path))
+        return Source(*gguf.read(path), partial(_carried_in_gguf, path))
     if not _is_own(path):
         return huggingface.open_folder(path)
-    config = checkpoint.read_config(path)
-    return Source(
-        config, read_tensors(path / "model.safetensors"), 9 * config.n_layers + 3, partial(checkpoint.read_carried, path)
-    )
+    config, files = checkpoint.read_config(path), checkpoint.read_carried(path)
+    return Source(config, read_tensors(path / "model.safetensors"), lambda: files)
 
 
 def _is_own(folder: Path) -> bool:
@@ -158,7 +166,8 @@ def _carried_in_gguf(path: Path) -> dict[str, bytes]:
 
 
 def _build(source: Source, dtype: torch.dtype | None, device: torch.device | str | None) -> Llama:
-    bar = tqdm(source.tensors, total=source.n_tensors, desc="reading", unit="tensor", delay=2, leave=False, disable=None)
+    n_tensors = 9 * source.config.n_layers + 2 + (not source.config.tied)
+    bar = tqdm(source.tensors, total=n_tensors, desc="reading", unit="tensor", delay=2, leave=False, disable=None)
     cell = checkpoint.build(source.config, bar, dtype=dtype, device=device)
     cell.carried = source.carried
     return cell

@@ -60,7 +60,7 @@ def open_folder(folder: Path) -> Source:
     config = read_config(folder)
     files = shards.find(folder)
     tensors = from_hf(shards.read(files), config.family == "yi", config.tied)
-    return Source(config, tensors, len(files), partial(carried, folder))
+    return Source(config, tensors, partial(dict, carried(folder)))
 
 
 def read_config(folder: Path) -> Config:
@@ -131,9 +131,10 @@ def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> C
     for name in architectures if isinstance(architectures, list) else [architectures]:
         if name not in ARCHITECTURES:
             raise Error(f"config.json: architecture {name!r} is not supported; expected one of {', '.join(ARCHITECTURES)}")
-    for name, plain in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False), ("quantization_config", None)):
-        if facts.get(name, plain) not in (plain, None):
-            raise Error(f"config.json: {name} is {facts[name]!r:.60}; only {plain!r} is supported")
+    plain = {"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,), "quantization_config": ()}
+    for name, known in plain.items():
+        if facts.get(name) not in (None, *known):
+            raise Error(f"config.json: {name} is {facts[name]!r:.60}; expected {known[0] if known else None!r}")
     width, heads = _whole(facts, "hidden_size"), _whole(facts, "num_attention_heads")
     head_dim = facts.get("head_dim")
     if head_dim is None and width % heads:
@@ -159,7 +160,7 @@ def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> C
         norm_eps=_number(facts, "rms_norm_eps"),
         rope=rope_from_hf(facts, length),
         length=length,
-        tied=bool(facts.get("tie_word_embeddings", False)),
+        tied=facts.get("tie_word_embeddings") or False,
         # an absent key is transformers' default, 4096, which v0.1 has; later versions say null
         window=facts.get("sliding_window", 4096) if family == "mistral" else None,
         bos_token_id=facts.get("bos_token_id"),
@@ -175,10 +176,14 @@ def rope_from_hf(facts: Mapping[str, Any], length: int) -> Rope:
     Raises:
         Error: a type other than default, linear, dynamic, llama3, yarn; a number missing or unknown.
     """
-    new, old = facts.get("rope_parameters") or {}, facts.get("rope_scaling") or {}
-    if not isinstance(new, dict) or not isinstance(old, dict):
-        raise Error(f"config.json: the rope settings are {new or old!r:.60}; expected an object")
-    rope = {**old, **new}
+    spelled = [facts[name] for name in ("rope_scaling", "rope_parameters") if facts.get(name) is not None]
+    for settings in spelled:
+        if not isinstance(settings, dict):
+            raise Error(f"config.json: the rope settings are {settings!r:.60}; expected an object")
+    kinds = {str(settings[name]) for settings in spelled for name in ("rope_type", "type") if settings.get(name)}
+    if len(kinds) > 1:
+        raise Error(f"config.json: the rope is said to be {' and '.join(sorted(kinds))}; expected one type")
+    rope = {name: value for settings in spelled for name, value in settings.items()}
     if unknown := sorted(rope.keys() - ROPE_KEYS):
         raise Error(f"config.json: rope setting {unknown[0]!r} is not known")
     if rope.get("partial_rotary_factor", 1.0) not in (1, None):
@@ -186,7 +191,9 @@ def rope_from_hf(facts: Mapping[str, Any], length: int) -> Rope:
     if "rope_theta" in rope and facts.get("rope_theta", rope["rope_theta"]) != rope["rope_theta"]:
         raise Error(f"config.json: rope_theta is {facts['rope_theta']!r} and, in rope_parameters, {rope['rope_theta']!r}")
     theta = _number({"rope_theta": 10000.0, **{k: v for k, v in facts.items() if k == "rope_theta"}, **rope}, "rope_theta")
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = next(iter(kinds), "default")
+    if kind == "default" and rope.get("factor") not in (None, 1):
+        raise Error(f"config.json: the rope has a factor, {rope['factor']!r}, but no type that scales; expected one")
     original = rope.get("original_max_position_embeddings") or length
     if kind == "default":
         return Rope(theta)
@@ -199,14 +206,15 @@ def rope_from_hf(facts: Mapping[str, Any], length: int) -> Rope:
         return Llama3(theta, _number(rope, "factor"), low, high, original)
     if kind == "yarn":
         factor = _number(rope, "factor")
-        gain = rope.get("attention_factor")
-        if gain is None:
-            two = rope.get("mscale") and rope.get("mscale_all_dim")
-            gain = (
-                _yarn_gain(factor, rope["mscale"]) / _yarn_gain(factor, rope["mscale_all_dim"]) if two else _yarn_gain(factor)
-            )
-        fast, slow = float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1)
-        return Yarn(theta, factor, original, float(gain), fast, slow, bool(rope.get("truncate", True)))
+        given = {name: value for name, value in rope.items() if value is not None}
+        if "attention_factor" in given:
+            gain = _number(given, "attention_factor")
+        elif given.get("mscale") and given.get("mscale_all_dim"):
+            gain = _yarn_gain(factor, _number(given, "mscale")) / _yarn_gain(factor, _number(given, "mscale_all_dim"))
+        else:
+            gain = _yarn_gain(factor)
+        fast, slow = (_number({name: default} | given, name) for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0)))
+        return Yarn(theta, factor, original, gain, fast, slow, rope.get("truncate", True))
     raise Error(f"config.json: rope type {kind!r} is not supported; expected default, linear, dynamic, llama3 or yarn")
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from msrnn import Error
-from msrnn.files import read_json, read_tensors
+from msrnn.files import read_json, read_names, read_tensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -20,7 +19,7 @@ def find(folder: Path) -> dict[str, Path]:
             what is in them.
     """
     if (folder / SINGLE).is_file():
-        return dict.fromkeys(_names(folder / SINGLE), folder / SINGLE)
+        return dict.fromkeys(read_names(folder / SINGLE), folder / SINGLE)
     if not (folder / INDEX).is_file():
         raise Error(f"{folder} has neither {SINGLE} nor {INDEX}")
     weight_map = read_json(folder / INDEX).get("weight_map")
@@ -33,7 +32,7 @@ def find(folder: Path) -> dict[str, Path]:
         if not (folder / file).is_file():
             raise Error(f"{folder / INDEX}: shard {file!r} is missing")
     for file in shards:
-        said, held = {name for name, f in weight_map.items() if f == file}, set(_names(folder / file))
+        said, held = {name for name, f in weight_map.items() if f == file}, set(read_names(folder / file))
         if said != held:
             raise Error(f"{folder / file}: the index and the shard disagree about tensor {min(said ^ held)!r}")
     return {name: folder / file for name, file in weight_map.items()}
@@ -43,11 +42,3 @@ def read(files: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of :func:`find`, shard by shard."""
     for file in sorted(set(files.values())):
         yield from read_tensors(file)
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as wrong:
-        raise Error(f"cannot read {path} as safetensors ({wrong})") from None

@@ -15,11 +15,9 @@ class Source:
     Attributes:
         config: checked, before any tensor is read.
         tensors: our names and tensors, one by one; to be gone through once.
-        n_tensors: how many there are about, for a progress bar.
         carried: gives the small files that go along, by name (tokenizer, chat template).
     """
 
     config: Config
     tensors: Iterator[tuple[str, Tensor]]
-    n_tensors: int
     carried: Callable[[], dict[str, bytes]]

@@ -1,6 +1,7 @@
 """The command line: the one place where msrnn meets converters."""
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -13,9 +14,9 @@ from torch import Tensor
 from .cell import Cell
 from .compare import continue_prompt, full_nbytes
 from .decode import stream
-from .error import Error
+from .error import Error, check_device
 from .models import Llama
-from .reduction import parse_reduction
+from .reduction import Reduction, parse_reduction
 from .retention import retention
 
 if TYPE_CHECKING:
@@ -35,9 +36,14 @@ SIZE is the number of tokens carried from step to step. Without one, H is the fa
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0, 1 after a one-sentence refusal, 130 after ctrl-C."""
+    if sys.stdout is None:  # closed by the caller: the words go nowhere
+        sys.stdout = io.StringIO()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no dashes gets question marks
     args = _parser().parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
     except Error as refused:
         print(f"msrnn: {refused}", file=sys.stderr)
         return 1
@@ -45,9 +51,18 @@ def main(argv: list[str] | None = None) -> int:
         print("\nstopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone; leave without a word, and without python's own
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
+        return 1
+    except OSError as wrong:
+        _silence()
+        print(f"msrnn: cannot write the output ({wrong.strerror})", file=sys.stderr)
         return 1
     return 0
+
+
+def _silence() -> None:
+    """Leave nothing to be flushed to a place that takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,10 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         "--max-new-tokens", metavar="N", type=_count, default=128, help="at most so many tokens (default: 128)"
     )
     generate.add_argument("--sample", action="store_true", help="draw tokens; otherwise the likeliest is taken")
-    generate.add_argument("--temperature", type=float, default=1.0, help="flattens (> 1) or sharpens (< 1) what is drawn from")
+    generate.add_argument("--temperature", type=float, help="flattens (> 1) or sharpens (< 1) what is drawn from")
     generate.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest")
     generate.add_argument("--top-p", type=float, metavar="P", help="draw among the fewest that together reach P")
-    generate.add_argument("--seed", type=int, help="makes the drawing repeatable")
+    generate.add_argument("--seed", type=_count, help="makes the drawing repeatable")
     generate.add_argument("--ignore-eos", action="store_true", help="go on past the model's end-of-text tokens")
     generate.set_defaults(run=_generate)
 
@@ -105,17 +120,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _generate(args: argparse.Namespace) -> None:
     text = _text(args)
+    shaping = {"--temperature": args.temperature, "--top-k": args.top_k, "--top-p": args.top_p, "--seed": args.seed}
+    if not args.sample and (given := [name for name, value in shaping.items() if value is not None]):
+        raise Error(f"{given[0]} is about drawing tokens; it needs --sample")
     cell, tokenizer = _load(args)
     from tokenizers.decoders import DecodeStream
 
     state = cell.initial_state(1, args.reduction)
     tokens, generator = _encode(tokenizer, text, args), torch.Generator(args.device)
-    if args.seed is not None:
-        if not args.sample:
-            raise Error("--seed makes drawing repeatable; it needs --sample")
-        generator.manual_seed(args.seed)
-    else:
+    if args.seed is None:
         generator.seed()
+    else:
+        generator.manual_seed(args.seed)
     decoder, count, start = DecodeStream(skip_special_tokens=True), 0, time.perf_counter()
     new = stream(
         cell,
@@ -123,7 +139,7 @@ def _generate(args: argparse.Namespace) -> None:
         state,
         max_new_tokens=args.max_new_tokens,
         do_sample=args.sample,
-        temperature=args.temperature,
+        temperature=1.0 if args.temperature is None else args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
         eos_token_id=None if args.ignore_eos else cell.config.eos_token_ids,
@@ -143,8 +159,9 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     text = _text(args)
+    _once(args.reduction)
     if args.picture:
-        _need_plot()
+        _check_picture(args.picture)
     cell, tokenizer = _load(args)
     prompt = _encode(tokenizer, text, args)[0].tolist()
     print(f"{args.model}: {len(prompt)} prompt tokens, up to {args.max_new_tokens} new\n\n{text}\n")
@@ -163,7 +180,8 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _retention(args: argparse.Namespace) -> None:
     text = _text(args)
-    _need_plot()
+    _once(args.reduction)
+    _check_picture(args.out)
     cell, tokenizer = _load(args)
     layers = cell.config.n_layers
     if args.layer is not None and not -layers <= args.layer < layers:
@@ -207,22 +225,22 @@ def _info(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> tuple[Cell, "tokenizers.Tokenizer"]:
     import converters
 
-    try:
-        device = torch.device(args.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as wrong:
-        raise Error(f"--device {args.device}: {str(wrong).splitlines()[0]}") from None
+    check_device(args.device)
+    if args.device == "meta":
+        raise Error("--device is 'meta'; nothing is computed there")
     tokenizer = converters.tokenizer(args.model, revision=args.revision)
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return converters.load(args.model, dtype=dtype, device=device, revision=args.revision), tokenizer
+    return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision), tokenizer
 
 
 def _text(args: argparse.Namespace) -> str:
+    if args.stdin and sys.stdin is None:
+        raise Error("cannot read the prompt (standard input is closed)")
     try:
-        text = (
-            sys.stdin.read() if args.stdin else args.prompt if args.prompt is not None else args.prompt_file.read_text("utf-8")
-        )
-    except (OSError, UnicodeDecodeError) as wrong:
+        text = args.prompt if args.prompt is not None else None if args.stdin else args.prompt_file.read_text("utf-8")
+        text = sys.stdin.read() if text is None else text
+        text.encode()  # bytes that were no text come in as lone surrogates
+    except (OSError, UnicodeError) as wrong:
         raise Error(f"cannot read the prompt ({wrong})") from None
     if not text:
         raise Error("the prompt is empty")
@@ -233,15 +251,19 @@ def _encode(tokenizer: "tokenizers.Tokenizer", text: str, args: argparse.Namespa
     return torch.tensor([tokenizer.encode(text).ids], device=args.device)
 
 
-def _need_plot() -> None:
-    """Refuse before work starts where the picture could not be drawn at its end."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise Error("the package matplotlib is not installed; pip install 'msrnn[plot]'") from None
+def _check_picture(path: Path) -> None:
+    from .plot import check_picture
+
+    check_picture(path)
 
 
-def _reduction(text: str) -> object:
+def _once(reductions: list[Reduction]) -> None:
+    for i, reduction in enumerate(reductions):
+        if reduction in reductions[:i]:
+            raise Error(f"--reduction {reduction} is given twice; expected each once")
+
+
+def _reduction(text: str) -> Reduction:
     try:
         return parse_reduction(text)
     except Error as refused:
@@ -249,7 +271,7 @@ def _reduction(text: str) -> object:
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+    if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 

@@ -4,7 +4,6 @@ Append, attend, reduce, one token at a time: the fold of :meth:`Cell.step` over 
 and every faster way has to give the same.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .error import Error
+from .error import Error, check_device, check_dtype
+from .fingerprint import Fingerprint
 from .reduction import Reduction, per_layer
 from .state import MultiState, State
 
@@ -33,6 +33,11 @@ class Cell(nn.Module, ABC):
     @abstractmethod
     def default_reduction(self) -> Reduction:
         """The operator under which the cell is the published model."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> str:
+        """In words, every fact of the config that enters a transition."""
 
     @property
     @abstractmethod
@@ -76,8 +81,8 @@ class Cell(nn.Module, ABC):
         """
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise Error(f"initial_state: batch_size is {batch_size!r}; expected a whole number of at least 1")
-        if dtype is not None and not dtype.is_floating_point:
-            raise Error(f"initial_state: dtype is {dtype}; expected a floating-point one")
+        check_dtype(dtype)
+        check_device(device)
         operators = per_layer(self.default_reduction if reduction is None else reduction, len(self.layers))
         mark = self.marks[0]
         clock = torch.zeros(batch_size, dtype=torch.int64, device=device or mark.device)
@@ -90,7 +95,8 @@ class Cell(nn.Module, ABC):
         Args:
             token: ``(B,)`` int64.
             state: H before the token; None is ``initial_state(B)``.
-            active: ``(B,)`` bool; rows where it is false stand still, H and clock untouched (their logits mean nothing).
+            active: ``(B,)`` bool; rows where it is false stand still, H and clock untouched (their logits mean nothing;
+                where H still grows, it grows by a row that is empty to them, until a call drops it).
 
         Returns:
             logits ``(B, V)`` for the next token, and the new state.
@@ -112,12 +118,11 @@ class Cell(nn.Module, ABC):
         """
         if not isinstance(state, State):
             raise Error(f"step_: state is {type(state).__name__}; expected a State to move on, as initial_state gives")
-        if state.clock.is_inference() and not torch.is_inference_mode_enabled():
-            raise Error("step_ cannot edit a state made under torch.inference_mode() outside of it; use step or state.clone()")
-        if self._builds_graph(state):
-            raise Error(
-                "step_ edits the state in place, which a graph cannot follow; use step, state.detach() or torch.no_grad()"
-            )
+        if not torch.compiler.is_compiling():
+            if state.clock.is_inference() and not torch.is_inference_mode_enabled():
+                raise Error("step_ cannot edit a state made under torch.inference_mode() outside of it; state.clone() can be")
+            if state.carries_graph or self._builds_graph(state):
+                raise Error("step_ edits the state in place, which a graph cannot follow; use step, or state.detach()")
         token, state = self._admit(token, state, active)
         x, layers = self.transition(token, state, active, in_place=True)
         return self.read_out(x), state.become(state.with_layers(layers))
@@ -153,6 +158,8 @@ class Cell(nn.Module, ABC):
             x, layers = self.transition(tokens[:, t], state, active, in_place)
             state = state.with_layers(layers)
             read.append(x)
+        if shortest < T:
+            state = state.with_layers(H.compact() for H in state)
         x = torch.stack(read, dim=1) if read else self.marks[0].new_zeros(B, 0, self.config.width)  # (B, T, E)
         if last_only:
             if T == 0:
@@ -167,38 +174,29 @@ class Cell(nn.Module, ABC):
         return logits, state
 
     def save(self, folder: str | Path) -> None:
-        """Write the library's own folder, ``config.json`` and ``model.safetensors`` (see :mod:`msrnn.checkpoint`)."""
+        """Write the library's own folder: config, parameters, and what came along (see :mod:`msrnn.checkpoint`)."""
         from .checkpoint import save  # deferred: a cell does not know files
 
         save(self, folder)
 
     # What guards them.
 
-    def fingerprint(self) -> str:
-        """What tells this cell's states from another's: a hash of the config and, once parameters are frozen, of a few
-        of them (rounded to bfloat16, so that a change of dtype keeps it). Parameters in training have no lasting value,
-        so only their config counts."""
+    def fingerprint(self) -> Fingerprint:
+        """What tells this cell's states from another's; computed anew when a marked parameter has changed."""
         marks = self.marks
-        key = tuple((x.data_ptr() if x.device.type != "meta" else 0, _version(x), x.requires_grad) for x in marks)
+        key = tuple((0 if x.is_meta else x.data_ptr(), _version(x), x.requires_grad) for x in marks)
         cached = getattr(self, "_fingerprint", None)
         if cached is None or cached[0] != key:
-            config = hashlib.sha256(repr(self.config).encode()).hexdigest()[:16]
-            values = ""
-            if not any(x.requires_grad or x.device.type == "meta" for x in marks):
-                few = torch.cat([x.detach().flatten()[:: max(1, x.numel() // 16)][:16].float() for x in marks])
-                values = hashlib.sha256(str(few.bfloat16().tolist()).encode()).hexdigest()[:16]
-            self._fingerprint = cached = (key, f"{config}:{values}")
+            self._fingerprint = cached = (key, Fingerprint.of(self.facts, marks))
         return cached[1]
 
     def check_state(self, state: State, batch_size: int) -> None:
         """Refuse a state of another model, batch size, dtype or device."""
         if not isinstance(state, State):
             raise Error(f"state is {type(state).__name__}; expected a State, as initial_state gives")
-        (config, values), (own_config, own_values) = state.fingerprint.split(":"), self.fingerprint().split(":")
-        if config != own_config or (values and own_values and values != own_values):
-            raise Error(
-                f"state belongs to another model (fingerprint {state.fingerprint}; this cell's is {self.fingerprint()})"
-            )
+        if not state.fingerprint.matches(self.fingerprint()):
+            found, own = state.fingerprint.facts, self.facts
+            raise Error(f"state belongs to another model ({found if found != own else 'other parameters'}; this cell is {own})")
         keys, mark = state[0].keys, self.marks[0]
         if keys.shape[0] != batch_size:
             raise Error(f"state has batch size {keys.shape[0]}; the tokens have {batch_size}")

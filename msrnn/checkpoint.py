@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .cell import Cell
-from .error import Error
-from .files import new_folder, read_json, read_tensors, write_json
+from .error import Error, check_device, check_dtype
+from .files import new_folder, read_json, read_tensors, write_json, write_tensors
 from .models.llama import Config, Llama
 from .rotary import KINDS
 
@@ -42,7 +41,7 @@ def save(cell: Cell, folder: str | Path) -> None:
 def write(cell: Cell, target: Path) -> None:
     """:func:`save` into a folder that is there and empty."""
     write_json(target / "config.json", {"format": FORMAT, "version": VERSION, **config_to_dict(cell.config)})
-    save_file({name: x.contiguous() for name, x in cell.state_dict().items()}, target / "model.safetensors", {"format": "pt"})
+    write_tensors(target / "model.safetensors", cell.state_dict(), {"format": "pt"})
     for name, content in cell.carried().items():
         (target / name).write_bytes(content)
 
@@ -60,7 +59,7 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.
     """
     folder = Path(folder)
     cell = build(read_config(folder), read_tensors(folder / "model.safetensors"), dtype=dtype, device=device)
-    cell.carried = partial(read_carried, folder)
+    cell.carried = partial(dict, read_carried(folder))
     return cell
 
 
@@ -97,6 +96,8 @@ def build(
     Raises:
         Error: a missing, extra, misshapen or wrongly typed tensor; several dtypes where ``dtype`` is None.
     """
+    check_dtype(dtype)
+    check_device(device)
     with torch.device("meta"):
         cell = Llama(config)
     wanted = {name: x.shape for name, x in cell.named_parameters()}
@@ -132,7 +133,7 @@ def config_from_dict(facts: Mapping[str, Any]) -> Config:
     """
     facts = dict(facts)
     rope = facts.get("rope")
-    if not isinstance(rope, dict) or rope.get("kind") not in KINDS:
+    if not isinstance(rope, dict) or not isinstance(rope.get("kind"), str) or rope["kind"] not in KINDS:
         raise Error(f"config: rope is {rope!r:.60}; expected a kind among {', '.join(KINDS)} and its numbers")
     kind = KINDS[rope["kind"]]
     facts["rope"] = _record(kind, {k: v for k, v in rope.items() if k != "kind"}, "config: rope")

@@ -1,6 +1,7 @@
 """Closing the loop: a token is chosen from the logits and fed back."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import SupportsFloat, SupportsIndex, TypeGuard
 
 import torch
 from torch import Tensor
@@ -101,15 +102,22 @@ def _loop(
 
 
 def _eos_ids(cell: Cell, eos: int | Sequence[int] | None) -> Tensor:
-    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    if isinstance(eos, Tensor):
+        eos = eos.flatten().tolist()
+    ids = [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
     for i in ids:
-        if not isinstance(i, int) or not 0 <= i < cell.config.vocab_size:
-            raise Error(f"eos_token_id {i!r} is outside the vocabulary of {cell.config.vocab_size}")
-    return torch.tensor(ids, dtype=torch.int64)
+        if not _is_whole(i) or not 0 <= i < cell.config.vocab_size:
+            raise Error(f"eos_token_id is {i!r}; expected ids below {cell.config.vocab_size}, the size of the vocabulary")
+    return torch.tensor([int(i) for i in ids], dtype=torch.int64)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    """Whether ``value`` counts: an int or one of numpy's, no bool."""
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor)
 
 
 def _read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor | None, count: int) -> tuple[Tensor, State]:
-    if not isinstance(count, int) or count < 0:
+    if not _is_whole(count) or count < 0:
         raise Error(f"max_new_tokens is {count!r}; expected a whole number of at least 0")
     if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[1] == 0:
         raise Error("the prompt is empty; expected at least one token to continue from")
@@ -122,14 +130,18 @@ def _chooser(
     do_sample: bool, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> Callable[[Tensor], Tensor]:
     """``logits (B, V) -> token (B,)``."""
+    for name, value in {"temperature": temperature, "top_k": top_k, "top_p": top_p}.items():
+        if value is None and name != "temperature":
+            continue
+        if isinstance(value, bool | Tensor) or not isinstance(value, SupportsIndex if name == "top_k" else SupportsFloat):
+            raise Error(f"{name} is {value!r}; expected a {'whole ' if name == 'top_k' else ''}number")
+        if not do_sample and (name != "temperature" or value != 1):
+            raise Error(f"{name} shapes sampling; it needs do_sample=True")
     if not do_sample:
-        given = {"temperature": temperature != 1.0, "top_k": top_k is not None, "top_p": top_p is not None}
-        if any(given.values()):
-            raise Error(f"{next(name for name in given if given[name])} shapes sampling; it needs do_sample=True")
         return lambda logits: logits.argmax(-1)
-    if not temperature > 0 or temperature == float("inf"):
+    if not 0 < temperature < float("inf"):
         raise Error(f"temperature is {temperature!r}; expected a number above 0")
-    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+    if top_k is not None and top_k < 1:
         raise Error(f"top_k is {top_k!r}; expected a whole number of at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise Error(f"top_p is {top_p!r}; expected a number above 0 and up to 1")
@@ -143,9 +155,11 @@ def _chooser(
 def distribution(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
     """What sampling draws from: ``(B, V)`` logits -> ``(B, V)`` probabilities in at least float32.
 
-    Temperature first; of that the ``top_k`` likeliest; of those the fewest that together reach ``top_p``.
+    Temperature first; of that the ``top_k`` likeliest (and those as likely as the last of them); of those the fewest
+    that together reach ``top_p``.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # 0 at most, however small the temperature
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < least, -torch.inf)

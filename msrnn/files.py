@@ -9,26 +9,79 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .error import Error
 
 
+def check_new_folder(folder: str | Path) -> Path:
+    """``folder`` with its links followed, if it is new or empty.
+
+    Raises:
+        Error: something is there already.
+    """
+    target = Path(folder).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Error(f"{folder} exists already; expected a new or empty folder to write to")
+    return target
+
+
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder to write into that gets its name only when the block ends well; otherwise nothing is left."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Error(f"{folder} exists already; expected a new or empty folder to write to")
-    beside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
+    """A folder to write into that gets its name only when the block ends well; otherwise nothing is left.
+
+    Raises:
+        Error: something is there already, or it cannot be written.
+    """
+    target = check_new_folder(folder)
+    with _beside(target) as beside:
         beside.mkdir(parents=True)
         yield beside
-        os.replace(beside, folder)
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """A file to write that takes its name, and the place of what had it, only when the block ends well.
+
+    Raises:
+        Error: it cannot be written.
+    """
+    target = Path(path).resolve()
+    if target.is_dir():
+        raise Error(f"{path} is a folder; expected a file to write")
+    with _beside(target) as beside:
+        yield beside
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    beside = target.with_name(f".{target.stem}.partial-{os.getpid()}{target.suffix}")
+    try:
+        yield beside
+        os.replace(beside, target)
     except OSError as wrong:
-        raise Error(f"cannot write {folder} ({wrong})") from None
+        raise Error(f"cannot write {target} ({wrong.strerror or wrong})") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """``tensors`` and a little text as one safetensors file, readable to whom a new file would be.
+
+    Raises:
+        Error: it cannot be written.
+    """
+    try:
+        path.touch()
+        mode = path.stat().st_mode
+        save_file({name: x.contiguous() for name, x in tensors.items()}, path, dict(about))
+        path.chmod(mode)  # safetensors makes its files private
+    except (SafetensorError, OSError) as wrong:
+        raise Error(f"cannot write {path.name} ({wrong})") from None
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
@@ -59,22 +112,27 @@ def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         Error: no such file, truncated or corrupt.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (the handle is no mapping)
-                yield name, file.get_tensor(name)
-    except (SafetensorError, OSError) as wrong:
-        raise Error(f"cannot read {path} as safetensors ({wrong})") from None
+    with _opened(path) as file:
+        for name in list(file.keys()):
+            yield name, file.get_tensor(name)
+
+
+def read_names(path: str | Path) -> list[str]:
+    """The names of the tensors in a safetensors file; raises as :func:`read_tensors`."""
+    with _opened(path) as file:
+        return list(file.keys())
 
 
 def read_about(path: str | Path) -> dict[str, str]:
-    """The text metadata of a safetensors file.
+    """The text that stands in a safetensors file; raises as :func:`read_tensors`."""
+    with _opened(path) as file:
+        return file.metadata() or {}
 
-    Raises:
-        Error: as :func:`read_tensors`.
-    """
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+            yield file
     except (SafetensorError, OSError) as wrong:
         raise Error(f"cannot read {path} as safetensors ({wrong})") from None

@@ -1,13 +1,32 @@
 """Pictures. matplotlib (the extra ``plot``) is imported when one is asked for, and nothing imports this file but the
 command line."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from .error import Error
+from .files import new_file
+
+
+def check_picture(path: str | Path) -> None:
+    """Refuse, before any work, a picture that could not be drawn in the end; makes the folder it goes to.
+
+    Raises:
+        Error: no matplotlib, an ending it does not know, a place that cannot be written to.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise Error("the package matplotlib is not installed; pip install 'msrnn[plot]'") from None
+    path, kinds = Path(path), FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        raise Error(f"cannot draw {path}; expected a name that ends in one of {', '.join('.' + kind for kind in kinds)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as wrong:
+        raise Error(f"cannot write {path} ({wrong.strerror})") from None
 
 
 def draw_retention(panels: Mapping[str, Tensor], path: str | Path, *, prompt: int = 0, title: str = "") -> None:
@@ -20,15 +39,14 @@ def draw_retention(panels: Mapping[str, Tensor], path: str | Path, *, prompt: in
         title: what stands above.
 
     Raises:
-        Error: no matplotlib, an ending it does not know, a place that cannot be written to.
+        Error: as :func:`check_picture`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise Error("the package matplotlib is not installed; pip install 'msrnn[plot]'") from None
+    check_picture(path)
+    from matplotlib.figure import Figure
+
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.3 * columns + 0.8, 3.4 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(3.3 * columns + 0.8, 3.2 * rows + 0.5), layout="constrained")
     image = None
     for i, (name, kept) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
@@ -44,13 +62,5 @@ def draw_retention(panels: Mapping[str, Tensor], path: str | Path, *, prompt: in
     if image is not None:
         figure.colorbar(image, ax=figure.axes, label="share of layers and heads that hold it", shrink=0.8)
     figure.suptitle(title)
-    path = Path(path)
-    beside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as beside:
         figure.savefig(beside, dpi=130)
-        os.replace(beside, path)
-    except (OSError, ValueError) as wrong:
-        raise Error(f"cannot write the picture {path} ({wrong})") from None
-    finally:
-        beside.unlink(missing_ok=True)

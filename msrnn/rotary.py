@@ -25,6 +25,8 @@ class Rope:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
+            if name == "truncate" and not isinstance(value, bool):
+                raise Error(f"{type(self).__name__}.{name} is {value!r}; expected a bool")
             if name != "truncate" and not (number and 0 < value < 1e30):
                 raise Error(f"{type(self).__name__}.{name} is {value!r}; expected a number above 0")
         if self.theta <= 1:

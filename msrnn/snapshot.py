@@ -1,17 +1,16 @@
-"""A state on disk: one safetensors file with the rows, the clock, the operators and the fingerprint of the cell."""
+"""A state on disk: one safetensors file with the rows, the clock, the operators and what tells the cell."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from .error import Error
-from .files import read_about, read_tensors
+from .error import Error, check_device
+from .files import new_file, read_about, read_tensors, write_tensors
+from .fingerprint import Fingerprint
 from .reduction import Reduction
 from .state import MultiState, State
 
@@ -22,24 +21,17 @@ def save_state(state: State, path: str | Path) -> None:
     """Write ``state`` to one safetensors file: rows, clock, operators with their numbers, the cell's fingerprint.
 
     Raises:
-        Error: an operator whose settings are not JSON.
+        Error: an operator whose settings are not JSON; a place that cannot be written to.
     """
-    path = Path(path)
     tensors = {f"layers.{i}.{name}": x.detach().contiguous().clone() for i, H in enumerate(state) for name, x in H.rows.items()}
     operators = [{"operator": type(H.reduction).__name__, **asdict(H.reduction)} for H in state]
     try:
         operators_text = json.dumps(operators)
     except TypeError as wrong:
         raise Error(f"save: the settings of {state[0].reduction} cannot be written as JSON ({wrong})") from None
-    about = {"format": FORMAT, "version": VERSION, "fingerprint": state.fingerprint, "operators": operators_text}
-    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        save_file({**tensors, "clock": state.clock.contiguous()}, beside, about)
-        os.replace(beside, path)
-    except OSError as wrong:
-        raise Error(f"save: cannot write {path} ({wrong})") from None
-    finally:
-        beside.unlink(missing_ok=True)
+    about = {"format": FORMAT, "version": VERSION, "operators": operators_text, "cell": json.dumps(asdict(state.fingerprint))}
+    with new_file(path) as beside:
+        write_tensors(beside, {**tensors, "clock": state.clock}, about)
 
 
 def load_state(path: str | Path, *, device: torch.device | str | None = None) -> State:
@@ -48,6 +40,7 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
     Raises:
         Error: a file that is missing, corrupt or no state; rows that contradict the operator or the clock.
     """
+    check_device(device)
     about, tensors = read_about(path), dict(read_tensors(path))
     if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
         raise Error(f"{path} is not a saved state (format {about.get('format')!r}, version {about.get('version')!r})")
@@ -55,8 +48,8 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
         operators = json.loads(about["operators"])
         reductions = [_operator(facts) for facts in operators]
         clock = tensors.pop("clock")
-        if about["fingerprint"].count(":") != 1 or not reductions:
-            raise KeyError("fingerprint")
+        cell = json.loads(about["cell"])
+        fingerprint = Fingerprint(str(cell["facts"]), str(cell["dtype"]), tuple(map(float, cell["values"])))
         layers = []
         for i, reduction in enumerate(reductions):
             rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.numbers)}
@@ -68,9 +61,11 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
         raise Error(f"{path}: the state is incomplete or damaged ({type(wrong).__name__}: {wrong})") from None
     if tensors:
         raise Error(f"{path}: tensor {next(iter(tensors))!r} is not part of a state")
+    if not layers:
+        raise Error(f"{path}: the state has no layers")
     for i, H in enumerate(layers):
         _check_layer(H, layers[0], f"{path}: layer {i}")
-    state = State(layers, about["fingerprint"])
+    state = State(layers, fingerprint)
     return state if device is None else state.to(device)
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .error import Error
+from .error import Error, check_device, check_dtype
 
 if TYPE_CHECKING:
+    from .fingerprint import Fingerprint
     from .reduction import Reduction
 
 EMPTY = -1
@@ -88,6 +89,20 @@ class MultiState:
         rows = room if room[0].shape[2] == S + 1 else tuple(x[:, :, : S + 1] for x in room)
         return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, room)
 
+    def compact(self) -> "MultiState":
+        """The same rows in as few columns as the fullest head needs: ragged texts leave empty ones. Waits for the device."""
+        held = ~self.empty
+        most = int(held.sum(-1).amax()) if held.numel() else 0
+        if most == held.shape[2]:
+            return self
+        order = held.byte().argsort(dim=-1, descending=True, stable=True)[..., :most]  # (B, K, most)
+
+        def kept(x: Tensor) -> Tensor:
+            index = order.view(*order.shape, *(1,) * (x.ndim - 3)).expand(*order.shape, *x.shape[3:])
+            return x.gather(2, index)
+
+        return self.with_rows({name: kept(x) for name, x in self.rows.items()}, self.clock)
+
     def _spare(self) -> int:
         """Rows to make room for: a sixteenth more, so that appending a row copies no more than sixteen; never more than
         ``size + 1`` in all."""
@@ -103,7 +118,7 @@ class State:
     so), so keeping a variable is undo, and using it twice is a branch.
     """
 
-    def __init__(self, layers: Iterable[MultiState], fingerprint: str):
+    def __init__(self, layers: Iterable[MultiState], fingerprint: "Fingerprint"):
         self._layers = tuple(layers)
         self.fingerprint = fingerprint
 
@@ -149,6 +164,8 @@ class State:
         """A copy that shares nothing with this state."""
         return self.map(torch.clone)
 
+    __copy__ = clone  # two states on one storage would step over each other
+
     def detach(self) -> "State":
         """The same numbers without their graph (storage is shared, as with a tensor's ``detach``)."""
         return self.map(torch.Tensor.detach)
@@ -158,9 +175,12 @@ class State:
 
         Integers keep their type, and an operator's numbers stay in at least float32.
         """
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if dtype is not None and not dtype.is_floating_point:
-            raise Error(f"to: dtype is {dtype}; expected a floating-point one")
+        try:
+            device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        except (RuntimeError, TypeError) as wrong:
+            raise Error(f"to: {str(wrong).splitlines()[0]}") from None
+        check_device(device)
+        check_dtype(dtype)
         numbers = dtype and torch.promote_types(dtype, torch.float32)
 
         def moved(H: MultiState, clock: Tensor) -> MultiState:
@@ -182,7 +202,10 @@ class State:
             rows = range(batch)[rows]
         if not isinstance(rows, Tensor | Sequence | range):
             raise Error(f"select: rows are {rows!r}; expected a tensor, a list or a slice of batch rows")
-        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), device=self.clock.device)
+        try:
+            index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), device=self.clock.device)
+        except (ValueError, TypeError, RuntimeError, OverflowError):
+            raise Error(f"select: rows are {rows!r:.60}; expected whole numbers") from None
         if index.numel() == 0:
             index = index.long()
         if index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):

@@ -23,6 +23,7 @@ def tiny_reference(kind: str = "llama", seed: int = 0, dtype: torch.dtype = torc
     facts = {"num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, **TINY, **facts}
     config = make_config(**facts, attn_implementation="sdpa")
     for name, value in facts.items():
+        assert hasattr(make_config(), name), f"{name} is no field of {make_config.__name__}, which takes any name"
         found = getattr(config, name)
         assert found == value or (isinstance(value, dict) and value.items() <= found.items()), (name, found, value)
     torch.manual_seed(seed)

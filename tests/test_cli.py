@@ -91,8 +91,14 @@ def test_info_needs_no_weights(hf_folder, tmp_path, capsys):
         (["generate", "MODEL", "--prompt", ""], "prompt is empty"),
         (["generate", "MODEL", "--prompt-file", "/nowhere.txt"], "cannot read the prompt"),
         (["generate", "MODEL", "--prompt", "x", "--seed", "1"], "--sample"),
-        (["generate", "MODEL", "--prompt", "x", "--temperature", "0.5"], "do_sample"),
-        (["generate", "MODEL", "--prompt", "x", "--device", "abacus"], "--device abacus"),
+        (["generate", "MODEL", "--prompt", "x", "--temperature", "0.5"], "--sample"),
+        (["generate", "MODEL", "--prompt", "x", "--sample", "--temperature", "0"], "temperature is 0.0"),
+        (["generate", "MODEL", "--prompt", "a\udcffb"], "cannot read the prompt"),
+        (["generate", "MODEL", "--prompt", "x", "--device", "meta"], "meta"),
+        (["compare", "MODEL", "--prompt", "x", "--reduction", "full", "--reduction", "full"], "given twice"),
+        (["compare", "MODEL", "--prompt", "x", "--reduction", "full", "--picture", "x.xyz"], "x.xyz"),
+        (["retention", "MODEL", "--prompt", "x", "--reduction", "full", "--out", "x"], "expected a name that ends"),
+        (["generate", "MODEL", "--prompt", "x", "--device", "abacus"], "device is 'abacus'"),
         (["retention", "MODEL", "--prompt", "x", "--reduction", "full", "--out", "x.png", "--layer", "30"], "layers 0 to 29"),
     ],
 )
@@ -145,7 +151,22 @@ def test_ctrl_c_ends_cleanly(gguf_path):
 
 
 def test_a_reader_that_leaves_is_no_fault(gguf_path):
-    line = f"{sys.executable} -m msrnn generate {gguf_path} --prompt '{PROMPT}' --max-new-tokens 40 --ignore-eos | head -c 1"
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "msrnn", "generate", str(gguf_path), "--prompt", PROMPT, "--ignore-eos"]
+    with subprocess.Popen([*command, "--max-new-tokens", "5000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert os.read(process.stdout.fileno(), 1)
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(30) == 1
+    assert b"Traceback" not in err
+    assert b"BrokenPipe" not in err
+
+
+def test_a_full_disk_is_told_in_a_sentence(gguf_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "msrnn", "generate", str(gguf_path), "--prompt", PROMPT, "--max-new-tokens", "2"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "BrokenPipe" not in done.stderr
+    assert "cannot write the output" in done.stderr

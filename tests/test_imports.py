@@ -15,11 +15,13 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "rotary": set(),
     "norm": set(),
     "attention": set(),
+    "fingerprint": set(),
     "reduction": {"state"},
-    "cell": {"state", "reduction"},
+    "transition": {"state", "reduction"},
+    "cell": {"state", "reduction", "fingerprint"},
     "fold": {"state", "reduction"},
     "models": {"models.llama", "models.mistral", "models.yi"},
-    "models.llama": {*CELL, "fold", "rotary", "norm", "attention"},
+    "models.llama": {*CELL, "transition", "fold", "rotary", "norm", "attention"},
     "models.mistral": {"models.llama", "reduction", "rotary"},
     "models.yi": {"models.llama", "reduction", "rotary"},
 }
@@ -31,10 +33,10 @@ ABOVE = {
     "compare": {*CELL, "retention"},
     "files": set(),
     "checkpoint": {"files", "cell", "rotary", "models.llama"},
-    "snapshot": {"files", "state", "reduction"},
+    "snapshot": {"files", "state", "reduction", "fingerprint"},
 }
 FRONT = {*BELOW, *ABOVE}
-ARROWS = {**BELOW, **ABOVE, "plot": set(), "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
+ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
 DEFERRED = {  # inside a function only: save methods, and the extras
     *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("compare", "tokenizers")},
     *{("__main__", "matplotlib"), ("__main__", "tokenizers")},

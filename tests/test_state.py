@@ -222,7 +222,7 @@ def test_a_state_of_another_model_is_refused():
     others = {
         "layers": tiny_cell(n_layers=3),
         "rope": tiny_cell(rope=replace(cell.config.rope, theta=200.0)),
-        "window": tiny_cell(window=4),
+        "eps": tiny_cell(norm_eps=2e-5),
         "weights": tiny_cell(seed=1),
     }
     for other in others.values():
@@ -230,10 +230,12 @@ def test_a_state_of_another_model_is_refused():
         for read in (cell.step, cell.step_, lambda token, state: cell(token[:, None], state)):
             with pytest.raises(msrnn.Error, match="another model") as refusal:
                 read(one(), state)
-            assert state.fingerprint in str(refusal.value)
-            assert cell.fingerprint() in str(refusal.value)
+            assert cell.facts in str(refusal.value)
     cell.step(one(), copy.deepcopy(cell).initial_state(2))  # the same facts and weights are the same model
-    cell.step(one(), tiny_cell(dtype=torch.float32).initial_state(2).to(torch.float64))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        narrow = tiny_cell(dtype=torch.float32).to(dtype)
+        narrow.step(one(), tiny_cell(dtype=torch.float32).initial_state(2).to(dtype))
+        cell.step(one(), narrow.initial_state(2).to(torch.float64))
     with torch.no_grad():
         before = cell.initial_state(2)
         cell.layers[0].q.weight.neg_()
@@ -410,3 +412,51 @@ def test_lax_arguments_are_refused(attempt, said):
 
 def test_an_empty_batch_prints():
     assert "batch 0, no tokens read" in repr(after(tiny_cell(), 3).select([]))
+
+
+@pytest.mark.parametrize("reduction", ["tova:3", "window:2", "h2o:3", "full"])
+def test_a_state_that_carries_a_graph_is_never_edited(reduction):
+    cell = tiny_cell(frozen=False)
+    _, state = cell(tokens(2, 2, 6), cell.initial_state(2, reduction))
+    token = torch.tensor([3, 4])
+    with torch.no_grad():
+        with pytest.raises(msrnn.Error, match="graph"):
+            cell.step_(token, state)
+        expected, _ = cell.step(token, state)
+        logits, _ = cell.step_(token, state.detach())
+    assert torch.equal(logits, expected)
+    state[-1].keys.sum().backward()  # what the graph needs is as it was
+    assert cell.embed.weight.grad is not None
+
+
+def test_the_step_compiles_as_one_graph():
+    cell = tiny_cell()
+    step_ = torch.compile(cell.step_, fullgraph=True, backend="eager")
+    state = after(cell, 9, TOVA(4))
+    compiled = state.clone()
+    for token in tokens(3, 2, 5).T:
+        close(step_(token, compiled)[0], cell.step_(token, state)[0])
+    assert_same(compiled, state)
+
+
+def test_ragged_turns_leave_no_empty_columns():
+    cell = tiny_cell()
+    text, state = tokens(4, 2, 6), cell.initial_state(2)
+    for lengths in ([6, 1], [1, 6], [0, 3]):
+        _, state = cell(text, state, lengths=torch.tensor(lengths))
+    assert state.clock.tolist() == [7, 10]
+    assert state[0].keys.shape[2] == 10
+    alone = cell.initial_state(1)
+    for length in (1, 6, 3):
+        _, alone = cell(text[1:, :length], alone)
+    assert_same(state.select([1]), alone, 1e-9)
+
+
+def test_copies_do_not_step_over_each_other():
+    cell = tiny_cell()
+    first = after(cell, 9)
+    second, kept = copy.copy(first), first.clone()
+    cell.step_(torch.tensor([1, 2]), second)
+    assert_same(first, kept)
+    logits = cell.step_(torch.tensor([3, 4]), first)[0]
+    close(logits, cell.step(torch.tensor([3, 4]), kept)[0])

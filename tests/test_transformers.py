@@ -47,8 +47,15 @@ def difference(model, tokens, folder, reduction=None):
     ],
     ids=["mha", "gqa", "mqa", "tied", "head_dim", *ROPES],
 )
-def test_unbounded_llama_is_transformers(facts, tmp_path):
-    assert difference(tiny_reference(**facts), TOKENS, tmp_path) <= 1e-9
+def test_unbounded_llama_is_transformers(facts, tmp_path, request, figure):
+    worst = difference(tiny_reference(**facts), TOKENS, tmp_path)
+    figure(f"{worst:.1e} from transformers in float64: tiny LLaMA, {request.node.callspec.id}")
+    assert worst <= 1e-9
+
+
+def test_a_misspelt_field_of_the_reference_does_not_pass():
+    with pytest.raises(AssertionError, match="n_kv_headz"):
+        tiny_reference(n_kv_headz=2)
 
 
 def test_rope_kinds_differ_where_they_should(tmp_path):
@@ -70,13 +77,15 @@ def test_unpatched_float32_reference(tmp_path):
 
 
 @pytest.mark.parametrize("window", [1, 2, 7, 16])
-def test_mistral_is_a_window_of_one_less(window, tmp_path):
+def test_mistral_is_a_window_of_one_less(window, tmp_path, figure):
     model = tiny_reference("mistral", sliding_window=window)
     cell = converters.load(saved(model, tmp_path))
     assert str(cell.default_reduction) == f"window:{window - 1}"
     with float64_reference(model), torch.no_grad():
         expected = model(TOKENS).logits
-    assert (cell(TOKENS)[0] - expected).abs().max() <= 1e-9
+    worst = (cell(TOKENS)[0] - expected).abs().max()
+    figure(f"{worst:.1e} from transformers in float64: tiny Mistral, window {window}")
+    assert worst <= 1e-9
     for other in (msrnn.Window(window), msrnn.Full()):
         logits, _ = cell(TOKENS, cell.initial_state(2, other))
         assert (logits - expected).abs().max() > 1e-2
@@ -111,7 +120,7 @@ def rewrite_as_early_yi(folder):
     (folder / "config.json").write_text(json.dumps(facts))
 
 
-def test_real_weights(smollm, hf_folder):
+def test_real_weights(smollm, hf_folder, figure):
     """512 tokens of the licence, float32, transformers as it is."""
     from pathlib import Path
 
@@ -125,12 +134,12 @@ def test_real_weights(smollm, hf_folder):
         expected = model(tokens).logits
     logits, _ = smollm(tokens)
     worst = (logits - expected).abs().max().item()
-    print(f"largest difference from transformers over 512 tokens: {worst:.1e}")
+    figure(f"{worst:.1e} from transformers in float32: SmolLM2-135M, 512 tokens")
     assert worst <= 2e-3
     assert torch.equal(logits.argmax(-1), expected.argmax(-1))
 
 
-def test_tova_is_the_authors_own(smollm):
+def test_tova_is_the_authors_own(smollm, figure):
     """The official TOVA code, run token by token on these weights (tests/data, arXiv:2401.06104)."""
     from pathlib import Path
 
@@ -139,7 +148,7 @@ def test_tova_is_the_authors_own(smollm):
     logits, state = smollm(tokens[:, :-1], smollm.initial_state(1, msrnn.TOVA(golden["state_size"])))
     nll = -logits[0].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
     worst = (nll - torch.tensor(golden["nll"])).abs().max().item()
-    print(f"largest difference from the official TOVA's nll: {worst:.1e}")
+    figure(f"{worst:.1e} from the official TOVA's nll: SmolLM2-135M, {len(nll)} tokens, size {golden['state_size']}")
     assert worst <= 1e-3
     assert logits[0].argmax(-1).tolist() == golden["argmax"]
     kept = golden["kept_positions_per_layer_after_last_token"]

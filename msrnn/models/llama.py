@@ -16,9 +16,10 @@ from ..attention import attend
 from ..cell import Cell
 from ..error import Error
 from ..norm import RMSNorm
-from ..reduction import Full, Reduction, Window, reduce
+from ..reduction import Full, Reduction, Window
 from ..rotary import Llama3, Rope, Rotation, rotate
 from ..state import MultiState
+from ..transition import reduce
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,27 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_width", "length"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not _is_whole(value) or value < 1:
                 raise Error(f"config: {name} is {value!r}; expected a whole number of at least 1")
+        if self.family not in ("llama", "mistral", "yi"):
+            raise Error(f"config: family is {self.family!r}; expected llama, mistral or yi")
+        if not isinstance(self.rope, Rope) or not isinstance(self.tied, bool):
+            raise Error(f"config: rope is {self.rope!r} and tied {self.tied!r}; expected a Rope and a bool")
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
             raise Error(f"config: norm_eps is {self.norm_eps!r}; expected a number between 0 and 1")
         if self.n_heads % self.n_kv_heads:
             raise Error(f"config: {self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
         if self.head_dim % 2 or self.head_dim < 4:
             raise Error(f"config: head_dim is {self.head_dim}; rotary positions need an even one of at least 4")
-        if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
+        if self.window is not None and (not _is_whole(self.window) or self.window < 1):
             raise Error(f"config: window is {self.window!r}; expected None or a whole number of at least 1")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
-            if not isinstance(token, int) or not 0 <= token < self.vocab_size:
+            if not _is_whole(token) or not 0 <= token < self.vocab_size:
                 raise Error(f"config: special token id {token!r} is outside the vocabulary of {self.vocab_size}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class Layer(nn.Module):
@@ -120,6 +129,12 @@ class Llama(Cell):
     def default_reduction(self) -> Reduction:
         """:class:`Full`, or for a sliding window W ``Window(W - 1)``: W counts the current token, ``size`` does not."""
         return Full() if self.config.window is None else Window(self.config.window - 1)
+
+    @property
+    def facts(self) -> str:
+        c = self.config
+        sizes = (c.vocab_size, c.width, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_width)
+        return f"llama {sizes} tied={c.tied} eps={c.norm_eps:.6g} {c.rope}"
 
     @property
     def marks(self) -> list[Tensor]:

@@ -1,0 +1,77 @@
+"""Append, attend, *reduce*: how an operator's scores become the rows of the next H.
+
+The operator only says how dear a row is; here the dearest stay. Nothing waits for the device, and once H is full no shape
+changes.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .error import Error
+from .reduction import Seen
+from .state import EMPTY, MultiState
+
+
+def leaves(score: Tensor, positions: Tensor) -> Tensor:
+    """Which row goes: the lowest score, of ties (and where none may go) the oldest position; an empty row before any.
+
+    ``score (B, 1 or K, R)``, ``positions (B, K, R)`` -> row index ``(B, 1 or K)``. Nothing here waits for the device.
+    """
+    positions = positions[:, : score.shape[1]]
+    score = score if score.is_floating_point() else score.double()  # infinities have to fit in
+    score = score.masked_fill(positions == EMPTY, -torch.inf)
+    lowest = score == score.amin(-1, keepdim=True)
+    return positions.masked_fill(~lowest, torch.iinfo(torch.int64).max).argmin(-1)
+
+
+def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | None) -> MultiState:
+    """Of the rows that the current query saw, let the operator take out what exceeds its size.
+
+    Args:
+        seen: S + 1 rows, the token's own last, as ``H.append`` gives them; their storage is written to, unless a graph
+            needs it.
+        weights: with which the query read them, ``(B, K, G, S + 1)``.
+        clock: ``(B,)``, the clock after this token.
+        active: ``(B,)`` bool; rows where it is false stand still, as if nothing had been appended. None: all active.
+
+    Returns:
+        All S + 1 rows while S < size, and S rows from then on: one is overwritten and shapes stand still.
+    """
+    operator, positions = seen.reduction, seen.positions
+    assert not isinstance(operator.size, tuple), "per_layer gives each layer an int"
+    S = positions.shape[2] - 1
+    before = seen.numbers if active is None else {name: x.clone() for name, x in seen.numbers.items()}
+    look = Seen(weights.detach(), positions, seen.clock, dict(seen.numbers))  # the choice is not differentiated
+    numbers = {name: x.to(weights.dtype) for name, x in operator.update(look).items()}
+    if {name: x.shape for name, x in numbers.items()} != dict.fromkeys(before, positions.shape):
+        found = {name: tuple(x.shape) for name, x in numbers.items()}
+        raise Error(
+            f"{type(operator).__name__}.update gives {found}; expected {operator.numbers}, {tuple(positions.shape)} each"
+        )
+    grows = operator.size is None or operator.size > S
+    score = None if grows else operator.score(look._replace(numbers=numbers))
+    if score is not None and (score.ndim != 3 or score.shape not in (positions.shape, positions[:, :1].shape)):
+        shapes = f"{tuple(positions.shape)} or {tuple(positions[:, :1].shape)}"
+        raise Error(f"{type(operator).__name__}.score gives shape {tuple(score.shape)}; expected {shapes}")
+    if active is not None:
+        numbers = {name: torch.where(active[:, None, None], x, before[name]) for name, x in numbers.items()}
+    if score is None:
+        if active is not None:
+            positions[..., S].masked_fill_(~active[:, None], EMPTY)
+        return replace(seen, clock=clock, numbers={name: x.contiguous() for name, x in numbers.items()})
+    row = leaves(score, positions).expand(positions.shape[:2])  # (B, K)
+    if active is not None:
+        row = torch.where(active[:, None], row, S)  # the row of a token that is not read goes
+    keys, values, positions = (_overwrite(x, row)[:, :, :S] for x in (seen.keys, seen.values, positions))
+    numbers = {name: x.scatter(2, row[..., None], x[..., S:])[..., :S].clone() for name, x in numbers.items()}
+    room = None if seen.keys.requires_grad else seen.room  # with a graph, the rows were written elsewhere
+    return MultiState(keys, values, positions, clock, operator, numbers, room)
+
+
+def _overwrite(rows: Tensor, row: Tensor) -> Tensor:
+    """``rows (B, K, S + 1, …)`` with the last one written over row ``row (B, K)``, which may be the last itself."""
+    last = rows[:, :, -1:].clone()
+    index = row.view(*row.shape, 1, *(1,) * (rows.ndim - 3)).expand_as(last)
+    return rows.scatter(2, index, last) if rows.requires_grad else rows.scatter_(2, index, last)

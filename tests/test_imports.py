@@ -14,6 +14,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "state": set(),
     "rotary": set(),
     "norm": set(),
+    "linear": set(),
     "attention": set(),
     "fingerprint": set(),
     "reduction": {"state"},
@@ -21,7 +22,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "cell": {"state", "reduction", "fingerprint"},
     "fold": {"state", "reduction"},
     "models": {"models.llama", "models.mistral", "models.yi"},
-    "models.llama": {*CELL, "transition", "fold", "rotary", "norm", "attention"},
+    "models.llama": {*CELL, "transition", "fold", "linear", "rotary", "norm", "attention"},
     "models.mistral": {"models.llama", "reduction", "rotary"},
     "models.yi": {"models.llama", "reduction", "rotary"},
 }

@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 from ..attention import attend
 from ..cell import Cell
 from ..error import Error
+from ..linear import Linear, product
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window
 from ..rotary import Llama3, Rope, Rotation, rotate
@@ -81,14 +82,14 @@ class Layer(nn.Module):
         E, F, D = config.width, config.ffn_width, config.head_dim
         self.config = config
         self.attention_norm = RMSNorm(E, config.norm_eps)
-        self.q = nn.Linear(E, config.n_heads * D, bias=False)
-        self.k = nn.Linear(E, config.n_kv_heads * D, bias=False)
-        self.v = nn.Linear(E, config.n_kv_heads * D, bias=False)
-        self.o = nn.Linear(config.n_heads * D, E, bias=False)
+        self.q = Linear(E, config.n_heads * D)
+        self.k = Linear(E, config.n_kv_heads * D)
+        self.v = Linear(E, config.n_kv_heads * D)
+        self.o = Linear(config.n_heads * D, E)
         self.ffn_norm = RMSNorm(E, config.norm_eps)
-        self.gate = nn.Linear(E, F, bias=False)
-        self.up = nn.Linear(E, F, bias=False)
-        self.down = nn.Linear(F, E, bias=False)
+        self.gate = Linear(E, F)
+        self.up = Linear(E, F)
+        self.down = Linear(F, E)
 
     def step(self, x: Tensor, H: MultiState, *, active: Tensor | None = None) -> tuple[Tensor, MultiState]:
         """``(B, E), H_{t-1} -> (B, E), H_t``; pure. ``active (B,)`` bool: rows where it is false stand still."""
@@ -123,7 +124,7 @@ class Llama(Cell):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tied:
-            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+            self.head = Linear(config.width, config.vocab_size)
 
     @property
     def default_reduction(self) -> Reduction:
@@ -166,7 +167,7 @@ class Llama(Cell):
 
     def read_out(self, x: Tensor) -> Tensor:
         head = self.embed if self.config.tied else self.head
-        return nn.functional.linear(self.norm(x), head.weight)
+        return product(self.norm(x), head.weight)
 
 
 LLAMA_2_7B = Config(

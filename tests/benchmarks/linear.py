@@ -1,0 +1,41 @@
+"""``python tests/benchmarks/linear.py``: all matrices of SmolLM2-135M times some rows, by PyTorch's kernels, in float32.
+
+What `msrnn/linear.py` chooses rests on these figures; beside them, the time it takes to sum the same bytes.
+"""
+
+import statistics
+import time
+
+import torch
+from torch.nn.functional import linear
+
+from msrnn.linear import HAS_KERNEL, product
+
+LAYER = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
+
+
+def main(rounds: int = 9) -> None:
+    about = f"torch {torch.__version__}, {torch.get_num_threads()} threads, oneDNN kernel: {HAS_KERNEL}"
+    print(f"{about}; ms, medians of {rounds - 1}")
+    plain = [torch.randn(shape) for shape in LAYER * 30 + [(49152, 576)]]
+    transposed = [matrix.mT.contiguous().mT for matrix in plain]
+    bytes_alone = torch.cat([matrix.flatten() for matrix in plain])
+    for rows in (1, 2, 4, 16, 64):
+        x = {width: torch.randn(rows, width) for width in (576, 1536)}
+        ways = {
+            "linear": lambda x=x: [linear(x[m.shape[1]], m) for m in plain],
+            "linear, stored transposed": lambda x=x: [linear(x[m.shape[1]], m) for m in transposed],
+            "product": lambda x=x: [product(x[m.shape[1]], m) for m in plain],
+            "sum": bytes_alone.sum,
+        }
+        spent: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                spent[name].append((time.perf_counter() - start) * 1e3)
+        print(f"  {rows:2} rows   " + "   ".join(f"{name} {statistics.median(t[1:]):6.1f}" for name, t in spent.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .error import Error, check_device, check_dtype
 from .fingerprint import Fingerprint
+from .fold import CHUNK
 from .reduction import Reduction, per_layer
 from .state import MultiState, State
 
@@ -54,6 +55,11 @@ class Cell(nn.Module, ABC):
         self, token: Tensor, layers: Iterable[MultiState], active: Tensor | None, in_place: bool
     ) -> tuple[Tensor, list[MultiState]]:
         """``(B,)`` ids and the layers' H -> ``(B, E)``, what leaves the last layer, and the layers' new H."""
+
+    @abstractmethod
+    def fold(self, tokens: Tensor, layers: Iterable[MultiState], active: Tensor | None) -> tuple[Tensor, list[MultiState]]:
+        """T transitions at once: ``(B, T)`` ids, of which those where ``active (B, T)`` is false are not read ->
+        ``(B, T, E)`` and the layers' new H."""
 
     @abstractmethod
     def read_out(self, x: Tensor) -> Tensor:
@@ -130,7 +136,8 @@ class Cell(nn.Module, ABC):
     def forward(
         self, tokens: Tensor, state: State | None = None, *, lengths: Tensor | None = None, last_only: bool = False
     ) -> tuple[Tensor, State]:
-        """Read a text: the fold of :meth:`step`, however it is split over calls. Pure, as the step is.
+        """Read a text: what folding :meth:`step` over it gives, however it is split over calls, but the parameters are read
+        once for many tokens (``fold.py``). Pure, as the step is.
 
         Args:
             tokens: ``(B, T)`` int64, right-padded where ragged; T may be 0.
@@ -149,18 +156,15 @@ class Cell(nn.Module, ABC):
         B, T = tokens.shape
         state = self.initial_state(B) if state is None else state
         self.check_state(state, B)
-        in_place = not self._builds_graph(state)
-        state = state.clone() if in_place else state
         shortest = int(lengths.min()) if B else 0
-        read = []
-        for t in range(T):
-            active = None if t < shortest else t < lengths
-            x, layers = self.transition(tokens[:, t], state, active, in_place)
-            state = state.with_layers(layers)
+        layers, read = list(state), [self.marks[0].new_zeros(B, 0, self.config.width)]
+        for start in range(0, T, CHUNK):
+            chunk = tokens[:, start : start + CHUNK]
+            active = start + torch.arange(chunk.shape[1], device=tokens.device) < lengths[:, None]  # (B, T)
+            x, layers = self.fold(chunk, layers, None if start + chunk.shape[1] <= shortest else active)
             read.append(x)
-        if shortest < T:
-            state = state.with_layers(H.compact() for H in state)
-        x = torch.stack(read, dim=1) if read else self.marks[0].new_zeros(B, 0, self.config.width)  # (B, T, E)
+        state = state.with_layers(layers if T else state.clone())
+        x = torch.cat(read, dim=1)  # (B, T, E)
         if last_only:
             if T == 0:
                 return x.new_full((B, self.config.vocab_size), torch.nan), state

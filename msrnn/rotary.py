@@ -38,17 +38,17 @@ class Rope:
         return 1.0
 
     def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-        """Angles per position, ``(D/2,)``, or ``(B, D/2)`` where they depend on ``position (B,)``."""
+        """Angles per position, ``(D/2,)``, or ``(…, D/2)`` where they depend on ``position (…,)``."""
         return self.theta ** -self._exponents(position, head_dim, dtype)
 
     def rotation(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
-        """cos and sin, ``(B, 1, D/2)`` each in ``dtype``, for tokens at ``position (B,)`` int64.
+        """cos and sin, ``(…, 1, D/2)`` each in ``dtype``, for tokens at ``position (…,)`` int64.
 
         Angles are computed in at least float32, on the device of ``position``, without waiting for it.
         """
         wide = torch.promote_types(dtype, torch.float32)
-        angle = position[:, None].to(wide) * self.frequencies(position, head_dim, wide)  # (B, D/2)
-        angle = angle[:, None]  # (B, 1, D/2), the same for every head
+        angle = position[..., None].to(wide) * self.frequencies(position, head_dim, wide)  # (…, D/2)
+        angle = angle[..., None, :]  # (…, 1, D/2), the same for every head
         return (angle.cos() * self.gain).to(dtype), (angle.sin() * self.gain).to(dtype)
 
     @staticmethod
@@ -77,10 +77,10 @@ class Dynamic(Rope):
     length: int
 
     def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-        stretch = (position[:, None] + 1).clamp(min=self.length).to(dtype) / self.length  # (B, 1)
+        stretch = (position[..., None] + 1).clamp(min=self.length).to(dtype) / self.length  # (…, 1)
         power = head_dim / (head_dim - 2)
         theta = self.theta * (self.factor * stretch - (self.factor - 1)) ** power
-        return theta ** -self._exponents(position, head_dim, dtype)  # (B, D/2)
+        return theta ** -self._exponents(position, head_dim, dtype)  # (…, D/2)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ KINDS: dict[str, type[Rope]] = {"default": Rope, "linear": Linear, "dynamic": Dy
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn every head of ``x (B, heads, D)`` by ``rotation``, cos and sin ``(B, 1, D/2)`` each."""
+    """Turn every head of ``x (…, heads, D)`` by ``rotation``, cos and sin ``(…, 1, D/2)`` each."""
     cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)  # (B, heads, D/2) each
+    first, second = x.chunk(2, dim=-1)  # (…, heads, D/2) each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -10,20 +10,44 @@ import torch
 from torch import Tensor
 
 from .error import Error
-from .reduction import Seen
+from .reduction import Reduction, Seen
 from .state import EMPTY, MultiState
 
 
-def leaves(score: Tensor, positions: Tensor) -> Tensor:
-    """Which row goes: the lowest score, of ties (and where none may go) the oldest position; an empty row before any.
+def updated(operator: Reduction, look: Seen) -> dict[str, Tensor]:
+    """The operator's numbers after this step, as it gives them, in the dtype of the weights.
+
+    Raises:
+        Error: another name or shape than the rows have.
+    """
+    shape = look.positions.shape
+    numbers = {name: x.to(look.weights.dtype) for name, x in operator.update(look).items()}
+    if {name: x.shape for name, x in numbers.items()} != dict.fromkeys(look.numbers, shape):
+        found = {name: tuple(x.shape) for name, x in numbers.items()}
+        raise Error(f"{type(operator).__name__}.update gives {found}; expected {operator.numbers}, {tuple(shape)} each")
+    return numbers
+
+
+def dearness(operator: Reduction, look: Seen) -> Tensor:
+    """The operator's score, ``(B, 1 or K, R)`` floating.
+
+    Raises:
+        Error: another shape.
+    """
+    score, shape = operator.score(look), look.positions.shape
+    if score.ndim != 3 or score.shape not in (shape, (shape[0], 1, shape[2])):
+        shapes = f"{tuple(shape)} or {(shape[0], 1, shape[2])}"
+        raise Error(f"{type(operator).__name__}.score gives shape {tuple(score.shape)}; expected {shapes}")
+    return score if score.is_floating_point() else score.double()  # infinities have to fit in
+
+
+def lowest(score: Tensor, positions: Tensor) -> Tensor:
+    """Which row has the lowest score, of ties (and where all are infinite) the one at the oldest position.
 
     ``score (B, 1 or K, R)``, ``positions (B, K, R)`` -> row index ``(B, 1 or K)``. Nothing here waits for the device.
     """
-    positions = positions[:, : score.shape[1]]
-    score = score if score.is_floating_point() else score.double()  # infinities have to fit in
-    score = score.masked_fill(positions == EMPTY, -torch.inf)
-    lowest = score == score.amin(-1, keepdim=True)
-    return positions.masked_fill(~lowest, torch.iinfo(torch.int64).max).argmin(-1)
+    least = score == score.amin(-1, keepdim=True)
+    return positions[:, : score.shape[1]].masked_fill(~least, torch.iinfo(torch.int64).max).argmin(-1)
 
 
 def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | None) -> MultiState:
@@ -44,24 +68,17 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
     S = positions.shape[2] - 1
     before = seen.numbers if active is None else {name: x.clone() for name, x in seen.numbers.items()}
     look = Seen(weights.detach(), positions, seen.clock, dict(seen.numbers))  # the choice is not differentiated
-    numbers = {name: x.to(weights.dtype) for name, x in operator.update(look).items()}
-    if {name: x.shape for name, x in numbers.items()} != dict.fromkeys(before, positions.shape):
-        found = {name: tuple(x.shape) for name, x in numbers.items()}
-        raise Error(
-            f"{type(operator).__name__}.update gives {found}; expected {operator.numbers}, {tuple(positions.shape)} each"
-        )
+    numbers = updated(operator, look)
     grows = operator.size is None or operator.size > S
-    score = None if grows else operator.score(look._replace(numbers=numbers))
-    if score is not None and (score.ndim != 3 or score.shape not in (positions.shape, positions[:, :1].shape)):
-        shapes = f"{tuple(positions.shape)} or {tuple(positions[:, :1].shape)}"
-        raise Error(f"{type(operator).__name__}.score gives shape {tuple(score.shape)}; expected {shapes}")
+    score = None if grows else dearness(operator, look._replace(numbers=numbers))
     if active is not None:
         numbers = {name: torch.where(active[:, None, None], x, before[name]) for name, x in numbers.items()}
     if score is None:
         if active is not None:
             positions[..., S].masked_fill_(~active[:, None], EMPTY)
         return replace(seen, clock=clock, numbers={name: x.contiguous() for name, x in numbers.items()})
-    row = leaves(score, positions).expand(positions.shape[:2])  # (B, K)
+    score = score.masked_fill(seen.empty[:, : score.shape[1]], -torch.inf)  # an empty row goes before any other
+    row = lowest(score, positions).expand(positions.shape[:2])  # (B, K)
     if active is not None:
         row = torch.where(active[:, None], row, S)  # the row of a token that is not read goes
     keys, values, positions = (_overwrite(x, row)[:, :, :S] for x in (seen.keys, seen.values, positions))

@@ -9,9 +9,9 @@ import torch
 from tiny import ROPES, assert_same, close, fold, held, tiny_cell, tokens
 
 import msrnn
-from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction
+from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction, transition
 from msrnn.rotary import Dynamic
-from msrnn.transition import leaves, reduce
+from msrnn.transition import reduce
 
 # The oracle: a decoder over a whole text at once, each query seeing the positions a rule left it.
 
@@ -315,10 +315,10 @@ def test_an_empty_row_goes_before_any_other(scores):
         assert sorted(after.positions.flatten().tolist()) == [1, 2, 3, 4]
 
 
-def test_leaves_takes_one_decision_per_score_row():
+def test_lowest_takes_one_decision_per_score_row():
     positions = torch.tensor([[[4, 0, 2, 5], [0, 1, 4, 5]]])
-    assert leaves(torch.tensor([[[3.0, 2.0, 1.0, 1.0], [0.0, 7.0, 7.0, 0.0]]]), positions).tolist() == [[2, 0]]
-    assert leaves(torch.tensor([[[3.0, 2.0, 2.0, 9.0]]]), positions[:, :1].repeat(1, 2, 1)).tolist() == [[1]]
+    assert transition.lowest(torch.tensor([[[3.0, 2.0, 1.0, 1.0], [0.0, 7.0, 7.0, 0.0]]]), positions).tolist() == [[2, 0]]
+    assert transition.lowest(torch.tensor([[[3.0, 2.0, 2.0, 9.0]]]), positions[:, :1].repeat(1, 2, 1)).tolist() == [[1]]
 
 
 # An operator of one's own.

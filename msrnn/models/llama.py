@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 from ..attention import attend
 from ..cell import Cell
 from ..error import Error
+from ..fold import fold
 from ..linear import Linear, product
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window
@@ -101,17 +102,30 @@ class Layer(nn.Module):
         self, x: Tensor, H: MultiState, rotation: Rotation, clock: Tensor, active: Tensor | None, in_place: bool
     ) -> tuple[Tensor, MultiState]:
         """:meth:`step`, given what all layers of a token share: the rotation of its position and the clock after it."""
+        q, k, v = self._look(x, rotation)  # (B, N, D), (B, K, D), (B, K, D)
+        seen = H.append(k, v, in_place=in_place)  # S + 1 rows
+        read, weights = attend(q, seen.keys, seen.values, seen.empty)
+        return self._think(x, read), reduce(seen, weights, clock, active)
+
+    def fold(self, x: Tensor, H: MultiState, rotation: Rotation, active: Tensor | None) -> tuple[Tensor, MultiState]:
+        """T transitions at once: ``(B, T, E)`` and the H before them -> ``(B, T, E)`` and the H after them."""
+        q, k, v = (heads.transpose(1, 2) for heads in self._look(x, rotation))  # (B, N or K, T, D)
+        read, H = fold(q, k, v, H, active)
+        return self._think(x, read.transpose(1, 2)), H
+
+    def _look(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """``(…, E)`` -> query ``(…, N, D)``, key and value ``(…, K, D)``; query and key rotated."""
         N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         normed = self.attention_norm(x)
         qk = torch.cat((self.q(normed), self.k(normed)), dim=-1).unflatten(-1, (N + K, D))
-        q, k = rotate(qk, rotation).split((N, K), dim=1)  # (B, N, D), (B, K, D)
-        v = self.v(normed).unflatten(-1, (K, D))  # (B, K, D)
-        seen = H.append(k, v, in_place=in_place)  # S + 1 rows
-        read, weights = attend(q, seen.keys, seen.values, seen.empty)
-        H = reduce(seen, weights, clock, active)
-        x = x + self.o(read.flatten(1))
+        q, k = rotate(qk, rotation).split((N, K), dim=-2)
+        return q, k, self.v(normed).unflatten(-1, (K, D))
+
+    def _think(self, x: Tensor, read: Tensor) -> Tensor:
+        """``(…, E)`` and what was read, ``(…, N, D)`` -> ``(…, E)``, what leaves the layer."""
+        x = x + self.o(read.flatten(-2))
         normed = self.ffn_norm(x)
-        return x + self.down(silu(self.gate(normed)) * self.up(normed)), H
+        return x + self.down(silu(self.gate(normed)) * self.up(normed))
 
 
 class Llama(Cell):
@@ -162,6 +176,18 @@ class Llama(Cell):
         for layer, H in zip(self.layers, layers, strict=True):
             assert isinstance(layer, Layer)
             x, H = layer.transition(x, H, rotation, clock, active, in_place)
+            after.append(H)
+        return x, after
+
+    def fold(self, tokens: Tensor, layers: Iterable[MultiState], active: Tensor | None) -> tuple[Tensor, list[MultiState]]:
+        layers = list(layers)
+        position = layers[0].clock[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (B, T)
+        x = self.embed(tokens)  # (B, T, E)
+        rotation = self.config.rope.rotation(position, self.config.head_dim, x.dtype)
+        after = []
+        for layer, H in zip(self.layers, layers, strict=True):
+            assert isinstance(layer, Layer)
+            x, H = layer.fold(x, H, rotation, active)
             after.append(H)
         return x, after
 

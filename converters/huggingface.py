@@ -14,9 +14,9 @@ from msrnn import Error
 from msrnn.checkpoint import read_carried
 from msrnn.files import read_json
 from msrnn.models import Config
-from msrnn.rotary import Dynamic, Linear, Llama3, Rope, Yarn
 
 from . import shards
+from .rope import number, rope_from_hf, rope_to_hf
 from .source import Source
 
 LAYER_NAMES = {
@@ -36,19 +36,6 @@ EARLY_YI = {"ln1": "attention_norm", "ln2": "ffn_norm"}
 
 FAMILIES = {"llama": "llama", "mistral": "mistral", "Yi": "yi", "yi": "yi"}
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "YiForCausalLM")
-ROPE_KEYS = {
-    *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-    *(
-        "attention_factor",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
-        "partial_rotary_factor",
-        "finetuned",
-    ),
-}
 
 
 def open_folder(folder: Path) -> Source:
@@ -157,7 +144,7 @@ def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> C
         n_kv_heads=kv_heads,
         head_dim=width // heads if head_dim is None else head_dim,
         ffn_width=_whole(facts, "intermediate_size"),
-        norm_eps=_number(facts, "rms_norm_eps"),
+        norm_eps=number(facts, "rms_norm_eps"),
         rope=rope_from_hf(facts, length),
         length=length,
         tied=facts.get("tie_word_embeddings") or False,
@@ -166,56 +153,6 @@ def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> C
         bos_token_id=facts.get("bos_token_id"),
         eos_token_ids=tuple(eos),
     )
-
-
-def rope_from_hf(facts: Mapping[str, Any], length: int) -> Rope:
-    """The rope from either spelling: ``rope_theta`` and ``rope_scaling``, or ``rope_parameters`` (transformers ≥ 5).
-
-    A theta that is nowhere is 10000, as in LLaMA 1 and 2.
-
-    Raises:
-        Error: a type other than default, linear, dynamic, llama3, yarn; a number missing or unknown.
-    """
-    spelled = [facts[name] for name in ("rope_scaling", "rope_parameters") if facts.get(name) is not None]
-    for settings in spelled:
-        if not isinstance(settings, dict):
-            raise Error(f"config.json: the rope settings are {settings!r:.60}; expected an object")
-    kinds = {str(settings[name]) for settings in spelled for name in ("rope_type", "type") if settings.get(name)}
-    if len(kinds) > 1:
-        raise Error(f"config.json: the rope is said to be {' and '.join(sorted(kinds))}; expected one type")
-    rope = {name: value for settings in spelled for name, value in settings.items()}
-    if unknown := sorted(rope.keys() - ROPE_KEYS):
-        raise Error(f"config.json: rope setting {unknown[0]!r} is not known")
-    if rope.get("partial_rotary_factor", 1.0) not in (1, None):
-        raise Error(f"config.json: partial_rotary_factor is {rope['partial_rotary_factor']!r}; only 1 is supported")
-    if "rope_theta" in rope and facts.get("rope_theta", rope["rope_theta"]) != rope["rope_theta"]:
-        raise Error(f"config.json: rope_theta is {facts['rope_theta']!r} and, in rope_parameters, {rope['rope_theta']!r}")
-    theta = _number({"rope_theta": 10000.0, **{k: v for k, v in facts.items() if k == "rope_theta"}, **rope}, "rope_theta")
-    kind = next(iter(kinds), "default")
-    if kind == "default" and rope.get("factor") not in (None, 1):
-        raise Error(f"config.json: the rope has a factor, {rope['factor']!r}, but no type that scales; expected one")
-    original = rope.get("original_max_position_embeddings") or length
-    if kind == "default":
-        return Rope(theta)
-    if kind == "linear":
-        return Linear(theta, _number(rope, "factor"))
-    if kind == "dynamic":
-        return Dynamic(theta, _number(rope, "factor"), length)
-    if kind == "llama3":
-        low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
-        return Llama3(theta, _number(rope, "factor"), low, high, original)
-    if kind == "yarn":
-        factor = _number(rope, "factor")
-        given = {name: value for name, value in rope.items() if value is not None}
-        if "attention_factor" in given:
-            gain = _number(given, "attention_factor")
-        elif given.get("mscale") and given.get("mscale_all_dim"):
-            gain = _yarn_gain(factor, _number(given, "mscale")) / _yarn_gain(factor, _number(given, "mscale_all_dim"))
-        else:
-            gain = _yarn_gain(factor)
-        fast, slow = (_number({name: default} | given, name) for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0)))
-        return Yarn(theta, factor, original, gain, fast, slow, rope.get("truncate", True))
-    raise Error(f"config.json: rope type {kind!r} is not supported; expected default, linear, dynamic, llama3 or yarn")
 
 
 def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
@@ -247,41 +184,11 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     return facts | ({"sliding_window": config.window} if family == "mistral" else {"attention_bias": False, "mlp_bias": False})
 
 
-def rope_to_hf(rope: Rope) -> dict[str, Any] | None:
-    """The ``rope_scaling`` entry; None for the plain rope."""
-    match rope:
-        case Linear(factor=factor):
-            return {"rope_type": "linear", "factor": factor}
-        case Dynamic(factor=factor):
-            return {"rope_type": "dynamic", "factor": factor}
-        case Llama3():
-            facts = {"rope_type": "llama3", "factor": rope.factor, "low_freq_factor": rope.low, "high_freq_factor": rope.high}
-            return facts | {"original_max_position_embeddings": rope.length}
-        case Yarn():
-            facts = {"rope_type": "yarn", "factor": rope.factor, "original_max_position_embeddings": rope.length}
-            facts |= {"attention_factor": rope.attention_factor, "beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
-            return facts | {"truncate": rope.truncate}
-        case _:
-            return None
-
-
-def _yarn_gain(factor: float, scale: float = 1.0) -> float:
-    """YaRN's temperature on the logits, as a gain on cos and sin (arXiv:2309.00071, eq. 22)."""
-    return float(0.1 * scale * torch.tensor(factor, dtype=torch.float64).log() + 1) if factor > 1 else 1.0
-
-
 def _whole(facts: Mapping[str, Any], name: str) -> int:
     value = facts.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise Error(f"config.json: {name} is {value!r}; expected a whole number of at least 1")
     return value
-
-
-def _number(facts: Mapping[str, Any], name: str) -> float:
-    value = facts.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise Error(f"config.json: {name} is {value!r}; expected a number")
-    return float(value)
 
 
 def _old_chat_template(folder: Path) -> str | None:

@@ -4,25 +4,11 @@ import json
 
 import pytest
 import torch
-from reference import float64_reference, saved, stepped, tiny_reference
+from reference import ROPES, float64_reference, saved, stepped, tiny_reference
 
 import converters
 import msrnn
 
-ROPES = {
-    "default": {"rope_type": "default", "rope_theta": 500.0},
-    "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0},
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0},
-    "llama3": {
-        **{"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-        "original_max_position_embeddings": 32,
-    },
-    "yarn": {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16},
-    "yarn-mscale": {
-        **{"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16},
-        **{"mscale": 0.7, "mscale_all_dim": 1.3, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False},
-    },
-}
 TOKENS = torch.randint(0, 61, (2, 40), generator=torch.Generator().manual_seed(1))
 
 

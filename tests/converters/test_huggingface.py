@@ -5,23 +5,13 @@ import os
 
 import pytest
 import torch
-from reference import TINY, saved, tiny_reference
+from reference import ROPES, TINY, saved, tiny_reference
 from safetensors.torch import load_file, save_file
 
 import converters
 import msrnn
 from converters.huggingface import config_from_hf, config_to_hf
 
-ROPES = {
-    "default": {"rope_type": "default", "rope_theta": 500.0},
-    "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0},
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0},
-    "llama3": {
-        **{"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-        "original_max_position_embeddings": 32,
-    },
-    "yarn": {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16},
-}
 FACTS = {
     **{"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "num_key_value_heads": 2, "eos_token_id": 2},
     **TINY,

@@ -47,7 +47,7 @@ def fold(q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None) 
 
 def _causal(logits: Tensor, H: MultiState, active: Tensor | None) -> Tensor:
     """The weights where nothing leaves, ``(B, K, G, T, R)``: all rows carried over, and of the new ones those up to each."""
-    T, S = logits.shape[-2:][0], H.keys.shape[2]
+    T, S = logits.shape[-2], H.keys.shape[2]
     late = torch.ones(T, T, dtype=torch.bool, device=logits.device).triu(1)[None]  # (1, T, T)
     if active is not None:
         itself = torch.eye(T, dtype=torch.bool, device=logits.device)

@@ -109,7 +109,7 @@ def tokenizer(source: str | Path, *, revision: str | None = None) -> "tokenizers
         raise Error(f"{path} has no tokenizer.json")
     try:
         return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as wrong:
+    except Exception as wrong:  # tokenizers raises nothing narrower
         raise Error(f"{path / 'tokenizer.json'} is not a tokenizer ({wrong})") from None
 
 

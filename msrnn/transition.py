@@ -81,14 +81,14 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
     row = lowest(score, positions).expand(positions.shape[:2])  # (B, K)
     if active is not None:
         row = torch.where(active[:, None], row, S)  # the row of a token that is not read goes
-    keys, values, positions = (_overwrite(x, row)[:, :, :S] for x in (seen.keys, seen.values, positions))
+    graph = weights.requires_grad or seen.values.requires_grad  # it keeps all that was read, gradient or not
+    keys, values, positions = (_overwrite(x, row, not graph)[:, :, :S] for x in (seen.keys, seen.values, positions))
     numbers = {name: x.scatter(2, row[..., None], x[..., S:])[..., :S].clone() for name, x in numbers.items()}
-    room = None if seen.keys.requires_grad else seen.room  # with a graph, the rows were written elsewhere
-    return MultiState(keys, values, positions, clock, operator, numbers, room)
+    return MultiState(keys, values, positions, clock, operator, numbers, None if graph else seen.room)
 
 
-def _overwrite(rows: Tensor, row: Tensor) -> Tensor:
+def _overwrite(rows: Tensor, row: Tensor, in_place: bool) -> Tensor:
     """``rows (B, K, S + 1, …)`` with the last one written over row ``row (B, K)``, which may be the last itself."""
     last = rows[:, :, -1:].clone()
     index = row.view(*row.shape, 1, *(1,) * (rows.ndim - 3)).expand_as(last)
-    return rows.scatter(2, index, last) if rows.requires_grad else rows.scatter_(2, index, last)
+    return rows.scatter_(2, index, last) if in_place else rows.scatter(2, index, last)

@@ -1,6 +1,5 @@
 """A saved state comes back whole or not at all."""
 
-import json
 import os
 from dataclasses import dataclass
 
@@ -111,7 +110,3 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypa
     with pytest.raises(msrnn.Error, match="cannot be written as JSON"):
         CELL.initial_state(1, Holds(3, what={1, 2})).save("state")
     assert not os.listdir(tmp_path)
-
-
-def test_an_operator_of_ones_own_has_to_be_defined_first(saved):
-    assert json.loads(about(saved)["operators"])[0]["operator"] == "H2O"

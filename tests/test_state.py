@@ -460,3 +460,19 @@ def test_copies_do_not_step_over_each_other():
     assert_same(first, kept)
     logits = cell.step_(torch.tensor([3, 4]), first)[0]
     close(logits, cell.step(torch.tensor([3, 4]), kept)[0])
+
+
+@pytest.mark.parametrize("part", ["q", "k", "v", "o"])
+@pytest.mark.parametrize("reduction", ["tova:3", "window:2", "h2o:3"])
+def test_any_single_part_can_be_trained_through_steps(part, reduction):
+    """What the graph needs may be rows that carry no gradient themselves: with q alone trainable, the keys."""
+    gradients = []
+    for stepwise in (True, False):
+        cell = tiny_cell()
+        weight = cell.layers[0].get_parameter(f"{part}.weight").requires_grad_()
+        text, state = tokens(2, 2, 7), cell.initial_state(2, reduction)
+        logits = fold(cell, text, state)[0] if stepwise else cell(text, state)[0]
+        logits.tanh().sum().backward()
+        gradients.append(weight.grad)
+    assert gradients[0].abs().max() > 0
+    close(*gradients, 1e-8)

@@ -6,6 +6,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -20,8 +21,6 @@ from converters.gguf_file import open_file
 from msrnn import Error
 from msrnn.models import Llama
 from msrnn.rotary import Linear, Llama3, Rope, Yarn, rotate
-
-gguf = pytest.importorskip("gguf")
 
 LLAMA = {  # what a small file says
     "general.architecture": "llama",

@@ -10,14 +10,14 @@ import textwrap
 from itertools import pairwise
 
 import pytest
+import regex
+import sentencepiece
+import tokenizers
+import transformers
 from test_gguf import write
 
 from converters.gguf_tokenizer import chat_template, tokenizer
 from msrnn import Error
-
-pytest.importorskip("gguf")
-tokenizers = pytest.importorskip("tokenizers")
-regex = pytest.importorskip("regex")
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
@@ -64,7 +64,6 @@ def real(gguf_path):
 
 def test_real_ids_are_those_of_transformers(real, hf_folder):
     """But for digits of other scripts and runs of spaces before a digit: see the next test; taken out here."""
-    transformers = pytest.importorskip("transformers")
     reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(hf_folder / "tokenizer.json"))
     n_bytes = 0
     for kind, text in TEXTS.items():
@@ -208,7 +207,6 @@ def test_begin_and_end_are_added_where_the_file_says_so(byte_level, said, tokens
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
     """Trains LLaMA's kind of model: BPE, bytes for rare characters, digits alone, spaces kept."""
-    sentencepiece = pytest.importorskip("sentencepiece")
     folder = tmp_path_factory.mktemp("spm")
     lines = [line for text in TEXTS.values() for line in text[:30_000].splitlines() if line]
 

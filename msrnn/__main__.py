@@ -11,27 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .arguments import parser
 from .cell import Cell
 from .compare import continue_prompt, full_nbytes
 from .decode import stream
 from .error import Error, check_device
 from .models import Llama
-from .reduction import Reduction, parse_reduction
+from .reduction import Reduction
 from .retention import retention
 
 if TYPE_CHECKING:
     import tokenizers
-
-EXAMPLES = """examples:
-  msrnn info ~/models/SmolLM2-135M-Instruct
-  msrnn generate HuggingFaceTB/SmolLM2-135M-Instruct --prompt "The sea was" --reduction tova:128 --max-new-tokens 200
-  msrnn generate model.gguf --prompt-file story.txt --reduction sinks:512:4 --sample --temperature 0.8 --seed 1
-  msrnn compare model.gguf --prompt-file story.txt --reduction full --reduction tova:48 --picture kept.png
-  msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --reduction h2o:64 --out kept.png
-
-MODEL is a hub id (owner/name), a folder (Hugging Face's or the library's own) or one .gguf file.
-A reduction bounds the state H: full, window:SIZE, sinks:SIZE:FIRST, h2o:SIZE, h2o-layer:SIZE, tova:SIZE, tova-head:SIZE;
-SIZE is the number of tokens carried from step to step. Without one, H is the family's own (Mistral v0.1: its window)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no dashes gets question marks
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
-        args.run(args)
+        COMMANDS[args.command](args)
         sys.stdout.flush()
     except Error as refused:
         print(f"msrnn: {refused}", file=sys.stderr)
@@ -63,59 +53,6 @@ def main(argv: list[str] | None = None) -> int:
 def _silence() -> None:
     """Leave nothing to be flushed to a place that takes no more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _parser() -> argparse.ArgumentParser:
-    plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="msrnn",
-        description="Pretrained LLMs as multi-state RNNs with a bounded state.",
-        epilog=EXAMPLES,
-        formatter_class=plain,
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("model", metavar="MODEL", help="a hub id (owner/name), a folder, or one .gguf file")
-    model.add_argument("--revision", help="branch, tag or commit of a hub id")
-
-    cell = argparse.ArgumentParser(add_help=False)
-    cell.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: the file's)")
-    cell.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
-    prompt = cell.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="the text to read")
-    prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="a file with the text to read (UTF-8)")
-    prompt.add_argument("--stdin", action="store_true", help="take the text from standard input")
-
-    generate = commands.add_parser("generate", parents=[model, cell], help="continue a prompt, text as it streams")
-    generate.add_argument("--reduction", type=_reduction, help="what bounds H (default: the family's own)")
-    generate.add_argument(
-        "--max-new-tokens", metavar="N", type=_count, default=128, help="at most so many tokens (default: 128)"
-    )
-    generate.add_argument("--sample", action="store_true", help="draw tokens; otherwise the likeliest is taken")
-    generate.add_argument("--temperature", type=float, help="flattens (> 1) or sharpens (< 1) what is drawn from")
-    generate.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest")
-    generate.add_argument("--top-p", type=float, metavar="P", help="draw among the fewest that together reach P")
-    generate.add_argument("--seed", type=_count, help="makes the drawing repeatable")
-    generate.add_argument("--ignore-eos", action="store_true", help="go on past the model's end-of-text tokens")
-    generate.set_defaults(run=_generate)
-
-    compare = commands.add_parser("compare", parents=[model, cell], help="one prompt under several operators, side by side")
-    compare.add_argument("--reduction", type=_reduction, action="append", required=True, help="may be given several times")
-    compare.add_argument("--max-new-tokens", metavar="N", type=_count, default=64, help="tokens under each (default: 64)")
-    compare.add_argument("--picture", type=Path, metavar="FILE", help="also draw what each step kept")
-    compare.set_defaults(run=_compare)
-
-    kept = commands.add_parser("retention", parents=[model, cell], help="draw which positions each step of a text kept")
-    kept.add_argument("--reduction", type=_reduction, action="append", required=True, help="one panel each")
-    kept.add_argument("--max-tokens", metavar="N", type=_count, default=256, help="read at most so many tokens (default: 256)")
-    kept.add_argument("--layer", type=int, help="of this layer only, negative from the end (default: the mean over all)")
-    kept.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture: .png, .svg or .pdf")
-    kept.set_defaults(run=_retention)
-
-    info = commands.add_parser("info", parents=[model], help="what a model is, and what its state costs")
-    info.set_defaults(run=_info)
-    return parser
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -263,23 +200,12 @@ def _once(reductions: list[Reduction]) -> None:
             raise Error(f"--reduction {reduction} is given twice; expected each once")
 
 
-def _reduction(text: str) -> Reduction:
-    try:
-        return parse_reduction(text)
-    except Error as refused:
-        raise argparse.ArgumentTypeError(str(refused)) from None
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def _held(nbytes: int, full: int) -> str:
     unbounded = f"; unbounded it would hold {full / 1e6:.2f} MB" if nbytes < full else ""
     return f"H holds {nbytes / 1e6:.2f} MB{unbounded}"
 
+
+COMMANDS = {"generate": _generate, "compare": _compare, "retention": _retention, "info": _info}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 
 from .error import Error, check_device, check_dtype
 from .fingerprint import Fingerprint
-from .fold import CHUNK
+from .fold import Event
 from .reduction import Reduction, per_layer
-from .state import MultiState, State
+from .state import MultiState, State, join
+from .trace import Trace
+
+CHUNK = 1024
+"""Tokens, of all rows of the batch together, that pass the layers at once: enough to keep the processor busy."""
 
 
 class Cell(nn.Module, ABC):
@@ -57,9 +61,15 @@ class Cell(nn.Module, ABC):
         """``(B,)`` ids and the layers' H -> ``(B, E)``, what leaves the last layer, and the layers' new H."""
 
     @abstractmethod
-    def fold(self, tokens: Tensor, layers: Iterable[MultiState], active: Tensor | None) -> tuple[Tensor, list[MultiState]]:
+    def fold(
+        self,
+        tokens: Tensor,
+        layers: Iterable[MultiState],
+        active: Tensor | None,
+        events: Sequence[list[Event]] | None = None,
+    ) -> tuple[Tensor, list[MultiState]]:
         """T transitions at once: ``(B, T)`` ids, of which those where ``active (B, T)`` is false are not read ->
-        ``(B, T, E)`` and the layers' new H."""
+        ``(B, T, E)`` and the layers' new H. What happened in each layer is added to its ``events``."""
 
     @abstractmethod
     def read_out(self, x: Tensor) -> Tensor:
@@ -156,26 +166,59 @@ class Cell(nn.Module, ABC):
         B, T = tokens.shape
         state = self.initial_state(B) if state is None else state
         self.check_state(state, B)
-        shortest = int(lengths.min()) if B else 0
+        logits = self.marks[0].new_full((B, *(() if last_only else (T,)), self.config.vocab_size), torch.nan)
+        rows, start, before = torch.arange(B, device=tokens.device), 0, state
+        ended: list[tuple[Tensor, State]] = []  # rows of the batch that are at their end are laid aside
+        while bool((over := lengths[rows] <= start).logical_not().any()):
+            if bool(over.any()):
+                ended.append((rows[over], state.select(over.nonzero()[:, 0])))
+                rows, state = rows[~over], state.select((~over).nonzero()[:, 0])
+            length = lengths[rows]
+            stop = min(start + max(1, CHUNK // len(rows)), int(length.amax()))
+            active = torch.arange(start, stop, device=tokens.device) < length[:, None]  # (B', t)
+            x, layers = self.fold(tokens[rows, start:stop], state, None if stop <= int(length.amin()) else active)
+            state = state.with_layers(layers)
+            if last_only:
+                now = length <= stop
+                logits[rows[now]] = self.read_out(x[now, length[now] - 1 - start])
+            else:
+                logits[rows, start:stop] = self.read_out(x).masked_fill(~active[..., None], torch.nan)
+            start = stop
+        if not ended:
+            return logits, state.clone() if state is before else state
+        ended.append((rows, state))
+        back = torch.cat([rows for rows, _ in ended]).argsort()
+        layers = [join(parts) for parts in zip(*(state for _, state in ended), strict=True)]
+        return logits, state.with_layers(layers).select(back)
+
+    def scan(
+        self, tokens: Tensor, state: State | None = None, *, lengths: Tensor | None = None, weights: bool = False
+    ) -> tuple[Tensor, Trace]:
+        """The same fold, and what happened inside.
+
+        Args:
+            tokens, state, lengths: as of a call.
+            weights: whether the trace also tells the operator's scores, T × (S + T) numbers a layer.
+
+        Returns:
+            logits ``(B, T, V)``, NaN past a row's end, and the :class:`Trace`: ``trace[l].left (B, K, T)``, the position that
+            left at each token, and ``trace.at(n)``, the state after the first n tokens.
+
+        Raises:
+            Error: as a call.
+        """
+        tokens, lengths = self._check_text(tokens, lengths)
+        B, T = tokens.shape
+        state = self.initial_state(B) if state is None else state
+        self.check_state(state, B)
         layers, read = list(state), [self.marks[0].new_zeros(B, 0, self.config.width)]
-        for start in range(0, T, CHUNK):
-            chunk = tokens[:, start : start + CHUNK]
-            active = start + torch.arange(chunk.shape[1], device=tokens.device) < lengths[:, None]  # (B, T)
-            x, layers = self.fold(chunk, layers, None if start + chunk.shape[1] <= shortest else active)
+        events: list[list[Event]] = [[] for _ in layers]
+        active = torch.arange(T, device=tokens.device) < lengths[:, None]  # (B, T)
+        for start in range(0, T, step := max(1, CHUNK // B)):
+            x, layers = self.fold(tokens[:, start : start + step], layers, active[:, start : start + step], events)
             read.append(x)
-        state = state.with_layers(layers if T else state.clone())
-        x = torch.cat(read, dim=1)  # (B, T, E)
-        if last_only:
-            if T == 0:
-                return x.new_full((B, self.config.vocab_size), torch.nan), state
-            last = (lengths - 1).clamp(min=0)[:, None, None].expand(B, 1, x.shape[-1])
-            logits = self.read_out(x.gather(1, last)[:, 0])  # (B, V)
-            return logits.masked_fill((lengths == 0)[:, None], torch.nan), state
-        logits = self.read_out(x)  # (B, T, V)
-        if shortest < T:
-            past = torch.arange(T, device=tokens.device) >= lengths[:, None]  # (B, T)
-            logits = logits.masked_fill(past[..., None], torch.nan)
-        return logits, state
+        logits = self.read_out(torch.cat(read, dim=1)).masked_fill(~active[..., None], torch.nan)
+        return logits, Trace(state, events, weights)
 
     def save(self, folder: str | Path) -> None:
         """Write the library's own folder: config, parameters, and what came along (see :mod:`msrnn.checkpoint`)."""

@@ -1,98 +1,117 @@
 r"""The fold of the step, many tokens at once, and exact.
 
-Within a layer the recurrence over time touches nothing but that layer's own queries, keys and values. So a chunk of T tokens
-is projected at once, its queries meet all rows that any of them could see (S carried over, T new) in one product, the
-operator decides token by token on those numbers alone, and one more product with the values ends it. The weights of the model
-are read once a chunk instead of once a token; memory is T × (S + T), never the whole text squared.
+Within a layer the recurrence over time touches nothing but that layer's own queries, keys and values. So the queries of a block
+of tokens meet all rows that any of them could see (S carried over, T new) in one product, the operator decides on those numbers
+alone who leaves when (``decide.py``), and one more product with the values ends it. The weights of the model are read once for
+many tokens instead of once a token; memory is T × (S + T), never the whole text squared.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from .reduction import Seen
+from .decide import Block, decide
 from .state import EMPTY, MultiState
-from .transition import dearness, lowest, updated
 
-CHUNK = 128
-"""Tokens folded at once: enough to keep the processor busy, few enough to keep T × (S + T) small."""
+BLOCK, BLIND_BLOCK = 64, 256
+"""Tokens decided on at once: a longer block has fewer products and more wrong guesses. Whoever is blind guesses right."""
 
 
-def fold(q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None) -> tuple[Tensor, MultiState]:
+class Event(NamedTuple):
+    """One block of one layer: what went in, and what happened."""
+
+    q: Tensor
+    """``(B, N, T, D)``, rotated, as are k and v ``(B, K, T, D)``."""
+    k: Tensor
+    v: Tensor
+    active: Tensor
+    """``(B, T)`` bool."""
+    numbers: dict[str, Tensor]
+    """The operator's before the first token, ``(B, K, S)`` each."""
+    rows: Tensor
+    """``(B, K, S + T)`` int64, positions; −1 where there is no row. The last T are ``entered``."""
+    left: Tensor
+    """``(B, K, T)`` int64, the position that left at each token, −1 none."""
+    score: Tensor
+    """``(B, 1 or K, T, S + T)``, NaN on rows that a token did not see."""
+
+    @property
+    def entered(self) -> Tensor:
+        """``(B, K, T)`` int64."""
+        return self.rows[..., -self.left.shape[2] :]
+
+
+def fold(
+    q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None, events: list[Event] | None = None
+) -> tuple[Tensor, MultiState]:
     """What each of T tokens reads, and H after the last; the same as T times append, attend, reduce. Waits for the device.
 
     Args:
         q: ``(B, N, T, D)``; k, v: ``(B, K, T, D)``; rotated.
         H: the layer before the first token, S rows.
         active: ``(B, T)`` bool; tokens where it is false are not read. None: all are.
+        events: where given, what happened in each block is added to it.
 
     Returns:
         ``(B, N, T, D)``, meaningless where a token is not read, and the new H.
     """
-    T = k.shape[2]
-    keys, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D), R = S + T
-    logits = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3) @ keys.mT  # (B, K, G T, R)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * q.shape[-1] ** -0.5
-    logits = logits.unflatten(2, (-1, T))  # (B, K, G, T, R)
-    size, S = H.reduction.size, H.keys.shape[2]
-    assert not isinstance(size, tuple), "per_layer gives each layer an int"
-    if H.reduction.numbers or (size is not None and size < S + T):
-        weights, positions, numbers = _decide(logits, H, active, size)
+    length, read = BLIND_BLOCK if H.reduction.blind else BLOCK, [q[:, :, :0]]
+    for start in range(0, k.shape[2], length):
+        cut = slice(start, start + length)
+        now = k.new_ones(k.shape[0], k[:, :, cut].shape[2], dtype=torch.bool) if active is None else active[:, cut]
+        x, H = _block(q[:, :, cut], k[:, :, cut], v[:, :, cut], H.ordered(), now, events)
+        read.append(x)
+    return torch.cat(read, dim=2), H.ordered()
+
+
+def _block(
+    q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor, events: list[Event] | None
+) -> tuple[Tensor, MultiState]:
+    """:func:`fold` of one block, H in order."""
+    K, T = k.shape[1:3]
+    keys, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
+    queries = q.unflatten(1, (K, -1))  # (B, K, G, T, D)
+    block, look = decide(_entered(queries, keys, H, active))
+    hidden = block.hidden(0, T)[:, :, None]  # (B, K, 1, T, R)
+    if H.reduction.blind:
+        seen = ~hidden.expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, K, G T, R)
+        read = scaled_dot_product_attention(queries.flatten(2, 3), keys, values, seen)
     else:
-        weights, positions, numbers = _causal(logits, H, active), _entered(H, T, active), H.numbers
-    read = weights.to(values.dtype).flatten(2, 3) @ values  # (B, K, G T, D)
-    clock = H.clock + T if active is None else H.clock + active.sum(-1)
-    H = MultiState(keys, values, positions, clock, H.reduction, numbers)
-    return read.unflatten(2, (-1, T)).flatten(1, 2), H.compact()
+        weights = look.weights
+        if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):  # only the choice of rows is not differentiated
+            weights = _logits(queries, keys).masked_fill(hidden, -torch.inf).softmax(dim=-1)
+        read = weights.to(values.dtype).flatten(2, 3) @ values  # (B, K, G T, D)
+    if events is not None:
+        score = look.cost.transpose(1, 2)  # (B, 1 or K, T, R)
+        score = score.masked_fill(score == torch.finfo(score.dtype).max, torch.inf)
+        score = score.masked_fill(hidden[:, : score.shape[1], 0], torch.nan)
+        events.append(Event(q, k, v, active, H.numbers, block.positions, block.left(), score))
+    positions = block.positions.masked_fill(block.until < T, EMPTY)
+    H = MultiState(keys, values, positions, H.clock + active.sum(1), H.reduction, look.last())
+    return read.unflatten(2, (-1, T)).flatten(1, 2), H
 
 
-def _causal(logits: Tensor, H: MultiState, active: Tensor | None) -> Tensor:
-    """The weights where nothing leaves, ``(B, K, G, T, R)``: all rows carried over, and of the new ones those up to each."""
-    T, S = logits.shape[-2], H.keys.shape[2]
-    late = torch.ones(T, T, dtype=torch.bool, device=logits.device).triu(1)[None]  # (1, T, T)
-    if active is not None:
-        itself = torch.eye(T, dtype=torch.bool, device=logits.device)
-        late = late | (~active[:, None] & ~itself)  # (B, T, T)
-    late = late[:, None].expand(*H.empty.shape[:2], T, T)
-    hidden = torch.cat((H.empty[:, :, None].expand(-1, -1, T, S), late), dim=-1)  # (B, K, T, R)
-    return logits.masked_fill(hidden[:, :, None], -torch.inf).softmax(dim=-1)
+def _logits(q: Tensor, keys: Tensor) -> Tensor:
+    """``(B, K, G, T, D), (B, K, R, D) -> (B, K, G, T, R)`` in at least float32."""
+    logits = q.flatten(2, 3) @ keys.mT  # (B, K, G T, R)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * q.shape[-1] ** -0.5
+    return logits.unflatten(2, q.shape[2:4])
 
 
-def _entered(H: MultiState, T: int, active: Tensor | None) -> Tensor:
-    """``(B, K, R)``: the positions once all T tokens have entered, EMPTY where one is not read."""
-    new = H.clock[:, None] + torch.arange(T, device=H.clock.device)  # (B, T)
-    new = new if active is None else new.masked_fill(~active, EMPTY)
-    return torch.cat((H.positions, new[:, None].expand(-1, H.positions.shape[1], -1)), dim=-1)
-
-
-def _decide(logits: Tensor, H: MultiState, active: Tensor | None, size: int | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Token by token, which row leaves: the weights of every token ``(B, K, G, T, R)``, and the positions and numbers
-    ``(B, K, R)`` after the last; a row that has left, or is still to come, has position EMPTY."""
-    T, S = logits.shape[-2], H.keys.shape[2]
-    shape = (*H.positions.shape[:2], T)
-    positions = torch.cat((H.positions, H.positions.new_full(shape, EMPTY)), dim=-1)  # (B, K, R)
-    numbers = {name: torch.cat((x, x.new_zeros(shape)), dim=-1) for name, x in H.numbers.items()}
-    held, clock, index = (~H.empty).sum(-1), H.clock, torch.arange(S + T, device=logits.device)  # (B, K), (B,), (R,)
-    weights = []
-    for t in range(T):
-        now = None if active is None else active[:, t, None]  # (B, 1)
-        positions[..., S + t] = clock[:, None]
-        weights.append(logits[:, :, :, t].masked_fill((positions == EMPTY)[:, :, None], -torch.inf).softmax(dim=-1))
-        look = Seen(weights[-1].detach(), positions, clock, {name: x.clone() for name, x in numbers.items()})
-        after = updated(H.reduction, look)
-        entered = index <= S + t if now is None else (index <= S + t) & now[..., None]
-        numbers = {name: torch.where(entered, x, numbers[name]) for name, x in after.items()}
-        held = held + 1 if now is None else held + now
-        if size is not None and S + t >= size:
-            score = dearness(H.reduction, look._replace(numbers=after))
-            gone = positions == EMPTY  # or still to come: neither can leave
-            score = score.masked_fill(gone[:, : score.shape[1]], torch.inf)
-            row = lowest(score, positions.masked_fill(gone, torch.iinfo(torch.int64).max - 1))
-            leaves = held > size if now is None else (held > size) & now
-            held = held - leaves.long()
-            row = row.expand(held.shape)[..., None]  # (B, K, 1)
-            kept = positions.gather(-1, row).masked_fill(leaves[..., None], EMPTY)
-            positions.scatter_(-1, row, kept)
-        if now is not None:
-            positions[..., S + t].masked_fill_(~now, EMPTY)
-        clock = clock + 1 if now is None else clock + now[:, 0]
-    return torch.stack(weights, dim=3), positions, numbers
+def _entered(q: Tensor, keys: Tensor, H: MultiState, active: Tensor) -> Block:
+    """The block if nobody leaves."""
+    (B, K, _), T = H.positions.shape, q.shape[3]
+    clock = H.clock[:, None] + active.cumsum(1) - active.long()  # (B, T)
+    new = clock.masked_fill(~active, EMPTY)[:, None].expand(B, K, T)
+    positions = torch.cat((H.positions, new), dim=-1)  # (B, K, R)
+    alone = torch.where(active, T, torch.arange(T, device=active.device))[:, None].expand(B, K, T)
+    until = torch.cat((torch.where(H.empty, -1, T), alone), dim=-1)
+    if H.reduction.blind:
+        wide = torch.promote_types(keys.dtype, torch.float32)
+        logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, T, positions.shape[-1])
+    else:
+        logits = _logits(q, keys).detach()
+    numbers = {name: torch.cat((x, x.new_zeros(B, K, T)), dim=-1) for name, x in H.numbers.items()}
+    return Block(H.reduction, logits, positions, until, clock, active, numbers)

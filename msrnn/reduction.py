@@ -39,6 +39,10 @@ class Reduction:
     size: int | tuple[int, ...] | None
     name: ClassVar[str] = ""
     numbers: ClassVar[tuple[str, ...]] = ()
+    additive: ClassVar[bool] = False
+    """Whether ``update`` adds to the numbers what does not depend on them: the fold then sums many tokens at once."""
+    blind: ClassVar[bool] = False
+    """Whether positions and clock are all that ``update`` and ``score`` look at: the weights they get may be zeros."""
 
     def __post_init__(self) -> None:
         if isinstance(self.size, list):
@@ -86,6 +90,7 @@ class Full(Reduction):
 
     size: None = None
     name: ClassVar[str] = "full"
+    blind: ClassVar[bool] = True
 
     def check(self, size: int | None) -> None:
         if size is not None:
@@ -103,6 +108,7 @@ class Window(Reduction):
     """The oldest goes. ``Window(W - 1)`` is a sliding window that counts the current token among its W."""
 
     name: ClassVar[str] = "window"
+    blind: ClassVar[bool] = True
 
     def check(self, size: int | None) -> None:
         self._whole("size", size, at_least=0)
@@ -117,6 +123,7 @@ class Sinks(Reduction):
 
     sinks: int = 4
     name: ClassVar[str] = "sinks"
+    blind: ClassVar[bool] = True
 
     def check(self, size: int | None) -> None:
         super().check(size)
@@ -142,6 +149,7 @@ class H2O(Reduction):
     recent: int | None = None
     per_head: bool = True
     numbers: ClassVar[tuple[str, ...]] = ("received",)
+    additive: ClassVar[bool] = True
 
     def check(self, size: int | None) -> None:
         super().check(size)

@@ -65,6 +65,10 @@ class MultiState:
         """``change`` applied to every row-aligned tensor and to the clock; room beyond the rows is left behind."""
         return self.with_rows({name: change(x) for name, x in self.rows.items()}, change(self.clock))
 
+    def select(self, rows: Tensor) -> "MultiState":
+        """The batch rows ``rows (B',)`` int64, as a copy."""
+        return self.map(lambda x: x.index_select(0, rows))
+
     def append(self, key: Tensor, value: Tensor, *, in_place: bool) -> "MultiState":
         """What the current query sees: H and, last, the token's own row. The clock has not moved yet.
 
@@ -89,19 +93,21 @@ class MultiState:
         rows = room if room[0].shape[2] == S + 1 else tuple(x[:, :, : S + 1] for x in room)
         return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, room)
 
-    def compact(self) -> "MultiState":
-        """The same rows in as few columns as the fullest head needs: ragged texts leave empty ones. Waits for the device."""
+    def ordered(self) -> "MultiState":
+        """The same rows in order of position, in as few columns as the fullest head needs. Waits for the device."""
         held = ~self.empty
         most = int(held.sum(-1).amax()) if held.numel() else 0
-        if most == held.shape[2]:
+        if most == held.shape[2] and bool((self.positions[..., 1:] > self.positions[..., :-1]).all()):
             return self
-        order = held.byte().argsort(dim=-1, descending=True, stable=True)[..., :most]  # (B, K, most)
+        last = torch.iinfo(torch.int64).max
+        order = self.positions.masked_fill(self.empty, last).argsort(dim=-1)[..., :most]  # (B, K, most)
+        first = torch.arange(held[..., 0].numel(), device=order.device) * held.shape[2]  # of each head, all rows in line
+        index = (order.flatten(0, 1) + first[:, None]).flatten()
 
-        def kept(x: Tensor) -> Tensor:
-            index = order.view(*order.shape, *(1,) * (x.ndim - 3)).expand(*order.shape, *x.shape[3:])
-            return x.gather(2, index)
+        def picked(x: Tensor) -> Tensor:
+            return x.flatten(0, 2).index_select(0, index).unflatten(0, order.shape)
 
-        return self.with_rows({name: kept(x) for name, x in self.rows.items()}, self.clock)
+        return self.with_rows({name: picked(x) for name, x in self.rows.items()}, self.clock)
 
     def _spare(self) -> int:
         """Rows to make room for: a sixteenth more, so that appending a row copies no more than sixteen; never more than
@@ -109,6 +115,19 @@ class MultiState:
         S, size = self.keys.shape[2], self.reduction.size
         spare = 1 + S // 16
         return min(spare, size + 1 - S) if isinstance(size, int) else spare
+
+
+def join(parts: Sequence[MultiState]) -> MultiState:
+    """The batches of several H of one layer, one after the other, as a copy; shorter ones get empty rows."""
+    S = max(H.keys.shape[2] for H in parts)
+
+    def padded(H: MultiState, name: str) -> Tensor:
+        x = H.rows[name]
+        fill = x.new_full((*x.shape[:2], S - x.shape[2], *x.shape[3:]), EMPTY if name == "positions" else 0)
+        return torch.cat((x, fill), dim=2)
+
+    rows = {name: torch.cat([padded(H, name) for H in parts]) for name in parts[0].rows}
+    return parts[0].with_rows(rows, torch.cat([H.clock for H in parts]))
 
 
 class State:

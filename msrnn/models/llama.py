@@ -5,7 +5,7 @@ arXiv:2302.13971; grouped queries arXiv:2307.09288; llama3 rope scaling arXiv:24
 cell with other facts (``mistral.py``, ``yi.py``).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.functional import silu
 from ..attention import attend
 from ..cell import Cell
 from ..error import Error
-from ..fold import fold
+from ..fold import Event, fold
 from ..linear import Linear, product
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window
@@ -107,10 +107,12 @@ class Layer(nn.Module):
         read, weights = attend(q, seen.keys, seen.values, seen.empty)
         return self._think(x, read), reduce(seen, weights, clock, active)
 
-    def fold(self, x: Tensor, H: MultiState, rotation: Rotation, active: Tensor | None) -> tuple[Tensor, MultiState]:
+    def fold(
+        self, x: Tensor, H: MultiState, rotation: Rotation, active: Tensor | None, events: list[Event] | None
+    ) -> tuple[Tensor, MultiState]:
         """T transitions at once: ``(B, T, E)`` and the H before them -> ``(B, T, E)`` and the H after them."""
         q, k, v = (heads.transpose(1, 2) for heads in self._look(x, rotation))  # (B, N or K, T, D)
-        read, H = fold(q, k, v, H, active)
+        read, H = fold(q, k, v, H, active, events)
         return self._think(x, read.transpose(1, 2)), H
 
     def _look(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,15 +181,21 @@ class Llama(Cell):
             after.append(H)
         return x, after
 
-    def fold(self, tokens: Tensor, layers: Iterable[MultiState], active: Tensor | None) -> tuple[Tensor, list[MultiState]]:
+    def fold(
+        self,
+        tokens: Tensor,
+        layers: Iterable[MultiState],
+        active: Tensor | None,
+        events: Sequence[list[Event]] | None = None,
+    ) -> tuple[Tensor, list[MultiState]]:
         layers = list(layers)
         position = layers[0].clock[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (B, T)
         x = self.embed(tokens)  # (B, T, E)
         rotation = self.config.rope.rotation(position, self.config.head_dim, x.dtype)
         after = []
-        for layer, H in zip(self.layers, layers, strict=True):
+        for i, (layer, H) in enumerate(zip(self.layers, layers, strict=True)):
             assert isinstance(layer, Layer)
-            x, H = layer.fold(x, H, rotation, active)
+            x, H = layer.fold(x, H, rotation, active, None if events is None else events[i])
             after.append(H)
         return x, after
 

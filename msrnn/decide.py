@@ -1,0 +1,191 @@
+r"""Who leaves at each of many tokens, found without asking token by token.
+
+What token t sees depends on who left before it, and who leaves at t on what t sees: a recurrence. But the rows that leave would
+hardly have changed the rest had they stayed, so it is solved as a fixed point. Guess who leaves at every token of a block; look
+at all tokens at once as if the guess were true; where the operator's choice is the guess, from the first token on, it is the
+truth, and where it first is not, the right answer is now known. Guess the rest anew and look again. Every look settles at least
+one token, and mostly all of them; what comes out is what the step loop decides, row for row.
+
+A look lays the tokens of a block side by side in the batch, so an operator's ``score`` is written once, for one token. To be
+known at every token of a guess, the numbers of an operator have to add up (``additive``); other operators are asked token by
+token, by the same look.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .reduction import Reduction, Seen
+from .state import EMPTY
+from .transition import dearness, updated
+
+
+@dataclass(frozen=True)
+class Block:
+    """T tokens of one layer and the R = S + T rows that any of them could see: S carried over, then their own.
+
+    Attributes:
+        reduction: the operator.
+        logits: ``(B, K, G, T, R)`` in at least float32; of an operator that is ``blind`` ``(B, K, 1, T, R)`` zeros.
+        positions: ``(B, K, R)`` int64, ascending but for −1 where a row is empty or its token is not read.
+        until: ``(B, K, R)`` int64, the last token to see each row: T where none leaves, −1 where a row is empty; a token that
+            is not read is seen by itself alone.
+        clock: ``(B, T)`` int64, the tokens' positions.
+        active: ``(B, T)`` bool, whether a token is read.
+        numbers: the operator's, ``(B, K, R)`` each, before the first token.
+    """
+
+    reduction: Reduction
+    logits: Tensor
+    positions: Tensor
+    until: Tensor
+    clock: Tensor
+    active: Tensor
+    numbers: dict[str, Tensor]
+
+    def hidden(self, start: int, stop: int) -> Tensor:
+        """``(B, K, t, R)`` bool: the rows that tokens ``start`` to ``stop`` do not see."""
+        T, R = self.clock.shape[1], self.until.shape[-1]
+        t = torch.arange(start, stop, device=self.until.device)[:, None]
+        came = torch.arange(T - R, T, device=t.device)  # carried rows before 0
+        return (self.until[:, :, None] < t) | (came > t)
+
+    def left(self) -> Tensor:
+        """``(B, K, T)`` int64: the position that left at each token, −1 none."""
+        (B, K, _), T = self.until.shape, self.clock.shape[1]
+        nobody = self.positions.new_full((B, K, T + 1), EMPTY)  # the last for rows that stay, or never were
+        return nobody.scatter_(2, self.until.masked_fill(self.until < 0, T), self.positions)[..., :T]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What ``t`` tokens of a block see under a guess.
+
+    Attributes:
+        weights: ``(B, K, G, t, R)``.
+        numbers: after each token, ``(B, t, K, R)`` each.
+        cost: ``(B, t, 1 or K, R)``, the operator's score, +inf on rows that are not there: the first of the lowest goes.
+    """
+
+    weights: Tensor
+    numbers: dict[str, Tensor]
+    cost: Tensor
+
+    def last(self) -> dict[str, Tensor]:
+        """The numbers after the last token, ``(B, K, R)`` each."""
+        return {name: x[:, -1].clone() for name, x in self.numbers.items()}
+
+
+@torch.no_grad()
+def decide(block: Block) -> tuple[Block, Look]:
+    """The block with ``until`` as the operator decides, and what its T tokens see then."""
+    T, leaves = block.clock.shape[1], _leaves(block)
+    if block.numbers and not block.reduction.additive:
+        return _one_by_one(block, leaves)
+    look = _look(block, 0, T, block.numbers)
+    leaves = leaves[..., : look.cost.shape[2]]  # (B, T, 1 or K)
+    if T == 1 or not bool(leaves.any()):
+        return _gone(block, _lowest(look.cost, leaves)), look
+    nobody, guess, weights, cost = look.cost, torch.full_like(leaves, -1, dtype=torch.int64), look.weights, look.cost.clone()
+    settled, numbers, history, start = torch.zeros_like(guess[:, 0]), block.numbers, [], 0
+    while start < T:
+        guess = _guess(nobody, leaves, guess, settled)
+        look = _look(_gone(block, guess), start, T, numbers)
+        weights[:, :, :, start:], cost[:, start:] = look.weights, look.cost
+        choice = _lowest(look.cost, leaves[:, start:])
+        wrong = choice != guess[:, start:]
+        first = torch.where(wrong.any(1), wrong.byte().argmax(1), T - 1 - start)  # (B, 1 or K); all up to here is settled
+        guess.scatter_(1, start + first[:, None], choice.gather(1, first[:, None]))
+        settled, more = start + first + 1, int(first.amin()) + 1
+        history.append({name: x[:, :more] for name, x in look.numbers.items()})
+        numbers = {name: x[:, -1] for name, x in history[-1].items()}
+        start += more
+    return _gone(block, guess), Look(weights, _in_a_row(history), cost)
+
+
+def _one_by_one(block: Block, leaves: Tensor) -> tuple[Block, Look]:
+    """:func:`decide` for an operator whose numbers do not add up."""
+    numbers, looks = block.numbers, []
+    for t in range(block.clock.shape[1]):
+        looks.append(_look(block, t, t + 1, numbers))
+        cost, numbers = looks[-1].cost, looks[-1].last()
+        block = _gone(block, _lowest(cost, leaves[:, t : t + 1, : cost.shape[2]]), t)
+    weights, cost = torch.cat([x.weights for x in looks], dim=3), torch.cat([x.cost for x in looks], dim=1)
+    return block, Look(weights, _in_a_row([x.numbers for x in looks]), cost)
+
+
+def _in_a_row(history: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([x[name] for x in history], dim=1) for name in history[0]}
+
+
+def _leaves(block: Block) -> Tensor:
+    """``(B, T, K)`` bool: at which tokens a row leaves; which one does not matter to that."""
+    size, T = block.reduction.size, block.clock.shape[1]
+    carried = (block.positions[..., :-T] != EMPTY).sum(-1)  # (B, K)
+    held = carried[:, None] + block.active.cumsum(1)[..., None]  # (B, T, K), if nobody leaves
+    if size is None:
+        return torch.zeros_like(held, dtype=torch.bool)
+    assert isinstance(size, int), "per_layer gives each layer an int"
+    return (held > size) & block.active[..., None]
+
+
+def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Look:
+    """Tokens ``start`` to ``stop``, given the numbers before the first of them."""
+    operator, (B, T) = block.reduction, (block.clock.shape[0], stop - start)
+    hidden = block.hidden(start, stop)  # (B, K, t, R)
+    weights = block.logits[..., start:stop, :]
+    if not operator.blind:
+        weights = weights.masked_fill(hidden[:, :, None], -torch.inf).softmax(dim=-1)
+    hidden = hidden.transpose(1, 2)  # (B, t, K, R)
+
+    def aside(x: Tensor) -> Tensor:  # (B, t, …) -> (B t, …), each token a row of the batch
+        return x.expand(B, T, *x.shape[2:]).flatten(0, 1)
+
+    positions = block.positions[:, None].masked_fill(hidden, EMPTY)
+    before = {name: torch.zeros_like(x) if operator.additive else x.clone() for name, x in numbers.items()}  # may be edited
+    clock, before = aside(block.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
+    seen = Seen(aside(weights.movedim(3, 1)), aside(positions), clock, before)
+    after = {name: x.unflatten(0, (B, T)) for name, x in updated(operator, seen).items()}  # (B, t, K, R)
+    idle = hidden | ~block.active[:, start:stop, None, None]
+    for name, x in after.items():
+        old = numbers[name][:, None]  # (B, 1, K, R)
+        if operator.additive:
+            after[name] = torch.cat((old, x.masked_fill(idle, 0)), dim=1).cumsum(1)[:, 1:]  # in the step loop's order
+        else:
+            after[name] = torch.where(idle, old, x)
+    score = dearness(operator, seen._replace(numbers={name: aside(x) for name, x in after.items()}))
+    score = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(0, (B, T))
+    score = score.clamp(max=torch.finfo(score.dtype).max)  # what may not go still goes before what is not there
+    return Look(weights, after, score.masked_fill(hidden[:, :, : score.shape[2]], torch.inf))
+
+
+def _lowest(cost: Tensor, leaves: Tensor) -> Tensor:
+    """``(B, t, 1 or K, R) -> (B, t, 1 or K)``: the first of the lowest, −1 where none leaves."""
+    return torch.where(leaves, cost.argmin(-1), -1)
+
+
+def _gone(block: Block, rows: Tensor, start: int = 0) -> Block:
+    """The block once row ``rows[:, t] (B, 1 or K)`` has left at token ``start + t``; −1 is none."""
+    K, R = block.until.shape[1:]
+    index = rows.masked_fill(rows < 0, R).expand(-1, -1, K).transpose(1, 2)  # (B, K, t); one row more is nobody
+    time = torch.arange(start, start + rows.shape[1], device=rows.device).expand_as(index)
+    until = torch.cat((block.until, block.until[..., :1]), dim=-1)
+    until = until.scatter_reduce(2, index, time, "amin")[..., :R]  # a guess may take a row twice
+    return replace(block, until=until)
+
+
+def _guess(cost: Tensor, leaves: Tensor, known: Tensor, settled: Tensor) -> Tensor:
+    """Who leaves, ``(B, T, 1 or K)``: what is known of the settled tokens, then in turn the cheapest row not yet taken, by what
+    rows cost if nobody leaves. Any guess would do; this one takes three small operations a token."""
+    B, T, heads, R = cost.shape
+    sure = ~leaves | (torch.arange(T, device=cost.device)[:, None] < settled[:, None])  # (B, T, 1 or K)
+    row = torch.where(sure & leaves, known, R)[..., None]  # R, one row more, is nobody
+    cost = torch.cat((cost, cost.new_full((B, T, heads, 1), torch.inf)), dim=-1)
+    cost.scatter_(3, row, torch.where(sure, -torch.inf, torch.inf)[..., None].to(cost.dtype))
+    taken, guess = torch.zeros_like(cost[:, 0]), []  # (B, 1 or K, R + 1)
+    for now in cost.unbind(1):
+        guess.append((now + taken).argmin(-1, keepdim=True))
+        taken.scatter_(2, guess[-1], 1e30)
+    rows = torch.stack(guess, dim=1)[..., 0]
+    return rows.masked_fill(rows == R, -1)

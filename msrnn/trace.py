@@ -1,0 +1,132 @@
+"""What happened inside a fold: who left at each token, and the state after any of them, without reading parameters again."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .error import Error
+from .fold import Event, fold
+from .state import EMPTY, MultiState, State, join
+
+LAST = torch.iinfo(torch.int64).max
+
+
+class LayerTrace:
+    """One layer's part of a :class:`Trace`: T tokens read from a state of S rows.
+
+    Attributes:
+        left: ``(B, K, T)`` int64, the position that left at each token, −1 none.
+        rows: ``(B, K, S + T)`` int64, the positions of all rows there were: those of the state before, in order of position,
+            then the tokens'; −1 where there is none.
+        scores: ``(B, 1 or K, T, S + T)``, the operator's score of each of ``rows`` as each token had seen it, NaN where it had
+            not; None unless asked for.
+    """
+
+    def __init__(self, H: MultiState, events: Sequence[Event], scores: bool):
+        self._before, self._events = H.ordered(), events
+        nothing = H.positions.new_empty(*H.positions.shape[:2], 0)
+        self.left = torch.cat([nothing, *(e.left for e in events)], dim=2)
+        self.rows = torch.cat([self._before.positions, *(e.entered for e in events)], dim=2)
+        self._keys = torch.cat([self._before.keys, *(e.k for e in events)], dim=2)
+        self._values = torch.cat([self._before.values, *(e.v for e in events)], dim=2)
+        self._active = torch.cat([nothing[:, 0].bool(), *(e.active for e in events)], dim=1)  # (B, T)
+        self.scores = self._scattered() if scores else None
+
+    def at(self, n: Tensor) -> MultiState:
+        """H after the first ``n (B,)`` tokens."""
+        if not self._before.reduction.numbers:
+            return self._gathered(n)
+        # numbers are kept at the beginning of each block; from there on the block's own part is read again
+        starts = torch.tensor([0, *(e.left.shape[2] for e in self._events)], device=n.device).cumsum(0)
+        blocks = (torch.searchsorted(starts, n, right=True) - 1).clamp(max=len(self._events) - 1)
+        parts, order = [], []
+        for i in blocks.unique().tolist():
+            rows, e = (blocks == i).nonzero()[:, 0], self._events[i]
+            H = replace(self._gathered(starts[i].expand_as(n)), numbers=e.numbers).select(rows)
+            more = n[rows] - starts[i]
+            some = int(more.amax())
+            q, k, v = (x.index_select(0, rows)[:, :, :some] for x in (e.q, e.k, e.v))
+            active = e.active[rows, :some] & (torch.arange(some, device=n.device) < more[:, None])
+            parts.append(fold(q, k, v, H, active)[1])
+            order.append(rows)
+        back = torch.cat(order).argsort()
+        return join(parts).select(back)
+
+    def _gathered(self, n: Tensor) -> MultiState:
+        """H after ``n (B,)`` tokens, without the operator's numbers."""
+        before, T = self._before, self.left.shape[2]
+        B, K, R = self.rows.shape
+        index = self._row_of(self.left).masked_fill(self.left == EMPTY, R)
+        time = torch.arange(T, device=n.device).expand(B, K, T)
+        until = torch.full((B, K, R + 1), T, device=n.device).scatter_(2, index, time)[..., :R]  # the last token that saw it
+        came = torch.arange(T - R, T, device=n.device)
+        gone = (until < n[:, None, None]) | (came >= n[:, None, None])
+        clock = before.clock + (self._active & (time[:, 0] < n[:, None])).sum(1)
+        positions = self.rows.masked_fill(gone, EMPTY)
+        return MultiState(self._keys, self._values, positions, clock, before.reduction).ordered()
+
+    def _row_of(self, positions: Tensor) -> Tensor:
+        """Where in ``rows`` each of ``positions (B, K, …)`` stands."""
+        before, S = self._before, self._before.positions.shape[2]
+        carried = torch.searchsorted(before.positions.masked_fill(before.empty, LAST), positions.contiguous())
+        token = positions - before.clock[:, None, None]
+        return torch.where(token < 0, carried, token + S)
+
+    def _scattered(self) -> Tensor:
+        """The scores of all blocks, each column in its place among ``rows``."""
+        (B, _, R), T = self.rows.shape, self.left.shape[2]
+        heads = self._events[0].score.shape[1] if self._events else 1
+        scores = self._keys.new_full(
+            (B, heads, T, R + 1), torch.nan, dtype=torch.promote_types(self._keys.dtype, torch.float32)
+        )
+        start = 0
+        for e in self._events:
+            index = self._row_of(e.rows).masked_fill(e.rows == EMPTY, R)[:, :heads]  # (B, 1 or K, R of the block)
+            stop = start + e.score.shape[2]
+            scores[:, :, start:stop].scatter_(3, index[:, :, None].expand_as(e.score), e.score)
+            start = stop
+        return scores[..., :R]
+
+
+class Trace:
+    """What ``cell.scan`` saw: ``trace[l]`` is layer l's :class:`LayerTrace`, ``trace.at(n)`` the state after n tokens.
+
+    It holds the keys and values of the state before and of all T tokens once, and shares no storage that a step in place
+    writes to.
+    """
+
+    def __init__(self, state: State, events: Sequence[Sequence[Event]], scores: bool):
+        self._state = state
+        self._layers = [LayerTrace(H, e, scores) for H, e in zip(state, events, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[LayerTrace]:
+        return iter(self._layers)
+
+    def __getitem__(self, layer: int) -> LayerTrace:
+        return self._layers[layer]
+
+    def at(self, n: int | Tensor) -> State:
+        """The state after the first n tokens: as reading these alone would have left it.
+
+        Args:
+            n: how many, 0 … T; or one number for each row of the batch, ``(B,)`` int64. A row that has fewer stands at its end.
+
+        Raises:
+            Error: n is neither, or outside 0 … T.
+        """
+        B, T = self[0].left.shape[0], self[0].left.shape[2]
+        whole = isinstance(n, int) and not isinstance(n, bool)
+        if not whole and not (isinstance(n, Tensor) and n.shape == (B,) and n.dtype == torch.int64):
+            raise Error(f"at: n is {n!r:.60}; expected a whole number, or int64 of shape ({B},)")
+        count = torch.as_tensor(n, device=self._state.clock.device).expand(B)
+        if bool(((count < 0) | (count > T)).any()):
+            raise Error(f"at: n is {count.tolist() if B > 1 else int(count[0])}; expected 0 to {T}, the tokens read")
+        if T == 0:
+            return self._state.clone()
+        layers = [layer.at(count) for layer in self]
+        return self._state.with_layers(replace(H, clock=layers[0].clock) for H in layers)

@@ -123,7 +123,7 @@ class Trace:
         whole = isinstance(n, int) and not isinstance(n, bool)
         if not whole and not (isinstance(n, Tensor) and n.shape == (B,) and n.dtype == torch.int64):
             raise Error(f"at: n is {n!r:.60}; expected a whole number, or int64 of shape ({B},)")
-        count = torch.as_tensor(n, device=self._state.clock.device).expand(B)
+        count = torch.as_tensor(n, device=self._state.clock.device).repeat(1 if isinstance(n, Tensor) else B)
         if bool(((count < 0) | (count > T)).any()):
             raise Error(f"at: n is {count.tolist() if B > 1 else int(count[0])}; expected 0 to {T}, the tokens read")
         if T == 0:

@@ -1,30 +1,145 @@
 """Many tokens at once are the step loop, wherever chunks begin and end. (`test_laws.py` holds the rest of the fold's laws.)"""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from tiny import assert_same, close, fold, tiny_cell, tokens
 
 import converters
-from msrnn import cell as module
+import msrnn
+from msrnn import Reduction
+from msrnn import decide as deciding
+from msrnn import fold as folding
 
 OPERATORS = ["full", "window:0", "window:5", "sinks:6:2", "h2o:6", "h2o-layer:6", "h2o:7:0", "tova:5", "tova-head:5"]
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
-@pytest.mark.parametrize("reduction", OPERATORS)
-def test_chunks_do_not_show(reduction, chunk, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", chunk)
-    cell, text = tiny_cell(), tokens(5, 3, 21)
-    lengths = torch.tensor([21, 8, 0])
-    logits, state = cell(text, cell.initial_state(3, reduction), lengths=lengths)
-    expected, end = fold(cell, text, cell.initial_state(3, reduction), lengths)
+@dataclass(frozen=True)
+class Spread(Reduction):
+    """An operator of one's own, blind: the row closest to an older neighbour goes. Its choice depends on who left before."""
+
+    blind: ClassVar[bool] = True
+
+    def score(self, seen):
+        older = seen.positions[..., None] - seen.positions[..., None, :]  # (B, K, R, R)
+        older = older.masked_fill((older <= 0) | (seen.positions < 0)[..., None, :], 10**6)
+        return older.amin(-1)[:, :1].double()
+
+
+@dataclass(frozen=True)
+class Popular(Reduction):
+    """Another, additive: the row that was most often the favourite stays; age counts a little."""
+
+    numbers: ClassVar[tuple[str, ...]] = ("wins", "age")
+    additive: ClassVar[bool] = True
+
+    def update(self, seen):
+        best = (seen.weights == seen.weights.amax(-1, keepdim=True)).to(seen.weights.dtype).mean(2)
+        return {"wins": seen.numbers["wins"] + best, "age": seen.numbers["age"] + 1}
+
+    def score(self, seen):
+        return seen.numbers["wins"] - 0.1 * seen.numbers["age"]
+
+
+@dataclass(frozen=True)
+class Stubborn(Reduction):
+    """No row may go, by its score; so the oldest has to."""
+
+    def score(self, seen):
+        return torch.full_like(seen.weights.mean(2), torch.inf)
+
+
+def assert_folds(cell, text, reduction, lengths=None):
+    """The fold gives the step loop's logits and state."""
+    B = len(text)
+    logits, state = cell(text, cell.initial_state(B, reduction), lengths=lengths)
+    expected, end = fold(cell, text, cell.initial_state(B, reduction), lengths)
     close(logits, expected, 1e-8)
     assert_same(state, end, 1e-8)
+    return expected
+
+
+@pytest.mark.parametrize(("chunk", "block"), [(1, 64), (9, 2), (24, 3), (63, 64), (300, 5), (1024, 16)])
+@pytest.mark.parametrize("reduction", [*OPERATORS, Spread(5), Popular(5), Stubborn(4)], ids=str)
+def test_chunks_and_blocks_do_not_show(reduction, chunk, block, monkeypatch):
+    monkeypatch.setattr("msrnn.cell.CHUNK", chunk)
+    monkeypatch.setattr(folding, "BLOCK", block)
+    monkeypatch.setattr(folding, "BLIND_BLOCK", block + 1)
+    cell, text = tiny_cell(), tokens(5, 3, 21)
+    lengths = torch.tensor([21, 8, 0])
+    expected = assert_folds(cell, text, reduction, lengths)
     last, _ = cell(text, cell.initial_state(3, reduction), lengths=lengths, last_only=True)
     close(last[:2], torch.stack((expected[0, 20], expected[1, 7])), 1e-8)
     assert last[2].isnan().all()
+
+
+@pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "tova-head:5", "h2o-layer:6"])
+def test_wrong_guesses_are_found(reduction, monkeypatch):
+    """The worst guess there is, the dearest rows first: everything is as before, only later."""
+    looks = []
+    look = deciding._look
+    monkeypatch.setattr(deciding, "_look", lambda *a: looks.append(1) or look(*a))
+    cell, text = tiny_cell(), tokens(5, 2, 40)
+    assert_folds(cell, text, reduction)
+    few = len(looks)
+    guess = deciding._guess
+    monkeypatch.setattr(deciding, "_guess", lambda cost, *a: guess(torch.where(cost.isinf(), cost, -cost), *a))
+    assert_folds(cell, text, reduction)
+    assert len(looks) - few > 2 * few
+
+
+def test_an_operator_is_asked_for_many_tokens_at_once():
+    """A block costs a few looks, not one a token; an operator whose numbers do not add up is asked token by token."""
+    asked = []
+
+    class Counting(msrnn.TOVA):
+        def score(self, seen):
+            asked.append(len(seen.clock))
+            return super().score(seen)
+
+    cell = tiny_cell(n_layers=1)
+    cell(tokens(5, 1, 64), cell.initial_state(1, Counting(40)))
+    assert len(asked) < 12
+    assert max(asked) == 64
+
+
+@pytest.mark.parametrize("reduction", ["tova:4", "h2o:5", "window:4", "full", Popular(4)], ids=str)
+@pytest.mark.parametrize("lengths", [None, torch.tensor([13, 0, 6])], ids=["equal", "ragged"])
+def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
+    """Through rows that were carried, appended and read; the choice of rows is not differentiated."""
+    monkeypatch.setattr(folding, "BLOCK", 4)
+    monkeypatch.setattr("msrnn.cell.CHUNK", 24)
+    cell, text = tiny_cell(frozen=False), tokens(5, 3, 13)
+    weight = torch.randn(3, 13, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def gradients(read):
+        cell.zero_grad()
+        logits, state = read(cell.initial_state(3, reduction))
+        loss = (logits.nan_to_num() * weight).sum()
+        for H in state:  # whatever stands in empty rows
+            loss = loss + (H.values.square() + H.keys).masked_fill(H.empty[..., None], 0).sum()
+        loss.backward()
+        return {name: x.grad.clone() for name, x in cell.named_parameters()}
+
+    folded = gradients(lambda state: cell(text, state, lengths=lengths))
+    stepped = gradients(lambda state: fold(cell, text, state, lengths))
+    for name, x in folded.items():
+        close(x, stepped[name], 1e-8)
+
+
+def test_rows_at_their_end_cost_nothing(monkeypatch):
+    """A ragged batch passes the layers without the rows that have ended."""
+    monkeypatch.setattr("msrnn.cell.CHUNK", 8)
+    monkeypatch.setattr(folding, "BLOCK", 8)
+    cell, text, passed = tiny_cell(), tokens(5, 4, 40), []
+    layer = type(cell.layers[0]).fold
+    monkeypatch.setattr(type(cell.layers[0]), "fold", lambda s, x, *a: passed.append(x[..., 0].numel()) or layer(s, x, *a))
+    lengths = torch.tensor([40, 2, 9, 4])
+    cell(text, cell.initial_state(4, "tova:5"), lengths=lengths)
+    assert sum(passed) / cell.config.n_layers < 1.3 * lengths.sum()
 
 
 def test_a_late_query_may_love_a_row_that_earlier_ones_ignored():
@@ -44,7 +159,7 @@ def test_memory_is_not_the_text_squared(monkeypatch):
     seen = []
     softmax = torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: seen.append(x.numel()) or softmax(x, *a, **k))
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(folding, "BLOCK", 4)
     cell = tiny_cell()
     cell(tokens(1, 1, 40), cell.initial_state(1, "tova:6"))
     assert max(seen) <= cell.config.n_heads * 4 * (6 + 4)

@@ -92,15 +92,16 @@ class Compared:
 def compare_step(cell: Cell, tokens: Tensor, state: State) -> tuple[Compared, State]:
     """Read ``tokens (1, T)`` by the fold and, from the same state, by the step; the state returned is the fold's.
 
-    Both states are checked (:func:`check_rows`), the logits have to be finite and equal up to ``BOUNDS``, the positions
-    equal but for near-ties. Once a near-tie has parted the two they are on different ways, both right: what comes after is
-    not compared.
+    The states before and after are checked (:func:`check_rows`), the logits have to be finite and equal up to ``BOUNDS``, the
+    positions equal but for near-ties. Once a near-tie has parted the two they are on different ways, both right: what comes
+    after is not compared.
 
     Raises:
         Error: something else was found.
     """
     start = int(state.clock)
     end = start + tokens.shape[1]
+    check_rows(state, start)
     begin = time.perf_counter()
     folded_logits, folded = cell(tokens, state)
     check_logits(folded_logits, end)  # waits for the device

@@ -90,6 +90,9 @@ def soak(
         raise Error(f"soak: the reduction is {free[0]}; expected one that bounds H, such as tova:512")
     if text is not None and (text.ndim != 1 or text.dtype != torch.int64 or not text.numel()):
         raise Error(f"soak: the text is {text.dtype} of shape {tuple(text.shape)}; expected int64 of shape (T,), T at least 1")
+    if text is not None and (text.amin() < 0 or text.amax() >= cell.config.vocab_size):
+        found = f"ids from {int(text.amin())} to {int(text.amax())}"
+        raise Error(f"soak: the text has {found}; the vocabulary has {cell.config.vocab_size}")
     digest = "random ids" if text is None else hashlib.sha256(str(text.tolist()).encode()).hexdigest()[:16]
     about = {"seed": seed, "text": digest, "interval": interval}
     state, rows = _resume(folder, cell, fresh, about)
@@ -174,10 +177,9 @@ def _resume(folder: Path, cell: Cell, fresh: State, about: dict[str, Any]) -> tu
         if H.reduction != G.reduction:
             raise Error(f"{folder} holds a run under {H.reduction}; this one is under {G.reduction}")
     try:
-        rows = [Interval(**facts) for facts in record["intervals"]]
+        rows = [row for row in (Interval(**facts) for facts in record["intervals"]) if row.read <= int(state.clock)]
     except (LookupError, TypeError):
         raise Error(f"{folder / RECORD} is incomplete or damaged; expected the record of a soak") from None
-    rows = [row for row in rows if row.read <= int(state.clock)]
     if not rows or rows[-1].read != int(state.clock):
         raise Error(f"{folder}: {RECORD} has no row for the {int(state.clock)} tokens that {STATE} has read")
     return state, rows

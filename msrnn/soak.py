@@ -122,7 +122,8 @@ def _read(cell: Cell, ids: Tensor, state: State, chance: random.Random) -> tuple
     """One interval, ``(1, T)`` ids: the fold, and at some place the step beside it."""
     T = ids.shape[1]
     beside = min(T, BESIDE)
-    place = chance.randint(0, T - beside)
+    # A multiple, so that chunks come in few lengths: oneDNN compiles, and keeps, a kernel for every number of rows it meets.
+    place = BESIDE * chance.randint(0, (T - beside) // BESIDE)
     before, few, after = ids.split([place, beside, T - place - beside], dim=1)
     state, first = _fold(cell, before, state)
     compared, state = compare_step(cell, few, state)

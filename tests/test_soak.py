@@ -179,6 +179,20 @@ def test_what_goes_wrong_in_the_fold_is_told(damage, said, tmp_path, monkeypatch
     assert [row.read for row in soak(CELL, tmp_path, 96, "h2o:6", interval=32)] == [32, 64, 96]  # and it goes on from there
 
 
+def test_the_end_of_an_interval_is_looked_at_before_it_is_saved(tmp_path, monkeypatch):
+    """Far from where fold and step meet."""
+    whole = type(CELL).forward
+
+    def forward(self, ids, state, **options):
+        logits, after = whole(self, ids, state, **options)
+        return rows(one_twice)(logits, after) if int(after.clock) == 320 else (logits, after)
+
+    monkeypatch.setattr(type(CELL), "forward", forward)
+    with pytest.raises(msrnn.Error, match="after 320 tokens, by the fold, layer 1: a head holds a position twice"):
+        soak(CELL, tmp_path, 480, "tova:6", interval=160)
+    assert int(end(tmp_path).clock) == 160
+
+
 @pytest.mark.parametrize("reduction", ["sinks:6:2", "window:6"])
 def test_what_an_operator_promises_is_held_to_it(reduction, tmp_path, monkeypatch):
     """Both ways of reading let the newest go."""

@@ -19,6 +19,7 @@ from .error import Error, check_device
 from .models import Llama
 from .reduction import Reduction
 from .retention import retention
+from .soak import soak
 
 if TYPE_CHECKING:
     import tokenizers
@@ -137,6 +138,44 @@ def _retention(args: argparse.Namespace) -> None:
     print(args.out)
 
 
+def _soak(args: argparse.Namespace) -> None:
+    _check_picture(args.out.with_name("soak.png"))  # beside the folder: nothing is left of a run that is refused
+    cell, text = _soak_text(args)
+    same = {"text": text, "seed": args.seed, "interval": args.interval}
+    try:
+        rows = soak(cell, args.out, args.tokens, args.reduction, **same, progress=True)
+    except KeyboardInterrupt:
+        print(f"\nthe same command goes on from the state saved last in {args.out}", file=sys.stderr)
+        raise
+    from .plot import draw_soak
+
+    first, last, under = rows[0], rows[-1], args.reduction or cell.default_reduction
+    draw_soak(rows, args.out / "soak.png", title=f"{Path(args.model).name} under {under}")
+    source = "random ids" if text is None else f"{args.text}, {len(text):,} tokens, {last.read / len(text):.2f} times"
+    print(f"{args.model} under {under}: {last.read:,} tokens read ({source})\n")
+    print(f"{'':18}{'first':>10}{'last':>10}{'ratio':>10}   (of {len(rows)} intervals)")
+    figures = [("fold, ms/token", "fold_ms", 1), ("step, ms/token", "step_ms", 1), ("H, MB", "nbytes", 1e6)]
+    for name, field, unit in [*figures, ("process, MB", "resident", 1e6)]:
+        one, other = getattr(first, field) / unit, getattr(last, field) / unit
+        print(f"{name:18}{one:10.2f}{other:10.2f}{other / one:10.3f}")
+    far, ties = max(row.difference for row in rows), sum(row.near_ties for row in rows)
+    print(f"\nfold and step met {len(rows)} times: mean difference of the logits {far:.1e} at most, {ties} near-ties")
+    print(args.out / "soak.png")
+
+
+def _soak_text(args: argparse.Namespace) -> tuple[Cell, Tensor | None]:
+    if args.text is None:
+        return _cell(args), None
+    try:
+        words = args.text.read_text("utf-8")
+    except (OSError, UnicodeError) as wrong:
+        raise Error(f"cannot read the text ({wrong})") from None
+    if not words:
+        raise Error(f"{args.text} is empty")
+    cell, tokenizer = _load(args)
+    return cell, _encode(tokenizer, words, args)[0]
+
+
 def _info(args: argparse.Namespace) -> None:
     import converters
 
@@ -162,12 +201,18 @@ def _info(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> tuple[Cell, "tokenizers.Tokenizer"]:
     import converters
 
+    tokenizer = converters.tokenizer(args.model, revision=args.revision)
+    return _cell(args), tokenizer
+
+
+def _cell(args: argparse.Namespace) -> Cell:
+    import converters
+
     check_device(args.device)
     if args.device == "meta":
         raise Error("--device is 'meta'; nothing is computed there")
-    tokenizer = converters.tokenizer(args.model, revision=args.revision)
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision), tokenizer
+    return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
 
 
 def _text(args: argparse.Namespace) -> str:
@@ -205,7 +250,7 @@ def _held(nbytes: int, full: int) -> str:
     return f"H holds {nbytes / 1e6:.2f} MB{unbounded}"
 
 
-COMMANDS = {"generate": _generate, "compare": _compare, "retention": _retention, "info": _info}
+COMMANDS = {"generate": _generate, "compare": _compare, "retention": _retention, "soak": _soak, "info": _info}
 
 if __name__ == "__main__":
     sys.exit(main())

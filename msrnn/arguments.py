@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   msrnn generate model.gguf --prompt-file story.txt --reduction sinks:512:4 --sample --temperature 0.8 --seed 1
   msrnn compare model.gguf --prompt-file story.txt --reduction full --reduction tova:48 --picture kept.png
   msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --reduction h2o:64 --out kept.png
+  msrnn soak model.gguf --text book.txt --reduction tova:512 --tokens 200000 --out soak
 
 MODEL is a hub id (owner/name), a folder (Hugging Face's or the library's own) or one .gguf file.
 A reduction bounds the state H: full, window:SIZE, sinks:SIZE:FIRST, h2o:SIZE, h2o-layer:SIZE, tova:SIZE, tova-head:SIZE;
@@ -65,6 +66,16 @@ def parser() -> argparse.ArgumentParser:
     kept.add_argument("--max-tokens", metavar="N", type=_count, default=256, help="read at most so many tokens (default: 256)")
     kept.add_argument("--layer", type=int, help="of this layer only, negative from the end (default: the mean over all)")
     kept.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture: .png, .svg or .pdf")
+
+    soak = commands.add_parser("soak", parents=[model, cell], help="run a bounded state for long, checked, killed and resumed")
+    soak.add_argument("--tokens", metavar="N", type=_count, required=True, help="tokens to read in all")
+    soak.add_argument("--reduction", type=_reduction, help="what bounds H (default: the family's own)")
+    soak.add_argument("--text", metavar="FILE", type=Path, help="what is read, over and over (UTF-8; default: random ids)")
+    soak.add_argument("--seed", type=_count, default=1, help="of the random ids and of where fold and step meet (default: 1)")
+    soak.add_argument("--interval", metavar="N", type=_count, default=2048, help="tokens from save to save (default: 2048)")
+    soak.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="state, record and picture; it goes on from there"
+    )
 
     commands.add_parser("info", parents=[model], help="what a model is, and what its state costs")
     return whole

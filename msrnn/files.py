@@ -69,6 +69,12 @@ def _beside(target: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left in ``folder``."""
+    for left in folder.glob(".*.partial-*"):
+        left.unlink(missing_ok=True)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
     """``tensors`` and a little text as one safetensors file, readable to whom a new file would be.
 

@@ -1,13 +1,17 @@
 """Pictures. matplotlib (the extra ``plot``) is imported when one is asked for, and nothing imports this file but the
 command line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .error import Error
 from .files import new_file
+
+if TYPE_CHECKING:
+    from .soak import Interval
 
 
 def check_picture(path: str | Path) -> None:
@@ -61,6 +65,47 @@ def draw_retention(panels: Mapping[str, Tensor], path: str | Path, *, prompt: in
             axes.text(kept.shape[1] - 1, prompt - 2, "prompt read", color="tab:red", fontsize=8, ha="right", va="bottom")
     if image is not None:
         figure.colorbar(image, ax=figure.axes, label="share of layers and heads that hold it", shrink=0.8)
+    figure.suptitle(title)
+    with new_file(path) as beside:
+        figure.savefig(beside, dpi=130)
+
+
+def draw_soak(rows: Sequence["Interval"], path: str | Path, *, title: str = "") -> None:
+    """Two panels over the tokens read: milliseconds a token, by the fold and by the step; bytes of H and of the process.
+
+    Args:
+        rows: one per interval, at least one.
+        path: the picture to write; its ending says the kind (png, svg, pdf).
+        title: what stands above.
+
+    Raises:
+        Error: as :func:`check_picture`.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+
+    read = [row.read / 1000 for row in rows]
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    time, process = figure.subplots(2, 1, sharex=True)
+    state = process.twinx()  # a state is a hundredth of the process: it has a scale of its own
+    curves = [
+        (time, "step", [row.step_ms for row in rows], "tab:orange", 1.3),
+        (time, "fold", [row.fold_ms for row in rows], "tab:blue", 1.3),
+        (process, "process, resident (left)", [row.resident / 1e6 for row in rows], "tab:green", 1.3),
+        (state, "H (right)", [row.nbytes / 1e6 for row in rows], "tab:red", 2.2),  # lower, so that the two never cover
+    ]
+    for axes, name, values, colour, headroom in curves:
+        axes.plot(read, values, color=colour, label=name, marker="." if len(rows) < 40 else "")
+        axes.set_ylim(0, headroom * max(max(line.get_ydata()) for line in axes.lines))
+    time.set_ylabel("ms per token")
+    time.legend(loc="upper right", ncols=2)
+    process.set_ylabel("process, MB", color="tab:green")
+    state.set_ylabel("H, MB", color="tab:red")
+    process.legend(handles=[*process.lines, *state.lines], loc="upper right", ncols=2)
+    process.set_xlabel("thousand tokens read")
+    process.set_xlim(0, 1.01 * read[-1])
+    for axes in (time, process):
+        axes.grid(alpha=0.3)
     figure.suptitle(title)
     with new_file(path) as beside:
         figure.savefig(beside, dpi=130)

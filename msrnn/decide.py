@@ -29,8 +29,8 @@ class Block:
         reduction: the operator.
         logits: ``(B, K, G, T, R)`` in at least float32; of an operator that is ``blind`` ``(B, K, 1, T, R)`` zeros.
         positions: ``(B, K, R)`` int64, ascending but for −1 where a row is empty or its token is not read.
-        until: ``(B, K, R)`` int64, the last token to see each row: T where none leaves, −1 where a row is empty; a token that
-            is not read is seen by itself alone.
+        until: ``(B, 1 or K, R)`` int64, the last token to see each row: T where it stays, −1 where a row is empty; a token that
+            is not read is seen by itself alone. 1 where all heads hold the same.
         clock: ``(B, T)`` int64, the tokens' positions.
         active: ``(B, T)`` bool, whether a token is read.
         numbers: the operator's, ``(B, K, R)`` each, before the first token.
@@ -45,7 +45,7 @@ class Block:
     numbers: dict[str, Tensor]
 
     def hidden(self, start: int, stop: int) -> Tensor:
-        """``(B, K, t, R)`` bool: the rows that tokens ``start`` to ``stop`` do not see."""
+        """``(B, 1 or K, t, R)`` bool: the rows that tokens ``start`` to ``stop`` do not see."""
         T, R = self.clock.shape[1], self.until.shape[-1]
         t = torch.arange(start, stop, device=self.until.device)[:, None]
         came = torch.arange(T - R, T, device=t.device)  # carried rows before 0
@@ -53,9 +53,10 @@ class Block:
 
     def left(self) -> Tensor:
         """``(B, K, T)`` int64: the position that left at each token, −1 none."""
-        (B, K, _), T = self.until.shape, self.clock.shape[1]
+        (B, K, _), T = self.positions.shape, self.clock.shape[1]
         nobody = self.positions.new_full((B, K, T + 1), EMPTY)  # the last for rows that stay, or never were
-        return nobody.scatter_(2, self.until.masked_fill(self.until < 0, T), self.positions)[..., :T]
+        until = self.until.masked_fill(self.until < 0, T).expand_as(self.positions)
+        return nobody.scatter_(2, until, self.positions)[..., :T]
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,15 @@ def decide(block: Block) -> tuple[Block, Look]:
     leaves = leaves[..., : look.cost.shape[2]]  # (B, T, 1 or K)
     if T == 1 or not bool(leaves.any()):
         return _gone(block, _lowest(look.cost, leaves)), look
-    nobody, guess, weights, cost = look.cost, torch.full_like(leaves, -1, dtype=torch.int64), look.weights, look.cost.clone()
+    nobody, guess = look.cost, torch.full_like(leaves, -1, dtype=torch.int64)
     settled, numbers, history, start = torch.zeros_like(guess[:, 0]), block.numbers, [], 0
     while start < T:
         guess = _guess(nobody, leaves, guess, settled)
         look = _look(_gone(block, guess), start, T, numbers)
-        weights[:, :, :, start:], cost[:, start:] = look.weights, look.cost
+        if start == 0:
+            weights, cost = look.weights, look.cost
+        else:
+            weights[:, :, :, start:], cost[:, start:] = look.weights, look.cost
         choice = _lowest(look.cost, leaves[:, start:])
         wrong = choice != guess[:, start:]
         first = torch.where(wrong.any(1), wrong.byte().argmax(1), T - 1 - start)  # (B, 1 or K); all up to here is settled
@@ -133,16 +137,16 @@ def _leaves(block: Block) -> Tensor:
 def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Look:
     """Tokens ``start`` to ``stop``, given the numbers before the first of them."""
     operator, (B, T) = block.reduction, (block.clock.shape[0], stop - start)
-    hidden = block.hidden(start, stop)  # (B, K, t, R)
+    hidden = block.hidden(start, stop)  # (B, 1 or K, t, R)
     weights = block.logits[..., start:stop, :]
     if not operator.blind:
-        weights = weights.masked_fill(hidden[:, :, None], -torch.inf).softmax(dim=-1)
-    hidden = hidden.transpose(1, 2)  # (B, t, K, R)
+        weights = mask(weights, hidden[:, :, None]).softmax(dim=-1)
+    hidden = hidden.transpose(1, 2)  # (B, t, 1 or K, R)
 
     def aside(x: Tensor) -> Tensor:  # (B, t, …) -> (B t, …), each token a row of the batch
         return x.expand(B, T, *x.shape[2:]).flatten(0, 1)
 
-    positions = block.positions[:, None].masked_fill(hidden, EMPTY)
+    positions = block.positions[:, None].masked_fill(hidden, EMPTY)  # (B, t, K, R)
     before = {name: torch.zeros_like(x) if operator.additive else x.clone() for name, x in numbers.items()}  # may be edited
     clock, before = aside(block.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
     seen = Seen(aside(weights.movedim(3, 1)), aside(positions), clock, before)
@@ -157,7 +161,13 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
     score = dearness(operator, seen._replace(numbers={name: aside(x) for name, x in after.items()}))
     score = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(0, (B, T))
     score = score.clamp(max=torch.finfo(score.dtype).max)  # what may not go still goes before what is not there
-    return Look(weights, after, score.masked_fill(hidden[:, :, : score.shape[2]], torch.inf))
+    return Look(weights, after, torch.where(hidden[:, :, : score.shape[2]], torch.inf, score))
+
+
+def mask(logits: Tensor, hidden: Tensor) -> Tensor:
+    """``logits`` with −inf where ``hidden``, which is broadcast: an addition, several times as fast as ``masked_fill``."""
+    nothing = torch.zeros(1, dtype=logits.dtype, device=logits.device)
+    return logits + torch.where(hidden, -torch.inf, nothing)
 
 
 def _lowest(cost: Tensor, leaves: Tensor) -> Tensor:
@@ -167,10 +177,10 @@ def _lowest(cost: Tensor, leaves: Tensor) -> Tensor:
 
 def _gone(block: Block, rows: Tensor, start: int = 0) -> Block:
     """The block once row ``rows[:, t] (B, 1 or K)`` has left at token ``start + t``; −1 is none."""
-    K, R = block.until.shape[1:]
-    index = rows.masked_fill(rows < 0, R).expand(-1, -1, K).transpose(1, 2)  # (B, K, t); one row more is nobody
+    heads, R = max(block.until.shape[1], rows.shape[2]), block.until.shape[2]
+    index = rows.masked_fill(rows < 0, R).expand(-1, -1, heads).transpose(1, 2)  # (B, 1 or K, t); one row more is nobody
     time = torch.arange(start, start + rows.shape[1], device=rows.device).expand_as(index)
-    until = torch.cat((block.until, block.until[..., :1]), dim=-1)
+    until = torch.cat((block.until, block.until[..., :1]), dim=-1).expand(-1, heads, -1)
     until = until.scatter_reduce(2, index, time, "amin")[..., :R]  # a guess may take a row twice
     return replace(block, until=until)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .decide import Block, decide
+from .decide import Block, decide, mask
 from .state import EMPTY, MultiState
 
 BLOCK, BLIND_BLOCK = 64, 256
@@ -74,19 +74,18 @@ def _block(
     keys, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
     queries = q.unflatten(1, (K, -1))  # (B, K, G, T, D)
     block, look = decide(_entered(queries, keys, H, active))
-    hidden = block.hidden(0, T)[:, :, None]  # (B, K, 1, T, R)
     if H.reduction.blind:
-        seen = ~hidden.expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, K, G T, R)
+        seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
         read = scaled_dot_product_attention(queries.flatten(2, 3), keys, values, seen)
     else:
         weights = look.weights
         if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):  # only the choice of rows is not differentiated
-            weights = _logits(queries, keys).masked_fill(hidden, -torch.inf).softmax(dim=-1)
+            weights = mask(_logits(queries, keys), block.hidden(0, T)[:, :, None]).softmax(dim=-1)
         read = weights.to(values.dtype).flatten(2, 3) @ values  # (B, K, G T, D)
     if events is not None:
         score = look.cost.transpose(1, 2)  # (B, 1 or K, T, R)
         score = score.masked_fill(score == torch.finfo(score.dtype).max, torch.inf)
-        score = score.masked_fill(hidden[:, : score.shape[1], 0], torch.nan)
+        score = score.masked_fill(block.hidden(0, T)[:, : score.shape[1]], torch.nan)
         events.append(Event(q, k, v, active, H.numbers, block.positions, block.left(), score))
     positions = block.positions.masked_fill(block.until < T, EMPTY)
     H = MultiState(keys, values, positions, H.clock + active.sum(1), H.reduction, look.last())
@@ -95,8 +94,8 @@ def _block(
 
 def _logits(q: Tensor, keys: Tensor) -> Tensor:
     """``(B, K, G, T, D), (B, K, R, D) -> (B, K, G, T, R)`` in at least float32."""
-    logits = q.flatten(2, 3) @ keys.mT  # (B, K, G T, R)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * q.shape[-1] ** -0.5
+    logits = (q * q.shape[-1] ** -0.5).flatten(2, 3) @ keys.mT  # (B, K, G T, R)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.unflatten(2, q.shape[2:4])
 
 
@@ -106,8 +105,9 @@ def _entered(q: Tensor, keys: Tensor, H: MultiState, active: Tensor) -> Block:
     clock = H.clock[:, None] + active.cumsum(1) - active.long()  # (B, T)
     new = clock.masked_fill(~active, EMPTY)[:, None].expand(B, K, T)
     positions = torch.cat((H.positions, new), dim=-1)  # (B, K, R)
-    alone = torch.where(active, T, torch.arange(T, device=active.device))[:, None].expand(B, K, T)
-    until = torch.cat((torch.where(H.empty, -1, T), alone), dim=-1)
+    alone = torch.where(active, T, torch.arange(T, device=active.device))[:, None]  # (B, 1, T)
+    empty = H.empty[:, :1] if bool((H.positions == H.positions[:, :1]).all()) else H.empty
+    until = torch.cat((torch.where(empty, -1, T), alone.expand(-1, empty.shape[1], -1)), dim=-1)
     if H.reduction.blind:
         wide = torch.promote_types(keys.dtype, torch.float32)
         logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, T, positions.shape[-1])

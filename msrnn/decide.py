@@ -66,12 +66,24 @@ class Look:
     Attributes:
         weights: ``(B, K, G, t, R)``.
         numbers: after each token, ``(B, t, K, R)`` each.
-        cost: ``(B, t, 1 or K, R)``, the operator's score, +inf on rows that are not there: the first of the lowest goes.
+        score: ``(B, t, 1 or K, R)``, the operator's, whatever on rows that are not there.
+        hidden: ``(B, t, 1 or K, R)`` bool, the rows that are not there.
     """
 
     weights: Tensor
     numbers: dict[str, Tensor]
-    cost: Tensor
+    score: Tensor
+    hidden: Tensor
+
+    def cost(self) -> Tensor:
+        """``(B, t, 1 or K, R)``: the score, +inf on rows that are not there; the first of the lowest goes."""
+        # what may not go still goes before what is not there
+        return torch.where(self.hidden, torch.inf, self.score.clamp(max=torch.finfo(self.score.dtype).max))
+
+    def first(self, stop: int) -> "Look":
+        """The first ``stop`` tokens of it."""
+        numbers = {name: x[:, :stop] for name, x in self.numbers.items()}
+        return Look(self.weights[:, :, :, :stop], numbers, self.score[:, :stop], self.hidden[:, :stop])
 
     def last(self) -> dict[str, Tensor]:
         """The numbers after the last token, ``(B, K, R)`` each."""
@@ -79,48 +91,35 @@ class Look:
 
 
 @torch.no_grad()
-def decide(block: Block) -> tuple[Block, Look]:
-    """The block with ``until`` as the operator decides, and what its T tokens see then."""
-    T, leaves = block.clock.shape[1], _leaves(block)
-    if block.numbers and not block.reduction.additive:
-        return _one_by_one(block, leaves)
-    look = _look(block, 0, T, block.numbers)
-    leaves = leaves[..., : look.cost.shape[2]]  # (B, T, 1 or K)
-    if T == 1 or not bool(leaves.any()):
-        return _gone(block, _lowest(look.cost, leaves)), look
-    nobody, guess = look.cost, torch.full_like(leaves, -1, dtype=torch.int64)
-    settled, numbers, history, start = torch.zeros_like(guess[:, 0]), block.numbers, [], 0
+def decide(block: Block) -> tuple[Block, list[Look]]:
+    """The block with ``until`` as the operator decides, and what its tokens see then, in one look or several in a row."""
+    T, leaves, numbers = block.clock.shape[1], _leaves(block), block.numbers
+    if numbers and not block.reduction.additive:
+        looks = []
+        for t in range(T):
+            looks.append(_look(block, t, t + 1, numbers))
+            numbers = looks[-1].last()
+            block = _gone(block, _lowest(looks[-1].cost(), leaves[:, t : t + 1]), t)
+        return block, looks
+    look = _look(block, 0, T, numbers)
+    if not bool(leaves.any()):
+        return block, [look]
+    nobody = look.cost()
+    leaves = leaves[..., : nobody.shape[2]]  # (B, T, 1 or K)
+    guess, settled = torch.full_like(leaves, -1, dtype=torch.int64), torch.zeros_like(leaves[:, 0], dtype=torch.int64)
+    start, looks = 0, []
     while start < T:
         guess = _guess(nobody, leaves, guess, settled)
         look = _look(_gone(block, guess), start, T, numbers)
-        if start == 0:
-            weights, cost = look.weights, look.cost
-        else:
-            weights[:, :, :, start:], cost[:, start:] = look.weights, look.cost
-        choice = _lowest(look.cost, leaves[:, start:])
+        choice = _lowest(look.cost(), leaves[:, start:])
         wrong = choice != guess[:, start:]
         first = torch.where(wrong.any(1), wrong.byte().argmax(1), T - 1 - start)  # (B, 1 or K); all up to here is settled
         guess.scatter_(1, start + first[:, None], choice.gather(1, first[:, None]))
         settled, more = start + first + 1, int(first.amin()) + 1
-        history.append({name: x[:, :more] for name, x in look.numbers.items()})
-        numbers = {name: x[:, -1] for name, x in history[-1].items()}
+        looks.append(look.first(more))
+        numbers = looks[-1].last()
         start += more
-    return _gone(block, guess), Look(weights, _in_a_row(history), cost)
-
-
-def _one_by_one(block: Block, leaves: Tensor) -> tuple[Block, Look]:
-    """:func:`decide` for an operator whose numbers do not add up."""
-    numbers, looks = block.numbers, []
-    for t in range(block.clock.shape[1]):
-        looks.append(_look(block, t, t + 1, numbers))
-        cost, numbers = looks[-1].cost, looks[-1].last()
-        block = _gone(block, _lowest(cost, leaves[:, t : t + 1, : cost.shape[2]]), t)
-    weights, cost = torch.cat([x.weights for x in looks], dim=3), torch.cat([x.cost for x in looks], dim=1)
-    return block, Look(weights, _in_a_row([x.numbers for x in looks]), cost)
-
-
-def _in_a_row(history: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([x[name] for x in history], dim=1) for name in history[0]}
+    return _gone(block, guess), looks
 
 
 def _leaves(block: Block) -> Tensor:
@@ -146,7 +145,8 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
     def aside(x: Tensor) -> Tensor:  # (B, t, …) -> (B t, …), each token a row of the batch
         return x.expand(B, T, *x.shape[2:]).flatten(0, 1)
 
-    positions = block.positions[:, None].masked_fill(hidden, EMPTY)  # (B, t, K, R)
+    heads = hidden.shape[2]
+    positions = block.positions[:, None, :heads].masked_fill(hidden, EMPTY).expand(-1, -1, block.positions.shape[1], -1)
     before = {name: torch.zeros_like(x) if operator.additive else x.clone() for name, x in numbers.items()}  # may be edited
     clock, before = aside(block.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
     seen = Seen(aside(weights.movedim(3, 1)), aside(positions), clock, before)
@@ -160,8 +160,7 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
             after[name] = torch.where(idle, old, x)
     score = dearness(operator, seen._replace(numbers={name: aside(x) for name, x in after.items()}))
     score = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(0, (B, T))
-    score = score.clamp(max=torch.finfo(score.dtype).max)  # what may not go still goes before what is not there
-    return Look(weights, after, torch.where(hidden[:, :, : score.shape[2]], torch.inf, score))
+    return Look(weights, after, score, hidden[:, :, : score.shape[2]])
 
 
 def mask(logits: Tensor, hidden: Tensor) -> Tensor:
@@ -172,7 +171,7 @@ def mask(logits: Tensor, hidden: Tensor) -> Tensor:
 
 def _lowest(cost: Tensor, leaves: Tensor) -> Tensor:
     """``(B, t, 1 or K, R) -> (B, t, 1 or K)``: the first of the lowest, −1 where none leaves."""
-    return torch.where(leaves, cost.argmin(-1), -1)
+    return torch.where(leaves[..., : cost.shape[2]], cost.argmin(-1), -1)
 
 
 def _gone(block: Block, rows: Tensor, start: int = 0) -> Block:

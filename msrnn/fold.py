@@ -73,22 +73,20 @@ def _block(
     K, T = k.shape[1:3]
     keys, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
     queries = q.unflatten(1, (K, -1))  # (B, K, G, T, D)
-    block, look = decide(_entered(queries, keys, H, active))
+    block, looks = decide(_entered(queries, keys, H, active))
     if H.reduction.blind:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
         read = scaled_dot_product_attention(queries.flatten(2, 3), keys, values, seen)
     else:
-        weights = look.weights
+        weights = torch.cat([look.weights for look in looks], dim=3) if len(looks) > 1 else looks[0].weights
         if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):  # only the choice of rows is not differentiated
             weights = mask(_logits(queries, keys), block.hidden(0, T)[:, :, None]).softmax(dim=-1)
         read = weights.to(values.dtype).flatten(2, 3) @ values  # (B, K, G T, D)
     if events is not None:
-        score = look.cost.transpose(1, 2)  # (B, 1 or K, T, R)
-        score = score.masked_fill(score == torch.finfo(score.dtype).max, torch.inf)
-        score = score.masked_fill(block.hidden(0, T)[:, : score.shape[1]], torch.nan)
+        score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
         events.append(Event(q, k, v, active, H.numbers, block.positions, block.left(), score))
     positions = block.positions.masked_fill(block.until < T, EMPTY)
-    H = MultiState(keys, values, positions, H.clock + active.sum(1), H.reduction, look.last())
+    H = MultiState(keys, values, positions, H.clock + active.sum(1), H.reduction, looks[-1].last())
     return read.unflatten(2, (-1, T)).flatten(1, 2), H
 
 

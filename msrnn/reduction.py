@@ -97,7 +97,7 @@ class Full(Reduction):
             raise Error(f"Full: size is {size!r}; a full state has none")
 
     def score(self, seen: Seen) -> Tensor:
-        return torch.full_like(seen.positions, torch.inf, dtype=seen.weights.dtype)
+        return torch.full_like(seen.positions[:, :1], torch.inf, dtype=seen.weights.dtype)
 
     def __str__(self) -> str:
         return self.name

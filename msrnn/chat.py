@@ -1,0 +1,264 @@
+"""A conversation whose whole past is a state: bounded, and a value, so that undo and branches are variables.
+
+What holds at every turn: before the model answers, the state has read exactly the ids of the whole conversation as the chat
+template writes it. Only what is new is read. Where the template writes what is past otherwise than it was written (it trims an
+answer, puts a space before the end mark, takes the thoughts out; or the model spelt a word in other tokens than the tokenizer
+does), a state from before that place is still there, and reading goes on from it.
+"""
+
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from .cell import Cell
+from .decode import stream
+from .error import Error
+from .files import read_about
+from .reduction import Reduction
+from .snapshot import load_state, save_state
+from .state import State
+from .template import Message, Template
+
+if TYPE_CHECKING:
+    import tokenizers
+
+KEPT = 8
+"""Turns of a branch whose states are kept for ``undo``; going back further reads the conversation again."""
+PROBE = "ANSWER"
+
+
+class Place(NamedTuple):
+    """A state and every id it has read, when the conversation had ``said`` messages."""
+
+    ids: tuple[int, ...]
+    state: State
+    said: int
+
+
+class Branch(NamedTuple):
+    """A conversation, and states that have read ever longer beginnings of it: the empty one first, the newest last."""
+
+    messages: tuple[Message, ...]
+    trail: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer took: tokens ``read`` before it, of these ``again``, and tokens ``written``; whether it came to its
+    ``end``."""
+
+    read: int
+    again: int
+    written: int
+    end: bool
+
+
+class Chat:
+    """A conversation with a cell, in its own chat template.
+
+    Args:
+        cell: the model; its template is the ``chat_template.jinja`` that came along.
+        tokenizer: as ``converters.tokenizer`` gives it.
+        reduction: what bounds H.
+        system: instructions for the whole conversation.
+        max_new_tokens: the longest answer.
+        choice: ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``generator``, as :func:`msrnn.stream` takes them.
+
+    Attributes:
+        branches: every conversation there is, by name; ``name`` is the one that goes on.
+        last: what the last answer took.
+
+    Raises:
+        Error: no template, one that cannot hold a conversation, settings that ``stream`` refuses.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        tokenizer: "tokenizers.Tokenizer",
+        *,
+        reduction: Reduction | str = "tova:1024",
+        system: str | None = None,
+        max_new_tokens: int = 512,
+        **choice: Any,
+    ):
+        self.cell, self.tokenizer, self.max_new_tokens, self.choice = cell, tokenizer, max_new_tokens, choice
+        source = cell.carried().get("chat_template.jinja")
+        if source is None:
+            raise Error("the model has no chat template (a base model?); msrnn generate continues a text")
+        start = Place((), cell.initial_state(1, reduction), 0)
+        messages = () if system is None else ({"role": "system", "content": _text(system)},)
+        config = cell.config
+        special = [
+            "" if i is None else tokenizer.id_to_token(i) or "" for i in (config.bos_token_id, *config.eos_token_ids[:1], None)
+        ]
+        self.template = Template(source.decode(errors="replace"), *special[:2])
+        self._ends = self._end_ids(messages)
+        self.name, self.branches = "main", {"main": Branch(messages, (start,))}
+        self.last: Answer | None = None
+        first = torch.zeros(1, 1, dtype=torch.int64, device=start.state.clock.device)
+        stream(cell, first, start.state, max_new_tokens=max_new_tokens, **choice)  # what it refuses, it refuses now
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation of this branch."""
+        return self.branches[self.name].messages
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All that ``state`` has read."""
+        return self.branches[self.name].trail[-1].ids
+
+    @property
+    def state(self) -> State:
+        """H after the last answer (and after nothing of what comes next: the end mark of an answer cut short is unread)."""
+        return self.branches[self.name].trail[-1].state
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """The answer to ``text``, piece by piece. Whoever stops listening (``close``, ctrl-C) ends the answer there: what was
+        said stays in the conversation. Where it had not begun, the conversation is as it was before.
+
+        Raises:
+            Error: no text, or a conversation that the template refuses.
+        """
+        from tokenizers.decoders import DecodeStream
+
+        name, branch = self.name, self.branches[self.name]
+        messages = (*branch.messages, {"role": "user", "content": _text(text)})
+        said, ids = len(messages) + 1, self._encode(self.template(messages, ask=True))
+        on_the_way = [p for p in branch.trail if len(p.ids) < len(ids) and p.ids == ids[: len(p.ids)]]
+        start, *trail = {p.said: p for p in on_the_way}.values()  # of each turn the longest
+        trail = [start, *trail[-KEPT:]]
+        known = trail[-1]
+        new = torch.tensor([ids[len(known.ids) :]], device=known.state.clock.device)  # (1, T)
+        with torch.no_grad():
+            _, state = self.cell(new[:, :-1], known.state, last_only=True)
+        asked = Place(ids[:-1], state, said)
+        decoder, written, pieces = DecodeStream(skip_special_tokens=True), list[int](), list[str]()
+        answer = stream(
+            self.cell, new[:, -1:], state, max_new_tokens=self.max_new_tokens, eos_token_id=self._ends, **self.choice
+        )
+        try:
+            for token, now in answer:
+                written.append(int(token))
+                state = now  # after the token: ctrl-C may come between the two
+                if written[-1] not in self._ends and (piece := decoder.step(self.tokenizer, written[-1])):
+                    pieces.append(piece)
+                    yield piece
+        finally:
+            if (count := int(state.clock) - len(ids)) > 0:  # tokens of the answer that were read
+                answered = Place((*ids, *written[:count]), state, said)
+                messages = (*messages, {"role": "assistant", "content": "".join(pieces)})
+                self.branches[name] = Branch(messages, (*trail, asked, answered))
+                again = len(branch.trail[-1].ids) - len(known.ids)
+                self.last = Answer(new.shape[1], again, count, written[count - 1] in self._ends)
+
+    def undo(self) -> None:
+        """Take back the last turn: question and answer.
+
+        Raises:
+            Error: there is none.
+        """
+        messages, trail = self.branches[self.name]
+        if not messages or messages[-1]["role"] != "assistant":
+            raise Error("there is no turn to undo")
+        left = messages[:-2]
+        self.branches[self.name] = Branch(left, tuple(p for p in trail if p.said <= len(left)))
+
+    def fork(self, name: str | None = None) -> str:
+        """Start a branch from here and go on in it; gives its name.
+
+        Raises:
+            Error: the name is taken.
+        """
+        if name in self.branches:
+            raise Error(f"branch {name!r} exists already; switch goes there")
+        name = name or self._free(self.name)
+        self.branches[name] = self.branches[self.name]
+        self.name = name
+        return name
+
+    def switch(self, name: str) -> None:
+        """Go on in another branch.
+
+        Raises:
+            Error: there is none of this name.
+        """
+        if name not in self.branches:
+            raise Error(f"no branch is called {name!r}; there are {', '.join(self.branches)}")
+        self.name = name
+
+    def save(self, path: str | Path) -> None:
+        """Write this branch to one file: a saved state (``msrnn.load_state`` reads it too) that also holds the words.
+
+        Raises:
+            Error: something else has that name; it cannot be written.
+        """
+        if Path(path).is_file() and "chat" not in read_about(path):
+            raise Error(f"{path} exists and is no saved chat; expected a new name")
+        said = {"messages": self.messages, "ids": self.ids}
+        save_state(self.state, path, {"chat": json.dumps(said)})
+
+    def load(self, path: str | Path) -> str:
+        """Go on, in a new branch, from what :meth:`save` wrote; gives the branch's name.
+
+        Raises:
+            Error: no saved chat, a damaged one, one of another model or under another operator.
+        """
+        start = next(iter(self.branches.values())).trail[0]
+        state = load_state(path, device=start.state.clock.device)
+        self.cell.check_state(state, 1)
+        if (found := _form(state)) != (own := _form(start.state)):
+            odd = next((a, b) for a, b in zip([*found, None], [*own, None], strict=False) if a != b)
+            raise Error(f"{path}: the state is under {_operator(odd[0])}, this chat under {_operator(odd[1])}")
+        try:
+            said = json.loads(read_about(path)["chat"])
+            messages = tuple({"role": m["role"], "content": _text(m["content"])} for m in said["messages"])
+            ids = tuple(said["ids"])
+        except (KeyError, TypeError, ValueError, RecursionError):
+            raise Error(f"{path} holds a state but no chat") from None
+        roles = [m["role"] for m in messages]
+        turns = len(roles) // 2
+        sound = roles in (["user", "assistant"] * turns, ["system"] + ["user", "assistant"] * turns)
+        if not sound or not all(type(i) is int for i in ids) or len(ids) != int(state.clock):
+            raise Error(f"{path}: the words of the chat are damaged, or are not what its state has read")
+        self.name = self._free(Path(path).stem)
+        self.branches[self.name] = Branch(messages, (start, Place(ids, state, len(messages))))
+        return self.name
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)  # the template writes its own marks
+
+    def _end_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """Ids that end an answer: the model's own, and the mark that the template puts behind one."""
+        turn = ({"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": PROBE})
+        before, found, tail = self.template((*messages, *turn), ask=False).rpartition(PROBE)
+        if not found or "QUESTION" not in before:
+            raise Error("the chat template leaves out what was said; expected it to write the conversation")
+        marks = self.tokenizer.get_added_tokens_decoder()
+        mark = [i for i in self._encode(tail) if i in marks and not marks[i].content.isspace()][:1]
+        return tuple({*self.cell.config.eos_token_ids, *mark})
+
+    def _free(self, name: str) -> str:
+        names = (name if n == 1 else f"{name}-{n}" for n in range(1, len(self.branches) + 2))
+        return next(n for n in names if n not in self.branches)
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()  # bytes that were no text come in as lone surrogates
+    except (AttributeError, UnicodeError):
+        raise Error(f"what is said is {text!r:.60}; expected text") from None
+    return text
+
+
+def _form(state: State) -> list[tuple[Reduction, int, int]]:
+    return [(H.reduction, H.keys.shape[1], H.keys.shape[3]) for H in state]
+
+
+def _operator(form: tuple[Reduction, int, int] | None) -> str:
+    return "no more layers" if form is None else f"{form[0]} with rows {form[1]} × {form[2]}"

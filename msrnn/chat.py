@@ -139,14 +139,18 @@ class Chat:
             _, state = self.cell(new[:, :-1], known.state, last_only=True)
         asked = Place(ids[:-1], state, said)
         decoder, written, pieces = DecodeStream(skip_special_tokens=True), list[int](), list[str]()
-        answer = stream(
-            self.cell, new[:, -1:], state, max_new_tokens=self.max_new_tokens, eos_token_id=self._ends, **self.choice
-        )
+        answer = stream(self.cell, new[:, -1:], state, max_new_tokens=self.max_new_tokens, **self.choice)
         try:
             for token, now in answer:
                 written.append(int(token))
                 state = now  # after the token: ctrl-C may come between the two
-                if written[-1] not in self._ends and (piece := decoder.step(self.tokenizer, written[-1])):
+                if written[-1] in self._ends:
+                    break
+                try:
+                    piece = decoder.step(self.tokenizer, written[-1])
+                except Exception:  # tokenizers raises nothing narrower where bytes make no text
+                    decoder, piece = DecodeStream(skip_special_tokens=True), "\N{REPLACEMENT CHARACTER}"
+                if piece:
                     pieces.append(piece)
                     yield piece
         finally:

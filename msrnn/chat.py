@@ -7,8 +7,9 @@ does), a state from before that place is still there, and reading goes on from i
 """
 
 import json
+import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,12 +50,13 @@ class Branch(NamedTuple):
 @dataclass(frozen=True)
 class Answer:
     """What an answer took: tokens ``read`` before it, of these ``again``, and tokens ``written``; whether it came to its
-    ``end``."""
+    ``end``; ``seconds`` of writing."""
 
     read: int
     again: int
     written: int
     end: bool
+    seconds: float = field(compare=False)
 
 
 class Chat:
@@ -92,16 +94,14 @@ class Chat:
             raise Error("the model has no chat template (a base model?); msrnn generate continues a text")
         start = Place((), cell.initial_state(1, reduction), 0)
         messages = () if system is None else ({"role": "system", "content": _text(system)},)
-        config = cell.config
-        special = [
-            "" if i is None else tokenizer.id_to_token(i) or "" for i in (config.bos_token_id, *config.eos_token_ids[:1], None)
-        ]
-        self.template = Template(source.decode(errors="replace"), *special[:2])
+        bos, eos = cell.config.bos_token_id, next(iter(cell.config.eos_token_ids), None)
+        names = ("" if i is None else tokenizer.id_to_token(i) or "" for i in (bos, eos))
+        self.template = Template(source.decode(errors="replace"), *names)
         self._ends = self._end_ids(messages)
         self.name, self.branches = "main", {"main": Branch(messages, (start,))}
         self.last: Answer | None = None
-        first = torch.zeros(1, 1, dtype=torch.int64, device=start.state.clock.device)
-        stream(cell, first, start.state, max_new_tokens=max_new_tokens, **choice)  # what it refuses, it refuses now
+        token = torch.zeros(1, 1, dtype=torch.int64, device=start.state.clock.device)
+        stream(cell, token, start.state, max_new_tokens=max_new_tokens, **choice)  # what it refuses, it refuses now
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -115,7 +115,7 @@ class Chat:
 
     @property
     def state(self) -> State:
-        """H after the last answer (and after nothing of what comes next: the end mark of an answer cut short is unread)."""
+        """H after the last answer; what the template puts behind an answer is read with the next question."""
         return self.branches[self.name].trail[-1].state
 
     def say(self, text: str) -> Generator[str, None, None]:
@@ -140,6 +140,7 @@ class Chat:
         asked = Place(ids[:-1], state, said)
         decoder, written, pieces = DecodeStream(skip_special_tokens=True), list[int](), list[str]()
         answer = stream(self.cell, new[:, -1:], state, max_new_tokens=self.max_new_tokens, **self.choice)
+        begun = time.perf_counter()
         try:
             for token, now in answer:
                 written.append(int(token))
@@ -159,7 +160,8 @@ class Chat:
                 messages = (*messages, {"role": "assistant", "content": "".join(pieces)})
                 self.branches[name] = Branch(messages, (*trail, asked, answered))
                 again = len(branch.trail[-1].ids) - len(known.ids)
-                self.last = Answer(new.shape[1], again, count, written[count - 1] in self._ends)
+                end, seconds = written[count - 1] in self._ends, time.perf_counter() - begun
+                self.last = Answer(new.shape[1], again, count, end, seconds)
 
     def undo(self) -> None:
         """Take back the last turn: question and answer.

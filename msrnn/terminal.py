@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from contextlib import closing, suppress
 
 from .chat import Chat
@@ -55,7 +54,7 @@ def talk(chat: Chat) -> None:
 
 
 def _answer(chat: Chat, line: str) -> None:
-    start, stopped, before = time.perf_counter(), False, chat.last
+    stopped, before = False, chat.last
     try:
         with closing(chat.say(line)) as pieces:
             for piece in pieces:
@@ -69,10 +68,9 @@ def _answer(chat: Chat, line: str) -> None:
     if took is None or took is before:
         _note("stopped before the answer began; nothing was said")
         return
-    spent = time.perf_counter() - start
     again = f" ({took.again} of them again: the template writes them otherwise)" if took.again else ""
     how = "stopped; " if stopped else "" if took.end else f"cut short at {chat.max_new_tokens} tokens; "
-    pace = f"{took.written} written, {took.written / spent:.1f} tokens/s"
+    pace = f"{took.written} written, {took.written / max(took.seconds, 1e-9):.1f} tokens/s"
     _note(f"{how}{took.read} tokens read{again}, {pace}; H holds {chat.state.nbytes / 1e6:.2f} MB")
 
 

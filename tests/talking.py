@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 from tiny import tiny_cell
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from msrnn.models.llama import Llama
 
@@ -73,13 +73,14 @@ MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """Printable ASCII, byte-level, a few merges, and the marks of ``MARKS``, the ids 0 to 4."""
+    """Printable ASCII, byte-level, a few merges, and the marks of ``MARKS``, the ids 0 to 4; it puts ``<s>`` first."""
     letters = [*map(chr, range(33, 127)), "Ġ", "Ċ"]  # byte-level BPE writes space and newline so
     merges = [("t", "h"), ("th", "e"), ("i", "n"), ("e", "r"), ("Ġ", "the"), ("a", "b"), ("ab", "a"), ("Ċ", "Ċ"), ("o", "n")]
     vocab = {token: n for n, token in enumerate([*MARKS, *letters, *map("".join, merges)])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
     tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS])
     return tokenizer
 

@@ -6,45 +6,26 @@ answer, puts a space before the end mark, takes the thoughts out; or the model s
 does), a state from before that place is still there, and reading goes on from it.
 """
 
-import json
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .branch import KEPT, Branch, Place, load_branch, text_of
 from .cell import Cell
 from .decode import stream
 from .error import Error
-from .files import read_about
 from .reduction import Reduction
-from .snapshot import load_state, save_state
 from .state import State
 from .template import Message, Template
 
 if TYPE_CHECKING:
     import tokenizers
 
-KEPT = 8
-"""Turns of a branch whose states are kept for ``undo``; going back further reads the conversation again."""
 PROBE = "ANSWER"
-
-
-class Place(NamedTuple):
-    """A state and every id it has read, when the conversation had ``said`` messages."""
-
-    ids: tuple[int, ...]
-    state: State
-    said: int
-
-
-class Branch(NamedTuple):
-    """A conversation, and states that have read ever longer beginnings of it: the empty one first, the newest last."""
-
-    messages: tuple[Message, ...]
-    trail: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +74,7 @@ class Chat:
         if source is None:
             raise Error("the model has no chat template (a base model?); msrnn generate continues a text")
         start = Place((), cell.initial_state(1, reduction), 0)
-        messages = () if system is None else ({"role": "system", "content": _text(system)},)
+        messages = () if system is None else ({"role": "system", "content": text_of(system)},)
         bos, eos = cell.config.bos_token_id, next(iter(cell.config.eos_token_ids), None)
         names = ("" if i is None else tokenizer.id_to_token(i) or "" for i in (bos, eos))
         self.template = Template(source.decode(errors="replace"), *names)
@@ -128,8 +109,10 @@ class Chat:
         from tokenizers.decoders import DecodeStream
 
         name, branch = self.name, self.branches[self.name]
-        messages = (*branch.messages, {"role": "user", "content": _text(text)})
+        messages = (*branch.messages, {"role": "user", "content": text_of(text)})
         said, ids = len(messages) + 1, self._encode(self.template(messages, ask=True))
+        if not ids:
+            raise Error("the conversation becomes no token; expected a template or a text that does")
         on_the_way = [p for p in branch.trail if len(p.ids) < len(ids) and p.ids == ids[: len(p.ids)]]
         start, *trail = {p.said: p for p in on_the_way}.values()  # of each turn the longest
         trail = [start, *trail[-KEPT:]]
@@ -169,11 +152,7 @@ class Chat:
         Raises:
             Error: there is none.
         """
-        messages, trail = self.branches[self.name]
-        if not messages or messages[-1]["role"] != "assistant":
-            raise Error("there is no turn to undo")
-        left = messages[:-2]
-        self.branches[self.name] = Branch(left, tuple(p for p in trail if p.said <= len(left)))
+        self.branches[self.name] = self.branches[self.name].undone()
 
     def fork(self, name: str | None = None) -> str:
         """Start a branch from here and go on in it; gives its name.
@@ -204,10 +183,7 @@ class Chat:
         Raises:
             Error: something else has that name; it cannot be written.
         """
-        if Path(path).is_file() and "chat" not in read_about(path):
-            raise Error(f"{path} exists and is no saved chat; expected a new name")
-        said = {"messages": self.messages, "ids": self.ids}
-        save_state(self.state, path, {"chat": json.dumps(said)})
+        self.branches[self.name].save(path)
 
     def load(self, path: str | Path) -> str:
         """Go on, in a new branch, from what :meth:`save` wrote; gives the branch's name.
@@ -215,25 +191,9 @@ class Chat:
         Raises:
             Error: no saved chat, a damaged one, one of another model or under another operator.
         """
-        start = next(iter(self.branches.values())).trail[0]
-        state = load_state(path, device=start.state.clock.device)
-        self.cell.check_state(state, 1)
-        if (found := _form(state)) != (own := _form(start.state)):
-            odd = next((a, b) for a, b in zip([*found, None], [*own, None], strict=False) if a != b)
-            raise Error(f"{path}: the state is under {_operator(odd[0])}, this chat under {_operator(odd[1])}")
-        try:
-            said = json.loads(read_about(path)["chat"])
-            messages = tuple({"role": m["role"], "content": _text(m["content"])} for m in said["messages"])
-            ids = tuple(said["ids"])
-        except (KeyError, TypeError, ValueError, RecursionError):
-            raise Error(f"{path} holds a state but no chat") from None
-        roles = [m["role"] for m in messages]
-        turns = len(roles) // 2
-        sound = roles in (["user", "assistant"] * turns, ["system"] + ["user", "assistant"] * turns)
-        if not sound or not all(type(i) is int for i in ids) or len(ids) != int(state.clock):
-            raise Error(f"{path}: the words of the chat are damaged, or are not what its state has read")
+        branch = load_branch(path, self.cell, self.branches[self.name].trail[0])
         self.name = self._free(Path(path).stem)
-        self.branches[self.name] = Branch(messages, (start, Place(ids, state, len(messages))))
+        self.branches[self.name] = branch
         return self.name
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -252,19 +212,3 @@ class Chat:
     def _free(self, name: str) -> str:
         names = (name if n == 1 else f"{name}-{n}" for n in range(1, len(self.branches) + 2))
         return next(n for n in names if n not in self.branches)
-
-
-def _text(text: str) -> str:
-    try:
-        text.encode()  # bytes that were no text come in as lone surrogates
-    except (AttributeError, UnicodeError):
-        raise Error(f"what is said is {text!r:.60}; expected text") from None
-    return text
-
-
-def _form(state: State) -> list[tuple[Reduction, int, int]]:
-    return [(H.reduction, H.keys.shape[1], H.keys.shape[3]) for H in state]
-
-
-def _operator(form: tuple[Reduction, int, int] | None) -> str:
-    return "no more layers" if form is None else f"{form[0]} with rows {form[1]} × {form[2]}"

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 import converters
 import msrnn
+from msrnn.branch import KEPT
 
 SYSTEM = {"Mistral": None}  # its template knows none
 REWRITES = (
@@ -74,7 +75,7 @@ def test_h_never_grows():
         held.append(chat.state.nbytes)
     assert len(set(held)) == 1
     places = [p for branch in chat.branches.values() for p in branch.trail]
-    assert len(places) <= 2 + msrnn.chat.KEPT + 1
+    assert len(places) <= 2 + KEPT + 1
 
 
 @pytest.mark.parametrize("template", ["ChatML", "Llama 2"])
@@ -339,6 +340,9 @@ def test_no_text_is_refused_and_the_chat_goes_on():
             said(chat, text)
     assert chat.messages == ()
     assert said(chat, "")
+    bare = tiny_chat("{% for message in messages %}{{ message.content }}{% endfor %}")
+    with pytest.raises(msrnn.Error, match="becomes no token"):
+        said(bare, "")
 
 
 # The real model.

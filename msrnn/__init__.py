@@ -1,6 +1,7 @@
 """Pretrained decoder-only LLMs as multi-state RNN cells: ``(x_t, H_{t-1}) -> (x_{t+1}, H_t)`` (arXiv:2401.06104)."""
 
 from .cell import Cell
+from .chat import Chat
 from .checkpoint import load
 from .decode import generate, stream
 from .error import Error
@@ -12,6 +13,7 @@ __all__ = [
     "H2O",
     "TOVA",
     "Cell",
+    "Chat",
     "Error",
     "Full",
     "MultiState",

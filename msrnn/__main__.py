@@ -6,13 +6,14 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .arguments import parser
 from .cell import Cell
+from .chat import Chat
 from .compare import continue_prompt, full_nbytes
 from .decode import stream
 from .error import Error, check_device
@@ -58,30 +59,20 @@ def _silence() -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     text = _text(args)
-    shaping = {"--temperature": args.temperature, "--top-k": args.top_k, "--top-p": args.top_p, "--seed": args.seed}
-    if not args.sample and (given := [name for name, value in shaping.items() if value is not None]):
-        raise Error(f"{given[0]} is about drawing tokens; it needs --sample")
+    choice = _choice(args)
     cell, tokenizer = _load(args)
     from tokenizers.decoders import DecodeStream
 
     state = cell.initial_state(1, args.reduction)
-    tokens, generator = _encode(tokenizer, text, args), torch.Generator(args.device)
-    if args.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(args.seed)
+    tokens = _encode(tokenizer, text, args)
     decoder, count, start = DecodeStream(skip_special_tokens=True), 0, time.perf_counter()
     new = stream(
         cell,
         tokens,
         state,
         max_new_tokens=args.max_new_tokens,
-        do_sample=args.sample,
-        temperature=1.0 if args.temperature is None else args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
         eos_token_id=None if args.ignore_eos else cell.config.eos_token_ids,
-        generator=generator,
+        **choice,
     )
     read = time.perf_counter()
     try:
@@ -176,6 +167,17 @@ def _soak_text(args: argparse.Namespace) -> tuple[Cell, Tensor | None]:
     return cell, _encode(tokenizer, words, args)[0]
 
 
+def _chat(args: argparse.Namespace) -> None:
+    from .terminal import talk
+
+    if sys.stdin is None:
+        raise Error("nothing can be said (standard input is closed)")
+    sys.stdin.reconfigure(errors="replace") if isinstance(sys.stdin, io.TextIOWrapper) else None
+    choice = _choice(args)
+    cell, tokenizer = _load(args)
+    talk(Chat(cell, tokenizer, reduction=args.reduction, system=args.system, max_new_tokens=args.max_new_tokens, **choice))
+
+
 def _info(args: argparse.Namespace) -> None:
     import converters
 
@@ -198,9 +200,25 @@ def _info(args: argparse.Namespace) -> None:
     print(args.model, *(f"  {name:14}{value}" for name, value in lines.items()), sep="\n")
 
 
+def _choice(args: argparse.Namespace) -> dict[str, Any]:
+    """How tokens are chosen, as ``stream`` takes it."""
+    shaping = {"--temperature": args.temperature, "--top-k": args.top_k, "--top-p": args.top_p, "--seed": args.seed}
+    if not args.sample and (given := [name for name, value in shaping.items() if value is not None]):
+        raise Error(f"{given[0]} is about drawing tokens; it needs --sample")
+    generator = None
+    if args.sample:
+        _check_device(args)
+        generator = torch.Generator(args.device)
+        generator.seed() if args.seed is None else generator.manual_seed(args.seed)
+    temperature = 1.0 if args.temperature is None else args.temperature
+    top = {"top_k": args.top_k, "top_p": args.top_p}
+    return {"do_sample": args.sample, "temperature": temperature, **top, "generator": generator}
+
+
 def _load(args: argparse.Namespace) -> tuple[Cell, "tokenizers.Tokenizer"]:
     import converters
 
+    _check_device(args)
     tokenizer = converters.tokenizer(args.model, revision=args.revision)
     return _cell(args), tokenizer
 
@@ -208,11 +226,15 @@ def _load(args: argparse.Namespace) -> tuple[Cell, "tokenizers.Tokenizer"]:
 def _cell(args: argparse.Namespace) -> Cell:
     import converters
 
+    _check_device(args)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
+
+
+def _check_device(args: argparse.Namespace) -> None:
     check_device(args.device)
     if args.device == "meta":
         raise Error("--device is 'meta'; nothing is computed there")
-    dtype = getattr(torch, args.dtype) if args.dtype else None
-    return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
 
 
 def _text(args: argparse.Namespace) -> str:
@@ -250,7 +272,14 @@ def _held(nbytes: int, full: int) -> str:
     return f"H holds {nbytes / 1e6:.2f} MB{unbounded}"
 
 
-COMMANDS = {"generate": _generate, "compare": _compare, "retention": _retention, "soak": _soak, "info": _info}
+COMMANDS = {
+    "generate": _generate,
+    "chat": _chat,
+    "compare": _compare,
+    "retention": _retention,
+    "soak": _soak,
+    "info": _info,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   msrnn compare model.gguf --prompt-file story.txt --reduction full --reduction tova:48 --picture kept.png
   msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --reduction h2o:64 --out kept.png
   msrnn soak model.gguf --text book.txt --reduction tova:512 --tokens 200000 --out soak
+  msrnn chat model.gguf --reduction tova:512 --system "Answer in one sentence."
 
 MODEL is a hub id (owner/name), a folder (Hugging Face's or the library's own) or one .gguf file.
 A reduction bounds the state H: full, window:SIZE, sinks:SIZE:FIRST, h2o:SIZE, h2o-layer:SIZE, tova:SIZE, tova-head:SIZE;
@@ -44,16 +45,20 @@ def parser() -> argparse.ArgumentParser:
     prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="a file with the text to read (UTF-8)")
     prompt.add_argument("--stdin", action="store_true", help="take the text from standard input")
 
-    generate = commands.add_parser("generate", parents=[model, cell, text], help="continue a prompt, text as it streams")
+    choice = argparse.ArgumentParser(add_help=False)
+    choice.add_argument("--sample", action="store_true", help="draw tokens; otherwise the likeliest is taken")
+    choice.add_argument("--temperature", type=float, help="flattens (> 1) or sharpens (< 1) what is drawn from")
+    choice.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest")
+    choice.add_argument("--top-p", type=float, metavar="P", help="draw among the fewest that together reach P")
+    choice.add_argument("--seed", type=_count, help="makes the drawing repeatable")
+
+    generate = commands.add_parser(
+        "generate", parents=[model, cell, text, choice], help="continue a prompt, text as it streams"
+    )
     generate.add_argument("--reduction", type=_reduction, help="what bounds H (default: the family's own)")
     generate.add_argument(
         "--max-new-tokens", metavar="N", type=_count, default=128, help="at most so many tokens (default: 128)"
     )
-    generate.add_argument("--sample", action="store_true", help="draw tokens; otherwise the likeliest is taken")
-    generate.add_argument("--temperature", type=float, help="flattens (> 1) or sharpens (< 1) what is drawn from")
-    generate.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest")
-    generate.add_argument("--top-p", type=float, metavar="P", help="draw among the fewest that together reach P")
-    generate.add_argument("--seed", type=_count, help="makes the drawing repeatable")
     generate.add_argument("--ignore-eos", action="store_true", help="go on past the model's end-of-text tokens")
 
     compare = commands.add_parser("compare", parents=[model, cell, text], help="one prompt under several operators")
@@ -76,6 +81,12 @@ def parser() -> argparse.ArgumentParser:
     soak.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="state, record and picture; it goes on from there"
     )
+    chat = commands.add_parser("chat", parents=[model, cell, choice], help="talk with a model; its state is the conversation")
+    chat.add_argument(
+        "--reduction", type=_reduction, default="tova:1024", help="what bounds H (default: tova:1024, so that H never grows)"
+    )
+    chat.add_argument("--system", metavar="TEXT", help="instructions for the whole conversation")
+    chat.add_argument("--max-new-tokens", metavar="N", type=_count, default=512, help="the longest answer (default: 512)")
 
     commands.add_parser("info", parents=[model], help="what a model is, and what its state costs")
     return whole

@@ -1,7 +1,7 @@
 """A state on disk: one safetensors file with the rows, the clock, the operators and what tells the cell."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from .state import MultiState, State
 FORMAT, VERSION = "msrnn-state", "1"
 
 
-def save_state(state: State, path: str | Path) -> None:
-    """Write ``state`` to one safetensors file: rows, clock, operators with their numbers, the cell's fingerprint.
+def save_state(state: State, path: str | Path, more: Mapping[str, str] | None = None) -> None:
+    """Write ``state`` to one safetensors file: rows, clock, operators with their numbers, the cell's fingerprint; and ``more``
+    text beside them, by name, for ``files.read_about``.
 
     Raises:
         Error: an operator whose settings are not JSON; a place that cannot be written to.
@@ -29,7 +30,13 @@ def save_state(state: State, path: str | Path) -> None:
         operators_text = json.dumps(operators)
     except TypeError as wrong:
         raise Error(f"save: the settings of {state[0].reduction} cannot be written as JSON ({wrong})") from None
-    about = {"format": FORMAT, "version": VERSION, "operators": operators_text, "cell": json.dumps(asdict(state.fingerprint))}
+    about = {
+        **(more or {}),
+        "format": FORMAT,
+        "version": VERSION,
+        "operators": operators_text,
+        "cell": json.dumps(asdict(state.fingerprint)),
+    }
     with new_file(path) as beside:
         write_tensors(beside, {**tensors, "clock": state.clock}, about)
 

@@ -34,9 +34,12 @@ ABOVE = {
     "evaluate": CELL,
     "retention": CELL,
     "compare": {*CELL, "retention"},
-    "chat": {*CELL, "decode"},
     "check": CELL,
     "soak": {*CELL, "check", "files", "snapshot"},
+    "template": set(),
+    "branch": {*CELL, "template", "files", "snapshot"},
+    "chat": {*CELL, "decode", "template", "branch"},
+    "terminal": {"chat", "state"},
     "arguments": {"reduction"},
     "files": set(),
     "checkpoint": {"files", "cell", "rotary", "models.llama"},
@@ -46,7 +49,7 @@ FRONT = {*BELOW, *ABOVE}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
 DEFERRED = {  # inside a function only: save methods, and the extras
     *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("compare", "tokenizers")},
-    *{("__main__", "matplotlib"), ("__main__", "tokenizers")},
+    *{("__main__", "matplotlib"), ("__main__", "tokenizers"), ("chat", "tokenizers"), ("template", "jinja2")},
 }
 LIBRARIES = sys.stdlib_module_names | {"torch", "einops"}
 
@@ -137,7 +140,7 @@ def test_listed_arrows_pass():
 
 
 def test_importing_brings_in_nothing_heavy():
-    heavy = {"converters", "transformers", "matplotlib", "huggingface_hub", "tokenizers", "gguf"}
+    heavy = {"converters", "transformers", "matplotlib", "huggingface_hub", "tokenizers", "gguf", "jinja2"}
     code = f"import sys, msrnn; print(*sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

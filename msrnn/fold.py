@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .decide import Block, decide, mask
+from .linear import workable
 from .state import EMPTY, MultiState
 
 BLOCK, BLIND_BLOCK = 64, 256
@@ -76,23 +77,24 @@ def _block(
     block, looks = decide(_entered(queries, keys, H, active))
     if H.reduction.blind:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
-        read = scaled_dot_product_attention(queries.flatten(2, 3), keys, values, seen)
+        read = scaled_dot_product_attention(workable(queries.flatten(2, 3)), workable(keys), workable(values), seen)
     else:
         weights = torch.cat([look.weights for look in looks], dim=3) if len(looks) > 1 else looks[0].weights
         if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):  # only the choice of rows is not differentiated
             weights = mask(_logits(queries, keys), block.hidden(0, T)[:, :, None]).softmax(dim=-1)
-        read = weights.to(values.dtype).flatten(2, 3) @ values  # (B, K, G T, D)
+        wide = workable(values)
+        read = weights.to(wide.dtype).flatten(2, 3) @ wide  # (B, K, G T, D)
     if events is not None:
         score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
         events.append(Event(q, k, v, active, H.numbers, block.positions, block.left(), score))
     positions = block.positions.masked_fill(block.until < T, EMPTY)
     H = MultiState(keys, values, positions, H.clock + active.sum(1), H.reduction, looks[-1].last())
-    return read.unflatten(2, (-1, T)).flatten(1, 2), H
+    return read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2), H
 
 
 def _logits(q: Tensor, keys: Tensor) -> Tensor:
     """``(B, K, G, T, D), (B, K, R, D) -> (B, K, G, T, R)`` in at least float32."""
-    logits = (q * q.shape[-1] ** -0.5).flatten(2, 3) @ keys.mT  # (B, K, G T, R)
+    logits = workable(q * q.shape[-1] ** -0.5).flatten(2, 3) @ workable(keys).mT  # (B, K, G T, R)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.unflatten(2, q.shape[2:4])
 

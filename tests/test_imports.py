@@ -21,7 +21,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "transition": {"state", "reduction"},
     "cell": {"state", "reduction", "fold", "trace", "fingerprint"},
     "decide": {"state", "reduction", "transition"},
-    "fold": {"state", "decide"},
+    "fold": {"state", "decide", "linear"},
     "trace": {"state", "fold"},
     "models": {"models.llama", "models.mistral", "models.yi"},
     "models.llama": {*CELL, "transition", "fold", "linear", "rotary", "norm", "attention"},

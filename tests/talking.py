@@ -63,7 +63,7 @@ tojson }}{%- endif %}
 {%- generation %}
 {{- '<|im_start|>assistant\\n' + message.content.split('e')[-1].lstrip('\\n') + '<|im_end|>\\n' }}
 {%- endgeneration %}
-    {%- else %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}
+    {% else %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}""",
 }

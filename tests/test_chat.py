@@ -65,6 +65,12 @@ def test_only_what_is_new_is_read():
         assert chat.last.read == len(chat.ids) - before - chat.last.written
         assert chat.state.clock.tolist() == [len(chat.ids)]
     assert chat.last.read < 30 < len(chat.ids) - 100
+    for _ in range(3):
+        said(chat, "more")
+    for _ in range(6):
+        chat.undo()
+    said(chat, LINES[3])
+    assert (chat.last.read < 30, chat.last.again) == (True, 0)  # each of the last turns has a state of its own
 
 
 def test_h_never_grows():
@@ -167,6 +173,14 @@ def test_stopped_before_it_began_nothing_was_said(monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 said(chat, LINES[1])
         assert chat.branches == {"main": before}
+
+
+def test_marks_are_not_heard():
+    chat = tiny_chat(seed=6)
+    answer = said(chat, LINES[0])
+    written = list(chat.ids[-chat.last.written :])
+    assert {0, 4} < set(written)  # <|endoftext|> and </s>, which do not end an answer here
+    assert answer == chat.tokenizer.decode(written, skip_special_tokens=True)
 
 
 def test_the_mark_behind_an_answer_ends_it():

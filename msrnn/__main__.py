@@ -21,6 +21,7 @@ from .models import Llama
 from .reduction import Reduction
 from .retention import retention
 from .soak import soak
+from .spelling import Spelling
 
 if TYPE_CHECKING:
     import tokenizers
@@ -61,11 +62,9 @@ def _generate(args: argparse.Namespace) -> None:
     text = _text(args)
     choice = _choice(args)
     cell, tokenizer = _load(args)
-    from tokenizers.decoders import DecodeStream
-
     state = cell.initial_state(1, args.reduction)
     tokens = _encode(tokenizer, text, args)
-    decoder, count, start = DecodeStream(skip_special_tokens=True), 0, time.perf_counter()
+    spelt, count, start = Spelling(tokenizer), 0, time.perf_counter()
     new = stream(
         cell,
         tokens,
@@ -78,7 +77,7 @@ def _generate(args: argparse.Namespace) -> None:
     try:
         for token, state in new:  # noqa: B007  (the last state is reported)
             count += 1
-            print(decoder.step(tokenizer, int(token)) or "", end="", flush=True)
+            print(spelt(int(token)), end="", flush=True)
     finally:
         print()
         speed = count / max(time.perf_counter() - read, 1e-9)

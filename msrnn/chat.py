@@ -19,6 +19,7 @@ from .cell import Cell
 from .decode import stream
 from .error import Error
 from .reduction import Reduction
+from .spelling import Spelling
 from .state import State
 from .template import Message, Template
 
@@ -106,8 +107,6 @@ class Chat:
         Raises:
             Error: no text, or a conversation that the template refuses.
         """
-        from tokenizers.decoders import DecodeStream
-
         name, branch = self.name, self.branches[self.name]
         messages = (*branch.messages, {"role": "user", "content": text_of(text)})
         said, ids = len(messages) + 1, self._encode(self.template(messages, ask=True))
@@ -121,7 +120,7 @@ class Chat:
         with torch.no_grad():
             _, state = self.cell(new[:, :-1], known.state, last_only=True)
         asked = Place(ids[:-1], state, said)
-        decoder, written, pieces = DecodeStream(skip_special_tokens=True), list[int](), list[str]()
+        spelt, written, pieces = Spelling(self.tokenizer), list[int](), list[str]()
         answer = stream(self.cell, new[:, -1:], state, max_new_tokens=self.max_new_tokens, **self.choice)
         begun = time.perf_counter()
         try:
@@ -130,11 +129,7 @@ class Chat:
                 state = now  # after the token: ctrl-C may come between the two
                 if written[-1] in self._ends:
                     break
-                try:
-                    piece = decoder.step(self.tokenizer, written[-1])
-                except Exception:  # tokenizers raises nothing narrower where bytes make no text
-                    decoder, piece = DecodeStream(skip_special_tokens=True), "\N{REPLACEMENT CHARACTER}"
-                if piece:
+                if piece := spelt(written[-1]):
                     pieces.append(piece)
                     yield piece
         finally:

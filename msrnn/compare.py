@@ -12,6 +12,7 @@ from torch import Tensor
 from .cell import Cell
 from .reduction import Reduction
 from .retention import held
+from .spelling import Spelling
 from .state import State
 
 if TYPE_CHECKING:
@@ -56,12 +57,10 @@ def continue_prompt(
     Raises:
         Error: as ``cell.initial_state`` and ``cell.step``.
     """
-    from tokenizers.decoders import DecodeStream
-
     out = out or sys.stdout
     state = cell.initial_state(1, reduction)
     total = len(prompt) + max_new_tokens
-    decoder, kept, new, spent = DecodeStream(skip_special_tokens=True), [], [], 0.0
+    spelt, kept, new, spent = Spelling(tokenizer), [], [], 0.0
     logits = torch.empty(0)
     for t in range(total):
         start = time.perf_counter()
@@ -70,7 +69,7 @@ def continue_prompt(
         if t >= len(prompt):
             spent += time.perf_counter() - start
             new.append(int(token))
-            out.write(decoder.step(tokenizer, new[-1]) or "")
+            out.write(spelt(new[-1]))
             out.flush()
         kept.append(held(state, total)[0].mean(0))  # over layers
         if new and new[-1] in cell.config.eos_token_ids:

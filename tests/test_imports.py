@@ -33,12 +33,13 @@ ABOVE = {
     "lookahead": CELL,
     "evaluate": CELL,
     "retention": CELL,
-    "compare": {*CELL, "retention"},
+    "spelling": set(),
+    "compare": {*CELL, "retention", "spelling"},
     "check": CELL,
     "soak": {*CELL, "check", "files", "snapshot"},
     "template": set(),
     "branch": {*CELL, "template", "files", "snapshot"},
-    "chat": {*CELL, "decode", "template", "branch"},
+    "chat": {*CELL, "decode", "template", "branch", "spelling"},
     "terminal": {"chat", "state"},
     "arguments": {"reduction"},
     "files": set(),
@@ -48,7 +49,7 @@ ABOVE = {
 FRONT = {*BELOW, *ABOVE}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
 DEFERRED = {  # inside a function only: save methods, and the extras
-    *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("compare", "tokenizers")},
+    *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("spelling", "tokenizers")},
     *{("__main__", "matplotlib"), ("__main__", "tokenizers"), ("chat", "tokenizers"), ("template", "jinja2")},
 }
 LIBRARIES = sys.stdlib_module_names | {"torch", "einops"}

@@ -16,11 +16,13 @@ def test_pieces_join_to_the_text(gguf_path):
 
 def test_bytes_that_are_no_text_stop_nothing():
     """Random bytes, as a model without sense may write them: replaced, and the text goes on."""
-    vocab = {"<unk>": 0, **{f"<0x{i:02X}>": i + 1 for i in range(256)}, "a": 257}
+    vocab = {"<unk>": 0, **{f"<0x{i:02X}>": i + 1 for i in range(256)}, "a": 257, "▁b": 258}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    ids = torch.randint(1, 257, (400,), generator=torch.Generator().manual_seed(0)).tolist()
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    ids = torch.randint(1, 259, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
     spelt = Spelling(tokenizer)
-    text = "".join(map(spelt, [*ids, 257, 257, 257]))
+    text = "".join(map(spelt, [*ids, *[257] * 20]))
     assert "\N{REPLACEMENT CHARACTER}" in text
-    assert text.endswith("aaa")
+    assert text.endswith("aaa"), text[-40:]

@@ -1,8 +1,8 @@
 """Hugging Face names and configs of the LLaMA family. Rotary is half-split on both sides, so conversion is a rename."""
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,42 +12,47 @@ from torch import Tensor
 
 from msrnn import Error
 from msrnn.checkpoint import read_carried
-from msrnn.files import read_json
+from msrnn.files import read_json, write_json
 from msrnn.models import Config
+from msrnn.tensors import Unread, write_tensors
 
 from . import shards
-from .rope import number, rope_from_hf, rope_to_hf
-from .source import Source
+from .facts import number, whole
+from .rope import rope_from_hf, rope_to_hf
+from .source import Names, Source
 
-LAYER_NAMES = {
-    "input_layernorm": "attention_norm",
-    "self_attn.q_proj": "q",
-    "self_attn.k_proj": "k",
-    "self_attn.v_proj": "v",
-    "self_attn.o_proj": "o",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "gate",
-    "mlp.up_proj": "up",
-    "mlp.down_proj": "down",
-}
-NAMES = {"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head"}
+NAMES = Names(
+    outer={"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head"},
+    layer={
+        "input_layernorm": "attention_norm",
+        "self_attn.q_proj": "q",
+        "self_attn.k_proj": "k",
+        "self_attn.v_proj": "v",
+        "self_attn.o_proj": "o",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "gate",
+        "mlp.up_proj": "up",
+        "mlp.down_proj": "down",
+    },
+    layers="model.layers",
+)
 EARLY_YI = {"ln1": "attention_norm", "ln2": "ffn_norm"}
 """How the first Yi checkpoints (model_type ``Yi``, November 2023) called the two norms."""
 
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 FAMILIES = {"llama": "llama", "mistral": "mistral", "Yi": "yi", "yi": "yi"}
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "YiForCausalLM")
 
 
 def open_folder(folder: Path) -> Source:
-    """A folder of ``config.json`` and safetensors, single or sharded.
+    """A folder of ``config.json`` and tensors, single or sharded, as safetensors or, where there are none, PyTorch's files.
 
     Raises:
         Error: whatever the config, the index or a tensor's name says that this library is not.
     """
     config = read_config(folder)
-    files = shards.find(folder)
-    tensors = from_hf(shards.read(files), config.family == "yi", config.tied)
-    return Source(config, tensors, partial(dict, carried(folder)))
+    stored = shards.open_shards(folder, SAFE if shards.has(folder, SAFE) else PICKLED)
+    return Source(config, from_hf(stored, config.family == "yi", config.tied), partial(dict, carried(folder)))
 
 
 def read_config(folder: Path) -> Config:
@@ -64,45 +69,43 @@ def carried(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def from_hf(tensors: Iterable[tuple[str, Tensor]], early_yi: bool, tied: bool) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors under our names, one by one. Stored rotary tables are left out; a tied head stored all the same
-    has to be the embedding.
+def from_hf(tensors: Mapping[str, Unread], early_yi: bool, tied: bool) -> dict[str, Unread]:
+    """The same tensors under our names. Stored rotary tables are left out; a tied head stored all the same has to be the
+    embedding.
 
     Raises:
-        Error: a name that no LLaMA has.
+        Error: a name that no LLaMA has, or two names for one tensor.
     """
-    layer_names = LAYER_NAMES | (EARLY_YI if early_yi else {})
-    tied_pair: dict[str, Tensor] = {}
-    for name, x in tensors:
+    names = replace(NAMES, layer={**NAMES.layer, **EARLY_YI}) if early_yi else NAMES
+    ours: dict[str, Unread] = {}
+    for name, x in tensors.items():
         if name.endswith("rotary_emb.inv_freq"):
             continue
-        stem, _, kind = name.rpartition(".")
-        match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-        ours = f"layers.{match[1]}.{layer_names.get(match[2])}" if match else NAMES.get(stem)
-        if kind != "weight" or ours is None or ours.endswith(".None"):
-            raise Error(f"tensor {name!r} is not part of this architecture (a bias, an adapter or another model?)")
-        if tied and ours in ("embed", "head"):
-            tied_pair[ours] = x
-            if len(tied_pair) == 2 and not torch.equal(tied_pair["embed"], tied_pair["head"]):
-                raise Error("config.json ties the head to the embedding, but 'lm_head.weight' differs from it")
-            if ours == "head":
-                continue
-        yield f"{ours}.weight", x
+        if names.ours(name) in ours:
+            raise Error(f"tensor {name!r} is there under another name too")
+        ours[names.ours(name)] = x
+    if tied and "head.weight" in ours and (embed := ours.get("embed.weight")):
+        ours["embed.weight"] = Unread(embed.shape, embed.dtype, partial(_tied, embed, ours.pop("head.weight")))
+    return ours
 
 
-def to_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names -> Hugging Face's; the inverse of :func:`from_hf`."""
-    outer = {ours: name for name, ours in NAMES.items()}
-    inner = {ours: name for name, ours in LAYER_NAMES.items()}
+def _tied(embed: Unread, head: Unread) -> Tensor:
+    x = embed.read()
+    if head.shape != embed.shape or not torch.equal(x, head.read()):
+        raise Error("config.json ties the head to the embedding, but 'lm_head.weight' differs from it")
+    return x
 
-    def renamed(name: str) -> str:
-        stem = name.removesuffix(".weight")
-        if not stem.startswith("layers."):
-            return f"{outer[stem]}.weight"
-        _, layer, part = stem.split(".")
-        return f"model.layers.{layer}.{inner[part]}.weight"
 
-    return {renamed(name): x for name, x in tensors.items()}
+def write(config: Config, tensors: Mapping[str, Unread], carried: Mapping[str, bytes], target: Path) -> None:
+    """A folder that transformers loads, into one that is there and empty; ``config.json`` comes last."""
+    write_tensors(target / SAFE, {NAMES.theirs(name): x for name, x in tensors.items()}, {"format": "pt"})
+    for name, content in carried.items():
+        (target / name).write_bytes(content)
+    if "tokenizer.json" in carried:
+        write_json(target / "tokenizer_config.json", tokenizer_config(config, carried["tokenizer.json"]))
+    facts = config_to_hf(config, tensors["norm.weight"].dtype)
+    write_json(target / "generation_config.json", {name: facts[name] for name in ("bos_token_id", "eos_token_id")})
+    write_json(target / "config.json", facts)
 
 
 def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> Config:
@@ -122,28 +125,28 @@ def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> C
     for name, known in plain.items():
         if facts.get(name) not in (None, *known):
             raise Error(f"config.json: {name} is {facts[name]!r:.60}; expected {known[0] if known else None!r}")
-    width, heads = _whole(facts, "hidden_size"), _whole(facts, "num_attention_heads")
+    width, heads = whole(facts, "hidden_size"), whole(facts, "num_attention_heads")
     head_dim = facts.get("head_dim")
     if head_dim is None and width % heads:
         raise Error(
             f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is not given"
         )
     if family == "mistral" or facts.get("num_key_value_heads") is not None:
-        kv_heads = _whole(facts, "num_key_value_heads")
+        kv_heads = whole(facts, "num_key_value_heads")
     else:
         kv_heads = heads  # LLaMA 1: no grouping
-    length = _whole(facts, "max_position_embeddings")
+    length = whole(facts, "max_position_embeddings")
     eos = generation.get("eos_token_id", facts.get("eos_token_id"))
     eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
     return Config(
         family=family,
-        vocab_size=_whole(facts, "vocab_size"),
+        vocab_size=whole(facts, "vocab_size"),
         width=width,
-        n_layers=_whole(facts, "num_hidden_layers"),
+        n_layers=whole(facts, "num_hidden_layers"),
         n_heads=heads,
         n_kv_heads=kv_heads,
         head_dim=width // heads if head_dim is None else head_dim,
-        ffn_width=_whole(facts, "intermediate_size"),
+        ffn_width=whole(facts, "intermediate_size"),
         norm_eps=number(facts, "rms_norm_eps"),
         rope=rope_from_hf(facts, length),
         length=length,
@@ -182,13 +185,6 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
     return facts | ({"sliding_window": config.window} if family == "mistral" else {"attention_bias": False, "mlp_bias": False})
-
-
-def _whole(facts: Mapping[str, Any], name: str) -> int:
-    value = facts.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Error(f"config.json: {name} is {value!r}; expected a whole number of at least 1")
-    return value
 
 
 def _old_chat_template(folder: Path) -> str | None:

@@ -1,15 +1,15 @@
 """Files, whole or not at all: what is written gets its name at the end, what is read is refused in one sentence."""
 
+import glob
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .error import Error
@@ -58,30 +58,57 @@ def new_file(path: str | Path) -> Iterator[Path]:
 def _beside(target: Path) -> Iterator[Path]:
     beside = target.with_name(f".{target.stem}.partial-{os.getpid()}{target.suffix}")
     try:
+        _sweep(target)
         yield beside
+        for path in (*beside.glob("*"), beside):
+            _settle(path)
         os.replace(beside, target)
+        with suppress(OSError):  # the name stands by now
+            _settle(target.parent)
     except OSError as wrong:
         raise Error(f"cannot write {target} ({wrong.strerror or wrong})") from None
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        else:
-            beside.unlink(missing_ok=True)
+        _remove(beside)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """``tensors`` and a little text as one safetensors file, readable to whom a new file would be.
+def _sweep(target: Path) -> None:
+    """Remove what runs that were killed have left of ``target``: the name says whose it was, and that process is gone."""
+    for left in target.parent.glob(f".{glob.escape(target.stem)}.partial-*{glob.escape(target.suffix)}"):
+        process = left.name.removeprefix(f".{target.stem}.partial-").removesuffix(target.suffix)
+        if process.isdecimal() and not _runs(int(process)):
+            _remove(left)
 
-    Raises:
-        Error: it cannot be written.
-    """
+
+def _runs(process: int) -> bool:
+    if process == os.getpid():  # of an earlier process of this number
+        return False
+    if os.name != "posix":  # elsewhere to ask is to kill
+        return True
     try:
-        path.touch()
-        mode = path.stat().st_mode
-        save_file({name: x.contiguous() for name, x in tensors.items()}, path, dict(about))
-        path.chmod(mode)  # safetensors makes its files private
-    except (SafetensorError, OSError) as wrong:
-        raise Error(f"cannot write {path.name} ({wrong})") from None
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """Wait until a file, or the names in a folder, lie on the disk: a power cut after a rename then finds them."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
@@ -112,25 +139,24 @@ def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         Error: no such file, truncated or corrupt.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         for name in list(file.keys()):
             yield name, file.get_tensor(name)
 
 
-def read_names(path: str | Path) -> list[str]:
-    """The names of the tensors in a safetensors file; raises as :func:`read_tensors`."""
-    with _opened(path) as file:
-        return list(file.keys())
-
-
 def read_about(path: str | Path) -> dict[str, str]:
     """The text that stands in a safetensors file; raises as :func:`read_tensors`."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return file.metadata() or {}
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
+def opened(path: str | Path) -> Iterator[Any]:
+    """A safetensors file, its header checked.
+
+    Raises:
+        Error: no such file, truncated or corrupt.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             yield file

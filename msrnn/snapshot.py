@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from .error import Error, check_device
-from .files import new_file, read_about, read_tensors, write_tensors
+from .files import new_file, read_about, read_tensors
 from .fingerprint import Fingerprint
 from .reduction import Reduction
 from .state import MultiState, State
+from .tensors import Unread, write_tensors
 
 FORMAT, VERSION = "msrnn-state", "1"
 
@@ -23,7 +24,7 @@ def save_state(state: State, path: str | Path) -> None:
     Raises:
         Error: an operator whose settings are not JSON; a place that cannot be written to.
     """
-    tensors = {f"layers.{i}.{name}": x.detach().contiguous().clone() for i, H in enumerate(state) for name, x in H.rows.items()}
+    tensors = {f"layers.{i}.{name}": Unread.of(x) for i, H in enumerate(state) for name, x in H.rows.items()}
     operators = [{"operator": type(H.reduction).__name__, **asdict(H.reduction)} for H in state]
     try:
         operators_text = json.dumps(operators)
@@ -31,7 +32,7 @@ def save_state(state: State, path: str | Path) -> None:
         raise Error(f"save: the settings of {state[0].reduction} cannot be written as JSON ({wrong})") from None
     about = {"format": FORMAT, "version": VERSION, "operators": operators_text, "cell": json.dumps(asdict(state.fingerprint))}
     with new_file(path) as beside:
-        write_tensors(beside, {**tensors, "clock": state.clock}, about)
+        write_tensors(beside, {**tensors, "clock": Unread.of(state.clock)}, about)
 
 
 def load_state(path: str | Path, *, device: torch.device | str | None = None) -> State:

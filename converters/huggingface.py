@@ -161,9 +161,9 @@ def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> C
 def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     """:class:`Config` -> what transformers, before and from version 5, reads from ``config.json``.
 
-    transformers has no Yi: it is a LLaMA there.
+    transformers has no Yi: it is a LLaMA there; and what has a window (a GGUF of Mistral says llama) is a Mistral.
     """
-    family = "mistral" if config.family == "mistral" else "llama"
+    family = "mistral" if config.family == "mistral" or config.window is not None else "llama"
     facts = {
         "architectures": ["MistralForCausalLM" if family == "mistral" else "LlamaForCausalLM"],
         "model_type": family,

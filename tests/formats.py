@@ -199,7 +199,7 @@ def fits(source, family):
     if "mistral" in source:
         return family == "mistral"
     if "meta" in source:
-        return family not in ("mistral", "early yi", "yi")
+        return family not in ("mistral", "early yi", "yi") and (source, family) != ("meta, 4 pieces, by vocabulary", "mqa")
     return source != "live" or "yi" not in family  # transformers has no Yi
 
 

@@ -128,13 +128,21 @@ class Layer(nn.Module):
         return x + self.down(silu(self.gate(normed)) * self.up(normed))
 
 
+class Embedding(nn.Embedding):
+    """``nn.Embedding`` that draws no numbers on the meta device, as :class:`Linear`."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Llama(Cell):
     """The network: embedding, layers, final norm, vocabulary product. Freshly built it is random and trainable."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.embed = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tied:

@@ -69,5 +69,6 @@ def _load(path: Path, mapped: bool) -> Any:
     except OSError as wrong:
         raise Error(f"cannot read {path} ({wrong.strerror or wrong})") from None
     except Exception as wrong:  # whatever a damaged or hostile file makes of zip and pickle
-        lines = [line for line in str(wrong).splitlines() if "Unpickler" in line] or str(wrong).splitlines() or [""]
-        raise Error(f"{path} is damaged, or more than tensors ({type(wrong).__name__}: {lines[0].strip():.120})") from None
+        lines = [line.strip() for line in str(wrong).splitlines() if line.strip() and "weights_only" not in line]
+        said = f": {lines[0]:.120}" if lines else ""  # without PyTorch's advice to run it after all
+        raise Error(f"{path} is damaged, or more than tensors ({type(wrong).__name__}{said})") from None

@@ -40,8 +40,9 @@ def load(
     Args:
         source: a hub id (``owner/name``); a folder: the library's own, Hugging Face's (safetensors or ``pytorch_model*.bin``),
             Mistral's or Meta's (``params.json`` and ``consolidated.*``); one ``.gguf`` file; a live model of transformers, or
-            anything with such a ``.config`` and ``.state_dict()``; or ``(state_dict, config)``, the config an object of
-            transformers, a dict of what ``config.json`` says, or a :class:`msrnn.models.Config`.
+            anything with such a ``.config`` and ``.state_dict()``; ``(state_dict, config)``, the config an object of
+            transformers, a dict of what ``config.json`` says, or a :class:`msrnn.models.Config`; or a :class:`Source` of one's
+            own making (docs/converting.md).
         dtype: of the parameters; None keeps the source's (float32 for GGUF, which is dequantised).
         device: where to; None is the CPU.
         revision: a branch, tag or commit of a hub id.
@@ -92,7 +93,7 @@ def config(source: Any, *, revision: str | None = None) -> Config:
         Error: as :func:`load`.
     """
     if not isinstance(source, str | Path):
-        return live.config_of(source)
+        return source.config if isinstance(source, Source) else live.config_of(source)
     path = _locate(source, revision, weights=False)
     if path.is_file():
         from . import gguf
@@ -152,7 +153,7 @@ def _open(source: Any, revision: str | None) -> Source:
     if not isinstance(source, str | Path):
         if revision is not None:
             raise Error(f"revision {revision!r} belongs to a hub id; the source is a {type(source).__name__}")
-        return live.open_live(source)
+        return source if isinstance(source, Source) else live.open_live(source)
     path = _locate(source, revision)
     if path.is_file():
         from . import gguf  # deferred, as its package is an extra

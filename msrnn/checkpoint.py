@@ -128,8 +128,7 @@ def build(
     place = "cpu" if device is None else device
     found = {}
     for name in sorted(tensors, key=lambda name: -math.prod(tensors[name].shape)):  # largest first: then little else is held
-        x = tensors[name].read()
-        found[name] = x.to(device=place, dtype=kind, copy=True, memory_format=torch.contiguous_format)
+        found[name] = tensors[name].read().to(device=place, dtype=kind, copy=True, memory_format=torch.contiguous_format)
     cell = _on_meta(config)
     cell.load_state_dict(found, assign=True)
     return cell.eval().requires_grad_(False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -96,7 +97,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Unread], about: Mapping[str,
         with path.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for name in names:
-                numbers = tensors[name].read().cpu().contiguous()
-                file.write((ctypes.c_char * numbers.nbytes).from_address(numbers.data_ptr()) if numbers.nbytes else b"")
+                _put(file, tensors[name].read())
     except (OSError, NotImplementedError) as wrong:  # no room; a tensor on the meta device
         raise Error(f"cannot write {path.name} ({wrong})") from None
+
+
+def _put(file: BinaryIO, x: Tensor) -> None:
+    x = x.cpu().contiguous()
+    if x.nbytes:
+        file.write((ctypes.c_char * x.nbytes).from_address(x.data_ptr()))

@@ -6,6 +6,7 @@ counts the pages of mapped files too. Promised: ``convert`` the largest shard + 
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -107,10 +108,16 @@ def measured(action):
     return tuple(map(int, done.stdout.split()[-3:]))
 
 
+def make(folder, size):
+    gguf_file(folder / "q8.gguf", hf(folder / "hf", size))
+
+
 def main(folder, size):
     folder = Path(folder)
-    source = hf(folder / "hf", size)
-    q8, own = gguf_file(folder / "q8.gguf", source), folder / "own"
+    maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder, size))  # or getrusage would count it
+    maker.start()
+    maker.join()
+    source, q8, own = folder / "hf", folder / "q8.gguf", folder / "own"
     shard = max(path.stat().st_size for path in source.glob("*.safetensors"))
     weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     print(f"torch {torch.__version__}; bfloat16 parameters {weights / 1e9:.2f} GB, largest shard {shard / 1e9:.2f} GB; GB:")

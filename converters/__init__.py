@@ -1,6 +1,5 @@
 """Weights of other people's formats: read into a cell, written back. Converters know the cells; no cell knows them."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +18,7 @@ from msrnn.files import check_new_folder, new_folder, read_json
 from msrnn.models import Config, Llama
 from msrnn.tensors import Unread, open_tensors
 
-from . import hub, huggingface, interleaved, live, meta, mistral, shards
+from . import carried, hub, huggingface, interleaved, live, meta, mistral, sentencepiece_file, shards
 from .source import Source
 
 if TYPE_CHECKING:
@@ -80,10 +79,10 @@ def convert(
     check_new_folder(target)
     opened = _open(source, revision)
     kind = checkpoint.check(opened.config, opened.tensors, dtype)
-    carried = opened.carried()
+    along = opened.carried()
     with new_folder(target) as folder, _counted(opened, "converting") as tensors:
         write = checkpoint.write if to == "msrnn" else huggingface.write
-        write(opened.config, {name: x.to(kind) for name, x in tensors.items()}, carried, folder)
+        write(opened.config, {name: x.to(kind) for name, x in tensors.items()}, along, folder)
 
 
 def config(source: Any, *, revision: str | None = None) -> Config:
@@ -120,7 +119,9 @@ def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokeni
 
         return gguf_tokenizer.tokenizer(path)
     if not (path / "tokenizer.json").is_file():
-        raise Error(f"{path} has no tokenizer.json")
+        if not (path / sentencepiece_file.NAME).is_file():
+            raise Error(f"{path} has neither tokenizer.json nor {sentencepiece_file.NAME}")
+        return sentencepiece_file.tokenizer(path / sentencepiece_file.NAME)
     try:
         return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     except Exception as wrong:  # tokenizers raises nothing narrower
@@ -158,7 +159,7 @@ def _open(source: Any, revision: str | None) -> Source:
     if path.is_file():
         from . import gguf  # deferred, as its package is an extra
 
-        return Source(*gguf.read(path), partial(_carried_in_gguf, path))
+        return Source(*gguf.read(path), partial(carried.in_gguf, path))
     if not _is_own(path):
         return _format(path).open_folder(path)
     config, files = checkpoint.read_config(path), checkpoint.read_carried(path)
@@ -192,20 +193,6 @@ def _format(folder: Path, *, weights: bool = True) -> ModuleType:
 def _is_own(folder: Path) -> bool:
     path = folder / "config.json"
     return path.is_file() and read_json(path).get("format") == checkpoint.FORMAT
-
-
-def _carried_in_gguf(path: Path) -> dict[str, bytes]:
-    """What a GGUF's metadata says of tokenizer and chat template, as files; a warning where the tokenizer is unknown."""
-    from . import gguf_tokenizer
-
-    files = {}
-    try:
-        files["tokenizer.json"] = gguf_tokenizer.tokenizer(path).to_str().encode()
-    except Error as refused:
-        warnings.warn(f"no tokenizer goes along: {refused}", stacklevel=2)
-    if template := gguf_tokenizer.chat_template(path):
-        files["chat_template.jinja"] = template.encode()
-    return files
 
 
 @contextmanager

@@ -31,11 +31,16 @@ def tokenizer(path: Path) -> "Tokenizer":
 
     Raises :class:`msrnn.Error` where the file has none, a kind or a word splitting not known here, or a damaged one.
     """
+    return rebuild(open_file(path))
+
+
+def rebuild(file: File) -> "Tokenizer":
+    """:func:`tokenizer` of a header's metadata."""
     try:
         import tokenizers
     except ImportError as fault:
         raise Error('the package tokenizers is missing; expected it here: pip install "msrnn[gguf]"') from fault
-    file = open_file(path)
+    path = file.path
     kind, tokens = _get(file, "model", str), _get(file, "tokens", list, of=str)
     types = _get(file, "token_type", list, [NORMAL] * len(tokens), of=int)
     if len(types) != len(tokens) or not tokens:

@@ -6,7 +6,7 @@ from pathlib import Path
 from msrnn import Error
 
 FACTS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-FACTS += ["params.json", "adapter_config.json"]
+FACTS += ["params.json", "adapter_config.json", "tokenizer.model"]
 WEIGHTS = [
     ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
     ["consolidated.safetensors", "consolidated.safetensors.index.json", "consolidated-*-of-*.safetensors"],

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from msrnn import Error
-from msrnn.checkpoint import read_carried
 from msrnn.files import read_json, write_json
 from msrnn.models import Config
 from msrnn.tensors import Unread, write_tensors
 
 from . import shards
+from .carried import in_folder
 from .facts import number, whole
 from .rope import rope_from_hf, rope_to_hf
 from .source import Names, Source
@@ -52,21 +52,13 @@ def open_folder(folder: Path) -> Source:
     """
     config = read_config(folder)
     stored = shards.open_shards(folder, SAFE if shards.has(folder, SAFE) else PICKLED)
-    return Source(config, from_hf(stored, config.family == "yi", config.tied), partial(dict, carried(folder)))
+    return Source(config, from_hf(stored, config.family == "yi", config.tied), in_folder(folder))
 
 
 def read_config(folder: Path) -> Config:
     """The facts of a folder; ``generation_config.json``, where there is one, knows all eos ids."""
     generation = folder / "generation_config.json"
     return config_from_hf(read_json(folder / "config.json"), read_json(generation) if generation.exists() else {})
-
-
-def carried(folder: Path) -> dict[str, bytes]:
-    """Tokenizer and chat template, wherever the folder has the latter."""
-    files = read_carried(folder)
-    if "chat_template.jinja" not in files and (template := _old_chat_template(folder)):
-        files["chat_template.jinja"] = template.encode()
-    return files
 
 
 def from_hf(tensors: Mapping[str, Unread], early_yi: bool, tied: bool) -> dict[str, Unread]:
@@ -185,15 +177,6 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
     return facts | ({"sliding_window": config.window} if family == "mistral" else {"attention_bias": False, "mlp_bias": False})
-
-
-def _old_chat_template(folder: Path) -> str | None:
-    """The chat template from ``tokenizer_config.json``, where it stood before it had a file of its own."""
-    path = folder / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.is_file() else None
-    if isinstance(template, list):  # several, by name
-        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
-    return template if isinstance(template, str) else None
 
 
 def tokenizer_config(config: Config, tokenizer: bytes) -> dict[str, Any]:

@@ -1,18 +1,17 @@
 """Meta's own folders: ``params.json`` and ``consolidated.00.pth``, ``consolidated.01.pth``, … (LLaMA 1 to 3.3)."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from msrnn import Error
-from msrnn.checkpoint import read_carried
 from msrnn.files import read_json
 from msrnn.models import Config
 from msrnn.rotary import Llama3, Rope
 
+from .carried import in_folder
 from .facts import number, whole
 from .interleaved import Pieces, check_known, join, open_pieces, read_tensors
 from .source import Source
@@ -34,7 +33,7 @@ def open_folder(folder: Path) -> Source:
     """
     pieces = open_pieces(folder)
     config = config_from_params(read_json(folder / "params.json"), pieces)
-    return Source(config, read_tensors(pieces, config), partial(dict, read_carried(folder)))
+    return Source(config, read_tensors(pieces, config), in_folder(folder))
 
 
 def read_config(folder: Path) -> Config:

@@ -1,16 +1,15 @@
 """Mistral's own folders: ``params.json`` and ``consolidated.safetensors`` (v0.1 and v0.2: ``consolidated.00.pth``)."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from msrnn import Error
-from msrnn.checkpoint import read_carried
 from msrnn.files import read_json
 from msrnn.models import Config
 from msrnn.rotary import Rope
 
+from .carried import in_folder
 from .facts import number, whole
 from .interleaved import check_known, open_pieces, read_tensors
 from .source import Source
@@ -28,7 +27,7 @@ def open_folder(folder: Path) -> Source:
         Error: whatever params.json or a tensor's name says that this library is not.
     """
     config = read_config(folder)
-    return Source(config, read_tensors(open_pieces(folder), config), partial(dict, read_carried(folder)))
+    return Source(config, read_tensors(open_pieces(folder), config), in_folder(folder))
 
 
 def read_config(folder: Path) -> Config:

@@ -274,7 +274,7 @@ def test_only_what_is_needed_is_fetched(monkeypatch, tmp_path):
     from huggingface_hub.utils import filter_repo_objects
 
     facts = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-    facts += ["params.json"]
+    facts += ["params.json", "tokenizer.model"]
     kinds = [
         ["model.safetensors", "model.safetensors.index.json", "model-00001-of-00003.safetensors"],
         ["consolidated.safetensors"],

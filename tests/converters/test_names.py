@@ -72,4 +72,4 @@ def test_every_documented_refusal_is_a_sentence_of_the_code():
     for row in rows:
         for part in row.split("|")[1].split("…"):
             words = part.strip(" ;.,")
-            assert words in said, row
+            assert words in said or words in code, row

@@ -2,9 +2,19 @@
 
 import torch
 
+LONGEST = 800
+"""Characters of a sentence."""
+
 
 class Error(ValueError):
-    """Something was refused: one sentence names the thing, what was found and what was expected."""
+    """Something was refused: one sentence names the thing, what was found and what was expected.
+
+    What it quotes may come from a damaged file: whatever does not print is escaped, and a long quotation loses its middle.
+    """
+
+    def __init__(self, sentence: str):
+        printed = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+        super().__init__(printed if len(printed) <= LONGEST else f"{printed[: LONGEST // 2]} … {printed[-LONGEST // 2 + 3 :]}")
 
 
 def check_dtype(dtype: object) -> None:

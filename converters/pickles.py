@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from msrnn import Error
+from msrnn.files import check_file
 from msrnn.tensors import Unread
 
 MAPPED = 128 * 2**20
@@ -22,6 +23,7 @@ def open_pickle(path: Path) -> dict[str, Unread]:
     Raises:
         Error: no such file, truncated or corrupt, or anything in it but plain tensors by name.
     """
+    check_file(path)
     mapped = zipfile.is_zipfile(path)
     held = _load(path, mapped)
     if not isinstance(held, dict):

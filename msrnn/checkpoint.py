@@ -15,7 +15,7 @@ import torch
 
 from .cell import Cell
 from .error import Error, check_device, check_dtype
-from .files import new_folder, read_json, write_json
+from .files import new_folder, read_bytes, read_json, write_json
 from .models.llama import Config, Llama
 from .rotary import KINDS
 from .tensors import Unread, open_tensors, write_tensors
@@ -81,8 +81,9 @@ def read_config(folder: Path) -> Config:
 
 
 def read_carried(folder: Path) -> dict[str, bytes]:
-    """The files of ``CARRIED`` that a folder has."""
-    return {name: (folder / name).read_bytes() for name in CARRIED if (folder / name).is_file()}
+    """The files of ``CARRIED`` that a folder has, and that are not empty."""
+    paths = [folder / name for name in CARRIED]
+    return {path.name: read_bytes(path) for path in paths if path.is_file() and path.stat().st_size}
 
 
 def check(config: Config, tensors: Mapping[str, Unread], dtype: torch.dtype | None = None) -> torch.dtype:

@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .error import Error
+
+MOST = 1 << 27
+"""Bytes of a small file: 128 MB, four times the largest tokenizer.json that we know of."""
 
 
 def check_new_folder(folder: str | Path) -> Path:
@@ -116,21 +120,68 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_bytes(path: Path) -> bytes:
+    """The whole of a small file.
 
     Raises:
-        Error: no such file, not JSON, not an object.
+        Error: no such file, no file (a pipe or a device would never end), a large one.
     """
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        check_file(path)
+        if (size := path.stat().st_size) > MOST:
+            raise Error(f"{path} has {size} bytes; expected a small file, of at most {MOST}")
+        return path.read_bytes()
     except OSError as wrong:
         raise Error(f"cannot read {path} ({wrong.strerror})") from None
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is not there, and what is there but no file with something in it.
+
+    Raises:
+        Error: as said.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as wrong:  # ValueError: a name with a NUL in it
+        raise Error(f"cannot read {path} ({getattr(wrong, 'strerror', None) or wrong})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise Error(f"cannot read {path}; expected a file, and no folder, pipe or device")
+    if not found.st_size:  # also what /proc offers as files
+        raise Error(f"cannot read {path}; it is empty")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises as :func:`read_bytes` and :func:`parse_json`."""
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(text: bytes, where: object) -> dict[str, Any]:
+    """A JSON object from UTF-8 text, in the standard's sense: no NaN, no infinity, no key twice in an object.
+
+    Raises:
+        Error: it is something else; ``where`` it stands is said.
+    """
+    try:
+        facts = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as wrong:
-        raise Error(f"{path} is not JSON ({wrong})") from None
+        raise Error(f"{where} is not JSON ({wrong})") from None
     if not isinstance(facts, dict):
-        raise Error(f"{path} holds a {type(facts).__name__}; expected a JSON object")
+        raise Error(f"{where} holds a {type(facts).__name__}; expected a JSON object")
     return facts
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in facts:
+            raise ValueError(f"key {key!r:.60} is there twice")
+        facts[key] = value
+    return facts
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
@@ -139,6 +190,7 @@ def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         Error: no such file, truncated or corrupt.
     """
+    check_header(path)
     with opened(path) as file:
         for name in list(file.keys()):
             yield name, file.get_tensor(name)
@@ -146,13 +198,14 @@ def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
 
 def read_about(path: str | Path) -> dict[str, str]:
     """The text that stands in a safetensors file; raises as :func:`read_tensors`."""
+    check_header(path)
     with opened(path) as file:
         return file.metadata() or {}
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Any]:
-    """A safetensors file, its header checked.
+    """A safetensors file.
 
     Raises:
         Error: no such file, truncated or corrupt.
@@ -162,3 +215,29 @@ def opened(path: str | Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as wrong:
         raise Error(f"cannot read {path} as safetensors ({wrong})") from None
+
+
+def check_header(path: str | Path) -> None:
+    """Refuse what the safetensors package lets pass, a tensor that is named twice; and, before a byte of them is mapped,
+    tensors that do not end where the file does.
+
+    Raises:
+        Error: as said; no file; a header that is none.
+    """
+    path = Path(path)
+    check_file(path)
+    try:
+        with path.open("rb") as file:
+            start, size = 8 + int.from_bytes(file.read(8), "little"), path.stat().st_size
+            if not 8 < start <= min(size, MOST):
+                raise Error(f"{path} is cut short, or no safetensors file: a header of {start - 8} bytes in one of {size}")
+            header = parse_json(file.read(start - 8), f"{path}: the header of a safetensors file")
+    except OSError as wrong:
+        raise Error(f"cannot read {path} ({wrong.strerror})") from None
+    try:
+        end = max((x["data_offsets"][1] for name, x in header.items() if name != "__metadata__"), default=0)
+        whole = start + end == size
+    except (TypeError, KeyError, IndexError):
+        raise Error(f"{path}: the header of a safetensors file does not say where its tensors lie") from None
+    if not whole:
+        raise Error(f"{path} has {size} bytes; its safetensors header expects {start + end!r:.60}")

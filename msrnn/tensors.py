@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .error import Error
-from .files import opened
+from .files import check_header, opened
 
 KINDS = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -64,6 +64,7 @@ def open_tensors(path: Path) -> dict[str, Unread]:
             return file.get_tensor(name)
 
     found = {}
+    check_header(path)
     with opened(path) as file:
         for name in file.keys():  # noqa: SIM118  (not a mapping)
             piece = file.get_slice(name)

@@ -63,6 +63,7 @@ def read(path: Path) -> tuple[Config, dict[str, Unread]]:
         if file.tensors[name].shape != shape:
             raise Error(f"{path}: tensor {name} has shape {file.tensors[name].shape}; expected {shape}")
         _n_bytes(file, name, library)
+    _check_places(file, library)
     heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
     return config, {
         ours: Unread(shape, torch.float32, partial(_fetch, file, name, heads.get(name.split(".")[-2]), library))
@@ -99,9 +100,10 @@ def _fetch(file: File, name: str, n_heads: int | None, library: ModuleType) -> T
 def _tensor(file: File, name: str, library: ModuleType) -> Tensor:
     """One tensor, dequantised to float32 in memory of its own; some rows at a time, as the package needs room for several
     copies."""
-    stored, kind = file.tensors[name], library.GGMLQuantizationType(file.tensors[name].kind)
+    stored, n_bytes = file.tensors[name], _n_bytes(file, name, library)
+    kind = library.GGMLQuantizationType(stored.kind)
     values = np.empty((math.prod(stored.shape[:-1]), stored.shape[-1]), np.float32)
-    row, some = _n_bytes(file, name, library) // len(values), max(1, ROWS // stored.shape[-1])
+    row, some = n_bytes // len(values), max(1, ROWS // stored.shape[-1])
     for start in range(0, len(values), some):
         rows = values[start : start + some]
         data = np.fromfile(file.path, np.uint8, rows.shape[0] * row, offset=stored.offset + start * row)
@@ -123,6 +125,18 @@ def _n_bytes(file: File, name: str, library: ModuleType) -> int:
     if stored.offset + count > file.size:
         raise Error(f"{file.path}: ends inside tensor {name}, at {file.size} bytes; expected {stored.offset + count}")
     return count
+
+
+def _check_places(file: File, library: ModuleType) -> None:
+    """What llama.cpp asks too: one tensor after the other, each at the next aligned place, and none beyond the last."""
+    at = end = file.start
+    for name, stored in sorted(file.tensors.items(), key=lambda item: item[1].offset):
+        if stored.offset != at:
+            raise Error(f"{file.path}: tensor {name} lies at byte {stored.offset}; expected {at}, after the one before it")
+        end = at + _n_bytes(file, name, library)
+        at = -(-end // file.alignment) * file.alignment
+    if not end <= file.size <= at:
+        raise Error(f"{file.path} has {file.size} bytes; expected {at}, where its last tensor ends")
 
 
 @dataclass(frozen=True)

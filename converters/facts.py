@@ -1,5 +1,6 @@
 """Numbers out of somebody's JSON, or a sentence about what stands there."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,6 @@ def number(facts: Mapping[str, Any], name: str, where: str = "config.json") -> f
         Error: none does.
     """
     value = facts.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise Error(f"{where}: {name} is {value!r:.60}; expected a number")
     return float(value)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from msrnn import Error, checkpoint
 from msrnn.error import check_device, check_dtype
-from msrnn.files import check_new_folder, new_folder, read_json
+from msrnn.files import check_new_folder, new_folder, read_bytes, read_json
 from msrnn.models import Config, Llama
 from msrnn.tensors import Unread, open_tensors
 
@@ -122,10 +122,16 @@ def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokeni
         if not (path / sentencepiece_file.NAME).is_file():
             raise Error(f"{path} has neither tokenizer.json nor {sentencepiece_file.NAME}")
         return sentencepiece_file.tokenizer(path / sentencepiece_file.NAME)
+    text = read_bytes(path / "tokenizer.json")
     try:
-        return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as wrong:  # tokenizers raises nothing narrower
+        found = tokenizers.Tokenizer.from_buffer(text)
+    except BaseException as wrong:  # tokenizers raises nothing narrower, and where it panics not even an Exception
+        if isinstance(wrong, KeyboardInterrupt):
+            raise
         raise Error(f"{path / 'tokenizer.json'} is not a tokenizer ({wrong})") from None
+    found.no_truncation()  # what a text becomes is for the caller to say
+    found.no_padding()
+    return found
 
 
 def _locate(source: str | Path, revision: str | None, *, weights: bool = True) -> Path:
@@ -144,10 +150,13 @@ def _locate(source: str | Path, revision: str | None, *, weights: bool = True) -
 
 
 def _is_gguf(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF" or path.suffix.lower() == ".gguf"  # a damaged one is told what is wrong with it
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF" or path.suffix.lower() == ".gguf"  # a damaged one is told what is wrong with it
+    except OSError as wrong:
+        raise Error(f"cannot read {path} ({wrong.strerror})") from None
 
 
 def _open(source: Any, revision: str | None) -> Source:

@@ -1,6 +1,5 @@
 """Hugging Face names and configs of the LLaMA family. Rotary is half-split on both sides, so conversion is a rename."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from msrnn import Error
-from msrnn.files import read_json, write_json
+from msrnn.files import parse_json, read_json, write_json
 from msrnn.models import Config
 from msrnn.tensors import Unread, write_tensors
 
@@ -182,7 +181,10 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
 def tokenizer_config(config: Config, tokenizer: bytes) -> dict[str, Any]:
     """A ``tokenizer_config.json`` under which transformers takes ``tokenizer``, the file beside it, as it is."""
     facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length}
-    added = json.loads(tokenizer).get("added_tokens", [])
-    texts = {token["id"]: token["content"] for token in added}
+    added = parse_json(tokenizer, "tokenizer.json").get("added_tokens") or []
+    try:
+        texts = {token["id"]: str(token["content"]) for token in added}
+    except (TypeError, KeyError):
+        raise Error("tokenizer.json: added_tokens is no list of tokens with an id and a content each") from None
     special = {"bos_token": config.bos_token_id, "eos_token": next(iter(config.eos_token_ids), None)}
     return facts | {name: texts[i] for name, i in special.items() if i in texts}

@@ -58,7 +58,7 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
             layers.append(MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, numbers))
     except Error:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as wrong:
         raise Error(f"{path}: the state is incomplete or damaged ({type(wrong).__name__}: {wrong})") from None
     if tensors:
         raise Error(f"{path}: tensor {next(iter(tensors))!r} is not part of a state")

@@ -139,6 +139,10 @@ def _locate(source: str | Path, revision: str | None, *, weights: bool = True) -
     if not str(source):
         raise Error("source is empty; expected a hub id (owner/name), a folder or a .gguf file")
     path = Path(source)
+    try:
+        path.exists()
+    except OSError as wrong:  # too long a name, or a part of it that may not be looked at
+        raise Error(f"cannot read {source} ({wrong.strerror})") from None
     if path.is_dir() or _is_gguf(path):
         if revision is not None:
             raise Error(f"revision {revision!r} belongs to a hub id; {path} lies on this machine")

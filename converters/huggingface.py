@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from msrnn import Error
+from msrnn.checkpoint import write_carried
 from msrnn.files import parse_json, read_json, write_json
 from msrnn.models import Config
 from msrnn.tensors import Unread, write_tensors
@@ -90,8 +91,7 @@ def _tied(embed: Unread, head: Unread) -> Tensor:
 def write(config: Config, tensors: Mapping[str, Unread], carried: Mapping[str, bytes], target: Path) -> None:
     """A folder that transformers loads, into one that is there and empty; ``config.json`` comes last."""
     write_tensors(target / SAFE, {NAMES.theirs(name): x for name, x in tensors.items()}, {"format": "pt"})
-    for name, content in carried.items():
-        (target / name).write_bytes(content)
+    write_carried(carried, target)
     if "tokenizer.json" in carried:
         write_json(target / "tokenizer_config.json", tokenizer_config(config, carried["tokenizer.json"]))
     facts = config_to_hf(config, tensors["norm.weight"].dtype)

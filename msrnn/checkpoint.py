@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .cell import Cell
-from .error import Error, check_device, check_dtype
+from .error import Error, can_compute, check_device, check_dtype
 from .files import new_folder, read_bytes, read_json, write_json
 from .models.llama import Config, Llama
 from .rotary import KINDS
@@ -42,9 +42,20 @@ def save(cell: Cell, folder: str | Path) -> None:
 def write(config: Config, tensors: Mapping[str, Unread], carried: Mapping[str, bytes], target: Path) -> None:
     """:func:`save` into a folder that is there and empty, the tensors one by one; ``config.json`` comes last."""
     write_tensors(target / "model.safetensors", tensors, {"format": "pt"})
-    for name, content in carried.items():
-        (target / name).write_bytes(content)
+    write_carried(carried, target)
     write_json(target / "config.json", {"format": FORMAT, "version": VERSION, **config_to_dict(config)})
+
+
+def write_carried(carried: Mapping[str, bytes], target: Path) -> None:
+    """The small files that go along.
+
+    Raises:
+        Error: a name that leads out of the folder, or to a file of the model's own.
+    """
+    for name, content in carried.items():
+        if Path(name).name != name or (target / name).exists() or name == "config.json":
+            raise Error(f"a file called {name!r:.60} cannot go along; expected one such as {', '.join(CARRIED)}")
+        (target / name).write_bytes(content)
 
 
 def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Llama:
@@ -101,7 +112,7 @@ def check(config: Config, tensors: Mapping[str, Unread], dtype: torch.dtype | No
             raise Error(f"tensor {name!r} is not part of this model")
         if x.shape != wanted[name]:
             raise Error(f"tensor {name!r} has shape {x.shape}; expected {wanted[name]}")
-        if not x.dtype.is_floating_point:
+        if not can_compute(x.dtype):
             raise Error(f"tensor {name!r} is {x.dtype}; expected floating-point numbers")
     if missing := sorted(wanted.keys() - tensors.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -17,13 +17,18 @@ class Error(ValueError):
         super().__init__(printed if len(printed) <= LONGEST else f"{printed[: LONGEST // 2]} … {printed[-LONGEST // 2 + 3 :]}")
 
 
+def can_compute(dtype: torch.dtype) -> bool:
+    """Whether it is float64, float32, float16 or bfloat16: smaller ones are for storage, and have no arithmetic."""
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
 def check_dtype(dtype: object) -> None:
     """Refuse what is neither None nor a floating-point dtype.
 
     Raises:
         Error: it is something else.
     """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and can_compute(dtype)):
         raise Error(f"dtype is {dtype!r}; expected a floating-point torch.dtype")
 
 

@@ -25,8 +25,12 @@ def check_new_folder(folder: str | Path) -> Path:
     Raises:
         Error: something is there already.
     """
-    target = Path(folder).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    try:
+        target = Path(folder).resolve()
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except (OSError, ValueError, RuntimeError) as wrong:  # too long a name, a NUL in it, links in a circle
+        raise Error(f"cannot write {folder} ({getattr(wrong, 'strerror', None) or wrong})") from None
+    if taken:
         raise Error(f"{folder} exists already; expected a new or empty folder to write to")
     return target
 
@@ -51,8 +55,12 @@ def new_file(path: str | Path) -> Iterator[Path]:
     Raises:
         Error: it cannot be written.
     """
-    target = Path(path).resolve()
-    if target.is_dir():
+    try:
+        target = Path(path).resolve()
+        taken = target.is_dir()
+    except (OSError, ValueError, RuntimeError) as wrong:
+        raise Error(f"cannot write {path} ({getattr(wrong, 'strerror', None) or wrong})") from None
+    if taken:
         raise Error(f"{path} is a folder; expected a file to write")
     with _beside(target) as beside:
         yield beside

@@ -80,8 +80,9 @@ def hole(random: Random, path: Path) -> bool:
 @damage("any")
 def another_files_bytes(random: Random, path: Path) -> bool:
     others = [other for other in sorted(path.parent.iterdir()) if other != path] or [path.parent.with_name(SECRET)]
-    shutil.copyfile(random.choice(others), path)
-    return vital(path)
+    other = random.choice(others)
+    shutil.copyfile(other, path)
+    return vital(path) and other.suffix != path.suffix
 
 
 # Any file: what is there instead.

@@ -50,7 +50,8 @@ def no_plain_tensor(random: Random, path: Path) -> bool:
             x.half().float()[0:0],
         ]
         wrong += [torch.zeros(()).expand(2**40, 2**20), torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8)]
-        return random.choice(([*held.values()], None, x, {**held, name: random.choice(wrong)}, {**held, 3: x}, {}))
+        eighths = {other: y.to(torch.float8_e4m3fn) for other, y in held.items()}
+        return random.choice((eighths, [*held.values()], None, x, {**held, name: random.choice(wrong)}, {**held, 3: x}, {}))
 
     repickle(random, path, change)
     return True

@@ -125,9 +125,9 @@ def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokeni
     text = read_bytes(path / "tokenizer.json")
     try:
         found = tokenizers.Tokenizer.from_buffer(text)
+    except KeyboardInterrupt:
+        raise
     except BaseException as wrong:  # tokenizers raises nothing narrower, and where it panics not even an Exception
-        if isinstance(wrong, KeyboardInterrupt):
-            raise
         raise Error(f"{path / 'tokenizer.json'} is not a tokenizer ({wrong})") from None
     found.no_truncation()  # what a text becomes is for the caller to say
     found.no_padding()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msrnn import Error
 from msrnn.checkpoint import read_carried
-from msrnn.files import read_json
+from msrnn.files import read_bytes, read_json
 
 from . import sentencepiece_file
 
@@ -23,7 +23,7 @@ def in_folder(folder: Path) -> Callable[[], dict[str, bytes]]:
         files["chat_template.jinja"] = template.encode()
     if "tokenizer.json" in files or not model.is_file():
         return partial(dict, files)
-    data = model.read_bytes()
+    data = read_bytes(model)
     return lambda: files | _made(lambda: sentencepiece_file.tokenizer(model, data))
 
 

@@ -37,10 +37,10 @@ class File:
 
     path: Path
     size: int
-    start: int
-    alignment: int
     metadata: dict[str, Any]
     tensors: dict[str, Stored]
+    start: int = 0
+    alignment: int = ALIGNMENT
 
 
 def open_file(path: Path) -> File:
@@ -85,7 +85,7 @@ class _Header:
             raise Error(f"{self.path}: general.alignment is {alignment!r:.60}; expected a power of two")
         start = -(-(self.size - self.left) // alignment) * alignment
         tensors = {name: Stored(x.shape, x.kind, start + x.offset) for name, x in tensors.items()}  # offsets into the file
-        return File(self.path, self.size, start, alignment, metadata, tensors)
+        return File(self.path, self.size, metadata, tensors, start, alignment)
 
     def take(self, count: int) -> bytes:
         if count > self.left:

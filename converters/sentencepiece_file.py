@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msrnn import Error
+from msrnn.files import read_bytes
 
 from .gguf_file import File
 from .gguf_tokenizer import USER_DEFINED, rebuild
@@ -31,14 +32,14 @@ def tokenizer(path: Path, data: bytes | None = None) -> "Tokenizer":
         Error: not SentencePiece's format (Llama 3's file of the same name is not), no BPE, a text that is normalised first.
     """
     try:
-        data = path.read_bytes() if data is None else data
+        data = read_bytes(path) if data is None else data
         fields = [(n, value) for n, value in _fields(data) if n in (PIECES, TRAINER, NORMALIZER)]
         pieces = [dict(_fields(value)) for n, value in fields if n == PIECES]
         trainer, normalizer = (dict(_fields(b"".join(v for n, v in fields if n == kind))) for kind in (TRAINER, NORMALIZER))
         tokens = [piece[PIECE].decode() for piece in pieces]
         scores = [struct.unpack("<f", piece.get(SCORE, bytes(4)))[0] for piece in pieces]
-    except OSError as wrong:
-        raise Error(f"cannot read {path} ({wrong.strerror})") from None
+    except Error:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error):
         raise Error(f"{path} is not a SentencePiece model, or is damaged; expected one (or tokenizer.json beside it)") from None
     kinds = [piece.get(KIND, 1) for piece in pieces]

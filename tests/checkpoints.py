@@ -3,6 +3,7 @@
 A format is one entry of ``FORMATS``: how to write it, which file is loaded, how to read it back without this library.
 """
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -187,12 +188,25 @@ def write_meta(folder: Path, model: str) -> None:
     sources.folder_of(folder, {"params.json": sources.params(facts, **more), **sources.pieces(pieces)})
 
 
+def sentencepiece_model() -> bytes:
+    import sentencepiece
+
+    model, lines = io.BytesIO(), ["the hat in the sea", "an ant on the sand", "a red hat is there"] * 9
+    kept = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
+    train = sentencepiece.SentencePieceTrainer.train
+    train(sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=290, minloglevel=2, **kept)
+    return model.getvalue()
+
+
 def hugging_face(folder: Path, model: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and config of the Hugging Face folder; what is left of it are the files that go along."""
     write_single(folder, model)
     state, facts = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
     for name in ("model.safetensors", "config.json", "generation_config.json"):
         (folder / name).unlink()
+    if model in ("tied", "yi"):  # SentencePiece's file lies beside the older ones
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer.model").write_bytes(sentencepiece_model())
     if model == "tied":
         state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
     return state, facts

@@ -145,6 +145,15 @@ def test_bytes_after_the_last_gguf_tensor(more, made):
         converters.load(path)
 
 
+def test_a_gguf_token_of_a_million_characters(made, soon):
+    path = made("gguf", "mistral") / "model.gguf"
+    fields = gguf_header.Fields(path.read_bytes())
+    at = fields.data.index(b"th", fields.data.index(b"tokenizer.ggml.tokens") + 21)
+    gguf_header.put(path, fields, at - 8, 10, struct.pack("<Q", 1_000_000) + b"x" * 1_000_000)
+    with refusing("a token has 1000000 characters"):
+        converters.tokenizer(path)
+
+
 def test_a_gguf_text_longer_than_any(made):
     path = made("gguf") / "model.gguf"
     fields = gguf_header.Fields(path.read_bytes())

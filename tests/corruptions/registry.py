@@ -6,7 +6,7 @@ from random import Random
 
 Damage = Callable[[Random, Path], bool]
 DAMAGES: dict[str, dict[str, Damage]] = {"any": {}, "json": {}, "index": {}, "safetensors": {}, "gguf": {}, "pickle": {}}
-OPTIONAL = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+OPTIONAL = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "generation_config.json")
 SECRET = "outside.safetensors"
 """A sound file beside the checkpoint's folder, to lead readers astray."""
 

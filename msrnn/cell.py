@@ -18,6 +18,9 @@ from .fold import CHUNK
 from .reduction import Reduction, per_layer
 from .state import MultiState, State
 
+MOST = 2**24
+"""Sequences side by side: no machine holds as many, and a slip of the finger should not try."""
+
 
 class Cell(nn.Module, ABC):
     """What every family shares: the step, its fold, the state. A family says how a token enters, passes the layers
@@ -86,7 +89,9 @@ class Cell(nn.Module, ABC):
             Error: a batch size below 1, an operator that does not fit the cell.
         """
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise Error(f"initial_state: batch_size is {batch_size!r}; expected a whole number of at least 1")
+            raise Error(f"initial_state: batch_size is {batch_size!r:.60}; expected a whole number of at least 1")
+        if batch_size > MOST:
+            raise Error(f"initial_state: batch_size is {batch_size!r:.60}; expected at most {MOST}")
         check_dtype(dtype)
         check_device(device)
         operators = per_layer(self.default_reduction if reduction is None else reduction, len(self.layers))

@@ -98,7 +98,7 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
         and clock.shape == (B,)
         and all(x.shape == (B, K, S) and x.is_floating_point() for x in H.numbers.values())
         and (size is None or (isinstance(size, int) and size >= S))
-        and bool((clock >= 0).all())
+        and bool(((clock >= 0) & (clock < 2**62)).all())
         and bool(((H.positions >= -1) & (H.positions < clock[:, None, None])).all())
     )
     if not sound:

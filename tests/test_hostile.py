@@ -273,7 +273,9 @@ def test_any_tensor_of_a_saved_state(tmp_path_factory, data):
     def change(tensors, about):
         name = data.draw(st.sampled_from(sorted(tensors)))
         kinds.append(tensors[name])
-        values = [-1, 0, 3, 8, 2**62, -(2**63)] if name.endswith(("clock", "positions")) else [math.nan, math.inf, -1, 0]
+        values = (
+            [-1, 0, 3, 8, 2**62, 2**63 - 1, -(2**63)] if name.endswith(("clock", "positions")) else [math.nan, math.inf, -1, 0]
+        )
         full = st.sampled_from(values).map(lambda x: torch.full_like(kinds[0], x))
         tensors[name] = data.draw(st.one_of(TENSORS.filter(lambda x: not x.is_complex()), full))
         kinds.append(tensors[name])

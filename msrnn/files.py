@@ -171,7 +171,7 @@ def parse_json(text: bytes, where: object) -> dict[str, Any]:
         Error: it is something else; ``where`` it stands is said.
     """
     try:
-        facts = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_no_number)
+        facts = json.loads(text.decode(), object_pairs_hook=each_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as wrong:
         raise Error(f"{where} is not JSON ({wrong})") from None
     if not isinstance(facts, dict):
@@ -179,7 +179,8 @@ def parse_json(text: bytes, where: object) -> dict[str, Any]:
     return facts
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its pairs; ``ValueError`` where a key is there twice."""
     facts: dict[str, Any] = {}
     for key, value in pairs:
         if key in facts:

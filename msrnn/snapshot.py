@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .error import Error, check_device
-from .files import new_file, read_about, read_tensors
+from .files import each_once, new_file, read_about, read_tensors
 from .fingerprint import Fingerprint
 from .reduction import Reduction
 from .state import MultiState, State
@@ -46,11 +46,10 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
     if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
         raise Error(f"{path} is not a saved state (format {about.get('format')!r}, version {about.get('version')!r})")
     try:
-        operators = json.loads(about["operators"])
+        operators = json.loads(about["operators"], object_pairs_hook=each_once)
         reductions = [_operator(facts) for facts in operators]
         clock = tensors.pop("clock")
-        cell = json.loads(about["cell"])
-        fingerprint = Fingerprint(str(cell["facts"]), str(cell["dtype"]), tuple(map(float, cell["values"])))
+        fingerprint = _fingerprint(json.loads(about["cell"], object_pairs_hook=each_once))
         layers = []
         for i, reduction in enumerate(reductions):
             rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.numbers)}
@@ -68,6 +67,14 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
         _check_layer(H, layers[0], f"{path}: layer {i}")
     state = State(layers, fingerprint)
     return state if device is None else state.to(device)
+
+
+def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
+    facts, dtype, values = cell["facts"], cell["dtype"], cell["values"]
+    plain = isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
+    if not (plain and isinstance(facts, str) and isinstance(dtype, str)):
+        raise TypeError("the cell is not told by two texts and numbers")
+    return Fingerprint(facts, dtype, tuple(map(float, values)))
 
 
 def _operator(facts: dict[str, Any]) -> Reduction:

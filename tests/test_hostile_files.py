@@ -221,6 +221,30 @@ def test_no_name_of_a_tensor_leads_out(name, made, tmp_path):
 # Saved states.
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("cell", '"values": [', '"values": ["NaN", '),
+        ("cell", '"dtype": "', '"dtype": 3, "more": "'),
+        ("cell", '"dtype": "', '"dtype": "float16", "dtype": "'),
+        ("operators", '"size": 4', '"size": 4, "size": 4'),
+        ("operators", '"per_head": true', '"per_head": "yes"'),
+        ("operators", '"recent": null', f'"recent": {"[" * 100000}'),
+        ("cell", '"values": [', f'"values": [{"9" * 400}, '),
+    ],
+)
+def test_texts_in_a_saved_state_that_could_mean_two_things(name, old, new, made, soon):
+    path = made("state") / "state.safetensors"
+
+    def change(header):
+        assert old in header["__metadata__"][name]
+        header["__metadata__"][name] = header["__metadata__"][name].replace(old, new)
+
+    safetensors_header.edit_header(path, change)
+    with refusing(r"damaged|expected a bool"):
+        msrnn.load_state(path)
+
+
 def test_a_state_whose_mark_has_lost_numbers_is_another_models(tmp_path):
     cell = tiny_cell()
     state = cell.initial_state(1)

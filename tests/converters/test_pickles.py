@@ -133,7 +133,7 @@ def test_damaged_files_are_read_or_refused_never_worse(tmp_path):
 def test_no_file_an_empty_file_another_zip(tmp_path):
     for content in (b"", b"PK\x03\x04", b"hello", bytes(1000)):
         (tmp_path / "x.bin").write_bytes(content)
-        with pytest.raises(msrnn.Error, match="damaged"):
+        with pytest.raises(msrnn.Error, match="damaged" if content else "empty"):
             open_pickle(tmp_path / "x.bin")
     other = io.BytesIO()
     with zipfile.ZipFile(other, "w") as archive:

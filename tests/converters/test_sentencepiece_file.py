@@ -79,7 +79,7 @@ def test_other_files_and_damaged_ones_are_refused(tmp_path):
     data, rng = path.read_bytes(), random.Random(0)
     for content in (b"", b"IQ== 0\nIg== 1\n", b"\xff" * 40):  # the second is how Llama 3's begins
         path.write_bytes(content)
-        with pytest.raises(msrnn.Error, match="SentencePiece model"):
+        with pytest.raises(msrnn.Error, match="SentencePiece model" if content else "empty"):
             tokenizer(path)
     for _ in range(60):
         bad = bytearray(data[: rng.randrange(1, len(data) + 1)])

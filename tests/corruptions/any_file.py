@@ -50,7 +50,7 @@ def insert(random: Random, path: Path) -> bool:
     data = path.read_bytes()
     at = somewhere(random, data)
     path.write_bytes(data[:at] + random.randbytes(random.choice((1, 8, 1000))) + data[at:])
-    return binary(path)
+    return binary(path) and not ends_itself(path)
 
 
 @damage("any")

@@ -1,19 +1,24 @@
 """Weights of other people's formats: read into a cell, written back. Converters know the cells; no cell knows them."""
 
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from msrnn import Error, checkpoint
 from msrnn.error import check_device, check_dtype
-from msrnn.files import check_new_folder, new_folder, read_json, read_tensors, write_json, write_tensors
+from msrnn.files import check_new_folder, new_folder, read_bytes, read_json
 from msrnn.models import Config, Llama
+from msrnn.tensors import Unread, open_tensors
 
-from . import hub, huggingface
+from . import carried, hub, huggingface, interleaved, live, meta, mistral, sentencepiece_file, shards
 from .source import Source
 
 if TYPE_CHECKING:
@@ -23,7 +28,7 @@ __all__ = ["config", "convert", "load", "tokenizer"]
 
 
 def load(
-    source: str | Path,
+    source: Any,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -32,65 +37,71 @@ def load(
     """A pretrained cell, in eval mode with frozen parameters.
 
     Args:
-        source: a hub id (``owner/name``), a folder (Hugging Face's or the library's own) or one ``.gguf`` file.
+        source: a hub id (``owner/name``); a folder: the library's own, Hugging Face's (safetensors or ``pytorch_model*.bin``),
+            Mistral's or Meta's (``params.json`` and ``consolidated.*``); one ``.gguf`` file; a live model of transformers, or
+            anything with such a ``.config`` and ``.state_dict()``; ``(state_dict, config)``, the config an object of
+            transformers, a dict of what ``config.json`` says, or a :class:`msrnn.models.Config`; or a :class:`Source` of one's
+            own making (docs/converting.md).
         dtype: of the parameters; None keeps the source's (float32 for GGUF, which is dequantised).
         device: where to; None is the CPU.
         revision: a branch, tag or commit of a hub id.
+
+    The cell's parameters are its own: what is read from disk is held once, what is taken from a live model is copied, so
+    that training that model later does not change the cell. Delete the model to hold the numbers once.
 
     Raises:
         Error: a source that cannot be read, or is no LLaMA, Mistral or Yi; one sentence says why.
     """
     check_dtype(dtype)
     check_device(device)
-    return _build(_open(source, revision), dtype, device)
+    opened = _open(source, revision)
+    with _counted(opened, "reading") as tensors:
+        cell = checkpoint.build(opened.config, tensors, dtype=dtype, device=device)
+    cell.carried = opened.carried
+    return cell
 
 
 def convert(
-    source: str | Path, target: str | Path, *, to: str = "msrnn", dtype: torch.dtype | None = None, revision: str | None = None
+    source: Any, target: str | Path, *, to: str = "msrnn", dtype: torch.dtype | None = None, revision: str | None = None
 ) -> None:
-    """Write ``source`` (as :func:`load` takes it) as a new folder.
+    """Write ``source`` (as :func:`load` takes it) as a new folder. Tensors pass one by one; no cell is built.
 
     Args:
         target: a path that does not exist yet, or an empty folder.
         to: ``msrnn``, the library's own folder, or ``hf``, one that transformers loads.
 
     Raises:
-        Error: as :func:`load`; another ``to``; a target that exists. Nothing half-written is left.
+        Error: as :func:`load`; another ``to``; a target that exists. Nothing half-written is left; what a killed run left
+            beside the target goes with the next.
     """
     if to not in ("msrnn", "hf"):
         raise Error(f"to is {to!r}; expected 'msrnn' or 'hf'")
     check_new_folder(target)
-    cell = load(source, dtype=dtype, revision=revision)
-    with new_folder(target) as folder:
-        if to == "msrnn":
-            checkpoint.write(cell, folder)
-            return
-        write_tensors(folder / "model.safetensors", huggingface.to_hf(cell.state_dict()), {"format": "pt"})
-        facts = huggingface.config_to_hf(cell.config, cell.norm.weight.dtype)
-        write_json(folder / "config.json", facts)
-        write_json(folder / "generation_config.json", {k: facts[k] for k in ("bos_token_id", "eos_token_id")})
-        carried = cell.carried()
-        for name, content in carried.items():
-            (folder / name).write_bytes(content)
-        if "tokenizer.json" in carried:
-            write_json(folder / "tokenizer_config.json", huggingface.tokenizer_config(cell.config, carried["tokenizer.json"]))
+    opened = _open(source, revision)
+    kind = checkpoint.check(opened.config, opened.tensors, dtype)
+    along = opened.carried()
+    with new_folder(target) as folder, _counted(opened, "converting") as tensors:
+        write = checkpoint.write if to == "msrnn" else huggingface.write
+        write(opened.config, {name: x.to(kind) for name, x in tensors.items()}, along, folder)
 
 
-def config(source: str | Path, *, revision: str | None = None) -> Config:
+def config(source: Any, *, revision: str | None = None) -> Config:
     """The facts of ``source`` (as :func:`load` takes it), without its weights.
 
     Raises:
         Error: as :func:`load`.
     """
+    if not isinstance(source, str | Path):
+        return source.config if isinstance(source, Source) else live.config_of(source)
     path = _locate(source, revision, weights=False)
     if path.is_file():
         from . import gguf
 
         return gguf.read(path)[0]
-    return checkpoint.read_config(path) if _is_own(path) else huggingface.read_config(path)
+    return checkpoint.read_config(path) if _is_own(path) else _format(path, weights=False).read_config(path)
 
 
-def tokenizer(source: str | Path, *, revision: str | None = None) -> "tokenizers.Tokenizer":
+def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokenizer":
     """The tokenizer that belongs to ``source`` (as :func:`load` takes it); the extra ``text`` is needed.
 
     Raises:
@@ -100,24 +111,38 @@ def tokenizer(source: str | Path, *, revision: str | None = None) -> "tokenizers
         import tokenizers
     except ImportError:
         raise Error("the package tokenizers is not installed; pip install 'msrnn[text]'") from None
+    if not isinstance(source, str | Path):
+        raise Error(f"a live {type(source).__name__} carries no tokenizer; expected a hub id, a folder or a .gguf file")
     path = _locate(source, revision, weights=False)
     if path.is_file():
         from . import gguf_tokenizer
 
         return gguf_tokenizer.tokenizer(path)
     if not (path / "tokenizer.json").is_file():
-        raise Error(f"{path} has no tokenizer.json")
+        if not (path / sentencepiece_file.NAME).is_file():
+            raise Error(f"{path} has neither tokenizer.json nor {sentencepiece_file.NAME}")
+        return sentencepiece_file.tokenizer(path / sentencepiece_file.NAME)
+    text = read_bytes(path / "tokenizer.json")
     try:
-        return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-    except Exception as wrong:  # tokenizers raises nothing narrower
+        found = tokenizers.Tokenizer.from_buffer(text)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as wrong:  # tokenizers raises nothing narrower, and where it panics not even an Exception
         raise Error(f"{path / 'tokenizer.json'} is not a tokenizer ({wrong})") from None
+    found.no_truncation()  # what a text becomes is for the caller to say
+    found.no_padding()
+    return found
 
 
 def _locate(source: str | Path, revision: str | None, *, weights: bool = True) -> Path:
     """A folder or a ``.gguf`` file on this machine."""
-    if not isinstance(source, str | Path) or not str(source):
-        raise Error(f"source is {source!r:.60}; expected a hub id (owner/name), a folder or a .gguf file")
+    if not str(source):
+        raise Error("source is empty; expected a hub id (owner/name), a folder or a .gguf file")
     path = Path(source)
+    try:
+        path.exists()
+    except OSError as wrong:  # too long a name, or a part of it that may not be looked at
+        raise Error(f"cannot read {source} ({wrong.strerror})") from None
     if path.is_dir() or _is_gguf(path):
         if revision is not None:
             raise Error(f"revision {revision!r} belongs to a hub id; {path} lies on this machine")
@@ -129,45 +154,67 @@ def _locate(source: str | Path, revision: str | None, *, weights: bool = True) -
 
 
 def _is_gguf(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF" or path.suffix.lower() == ".gguf"  # a damaged one is told what is wrong with it
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF" or path.suffix.lower() == ".gguf"  # a damaged one is told what is wrong with it
+    except OSError as wrong:
+        raise Error(f"cannot read {path} ({wrong.strerror})") from None
 
 
-def _open(source: str | Path, revision: str | None) -> Source:
+def _open(source: Any, revision: str | None) -> Source:
+    if not isinstance(source, str | Path):
+        if revision is not None:
+            raise Error(f"revision {revision!r} belongs to a hub id; the source is a {type(source).__name__}")
+        return source if isinstance(source, Source) else live.open_live(source)
     path = _locate(source, revision)
     if path.is_file():
         from . import gguf  # deferred, as its package is an extra
 
-        return Source(*gguf.read(path), partial(_carried_in_gguf, path))
+        return Source(*gguf.read(path), partial(carried.in_gguf, path))
     if not _is_own(path):
-        return huggingface.open_folder(path)
+        return _format(path).open_folder(path)
     config, files = checkpoint.read_config(path), checkpoint.read_carried(path)
-    return Source(config, read_tensors(path / "model.safetensors"), lambda: files)
+    return Source(config, open_tensors(path / "model.safetensors"), lambda: files)
+
+
+def _format(folder: Path, *, weights: bool = True) -> ModuleType:
+    """Whose folder it is, by what lies in it; safetensors are preferred to pickles, and then Hugging Face's to others.
+
+    Raises:
+        Error: nobody's that is known.
+    """
+    facts, params = (folder / "config.json").is_file(), (folder / "params.json").is_file()
+    native = (mistral if "hidden_dim" in read_json(folder / "params.json") else meta) if params else None
+    for name, kind in (
+        (huggingface.SAFE, huggingface if facts else None),
+        (interleaved.SINGLE, native),
+        (huggingface.PICKLED, huggingface if facts else None),
+        ("consolidated.00.pth", native),
+    ):
+        if kind is not None and (shards.has(folder, name) or not weights):
+            return kind
+    files = sorted(path.name for path in folder.iterdir())
+    if "adapter_config.json" in files:
+        raise Error(f"{folder} is an adapter (LoRA), a change to a model; expected the model that it was merged into")
+    found = f"{', '.join(files[:6])}{', …' if len(files) > 6 else ''}" if files else "nothing"
+    wanted = f"config.json and {huggingface.SAFE} or {huggingface.PICKLED} (or an index of shards)"
+    raise Error(f"{folder} holds {found}; expected {wanted}, or params.json and {interleaved.SINGLE} or consolidated.00.pth")
 
 
 def _is_own(folder: Path) -> bool:
-    return read_json(folder / "config.json").get("format") == checkpoint.FORMAT
+    path = folder / "config.json"
+    return path.is_file() and read_json(path).get("format") == checkpoint.FORMAT
 
 
-def _carried_in_gguf(path: Path) -> dict[str, bytes]:
-    """What a GGUF's metadata says of tokenizer and chat template, as files; a warning where the tokenizer is unknown."""
-    from . import gguf_tokenizer
+@contextmanager
+def _counted(source: Source, what: str) -> Iterator[dict[str, Unread]]:
+    """The tensors of ``source``, with a bar that counts those read and shows after two seconds."""
+    with tqdm(total=len(source.tensors), desc=what, unit="tensor", delay=2, leave=False, disable=None) as bar:
 
-    files = {}
-    try:
-        files["tokenizer.json"] = gguf_tokenizer.tokenizer(path).to_str().encode()
-    except Error as refused:
-        warnings.warn(f"no tokenizer goes along: {refused}", stacklevel=2)
-    if template := gguf_tokenizer.chat_template(path):
-        files["chat_template.jinja"] = template.encode()
-    return files
+        def read(x: Unread) -> Tensor:
+            bar.update()
+            return x.read()
 
-
-def _build(source: Source, dtype: torch.dtype | None, device: torch.device | str | None) -> Llama:
-    n_tensors = 9 * source.config.n_layers + 2 + (not source.config.tied)
-    bar = tqdm(source.tensors, total=n_tensors, desc="reading", unit="tensor", delay=2, leave=False, disable=None)
-    cell = checkpoint.build(source.config, bar, dtype=dtype, device=device)
-    cell.carried = source.carried
-    return cell
+        yield {name: replace(x, fetch=partial(read, x)) for name, x in source.tensors.items()}

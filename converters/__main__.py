@@ -18,15 +18,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", choices=("msrnn", "hf"), default="msrnn", help="the library's own folder, or Hugging Face's")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the source's own")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         dtype = getattr(torch, args.dtype) if args.dtype else None
         convert(args.source, args.target, to=args.to, dtype=dtype, revision=args.revision)
     except Error as refused:
         print(f"error: {refused}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
     print(args.target)
     return 0

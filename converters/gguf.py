@@ -5,22 +5,22 @@ back into half-split order here, so nothing downstream knows.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from msrnn.error import Error
 from msrnn.models import Config
 from msrnn.rotary import Linear, Llama3, Rope, Yarn
+from msrnn.tensors import Unread
 
 from .gguf_file import File, open_file
+from .interleaved import half_split
 
 # The name table, GGUF <-> ours, with the shape of each tensor: V vocabulary, E width, F feed-forward width, Q and K
 # all query and all key/value heads side by side.
@@ -39,11 +39,13 @@ LAYER = {
 ROPE_FREQS = "rope_freqs.weight"  # not a parameter: what llama3 scaling divides the frequency of each pair by
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 SCALING = ("type", "factor", "original_context_length", "attn_factor", "finetuned", "yarn_beta_fast", "yarn_beta_slow")
+ROWS = 2**22
+"""Numbers dequantised at a time."""
 EOS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
-def read(path: Path) -> tuple[Config, Iterator[tuple[str, Tensor]]]:
-    """The config, and the tensors one by one as ``(our name, float32)``: fresh copies, one alive at a time.
+def read(path: Path) -> tuple[Config, dict[str, Unread]]:
+    """The config, and the tensors by our names: float32, a fresh copy whenever one is read.
 
     Whatever can be refused is refused with :class:`msrnn.Error` before the first tensor is read: other architectures,
     experts, pieces of a split file, unknown or missing tensors, wrong shapes, quantisations outside ``KINDS``.
@@ -61,7 +63,12 @@ def read(path: Path) -> tuple[Config, Iterator[tuple[str, Tensor]]]:
         if file.tensors[name].shape != shape:
             raise Error(f"{path}: tensor {name} has shape {file.tensors[name].shape}; expected {shape}")
         _n_bytes(file, name, library)
-    return config, _tensors(file, config, expected, library)
+    _check_places(file, library)
+    heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
+    return config, {
+        ours: Unread(shape, torch.float32, partial(_fetch, file, name, heads.get(name.split(".")[-2]), library))
+        for name, (ours, shape) in expected.items()
+    }
 
 
 def _library() -> ModuleType:
@@ -85,20 +92,23 @@ def _expected(config: Config) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {theirs: (ours, tuple(sizes[axis] for axis in axes)) for theirs, (ours, axes) in table.items()}
 
 
-def _tensors(file: File, config: Config, expected: dict[str, Any], library: ModuleType) -> Iterator[tuple[str, Tensor]]:
-    heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
-    for name, (ours, _) in expected.items():
-        x = _tensor(file, name, library)
-        n_heads = heads.get(name.split(".")[-2])
-        yield ours, x if n_heads is None else rearrange(x, "(n pair half) e -> (n half pair) e", n=n_heads, half=2)
+def _fetch(file: File, name: str, n_heads: int | None, library: ModuleType) -> Tensor:
+    x = _tensor(file, name, library)
+    return x if n_heads is None else half_split(x, n_heads)
 
 
 def _tensor(file: File, name: str, library: ModuleType) -> Tensor:
-    """One tensor, dequantised to float32 in memory of its own."""
-    stored = file.tensors[name]
-    data = np.fromfile(file.path, np.uint8, _n_bytes(file, name, library), offset=stored.offset)
-    values = library.quants.dequantize(data.reshape(*stored.shape[:-1], -1), library.GGMLQuantizationType(stored.kind))
-    return torch.from_numpy(values)
+    """One tensor, dequantised to float32 in memory of its own; some rows at a time, as the package needs room for several
+    copies."""
+    stored, n_bytes = file.tensors[name], _n_bytes(file, name, library)
+    kind = library.GGMLQuantizationType(stored.kind)
+    values = np.empty((math.prod(stored.shape[:-1]), stored.shape[-1]), np.float32)
+    row, some = n_bytes // len(values), max(1, ROWS // stored.shape[-1])
+    for start in range(0, len(values), some):
+        rows = values[start : start + some]
+        data = np.fromfile(file.path, np.uint8, rows.shape[0] * row, offset=stored.offset + start * row)
+        rows[:] = library.quants.dequantize(data.reshape(-1, row), kind)
+    return torch.from_numpy(values.reshape(stored.shape))
 
 
 def _n_bytes(file: File, name: str, library: ModuleType) -> int:
@@ -115,6 +125,18 @@ def _n_bytes(file: File, name: str, library: ModuleType) -> int:
     if stored.offset + count > file.size:
         raise Error(f"{file.path}: ends inside tensor {name}, at {file.size} bytes; expected {stored.offset + count}")
     return count
+
+
+def _check_places(file: File, library: ModuleType) -> None:
+    """What llama.cpp asks too: one tensor after the other, each at the next aligned place, and none beyond the last."""
+    at = end = file.start
+    for name, stored in sorted(file.tensors.items(), key=lambda item: item[1].offset):
+        if stored.offset != at:
+            raise Error(f"{file.path}: tensor {name} lies at byte {stored.offset}; expected {at}, after the one before it")
+        end = at + _n_bytes(file, name, library)
+        at = -(-end // file.alignment) * file.alignment
+    if not end <= file.size <= at:
+        raise Error(f"{file.path} has {file.size} bytes; expected {at}, where its last tensor ends")
 
 
 @dataclass(frozen=True)

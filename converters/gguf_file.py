@@ -17,6 +17,8 @@ from msrnn.error import Error
 STRING, ARRAY, FLOAT32 = 8, 9, 6
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", FLOAT32: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 ALIGNMENT = 32  # unless the metadata says otherwise
+MOST = 1 << 22
+"""Items of one list, bytes of one text: the largest vocabularies have a sixteenth of that."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class File:
-    """A file's header: ``metadata`` by key, ``tensors`` by GGUF name."""
+    """A file's header: ``metadata`` by key, ``tensors`` by GGUF name, which begin at ``start``, each at the next multiple of
+    ``alignment``."""
 
     path: Path
     size: int
     metadata: dict[str, Any]
     tensors: dict[str, Stored]
+    start: int = 0
+    alignment: int = ALIGNMENT
 
 
 def open_file(path: Path) -> File:
@@ -75,14 +80,12 @@ class _Header:
             if name in tensors:
                 raise Error(f"{self.path}: tensor {name} is there twice; expected once")
             tensors[name] = self.tensor(name)
-        return File(self.path, self.size, metadata, self.placed(tensors, metadata.get("general.alignment", ALIGNMENT)))
-
-    def placed(self, tensors: dict[str, Stored], alignment: Any) -> dict[str, Stored]:
-        """Offsets counted from the aligned end of the header become offsets into the file."""
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise Error(f"{self.path}: general.alignment is {alignment!r}; expected a power of two")
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        if not isinstance(alignment, int) or isinstance(alignment, bool) or alignment < 1 or alignment & (alignment - 1):
+            raise Error(f"{self.path}: general.alignment is {alignment!r:.60}; expected a power of two")
         start = -(-(self.size - self.left) // alignment) * alignment
-        return {name: Stored(x.shape, x.kind, start + x.offset) for name, x in tensors.items()}
+        tensors = {name: Stored(x.shape, x.kind, start + x.offset) for name, x in tensors.items()}  # offsets into the file
+        return File(self.path, self.size, metadata, tensors, start, alignment)
 
     def take(self, count: int) -> bytes:
         if count > self.left:
@@ -92,6 +95,11 @@ class _Header:
         self.left -= count
         return self.stream.read(count)
 
+    def few(self, count: int) -> int:
+        if MOST < count <= self.left:  # more than is left ends where the file does
+            raise Error(f"{self.path}: a list or a text in its header has {count} items; expected at most {MOST}")
+        return count
+
     def numbers(self, code: str, count: int) -> tuple[Any, ...]:
         data = self.take(count * struct.calcsize(f"<{code}"))  # refuses counts that struct could not even hold
         return struct.unpack(f"<{count}{code}", data)
@@ -100,7 +108,7 @@ class _Header:
         return self.numbers(code, 1)[0]
 
     def string(self) -> str:
-        data = self.take(self.number("Q"))
+        data = self.take(self.few(self.number("Q")))
         try:
             return data.decode()
         except UnicodeDecodeError as fault:
@@ -116,7 +124,7 @@ class _Header:
             return self.number(NUMBERS[kind])
         if kind != ARRAY:
             raise Error(f"{self.path}: metadata {key} has a value of type {kind}; expected one of GGUF's, 0 to 12")
-        item, count = self.number("I"), self.number("Q")
+        item, count = self.number("I"), self.few(self.number("Q"))
         if item == STRING:
             return [self.string() for _ in range(count)]
         if item not in NUMBERS:

@@ -24,6 +24,7 @@ LLAMA3_WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPACE = "▁"  # SentencePiece writes a space so
+LONGEST = 1000  # characters of a token; runs of spaces have some hundreds
 
 
 def tokenizer(path: Path) -> "Tokenizer":
@@ -31,26 +32,38 @@ def tokenizer(path: Path) -> "Tokenizer":
 
     Raises :class:`msrnn.Error` where the file has none, a kind or a word splitting not known here, or a damaged one.
     """
+    return rebuild(open_file(path))
+
+
+def rebuild(file: File) -> "Tokenizer":
+    """:func:`tokenizer` of a header's metadata."""
     try:
         import tokenizers
     except ImportError as fault:
         raise Error('the package tokenizers is missing; expected it here: pip install "msrnn[gguf]"') from fault
-    file = open_file(path)
+    path = file.path
     kind, tokens = _get(file, "model", str), _get(file, "tokens", list, of=str)
     types = _get(file, "token_type", list, [NORMAL] * len(tokens), of=int)
     if len(types) != len(tokens) or not tokens:
         raise Error(f"{path}: {len(tokens)} tokens and {len(types)} token types; expected one type for each token")
+    if (longest := max(map(len, tokens))) > LONGEST:
+        raise Error(f"{path}: a token has {longest} characters; expected at most {LONGEST}")
     if len(set(tokens)) != len(tokens):
         raise Error(f"{path}: only {len(set(tokens))} of {len(tokens)} tokens differ; expected each to be there once")
     build = {"gpt2": _byte_level, "llama": _sentencepiece}.get(kind)
     if build is None:
         raise Error(f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2' or 'llama'")
-    result = build(file, tokens, types)
-    for token, of in zip(tokens, types, strict=True):
-        if of in (UNKNOWN, CONTROL, USER_DEFINED):  # found in the text as they stand, before anything is split
-            added = tokenizers.AddedToken(token, special=of != USER_DEFINED, normalized=False)
-            (result.add_tokens if of == USER_DEFINED else result.add_special_tokens)([added])
-    _frame(result, file, tokens, begin=kind == "llama" or _pre(file) in LLAMA3)
+    try:
+        result = build(file, tokens, types)
+        for token, of in zip(tokens, types, strict=True):
+            if of in (UNKNOWN, CONTROL, USER_DEFINED):  # found in the text as they stand, before anything is split
+                added = tokenizers.AddedToken(token, special=of != USER_DEFINED, normalized=False)
+                (result.add_tokens if of == USER_DEFINED else result.add_special_tokens)([added])
+        _frame(result, file, tokens, begin=kind == "llama" or _pre(file) in LLAMA3)
+    except (Error, KeyboardInterrupt):
+        raise
+    except BaseException as wrong:  # tokenizers raises nothing narrower, and where it panics not even an Exception
+        raise Error(f"{path}: these tokens make no tokenizer ({wrong})") from None
     return result
 
 

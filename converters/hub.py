@@ -6,7 +6,14 @@ from pathlib import Path
 from msrnn import Error
 
 FACTS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+FACTS += ["params.json", "adapter_config.json", "tokenizer.model"]
+WEIGHTS = [
+    ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
+    ["consolidated.safetensors", "consolidated.safetensors.index.json", "consolidated-*-of-*.safetensors"],
+    ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
+    ["consolidated.[0-9][0-9].pth"],
+]
+"""The same weights often lie in a repository twice or thrice; the first kind that is there is fetched."""
 
 
 def is_id(source: str) -> bool:
@@ -24,7 +31,11 @@ def fetch(source: str, revision: str | None = None, *, weights: bool = True) -> 
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=FACTS + (WEIGHTS if weights else [])))
+        for kind in WEIGHTS if weights else [[]]:
+            folder = Path(snapshot_download(source, revision=revision, allow_patterns=FACTS + kind))
+            if any(path for pattern in kind for path in folder.glob(pattern)):
+                break
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as wrong:
         reason = str(wrong).strip().splitlines()[0]
         raise Error(f"cannot fetch {source!r}{f' at {revision!r}' if revision else ''} from the hub ({reason})") from None
+    return folder

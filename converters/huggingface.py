@@ -1,8 +1,7 @@
 """Hugging Face names and configs of the LLaMA family. Rotary is half-split on both sides, so conversion is a rename."""
 
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,43 +10,49 @@ import torch
 from torch import Tensor
 
 from msrnn import Error
-from msrnn.checkpoint import read_carried
-from msrnn.files import read_json
+from msrnn.checkpoint import write_carried
+from msrnn.files import parse_json, read_json, write_json
 from msrnn.models import Config
+from msrnn.tensors import Unread, write_tensors
 
 from . import shards
-from .rope import number, rope_from_hf, rope_to_hf
-from .source import Source
+from .carried import in_folder
+from .facts import number, whole
+from .rope import rope_from_hf, rope_to_hf
+from .source import Names, Source
 
-LAYER_NAMES = {
-    "input_layernorm": "attention_norm",
-    "self_attn.q_proj": "q",
-    "self_attn.k_proj": "k",
-    "self_attn.v_proj": "v",
-    "self_attn.o_proj": "o",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "gate",
-    "mlp.up_proj": "up",
-    "mlp.down_proj": "down",
-}
-NAMES = {"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head"}
+NAMES = Names(
+    outer={"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head"},
+    layer={
+        "input_layernorm": "attention_norm",
+        "self_attn.q_proj": "q",
+        "self_attn.k_proj": "k",
+        "self_attn.v_proj": "v",
+        "self_attn.o_proj": "o",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "gate",
+        "mlp.up_proj": "up",
+        "mlp.down_proj": "down",
+    },
+    layers="model.layers",
+)
 EARLY_YI = {"ln1": "attention_norm", "ln2": "ffn_norm"}
 """How the first Yi checkpoints (model_type ``Yi``, November 2023) called the two norms."""
 
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 FAMILIES = {"llama": "llama", "mistral": "mistral", "Yi": "yi", "yi": "yi"}
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "YiForCausalLM")
 
 
 def open_folder(folder: Path) -> Source:
-    """A folder of ``config.json`` and safetensors, single or sharded.
+    """A folder of ``config.json`` and tensors, single or sharded, as safetensors or, where there are none, PyTorch's files.
 
     Raises:
         Error: whatever the config, the index or a tensor's name says that this library is not.
     """
     config = read_config(folder)
-    files = shards.find(folder)
-    tensors = from_hf(shards.read(files), config.family == "yi", config.tied)
-    return Source(config, tensors, partial(dict, carried(folder)))
+    stored = shards.open_shards(folder, SAFE if shards.has(folder, SAFE) else PICKLED)
+    return Source(config, from_hf(stored, config.family == "yi", config.tied), in_folder(folder))
 
 
 def read_config(folder: Path) -> Config:
@@ -56,53 +61,42 @@ def read_config(folder: Path) -> Config:
     return config_from_hf(read_json(folder / "config.json"), read_json(generation) if generation.exists() else {})
 
 
-def carried(folder: Path) -> dict[str, bytes]:
-    """Tokenizer and chat template, wherever the folder has the latter."""
-    files = read_carried(folder)
-    if "chat_template.jinja" not in files and (template := _old_chat_template(folder)):
-        files["chat_template.jinja"] = template.encode()
-    return files
-
-
-def from_hf(tensors: Iterable[tuple[str, Tensor]], early_yi: bool, tied: bool) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors under our names, one by one. Stored rotary tables are left out; a tied head stored all the same
-    has to be the embedding.
+def from_hf(tensors: Mapping[str, Unread], early_yi: bool, tied: bool) -> dict[str, Unread]:
+    """The same tensors under our names. Stored rotary tables are left out; a tied head stored all the same has to be the
+    embedding.
 
     Raises:
-        Error: a name that no LLaMA has.
+        Error: a name that no LLaMA has, or two names for one tensor.
     """
-    layer_names = LAYER_NAMES | (EARLY_YI if early_yi else {})
-    tied_pair: dict[str, Tensor] = {}
-    for name, x in tensors:
+    names = replace(NAMES, layer={**NAMES.layer, **EARLY_YI}) if early_yi else NAMES
+    ours: dict[str, Unread] = {}
+    for name, x in tensors.items():
         if name.endswith("rotary_emb.inv_freq"):
             continue
-        stem, _, kind = name.rpartition(".")
-        match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-        ours = f"layers.{match[1]}.{layer_names.get(match[2])}" if match else NAMES.get(stem)
-        if kind != "weight" or ours is None or ours.endswith(".None"):
-            raise Error(f"tensor {name!r} is not part of this architecture (a bias, an adapter or another model?)")
-        if tied and ours in ("embed", "head"):
-            tied_pair[ours] = x
-            if len(tied_pair) == 2 and not torch.equal(tied_pair["embed"], tied_pair["head"]):
-                raise Error("config.json ties the head to the embedding, but 'lm_head.weight' differs from it")
-            if ours == "head":
-                continue
-        yield f"{ours}.weight", x
+        if names.ours(name) in ours:
+            raise Error(f"tensor {name!r} is there under another name too")
+        ours[names.ours(name)] = x
+    if tied and "head.weight" in ours and (embed := ours.get("embed.weight")):
+        ours["embed.weight"] = Unread(embed.shape, embed.dtype, partial(_tied, embed, ours.pop("head.weight")))
+    return ours
 
 
-def to_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names -> Hugging Face's; the inverse of :func:`from_hf`."""
-    outer = {ours: name for name, ours in NAMES.items()}
-    inner = {ours: name for name, ours in LAYER_NAMES.items()}
+def _tied(embed: Unread, head: Unread) -> Tensor:
+    x = embed.read()
+    if head.shape != embed.shape or not torch.equal(x, head.read()):
+        raise Error("config.json ties the head to the embedding, but 'lm_head.weight' differs from it")
+    return x
 
-    def renamed(name: str) -> str:
-        stem = name.removesuffix(".weight")
-        if not stem.startswith("layers."):
-            return f"{outer[stem]}.weight"
-        _, layer, part = stem.split(".")
-        return f"model.layers.{layer}.{inner[part]}.weight"
 
-    return {renamed(name): x for name, x in tensors.items()}
+def write(config: Config, tensors: Mapping[str, Unread], carried: Mapping[str, bytes], target: Path) -> None:
+    """A folder that transformers loads, into one that is there and empty; ``config.json`` comes last."""
+    write_tensors(target / SAFE, {NAMES.theirs(name): x for name, x in tensors.items()}, {"format": "pt"})
+    write_carried(carried, target)
+    if "tokenizer.json" in carried:
+        write_json(target / "tokenizer_config.json", tokenizer_config(config, carried["tokenizer.json"]))
+    facts = config_to_hf(config, tensors["norm.weight"].dtype)
+    write_json(target / "generation_config.json", {name: facts[name] for name in ("bos_token_id", "eos_token_id")})
+    write_json(target / "config.json", facts)
 
 
 def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> Config:
@@ -122,28 +116,28 @@ def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> C
     for name, known in plain.items():
         if facts.get(name) not in (None, *known):
             raise Error(f"config.json: {name} is {facts[name]!r:.60}; expected {known[0] if known else None!r}")
-    width, heads = _whole(facts, "hidden_size"), _whole(facts, "num_attention_heads")
+    width, heads = whole(facts, "hidden_size"), whole(facts, "num_attention_heads")
     head_dim = facts.get("head_dim")
     if head_dim is None and width % heads:
         raise Error(
             f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is not given"
         )
     if family == "mistral" or facts.get("num_key_value_heads") is not None:
-        kv_heads = _whole(facts, "num_key_value_heads")
+        kv_heads = whole(facts, "num_key_value_heads")
     else:
         kv_heads = heads  # LLaMA 1: no grouping
-    length = _whole(facts, "max_position_embeddings")
+    length = whole(facts, "max_position_embeddings")
     eos = generation.get("eos_token_id", facts.get("eos_token_id"))
     eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
     return Config(
         family=family,
-        vocab_size=_whole(facts, "vocab_size"),
+        vocab_size=whole(facts, "vocab_size"),
         width=width,
-        n_layers=_whole(facts, "num_hidden_layers"),
+        n_layers=whole(facts, "num_hidden_layers"),
         n_heads=heads,
         n_kv_heads=kv_heads,
         head_dim=width // heads if head_dim is None else head_dim,
-        ffn_width=_whole(facts, "intermediate_size"),
+        ffn_width=whole(facts, "intermediate_size"),
         norm_eps=number(facts, "rms_norm_eps"),
         rope=rope_from_hf(facts, length),
         length=length,
@@ -158,9 +152,9 @@ def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> C
 def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     """:class:`Config` -> what transformers, before and from version 5, reads from ``config.json``.
 
-    transformers has no Yi: it is a LLaMA there.
+    transformers has no Yi: it is a LLaMA there; and what has a window (a GGUF of Mistral says llama) is a Mistral.
     """
-    family = "mistral" if config.family == "mistral" else "llama"
+    family = "mistral" if config.family == "mistral" or config.window is not None else "llama"
     facts = {
         "architectures": ["MistralForCausalLM" if family == "mistral" else "LlamaForCausalLM"],
         "model_type": family,
@@ -184,26 +178,13 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     return facts | ({"sliding_window": config.window} if family == "mistral" else {"attention_bias": False, "mlp_bias": False})
 
 
-def _whole(facts: Mapping[str, Any], name: str) -> int:
-    value = facts.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Error(f"config.json: {name} is {value!r}; expected a whole number of at least 1")
-    return value
-
-
-def _old_chat_template(folder: Path) -> str | None:
-    """The chat template from ``tokenizer_config.json``, where it stood before it had a file of its own."""
-    path = folder / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.is_file() else None
-    if isinstance(template, list):  # several, by name
-        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
-    return template if isinstance(template, str) else None
-
-
 def tokenizer_config(config: Config, tokenizer: bytes) -> dict[str, Any]:
     """A ``tokenizer_config.json`` under which transformers takes ``tokenizer``, the file beside it, as it is."""
     facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length}
-    added = json.loads(tokenizer).get("added_tokens", [])
-    texts = {token["id"]: token["content"] for token in added}
+    added = parse_json(tokenizer, "tokenizer.json").get("added_tokens") or []
+    try:
+        texts = {token["id"]: str(token["content"]) for token in added}
+    except (TypeError, KeyError):
+        raise Error("tokenizer.json: added_tokens is no list of tokens with an id and a content each") from None
     special = {"bos_token": config.bos_token_id, "eos_token": next(iter(config.eos_token_ids), None)}
     return facts | {name: texts[i] for name, i in special.items() if i in texts}

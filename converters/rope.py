@@ -7,6 +7,8 @@ from typing import Any
 from msrnn import Error
 from msrnn.rotary import Dynamic, Linear, Llama3, Rope, Yarn
 
+from .facts import number
+
 ROPE_KEYS = {
     *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
     *(
@@ -93,15 +95,3 @@ def rope_to_hf(rope: Rope) -> dict[str, Any] | None:
 def _yarn_gain(factor: float, scale: float = 1.0) -> float:
     """YaRN's temperature on the logits, as a gain on cos and sin (arXiv:2309.00071, eq. 22)."""
     return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
-
-
-def number(facts: Mapping[str, Any], name: str) -> float:
-    """The number that stands under ``name``.
-
-    Raises:
-        Error: none does.
-    """
-    value = facts.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise Error(f"config.json: {name} is {value!r}; expected a number")
-    return float(value)

@@ -1,44 +1,45 @@
-"""Tensors one by one out of safetensors, single or sharded."""
+"""The files that a checkpoint's tensors lie in: a single one, or several and an index; safetensors or PyTorch's own."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor
-
 from msrnn import Error
-from msrnn.files import read_json, read_names, read_tensors
+from msrnn.files import read_json
+from msrnn.tensors import Unread, open_tensors
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from .pickles import open_pickle
 
 
-def find(folder: Path) -> dict[str, Path]:
-    """Which file each tensor lies in.
+def has(folder: Path, single: str) -> bool:
+    """Whether ``folder`` has the file ``single``, or an index of shards in its place."""
+    return (folder / single).is_file() or (folder / f"{single}.index.json").is_file()
+
+
+def open_shards(folder: Path, single: str) -> dict[str, Unread]:
+    """The tensors in the file ``single`` of ``folder``, or in the shards that stand for it.
 
     Raises:
         Error: neither a single file nor an index; an index that names files outside the folder, or that lies about
             what is in them.
     """
-    if (folder / SINGLE).is_file():
-        return dict.fromkeys(read_names(folder / SINGLE), folder / SINGLE)
-    if not (folder / INDEX).is_file():
-        raise Error(f"{folder} has neither {SINGLE} nor {INDEX}")
-    weight_map = read_json(folder / INDEX).get("weight_map")
+    path, index = folder / single, folder / f"{single}.index.json"
+    opened = open_tensors if path.suffix == ".safetensors" else open_pickle
+    if path.is_file():
+        return opened(path)
+    if not index.is_file():
+        raise Error(f"{folder} has neither {path.name} nor {index.name}")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise Error(f"{folder / INDEX}: weight_map is not an object of tensor and file names")
+        raise Error(f"{index}: weight_map is not an object of tensor and file names")
     shards = sorted(set(weight_map.values()))
     for file in shards:
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise Error(f"{folder / INDEX}: shard {file!r} is not the name of a safetensors file in the folder")
+        if Path(file).name != file or not file.endswith(path.suffix):
+            raise Error(f"{index}: shard {file!r} is not the name of a {path.suffix} file in the folder")
         if not (folder / file).is_file():
-            raise Error(f"{folder / INDEX}: shard {file!r} is missing")
+            raise Error(f"{index}: shard {file!r} is missing")
+    tensors: dict[str, Unread] = {}
     for file in shards:
-        said, held = {name for name, f in weight_map.items() if f == file}, set(read_names(folder / file))
-        if said != held:
-            raise Error(f"{folder / file}: the index and the shard disagree about tensor {min(said ^ held)!r}")
-    return {name: folder / file for name, file in weight_map.items()}
-
-
-def read(files: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of :func:`find`, shard by shard."""
-    for file in sorted(set(files.values())):
-        yield from read_tensors(file)
+        said, held = {name for name, f in weight_map.items() if f == file}, opened(folder / file)
+        if wrong := said ^ held.keys():
+            raise Error(f"{folder / file}: the index and the shard disagree about tensor {min(wrong)!r}")
+        tensors |= held
+    return tensors

@@ -243,7 +243,7 @@ def _text(args: argparse.Namespace) -> str:
         text = args.prompt if args.prompt is not None else None if args.stdin else args.prompt_file.read_text("utf-8")
         text = sys.stdin.read() if text is None else text
         text.encode()  # bytes that were no text come in as lone surrogates
-    except (OSError, UnicodeError) as wrong:
+    except (OSError, ValueError) as wrong:
         raise Error(f"cannot read the prompt ({wrong})") from None
     if not text:
         raise Error("the prompt is empty")

@@ -22,6 +22,9 @@ from .trace import Trace
 CHUNK = 1024
 """Tokens, of all rows of the batch together, that pass the layers at once: enough to keep the processor busy."""
 
+MOST = 2**24
+"""Sequences side by side: no machine holds as many, and a slip of the finger should not try."""
+
 
 class Cell(nn.Module, ABC):
     """What every family shares: the step, its fold, the state. A family says how a token enters, passes the layers
@@ -96,7 +99,9 @@ class Cell(nn.Module, ABC):
             Error: a batch size below 1, an operator that does not fit the cell.
         """
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise Error(f"initial_state: batch_size is {batch_size!r}; expected a whole number of at least 1")
+            raise Error(f"initial_state: batch_size is {batch_size!r:.60}; expected a whole number of at least 1")
+        if batch_size > MOST:
+            raise Error(f"initial_state: batch_size is {batch_size!r:.60}; expected at most {MOST}")
         check_dtype(dtype)
         check_device(device)
         operators = per_layer(self.default_reduction if reduction is None else reduction, len(self.layers))

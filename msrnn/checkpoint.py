@@ -4,20 +4,21 @@ A folder is ``config.json``, ``model.safetensors`` under the parameters' own nam
 (``tokenizer.json``, ``chat_template.jinja``).
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .cell import Cell
-from .error import Error, check_device, check_dtype
-from .files import new_folder, read_json, read_tensors, write_json, write_tensors
+from .error import Error, can_compute, check_device, check_dtype
+from .files import new_folder, read_bytes, read_json, write_json
 from .models.llama import Config, Llama
 from .rotary import KINDS
+from .tensors import Unread, open_tensors, write_tensors
 
 FORMAT, VERSION = "msrnn", 1
 CARRIED = ("tokenizer.json", "chat_template.jinja")
@@ -35,14 +36,25 @@ def save(cell: Cell, folder: str | Path) -> None:
         Error: the target exists and is not empty.
     """
     with new_folder(folder) as target:
-        write(cell, target)
+        write(cell.config, {name: Unread.of(x) for name, x in cell.state_dict().items()}, cell.carried(), target)
 
 
-def write(cell: Cell, target: Path) -> None:
-    """:func:`save` into a folder that is there and empty."""
-    write_json(target / "config.json", {"format": FORMAT, "version": VERSION, **config_to_dict(cell.config)})
-    write_tensors(target / "model.safetensors", cell.state_dict(), {"format": "pt"})
-    for name, content in cell.carried().items():
+def write(config: Config, tensors: Mapping[str, Unread], carried: Mapping[str, bytes], target: Path) -> None:
+    """:func:`save` into a folder that is there and empty, the tensors one by one; ``config.json`` comes last."""
+    write_tensors(target / "model.safetensors", tensors, {"format": "pt"})
+    write_carried(carried, target)
+    write_json(target / "config.json", {"format": FORMAT, "version": VERSION, **config_to_dict(config)})
+
+
+def write_carried(carried: Mapping[str, bytes], target: Path) -> None:
+    """The small files that go along.
+
+    Raises:
+        Error: a name that leads out of the folder, or to a file of the model's own.
+    """
+    for name, content in carried.items():
+        if Path(name).name != name or (target / name).exists() or name == "config.json":
+            raise Error(f"a file called {name!r:.60} cannot go along; expected one such as {', '.join(CARRIED)}")
         (target / name).write_bytes(content)
 
 
@@ -58,7 +70,7 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.
         Error: no such folder, a file that is missing or corrupt, a config or tensors that do not fit together.
     """
     folder = Path(folder)
-    cell = build(read_config(folder), read_tensors(folder / "model.safetensors"), dtype=dtype, device=device)
+    cell = build(read_config(folder), open_tensors(folder / "model.safetensors"), dtype=dtype, device=device)
     cell.carried = partial(dict, read_carried(folder))
     return cell
 
@@ -80,43 +92,64 @@ def read_config(folder: Path) -> Config:
 
 
 def read_carried(folder: Path) -> dict[str, bytes]:
-    """The files of ``CARRIED`` that a folder has."""
-    return {name: (folder / name).read_bytes() for name in CARRIED if (folder / name).is_file()}
+    """The files of ``CARRIED`` that a folder has, and that are not empty."""
+    paths = [folder / name for name in CARRIED]
+    return {path.name: read_bytes(path) for path in paths if path.is_file() and path.stat().st_size}
 
 
-def build(
-    config: Config,
-    tensors: Iterable[tuple[str, Tensor]],
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> Llama:
-    """A frozen cell from its facts and its parameters, which pass one by one.
+def check(config: Config, tensors: Mapping[str, Unread], dtype: torch.dtype | None = None) -> torch.dtype:
+    """Whether ``tensors`` are the parameters of ``config``, before any is read; the one type they are to have.
 
     Raises:
         Error: a missing, extra, misshapen or wrongly typed tensor; several dtypes where ``dtype`` is None.
     """
     check_dtype(dtype)
-    check_device(device)
-    with torch.device("meta"):
-        cell = Llama(config)
-    wanted = {name: x.shape for name, x in cell.named_parameters()}
-    found: dict[str, Tensor] = {}
-    for name, x in tensors:
-        if name not in wanted or name in found:
-            raise Error(f"tensor {name!r} is {'given twice' if name in found else 'not part of this model'}")
+    if config.n_layers > len(tensors):  # before a damaged number makes a giant
+        raise Error(f"the config says {config.n_layers} layers, but there are only {len(tensors)} tensors")
+    wanted = {name: tuple(x.shape) for name, x in _on_meta(config).named_parameters()}
+    for name, x in tensors.items():
+        if name not in wanted:
+            raise Error(f"tensor {name!r} is not part of this model")
         if x.shape != wanted[name]:
-            raise Error(f"tensor {name!r} has shape {tuple(x.shape)}; expected {tuple(wanted[name])}")
-        if not x.is_floating_point():
+            raise Error(f"tensor {name!r} has shape {x.shape}; expected {wanted[name]}")
+        if not can_compute(x.dtype):
             raise Error(f"tensor {name!r} is {x.dtype}; expected floating-point numbers")
-        found[name] = x.to(device=device, dtype=dtype)
-    if missing := sorted(wanted.keys() - found.keys()):
+    if missing := sorted(wanted.keys() - tensors.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise Error(f"tensor {missing[0]!r}{more} missing")
-    if len(types := sorted({str(x.dtype) for x in found.values()})) > 1:
-        raise Error(f"the tensors are of several types, {', '.join(types)}; say which one with dtype=")
+    types = {x.dtype for x in tensors.values()}
+    if dtype is None and len(types) > 1:
+        raise Error(f"the tensors are of several types, {', '.join(sorted(map(str, types)))}; say which one with dtype=")
+    return types.pop() if dtype is None else dtype
+
+
+def build(
+    config: Config,
+    tensors: Mapping[str, Unread],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Llama:
+    """A frozen cell from its facts and its parameters, which are copied one by one.
+
+    Raises:
+        Error: as :func:`check`, before any is read; whatever reading one raises.
+    """
+    kind = check(config, tensors, dtype)
+    check_device(device)
+    place = "cpu" if device is None else device
+    found = {}
+    for name in sorted(tensors, key=lambda name: -math.prod(tensors[name].shape)):  # largest first: then little else is held
+        found[name] = tensors[name].read().to(device=place, dtype=kind, copy=True, memory_format=torch.contiguous_format)
+    cell = _on_meta(config)
     cell.load_state_dict(found, assign=True)
     return cell.eval().requires_grad_(False)
+
+
+def _on_meta(config: Config) -> Llama:
+    """A cell of this form, without numbers."""
+    with torch.device("meta"):
+        return Llama(config)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

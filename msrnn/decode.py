@@ -1,7 +1,10 @@
 """Closing the loop: a token is chosen from the logits and fed back."""
 
+import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import SupportsFloat, SupportsIndex, TypeGuard
+from numbers import Real
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -113,7 +116,11 @@ def _eos_ids(cell: Cell, eos: int | Sequence[int] | None) -> Tensor:
 
 def _is_whole(value: object) -> TypeGuard[int]:
     """Whether ``value`` counts: an int or one of numpy's, no bool."""
-    return isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor)
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return not isinstance(value, bool | Tensor)
 
 
 def _read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor | None, count: int) -> tuple[Tensor, State]:
@@ -121,7 +128,7 @@ def _read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tenso
         raise Error(f"max_new_tokens is {count!r}; expected a whole number of at least 0")
     if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[1] == 0:
         raise Error("the prompt is empty; expected at least one token to continue from")
-    if isinstance(lengths, Tensor) and (lengths < 1).any():
+    if isinstance(lengths, Tensor) and lengths.dtype == torch.int64 and (lengths < 1).any():
         raise Error(f"lengths are {lengths.tolist()}; expected at least one token per prompt")
     return cell(tokens, state, lengths=lengths, last_only=True)
 
@@ -133,13 +140,15 @@ def _chooser(
     for name, value in {"temperature": temperature, "top_k": top_k, "top_p": top_p}.items():
         if value is None and name != "temperature":
             continue
-        if isinstance(value, bool | Tensor) or not isinstance(value, SupportsIndex if name == "top_k" else SupportsFloat):
+        if not (_is_whole(value) if name == "top_k" else isinstance(value, Real) and not isinstance(value, bool)):
             raise Error(f"{name} is {value!r}; expected a {'whole ' if name == 'top_k' else ''}number")
         if not do_sample and (name != "temperature" or value != 1):
             raise Error(f"{name} shapes sampling; it needs do_sample=True")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise Error(f"generator is {generator!r:.60}; expected a torch.Generator")
     if not do_sample:
         return lambda logits: logits.argmax(-1)
-    if not 0 < temperature < float("inf"):
+    if not 0 < temperature <= sys.float_info.max:
         raise Error(f"temperature is {temperature!r}; expected a number above 0")
     if top_k is not None and top_k < 1:
         raise Error(f"top_k is {top_k!r}; expected a whole number of at least 1")

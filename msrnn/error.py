@@ -2,9 +2,24 @@
 
 import torch
 
+LONGEST = 800
+"""Characters of a sentence."""
+
 
 class Error(ValueError):
-    """Something was refused: one sentence names the thing, what was found and what was expected."""
+    """Something was refused: one sentence names the thing, what was found and what was expected.
+
+    What it quotes may come from a damaged file: whatever does not print is escaped, and a long quotation loses its middle.
+    """
+
+    def __init__(self, sentence: str):
+        printed = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+        super().__init__(printed if len(printed) <= LONGEST else f"{printed[: LONGEST // 2]} … {printed[-LONGEST // 2 + 3 :]}")
+
+
+def can_compute(dtype: torch.dtype) -> bool:
+    """Whether it is float64, float32, float16 or bfloat16: smaller ones are for storage, and have no arithmetic."""
+    return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def check_dtype(dtype: object) -> None:
@@ -13,7 +28,7 @@ def check_dtype(dtype: object) -> None:
     Raises:
         Error: it is something else.
     """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and can_compute(dtype)):
         raise Error(f"dtype is {dtype!r}; expected a floating-point torch.dtype")
 
 

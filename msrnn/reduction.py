@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .error import Error
 
+MOST = 10**18 - 1
+"""Of rows: what 18 digits can say, and a clock can count."""
+
 
 class Seen(NamedTuple):
     """What the current query of one layer saw: the rows carried over and, last, its own. R = S + 1 rows."""
@@ -49,6 +52,8 @@ class Reduction:
             object.__setattr__(self, "size", tuple(self.size))
         if taken := {"keys", "values", "positions"} & set(self.numbers):
             raise Error(f"{type(self).__name__}: a number is called {min(taken)!r}, as the rows of H are")
+        if self.size == ():
+            raise Error(f"{type(self).__name__}: size is (); expected one for each layer")
         for size in self.size if isinstance(self.size, tuple) else (self.size,):
             self.check(size)
 
@@ -78,10 +83,14 @@ class Reduction:
             not isinstance(value, int)
             or isinstance(value, bool)
             or value < at_least
-            or (at_most is not None and value > at_most)
+            or value > (MOST if at_most is None else at_most)
         ):
             bound = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
-            raise Error(f"{type(self).__name__}: {name} is {value!r}; expected a whole number {bound}")
+            raise Error(f"{type(self).__name__}: {name} is {value!r:.60}; expected a whole number {bound}")
+
+    def _flag(self, name: str, value: object) -> None:
+        if not isinstance(value, bool):
+            raise Error(f"{type(self).__name__}: {name} is {value!r:.60}; expected a bool")
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class Full(Reduction):
 
     def check(self, size: int | None) -> None:
         if size is not None:
-            raise Error(f"Full: size is {size!r}; a full state has none")
+            raise Error(f"Full: size is {size!r:.60}; a full state has none")
 
     def score(self, seen: Seen) -> Tensor:
         return torch.full_like(seen.positions[:, :1], torch.inf, dtype=seen.weights.dtype)
@@ -153,6 +162,7 @@ class H2O(Reduction):
 
     def check(self, size: int | None) -> None:
         super().check(size)
+        self._flag("per_head", self.per_head)
         assert isinstance(size, int)
         if self.recent is not None:
             self._whole("recent", self.recent, at_least=0, at_most=size)
@@ -183,6 +193,10 @@ class TOVA(Reduction):
     """
 
     per_head: bool = False
+
+    def check(self, size: int | None) -> None:
+        super().check(size)
+        self._flag("per_head", self.per_head)
 
     def score(self, seen: Seen) -> Tensor:
         return seen.weights.mean(2) if self.per_head else seen.weights.mean((1, 2))[:, None]

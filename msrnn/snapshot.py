@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from .error import Error, check_device
-from .files import new_file, read_about, read_tensors, write_tensors
+from .files import each_once, new_file, read_about, read_tensors
 from .fingerprint import Fingerprint
 from .reduction import Reduction
 from .state import MultiState, State
+from .tensors import Unread, write_tensors
 
 FORMAT, VERSION = "msrnn-state", "1"
 
@@ -24,7 +25,7 @@ def save_state(state: State, path: str | Path, more: Mapping[str, str] | None = 
     Raises:
         Error: an operator whose settings are not JSON; a place that cannot be written to.
     """
-    tensors = {f"layers.{i}.{name}": x.detach().contiguous().clone() for i, H in enumerate(state) for name, x in H.rows.items()}
+    tensors = {f"layers.{i}.{name}": Unread.of(x) for i, H in enumerate(state) for name, x in H.rows.items()}
     operators = [{"operator": type(H.reduction).__name__, **asdict(H.reduction)} for H in state]
     try:
         operators_text = json.dumps(operators)
@@ -38,7 +39,7 @@ def save_state(state: State, path: str | Path, more: Mapping[str, str] | None = 
         "cell": json.dumps(asdict(state.fingerprint)),
     }
     with new_file(path) as beside:
-        write_tensors(beside, {**tensors, "clock": state.clock}, about)
+        write_tensors(beside, {**tensors, "clock": Unread.of(state.clock)}, about)
 
 
 def load_state(path: str | Path, *, device: torch.device | str | None = None) -> State:
@@ -52,11 +53,10 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
     if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
         raise Error(f"{path} is not a saved state (format {about.get('format')!r}, version {about.get('version')!r})")
     try:
-        operators = json.loads(about["operators"])
+        operators = json.loads(about["operators"], object_pairs_hook=each_once)
         reductions = [_operator(facts) for facts in operators]
         clock = tensors.pop("clock")
-        cell = json.loads(about["cell"])
-        fingerprint = Fingerprint(str(cell["facts"]), str(cell["dtype"]), tuple(map(float, cell["values"])))
+        fingerprint = _fingerprint(json.loads(about["cell"], object_pairs_hook=each_once))
         layers = []
         for i, reduction in enumerate(reductions):
             rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.numbers)}
@@ -64,7 +64,7 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
             layers.append(MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, numbers))
     except Error:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as wrong:
         raise Error(f"{path}: the state is incomplete or damaged ({type(wrong).__name__}: {wrong})") from None
     if tensors:
         raise Error(f"{path}: tensor {next(iter(tensors))!r} is not part of a state")
@@ -74,6 +74,14 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
         _check_layer(H, layers[0], f"{path}: layer {i}")
     state = State(layers, fingerprint)
     return state if device is None else state.to(device)
+
+
+def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
+    facts, dtype, values = cell["facts"], cell["dtype"], cell["values"]
+    plain = isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
+    if not (plain and isinstance(facts, str) and isinstance(dtype, str)):
+        raise TypeError("the cell is not told by two texts and numbers")
+    return Fingerprint(facts, dtype, tuple(map(float, values)))
 
 
 def _operator(facts: dict[str, Any]) -> Reduction:
@@ -104,7 +112,7 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
         and clock.shape == (B,)
         and all(x.shape == (B, K, S) and x.is_floating_point() for x in H.numbers.values())
         and (size is None or (isinstance(size, int) and size >= S))
-        and bool((clock >= 0).all())
+        and bool(((clock >= 0) & (clock < 2**62)).all())
         and bool(((H.positions >= -1) & (H.positions < clock[:, None, None])).all())
     )
     if not sound:

@@ -21,7 +21,7 @@ from torch import Tensor
 from .cell import Cell
 from .check import check_logits, check_rows, compare_step
 from .error import Error
-from .files import new_file, read_json, sweep, write_json
+from .files import new_file, read_json, write_json
 from .reduction import Reduction
 from .snapshot import load_state
 from .state import State
@@ -158,7 +158,6 @@ def _resume(folder: Path, cell: Cell, fresh: State, about: dict[str, Any]) -> tu
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as wrong:
         raise Error(f"cannot write to {folder} ({wrong.strerror})") from None
-    sweep(folder)
     if not (folder / RECORD).exists():
         if (folder / STATE).exists():
             raise Error(f"{folder} has a {STATE} and no {RECORD}; expected the folder of a soak, or a new one")

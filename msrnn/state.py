@@ -196,7 +196,7 @@ class State:
         """
         try:
             device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        except (RuntimeError, TypeError) as wrong:
+        except (RuntimeError, TypeError, ValueError) as wrong:
             raise Error(f"to: {str(wrong).splitlines()[0]}") from None
         check_device(device)
         check_dtype(dtype)

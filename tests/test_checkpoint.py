@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -71,6 +73,13 @@ def test_a_config_that_does_not_fit_is_refused(change, said, folder):
     (folder / "config.json").write_text(json.dumps(facts | change))
     with pytest.raises(msrnn.Error, match=said):
         msrnn.load(folder)
+
+
+def test_loading_a_model_does_not_load_a_compiler(folder):
+    """Drawing a number on the meta device would: some 800 modules."""
+    code = f"import sys, msrnn; msrnn.load({str(folder)!r}); print('sympy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_a_missing_field_is_named(folder):

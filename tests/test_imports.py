@@ -43,8 +43,9 @@ ABOVE = {
     "terminal": {"chat", "state"},
     "arguments": {"reduction"},
     "files": set(),
-    "checkpoint": {"files", "cell", "rotary", "models.llama"},
-    "snapshot": {"files", "state", "reduction", "fingerprint"},
+    "tensors": {"files"},
+    "checkpoint": {"files", "tensors", "cell", "rotary", "models.llama"},
+    "snapshot": {"files", "tensors", "state", "reduction", "fingerprint"},
 }
 FRONT = {*BELOW, *ABOVE}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}

@@ -23,6 +23,9 @@ from ..rotary import Llama3, Rope, Rotation, rotate
 from ..state import MultiState
 from ..transition import reduce
 
+MOST, MOST_LAYERS = 2**28, 1000
+"""Of anything that is counted: no model comes near, products of two fit into 64 bits, and no number makes a giant."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -53,22 +56,26 @@ class Config:
         for name in ("vocab_size", "width", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_width", "length"):
             value = getattr(self, name)
             if not _is_whole(value) or value < 1:
-                raise Error(f"config: {name} is {value!r}; expected a whole number of at least 1")
+                raise Error(f"config: {name} is {value!r:.60}; expected a whole number of at least 1")
+            if value > (most := MOST_LAYERS if name == "n_layers" else MOST):
+                raise Error(f"config: {name} is {value!r:.60}; expected at most {most}")
+        if self.n_heads * self.head_dim > MOST:
+            raise Error(f"config: {self.n_heads} heads of {self.head_dim} numbers; expected at most {MOST} side by side")
         if self.family not in ("llama", "mistral", "yi"):
-            raise Error(f"config: family is {self.family!r}; expected llama, mistral or yi")
+            raise Error(f"config: family is {self.family!r:.60}; expected llama, mistral or yi")
         if not isinstance(self.rope, Rope) or not isinstance(self.tied, bool):
-            raise Error(f"config: rope is {self.rope!r} and tied {self.tied!r}; expected a Rope and a bool")
+            raise Error(f"config: rope is {self.rope!r:.60} and tied {self.tied!r:.60}; expected a Rope and a bool")
         if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
-            raise Error(f"config: norm_eps is {self.norm_eps!r}; expected a number between 0 and 1")
+            raise Error(f"config: norm_eps is {self.norm_eps!r:.60}; expected a number between 0 and 1")
         if self.n_heads % self.n_kv_heads:
             raise Error(f"config: {self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
         if self.head_dim % 2 or self.head_dim < 4:
             raise Error(f"config: head_dim is {self.head_dim}; rotary positions need an even one of at least 4")
         if self.window is not None and (not _is_whole(self.window) or self.window < 1):
-            raise Error(f"config: window is {self.window!r}; expected None or a whole number of at least 1")
+            raise Error(f"config: window is {self.window!r:.60}; expected None or a whole number of at least 1")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             if not _is_whole(token) or not 0 <= token < self.vocab_size:
-                raise Error(f"config: special token id {token!r} is outside the vocabulary of {self.vocab_size}")
+                raise Error(f"config: special token id {token!r:.60} is outside the vocabulary of {self.vocab_size}")
 
 
 def _is_whole(value: object) -> bool:
@@ -130,13 +137,21 @@ class Layer(nn.Module):
         return x + self.down(silu(self.gate(normed)) * self.up(normed))
 
 
+class Embedding(nn.Embedding):
+    """``nn.Embedding`` that draws no numbers on the meta device, as :class:`Linear`."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Llama(Cell):
     """The network: embedding, layers, final norm, vocabulary product. Freshly built it is random and trainable."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.embed = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tied:

@@ -205,7 +205,7 @@ def test_truncated_and_absent_files_are_refused(tmp_path):
     with pytest.raises(msrnn.Error, match="safetensors"):
         converters.load(folder)
     weights.unlink()
-    with pytest.raises(msrnn.Error, match="neither"):
+    with pytest.raises(msrnn.Error, match=r"holds config\.json, generation_config\.json; expected config\.json and model"):
         converters.load(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(msrnn.Error, match="not JSON"):
@@ -273,15 +273,36 @@ def test_only_what_is_needed_is_fetched(monkeypatch, tmp_path):
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
-    asked = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda id, **settings: asked.update(settings) or str(tmp_path))
-    converters.hub.fetch("a/b", "v1")
-    needed = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-    needed += ["model.safetensors.index.json", "model-00001-of-00003.safetensors", "model.safetensors"]
-    others = ["README.md", "pytorch_model-00001-of-00002.bin", "consolidated.safetensors", "original/consolidated.00.pth"]
-    others += ["original/params.json", "flax_model.msgpack", "onnx/model.onnx", "tokenizer.model", ".gitattributes"]
-    assert list(filter_repo_objects(needed + others, allow_patterns=asked["allow_patterns"])) == needed
-    assert asked["revision"] == "v1"
+    facts = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    facts += ["params.json", "tokenizer.model"]
+    kinds = [
+        ["model.safetensors", "model.safetensors.index.json", "model-00001-of-00003.safetensors"],
+        ["consolidated.safetensors"],
+        ["pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"],
+        ["consolidated.00.pth", "consolidated.01.pth"],
+    ]
+    others = ["README.md", "original/consolidated.00.pth", "original/params.json", "original/model.safetensors"]
+    others += ["flax_model.msgpack", "onnx/model.onnx", ".gitattributes", "training_args.bin", "optimizer.pt"]
+    there, asked = [], []
+
+    def download(id, revision, allow_patterns):
+        asked.append(revision)
+        for name in filter_repo_objects(there, allow_patterns=allow_patterns):
+            (folder / name).touch()
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for n in range(len(kinds)):  # of several kinds the first alone
+        there = [*facts, *others, *(name for kind in kinds[n:] for name in kind)]
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        converters.hub.fetch("a/b", "v1")
+        assert sorted(os.listdir(folder)) == sorted(facts + kinds[n])
+    (tmp_path / "few").mkdir()
+    folder = tmp_path / "few"
+    converters.hub.fetch("a/b", "v1", weights=False)
+    assert sorted(os.listdir(folder)) == sorted(facts)
+    assert set(asked) == {"v1"}
 
 
 def test_tokenizer_and_chat_template_go_along(hf_folder, tmp_path):

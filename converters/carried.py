@@ -1,0 +1,55 @@
+"""The small files that go along with a model: tokenizer and chat template, from wherever the source has them."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msrnn import Error
+from msrnn.checkpoint import read_carried
+from msrnn.files import read_bytes, read_json
+
+from . import sentencepiece_file
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def in_folder(folder: Path) -> Callable[[], dict[str, bytes]]:
+    """Gives the files of a folder, as they are now; ``tokenizer.json`` is made of ``tokenizer.model`` where it is not there."""
+    files, model = read_carried(folder), folder / sentencepiece_file.NAME
+    if "chat_template.jinja" not in files and (template := _old_chat_template(folder)):
+        files["chat_template.jinja"] = template.encode()
+    if "tokenizer.json" in files or not model.is_file():
+        return partial(dict, files)
+    data = read_bytes(model)
+    return lambda: files | _made(lambda: sentencepiece_file.tokenizer(model, data))
+
+
+def in_gguf(path: Path) -> dict[str, bytes]:
+    """What a GGUF's metadata says, as files."""
+    from . import gguf_tokenizer
+
+    files = _made(lambda: gguf_tokenizer.tokenizer(path))
+    if template := gguf_tokenizer.chat_template(path):
+        files["chat_template.jinja"] = template.encode()
+    return files
+
+
+def _made(tokenizer: Callable[[], "Tokenizer"]) -> dict[str, bytes]:
+    """``tokenizer.json`` of a tokenizer that has to be made; a warning where it cannot be."""
+    try:
+        return {"tokenizer.json": tokenizer().to_str().encode()}
+    except Error as refused:
+        warnings.warn(f"no tokenizer goes along: {refused}", stacklevel=4)
+        return {}
+
+
+def _old_chat_template(folder: Path) -> str | None:
+    """The chat template from ``tokenizer_config.json``, where it stood before it had a file of its own."""
+    path = folder / "tokenizer_config.json"
+    template = read_json(path).get("chat_template") if path.is_file() else None
+    if isinstance(template, list):  # several, by name
+        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
+    return template if isinstance(template, str) else None

@@ -1,0 +1,75 @@
+"""The name tables of docs/converting.md are those of the code, and each goes both ways."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import msrnn
+from converters import gguf, huggingface, interleaved
+
+DOC = (Path(__file__).parents[2] / "docs" / "converting.md").read_text()
+TABLES = {"Hugging Face": huggingface.NAMES, "Meta, Mistral": interleaved.NAMES}
+
+
+def documented():
+    head, _, *rows = ([cell.strip() for cell in row.strip("|").split("|")] for row in table("| ours |"))
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def table(start):
+    return DOC[DOC.index(start) :].split("\n\n")[0].splitlines()
+
+
+def test_the_documented_names_are_the_codes():
+    rows = documented()
+    assert len(rows) == 12
+    for format, table in TABLES.items():
+        ours = {**{k: f"layers.N.{v}" for k, v in table.layer.items()}, **table.outer}
+        theirs = {row[format].removeprefix(f"{table.layers}.N."): row["ours"] for row in rows}
+        assert theirs == ours
+    blocks = {f"blk.N.{k}": f"layers.N.{v}" for k, (v, _) in gguf.LAYER.items()}
+    assert {row["GGUF"]: row["ours"] for row in rows} == blocks | {k: v for k, (v, _) in gguf.TOP.items()}
+    assert all(f"model.layers.N.{name}" in DOC or f"`{name}`" in DOC for name in huggingface.EARLY_YI)
+
+
+@pytest.mark.parametrize("format", TABLES)
+def test_names_go_both_ways(format):
+    for row in documented():
+        theirs, ours = (row[column].replace(".N.", ".17.") + ".weight" for column in (format, "ours"))
+        assert TABLES[format].ours(theirs) == ours
+        assert TABLES[format].theirs(ours) == theirs
+
+
+OTHERS = """
+    model.layers.0.self_attn.q_proj.bias
+    model.layers.0.self_attn.q_proj.lora_A.weight
+    model.layers.0.self_attn.q_proj.base_layer.weight
+    base_model.model.norm.weight
+    model.layers.00.mlp.up_proj.weight
+    model.layers.-1.mlp.up_proj.weight
+    model.layers.٣.mlp.up_proj.weight
+    model.layers.0.weight
+    layers.0.q.weight
+    model.norm
+    weight
+"""
+
+
+@pytest.mark.parametrize("name", ["", *OTHERS.split()])
+def test_other_names_are_refused(name):
+    with pytest.raises(msrnn.Error, match="not part of this architecture"):
+        huggingface.NAMES.ours(name)
+
+
+def test_every_documented_refusal_is_a_sentence_of_the_code():
+    """Each row's words, between the dots, stand in the code."""
+    root = Path(__file__).parents[2]
+    code = "".join(path.read_text() for folder in ("converters", "msrnn") for path in (root / folder).rglob("*.py"))
+    said = re.sub(r"\{[^{}]*\}|\"\n\s*f?\"", "", code)
+    rows = table("| the sentence says |")[2:]
+    assert len(rows) >= 15
+    for row in rows:
+        for part in row.split("|")[1].split("…"):
+            words = part.strip(" ;.,")
+            assert words in said or words in code, row

@@ -1,0 +1,180 @@
+"""Tensors pass one by one: peak memory, and what is left when the process is killed."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.memory import gguf_file, hf, measured
+from safetensors.torch import load_file
+
+import converters
+
+ROOT = Path(__file__).parents[2]
+SIZE = 300e6
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory):
+    """300 MB of bfloat16 in eight shards, its tensors of 8 MB at most; the same as the library's own, and as Q8_0."""
+    folder = tmp_path_factory.mktemp("big")
+    source = hf(folder / "hf", SIZE, vocab_size=4000)
+    gguf_file(folder / "q8.gguf", source)
+    converters.convert(source, folder / "own")
+    return folder
+
+
+TENSOR = 16e6  # the largest, in float32
+
+
+@pytest.mark.parametrize(
+    ("source", "settings"), [("hf", "to='msrnn'"), ("own", "to='hf', dtype=torch.float32"), ("q8.gguf", "to='hf'")]
+)
+def test_converting_holds_a_few_tensors(source, settings, big, tmp_path, figure):
+    before, peak, _ = measured(f"converters.convert({str(big / source)!r}, {str(tmp_path / 'out')!r}, {settings})")
+    figure(f"convert {source}, {settings}: {SIZE / 1e6:.0f} MB of parameters, {(peak - before) / 1e6:.0f} at the peak")
+    assert peak - before < 6 * TENSOR
+
+
+@pytest.mark.parametrize(
+    ("source", "dtype", "times"),
+    [
+        *(("hf", "None", 1), ("hf", "torch.float32", 2), ("own", "None", 1), ("own", "torch.float16", 1)),
+        *(("q8.gguf", "None", 2), ("q8.gguf", "torch.bfloat16", 1)),
+    ],
+)
+def test_loading_holds_the_parameters_once(source, dtype, times, big, figure):
+    before, peak, _ = measured(f"cell = converters.load({str(big / source)!r}, dtype={dtype})")
+    figure(f"load {source}, dtype={dtype}: {times * SIZE / 1e6:.0f} MB of parameters, {(peak - before) / 1e6:.0f} at the peak")
+    assert peak - before < 1.15 * times * SIZE + 4 * TENSOR
+
+
+# Killed.
+
+CHILDREN = """
+import json, os, signal, sys
+import torch
+import converters
+from converters.__main__ import main
+from msrnn.tensors import Unread
+
+def run(job, report):
+    events = 0
+    def count(frame, event, argument):
+        nonlocal events
+        events += 1
+        if events == job.get("event"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    tensors, read = 0, Unread.read
+    def reading(x):
+        nonlocal tensors
+        tensors += 1
+        if tensors == job.get("tensor"):
+            os.kill(os.getpid(), getattr(signal, job["signal"]))
+        return read(x)
+    Unread.read = reading
+    if "event" in job:
+        sys.setprofile(count)
+    sys.stdout = open(os.devnull, "w")
+    code = main([job["source"], job["target"], "--to", job["to"]])
+    sys.setprofile(None)
+    os.write(report, json.dumps([code, events, tensors]).encode())
+
+for line in sys.stdin:
+    job, (end, report) = json.loads(line), os.pipe()
+    child = os.fork()
+    if child == 0:
+        run(job, report)
+        sys.stderr.flush()
+        os._exit(0)
+    os.close(report)
+    os.waitpid(child, 0)
+    print(os.read(end, 100).decode() or "null", flush=True)
+    os.close(end)
+"""
+
+
+@pytest.fixture(scope="module")
+def children():
+    """Runs ``python -m converters`` in processes that end as the test says: what they return, or None if they were killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILDREN],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+
+        def run(**job):
+            server.stdin.write(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in job.items()}) + "\n")
+            server.stdin.flush()
+            return json.loads(server.stdout.readline())
+
+        yield run
+        server.stdin.close()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    facts = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    hf(folder / "sharded", 60e3, **facts)
+    converters.convert(folder / "sharded", folder / "single", to="hf")
+    return folder
+
+
+def whole(folder, reference):
+    """Whether ``folder`` is there; and then it is all there."""
+    if not folder.exists():
+        return False
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(reference))
+    there, expected = load_file(folder / "model.safetensors"), load_file(reference / "model.safetensors")
+    assert there.keys() == expected.keys()
+    assert all(torch.equal(there[name], expected[name]) for name in expected)
+    for name in ("config.json", "generation_config.json"):
+        if (reference / name).exists():
+            assert (folder / name).read_text() == (reference / name).read_text()
+    return True
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+@pytest.mark.parametrize("to", ["msrnn", "hf"])
+@pytest.mark.parametrize("source", ["single", "sharded"])
+def test_killed_at_any_moment_nothing_looks_whole_and_the_next_run_is_clean(source, to, small, tmp_path, children, figure):
+    job = {"source": small / source, "to": to, "signal": "SIGKILL"}
+    code, events, tensors = children(target=tmp_path / "reference", event=-1, **job)
+    assert code == 0
+    rng = random.Random(f"{source} {to}")
+    moments = [{"event": n} for n in rng.sample(range(1, events), 12) + [events - n for n in range(0, 400, 40)]]
+    moments += [{"tensor": n} for n in (1, 2, tensors // 2, tensors)]
+    left = done = 0
+    for moment in moments:
+        target = tmp_path / "target"
+        ended = children(target=target, **job, **moment)
+        finished = whole(target, tmp_path / "reference")
+        assert finished or ended is None
+        left += len(os.listdir(tmp_path)) - 1 - finished
+        done += finished
+        if not finished:
+            assert children(target=target, **job)[0] == 0
+            assert whole(target, tmp_path / "reference")
+        assert sorted(os.listdir(tmp_path)) == ["reference", "target"]
+        for path in target.iterdir():
+            path.unlink()
+        target.rmdir()
+    figure(f"killed converting {source} to {to}: {len(moments)} times, {done} after the rename, {left} leftovers, all swept")
+    assert left > 4  # or the kills came too early to mean anything
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+@pytest.mark.parametrize("tensor", [1, 7])
+def test_ctrl_c_says_one_line_and_leaves_nothing(tensor, small, tmp_path, children):
+    ended = children(source=small / "sharded", target=tmp_path / "target", to="hf", signal="SIGINT", tensor=tensor)
+    assert ended[0] == 130
+    assert os.listdir(tmp_path) == []

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .admit import check_ids, check_text, check_token
 from .error import Error, check_device, check_dtype
 from .fingerprint import Fingerprint
 from .fold import Event
@@ -167,7 +168,7 @@ class Cell(nn.Module, ABC):
         Raises:
             Error: as :meth:`step`, ids checked on every device; lengths outside 0 … T.
         """
-        tokens, lengths = self._check_text(tokens, lengths)
+        tokens, lengths = check_text(tokens, lengths, self.config.vocab_size)
         B, T = tokens.shape
         state = self.initial_state(B) if state is None else state
         self.check_state(state, B)
@@ -212,7 +213,7 @@ class Cell(nn.Module, ABC):
         Raises:
             Error: as a call.
         """
-        tokens, lengths = self._check_text(tokens, lengths)
+        tokens, lengths = check_text(tokens, lengths, self.config.vocab_size)
         B, T = tokens.shape
         state = self.initial_state(B) if state is None else state
         self.check_state(state, B)
@@ -258,40 +259,14 @@ class Cell(nn.Module, ABC):
             )
 
     def _admit(self, token: Tensor, state: State | None, active: Tensor | None) -> tuple[Tensor, State]:
-        """Check a step's arguments; give its ids, 0 where a row stands still, and the state it starts from."""
-        if not isinstance(token, Tensor) or token.ndim != 1 or token.dtype != torch.int64:
-            raise Error(f"token is {_described(token)}; expected int64 of shape (B,), one id per sequence")
-        if active is not None and (not isinstance(active, Tensor) or active.shape != token.shape or active.dtype != torch.bool):
-            raise Error(f"active is {_described(active)}; expected bool of shape {tuple(token.shape)}")
-        token = token if active is None else torch.where(active, token, 0)
+        """Check a step's arguments; give its ids and the state it starts from."""
+        token = check_token(token, active)
         state = self.initial_state(token.shape[0]) if state is None else state
         if not torch.compiler.is_compiling():
             if token.device.type == "cpu":
-                self._check_ids(token)
+                check_ids(token, self.config.vocab_size)
             self.check_state(state, token.shape[0])
         return token, state
-
-    def _check_text(self, tokens: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Check a fold's arguments; padding, which may be any number, becomes id 0."""
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64:
-            raise Error(f"tokens are {_described(tokens)}; expected int64 of shape (B, T)")
-        B, T = tokens.shape
-        if lengths is None:
-            self._check_ids(tokens)
-            return tokens, tokens.new_full((B,), T)
-        if not isinstance(lengths, Tensor) or lengths.shape != (B,) or lengths.dtype != torch.int64:
-            raise Error(f"lengths are {_described(lengths)}; expected int64 of shape ({B},)")
-        lengths = lengths.to(tokens.device)
-        if ((lengths < 0) | (lengths > T)).any():
-            raise Error(f"lengths are {lengths.tolist()}; expected 0 to {T}, the length of the padded text")
-        real = torch.arange(T, device=tokens.device) < lengths[:, None]  # (B, T)
-        self._check_ids(tokens[real])
-        return tokens.masked_fill(~real, 0), lengths
-
-    def _check_ids(self, ids: Tensor) -> None:
-        wrong = (ids < 0) | (ids >= self.config.vocab_size)
-        if wrong.any():
-            raise Error(f"token id {int(ids[wrong][0])} is outside the vocabulary of {self.config.vocab_size}")
 
     def _builds_graph(self, state: State) -> bool:
         return torch.is_grad_enabled() and (state.carries_graph or any(p.requires_grad for p in self.parameters()))
@@ -299,11 +274,3 @@ class Cell(nn.Module, ABC):
 
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version  # inference tensors keep no count of their edits
-
-
-def _described(x: object) -> str:
-    return (
-        f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
-        if isinstance(x, Tensor)
-        else f"{type(x).__name__} {x!r:.40}"
-    )

@@ -335,6 +335,10 @@ VALUES = {
     "--layer": ["0", "-1", "7"],
     "--picture": ["x.png", "x.xyz", "", ".", "/nowhere/x.png", "x" * 300 + ".png"],
     "--out": ["x.svg", "", "..", "/nowhere/x.png", "a\0.png"],
+    "--system": ["", "a", "\udcff", "a\0b"],
+    "--text": ["nothing", ".", "", "a\0b", "/dev/null"],
+    "--tokens": ["1", "0", "30", "x"],
+    "--interval": ["1", "0", "7", "9" * 30],
     "--to": ["hf", "msrnn", "gguf"],
     "--help": [],
 }
@@ -343,6 +347,11 @@ TAKES = {  # what each command line has to have, and may have
     "generate": ([], [*COMMON, "--reduction", "--max-new-tokens", "--sample", "--temperature", "--top-k", "--top-p", "--seed"]),
     "compare": (["--reduction", "tova:3"], [*COMMON, "--reduction", "--max-new-tokens", "--picture"]),
     "retention": (["--reduction", "full", "--out", "x.png"], [*COMMON, "--reduction", "--max-tokens", "--layer", "--out"]),
+    "chat": ([], [*COMMON, "--reduction", "--system", "--max-new-tokens", "--sample", "--temperature", "--top-k", "--seed"]),
+    "soak": (
+        ["--tokens", "20", "--reduction", "tova:3", "--interval", "10", "--out", "run"],
+        [*COMMON, "--reduction", "--tokens", "--text", "--seed", "--interval", "--out"],
+    ),
     "info": ([], ["--revision"]),
     "convert": ([], ["--to", "--dtype", "--revision", "--help"]),
 }

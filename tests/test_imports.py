@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "msrnn"
 CELL = {"cell", "state", "reduction"}
 BELOW = {  # what each module may import of its siblings; these stand on torch and einops alone
     "error": set(),
+    "admit": set(),
     "state": set(),
     "rotary": set(),
     "norm": set(),
@@ -19,7 +20,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "fingerprint": set(),
     "reduction": {"state"},
     "transition": {"state", "reduction"},
-    "cell": {"state", "reduction", "fold", "trace", "fingerprint"},
+    "cell": {"admit", "state", "reduction", "fold", "trace", "fingerprint"},
     "decide": {"state", "reduction", "transition"},
     "fold": {"state", "decide", "linear"},
     "trace": {"state", "fold"},

@@ -17,8 +17,21 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, empty: Tensor) -> tuple[
         ``G = N // K`` query heads share a key head.
     """
     B, N, D = query.shape
-    logits = query.view(B, keys.shape[1], -1, D) @ keys.mT  # (B, K, G, R)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * D**-0.5
-    weights = logits.masked_fill(empty[:, :, None], -torch.inf).softmax(dim=-1)
+    logits = meet(query.view(B, keys.shape[1], -1, D), keys)  # (B, K, G, R)
+    weights = mask(logits, empty[:, :, None]).softmax(dim=-1)
     read = weights.to(values.dtype) @ values  # (B, K, G, D)
     return read.view(B, N, D), weights
+
+
+def meet(queries: Tensor, keys: Tensor) -> Tensor:
+    r"""The logits $q K^\top / \sqrt D$, ``(…, M, D), (…, R, D) -> (…, M, R)`` in at least float32."""
+    dtype, scale = torch.promote_types(queries.dtype, torch.float32), queries.shape[-1] ** -0.5
+    if queries.dtype == dtype:  # fewer numbers to scale; in 16 bits they would be rounded
+        return (queries * scale) @ keys.mT
+    return (queries @ keys.mT).to(dtype) * scale
+
+
+def mask(logits: Tensor, hidden: Tensor) -> Tensor:
+    """``logits`` with −inf where ``hidden``, which is broadcast: an addition, several times as fast as ``masked_fill``."""
+    nothing = torch.zeros(1, dtype=logits.dtype, device=logits.device)
+    return logits + torch.where(hidden, -torch.inf, nothing)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .attention import mask
 from .reduction import Reduction, Seen
 from .state import EMPTY
 from .transition import dearness, updated
@@ -161,12 +162,6 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
     score = dearness(operator, seen._replace(numbers={name: aside(x) for name, x in after.items()}))
     score = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(0, (B, T))
     return Look(weights, after, score, hidden[:, :, : score.shape[2]])
-
-
-def mask(logits: Tensor, hidden: Tensor) -> Tensor:
-    """``logits`` with −inf where ``hidden``, which is broadcast: an addition, several times as fast as ``masked_fill``."""
-    nothing = torch.zeros(1, dtype=logits.dtype, device=logits.device)
-    return logits + torch.where(hidden, -torch.inf, nothing)
 
 
 def _lowest(cost: Tensor, leaves: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .decide import Block, decide, mask
+from .attention import mask, meet
+from .decide import Block, decide
 from .linear import workable
 from .state import EMPTY, MultiState
 
@@ -94,9 +95,7 @@ def _block(
 
 def _logits(q: Tensor, keys: Tensor) -> Tensor:
     """``(B, K, G, T, D), (B, K, R, D) -> (B, K, G, T, R)`` in at least float32."""
-    logits = workable(q * q.shape[-1] ** -0.5).flatten(2, 3) @ workable(keys).mT  # (B, K, G T, R)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.unflatten(2, q.shape[2:4])
+    return meet(workable(q.flatten(2, 3)), workable(keys)).unflatten(2, q.shape[2:4])
 
 
 def _entered(q: Tensor, keys: Tensor, H: MultiState, active: Tensor) -> Block:

@@ -1,7 +1,7 @@
 """What has to hold of a bounded state while it reads on: its rows are what the operator promises, and the fold is the step."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .cell import Cell
 from .error import Error
-from .reduction import H2O, Reduction, Seen, Sinks, Window
+from .reduction import H2O, Reduction, Sinks, Window
 from .state import EMPTY, MultiState, State
 
 BOUNDS = {
@@ -140,37 +140,6 @@ def check_logits(logits: Tensor, read: int, by: str = "the fold") -> None:
         raise Error(f"after {read} tokens, by {by}: the logits are not finite")
 
 
-Trace = list[list[dict[int, float]]]
-"""One layer's decisions in order: per head, or once for the layer, the score of every position that could have left."""
-
-
-@dataclass(frozen=True)
-class _Watched(Reduction):
-    """An operator that lets go what another would, and writes down what it chose among."""
-
-    inner: Reduction
-    trace: Trace
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "numbers", self.inner.numbers)
-
-    def update(self, seen: Seen) -> dict[str, Tensor]:
-        return self.inner.update(seen)
-
-    def score(self, seen: Seen) -> Tensor:
-        score = self.inner.score(seen)
-        heads = zip(seen.positions[0].tolist(), score[0].tolist(), strict=False)  # one decision: the heads hold the same
-        self.trace.append([{p: x for p, x in zip(*head, strict=True) if p != EMPTY} for head in heads])
-        return score
-
-
-def _watched(state: State) -> tuple[State, list[Trace]]:
-    """A copy whose decisions are written down, and where: one trace per layer."""
-    traces: list[Trace] = [[] for _ in state]
-    pairs = zip(state.clone(), traces, strict=True)
-    return state.with_layers(replace(H, reduction=_Watched(H.reduction.size, H.reduction, trace)) for H, trace in pairs), traces
-
-
 def _parting(cell: Cell, tokens: Tensor, state: State, near: float) -> tuple[int, int]:
     """The first token at which fold and step let different rows go, each decision shown to be a near-tie.
 
@@ -182,29 +151,31 @@ def _parting(cell: Cell, tokens: Tensor, state: State, near: float) -> tuple[int
     Raises:
         Error: a decision that is no near-tie, or none that explains the difference.
     """
-    (folding, by_fold), (stepping, by_step) = _watched(state), _watched(state)
-    cell(tokens, folding)
-    for token in tokens.T:
-        _, stepping = cell.step(token, stepping)
-    T, read, parted = tokens.shape[1], int(state.clock), []
-    for layer, traces in enumerate(zip(by_fold, by_step, strict=True)):
-        for n, heads in enumerate(zip(*traces, strict=True)):
-            t = T - len(traces[0]) + n  # once a layer is full it decides at every token
-            parted += [(t, layer, _leaves(a), _leaves(b), b) for a, b in zip(*heads, strict=True) if _leaves(a) != _leaves(b)]
-    if not parted:
-        raise Error(f"after {read + T} tokens, fold and step hold different rows, and no decision of theirs explains it")
-    first = min(t for t, *_ in parted)
-    at_once = [decision for decision in parted if decision[0] == first]
-    for _, layer, a, b, scores in at_once:
-        gap = abs(scores[a] - scores[b]) / (max(abs(scores[a]), abs(scores[b])) or 1.0) if a in scores else torch.inf
-        if not gap <= near:
-            raise Error(
-                f"after {read + first + 1} tokens, layer {layer}: position {a} leaves by the fold and {b} by the step, "
-                f"of scores {gap:.1e} apart; expected the same"
-            )
-    return first + 1, len(at_once)
+    _, trace = cell.scan(tokens, state, weights=True)
+    for t, token in enumerate(tokens.T):
+        before, state = state, cell.step(token, state)[1]
+        parted = 0
+        for layer, (H, after, said) in enumerate(zip(before, state, trace, strict=True)):
+            assert said.scores is not None
+            for k, row in enumerate(said.rows[0].tolist()):
+                a, b = int(said.left[0, k, t]), _left(H, after, k)
+                if a == b:
+                    continue
+                scores = dict(zip(row, said.scores[0, k % said.scores.shape[1], t].tolist(), strict=True))
+                one, other = scores.get(a, torch.nan), scores.get(b, torch.nan)
+                gap = abs(one - other) / (max(abs(one), abs(other)) or 1.0)
+                if not gap <= near:
+                    raise Error(
+                        f"after {int(state.clock)} tokens, layer {layer}: position {a} leaves by the fold and {b} by the step, "
+                        f"of scores {gap:.1e} apart; expected the same"
+                    )
+                parted += k < said.scores.shape[1]  # one decision for all heads counts once
+        if parted:
+            return t + 1, parted
+    raise Error(f"after {int(state.clock)} tokens, fold and step hold different rows, and no decision of theirs explains it")
 
 
-def _leaves(scores: dict[int, float]) -> int:
-    """The position with the lowest score, of ties the oldest."""
-    return min(scores, key=lambda position: (scores[position], position))
+def _left(before: MultiState, after: MultiState, head: int) -> int:
+    """The position that left a head in a step, −1 none."""
+    had, has = ({int(p) for p in H.positions[0, head] if p != EMPTY} for H in (before, after))
+    return next(iter((had | {int(before.clock)}) - has), EMPTY)

@@ -77,10 +77,9 @@ class LayerTrace:
     def _scattered(self) -> Tensor:
         """The scores of all blocks, each column in its place among ``rows``."""
         (B, _, R), T = self.rows.shape, self.left.shape[2]
-        heads = self._events[0].score.shape[1] if self._events else 1
-        scores = self._keys.new_full(
-            (B, heads, T, R + 1), torch.nan, dtype=torch.promote_types(self._keys.dtype, torch.float32)
-        )
+        like = self._events[0].score if self._events else self._keys.new_empty(B, 1, 0, R)
+        heads = like.shape[1]
+        scores = like.new_full((B, heads, T, R + 1), torch.nan)
         start = 0
         for e in self._events:
             index = self._row_of(e.rows).masked_fill(e.rows == EMPTY, R)[:, :heads]  # (B, 1 or K, R of the block)

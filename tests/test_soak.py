@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from tiny import assert_same, tiny_cell, tokens
 
 import msrnn
-from msrnn import Reduction, fold, transition
+from msrnn import Reduction, Sinks, Window, decide, transition
 from msrnn import soak as module
 from msrnn.__main__ import main
 from msrnn.plot import draw_soak
@@ -193,20 +193,19 @@ def test_the_end_of_an_interval_is_looked_at_before_it_is_saved(tmp_path, monkey
     assert int(end(tmp_path).clock) == 160
 
 
-@pytest.mark.parametrize("reduction", ["sinks:6:2", "window:6"])
-def test_what_an_operator_promises_is_held_to_it(reduction, tmp_path, monkeypatch):
+@pytest.mark.parametrize("operator", [Window, Sinks])
+def test_what_an_operator_promises_is_held_to_it(operator, tmp_path, monkeypatch):
     """Both ways of reading let the newest go."""
-    for file in (fold, transition):
-        monkeypatch.setattr(file, "lowest", lambda score, p: p.masked_fill(p > 1000, 0)[:, : score.shape[1]].argmax(-1))
-    with pytest.raises(msrnn.Error, match=rf"layer 0: {reduction} keeps the first [02] and the newest [46] tokens; some have"):
-        soak(CELL, tmp_path, 64, reduction, interval=32)
+    monkeypatch.setattr(operator, "score", lambda self, seen: -seen.positions[:, :1].double())
+    with pytest.raises(msrnn.Error, match=r"layer 0: .*:6.* keeps the first [02] and the newest [46] tokens; some have"):
+        soak(CELL, tmp_path, 64, operator(6, *([2] if operator is Sinks else [])), interval=32)
 
 
-@pytest.mark.parametrize("way", [fold, transition])
-def test_another_row_that_leaves_is_told(way, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("way", "name"), [(decide, "_lowest"), (transition, "lowest")])
+def test_another_row_that_leaves_is_told(way, name, tmp_path, monkeypatch):
     """The dearest instead of the cheapest, in one of the two ways of reading."""
-    honest = way.lowest
-    monkeypatch.setattr(way, "lowest", lambda s, p: honest((-s).masked_fill(s.isinf(), torch.inf), p))
+    honest = getattr(way, name)
+    monkeypatch.setattr(way, name, lambda s, p: honest((-s).masked_fill(s.isinf(), torch.inf), p))
     with pytest.raises(msrnn.Error, match=r"layer [01]: position \d+ leaves by the fold and \d+ by the step, of scores"):
         soak(CELL, tmp_path, 64, "tova:6", interval=32)
     assert not list(tmp_path.iterdir())
@@ -260,7 +259,7 @@ def test_stopped_before_or_after_any_file_it_goes_on_as_if_it_had_not_been(tmp_p
         with pytest.raises(KeyboardInterrupt):
             soak(CELL, tmp_path / str(n), 160, "h2o:6", interval=32)
         monkeypatch.undo()
-        (tmp_path / str(n) / ".state.partial-1.safetensors").touch()  # as a killed writer leaves it
+        (tmp_path / str(n) / ".state.partial-999999999.safetensors").touch()  # as a killed writer leaves it
         assert counted(soak(CELL, tmp_path / str(n), 160, "h2o:6", interval=32)) == counted(whole)
         assert_same(end(tmp_path / str(n)), end(tmp_path / "whole"))  # bit for bit
         assert sorted(os.listdir(tmp_path / str(n))) == ["record.json", "state.safetensors"]

@@ -102,7 +102,7 @@ META_REFUSED = {
     "no width": ({"dim": ...}, "dim is None"),
     "no heads": ({"n_heads": "4"}, "n_heads is '4'"),
     "width": ({"dim": 25}, "dim 25 is no multiple of n_heads 4"),
-    "layers": ({"n_layers": 10**12}, "1000000000000 layers, but there are only"),
+    "layers": ({"n_layers": 40}, "40 layers, but there are only"),
     "vocabulary": ({"vocab_size": 61}, "shape"),
     "eps": ({"norm_eps": None}, "norm_eps is None"),
     "theta": ({"rope_theta": "big"}, "rope_theta is 'big'"),
@@ -122,7 +122,7 @@ MISTRAL_REFUSED = {
     "windows": ({"sliding_window": [4096, None]}, "sliding_window is"),
     "width": ({"dim": 0}, "dim is 0"),
     "kv": ({"n_kv_heads": None}, "n_kv_heads is None"),
-    "layers": ({"n_layers": 10**12}, "1000000000000 layers, but there are only"),
+    "layers": ({"n_layers": 40}, "40 layers, but there are only"),
     "ffn": ({"hidden_dim": 41}, "shape"),
 }
 

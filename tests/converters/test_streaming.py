@@ -63,6 +63,7 @@ from converters.__main__ import main
 from msrnn.tensors import Unread
 
 def run(job, report):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     events = 0
     def count(frame, event, argument):
         nonlocal events

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.memory import gguf_file, hf, measured
+from benchmarks.memory import FACTS, gguf_file, hf, measured
 from safetensors.torch import load_file
 
 import converters
@@ -51,6 +51,15 @@ def test_loading_holds_the_parameters_once(source, dtype, times, big, figure):
     before, peak, _ = measured(f"cell = converters.load({str(big / source)!r}, dtype={dtype})")
     figure(f"load {source}, dtype={dtype}: {times * SIZE / 1e6:.0f} MB of parameters, {(peak - before) / 1e6:.0f} at the peak")
     assert peak - before < 1.15 * times * SIZE + 4 * TENSOR
+
+
+def test_a_large_tensor_is_dequantised_some_rows_at_a_time(tmp_path, figure):
+    """131 MB in float32, of which the gguf package, given all at once, makes several."""
+    (tmp_path / "config.json").write_text(json.dumps({**FACTS, "num_hidden_layers": 1}))
+    path = gguf_file(tmp_path / "q8.gguf", tmp_path)
+    before, peak, _ = measured(f"converters.convert({str(path)!r}, {str(tmp_path / 'out')!r})")
+    figure(f"convert a GGUF whose largest tensor has 131 MB: {(peak - before) / 1e6:.0f} at the peak")
+    assert peak - before < 2 * 131e6
 
 
 # Killed.

@@ -62,6 +62,14 @@ def test_a_large_tensor_is_dequantised_some_rows_at_a_time(tmp_path, figure):
     assert peak - before < 2 * 131e6
 
 
+def test_numpy_and_the_extras_are_not_needed(big, tmp_path):
+    """Of the packages that are no dependency of the core."""
+    code = "import sys; sys.modules |= dict.fromkeys(('numpy', 'tokenizers', 'gguf', 'transformers')); import converters\n"
+    code += f"converters.convert({str(big / 'hf')!r}, {str(tmp_path / 'out')!r})"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 # Killed.
 
 CHILDREN = """

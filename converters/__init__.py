@@ -18,7 +18,7 @@ from msrnn.files import check_new_folder, new_folder, read_bytes, read_json
 from msrnn.models import Config, Llama
 from msrnn.tensors import Unread, open_tensors
 
-from . import carried, hub, huggingface, interleaved, live, meta, mistral, sentencepiece_file, shards
+from . import carried, hub, huggingface, interleaved, live, meta, mistral, shards
 from .source import Source
 
 if TYPE_CHECKING:
@@ -119,9 +119,11 @@ def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokeni
 
         return gguf_tokenizer.tokenizer(path)
     if not (path / "tokenizer.json").is_file():
-        if not (path / sentencepiece_file.NAME).is_file():
-            raise Error(f"{path} has neither tokenizer.json nor {sentencepiece_file.NAME}")
-        return sentencepiece_file.tokenizer(path / sentencepiece_file.NAME)
+        if not (path / carried.SENTENCEPIECE).is_file():
+            raise Error(f"{path} has neither tokenizer.json nor {carried.SENTENCEPIECE}")
+        from . import sentencepiece_file
+
+        return sentencepiece_file.tokenizer(path / carried.SENTENCEPIECE)
     text = read_bytes(path / "tokenizer.json")
     try:
         found = tokenizers.Tokenizer.from_buffer(text)

@@ -10,21 +10,27 @@ from msrnn import Error
 from msrnn.checkpoint import read_carried
 from msrnn.files import read_bytes, read_json
 
-from . import sentencepiece_file
-
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+SENTENCEPIECE = "tokenizer.model"
 
 
 def in_folder(folder: Path) -> Callable[[], dict[str, bytes]]:
     """Gives the files of a folder, as they are now; ``tokenizer.json`` is made of ``tokenizer.model`` where it is not there."""
-    files, model = read_carried(folder), folder / sentencepiece_file.NAME
+    files, model = read_carried(folder), folder / SENTENCEPIECE
     if "chat_template.jinja" not in files and (template := _old_chat_template(folder)):
         files["chat_template.jinja"] = template.encode()
     if "tokenizer.json" in files or not model.is_file():
         return partial(dict, files)
     data = read_bytes(model)
-    return lambda: files | _made(lambda: sentencepiece_file.tokenizer(model, data))
+
+    def make() -> "Tokenizer":
+        from . import sentencepiece_file  # deferred, as what it stands on is an extra
+
+        return sentencepiece_file.tokenizer(model, data)
+
+    return lambda: files | _made(make)
 
 
 def in_gguf(path: Path) -> dict[str, bytes]:

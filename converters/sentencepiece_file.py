@@ -18,7 +18,6 @@ from .gguf_tokenizer import USER_DEFINED, rebuild
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-NAME = "tokenizer.model"
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 PIECE, SCORE, KIND = 1, 2, 3
 MODEL, BOS_ID, EOS_ID, BPE = 3, 41, 42, 2

@@ -48,9 +48,5 @@ class Linear(nn.Linear):
     def __init__(self, n_in: int, n_out: int):
         super().__init__(n_in, n_out, bias=False)
 
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:  # there PyTorch would load its compiler, for numbers that nobody sees
-            super().reset_parameters()
-
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight)

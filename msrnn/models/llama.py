@@ -138,7 +138,7 @@ class Layer(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """``nn.Embedding`` that draws no numbers on the meta device, as :class:`Linear`."""
+    """``nn.Embedding`` that draws no numbers on the meta device: PyTorch would load its compiler for them."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:

@@ -103,6 +103,7 @@ META_REFUSED = {
     "no heads": ({"n_heads": "4"}, "n_heads is '4'"),
     "width": ({"dim": 25}, "dim 25 is no multiple of n_heads 4"),
     "layers": ({"n_layers": 10**12}, "n_layers is 1000000000000; expected at most"),
+    "more layers than tensors": ({"n_layers": 40}, "40 layers, but there are only"),
     "vocabulary": ({"vocab_size": 61}, "shape"),
     "eps": ({"norm_eps": None}, "norm_eps is None"),
     "theta": ({"rope_theta": "big"}, "rope_theta is 'big'"),
@@ -123,6 +124,7 @@ MISTRAL_REFUSED = {
     "width": ({"dim": 0}, "dim is 0"),
     "kv": ({"n_kv_heads": None}, "n_kv_heads is None"),
     "layers": ({"n_layers": 10**12}, "n_layers is 1000000000000; expected at most"),
+    "more layers than tensors": ({"n_layers": 40}, "40 layers, but there are only"),
     "ffn": ({"hidden_dim": 41}, "shape"),
 }
 

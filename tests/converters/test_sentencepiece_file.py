@@ -54,8 +54,10 @@ def test_it_serves_and_goes_along(tmp_path):
         converters.tokenizer(folder)
     trained(folder / "tokenizer.model")
     ids = converters.tokenizer(folder).encode(TEXTS[0]).ids
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     converters.convert(folder, tmp_path / "own")
     assert converters.tokenizer(tmp_path / "own").encode(TEXTS[0]).ids == ids
+    assert (tmp_path / "own" / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 @pytest.mark.parametrize(

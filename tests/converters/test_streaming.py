@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.memory import gguf_file, hf, measured
+from benchmarks.memory import FACTS, gguf_file, hf, measured
 from safetensors.torch import load_file
 
 import converters
@@ -53,6 +53,23 @@ def test_loading_holds_the_parameters_once(source, dtype, times, big, figure):
     assert peak - before < 1.15 * times * SIZE + 4 * TENSOR
 
 
+def test_a_large_tensor_is_dequantised_some_rows_at_a_time(tmp_path, figure):
+    """131 MB in float32, of which the gguf package, given all at once, makes several."""
+    (tmp_path / "config.json").write_text(json.dumps({**FACTS, "num_hidden_layers": 1}))
+    path = gguf_file(tmp_path / "q8.gguf", tmp_path)
+    before, peak, _ = measured(f"converters.convert({str(path)!r}, {str(tmp_path / 'out')!r})")
+    figure(f"convert a GGUF whose largest tensor has 131 MB: {(peak - before) / 1e6:.0f} at the peak")
+    assert peak - before < 2 * 131e6
+
+
+def test_numpy_and_the_extras_are_not_needed(big, tmp_path):
+    """Of the packages that are no dependency of the core."""
+    code = "import sys; sys.modules |= dict.fromkeys(('numpy', 'tokenizers', 'gguf', 'transformers')); import converters\n"
+    code += f"converters.convert({str(big / 'hf')!r}, {str(tmp_path / 'out')!r})"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 # Killed.
 
 CHILDREN = """
@@ -63,6 +80,7 @@ from converters.__main__ import main
 from msrnn.tensors import Unread
 
 def run(job, report):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     events = 0
     def count(frame, event, argument):
         nonlocal events

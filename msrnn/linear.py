@@ -2,7 +2,9 @@
 
 A step multiplies one row by every matrix, so it is as fast as the matrices are read. On x86 CPUs PyTorch hands float32
 products to MKL; the oneDNN kernel that it carries for compiled graphs is faster for 1 to 256 rows
-(``tests/benchmarks/linear.py``). It has no derivative, so a graph is built with the other.
+(``tests/benchmarks/linear.py``). It has no derivative, so a graph is built with the other. And it keeps compiled code for every
+number of rows it has met, about a megabyte for each and each shape of matrix; so that a process that reads texts of all lengths
+stays as large as it is, many rows are filled up to one of few numbers.
 """
 
 import torch
@@ -34,7 +36,11 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     )
     if plain:
         return functional.linear(x, weight)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    rows = x.numel() // x.shape[-1]
+    more = -rows % (1 if rows <= 16 else 16 if rows <= 64 else 64)
+    padded = functional.pad(x.flatten(0, -2), (0, 0, 0, more)) if more else x
+    y = torch.ops.mkldnn._linear_pointwise(padded, weight, None, "none", [], "")
+    return y[:rows].view(*x.shape[:-1], y.shape[-1]) if more else y
 
 
 def workable(x: Tensor) -> Tensor:

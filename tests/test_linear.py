@@ -58,6 +58,21 @@ def test_gradients_flow():
     assert torch.allclose(x.grad, weight.detach().sum(0).expand(3, 8), atol=1e-5)
 
 
+@pytest.mark.skipif(not module.HAS_KERNEL, reason="this torch has no oneDNN kernel, so there is one way only")
+def test_the_kernel_meets_few_numbers_of_rows(monkeypatch):
+    """It keeps code for each, so texts of any length must not make many."""
+    kernel, met = torch.ops.mkldnn._linear_pointwise, set()
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda x, *a: met.add(x.numel() // 24) or kernel(x, *a))
+    weight = torch.randn(40, 24)
+    for rows in range(1, 1025, 3):
+        x = torch.randn(rows, 24)
+        y = product(x, weight)
+        assert y.shape == (rows, 40)
+        assert torch.allclose(y, linear(x, weight), rtol=1e-5, atol=1e-5)
+    assert len(met) <= 34
+    assert product(torch.randn(5, 7, 24), weight).shape == (5, 7, 40)
+
+
 CHANGES = {
     "nothing": lambda cell: cell,
     "to float64": lambda cell: cell.to(torch.float64),

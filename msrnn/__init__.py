@@ -5,6 +5,7 @@ from .chat import Chat
 from .checkpoint import load
 from .decode import generate, stream
 from .error import Error
+from .lookahead import jacobi
 from .reduction import H2O, TOVA, Full, Reduction, Seen, Sinks, Window, parse_reduction
 from .snapshot import load_state
 from .state import MultiState, State
@@ -23,6 +24,7 @@ __all__ = [
     "State",
     "Window",
     "generate",
+    "jacobi",
     "load",
     "load_state",
     "parse_reduction",

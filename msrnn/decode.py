@@ -49,8 +49,8 @@ def generate(
     Raises:
         Error: an empty prompt, settings out of range or without ``do_sample``, and as the cell's call.
     """
-    choose, ids = _chooser(do_sample, temperature, top_k, top_p, generator), _eos_ids(cell, eos_token_id)
-    logits, state = _read_prompt(cell, tokens, state, lengths, max_new_tokens)
+    choose, ids = _chooser(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
+    logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
     written = [token for token, _ in _loop(cell.step_, logits, state, choose, ids, max_new_tokens)]  # state moves along
     return torch.stack(written, dim=1) if written else tokens[:, :0], state
 
@@ -74,9 +74,9 @@ def stream(
     Arguments and refusals are those of :func:`generate`. Each state is a value of its own: it may be kept, and
     decoding can branch from it.
     """
-    choose, ids = _chooser(do_sample, temperature, top_k, top_p, generator), _eos_ids(cell, eos_token_id)
+    choose, ids = _chooser(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
     with torch.no_grad():
-        logits, state = _read_prompt(cell, tokens, state, lengths, max_new_tokens)
+        logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
     return _loop(cell.step, logits, state, choose, ids, max_new_tokens)
 
 
@@ -104,17 +104,18 @@ def _loop(
                 return
 
 
-def _eos_ids(cell: Cell, eos: int | Sequence[int] | None) -> Tensor:
+def eos_ids(cell: Cell, eos: int | Sequence[int] | None) -> Tensor:
+    """``eos_token_id`` as ``(n,)`` int64, checked."""
     if isinstance(eos, Tensor):
         eos = eos.flatten().tolist()
     ids = [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
     for i in ids:
-        if not _is_whole(i) or not 0 <= i < cell.config.vocab_size:
+        if not is_whole(i) or not 0 <= i < cell.config.vocab_size:
             raise Error(f"eos_token_id is {i!r}; expected ids below {cell.config.vocab_size}, the size of the vocabulary")
     return torch.tensor([int(i) for i in ids], dtype=torch.int64)
 
 
-def _is_whole(value: object) -> TypeGuard[int]:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether ``value`` counts: an int or one of numpy's, no bool."""
     try:
         operator.index(value)  # type: ignore[arg-type]
@@ -123,8 +124,9 @@ def _is_whole(value: object) -> TypeGuard[int]:
     return not isinstance(value, bool | Tensor)
 
 
-def _read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor | None, count: int) -> tuple[Tensor, State]:
-    if not _is_whole(count) or count < 0:
+def read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor | None, count: int) -> tuple[Tensor, State]:
+    """The prompt, read: logits ``(B, V)`` and the state; ``count`` new tokens are to follow."""
+    if not is_whole(count) or count < 0:
         raise Error(f"max_new_tokens is {count!r}; expected a whole number of at least 0")
     if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[1] == 0:
         raise Error("the prompt is empty; expected at least one token to continue from")
@@ -140,7 +142,7 @@ def _chooser(
     for name, value in {"temperature": temperature, "top_k": top_k, "top_p": top_p}.items():
         if value is None and name != "temperature":
             continue
-        if not (_is_whole(value) if name == "top_k" else isinstance(value, Real) and not isinstance(value, bool)):
+        if not (is_whole(value) if name == "top_k" else isinstance(value, Real) and not isinstance(value, bool)):
             raise Error(f"{name} is {value!r}; expected a {'whole ' if name == 'top_k' else ''}number")
         if not do_sample and (name != "temperature" or value != 1):
             raise Error(f"{name} shapes sampling; it needs do_sample=True")

@@ -31,7 +31,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
 }
 ABOVE = {
     "decode": CELL,
-    "lookahead": CELL,
+    "lookahead": {*CELL, "decode"},
     "evaluate": CELL,
     "retention": CELL,
     "spelling": set(),

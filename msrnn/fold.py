@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import mask, meet
-from .decide import Block, decide
+from .decide import Block, Look, decide
 from .linear import workable
 from .state import EMPTY, MultiState
 
@@ -45,8 +45,18 @@ class Event(NamedTuple):
         return self.rows[..., -self.left.shape[2] :]
 
 
+Decided = dict[int, Block]
+"""What a blind operator decided in the layer before, by the block's first token: mostly it is the same in this one."""
+
+
 def fold(
-    q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None, events: list[Event] | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    H: MultiState,
+    active: Tensor | None,
+    events: list[Event] | None = None,
+    decided: Decided | None = None,
 ) -> tuple[Tensor, MultiState]:
     """What each of T tokens reads, and H after the last; the same as T times append, attend, reduce. Waits for the device.
 
@@ -55,6 +65,7 @@ def fold(
         H: the layer before the first token, S rows.
         active: ``(B, T)`` bool; tokens where it is false are not read. None: all are.
         events: where given, what happened in each block is added to it.
+        decided: of the same tokens in the layer before; written to.
 
     Returns:
         ``(B, N, T, D)``, meaningless where a token is not read, and the new H.
@@ -63,19 +74,34 @@ def fold(
     for start in range(0, k.shape[2], length):
         cut = slice(start, start + length)
         now = k.new_ones(k.shape[0], k[:, :, cut].shape[2], dtype=torch.bool) if active is None else active[:, cut]
-        x, H = _block(q[:, :, cut], k[:, :, cut], v[:, :, cut], H.ordered(), now, events)
+        x, H = _block(
+            q[:, :, cut], k[:, :, cut], v[:, :, cut], H.ordered(), now, events, {} if decided is None else decided, start
+        )
         read.append(x)
     return torch.cat(read, dim=2), H.ordered()
 
 
 def _block(
-    q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor, events: list[Event] | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    H: MultiState,
+    active: Tensor,
+    events: list[Event] | None,
+    decided: Decided,
+    start: int,
 ) -> tuple[Tensor, MultiState]:
-    """:func:`fold` of one block, H in order."""
+    """:func:`fold` of one block, which begins at token ``start``, H in order."""
     K, T = k.shape[1:3]
     keys, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
     queries = q.unflatten(1, (K, -1))  # (B, K, G, T, D)
-    block, looks = decide(_entered(queries, keys, H, active))
+    block, known, looks = _entered(queries, keys, H, active), decided.get(start), list[Look]()
+    if known and known.reduction == H.reduction and known.positions.equal(block.positions) and events is None:
+        block = known
+    else:
+        block, looks = decide(block)
+        if H.reduction.blind and not H.numbers:
+            decided[start] = block
     if H.reduction.blind:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
         read = scaled_dot_product_attention(workable(queries.flatten(2, 3)), workable(keys), workable(values), seen)
@@ -89,7 +115,7 @@ def _block(
         score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
         events.append(Event(q, k, v, active, H.numbers, block.positions, block.left(), score))
     positions = block.positions.masked_fill(block.until < T, EMPTY)
-    H = MultiState(keys, values, positions, H.clock + active.sum(1), H.reduction, looks[-1].last())
+    H = MultiState(keys, values, positions, H.clock + active.sum(1), H.reduction, looks[-1].last() if looks else {})
     return read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2), H
 
 

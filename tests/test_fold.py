@@ -1,6 +1,6 @@
 """Many tokens at once are the step loop, wherever chunks begin and end. (`test_laws.py` holds the rest of the fold's laws.)"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from tiny import assert_same, close, fold, tiny_cell, tokens
 
 import converters
 import msrnn
-from msrnn import Reduction
+from msrnn import Reduction, Window
 from msrnn import decide as deciding
 from msrnn import fold as folding
 
@@ -89,6 +89,31 @@ def test_wrong_guesses_are_found(reduction, monkeypatch):
     monkeypatch.setattr(deciding, "_guess", lambda cost, *a: guess(torch.where(cost.isinf(), cost, -cost), *a))
     assert_folds(cell, text, reduction)
     assert len(looks) - few > 2 * few
+
+
+def test_layers_alike_decide_once(monkeypatch):
+    """What a blind operator decides follows from positions; layers that hold others, or are under another, decide anew."""
+    asked = []
+    honest = folding.decide
+    monkeypatch.setattr(folding, "decide", lambda block: asked.append(block.reduction) or honest(block))
+    cell, text = tiny_cell(n_layers=4), tokens(5, 2, 20)
+    assert_folds(cell, text, "window:5")
+    assert len(asked) == 1
+    assert_folds(cell, text, "tova:5")
+    assert len(asked) == 1 + 4
+    assert_folds(cell, text, Window((5, 5, 3, 3)))
+    assert len(asked) == 1 + 4 + 2
+    mixed = [Window(5), msrnn.TOVA(5), Window(5), Window(3)]
+    assert_folds(cell, text, mixed)
+    assert len(asked) == 1 + 4 + 2 + 3
+    _, state = cell(text, cell.initial_state(2, mixed))
+    other = [replace(H, reduction=Window(5)) for H in state]  # the second layer holds what TOVA kept
+    other[3] = state[3]
+    state = state.with_layers(other)
+    logits, after = cell(text, state)
+    expected, end = fold(cell, text, state)
+    close(logits, expected, 1e-8)
+    assert_same(after, end, 1e-8)
 
 
 def test_an_operator_is_asked_for_many_tokens_at_once():

@@ -15,7 +15,7 @@ from torch.nn.functional import silu
 from ..attention import attend
 from ..cell import Cell
 from ..error import Error
-from ..fold import Event, fold
+from ..fold import Decided, Event, fold
 from ..linear import Linear, product
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window
@@ -115,11 +115,17 @@ class Layer(nn.Module):
         return self._think(x, read), reduce(seen, weights, clock, active)
 
     def fold(
-        self, x: Tensor, H: MultiState, rotation: Rotation, active: Tensor | None, events: list[Event] | None
+        self,
+        x: Tensor,
+        H: MultiState,
+        rotation: Rotation,
+        active: Tensor | None,
+        events: list[Event] | None,
+        decided: Decided,
     ) -> tuple[Tensor, MultiState]:
         """T transitions at once: ``(B, T, E)`` and the H before them -> ``(B, T, E)`` and the H after them."""
         q, k, v = (heads.transpose(1, 2) for heads in self._look(x, rotation))  # (B, N or K, T, D)
-        read, H = fold(q, k, v, H, active, events)
+        read, H = fold(q, k, v, H, active, events, decided)
         return self._think(x, read.transpose(1, 2)), H
 
     def _look(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,10 +213,11 @@ class Llama(Cell):
         position = layers[0].clock[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (B, T)
         x = self.embed(tokens)  # (B, T, E)
         rotation = self.config.rope.rotation(position, self.config.head_dim, x.dtype)
-        after = []
+        after: list[MultiState] = []
+        decided: Decided = {}
         for i, (layer, H) in enumerate(zip(self.layers, layers, strict=True)):
             assert isinstance(layer, Layer)
-            x, H = layer.fold(x, H, rotation, active, None if events is None else events[i])
+            x, H = layer.fold(x, H, rotation, active, None if events is None else events[i], decided)
             after.append(H)
         return x, after
 

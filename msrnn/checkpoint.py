@@ -138,12 +138,11 @@ def build(
     kind = check(config, tensors, dtype)
     check_device(device)
     place = "cpu" if device is None else device
-    found = {}
+    cell = _on_meta(config).eval().requires_grad_(False)
+    cell._apply(lambda x: torch.empty(x.shape, dtype=kind, device=place))
     for name in sorted(tensors, key=lambda name: -math.prod(tensors[name].shape)):  # largest first: then little else is held
-        found[name] = tensors[name].read().to(device=place, dtype=kind, copy=True, memory_format=torch.contiguous_format)
-    cell = _on_meta(config)
-    cell.load_state_dict(found, assign=True)
-    return cell.eval().requires_grad_(False)
+        cell.get_parameter(name).copy_(tensors[name].read())
+    return cell
 
 
 def _on_meta(config: Config) -> Llama:

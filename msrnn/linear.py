@@ -5,7 +5,13 @@ products to MKL; the oneDNN kernel that it carries for compiled graphs is faster
 (``tests/benchmarks/linear.py``). It has no derivative, so a graph is built with the other. And it keeps compiled code for every
 number of rows it has met, about a megabyte for each and each shape of matrix; so that a process that reads texts of all lengths
 stays as large as it is, many rows are filled up to one of few numbers.
+
+Matrices that multiply the same x (query, key and value; gate and up) are read faster as one. They stay parameters of their own,
+but lie one after the other in one storage, and where they are found so, one product is made. Nothing depends on it: a parameter
+that was given another storage, by whatever way, is multiplied by itself.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,3 +62,43 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight)
+
+
+def side_by_side(x: Tensor, *linears: nn.Module) -> Tensor:
+    """``(…, E) -> (…, F_1 + F_2 + …)``, what each of the modules makes of ``x``; in one product where their weights are one."""
+    weight = _joined([_own(linear) for linear in linears])
+    if weight is None or (weight.requires_grad and torch.is_grad_enabled()):
+        return torch.cat([linear(x) for linear in linears], dim=-1)
+    return product(x, weight)
+
+
+def lay_together(*linears: nn.Module) -> None:
+    """Give the weights one storage, in this order, where they have none yet; parameters, numbers and gradients stay."""
+    weights = [linear.get_parameter("weight") for linear in linears]
+    like = {(w.dtype, w.device, w.shape[1:], type(w)) for w in weights}
+    if len(like) == 1 and not weights[0].is_meta and _joined(weights) is None:
+        rows = torch.cat([w.detach() for w in weights])
+        for weight, part in zip(weights, rows.split([len(w) for w in weights]), strict=True):
+            weight.data = part
+
+
+def _own(linear: nn.Module) -> Tensor | None:
+    """The weight of a module that does nothing but multiply by it, watched by nobody."""
+    plain = type(linear) is Linear and not linear._forward_hooks and not linear._forward_pre_hooks
+    return linear._parameters.get("weight") if plain else None
+
+
+def _joined(weights: Sequence[Tensor | None]) -> Tensor | None:
+    """``(F_1 + F_2 + …, E)``, one matrix of all, if that is how they lie in memory."""
+    first, rows, end = weights[0], 0, 0
+    if torch.compiler.is_compiling():
+        return None
+    for weight in weights:
+        if type(weight) is not nn.Parameter or not weight.is_contiguous() or (rows and weight.data_ptr() != end):
+            return None
+        rows, end = rows + weight.shape[0], weight.data_ptr() + weight.nbytes
+    assert first is not None
+    width, storage = first.shape[1], first.untyped_storage()
+    if first.is_meta or end > storage.data_ptr() + storage.nbytes():  # neighbours by chance
+        return None
+    return first.as_strided((rows, width), (width, 1))

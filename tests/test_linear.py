@@ -3,10 +3,12 @@
 import copy
 
 import pytest
+import safetensors.torch
 import torch
 from tiny import close, fold, tiny_cell, tokens
 from torch.nn.functional import linear
 
+import msrnn
 from msrnn import linear as module
 from msrnn.linear import product
 
@@ -78,9 +80,23 @@ CHANGES = {
     "to float64": lambda cell: cell.to(torch.float64),
     "half and back": lambda cell: cell.half().float(),
     "a deep copy": lambda cell: copy.deepcopy(cell),
-    "load_state_dict": lambda cell: cell.load_state_dict(tiny_cell(seed=3, dtype=torch.float32).state_dict()) and cell,
-    "edited in place": lambda cell: cell.layers[0].q.weight.mul_(1.5) is not None and cell,
+    "load_state_dict": lambda cell: cell.load_state_dict(other_parameters()) and cell,
+    "load_state_dict, assigned": lambda cell: cell.load_state_dict(other_parameters(), assign=True) and cell,
+    **{
+        f"{name} edited in place": lambda cell, name=name: (
+            cell.get_submodule(f"layers.0.{name}").weight.mul_(1.5) is not None and cell
+        )
+        for name in ("q", "k", "v", "o", "gate", "up", "down")
+    },
+    "k given other data": lambda cell: setattr(cell.layers[0].k.weight, "data", torch.randn(12, 24)) or cell,
+    "up a new parameter": lambda cell: setattr(cell.layers[1].up, "weight", torch.nn.Parameter(torch.randn(32, 24))) or cell,
+    "v another module": lambda cell: setattr(cell.layers[0], "v", torch.nn.Linear(24, 12)) or cell,
+    "k and v sharing": lambda cell: setattr(cell.layers[0].v, "weight", cell.layers[0].k.weight) or cell,
 }
+
+
+def other_parameters():
+    return {name: x.clone() for name, x in tiny_cell(seed=3, dtype=torch.float32).state_dict().items()}
 
 
 @pytest.mark.skipif(not module.HAS_KERNEL, reason="this torch has no oneDNN kernel, so there is one way only")
@@ -89,6 +105,56 @@ def test_a_cells_logits_are_those_of_plain_products(change, monkeypatch):
     cell, text = tiny_cell(dtype=torch.float32), tokens(1, 2, 7)
     cell(text)  # whatever a first call may leave behind
     cell = change(cell)
-    fast, _ = cell(text)
+    fast, state = cell(text)
+    cell.requires_grad_(False)  # a parameter may be new
+    _, stepped = cell.step_(text[:, 0], state.detach().clone())
     monkeypatch.setattr(module, "HAS_KERNEL", False)
+    monkeypatch.setattr(module, "_joined", lambda weights: None)
     close(fast, cell(text)[0], 1e-4)
+    close(stepped[0].keys, cell.step(text[:, 0], state)[1][0].keys, 1e-4)
+
+
+def joined(layer):
+    return all(
+        module._joined([m.weight for m in some]) is not None for some in ((layer.q, layer.k, layer.v), (layer.gate, layer.up))
+    )
+
+
+def test_matrices_that_read_the_same_lie_together_and_are_held_once(tmp_path):
+    cell = tiny_cell(dtype=torch.float32)
+    cell.save(tmp_path / "folder")
+    moved = {
+        "built": cell,
+        "loaded": msrnn.load(tmp_path / "folder"),
+        "loaded in another type": msrnn.load(tmp_path / "folder", dtype=torch.bfloat16),
+        "copied": copy.deepcopy(cell),
+        "moved": copy.deepcopy(cell).to(torch.float64),
+        "from meta": copy.deepcopy(cell).to("meta").to_empty(device="cpu"),
+    }
+    for name, now in moved.items():
+        assert all(map(joined, now.layers)), name
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in now.parameters()}
+        assert sum(storages.values()) == sum(x.nbytes for x in now.parameters()), name
+        assert {n: x.shape for n, x in now.state_dict().items()} == {n: x.shape for n, x in cell.state_dict().items()}, name
+    safetensors.torch.save_file(cell.state_dict(), tmp_path / "other.safetensors")
+    for name, x in safetensors.torch.load_file(tmp_path / "other.safetensors").items():
+        assert x.equal(cell.state_dict()[name])
+
+
+def test_a_hook_on_one_of_them_is_called():
+    cell, called = tiny_cell(dtype=torch.float32), []
+    cell.layers[0].k.register_forward_hook(lambda *_: called.append("k"))
+    cell.layers[1].up.register_forward_pre_hook(lambda *_: called.append("up"))
+    cell.step(tokens(1, 2, 1)[:, 0])
+    assert called == ["k", "up"]
+
+
+def test_neighbours_by_chance_are_no_matrix():
+    """Two storages may touch; reading on from one into the other is refused."""
+    whole = torch.randn(8, 4)
+    shorter = torch.empty(0).set_(whole.untyped_storage(), 0, (4, 4))
+    parts = [torch.nn.Parameter(shorter), torch.nn.Parameter(whole[4:])]
+    assert module._joined(parts).equal(whole)
+    assert module._joined(parts[::-1]) is None
+    assert module._joined([parts[0], torch.nn.Parameter(whole[4:].clone())]) is None
+    assert module._joined([torch.nn.Parameter(whole[:4].mT), parts[1]]) is None

@@ -5,8 +5,9 @@ arXiv:2302.13971; grouped queries arXiv:2307.09288; llama3 rope scaling arXiv:24
 cell with other facts (``mistral.py``, ``yi.py``).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from ..attention import attend
 from ..cell import Cell
 from ..error import Error
 from ..fold import Decided, Event, fold
-from ..linear import Linear, product
+from ..linear import Linear, lay_together, product, side_by_side
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window
 from ..rotary import Llama3, Rope, Rotation, rotate
@@ -98,6 +99,22 @@ class Layer(nn.Module):
         self.gate = Linear(E, F)
         self.up = Linear(E, F)
         self.down = Linear(F, E)
+        self._lay_together()
+
+    def _lay_together(self) -> None:
+        lay_together(self.q, self.k, self.v)
+        lay_together(self.gate, self.up)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Layer":
+        """What ``to``, ``half``, ``to_empty`` … do."""
+        super()._apply(fn, recurse)
+        self._lay_together()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What ``deepcopy`` ends with."""
+        super().__setstate__(state)
+        self._lay_together()
 
     def step(self, x: Tensor, H: MultiState, *, active: Tensor | None = None) -> tuple[Tensor, MultiState]:
         """``(B, E), H_{t-1} -> (B, E), H_t``; pure. ``active (B,)`` bool: rows where it is false stand still."""
@@ -132,15 +149,16 @@ class Layer(nn.Module):
         """``(…, E)`` -> query ``(…, N, D)``, key and value ``(…, K, D)``; query and key rotated."""
         N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         normed = self.attention_norm(x)
-        qk = torch.cat((self.q(normed), self.k(normed)), dim=-1).unflatten(-1, (N + K, D))
+        qk, v = side_by_side(normed, self.q, self.k, self.v).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
         q, k = rotate(qk, rotation).split((N, K), dim=-2)
-        return q, k, self.v(normed).unflatten(-1, (K, D))
+        return q, k, v
 
     def _think(self, x: Tensor, read: Tensor) -> Tensor:
         """``(…, E)`` and what was read, ``(…, N, D)`` -> ``(…, E)``, what leaves the layer."""
         x = x + self.o(read.flatten(-2))
         normed = self.ffn_norm(x)
-        return x + self.down(silu(self.gate(normed)) * self.up(normed))
+        gate, up = side_by_side(normed, self.gate, self.up).chunk(2, dim=-1)
+        return x + self.down(silu(gate) * up)
 
 
 class Embedding(nn.Embedding):

@@ -4,22 +4,22 @@ import torch
 from torch import Tensor
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+def attend(query: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None) -> tuple[Tensor, Tensor]:
     r"""$\mathrm{softmax}(q K^\top / \sqrt D)\,V$ for one token, heads grouped (arXiv:2401.06104, eq. 7).
 
     Args:
         query: ``(B, N, D)``, rotated.
         keys, values: ``(B, K, R, D)``, the rows carried over and the current token's own.
-        empty: ``(B, K, R)`` bool, rows that hold nothing and are not seen.
+        empty: ``(B, K, R)`` bool, rows that hold nothing and are not seen. None: all hold something.
 
     Returns:
         What was read, ``(B, N, D)`` in the dtype of ``query``, and the weights ``(B, K, G, R)`` in at least float32;
         ``G = N // K`` query heads share a key head.
     """
-    B, N, D = query.shape
-    logits = meet(query.view(B, keys.shape[1], -1, D), keys)  # (B, K, G, R)
-    weights = mask(logits, empty[:, :, None]).softmax(dim=-1)
-    read = weights.to(values.dtype) @ values  # (B, K, G, D)
+    (B, K), (N, D) = keys.shape[:2], query.shape[1:]
+    logits = meet(query.reshape(B * K, N // K, D), keys.flatten(0, 1)).unflatten(0, (B, K))  # (B, K, G, R)
+    weights = (logits if empty is None else mask(logits, empty[:, :, None])).softmax(dim=-1)
+    read = weights.to(values.dtype).flatten(0, 1) @ values.flatten(0, 1)  # (B K, G, D)
     return read.view(B, N, D), weights
 
 

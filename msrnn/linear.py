@@ -66,8 +66,9 @@ class Linear(nn.Linear):
 
 def side_by_side(x: Tensor, *linears: nn.Module) -> Tensor:
     """``(…, E) -> (…, F_1 + F_2 + …)``, what each of the modules makes of ``x``; in one product where their weights are one."""
-    weight = _joined([_own(linear) for linear in linears])
-    if weight is None or (weight.requires_grad and torch.is_grad_enabled()):
+    weights = [_own(linear) for linear in linears]
+    learnt = torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in weights)
+    if learnt or (weight := _joined(weights)) is None:
         return torch.cat([linear(x) for linear in linears], dim=-1)
     return product(x, weight)
 

@@ -42,14 +42,15 @@ class Rope:
         return self.theta ** -self._exponents(position, head_dim, dtype)
 
     def rotation(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
-        """cos and sin, ``(…, 1, D/2)`` each in ``dtype``, for tokens at ``position (…,)`` int64.
+        """cos, and sin with its sign (− for the first half), ``(…, 1, D)`` each in ``dtype``, for tokens at ``position (…,)`` int64.
 
         Angles are computed in at least float32, on the device of ``position``, without waiting for it.
         """
         wide = torch.promote_types(dtype, torch.float32)
         angle = position[..., None].to(wide) * self.frequencies(position, head_dim, wide)  # (…, D/2)
-        angle = angle[..., None, :]  # (…, 1, D/2), the same for every head
-        return (angle.cos() * self.gain).to(dtype), (angle.sin() * self.gain).to(dtype)
+        cos, sin = angle.cos() * self.gain, angle.sin() * self.gain
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (…, D)
+        return cos.to(dtype)[..., None, :], sin.to(dtype)[..., None, :]  # the same for every head
 
     @staticmethod
     def _exponents(position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
@@ -145,7 +146,6 @@ KINDS: dict[str, type[Rope]] = {"default": Rope, "linear": Linear, "dynamic": Dy
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn every head of ``x (…, heads, D)`` by ``rotation``, cos and sin ``(…, 1, D/2)`` each."""
+    """Turn every head of ``x (…, heads, D)`` by ``rotation``, cos and signed sin ``(…, 1, D)`` each."""
     cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)  # (…, heads, D/2) each
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)  # x[i] cos ∓ x[i ± D/2] sin

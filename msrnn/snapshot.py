@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
         for i, reduction in enumerate(reductions):
             rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.numbers)}
             numbers = {name: rows[name] for name in reduction.numbers}
-            layers.append(MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, numbers))
+            H = MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, numbers)
+            layers.append(replace(H, gapless=not bool(H.empty.any())))
     except Error:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as wrong:

@@ -36,6 +36,7 @@ class MultiState:
         numbers: what the operator keeps per row, by name, ``(B, K, S)`` each in at least float32.
         room: where this state owns storage beyond its rows, the tensors ``(B, K, S + …)`` whose first rows keys, values
             and positions are; a step in place writes the next row there.
+        gapless: that no row is empty is known, and need not be looked for.
     """
 
     keys: Tensor
@@ -45,6 +46,7 @@ class MultiState:
     reduction: "Reduction"
     numbers: dict[str, Tensor] = field(default_factory=dict)
     room: tuple[Tensor, ...] | None = None
+    gapless: bool = False
 
     @property
     def rows(self) -> dict[str, Tensor]:
@@ -56,14 +58,14 @@ class MultiState:
         """``(B, K, S)`` bool: rows that hold nothing."""
         return self.positions == EMPTY
 
-    def with_rows(self, rows: dict[str, Tensor], clock: Tensor) -> "MultiState":
+    def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, gapless: bool = False) -> "MultiState":
         """The same layer with other rows, named as in ``rows``, no room beyond them, and another clock."""
         numbers = {name: rows[name] for name in self.numbers}
-        return MultiState(rows["keys"], rows["values"], rows["positions"], clock, self.reduction, numbers)
+        return MultiState(rows["keys"], rows["values"], rows["positions"], clock, self.reduction, numbers, None, gapless)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "MultiState":
         """``change`` applied to every row-aligned tensor and to the clock; room beyond the rows is left behind."""
-        return self.with_rows({name: change(x) for name, x in self.rows.items()}, change(self.clock))
+        return self.with_rows({name: change(x) for name, x in self.rows.items()}, change(self.clock), gapless=self.gapless)
 
     def select(self, rows: Tensor) -> "MultiState":
         """The batch rows ``rows (B',)`` int64, as a copy."""
@@ -83,7 +85,7 @@ class MultiState:
         numbers = {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1)), dim=-1) for name, x in self.numbers.items()}
         if not in_place:
             rows = tuple(torch.cat((x, row.unsqueeze(2)), dim=2) for x, row in zip(rows, new, strict=True))
-            return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, rows)
+            return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, rows, self.gapless)
         room = self.room
         if room is None or room[0].shape[2] == S:
             spare = [x.new_empty(*x.shape[:2], self._spare(), *x.shape[3:]) for x in rows]
@@ -91,23 +93,23 @@ class MultiState:
         for x, row in zip(room, new, strict=True):
             x[:, :, S] = row
         rows = room if room[0].shape[2] == S + 1 else tuple(x[:, :, : S + 1] for x in room)
-        return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, room)
+        return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, room, self.gapless)
 
     def ordered(self) -> "MultiState":
         """The same rows in order of position, in as few columns as the fullest head needs. Waits for the device."""
-        held = ~self.empty
-        most = int(held.sum(-1).amax()) if held.numel() else 0
-        if most == held.shape[2] and bool((self.positions[..., 1:] > self.positions[..., :-1]).all()):
-            return self
+        held = (~self.empty).sum(-1)  # (B, K)
+        least, most = map(int, held.aminmax()) if held.numel() else (0, 0)
+        if most == self.positions.shape[2] and bool((self.positions[..., 1:] > self.positions[..., :-1]).all()):
+            return self if self.gapless == (least == most) else replace(self, gapless=least == most)
         last = torch.iinfo(torch.int64).max
         order = self.positions.masked_fill(self.empty, last).argsort(dim=-1)[..., :most]  # (B, K, most)
-        first = torch.arange(held[..., 0].numel(), device=order.device) * held.shape[2]  # of each head, all rows in line
+        first = torch.arange(held.numel(), device=order.device) * self.positions.shape[2]  # of each head, all rows in line
         index = (order.flatten(0, 1) + first[:, None]).flatten()
 
         def picked(x: Tensor) -> Tensor:
             return x.flatten(0, 2).index_select(0, index).unflatten(0, order.shape)
 
-        return self.with_rows({name: picked(x) for name, x in self.rows.items()}, self.clock)
+        return self.with_rows({name: picked(x) for name, x in self.rows.items()}, self.clock, gapless=least == most)
 
     def _spare(self) -> int:
         """Rows to make room for: a sixteenth more, so that appending a row copies no more than sixteen; never more than
@@ -127,7 +129,8 @@ def join(parts: Sequence[MultiState]) -> MultiState:
         return torch.cat((x, fill), dim=2)
 
     rows = {name: torch.cat([padded(H, name) for H in parts]) for name in parts[0].rows}
-    return parts[0].with_rows(rows, torch.cat([H.clock for H in parts]))
+    gapless = all(H.gapless and H.keys.shape[2] == S for H in parts)
+    return parts[0].with_rows(rows, torch.cat([H.clock for H in parts]), gapless=gapless)
 
 
 class State:
@@ -205,7 +208,7 @@ class State:
         def moved(H: MultiState, clock: Tensor) -> MultiState:
             types = {"keys": dtype, "values": dtype, "positions": None}
             rows = {name: x.to(device=device, dtype=types.get(name, numbers), copy=True) for name, x in H.rows.items()}
-            return H.with_rows(rows, clock)
+            return H.with_rows(rows, clock, gapless=H.gapless)
 
         clock = self.clock.to(device=device, copy=True)
         return self.with_layers(moved(H, clock) for H in self)

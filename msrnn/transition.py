@@ -46,8 +46,8 @@ def lowest(score: Tensor, positions: Tensor) -> Tensor:
 
     ``score (B, 1 or K, R)``, ``positions (B, K, R)`` -> row index ``(B, 1 or K)``. Nothing here waits for the device.
     """
-    least = score == score.amin(-1, keepdim=True)
-    return positions[:, : score.shape[1]].masked_fill(~least, torch.iinfo(torch.int64).max).argmin(-1)
+    more = score != score.amin(-1, keepdim=True)
+    return positions[:, : score.shape[1]].masked_fill(more, torch.iinfo(torch.int64).max).argmin(-1)
 
 
 def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | None) -> MultiState:
@@ -76,19 +76,24 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
     if score is None:
         if active is not None:
             positions[..., S].masked_fill_(~active[:, None], EMPTY)
-        return replace(seen, clock=clock, numbers={name: x.contiguous() for name, x in numbers.items()})
-    score = score.masked_fill(seen.empty[:, : score.shape[1]], -torch.inf)  # an empty row goes before any other
+        numbers = {name: x.contiguous() for name, x in numbers.items()}
+        return replace(seen, clock=clock, numbers=numbers, gapless=seen.gapless and active is None)
+    if not seen.gapless:
+        score = score.masked_fill(seen.empty[:, : score.shape[1]], -torch.inf)  # an empty row goes before any other
     row = lowest(score, positions).expand(positions.shape[:2])  # (B, K)
     if active is not None:
         row = torch.where(active[:, None], row, S)  # the row of a token that is not read goes
     graph = weights.requires_grad or seen.values.requires_grad  # it keeps all that was read, gradient or not
-    keys, values, positions = (_overwrite(x, row, not graph)[:, :, :S] for x in (seen.keys, seen.values, positions))
-    numbers = {name: x.scatter(2, row[..., None], x[..., S:])[..., :S].clone() for name, x in numbers.items()}
-    return MultiState(keys, values, positions, clock, operator, numbers, None if graph else seen.room)
+    index = row[..., None]  # (B, K, 1)
+    wide = index[..., None].expand(*index.shape, seen.keys.shape[-1])
+    keys, values = (_overwrite(x, wide, not graph) for x in (seen.keys, seen.values))
+    positions, numbers = _overwrite(positions, index, not graph), {n: _overwrite(x, index, False) for n, x in numbers.items()}
+    keys, values, positions = keys[:, :, :S], values[:, :, :S], positions[:, :, :S]
+    numbers = {name: x[..., :S].clone() for name, x in numbers.items()}
+    return MultiState(keys, values, positions, clock, operator, numbers, None if graph else seen.room, seen.gapless)
 
 
-def _overwrite(rows: Tensor, row: Tensor, in_place: bool) -> Tensor:
-    """``rows (B, K, S + 1, …)`` with the last one written over row ``row (B, K)``, which may be the last itself."""
-    last = rows[:, :, -1:].clone()
-    index = row.view(*row.shape, 1, *(1,) * (rows.ndim - 3)).expand_as(last)
-    return rows.scatter_(2, index, last) if in_place else rows.scatter(2, index, last)
+def _overwrite(rows: Tensor, index: Tensor, in_place: bool) -> Tensor:
+    """``rows (B, K, S + 1, …)`` with the last one written over row ``index (B, K, 1, …)``, which may be the last itself."""
+    last = rows[:, :, -1:]
+    return rows.scatter_(2, index, last.clone()) if in_place else rows.scatter(2, index, last)

@@ -128,7 +128,7 @@ class Layer(nn.Module):
         """:meth:`step`, given what all layers of a token share: the rotation of its position and the clock after it."""
         q, k, v = self._look(x, rotation)  # (B, N, D), (B, K, D), (B, K, D)
         seen = H.append(k, v, in_place=in_place)  # S + 1 rows
-        read, weights = attend(q, seen.keys, seen.values, seen.empty)
+        read, weights = attend(q, seen.keys, seen.values, None if seen.gapless else seen.empty)
         return self._think(x, read), reduce(seen, weights, clock, active)
 
     def fold(
@@ -203,7 +203,7 @@ class Llama(Cell):
         positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
         wide = torch.promote_types(dtype, torch.float32)
         numbers = {name: positions.to(wide) for name in reduction.numbers}
-        return MultiState(keys, keys.clone(), positions, clock, reduction, numbers)
+        return MultiState(keys, keys.clone(), positions, clock, reduction, numbers, gapless=True)
 
     def transition(
         self, token: Tensor, layers: Iterable[MultiState], active: Tensor | None, in_place: bool

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .admit import check_ids, check_text, check_token
 from .error import Error, check_device, check_dtype
 from .fingerprint import Fingerprint
-from .fold import Event
+from .fold import Events
 from .reduction import Reduction, per_layer
 from .state import MultiState, State, join
 from .trace import Trace
@@ -70,7 +70,7 @@ class Cell(nn.Module, ABC):
         tokens: Tensor,
         layers: Iterable[MultiState],
         active: Tensor | None,
-        events: Sequence[list[Event]] | None = None,
+        events: Sequence[Events] | None = None,
     ) -> tuple[Tensor, list[MultiState]]:
         """T transitions at once: ``(B, T)`` ids, of which those where ``active (B, T)`` is false are not read ->
         ``(B, T, E)`` and the layers' new H. What happened in each layer is added to its ``events``."""
@@ -218,13 +218,13 @@ class Cell(nn.Module, ABC):
         state = self.initial_state(B) if state is None else state
         self.check_state(state, B)
         layers, read = list(state), [self.marks[0].new_zeros(B, 0, self.config.width)]
-        events: list[list[Event]] = [[] for _ in layers]
+        events = [Events(scores=weights) for _ in layers]
         active = torch.arange(T, device=tokens.device) < lengths[:, None]  # (B, T)
         for start in range(0, T, step := max(1, CHUNK // B)):
             x, layers = self.fold(tokens[:, start : start + step], layers, active[:, start : start + step], events)
             read.append(x)
         logits = self.read_out(torch.cat(read, dim=1)).masked_fill(~active[..., None], torch.nan)
-        return logits, Trace(state, events, weights)
+        return logits, Trace(state, events)
 
     def save(self, folder: str | Path) -> None:
         """Write the library's own folder: config, parameters, and what came along (see :mod:`msrnn.checkpoint`)."""

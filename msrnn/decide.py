@@ -18,8 +18,48 @@ from torch import Tensor
 
 from .attention import mask
 from .reduction import Reduction, Seen
-from .state import EMPTY
+from .state import EMPTY, MultiState
 from .transition import dearness, updated
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What T tokens find before any of them has looked: the same in every layer that holds as many rows, so it is made once.
+
+    Attributes:
+        clock: ``(B, T)`` int64, the tokens' positions.
+        active: ``(B, T)`` bool, whether a token is read.
+        until: ``(B, 1 or K, R)`` int64, as of a :class:`Block`, if nobody leaves.
+        hidden: ``(B, 1 or K, T, R)`` bool, the rows that each token does not see then.
+        leaves: ``(B, T, 1 or K)`` bool, at which tokens a row leaves; which one does not matter to that.
+        still: whether none does at any.
+        even: whether all heads hold as many rows, before and after.
+    """
+
+    clock: Tensor
+    active: Tensor
+    until: Tensor
+    hidden: Tensor
+    leaves: Tensor
+    still: bool
+    even: bool
+
+    @classmethod
+    def of(cls, H: MultiState, active: Tensor | None, T: int) -> "Frame":
+        """Of T tokens that ``H``, in order, is to read; ``active (B, T)``, None: all are read. Waits for the device."""
+        B, size = len(H.clock), H.reduction.size
+        even, device = active is None and H.gapless, H.clock.device
+        time = torch.arange(T, device=device)
+        read = torch.ones(B, T, dtype=torch.bool, device=device) if active is None else active
+        clock = H.clock[:, None] + (time if active is None else active.cumsum(1) - active.long())
+        empty = H.empty[:, :1] if H.gapless or bool((H.positions == H.positions[:, :1]).all()) else H.empty
+        alone = torch.where(read, T, time)[:, None].expand(-1, empty.shape[1], -1)
+        until = torch.cat((torch.where(empty, -1, T), alone), dim=-1)
+        held = (~empty).sum(-1)[:, None] + read.cumsum(1)[..., None]  # (B, T, 1 or K), if nobody leaves
+        assert not isinstance(size, tuple), "per_layer gives each layer an int"
+        leaves = torch.zeros_like(held, dtype=torch.bool) if size is None else (held > size) & read[..., None]
+        still = size is None or not bool(leaves.any())
+        return cls(clock, read, until, _hidden(until, 0, T, T), leaves, still, even)
 
 
 @dataclass(frozen=True)
@@ -28,33 +68,35 @@ class Block:
 
     Attributes:
         reduction: the operator.
+        frame: what does not depend on who leaves.
         logits: ``(B, K, G, T, R)`` in at least float32; of an operator that is ``blind`` ``(B, K, 1, T, R)`` zeros.
         positions: ``(B, K, R)`` int64, ascending but for −1 where a row is empty or its token is not read.
         until: ``(B, 1 or K, R)`` int64, the last token to see each row: T where it stays, −1 where a row is empty; a token that
             is not read is seen by itself alone. 1 where all heads hold the same.
-        clock: ``(B, T)`` int64, the tokens' positions.
-        active: ``(B, T)`` bool, whether a token is read.
         numbers: the operator's, ``(B, K, R)`` each, before the first token.
     """
 
     reduction: Reduction
+    frame: Frame
     logits: Tensor
     positions: Tensor
     until: Tensor
-    clock: Tensor
-    active: Tensor
     numbers: dict[str, Tensor]
+
+    @property
+    def T(self) -> int:
+        """How many tokens."""
+        return self.frame.clock.shape[1]
 
     def hidden(self, start: int, stop: int) -> Tensor:
         """``(B, 1 or K, t, R)`` bool: the rows that tokens ``start`` to ``stop`` do not see."""
-        T, R = self.clock.shape[1], self.until.shape[-1]
-        t = torch.arange(start, stop, device=self.until.device)[:, None]
-        came = torch.arange(T - R, T, device=t.device)  # carried rows before 0
-        return (self.until[:, :, None] < t) | (came > t)
+        if self.until is self.frame.until:
+            return self.frame.hidden[:, :, start:stop]
+        return _hidden(self.until, start, stop, self.T)
 
     def left(self) -> Tensor:
         """``(B, K, T)`` int64: the position that left at each token, −1 none."""
-        (B, K, _), T = self.positions.shape, self.clock.shape[1]
+        (B, K, _), T = self.positions.shape, self.T
         nobody = self.positions.new_full((B, K, T + 1), EMPTY)  # the last for rows that stay, or never were
         until = self.until.masked_fill(self.until < 0, T).expand_as(self.positions)
         return nobody.scatter_(2, until, self.positions)[..., :T]
@@ -94,7 +136,7 @@ class Look:
 @torch.no_grad()
 def decide(block: Block) -> tuple[Block, list[Look]]:
     """The block with ``until`` as the operator decides, and what its tokens see then, in one look or several in a row."""
-    T, leaves, numbers = block.clock.shape[1], _leaves(block), block.numbers
+    T, leaves, numbers = block.T, block.frame.leaves, block.numbers
     if numbers and not block.reduction.additive:
         looks = []
         for t in range(T):
@@ -103,14 +145,15 @@ def decide(block: Block) -> tuple[Block, list[Look]]:
             block = _gone(block, _lowest(looks[-1].cost(), leaves[:, t : t + 1]), t)
         return block, looks
     look = _look(block, 0, T, numbers)
-    if not bool(leaves.any()):
+    if block.frame.still:
         return block, [look]
     nobody = look.cost()
-    leaves = leaves[..., : nobody.shape[2]]  # (B, T, 1 or K)
+    leaves = leaves[..., : nobody.shape[2]].expand(-1, -1, nobody.shape[2])  # (B, T, 1 or K)
+    ranks = nobody.topk(min(T, nobody.shape[3]), largest=False).indices.masked_fill(~leaves[..., None], -1)
     guess, settled = torch.full_like(leaves, -1, dtype=torch.int64), torch.zeros_like(leaves[:, 0], dtype=torch.int64)
     start, looks = 0, []
     while start < T:
-        guess = _guess(nobody, leaves, guess, settled)
+        guess = _guess(ranks, guess, settled)
         look = _look(_gone(block, guess), start, T, numbers)
         choice = _lowest(look.cost(), leaves[:, start:])
         wrong = choice != guess[:, start:]
@@ -123,20 +166,16 @@ def decide(block: Block) -> tuple[Block, list[Look]]:
     return _gone(block, guess), looks
 
 
-def _leaves(block: Block) -> Tensor:
-    """``(B, T, K)`` bool: at which tokens a row leaves; which one does not matter to that."""
-    size, T = block.reduction.size, block.clock.shape[1]
-    carried = (block.positions[..., :-T] != EMPTY).sum(-1)  # (B, K)
-    held = carried[:, None] + block.active.cumsum(1)[..., None]  # (B, T, K), if nobody leaves
-    if size is None:
-        return torch.zeros_like(held, dtype=torch.bool)
-    assert isinstance(size, int), "per_layer gives each layer an int"
-    return (held > size) & block.active[..., None]
+def _hidden(until: Tensor, start: int, stop: int, T: int) -> Tensor:
+    """``(B, 1 or K, R) -> (B, 1 or K, t, R)`` bool: the rows that tokens ``start`` to ``stop`` of T do not see."""
+    t = torch.arange(start, stop, device=until.device)[:, None]
+    came = torch.arange(T - until.shape[-1], T, device=t.device)  # carried rows before 0
+    return (until[:, :, None] < t) | (came > t)
 
 
 def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Look:
     """Tokens ``start`` to ``stop``, given the numbers before the first of them."""
-    operator, (B, T) = block.reduction, (block.clock.shape[0], stop - start)
+    operator, (B, T) = block.reduction, (block.frame.clock.shape[0], stop - start)
     hidden = block.hidden(start, stop)  # (B, 1 or K, t, R)
     weights = block.logits[..., start:stop, :]
     if not operator.blind:
@@ -149,17 +188,17 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
     heads = hidden.shape[2]
     positions = block.positions[:, None, :heads].masked_fill(hidden, EMPTY).expand(-1, -1, block.positions.shape[1], -1)
     before = {name: torch.zeros_like(x) if operator.additive else x.clone() for name, x in numbers.items()}  # may be edited
-    clock, before = aside(block.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
+    clock, before = aside(block.frame.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
     seen = Seen(aside(weights.movedim(3, 1)), aside(positions), clock, before)
     after = {name: x.unflatten(0, (B, T)) for name, x in updated(operator, seen).items()}  # (B, t, K, R)
-    idle = hidden | ~block.active[:, start:stop, None, None]
     for name, x in after.items():
+        idle = hidden | ~block.frame.active[:, start:stop, None, None]
         old = numbers[name][:, None]  # (B, 1, K, R)
         if operator.additive:
             after[name] = torch.cat((old, x.masked_fill(idle, 0)), dim=1).cumsum(1)[:, 1:]  # in the step loop's order
         else:
             after[name] = torch.where(idle, old, x)
-    score = dearness(operator, seen._replace(numbers={name: aside(x) for name, x in after.items()}))
+    score = dearness(operator, seen._replace(numbers={name: aside(x) for name, x in after.items()}) if after else seen)
     score = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(0, (B, T))
     return Look(weights, after, score, hidden[:, :, : score.shape[2]])
 
@@ -170,26 +209,28 @@ def _lowest(cost: Tensor, leaves: Tensor) -> Tensor:
 
 
 def _gone(block: Block, rows: Tensor, start: int = 0) -> Block:
-    """The block once row ``rows[:, t] (B, 1 or K)`` has left at token ``start + t``; −1 is none."""
+    """The block once row ``rows[:, t] (B, 1 or K)``, no row twice, has left at token ``start + t``; −1 is none."""
     heads, R = max(block.until.shape[1], rows.shape[2]), block.until.shape[2]
-    index = rows.masked_fill(rows < 0, R).expand(-1, -1, heads).transpose(1, 2)  # (B, 1 or K, t); one row more is nobody
+    index = torch.where(rows < 0, R, rows).expand(-1, -1, heads).transpose(1, 2)  # (B, 1 or K, t); one row more is nobody
     time = torch.arange(start, start + rows.shape[1], device=rows.device).expand_as(index)
     until = torch.cat((block.until, block.until[..., :1]), dim=-1).expand(-1, heads, -1)
-    until = until.scatter_reduce(2, index, time, "amin")[..., :R]  # a guess may take a row twice
-    return replace(block, until=until)
+    return replace(block, until=until.scatter(2, index, time)[..., :R])
 
 
-def _guess(cost: Tensor, leaves: Tensor, known: Tensor, settled: Tensor) -> Tensor:
-    """Who leaves, ``(B, T, 1 or K)``: what is known of the settled tokens, then in turn the cheapest row not yet taken, by what
-    rows cost if nobody leaves. Any guess would do; this one takes three small operations a token."""
-    B, T, heads, R = cost.shape
-    sure = ~leaves | (torch.arange(T, device=cost.device)[:, None] < settled[:, None])  # (B, T, 1 or K)
-    row = torch.where(sure & leaves, known, R)[..., None]  # R, one row more, is nobody
-    cost = torch.cat((cost, cost.new_full((B, T, heads, 1), torch.inf)), dim=-1)
-    cost.scatter_(3, row, torch.where(sure, -torch.inf, torch.inf)[..., None].to(cost.dtype))
-    taken, guess = torch.zeros_like(cost[:, 0]), []  # (B, 1 or K, R + 1)
-    for now in cost.unbind(1):
-        guess.append((now + taken).argmin(-1, keepdim=True))
-        taken.scatter_(2, guess[-1], 1e30)
-    rows = torch.stack(guess, dim=1)[..., 0]
-    return rows.masked_fill(rows == R, -1)
+def _guess(ranks: Tensor, known: Tensor, settled: Tensor) -> Tensor:
+    """Who leaves, ``(B, T, 1 or K)``: what is ``known`` of the settled tokens, then in turn the cheapest row not yet taken, by
+    ``ranks (B, T, 1 or K, T)``: the cheapest rows first, as they are if nobody leaves, −1 where none does.
+
+    Any guess would do that takes no row twice. On lists: it is a matter of single numbers.
+    """
+    B, T, heads = known.shape
+    guess, stops, cheapest = known.tolist(), settled.tolist(), ranks.tolist()
+    for b in range(B):
+        for h in range(heads):
+            stop = stops[b][h]
+            taken = {guess[b][t][h] for t in range(stop)}
+            for t in range(stop, T):
+                row = next(row for row in cheapest[b][t][h] if row < 0 or row not in taken)
+                guess[b][t][h] = row
+                taken.add(row)
+    return torch.tensor(guess, device=known.device)

@@ -6,6 +6,7 @@ alone who leaves when (``decide.py``), and one more product with the values ends
 many tokens instead of once a token; memory is T × (S + T), never the whole text squared.
 """
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import mask, meet
-from .decide import Block, Look, decide
+from .decide import Block, Frame, Look, decide
 from .linear import workable
 from .state import EMPTY, MultiState
 
+Size = int | tuple[int, ...] | None
 BLOCK, BLIND_BLOCK = 64, 256
 """Tokens decided on at once: a longer block has fewer products and more wrong guesses. Whoever is blind guesses right."""
 
@@ -36,8 +38,8 @@ class Event(NamedTuple):
     """``(B, K, S + T)`` int64, positions; −1 where there is no row. The last T are ``entered``."""
     left: Tensor
     """``(B, K, T)`` int64, the position that left at each token, −1 none."""
-    score: Tensor
-    """``(B, 1 or K, T, S + T)``, NaN on rows that a token did not see."""
+    score: Tensor | None
+    """``(B, 1 or K, T, S + T)``, NaN on rows that a token did not see; None unless asked for."""
 
     @property
     def entered(self) -> Tensor:
@@ -45,8 +47,22 @@ class Event(NamedTuple):
         return self.rows[..., -self.left.shape[2] :]
 
 
-Decided = dict[int, Block]
-"""What a blind operator decided in the layer before, by the block's first token: mostly it is the same in this one."""
+class Events(list[Event]):
+    """What happened in one layer, block by block; ``scores``: whether the operator's scores are wanted too."""
+
+    def __init__(self, scores: bool = False):
+        super().__init__()
+        self.scores = scores
+
+
+@dataclass
+class Before:
+    """What the layers before this one found that may be the same here, by the block's first token."""
+
+    frames: dict[tuple[int, int, Size], Frame] = field(default_factory=dict)
+    """Where all rows are there: by the number of rows and the operator's size as well."""
+    blind: dict[int, Block] = field(default_factory=dict)
+    """What a blind operator decided."""
 
 
 def fold(
@@ -55,8 +71,8 @@ def fold(
     v: Tensor,
     H: MultiState,
     active: Tensor | None,
-    events: list[Event] | None = None,
-    decided: Decided | None = None,
+    events: Events | None = None,
+    before: Before | None = None,
 ) -> tuple[Tensor, MultiState]:
     """What each of T tokens reads, and H after the last; the same as T times append, attend, reduce. Waits for the device.
 
@@ -65,20 +81,25 @@ def fold(
         H: the layer before the first token, S rows.
         active: ``(B, T)`` bool; tokens where it is false are not read. None: all are.
         events: where given, what happened in each block is added to it.
-        decided: of the same tokens in the layer before; written to.
+        before: of the same tokens in the layers before; written to.
 
     Returns:
         ``(B, N, T, D)``, meaningless where a token is not read, and the new H.
     """
-    length, read = BLIND_BLOCK if H.reduction.blind else BLOCK, [q[:, :, :0]]
-    for start in range(0, k.shape[2], length):
-        cut = slice(start, start + length)
-        now = k.new_ones(k.shape[0], k[:, :, cut].shape[2], dtype=torch.bool) if active is None else active[:, cut]
-        x, H = _block(
-            q[:, :, cut], k[:, :, cut], v[:, :, cut], H.ordered(), now, events, {} if decided is None else decided, start
-        )
+    length, read, T = BLIND_BLOCK if H.reduction.blind else BLOCK, [], k.shape[2]
+    H, before = H.ordered(), Before() if before is None else before
+    for start in range(0, T, length):
+        cut = slice(start, min(start + length, T))
+        now = None if active is None else active[:, cut]
+        key = (start, H.positions.shape[2], H.reduction.size)
+        frame = before.frames.get(key) if H.gapless else None
+        if frame is None:
+            frame = Frame.of(H, now, cut.stop - start)
+            if H.gapless:
+                before.frames[key] = frame
+        x, H = _block(q[:, :, cut], k[:, :, cut], v[:, :, cut], H, frame, events, before, start)
         read.append(x)
-    return torch.cat(read, dim=2), H.ordered()
+    return (torch.cat(read, dim=2) if len(read) != 1 else read[0]) if T else q[:, :, :0], H
 
 
 def _block(
@@ -86,22 +107,23 @@ def _block(
     k: Tensor,
     v: Tensor,
     H: MultiState,
-    active: Tensor,
-    events: list[Event] | None,
-    decided: Decided,
+    frame: Frame,
+    events: Events | None,
+    before: Before,
     start: int,
 ) -> tuple[Tensor, MultiState]:
-    """:func:`fold` of one block, which begins at token ``start``, H in order."""
+    """:func:`fold` of one block, which begins at token ``start``, H in order before and after."""
     K, T = k.shape[1:3]
     keys, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
     queries = q.unflatten(1, (K, -1))  # (B, K, G, T, D)
-    block, known, looks = _entered(queries, keys, H, active), decided.get(start), list[Look]()
+    block, known, looks = _entered(queries, keys, H, frame), before.blind.get(start), list[Look]()
+    positions = block.positions
     if known and known.reduction == H.reduction and known.positions.equal(block.positions) and events is None:
         block = known
     else:
         block, looks = decide(block)
         if H.reduction.blind and not H.numbers:
-            decided[start] = block
+            before.blind[start] = block
     if H.reduction.blind:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
         read = scaled_dot_product_attention(workable(queries.flatten(2, 3)), workable(keys), workable(values), seen)
@@ -112,10 +134,14 @@ def _block(
         wide = workable(values)
         read = weights.to(wide.dtype).flatten(2, 3) @ wide  # (B, K, G T, D)
     if events is not None:
-        score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
-        events.append(Event(q, k, v, active, H.numbers, block.positions, block.left(), score))
-    positions = block.positions.masked_fill(block.until < T, EMPTY)
-    H = MultiState(keys, values, positions, H.clock + active.sum(1), H.reduction, looks[-1].last() if looks else {})
+        score = None
+        if events.scores:
+            score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
+        events.append(Event(q, k, v, frame.active, H.numbers, block.positions, block.left(), score))
+    clock, numbers = H.clock + (T if frame.even else frame.active.sum(1)), looks[-1].last() if looks else {}
+    H = MultiState(keys, values, positions, clock, H.reduction, numbers, gapless=frame.even)
+    if not (frame.still and frame.even):
+        H = H.keep(block.until == T, even=frame.even)
     return read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2), H
 
 
@@ -124,19 +150,17 @@ def _logits(q: Tensor, keys: Tensor) -> Tensor:
     return meet(workable(q.flatten(2, 3)), workable(keys)).unflatten(2, q.shape[2:4])
 
 
-def _entered(q: Tensor, keys: Tensor, H: MultiState, active: Tensor) -> Block:
+def _entered(q: Tensor, keys: Tensor, H: MultiState, frame: Frame) -> Block:
     """The block if nobody leaves."""
-    (B, K, _), T = H.positions.shape, q.shape[3]
-    clock = H.clock[:, None] + active.cumsum(1) - active.long()  # (B, T)
-    new = clock.masked_fill(~active, EMPTY)[:, None].expand(B, K, T)
-    positions = torch.cat((H.positions, new), dim=-1)  # (B, K, R)
-    alone = torch.where(active, T, torch.arange(T, device=active.device))[:, None]  # (B, 1, T)
-    empty = H.empty[:, :1] if bool((H.positions == H.positions[:, :1]).all()) else H.empty
-    until = torch.cat((torch.where(empty, -1, T), alone.expand(-1, empty.shape[1], -1)), dim=-1)
+    B, K, _ = H.positions.shape
+    new = frame.clock if frame.even else frame.clock.masked_fill(~frame.active, EMPTY)
+    positions = torch.cat((H.positions, new[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
     if H.reduction.blind:
         wide = torch.promote_types(keys.dtype, torch.float32)
-        logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, T, positions.shape[-1])
+        logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, new.shape[1], positions.shape[-1])
     else:
         logits = _logits(q, keys).detach()
-    numbers = {name: torch.cat((x, x.new_zeros(B, K, T)), dim=-1) for name, x in H.numbers.items()}
-    return Block(H.reduction, logits, positions, until, clock, active, numbers)
+    numbers = {
+        name: torch.cat((x, x.new_zeros(*new[:, None].expand(-1, K, -1).shape)), dim=-1) for name, x in H.numbers.items()
+    }
+    return Block(H.reduction, frame, logits, positions, frame.until, numbers)

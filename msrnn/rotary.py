@@ -42,7 +42,7 @@ class Rope:
         return self.theta ** -self._exponents(position, head_dim, dtype)
 
     def rotation(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
-        """cos, and sin with its sign (− for the first half), ``(…, 1, D)`` each in ``dtype``, for tokens at ``position (…,)`` int64.
+        """cos, and sin with its sign (− in the first half), for tokens at ``position (…,)`` int64: ``(…, 1, D)`` each.
 
         Angles are computed in at least float32, on the device of ``position``, without waiting for it.
         """

@@ -97,19 +97,33 @@ class MultiState:
 
     def ordered(self) -> "MultiState":
         """The same rows in order of position, in as few columns as the fullest head needs. Waits for the device."""
-        held = (~self.empty).sum(-1)  # (B, K)
-        least, most = map(int, held.aminmax()) if held.numel() else (0, 0)
-        if most == self.positions.shape[2] and bool((self.positions[..., 1:] > self.positions[..., :-1]).all()):
+        S, least, most = self.positions.shape[2], 0, 0
+        if self.gapless:
+            least = most = S
+        elif self.positions.numel():
+            least, most = map(int, (~self.empty).sum(-1).aminmax())
+        if most == S and bool((self.positions[..., 1:] > self.positions[..., :-1]).all()):
             return self if self.gapless == (least == most) else replace(self, gapless=least == most)
         last = torch.iinfo(torch.int64).max
         order = self.positions.masked_fill(self.empty, last).argsort(dim=-1)[..., :most]  # (B, K, most)
-        first = torch.arange(held.numel(), device=order.device) * self.positions.shape[2]  # of each head, all rows in line
-        index = (order.flatten(0, 1) + first[:, None]).flatten()
+        first = torch.arange(order.shape[0] * order.shape[1], device=order.device) * S  # of each head, all rows in line
+        return self._picked((order.flatten(0, 1) + first[:, None]).flatten(), gapless=least == most)
+
+    def keep(self, stay: Tensor, *, even: bool) -> "MultiState":
+        """The rows where ``stay (B, 1 or K, S)``, in the order of this state, which is that of position, in as few columns as
+        the fullest head needs. ``even``: as many in each head. Waits for the device."""
+        if not even:
+            return replace(self, positions=self.positions.masked_fill(~stay, EMPTY), gapless=False).ordered()
+        return self._picked(stay.expand_as(self.positions).flatten().nonzero()[:, 0], gapless=True)
+
+    def _picked(self, index: Tensor, *, gapless: bool) -> "MultiState":
+        """The rows ``index``, counted through all heads, as many of each."""
+        B, K, _ = self.positions.shape
 
         def picked(x: Tensor) -> Tensor:
-            return x.flatten(0, 2).index_select(0, index).unflatten(0, order.shape)
+            return x.flatten(0, 2).index_select(0, index).view(B, K, len(index) // (B * K), *x.shape[3:])
 
-        return self.with_rows({name: picked(x) for name, x in self.rows.items()}, self.clock, gapless=least == most)
+        return self.with_rows({name: picked(x) for name, x in self.rows.items()}, self.clock, gapless=gapless)
 
     def _spare(self) -> int:
         """Rows to make room for: a sixteenth more, so that appending a row copies no more than sixteen; never more than

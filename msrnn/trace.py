@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .error import Error
-from .fold import Event, fold
+from .fold import Events, fold
 from .state import EMPTY, MultiState, State, join
 
 LAST = torch.iinfo(torch.int64).max
@@ -24,7 +24,7 @@ class LayerTrace:
             not; None unless asked for.
     """
 
-    def __init__(self, H: MultiState, events: Sequence[Event], scores: bool):
+    def __init__(self, H: MultiState, events: Events):
         self._before, self._events = H.ordered(), events
         nothing = H.positions.new_empty(*H.positions.shape[:2], 0)
         self.left = torch.cat([nothing, *(e.left for e in events)], dim=2)
@@ -32,7 +32,7 @@ class LayerTrace:
         self._keys = torch.cat([self._before.keys, *(e.k for e in events)], dim=2)
         self._values = torch.cat([self._before.values, *(e.v for e in events)], dim=2)
         self._active = torch.cat([nothing[:, 0].bool(), *(e.active for e in events)], dim=1)  # (B, T)
-        self.scores = self._scattered() if scores else None
+        self.scores = self._scattered() if events.scores else None
 
     def at(self, n: Tensor) -> MultiState:
         """H after the first ``n (B,)`` tokens."""
@@ -77,14 +77,14 @@ class LayerTrace:
     def _scattered(self) -> Tensor:
         """The scores of all blocks, each column in its place among ``rows``."""
         (B, _, R), T = self.rows.shape, self.left.shape[2]
-        like = self._events[0].score if self._events else self._keys.new_empty(B, 1, 0, R)
-        heads = like.shape[1]
-        scores = like.new_full((B, heads, T, R + 1), torch.nan)
+        blocks = [(e.rows, e.score) for e in self._events if e.score is not None]
+        heads, dtype = (blocks[0][1].shape[1], blocks[0][1].dtype) if blocks else (1, self._keys.dtype)
+        scores = self._keys.new_full((B, heads, T, R + 1), torch.nan, dtype=dtype)
         start = 0
-        for e in self._events:
-            index = self._row_of(e.rows).masked_fill(e.rows == EMPTY, R)[:, :heads]  # (B, 1 or K, R of the block)
-            stop = start + e.score.shape[2]
-            scores[:, :, start:stop].scatter_(3, index[:, :, None].expand_as(e.score), e.score)
+        for rows, score in blocks:
+            index = self._row_of(rows).masked_fill(rows == EMPTY, R)[:, :heads]  # (B, 1 or K, R of the block)
+            stop = start + score.shape[2]
+            scores[:, :, start:stop].scatter_(3, index[:, :, None].expand_as(score), score)
             start = stop
         return scores[..., :R]
 
@@ -96,9 +96,9 @@ class Trace:
     writes to.
     """
 
-    def __init__(self, state: State, events: Sequence[Sequence[Event]], scores: bool):
+    def __init__(self, state: State, events: Sequence[Events]):
         self._state = state
-        self._layers = [LayerTrace(H, e, scores) for H, e in zip(state, events, strict=True)]
+        self._layers = [LayerTrace(H, e) for H, e in zip(state, events, strict=True)]
 
     def __len__(self) -> int:
         return len(self._layers)

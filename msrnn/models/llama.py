@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 from ..attention import attend
 from ..cell import Cell
 from ..error import Error
-from ..fold import Decided, Event, fold
+from ..fold import Before, Events, fold
 from ..linear import Linear, lay_together, product, side_by_side
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window
@@ -137,12 +137,12 @@ class Layer(nn.Module):
         H: MultiState,
         rotation: Rotation,
         active: Tensor | None,
-        events: list[Event] | None,
-        decided: Decided,
+        events: Events | None,
+        before: Before,
     ) -> tuple[Tensor, MultiState]:
         """T transitions at once: ``(B, T, E)`` and the H before them -> ``(B, T, E)`` and the H after them."""
         q, k, v = (heads.transpose(1, 2) for heads in self._look(x, rotation))  # (B, N or K, T, D)
-        read, H = fold(q, k, v, H, active, events, decided)
+        read, H = fold(q, k, v, H, active, events, before)
         return self._think(x, read.transpose(1, 2)), H
 
     def _look(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,17 +225,17 @@ class Llama(Cell):
         tokens: Tensor,
         layers: Iterable[MultiState],
         active: Tensor | None,
-        events: Sequence[list[Event]] | None = None,
+        events: Sequence[Events] | None = None,
     ) -> tuple[Tensor, list[MultiState]]:
         layers = list(layers)
         position = layers[0].clock[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (B, T)
         x = self.embed(tokens)  # (B, T, E)
         rotation = self.config.rope.rotation(position, self.config.head_dim, x.dtype)
         after: list[MultiState] = []
-        decided: Decided = {}
+        before = Before()
         for i, (layer, H) in enumerate(zip(self.layers, layers, strict=True)):
             assert isinstance(layer, Layer)
-            x, H = layer.fold(x, H, rotation, active, None if events is None else events[i], decided)
+            x, H = layer.fold(x, H, rotation, active, None if events is None else events[i], before)
             after.append(H)
         return x, after
 

@@ -31,7 +31,11 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
 }
 ABOVE = {
     "decode": CELL,
-    "lookahead": {*CELL, "decode"},
+    "pool": set(),
+    "guess": {"pool"},
+    "watch": set(),
+    "passes": {*CELL, "guess", "pool", "watch"},
+    "lookahead": {*CELL, "decode", "guess", "passes", "pool", "watch"},
     "evaluate": CELL,
     "retention": CELL,
     "spelling": set(),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 SHARE = 0.03
 """Of the time of plain decoding, what may be lost on guesses."""
 CREDIT = 2.0
-"""Plain passes' worth of time that may be lost before anything was earned, while there is hope."""
+"""Plain passes' worth of time that may be lost before there is a share, while there is hope."""
 FIRST: dict[int | None, float] = {None: 0.0, 0: 1.0, 1: 0.5, 2: 1.5}
 MORE = 4.0
 """Tokens that a guess is hoped to bring before any was tried, by how many tokens before it agree; of more, ``MORE``."""
@@ -24,21 +24,20 @@ class Watch:
 
     def __init__(self) -> None:
         self._plain = self._guessed = 0.0  # seconds a pass
-        self._account = 0.0  # seconds
+        self._account = 0.0  # seconds; negative is a debt
         self._hope = defaultdict(lambda: MORE, FIRST)
 
     def pays(self, contexts: Sequence[int | None]) -> bool:
-        """Whether to read the guesses there are."""
+        """Whether to read the guesses there are: where they are hoped to pay, and now and then to see whether they do."""
         if not self._plain or all(context is None for context in contexts):
             return False  # at first, see what a plain pass takes
-        cost = max(self._guessed, 1.1 * self._plain) - self._plain if self._guessed else self._plain
         gain = sum(self._hope[context] for context in contexts) / len(contexts) * self._plain
-        return self._account - cost >= (-CREDIT * self._plain if gain > cost else 0)
+        return self._account - self._cost >= (-CREDIT * self._plain if gain > self._cost else 0)
 
     def plain(self, seconds: float) -> None:
         """A plain pass took so long."""
         self._plain += (NEW if self._plain else 1) * (seconds - self._plain)
-        self._account = min(self._account + SHARE * self._plain, CREDIT * self._plain)
+        self._account = min(self._account + SHARE * self._plain, CREDIT * self._plain + self._cost)
 
     def guessed(self, seconds: float, contexts: Sequence[int | None], gains: Sequence[int]) -> None:
         """A pass with guesses did, and brought each text so many tokens more than a plain one would have."""
@@ -46,5 +45,11 @@ class Watch:
         for context, gain in zip(contexts, gains, strict=True):
             if context is not None:
                 self._hope[context] += NEW * (gain - self._hope[context])
-        worth = (1 + SHARE + sum(gains) / len(gains)) * self._plain
-        self._account = min(self._account + worth - seconds, CREDIT * self._plain)
+        profit = (1 + SHARE + sum(gains) / len(gains)) * self._plain - seconds
+        if profit < 0 or self._account < 0:  # a profit pays debts; it is not for trying more
+            self._account = self._account + profit if profit < 0 else min(self._account + profit, 0)
+
+    @property
+    def _cost(self) -> float:
+        """Seconds that a pass with guesses takes more than a plain one; before there was one, as many as that."""
+        return max(self._guessed - self._plain, 0.1 * self._plain) if self._guessed else self._plain

@@ -16,10 +16,9 @@ from tqdm import tqdm
 
 import converters
 import msrnn
-from msrnn.bench.prompts import PROMPTS, Prompt
+from msrnn.bench.prompts import PROMPTS
 from msrnn.check import BOUNDS, compare_step
 from msrnn.decode import read_prompt
-from msrnn.template import Template
 
 REDUCTIONS = ("full", "window:64", "sinks:96:4", "h2o:128", "tova:64", "tova:256")
 WAYS = {
@@ -38,16 +37,6 @@ class Verdict(NamedTuple):
     name: str
     outcome: str
     tokens_per_step: float
-
-
-def encode(cell, tokenizer, prompt: Prompt) -> list[int]:
-    """The ids of a prompt; what is said in a chat as the model's own template writes it."""
-    text = prompt.text
-    if prompt.chat:
-        marks = (cell.config.bos_token_id, next(iter(cell.config.eos_token_ids), None))
-        names = ("" if i is None else tokenizer.id_to_token(i) for i in marks)
-        text = Template(cell.carried()["chat_template.jinja"].decode(), *names)([{"role": "user", "content": text}], ask=True)
-    return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def ragged(texts: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -104,7 +93,7 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     args = parser.parse_args()
     cell, tokenizer = converters.load(args.model, dtype=torch.float32), converters.tokenizer(args.model)
-    texts = {prompt.name: encode(cell, tokenizer, prompt) for prompt in PROMPTS}
+    texts = {prompt.name: prompt.encode(cell, tokenizer) for prompt in PROMPTS}
     found = []
     with tqdm(total=len(args.reductions) * len(args.ways) * len(texts), unit="text") as bar:
         for reduction in args.reductions:

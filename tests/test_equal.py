@@ -15,7 +15,7 @@ def test_there_are_twenty_prompts_of_every_kind():
 
 def test_guessing_writes_what_plain_decoding_writes(smollm, gguf_path, figure):
     tokenizer, some = converters.tokenizer(gguf_path), ("stack", "rename")
-    texts = {p.name: equal.encode(smollm, tokenizer, p) for p in PROMPTS if p.name in some}
+    texts = {p.name: p.encode(smollm, tokenizer) for p in PROMPTS if p.name in some}
     found = list(equal.compare(smollm, texts, "tova:64", 16, {"1 guess of 8": {"ngram": 9, "guesses": 1}}))
     near = sum(verdict.outcome.startswith("near-tie") for verdict in found)
     assert len(found) == 2

@@ -44,6 +44,8 @@ ABOVE = {
     "soak": {*CELL, "check", "files", "snapshot"},
     "template": set(),
     "branch": {*CELL, "template", "files", "snapshot"},
+    "bench.prompts": {*CELL, "template"},
+    "bench.decode": {*CELL, "decode", "lookahead", "pool", "bench.context", "bench.prompts", "bench.row"},
     "ways": {*CELL, "decode", "lookahead", "pool"},
     "live": set(),
     "chat": {*CELL, "template", "branch", "spelling", "pool", "ways"},

@@ -1,6 +1,12 @@
 """Twenty prompts, written for this library: what decoding is measured with, by kind."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..cell import Cell
+from ..template import Template
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class Prompt(NamedTuple):
@@ -16,6 +22,21 @@ class Prompt(NamedTuple):
     name: str
     text: str
     chat: bool = True
+
+    def encode(self, cell: Cell, tokenizer: "tokenizers.Tokenizer") -> list[int]:
+        """Its ids; what is said in a chat as the model's own template writes it, if it has one."""
+        text, template = self.text, cell.carried().get("chat_template.jinja")
+        if self.chat and template is not None:
+            marks = (cell.config.bos_token_id, next(iter(cell.config.eos_token_ids), None))
+            names = ("" if i is None else tokenizer.id_to_token(i) or "" for i in marks)
+            text = Template(template.decode(errors="replace"), *names)([{"role": "user", "content": text}], ask=True)
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def loops(tokens: list[int]) -> bool:
+    """Whether a text ends in a loop: its second half repeats itself, every quarter of the text at the latest."""
+    half = len(tokens) // 2
+    return any(tokens[half:] == tokens[half - n : len(tokens) - n] for n in range(1, half // 2 + 1))
 
 
 LEDGER = """Harbour office, Tuesday. The ferry Kittiwake left Stone Quay at 06:40 with forty-one passengers, two horses \

@@ -5,7 +5,8 @@ from .chat import Chat
 from .checkpoint import load
 from .decode import generate, stream
 from .error import Error
-from .lookahead import jacobi
+from .lookahead import jacobi, lookahead, stream_lookahead
+from .pool import Pool
 from .reduction import H2O, TOVA, Full, Reduction, Seen, Sinks, Window, parse_reduction
 from .snapshot import load_state
 from .state import MultiState, State
@@ -18,6 +19,7 @@ __all__ = [
     "Error",
     "Full",
     "MultiState",
+    "Pool",
     "Reduction",
     "Seen",
     "Sinks",
@@ -27,6 +29,8 @@ __all__ = [
     "jacobi",
     "load",
     "load_state",
+    "lookahead",
     "parse_reduction",
     "stream",
+    "stream_lookahead",
 ]

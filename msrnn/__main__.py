@@ -15,13 +15,14 @@ from .arguments import parser
 from .cell import Cell
 from .chat import Chat
 from .compare import continue_prompt, full_nbytes
-from .decode import stream
 from .error import Error, check_device
+from .live import Live
 from .models import Llama
 from .reduction import Reduction
 from .retention import retention
 from .soak import soak
 from .spelling import Spelling
+from .ways import write
 
 if TYPE_CHECKING:
     import tokenizers
@@ -64,25 +65,27 @@ def _generate(args: argparse.Namespace) -> None:
     cell, tokenizer = _load(args)
     state = cell.initial_state(1, args.reduction)
     tokens = _encode(tokenizer, text, args)
-    spelt, count, start = Spelling(tokenizer), 0, time.perf_counter()
-    new = stream(
+    spelt, live, start = Spelling(tokenizer), Live(), time.perf_counter()
+    new = write(
         cell,
         tokens,
         state,
+        args.decode,
         max_new_tokens=args.max_new_tokens,
         eos_token_id=None if args.ignore_eos else cell.config.eos_token_ids,
         **choice,
     )
     read = time.perf_counter()
     try:
-        for token, state in new:  # noqa: B007  (the last state is reported)
-            count += 1
-            print(spelt(int(token)), end="", flush=True)
+        for step in new:
+            state = step.state
+            live.show("".join(map(spelt, step.tokens)), len(step.tokens))
     finally:
         print()
-        speed = count / max(time.perf_counter() - read, 1e-9)
-        spent = f"{tokens.shape[1]} tokens read in {read - start:.1f} s, {count} written at {speed:.1f} tokens/s"
-        print(f"[{spent}; {_held(state.nbytes, full_nbytes(state))}]", file=sys.stderr)
+        speed = live.written / max(time.perf_counter() - read, 1e-9)
+        spent = f"{tokens.shape[1]} tokens read in {read - start:.1f} s, {live.written} written at {speed:.1f} tokens/s"
+        said = filter(None, (spent, live.summary(), _held(state.nbytes, full_nbytes(state))))
+        print(f"[{'; '.join(said)}]", file=sys.stderr)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -174,7 +177,8 @@ def _chat(args: argparse.Namespace) -> None:
     sys.stdin.reconfigure(errors="replace") if isinstance(sys.stdin, io.TextIOWrapper) else None
     choice = _choice(args)
     cell, tokenizer = _load(args)
-    talk(Chat(cell, tokenizer, reduction=args.reduction, system=args.system, max_new_tokens=args.max_new_tokens, **choice))
+    facts = {"reduction": args.reduction, "system": args.system, "decode": args.decode}
+    talk(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **facts, **choice))
 
 
 def _info(args: argparse.Namespace) -> None:

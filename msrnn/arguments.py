@@ -5,11 +5,13 @@ from pathlib import Path
 
 from .error import Error
 from .reduction import Reduction, parse_reduction
+from .ways import WAYS
 
 EXAMPLES = """examples:
   msrnn info ~/models/SmolLM2-135M-Instruct
   msrnn generate HuggingFaceTB/SmolLM2-135M-Instruct --prompt "The sea was" --reduction tova:128 --max-new-tokens 200
   msrnn generate model.gguf --prompt-file story.txt --reduction sinks:512:4 --sample --temperature 0.8 --seed 1
+  msrnn generate model.gguf --prompt-file code.py --decode lookahead
   msrnn compare model.gguf --prompt-file story.txt --reduction full --reduction tova:48 --picture kept.png
   msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --reduction h2o:64 --out kept.png
   msrnn soak model.gguf --text book.txt --reduction tova:512 --tokens 200000 --out soak
@@ -51,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     choice.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest")
     choice.add_argument("--top-p", type=float, metavar="P", help="draw among the fewest that together reach P")
     choice.add_argument("--seed", type=_count, help="makes the drawing repeatable")
+    choice.add_argument(
+        "--decode", choices=tuple(WAYS), default="plain", help="the same tokens, in another way several a pass (default: plain)"
+    )
 
     generate = commands.add_parser(
         "generate", parents=[model, cell, text, choice], help="continue a prompt, text as it streams"

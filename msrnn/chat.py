@@ -16,12 +16,13 @@ import torch
 
 from .branch import KEPT, Branch, Place, load_branch, text_of
 from .cell import Cell
-from .decode import stream
 from .error import Error
+from .pool import Pool
 from .reduction import Reduction
 from .spelling import Spelling
 from .state import State
 from .template import Message, Template
+from .ways import write
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,14 +32,21 @@ PROBE = "ANSWER"
 
 @dataclass(frozen=True)
 class Answer:
-    """What an answer took: tokens ``read`` before it, of these ``again``, and tokens ``written``; whether it came to its
-    ``end``; ``seconds`` of writing."""
+    """What an answer took: tokens ``read`` before it, of these ``again``; tokens ``written``, in so many ``passes``; whether it
+    came to its ``end``; ``seconds`` of writing."""
 
     read: int
     again: int
     written: int
+    passes: int
     end: bool
     seconds: float = field(compare=False)
+
+
+class Piece(str):
+    """Text that came in one pass, in so many ``tokens``."""
+
+    tokens: int
 
 
 class Chat:
@@ -50,6 +58,7 @@ class Chat:
         reduction: what bounds H.
         system: instructions for the whole conversation.
         max_new_tokens: the longest answer.
+        decode: ``plain``, ``jacobi`` or ``lookahead``; the same answers, in other ways several tokens a pass.
         choice: ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``generator``, as :func:`msrnn.stream` takes them.
 
     Attributes:
@@ -68,9 +77,17 @@ class Chat:
         reduction: Reduction | str = "tova:1024",
         system: str | None = None,
         max_new_tokens: int = 512,
+        decode: str = "plain",
         **choice: Any,
     ):
-        self.cell, self.tokenizer, self.max_new_tokens, self.choice = cell, tokenizer, max_new_tokens, choice
+        self.cell, self.tokenizer, self.max_new_tokens, self.decode, self.choice = (
+            cell,
+            tokenizer,
+            max_new_tokens,
+            decode,
+            choice,
+        )
+        self._pool = Pool()  # of all that was said: guesses
         source = cell.carried().get("chat_template.jinja")
         if source is None:
             raise Error("the model has no chat template (a base model?); msrnn generate continues a text")
@@ -83,7 +100,7 @@ class Chat:
         self.name, self.branches = "main", {"main": Branch(messages, (start,))}
         self.last: Answer | None = None
         token = torch.zeros(1, 1, dtype=torch.int64, device=start.state.clock.device)
-        stream(cell, token, start.state, max_new_tokens=max_new_tokens, **choice)  # what it refuses, it refuses now
+        write(cell, token, start.state, decode, max_new_tokens=max_new_tokens, **choice)  # what it refuses, it refuses now
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -100,7 +117,7 @@ class Chat:
         """H after the last answer; what the template puts behind an answer is read with the next question."""
         return self.branches[self.name].trail[-1].state
 
-    def say(self, text: str) -> Generator[str, None, None]:
+    def say(self, text: str) -> Generator[Piece, None, None]:
         """The answer to ``text``, piece by piece. Whoever stops listening (``close``, ctrl-C) ends the answer there: what was
         said stays in the conversation. Where it had not begun, the conversation is as it was before.
 
@@ -120,16 +137,20 @@ class Chat:
         with torch.no_grad():
             _, state = self.cell(new[:, :-1], known.state, last_only=True)
         asked = Place(ids[:-1], state, said)
-        spelt, written, pieces = Spelling(self.tokenizer), list[int](), list[str]()
-        answer = stream(self.cell, new[:, -1:], state, max_new_tokens=self.max_new_tokens, **self.choice)
-        begun = time.perf_counter()
+        if self.decode == "lookahead":
+            self._pool.add(new[0].tolist())
+        spelt, written, pieces = Spelling(self.tokenizer), list[int](), list[Piece]()
+        settings = {"max_new_tokens": self.max_new_tokens, "eos_token_id": self._ends, **self.choice}
+        answer = write(self.cell, new[:, -1:], state, self.decode, self._pool, **settings)
+        begun, passes = time.perf_counter(), 0
         try:
-            for token, now in answer:
-                written.append(int(token))
-                state = now  # after the token: ctrl-C may come between the two
-                if written[-1] in self._ends:
-                    break
-                if piece := spelt(written[-1]):
+            for tokens, now in answer:
+                written += tokens
+                state = now  # after the tokens: ctrl-C may come between the two
+                passes += 1
+                piece = Piece("".join(spelt(token) for token in tokens if token not in self._ends))
+                if piece:
+                    piece.tokens = len(tokens)
                     pieces.append(piece)
                     yield piece
         finally:
@@ -139,7 +160,7 @@ class Chat:
                 self.branches[name] = Branch(messages, (*trail, asked, answered))
                 again = len(branch.trail[-1].ids) - len(known.ids)
                 end, seconds = written[count - 1] in self._ends, time.perf_counter() - begun
-                self.last = Answer(new.shape[1], again, count, end, seconds)
+                self.last = Answer(new.shape[1], again, count, passes, end, seconds)
 
     def undo(self) -> None:
         """Take back the last turn: question and answer.
@@ -202,7 +223,7 @@ class Chat:
             raise Error("the chat template leaves out what was said; expected it to write the conversation")
         marks = self.tokenizer.get_added_tokens_decoder()
         mark = [i for i in self._encode(tail) if i in marks and not marks[i].content.isspace()][:1]
-        return tuple({*self.cell.config.eos_token_ids, *mark})
+        return tuple({*self.cell.config.eos_token_ids, *(i for i in mark if i < self.cell.config.vocab_size)})
 
     def _free(self, name: str) -> str:
         names = (name if n == 1 else f"{name}-{n}" for n in range(1, len(self.branches) + 2))

@@ -49,7 +49,7 @@ def generate(
     Raises:
         Error: an empty prompt, settings out of range or without ``do_sample``, and as the cell's call.
     """
-    choose, ids = _chooser(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
+    choose, ids = chooser(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
     logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
     written = [token for token, _ in _loop(cell.step_, logits, state, choose, ids, max_new_tokens)]  # state moves along
     return torch.stack(written, dim=1) if written else tokens[:, :0], state
@@ -74,7 +74,7 @@ def stream(
     Arguments and refusals are those of :func:`generate`. Each state is a value of its own: it may be kept, and
     decoding can branch from it.
     """
-    choose, ids = _chooser(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
+    choose, ids = chooser(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
     with torch.no_grad():
         logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
     return _loop(cell.step, logits, state, choose, ids, max_new_tokens)
@@ -135,7 +135,7 @@ def read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor
     return cell(tokens, state, lengths=lengths, last_only=True)
 
 
-def _chooser(
+def chooser(
     do_sample: bool, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> Callable[[Tensor], Tensor]:
     """``logits (B, V) -> token (B,)``."""

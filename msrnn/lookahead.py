@@ -1,44 +1,57 @@
-"""Decoding that breaks the one-token-at-a-time order and gives, token for token, what greedy decoding gives.
+"""Decoding that breaks the one-token-at-a-time order and gives, token for token, what plain decoding gives.
 
-A block of guesses is read in one pass; a guess that is what the model itself says after the guesses before it is right. The
-state after the right ones is at hand (``cell.scan``), bounded or not, so nothing is read twice and nothing has to be undone.
+Guesses are read many at a time (``passes.py``); they come from the model's own trajectories and from texts (``guess.py``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .cell import Cell
-from .decode import eos_ids, is_whole, read_prompt
+from .decode import chooser, eos_ids, is_whole, read_prompt
 from .error import Error
+from .guess import Guesser
+from .passes import Accepted, Choose, passes
+from .pool import Pool
 from .state import State
+from .watch import Watch
+
+WINDOW, NGRAM = 0, 13
+"""What pays on a CPU, where a pass of some twelve tokens takes little longer than one of a single token."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """How a text came about.
+    """How a text came about. A step is one pass over the parameters after the prompt.
 
     Attributes:
-        accepted: ``(steps, B)`` int64, the tokens that each pass over the parameters added to each row; 0 once a row has ended.
+        accepted: ``(steps, B)`` int64, the tokens that each step added to each row; 0 once a row has ended.
+        read: ``(steps, B)`` int64, the tokens that it read for each row, guesses included.
+        pooled: ``(steps, B)`` int64, how many of the tokens added were guessed out of the pool.
     """
 
     accepted: Tensor
+    read: Tensor
+    pooled: Tensor
 
     @property
     def steps(self) -> int:
-        """Passes over the parameters after the prompt."""
         return len(self.accepted)
 
     @property
     def tokens_per_step(self) -> float:
-        """The mean over passes and rows, as long as a row goes on; greedy decoding has 1."""
-        going = self.accepted > 0
-        return float(self.accepted.sum()) / max(1, int(going.sum()))
+        """The mean over steps and rows, as long as a row goes on; plain decoding has 1."""
+        return float(self.accepted.sum()) / max(1, int((self.accepted > 0).sum()))
+
+    @property
+    def hits(self) -> int:
+        """Steps, counted for each row, in which the pool knew what came next."""
+        return int((self.pooled > 0).sum())
 
 
-@torch.no_grad()
 def jacobi(
     cell: Cell,
     tokens: Tensor,
@@ -47,49 +60,152 @@ def jacobi(
     max_new_tokens: int,
     block: int = 8,
     lengths: Tensor | None = None,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     eos_token_id: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, State, Record]:
-    """Greedy decoding by fixed-point iteration on a block of guesses (Jacobi decoding, arXiv:2305.10427).
+    """Decoding by fixed-point iteration on a block of guesses (Jacobi decoding, arXiv:2305.10427).
 
     Every pass replaces each guess by what the model says after the ones before it. After j passes the first j tokens at least
-    are greedy's, whatever the first guesses; those found right are kept, and the block moves on behind them.
+    are greedy's, whatever the first guesses; those found right are kept, and the block moves on behind them. It is
+    :func:`lookahead` with a window and no pool.
 
     Args:
         cell, tokens, state, max_new_tokens, lengths, eos_token_id: as of :func:`msrnn.generate`.
-        block: tokens guessed at once.
+        block: tokens read at once.
+        do_sample, temperature, top_k, top_p, generator: as of :func:`msrnn.generate`.
 
     Returns:
-        The new tokens ``(B, N)`` and the state, both as greedy :func:`msrnn.generate` gives them; and the :class:`Record`.
+        The new tokens ``(B, N)`` and the state, both as :func:`msrnn.generate` gives them; and the :class:`Record`.
 
     Raises:
         Error: as :func:`msrnn.generate`; a block below 1.
     """
     if not is_whole(block) or block < 1:
         raise Error(f"block is {block!r:.60}; expected a whole number of at least 1")
-    ends = eos_ids(cell, eos_token_id)
-    logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
-    B, device = tokens.shape[0], tokens.device
-    guess = logits.argmax(-1)[:, None].repeat(1, block)  # (B, m); the first is right, the others are a guess like any
-    new, written = tokens.new_zeros(B, max_new_tokens), tokens.new_zeros(B)
-    ended, accepted, place = torch.zeros(B, dtype=torch.bool, device=device), [], torch.arange(block, device=device)
-    while bool((going := ~ended & (written < max_new_tokens)).any()):
-        m = min(block, max_new_tokens - int(written[going].amin()))
-        guess = guess[:, :m]
-        logits, trace = cell.scan(guess, state, lengths=torch.where(going, m, 0))
-        after = logits.nan_to_num().argmax(-1)  # (B, m), what follows each guess if all up to it are right
-        right = torch.cat((going[:, None], guess[:, 1:] == after[:, :-1]), dim=1).cumprod(1).bool()
-        right &= place[:m] < (max_new_tokens - written)[:, None]
-        stops = torch.isin(guess, ends.to(device)) & right
-        right &= stops.cumsum(1) - stops.long() == 0  # nothing comes after an end
-        count = right.sum(1)  # (B,)
-        rows, columns = right.nonzero(as_tuple=True)
-        new[rows, written[rows] + columns] = guess[rows, columns]
-        state, written, ended = trace.at(count), written + count, ended | (stops & right).any(1)
-        accepted.append(count)
-        ahead = (count - 1).clamp(min=0)[:, None] + torch.arange(block, device=device)  # the block moves on; its end is a guess
-        guess = after.gather(1, ahead.clamp(max=m - 1))
-    length = int(written.amax())
-    past = torch.arange(length, device=device) >= written[:, None]
-    last = new.gather(1, (written - 1).clamp(min=0)[:, None]) if max_new_tokens else new
-    new = torch.where(past, last, new[:, :length])  # a row that ended repeats its end
-    return new, state, Record(torch.stack(accepted) if accepted else tokens.new_zeros(0, B))
+    choose = chooser(do_sample, temperature, top_k, top_p, generator)
+    guessing = (block - 1, 2, 0, None)
+    return _collected(tokens, *_begin(cell, tokens, state, max_new_tokens, guessing, lengths, choose, eos_token_id, True))
+
+
+def lookahead(
+    cell: Cell,
+    tokens: Tensor,
+    state: State | None = None,
+    *,
+    max_new_tokens: int,
+    window: int = WINDOW,
+    ngram: int = NGRAM,
+    guesses: int | Literal["auto"] = "auto",
+    pool: Pool | None = None,
+    lengths: Tensor | None = None,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, State, Record]:
+    """Lookahead decoding (arXiv:2402.02057): guesses are n-grams of the prompt, of the answer and of the model's trajectories.
+
+    Every pass reads up to ``guesses`` n-grams that begin as the text ends, side by side, and a window of tokens ahead whose
+    trajectories feed the pool (``guess.py``). ``window=0`` is prompt lookup; ``window=15, ngram=5, guesses=15`` is what the
+    paper takes for 7B parameters on a GPU.
+
+    Tokens that are drawn (``do_sample``) are drawn one after the other, each from the distribution after those before it, and a
+    guess is right where it is what was drawn. So they are distributed as :func:`msrnn.generate` draws them; and of one sequence
+    (B = 1) they are those very tokens, if the generator is the same.
+
+    Args:
+        cell, tokens, state, max_new_tokens, lengths, eos_token_id: as of :func:`msrnn.generate`.
+        window: tokens ahead that are refined pass by pass; 0 is none.
+        ngram: tokens of an n-gram, the one before the guess included.
+        guesses: how many n-grams a pass reads for each row, 0 is none; "auto": one, and only where it pays (``watch.py``).
+        pool: where n-grams are found and kept; None is a new one. It may be handed on from call to call.
+        do_sample, temperature, top_k, top_p, generator: as of :func:`msrnn.generate`.
+
+    Returns:
+        The new tokens ``(B, N)`` and the state, both as :func:`msrnn.generate` gives them; and the :class:`Record`.
+
+    Raises:
+        Error: as :func:`msrnn.generate`; a window or guesses below 0, an n-gram below 2, a pool of another vocabulary.
+    """
+    choose = chooser(do_sample, temperature, top_k, top_p, generator)
+    guessing = (window, ngram, guesses, pool)
+    return _collected(tokens, *_begin(cell, tokens, state, max_new_tokens, guessing, lengths, choose, eos_token_id, True))
+
+
+def stream_lookahead(
+    cell: Cell,
+    tokens: Tensor,
+    state: State | None = None,
+    *,
+    max_new_tokens: int,
+    window: int = WINDOW,
+    ngram: int = NGRAM,
+    guesses: int | Literal["auto"] = "auto",
+    pool: Pool | None = None,
+    lengths: Tensor | None = None,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Accepted]:
+    """:func:`lookahead`, pass by pass (:class:`~msrnn.passes.Accepted`); each state is a value of its own, as of
+    :func:`msrnn.stream`. Arguments and refusals are those of :func:`lookahead`; Jacobi's is ``window=block - 1, guesses=0``."""
+    choose = chooser(do_sample, temperature, top_k, top_p, generator)
+    guessing = (window, ngram, guesses, pool)
+    return _begin(cell, tokens, state, max_new_tokens, guessing, lengths, choose, eos_token_id, False)[1]
+
+
+def _begin(
+    cell: Cell,
+    tokens: Tensor,
+    state: State | None,
+    count: int,
+    guessing: tuple[int, int, int | str, Pool | None],
+    lengths: Tensor | None,
+    choose: Choose,
+    eos: int | Sequence[int] | None,
+    in_place: bool,
+) -> tuple[State, Iterator[Accepted]]:
+    """Check the arguments and read the prompt: the state after it, and the passes to come."""
+    window, ngram, guesses, pool = guessing
+    for name, value, least in (("window", window, 0), ("ngram", ngram, 2), ("guesses", guesses, 0)):
+        if not ((is_whole(value) and value >= least) or (name, value) == ("guesses", "auto")):
+            also = ' or "auto"' if name == "guesses" else ""
+            raise Error(f"{name} is {value!r:.60}; expected a whole number of at least {least}{also}")
+    if pool is not None and not isinstance(pool, Pool):
+        raise Error(f"pool is {pool!r:.60}; expected a Pool")
+    if pool is not None and pool.largest >= cell.config.vocab_size:
+        raise Error(f"the pool holds token id {pool.largest}; the vocabulary has {cell.config.vocab_size}")
+    ends = frozenset(eos_ids(cell, eos).tolist())
+    with torch.no_grad():
+        logits, state = read_prompt(cell, tokens, state, lengths, count)
+    if pool is None and guesses:
+        pool = Pool()
+    real = [tokens.shape[1]] * len(tokens) if lengths is None else lengths.tolist()
+    most = guesses if is_whole(guesses) else 1
+    guessers = [Guesser(text[:n], window, ngram - 1, most, pool) for text, n in zip(tokens.tolist(), real, strict=True)]
+    watch = None if is_whole(guesses) else Watch()
+    return state, passes(cell, logits, state, guessers, choose, ends, count, watch, in_place)
+
+
+def _collected(prompt: Tensor, state: State, steps: Iterator[Accepted]) -> tuple[Tensor, State, Record]:
+    B = len(prompt)
+    new, accepted, read, pooled = [list[int]() for _ in range(B)], list[list[int]](), list[list[int]](), list[list[int]]()
+    for step in steps:
+        state = step.state
+        for row, tokens in zip(new, step.tokens, strict=True):
+            row += tokens
+        accepted.append([len(tokens) for tokens in step.tokens])
+        read.append(step.read)
+        pooled.append(step.pooled)
+    N = max(map(len, new))
+    whole = prompt.new_tensor([row + row[-1:] * (N - len(row)) for row in new]).view(B, N)  # a row that ended repeats its end
+    return whole, state, Record(*(prompt.new_tensor(x).view(-1, B) for x in (accepted, read, pooled)))

@@ -6,6 +6,7 @@ from contextlib import closing, suppress
 
 from .chat import Chat
 from .error import Error
+from .live import Live
 from .state import State
 
 HELP = """/undo          take the last turn back
@@ -54,11 +55,11 @@ def talk(chat: Chat) -> None:
 
 
 def _answer(chat: Chat, line: str) -> None:
-    stopped, before = False, chat.last
+    stopped, before, live = False, chat.last, Live()
     try:
         with closing(chat.say(line)) as pieces:
             for piece in pieces:
-                print(piece, end="", flush=True)
+                live.show(piece, piece.tokens)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
@@ -71,6 +72,8 @@ def _answer(chat: Chat, line: str) -> None:
     again = f" ({took.again} of them again: the template writes them otherwise)" if took.again else ""
     how = "stopped; " if stopped else "" if took.end else f"cut short at {chat.max_new_tokens} tokens; "
     pace = f"{took.written} written, {took.written / max(took.seconds, 1e-9):.1f} tokens/s"
+    if took.passes < took.written:
+        pace += f", {took.written / took.passes:.2f} tokens a pass"
     _note(f"{how}{took.read} tokens read{again}, {pace}; H holds {chat.state.nbytes / 1e6:.2f} MB")
 
 

@@ -34,38 +34,46 @@ class LayerTrace:
         self._active = torch.cat([nothing[:, 0].bool(), *(e.active for e in events)], dim=1)  # (B, T)
         self.scores = self._scattered() if events.scores else None
 
-    def at(self, n: Tensor) -> MultiState:
-        """H after the first ``n (B,)`` tokens."""
+    def at(self, n: Tensor, rows: Tensor) -> MultiState:
+        """H of the batch rows ``rows (B',)`` after their first ``n (B',)`` tokens."""
         if not self._before.reduction.numbers:
-            return self._gathered(n)
+            return self._gathered(n, rows)
         # numbers are kept at the beginning of each block; from there on the block's own part is read again
         starts = torch.tensor([0, *(e.left.shape[2] for e in self._events)], device=n.device).cumsum(0)
         blocks = (torch.searchsorted(starts, n, right=True) - 1).clamp(max=len(self._events) - 1)
         parts, order = [], []
         for i in blocks.unique().tolist():
-            rows, e = (blocks == i).nonzero()[:, 0], self._events[i]
-            H = replace(self._gathered(starts[i].expand_as(n)), numbers=e.numbers).select(rows)
-            more = n[rows] - starts[i]
-            some = int(more.amax())
-            q, k, v = (x.index_select(0, rows)[:, :, :some] for x in (e.q, e.k, e.v))
-            active = e.active[rows, :some] & (torch.arange(some, device=n.device) < more[:, None])
+            some, e = (blocks == i).nonzero()[:, 0], self._events[i]
+            H = self._gathered(starts[i].expand_as(some), rows[some])
+            S = H.positions.shape[2]  # of some rows, no more columns than the fullest of them needs
+            H = replace(H, numbers={name: x.index_select(0, rows[some])[..., :S] for name, x in e.numbers.items()})
+            more = n[some] - starts[i]
+            most = int(more.amax())
+            q, k, v = (x.index_select(0, rows[some])[:, :, :most] for x in (e.q, e.k, e.v))
+            active = e.active[rows[some], :most] & (torch.arange(most, device=n.device) < more[:, None])
             parts.append(fold(q, k, v, H, active)[1])
-            order.append(rows)
+            order.append(some)
         back = torch.cat(order).argsort()
         return join(parts).select(back)
 
-    def _gathered(self, n: Tensor) -> MultiState:
-        """H after ``n (B,)`` tokens, without the operator's numbers."""
+    def _gathered(self, n: Tensor, rows: Tensor) -> MultiState:
+        """:meth:`at`, without the operator's numbers."""
         before, T = self._before, self.left.shape[2]
-        B, K, R = self.rows.shape
-        index = self._row_of(self.left).masked_fill(self.left == EMPTY, R)
+
+        def picked(x: Tensor) -> Tensor:
+            return x.index_select(0, rows) if some else x
+
+        some = not rows.equal(torch.arange(len(self.left), device=rows.device))
+        left, positions, active = picked(self.left), picked(self.rows), picked(self._active)
+        B, K, R = positions.shape
+        index = picked(self._row_of(self.left)).masked_fill(left == EMPTY, R)
         time = torch.arange(T, device=n.device).expand(B, K, T)
         until = torch.full((B, K, R + 1), T, device=n.device).scatter_(2, index, time)[..., :R]  # the last token that saw it
         came = torch.arange(T - R, T, device=n.device)
         gone = (until < n[:, None, None]) | (came >= n[:, None, None])
-        clock = before.clock + (self._active & (time[:, 0] < n[:, None])).sum(1)
-        positions = self.rows.masked_fill(gone, EMPTY)
-        return MultiState(self._keys, self._values, positions, clock, before.reduction).ordered()
+        clock = picked(before.clock) + (active & (time[:, 0] < n[:, None])).sum(1)
+        positions = positions.masked_fill(gone, EMPTY)
+        return MultiState(picked(self._keys), picked(self._values), positions, clock, before.reduction).ordered()
 
     def _row_of(self, positions: Tensor) -> Tensor:
         """Where in ``rows`` each of ``positions (B, K, …)`` stands."""
@@ -109,23 +117,33 @@ class Trace:
     def __getitem__(self, layer: int) -> LayerTrace:
         return self._layers[layer]
 
-    def at(self, n: int | Tensor) -> State:
+    def at(self, n: int | Tensor, rows: Tensor | None = None) -> State:
         """The state after the first n tokens: as reading these alone would have left it.
 
         Args:
             n: how many, 0 … T; or one number for each row of the batch, ``(B,)`` int64. A row that has fewer stands at its end.
+            rows: of these rows of the batch only, ``(B',)`` int64, and n is ``(B',)``; None is all.
 
         Raises:
-            Error: n is neither, or outside 0 … T.
+            Error: n is neither, or outside 0 … T; rows outside the batch.
         """
         B, T = self[0].left.shape[0], self[0].left.shape[2]
+        if rows is None:
+            rows = torch.arange(B, device=self._state.clock.device)
+        elif not (isinstance(rows, Tensor) and rows.ndim == 1 and rows.dtype == torch.int64 and _within(rows, B - 1)):
+            raise Error(f"at: rows are {rows!r:.60}; expected int64 of shape (B',), rows of a batch of {B}")
+        B = len(rows)
         whole = isinstance(n, int) and not isinstance(n, bool)
         if not whole and not (isinstance(n, Tensor) and n.shape == (B,) and n.dtype == torch.int64):
             raise Error(f"at: n is {n!r:.60}; expected a whole number, or int64 of shape ({B},)")
         count = torch.as_tensor(n, device=self._state.clock.device).repeat(1 if isinstance(n, Tensor) else B)
-        if bool(((count < 0) | (count > T)).any()):
+        if not _within(count, T):
             raise Error(f"at: n is {count.tolist() if B > 1 else int(count[0])}; expected 0 to {T}, the tokens read")
         if T == 0:
-            return self._state.clone()
-        layers = [layer.at(count) for layer in self]
+            return self._state.select(rows)
+        layers = [layer.at(count, rows) for layer in self]
         return self._state.with_layers(replace(H, clock=layers[0].clock) for H in layers)
+
+
+def _within(x: Tensor, most: int) -> bool:
+    return bool(((x >= 0) & (x <= most)).all())

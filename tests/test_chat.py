@@ -159,6 +159,33 @@ def test_an_answer_stopped_stays_as_far_as_it_was_said(count, template):
     assert_same(chat.state, chat.cell(torch.tensor([chat.ids]), chat.cell.initial_state(1, "full"))[1], 1e-9)
 
 
+@pytest.mark.parametrize("decode", ["jacobi", "lookahead"])
+def test_another_way_to_decode_says_the_same(decode):
+    """Word for word, turn by turn, to the mark at the end; the states are the same, and older turns can be taken up again."""
+    chat, plain = tiny_chat(seed=4, decode=decode, max_new_tokens=60), tiny_chat(seed=4, max_new_tokens=60)
+    for line in LINES:
+        pieces = list(chat.say(line))
+        assert "".join(pieces) == said(plain, line)
+        assert_same(chat.state, plain.state, 1e-8)
+        assert (chat.ids, chat.last.written, chat.last.end) == (plain.ids, plain.last.written, plain.last.end)
+        assert max(piece.tokens for piece in pieces) <= chat.last.written
+        assert chat.last.passes <= chat.last.written == plain.last.passes
+    for one in (chat, plain):
+        one.undo()
+        one.undo()
+    assert said(chat, LINES[0]) == said(plain, LINES[0])
+    answer = chat.say(LINES[1])
+    heard = next(answer)
+    answer.close()
+    assert chat.messages[-1]["content"] == heard
+    assert chat.state.clock.tolist() == [len(chat.ids)]
+
+
+def test_there_are_three_ways_to_decode():
+    with pytest.raises(msrnn.Error, match="decode is 'fast'; expected one of plain, jacobi, lookahead"):
+        tiny_chat(decode="fast")
+
+
 def test_stopped_before_it_began_nothing_was_said(monkeypatch):
     chat = tiny_chat()
     said(chat, LINES[0])

@@ -35,6 +35,22 @@ def test_generate_writes_what_generate_gives(gguf_path, smollm, capfd):
     assert f"{state.nbytes / 1e6:.2f} MB" in err
 
 
+@pytest.mark.parametrize("way", ["jacobi", "lookahead"])
+def test_another_way_to_decode_writes_the_same(way, gguf_path, capfd):
+    """A text that repeats itself: in fewer passes, and told so; greedy and drawn."""
+    common = ["generate", str(gguf_path), "--prompt", "one two three one two three one two", "--reduction", "tova:16"]
+    for more in ([], ["--sample", "--seed", "3", "--top-k", "2"]):
+        command = [*common, "--max-new-tokens", "24", "--ignore-eos", *more]
+        assert main(command) == 0
+        plain, said = capfd.readouterr()
+        assert "tokens a pass" not in said
+        assert main([*command, "--decode", way]) == 0
+        out, err = capfd.readouterr()
+        assert out == plain
+        assert "24 written" in err
+        assert "tokens a pass" in err or more or way == "jacobi"
+
+
 def test_a_prompt_from_a_file_or_standard_input_is_the_same(gguf_path, tmp_path):
     (tmp_path / "prompt.txt").write_text(PROMPT)
     common = ("generate", gguf_path, "--max-new-tokens", 4, "--sample", "--seed", 1)

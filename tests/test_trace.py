@@ -38,6 +38,16 @@ def test_the_trace_is_what_the_step_loop_went_through(data):
     for b, some in enumerate(n.tolist()):
         assert_same(trace.at(n).select([b]), states[some].select([b]), 1e-8)
         assert_same(trace.at(some), states[some], 1e-8)
+    rows = torch.tensor(data.draw(st.lists(st.integers(0, B - 1), min_size=1, max_size=4)))
+    assert_same(trace.at(n[rows], rows), trace.at(n).select(rows), 1e-8)
+
+
+def test_at_refuses_rows_that_are_not_there():
+    cell = tiny_cell()
+    _, trace = cell.scan(tokens(3, 2, 12), cell.initial_state(2, "h2o:4"))
+    for rows in (torch.tensor([2]), torch.tensor([-1]), torch.tensor([0.0]), [0]):
+        with pytest.raises(Error, match="at: rows are"):
+            trace.at(torch.tensor([3]), rows)
 
 
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "sinks:6:2", "full"])

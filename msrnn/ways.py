@@ -1,0 +1,45 @@
+"""The ways to write, by name: one sequence, pass by pass. They all write the same tokens; what differs is how many a pass."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .cell import Cell
+from .decode import stream
+from .error import Error
+from .lookahead import stream_lookahead
+from .pool import Pool
+from .state import State
+
+WAYS = {"plain": None, "jacobi": {"window": 7, "guesses": 0}, "lookahead": {"guesses": "auto"}}
+"""Settings of :func:`msrnn.stream_lookahead`; plain decoding has none."""
+
+
+class Written(NamedTuple):
+    """Tokens that one pass added, and the state that has read them."""
+
+    tokens: list[int]
+    state: State
+
+
+def write(cell: Cell, tokens: Tensor, state: State, way: str, pool: Pool | None = None, **settings: Any) -> Iterator[Written]:
+    """Continue ``tokens (1, T)``.
+
+    Args:
+        cell, tokens, state: as of :func:`msrnn.stream`.
+        way: ``plain``, ``jacobi`` or ``lookahead``.
+        pool: of :func:`msrnn.lookahead`; plain decoding and Jacobi's need none.
+        settings: the others of :func:`msrnn.stream`.
+
+    Raises:
+        Error: as :func:`msrnn.stream`; no such way.
+    """
+    if way not in WAYS:
+        raise Error(f"decode is {way!r:.60}; expected one of {', '.join(WAYS)}")
+    more = WAYS[way]
+    if more is None:
+        return (Written([int(token)], now) for token, now in stream(cell, tokens, state, **settings))
+    pool = pool if way == "lookahead" else None
+    passes = stream_lookahead(cell, tokens, state, pool=pool, **more, **settings)
+    return (Written(step.tokens[0], step.state) for step in passes)

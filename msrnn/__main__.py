@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .arguments import parser
+from .bench.command import run as bench
 from .cell import Cell
 from .chat import Chat
 from .compare import continue_prompt, full_nbytes
@@ -177,6 +178,13 @@ def _chat(args: argparse.Namespace) -> None:
     talk(Chat(cell, tokenizer, reduction=args.reduction, system=args.system, max_new_tokens=args.max_new_tokens, **choice))
 
 
+def _bench(args: argparse.Namespace) -> None:
+    import converters
+
+    _check_device(args)
+    bench(args, converters)
+
+
 def _info(args: argparse.Namespace) -> None:
     import converters
 
@@ -277,6 +285,7 @@ COMMANDS = {
     "compare": _compare,
     "retention": _retention,
     "soak": _soak,
+    "bench": _bench,
     "info": _info,
 }
 

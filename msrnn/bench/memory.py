@@ -1,12 +1,14 @@
 """Bytes: what a long text takes beside a short one, each in a process of its own since a peak never goes down; and H itself."""
 
 import multiprocessing
+import os
 import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +145,16 @@ def _in_a_process(bench: Bench, measure: Callable[..., Any], ids: Tensor, *args:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """A process started inside takes no ctrl-C: that is for us, and we end it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A process started inside takes no ctrl-C: that is for us, and we end it. Meanwhile one has to wait."""
+    if os.name != "posix":
+        yield
+        return
+    resource_tracker.ensure_running()  # or its own start would open our ears again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(

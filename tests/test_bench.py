@@ -19,9 +19,10 @@ from tiny import FACTS, tiny_cell
 import converters
 import msrnn
 from msrnn.__main__ import main
-from msrnn.bench import fold, guesses, memory, press, step, timing
+from msrnn.bench import fold, guesses, press, process, step, timing
 from msrnn.bench.context import BLOCK, Bench, block_of
 from msrnn.bench.curve import curve
+from msrnn.bench.held import now, reset_peak
 from msrnn.bench.report import markdown
 from msrnn.bench.row import Row, Unmeasured, paired
 from msrnn.bench.sections import SECTIONS, measure
@@ -249,9 +250,9 @@ def test_positions_of_the_picture(bench):
 def peak_of(cell, ids, much, some):
     """``much`` was held before; at most ``some`` is held while it is measured."""
     torch.ones(much // 4).sum()
-    before = memory._reset(ids.device)
+    before = reset_peak(ids.device)
     torch.ones(some // 4).sum()
-    return memory._bytes("VmHWM", ids.device) - before, torch.get_num_threads()
+    return now("VmHWM", ids.device) - before, torch.get_num_threads()
 
 
 def grief(cell, ids, how):
@@ -261,7 +262,7 @@ def grief(cell, ids, how):
 
 
 def test_a_peak_is_of_what_was_measured_alone(bench):
-    found, threads = memory._in_a_process(bench, peak_of, bench.text(1), 300_000_000, 60_000_000)
+    found, threads = process.apart(bench, peak_of, bench.text(1), 300_000_000, 60_000_000)
     assert 0.9 < found / 60_000_000 < 1.1
     assert threads == torch.get_num_threads()
 
@@ -269,7 +270,7 @@ def test_a_peak_is_of_what_was_measured_alone(bench):
 @pytest.mark.parametrize(("how", "said"), [("raise", "OSError: no way"), ("exit", "ended with code 7")])
 def test_grief_of_another_process_is_told(how, said, bench):
     with pytest.raises(Unmeasured, match=said):
-        memory._in_a_process(bench, grief, bench.text(1), how)
+        process.apart(bench, grief, bench.text(1), how)
 
 
 KVPRESS = """
@@ -379,7 +380,7 @@ def test_a_text_is_read(hf_folder, tmp_path, monkeypatch, capsys):
     read = []
     monkeypatch.setitem(SECTIONS, "held", SECTIONS["held"]._replace(rows=lambda bench: read.append(bench) or []))
     (tmp_path / "text.txt").write_text("The sea was calm that morning, and " * 3)
-    common = ["bench", str(hf_folder), "--size", "4", "--tokens", "8", "--only", "held", "--text", str(tmp_path / "text.txt")]
+    common = ["bench", str(hf_folder), "--size", "4", "--tokens", "16", "--only", "held", "--text", str(tmp_path / "text.txt")]
     assert main(common) == 1
     assert "Sinks: sinks is 4" in capsys.readouterr().err
     common[3] = "5"
@@ -402,7 +403,8 @@ def test_a_converted_folder_goes_in_the_end(folders, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--tokens", "8"], "--tokens is 8; expected more than --size, 8"),
+        (["--tokens", "8"], "--tokens is 8; expected at least 16"),
+        (["--size", "32"], "expected at least 16, and more than --size, 32"),
         (["--size", "4"], "sinks is 4"),
         (["--text", "/nowhere.txt"], "cannot read the text"),
         (["--device", "abacus"], "device is 'abacus'"),
@@ -436,15 +438,15 @@ def test_ctrl_c_leaves_what_was_measured(folders, tmp_path):
     """A real one, to all processes of the terminal, while another process measures."""
     args = [sys.executable, "-m", "msrnn", *command(folders, "--only", "held,peak", "--json", tmp_path / "b.json")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(args, **pipes, start_new_session=True, cwd=Path(__file__).parents[1]) as process:
+    with subprocess.Popen(args, **pipes, start_new_session=True, cwd=Path(__file__).parents[1]) as running:
         for _ in range(3):
-            assert "H after 32 tokens" in process.stderr.readline()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            assert "H after 32 tokens" in running.stderr.readline()
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
         while not children.read_text().strip():
-            assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+            assert running.poll() is None
+        os.killpg(running.pid, signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
     assert err.strip() == "stopped"
     assert "H after 32 tokens, window:8" in out
     assert "**Memory**" in out
@@ -452,7 +454,7 @@ def test_ctrl_c_leaves_what_was_measured(folders, tmp_path):
     assert told["complete"] is False
     assert len(told["rows"]) == 3
     end = time.monotonic() + 10
-    while _lives(process.pid):  # the last one ends by itself when it hears no more of us
+    while _lives(running.pid):  # the last one ends by itself when it hears no more of us
         assert time.monotonic() < end
         time.sleep(0.1)
 

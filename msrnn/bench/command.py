@@ -93,8 +93,8 @@ def _points(bench: Bench) -> Iterator[Point]:
 def _check(args: argparse.Namespace) -> None:
     for form in (f"tova:{args.size}", f"h2o:{args.size}", f"sinks:{args.size}:4"):
         parse_reduction(form)
-    if args.tokens <= args.size:
-        raise Error(f"--tokens is {args.tokens}; expected more than --size, {args.size}, or H is never full")
+    if args.tokens <= max(args.size, 15):
+        raise Error(f"--tokens is {args.tokens}; expected at least 16, and more than --size, {args.size}, or H is never full")
     if args.kvpress_python:
         versions(args.kvpress_python)
     if args.picture:

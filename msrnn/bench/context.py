@@ -104,6 +104,11 @@ class Bench:
         return {name: [1e3 * t / BLOCK for t in times] for name, times in spent.items()}
 
 
+def moving(cell: Cell, state: State) -> Callable[[Tensor], object]:
+    """``step_`` of this state by a token ``(B,)``."""
+    return lambda token: cell.step_(token, state)
+
+
 def block_of(step: Callable[[Tensor], object], tokens: Tensor) -> Callable[[], None]:
     """``BLOCK`` steps, on the tokens ``(B, T)`` one after the other, from the first again after the last."""
     columns = tokens.T.contiguous()

@@ -3,14 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from torch import Tensor
-
-from ..cell import Cell
-from ..state import State
-from .context import BLOCK, Bench, block_of
-from .peers import NAME, Transformers, nbytes
+from .context import BLOCK, Bench, block_of, moving
+from .peers import NAME, nbytes
 
 ROUNDS = 3
 
@@ -35,19 +30,11 @@ def curve(bench: Bench) -> Iterator[Point]:
         position = int(bench.tokens * 2.0**n)
         more, read = ids[:, read:position], position
         states = {form: cell(more, state, last_only=True)[1] for form, state in states.items()}
-        ways = {form: block_of(partial(_move, cell, state.clone()), ids) for form, state in states.items()}
+        ways = {form: block_of(moving(cell, state.clone()), ids) for form, state in states.items()}
         held = {form: state.nbytes for form, state in states.items()}
         if peer:
             cache = peer.read(more, cache)
-            ways[NAME], held[NAME] = block_of(partial(_step, peer, cache), ids), nbytes(cache)
+            ways[NAME], held[NAME] = block_of(partial(peer.step, cache=cache), ids), nbytes(cache)
         spent = bench.time(ways, ROUNDS)
         for way, times in spent.items():
             yield Point(way, position, 1e3 * sorted(times)[ROUNDS // 2] / BLOCK, held[way])
-
-
-def _move(cell: Cell, state: State, token: Tensor) -> None:
-    cell.step_(token, state)
-
-
-def _step(peer: Transformers, cache: Any, token: Tensor) -> None:
-    peer.step(token, cache)

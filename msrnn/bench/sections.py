@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import fold, guesses, memory, step
+from . import fold, guesses, held, step
 from .context import Bench
 from .row import Row, Unmeasured
 
@@ -29,9 +29,9 @@ SECTIONS = {
     "pure": Section(STEP, step.pure),
     "few": Section(STEP, step.few),
     "batch": Section(STEP, step.batch),
-    "peak": Section(HELD, memory.peak),
-    "far": Section(HELD, memory.far),
-    "held": Section(HELD, memory.held),
+    "peak": Section(HELD, held.peak),
+    "far": Section(HELD, held.far),
+    "held": Section(HELD, held.held),
 }
 
 

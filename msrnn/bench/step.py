@@ -1,6 +1,6 @@
 """One token: the step beside transformers' and kvpress', beside the memory's pace, and beside itself in other dress."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..cell import Cell
 from ..state import State
-from .context import BLOCK, Bench, block_of
+from .context import BLOCK, Bench, block_of, moving
 from .peers import MISSING
 from .press import decoding, versions
 from .row import Row, paired
@@ -106,14 +106,9 @@ def deep(bench: Bench) -> int:
     return 4000 * bench.tokens // 2048
 
 
-def _moving(bench: Bench, cell: Cell, batch_size: int = 1) -> "partial[None]":
+def _moving(bench: Bench, cell: Cell, batch_size: int = 1) -> Callable[[Tensor], object]:
     """``step_`` on a full H of its own, as many times side by side as asked."""
-    state = bench.full(cell).select([0] * batch_size)
-    return partial(_move, cell, state)
-
-
-def _move(cell: Cell, state: State, token: Tensor) -> None:
-    cell.step_(token, state)
+    return moving(cell, bench.full(cell).select([0] * batch_size))
 
 
 def _name(cell: Cell) -> str:

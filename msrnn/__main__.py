@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .arguments import parser
+from .bench.command import run as bench
 from .cell import Cell
 from .chat import Chat
 from .compare import continue_prompt, full_nbytes
@@ -181,6 +182,13 @@ def _chat(args: argparse.Namespace) -> None:
     talk(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **facts, **choice))
 
 
+def _bench(args: argparse.Namespace) -> None:
+    import converters
+
+    _check_device(args)
+    bench(args, converters)
+
+
 def _info(args: argparse.Namespace) -> None:
     import converters
 
@@ -281,6 +289,7 @@ COMMANDS = {
     "compare": _compare,
     "retention": _retention,
     "soak": _soak,
+    "bench": _bench,
     "info": _info,
 }
 

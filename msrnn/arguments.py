@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from .bench.sections import SECTIONS
 from .error import Error
 from .reduction import Reduction, parse_reduction
 from .ways import WAYS
@@ -15,6 +16,7 @@ EXAMPLES = """examples:
   msrnn compare model.gguf --prompt-file story.txt --reduction full --reduction tova:48 --picture kept.png
   msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --reduction h2o:64 --out kept.png
   msrnn soak model.gguf --text book.txt --reduction tova:512 --tokens 200000 --out soak
+  msrnn bench model.gguf --text book.txt --only fold,step --json bench.json
   msrnn chat model.gguf --reduction tova:512 --system "Answer in one sentence."
 
 MODEL is a hub id (owner/name), a folder (Hugging Face's or the library's own) or one .gguf file.
@@ -93,6 +95,19 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", metavar="TEXT", help="instructions for the whole conversation")
     chat.add_argument("--max-new-tokens", metavar="N", type=_count, default=512, help="the longest answer (default: 512)")
 
+    bench = commands.add_parser("bench", parents=[model], help="times and bytes on this machine, beside transformers")
+    bench.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(default: float32)")
+    bench.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    bench.add_argument("--only", type=_sections, metavar="NAME,…", help=f"of {', '.join(SECTIONS)} (default: all)")
+    bench.add_argument("--text", metavar="FILE", type=Path, help="what is read (UTF-8; default: random ids)")
+    bench.add_argument("--tokens", metavar="N", type=_count, default=2048, help="length of a text (default: 2048)")
+    bench.add_argument("--size", metavar="N", type=_count, default=512, help="rows that H holds (default: 512)")
+    bench.add_argument("--rounds", metavar="N", type=_count, default=3, help="of whole texts, and 5 N of steps (default: 3)")
+    bench.add_argument("--threads", metavar="N", type=_count, help="on a CPU (default: as many as PyTorch takes)")
+    bench.add_argument("--kvpress-python", metavar="PYTHON", type=Path, help="one that has kvpress, to be measured beside")
+    bench.add_argument("--json", metavar="FILE", type=Path, help="also write all figures")
+    bench.add_argument("--picture", metavar="FILE", type=Path, help="also measure and draw time and bytes against position")
+
     commands.add_parser("info", parents=[model], help="what a model is, and what its state costs")
     return whole
 
@@ -102,6 +117,13 @@ def _reduction(text: str) -> Reduction:
         return parse_reduction(text)
     except Error as refused:
         raise argparse.ArgumentTypeError(str(refused)) from None
+
+
+def _sections(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in SECTIONS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no section; expected some of {', '.join(SECTIONS)}")
+    return list(dict.fromkeys(names))
 
 
 def _count(text: str) -> int:

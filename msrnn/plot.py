@@ -11,6 +11,7 @@ from .error import Error
 from .files import new_file
 
 if TYPE_CHECKING:
+    from .bench.curve import Point
     from .soak import Interval
 
 
@@ -106,6 +107,40 @@ def draw_soak(rows: Sequence["Interval"], path: str | Path, *, title: str = "") 
     process.set_xlim(0, 1.01 * read[-1])
     for axes in (time, process):
         axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    with new_file(path) as beside:
+        figure.savefig(beside, dpi=130)
+
+
+def draw_bench(points: Sequence["Point"], path: str | Path, *, title: str = "") -> None:
+    """Two panels over the position: milliseconds of a step, and megabytes of state; one line per way.
+
+    Args:
+        points: at least one, of each way in order of position.
+        path: the picture to write; its ending says the kind (png, svg, pdf).
+        title: what stands above.
+
+    Raises:
+        Error: as :func:`check_picture`.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    time, held = figure.subplots(1, 2)
+    markers = iter("os^Dv")
+    for way in dict.fromkeys(point.way for point in points):
+        its, marker = [point for point in points if point.way == way], next(markers)
+        positions = [point.position for point in its]
+        time.plot(positions, [point.ms for point in its], label=way, marker=marker, markersize=5)
+        held.plot(positions, [point.nbytes / 1e6 for point in its], label=way, marker=marker, markersize=5)
+    for axes, name in ((time, "ms per token"), (held, "MB of state")):
+        axes.set_title(name)
+        axes.set_xlabel("position")
+        axes.set_xlim(0)
+        axes.set_ylim(0)
+        axes.grid(alpha=0.3)
+        axes.legend()
     figure.suptitle(title)
     with new_file(path) as beside:
         figure.savefig(beside, dpi=130)

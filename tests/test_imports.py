@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "msrnn"
 CELL = {"cell", "state", "reduction"}
+BENCH = {"bench.context", "bench.peers", "bench.row", "bench.timing"}
 BELOW = {  # what each module may import of its siblings; these stand on torch and einops alone
     "error": set(),
     "admit": set(),
@@ -50,9 +51,25 @@ ABOVE = {
     "live": set(),
     "chat": {*CELL, "template", "branch", "spelling", "pool", "ways"},
     "terminal": {"chat", "state", "live"},
-    "arguments": {"reduction", "ways"},
+    "arguments": {"reduction", "ways", "bench.sections"},
     "files": set(),
     "tensors": {"files"},
+    "bench": set(),
+    "bench.row": set(),
+    "bench.timing": set(),
+    "bench.peers": {"files"},
+    "bench.context": {*CELL, "bench.peers", "bench.row", "bench.timing"},
+    "bench.press": {"bench.row", "bench.context"},
+    "bench.press_child": set(),
+    "bench.fold": {*CELL, *BENCH},
+    "bench.guesses": {*BENCH, "fold", "decide"},
+    "bench.step": {*CELL, *BENCH, "bench.press"},
+    "bench.process": {*CELL, *BENCH},
+    "bench.held": {*CELL, *BENCH, "bench.process", "compare", "snapshot"},
+    "bench.curve": {*CELL, *BENCH},
+    "bench.sections": {*BENCH, "bench.fold", "bench.guesses", "bench.held", "bench.step"},
+    "bench.report": {"bench.row"},
+    "bench.command": {*BENCH, "bench.curve", "bench.press", "bench.report", "bench.sections", "files", "plot", "reduction"},
     "checkpoint": {"files", "tensors", "cell", "rotary", "models.llama"},
     "snapshot": {"files", "tensors", "state", "reduction", "fingerprint"},
 }
@@ -61,6 +78,8 @@ ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "
 DEFERRED = {  # inside a function only: save methods, and the extras
     *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("spelling", "tokenizers")},
     *{("__main__", "matplotlib"), ("__main__", "tokenizers"), ("chat", "tokenizers"), ("template", "jinja2")},
+    *{("bench.peers", "transformers"), ("bench.press_child", "transformers"), ("bench.press_child", "kvpress")},
+    *{("bench.context", "tokenizers")},
 }
 LIBRARIES = sys.stdlib_module_names | {"torch", "einops"}
 
@@ -74,7 +93,7 @@ def imported(node, module):
         base = [*package[: len(package) - node.level + 1], node.module or ""] if node.level else [node.module]
         stem = ".".join(filter(None, base))
         inner = [f"{stem}.{alias.name}" for alias in node.names]
-        full = [name if name[6:] in ARROWS and stem in ("msrnn", "msrnn.models") else stem for name in inner]
+        full = [name if name[6:] in ARROWS and stem in ("msrnn", "msrnn.models", "msrnn.bench") else stem for name in inner]
     return {name.removeprefix("msrnn").removeprefix(".") for name in full}
 
 

@@ -1,0 +1,36 @@
+"""How many guesses the fold takes to decide a block (``msrnn/decide.py``)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .. import fold
+from ..decide import Block, Look
+from .context import Bench
+from .row import Row
+
+
+def guesses(bench: Bench) -> Iterator[Row]:
+    """Looks at a block until all its evictions are right; 1 is a guess that was right at once."""
+    cell, ids = bench.cell(), bench.text(bench.tokens)
+    for form in (bench.tova, f"h2o:{bench.size}"):
+        with counted() as counts:
+            cell(ids, cell.initial_state(1, form), last_only=True)
+        yield Row(f"guesses a block, {ids.shape[1]:,} tokens, {form}", "", sum(counts) / max(len(counts), 1))
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """Folds inside the block add how many looks each block of tokens took in which a row left."""
+    decide, counts = fold.decide, list[int]()
+
+    def counting(block: Block) -> tuple[Block, list[Look]]:
+        settled, looks = decide(block)
+        if bool((settled.left() >= 0).any()):
+            counts.append(len(looks))
+        return settled, looks
+
+    fold.decide = counting
+    try:
+        yield counts
+    finally:
+        fold.decide = decide

@@ -1,0 +1,76 @@
+"""What has to be measured in a process of its own, as its peak never goes down."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cell import Cell
+from .context import Bench
+from .row import Unmeasured
+
+
+def apart(bench: Bench, measure: Callable[..., Any], ids: Tensor, *args: Any) -> Any:
+    """``measure(cell, ids, …)`` in a new process with as many threads.
+
+    Raises:
+        Unmeasured: it came to grief.
+    """
+    ours, its = multiprocessing.Pipe(duplex=False)
+    facts = (bench.load, bench.dtype, torch.get_num_threads(), measure, ids.tolist(), bench.device, args)
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(its, *facts), daemon=True)
+    with _deaf():
+        process.start()
+    its.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        process.join()
+        found = Unmeasured(f"the process that measured ended with code {process.exitcode}")
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if isinstance(found, Unmeasured):
+        raise found
+    return found
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """A process started inside takes no ctrl-C: that is for us, and we end it. Meanwhile one has to wait."""
+    if os.name != "posix":
+        yield
+        return
+    resource_tracker.ensure_running()  # or its own start would open our ears again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(
+    answer: Any,
+    load: Callable[..., Cell],
+    dtype: torch.dtype,
+    threads: int,
+    measure: Callable[..., Any],
+    ids: list[list[int]],
+    device: torch.device,
+    args: tuple[Any, ...],
+) -> None:
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            answer.send(measure(load(dtype=dtype), torch.tensor(ids, device=device), *args))
+    except Unmeasured as reason:
+        answer.send(reason)
+    except Exception as wrong:
+        answer.send(Unmeasured(f"{type(wrong).__name__}: {str(wrong).splitlines()[0] if str(wrong) else ''}"))

@@ -1,0 +1,46 @@
+"""What can be measured, by name and in order; a section is a function ``(Bench) -> rows``."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from . import fold, guesses, held, step
+from .context import Bench
+from .row import Row, Unmeasured
+
+
+class Section(NamedTuple):
+    table: str
+    """The heading its rows stand under."""
+    rows: Callable[[Bench], Iterable[Row]]
+
+
+READ, STEP, HELD = "Reading a text", "One token", "Memory"
+SECTIONS = {
+    "fold": Section(READ, fold.operators),
+    "long": Section(READ, fold.long),
+    "half": Section(READ, fold.half),
+    "ragged": Section(READ, fold.ragged),
+    "guesses": Section(READ, guesses.guesses),
+    "step": Section(STEP, step.step),
+    "kvpress": Section(STEP, step.kvpress),
+    "bandwidth": Section(STEP, step.bandwidth),
+    "pure": Section(STEP, step.pure),
+    "few": Section(STEP, step.few),
+    "batch": Section(STEP, step.batch),
+    "peak": Section(HELD, held.peak),
+    "far": Section(HELD, held.far),
+    "held": Section(HELD, held.held),
+}
+
+
+def measure(bench: Bench, name: str) -> Iterator[Row]:
+    """The rows of a section as they come; one that says why where it cannot go on."""
+    try:
+        with torch.no_grad():
+            yield from SECTIONS[name].rows(bench)
+    except Unmeasured as reason:
+        yield Row(name, note=str(reason))
+    except (MemoryError, RuntimeError) as wrong:  # torch's, mostly for want of room; the other sections can still be measured
+        yield Row(name, note=f"{type(wrong).__name__}: {(str(wrong) or 'out of memory').splitlines()[0]}")

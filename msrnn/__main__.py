@@ -119,7 +119,7 @@ def _retention(args: argparse.Namespace) -> None:
     tokens = _encode(tokenizer, text, args)[:, : args.max_tokens]
     panels = {}
     for reduction in args.reduction:
-        kept = retention(cell, tokens, reduction, progress=True)[0]  # (L, T, T)
+        kept = retention(cell, tokens, reduction)[0]  # (L, T, T)
         panels[str(reduction)] = kept.mean(0) if args.layer is None else kept[args.layer]
         share = panels[str(reduction)][-1].sum() / tokens.shape[1]
         print(f"{reduction!s:16} holds {share:.1%} of {tokens.shape[1]} positions at the end")

@@ -52,17 +52,19 @@ EVAL = {  # the experiments; "eval.command" lists them
     "eval.statistics": set(),
     "eval.report": set(),
     "eval.sweep": {*CELL, "files"},
+    "eval.kinds": set(),
     "eval.grid": {"reduction", "arguments"},
     "eval.source": {*CELL, "arguments", "eval.text"},
 }
 SHARED = {*CELL, *EVAL, "arguments"}
-EXPERIMENTS = {"eval.lm": SHARED}
+EXPERIMENTS = {"eval.lm": SHARED, "eval.kept": SHARED | {"retention"}}
 ABOVE |= {"eval": set(), **EVAL, **EXPERIMENTS, "eval.command": {*EXPERIMENTS, "eval.report", "eval.source", "files"}}
 ABOVE["eval.pictures"] = {"files", "plot", "eval.report"}
 FRONT = {*BELOW, *ABOVE} - {"eval.pictures"}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
 DEFERRED = {  # inside a function only: save methods, and the extras
     *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("spelling", "tokenizers")},
+    ("eval.kinds", "HanTa"),
     *{("eval.command", "plot"), ("eval.command", "eval.pictures"), ("eval.pictures", "matplotlib")},
     *{("__main__", "matplotlib"), ("__main__", "tokenizers"), ("chat", "tokenizers"), ("template", "jinja2")},
 }

@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import Any
 
 from ..files import new_file
-from . import lm
+from . import kept, lm
 from .report import Report
 from .source import Source
 
-EXPERIMENTS: dict[str, ModuleType] = {"lm": lm}
+EXPERIMENTS: dict[str, ModuleType] = {"lm": lm, "kept": kept}
 """By name, files with ``add_arguments(parser)`` and ``run(args, source) -> Report``; their docstring begins with the help."""
 
 

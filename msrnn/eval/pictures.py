@@ -27,16 +27,18 @@ def _curves(picture: Curves):
     axes = figure.add_subplot()
     for i, (name, points) in enumerate(picture.lines.items()):
         sizes, y, spread = zip(*points, strict=True)
-        x = [size * 2 ** (0.02 * (i - len(picture.lines) / 2)) for size in sizes]  # side by side, so that no bar covers another
+        aside = 0.02 * (i - len(picture.lines) / 2)  # so that no bar covers another
+        x = [size * 2**aside if picture.log_x else size + aside for size in sizes]
         axes.errorbar(
             x, y, yerr=[0 if s != s else s for s in spread], label=name, marker="osD^vPX*"[i % 8], markersize=5, capsize=3
         )
     for i, (name, level) in enumerate(picture.levels.items()):
         axes.axhline(level, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1, label=name)
     ticks = sorted({x for points in picture.lines.values() for x, _, _ in points})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
+    if picture.log_x:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
     if picture.log_y:
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter(ScalarFormatter())
@@ -59,9 +61,8 @@ def _maps(picture: Maps):
     image = None
     for i, (name, numbers) in enumerate(picture.panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        image = axes.imshow(
-            numbers.cpu().numpy(), cmap="Blues", vmin=0, vmax=picture.high, interpolation="antialiased", aspect="auto"
-        )
+        extent = None if picture.span is None else (0, picture.span, picture.span, 0)
+        image = axes.imshow(numbers.cpu().numpy(), cmap="Blues", vmin=0, vmax=picture.high, extent=extent, aspect="auto")
         axes.set_title(name, fontfamily="monospace", fontsize=10 if many < 12 else 8)
         axes.tick_params(labelsize=8 if many < 12 else 6)
         if picture.ticks:

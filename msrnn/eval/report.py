@@ -26,20 +26,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over the sizes: by name its points ``(x, y, spread)``; ``levels`` are lines across."""
+    """Lines: by name the points ``(x, y, spread)`` of each; ``levels`` are lines across."""
 
     title: str
     across: str
     up: str
     lines: Mapping[str, Sequence[tuple[float, float, float]]]
     levels: Mapping[str, float] = field(default_factory=dict)
+    log_x: bool = True
     log_y: bool = False
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Panels by name, ``(rows, columns)`` numbers from ``low`` to ``high`` each, dark where high; ``ticks`` name columns and
-    rows where they are few."""
+    """Panels by name, ``(rows, columns)`` numbers from 0 to ``high`` each, dark where high. ``span`` is what both axes count up
+    to, where that is not pixels; ``ticks`` name columns and rows where they are few."""
 
     title: str
     across: str
@@ -47,6 +48,7 @@ class Maps:
     panels: Mapping[str, Tensor]
     label: str
     high: float = 1.0
+    span: float | None = None
     ticks: tuple[Sequence[str], Sequence[str]] | None = None
 
 

@@ -51,13 +51,16 @@ EVAL = {  # the experiments; "eval.command" lists them
     "eval.text": set(),
     "eval.statistics": set(),
     "eval.report": set(),
+    "eval.forced": CELL,
     "eval.sweep": {*CELL, "files"},
     "eval.kinds": set(),
     "eval.grid": {"reduction", "arguments"},
     "eval.source": {*CELL, "arguments", "eval.text"},
 }
 SHARED = {*CELL, *EVAL, "arguments"}
-EXPERIMENTS = {"eval.lm": SHARED, "eval.kept": SHARED | {"retention"}}
+EXPERIMENTS = {
+    **{"eval.lm": SHARED, "eval.kept": SHARED | {"retention"}, "eval.passkey": SHARED, "eval.throughput": SHARED},
+}
 ABOVE |= {"eval": set(), **EVAL, **EXPERIMENTS, "eval.command": {*EXPERIMENTS, "eval.report", "eval.source", "files"}}
 ABOVE["eval.pictures"] = {"files", "plot", "eval.report"}
 FRONT = {*BELOW, *ABOVE} - {"eval.pictures"}

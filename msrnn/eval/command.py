@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import Any
 
 from ..files import new_file
-from . import kept, lm
+from . import kept, lm, passkey, throughput
 from .report import Report
 from .source import Source
 
-EXPERIMENTS: dict[str, ModuleType] = {"lm": lm, "kept": kept}
+EXPERIMENTS: dict[str, ModuleType] = {"lm": lm, "kept": kept, "passkey": passkey, "throughput": throughput}
 """By name, files with ``add_arguments(parser)`` and ``run(args, source) -> Report``; their docstring begins with the help."""
 
 

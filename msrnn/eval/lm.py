@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ..arguments import count
 from ..cell import Cell
 from ..error import Error
 from ..reduction import Reduction
 from . import grid
+from .forced import forced
 from .grid import Entry, entries
 from .report import Curves, Report, Table, figures
 from .source import Source, add_text_arguments
@@ -27,8 +27,6 @@ from .statistics import mean, paired
 from .sweep import Sweep, fingerprint
 from .text import Chunk, text_digest
 
-LOGITS = 2**24
-"""Numbers of logits that exist at once, about: 64 MB in float32."""
 AT_ONCE = 1024
 """Tokens of a truncated text that are read side by side."""
 
@@ -39,22 +37,15 @@ def nll(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequence[Reduct
 
     Args:
         cell: the cell.
-        tokens: ``(B, T)`` int64.
+        tokens: ``(B, T)`` int64, T at least 2.
         reduction: as ``cell.initial_state`` takes it.
 
     Returns:
         ``(B, T − 1)`` float32 (float64 of a float64 cell): −ln p of tokens 1 … T − 1. Memory is that of a few hundred tokens'
         logits, whatever T.
     """
-    B, T = tokens.shape
-    state, read = cell.initial_state(B, reduction), []
-    step = max(1, LOGITS // (B * cell.config.vocab_size))
-    for start in range(0, T - 1, step):
-        stop = min(start + step, T - 1)
-        logits, state = cell(tokens[:, start:stop], state)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2)  # (B, V, t)
-        read.append(cross_entropy(wide, tokens[:, start + 1 : stop + 1], reduction="none"))
-    return torch.cat(read, dim=1)
+    logits, state = cell(tokens[:, :1], cell.initial_state(len(tokens), reduction), last_only=True)
+    return forced(cell, logits, tokens[:, 1:], state).nll
 
 
 def truncated_nll(cell: Cell, tokens: Tensor, size: int) -> Tensor:

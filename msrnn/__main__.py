@@ -17,6 +17,8 @@ from .cell import Cell
 from .chat import Chat
 from .compare import continue_prompt, full_nbytes
 from .error import Error, check_device
+from .eval import command as evaluation
+from .eval.source import Source
 from .live import Live
 from .models import Llama
 from .reduction import Reduction
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no dashes gets question marks
-    args = parser().parse_args(argv)
+    args = parser(evaluation.add_arguments).parse_args(argv)
     try:
         COMMANDS[args.command](args)
         sys.stdout.flush()
@@ -121,7 +123,7 @@ def _retention(args: argparse.Namespace) -> None:
     tokens = _encode(tokenizer, text, args)[:, : args.max_tokens]
     panels = {}
     for reduction in args.reduction:
-        kept = retention(cell, tokens, reduction, progress=True)[0]  # (L, T, T)
+        kept = retention(cell, tokens, reduction)[0]  # (L, T, T)
         panels[str(reduction)] = kept.mean(0) if args.layer is None else kept[args.layer]
         share = panels[str(reduction)][-1].sum() / tokens.shape[1]
         print(f"{reduction!s:16} holds {share:.1%} of {tokens.shape[1]} positions at the end")
@@ -211,6 +213,10 @@ def _info(args: argparse.Namespace) -> None:
     print(args.model, *(f"  {name:14}{value}" for name, value in lines.items()), sep="\n")
 
 
+def _eval(args: argparse.Namespace) -> None:
+    evaluation.run(args, Source(lambda: _tokenizer(args), lambda: _cell(args), progress=True))
+
+
 def _choice(args: argparse.Namespace) -> dict[str, Any]:
     """How tokens are chosen, as ``stream`` takes it."""
     shaping = {"--temperature": args.temperature, "--top-k": args.top_k, "--top-p": args.top_p, "--seed": args.seed}
@@ -227,11 +233,15 @@ def _choice(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(args: argparse.Namespace) -> tuple[Cell, "tokenizers.Tokenizer"]:
+    tokenizer = _tokenizer(args)
+    return _cell(args), tokenizer
+
+
+def _tokenizer(args: argparse.Namespace) -> "tokenizers.Tokenizer":
     import converters
 
     _check_device(args)
-    tokenizer = converters.tokenizer(args.model, revision=args.revision)
-    return _cell(args), tokenizer
+    return converters.tokenizer(args.model, revision=args.revision)
 
 
 def _cell(args: argparse.Namespace) -> Cell:
@@ -290,6 +300,7 @@ COMMANDS = {
     "retention": _retention,
     "soak": _soak,
     "bench": _bench,
+    "eval": _eval,
     "info": _info,
 }
 

@@ -1,6 +1,6 @@
 """Which positions H still holds, step by step: the paper's picture of what a bounded state remembers (v2 fig. 8)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,9 @@ from torch import Tensor
 from .cell import Cell
 from .reduction import Reduction
 from .state import State
+
+AT_ONCE = 256
+"""Tokens of a piece: their logits are there at once."""
 
 
 def held(state: State, length: int) -> Tensor:
@@ -26,32 +29,44 @@ def held(state: State, length: int) -> Tensor:
     return torch.stack(layers, dim=1)
 
 
-def retention(
-    cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequence[Reduction | str] | None = None, progress: bool = False
-) -> Tensor:
-    """What each step of a text kept.
+@torch.no_grad()
+def leaving(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequence[Reduction | str] | None = None) -> Tensor:
+    """When each position of a text left H, read off ``cell.scan``'s trace.
 
     Args:
         cell: the cell.
         tokens: ``(B, T)`` int64.
         reduction: as ``cell.initial_state`` takes it.
-        progress: whether to show a bar.
 
     Returns:
-        ``(B, L, T, T)`` float32: [b, l, t, p] is the share of layer l's heads that hold position p after step t.
+        ``(B, L, K, T)`` int64: the step whose query was the last to see each position; T where H holds it at the end. After
+        step t a head holds the positions p with p ≤ t < leaving[…, p].
     """
     B, T = tokens.shape
     state = cell.initial_state(B, reduction)
-    kept = torch.zeros(B, len(state), T, T, device=tokens.device)
-    columns: Iterable[Tensor] = tokens.unbind(1)
-    with torch.no_grad():
-        for t, token in enumerate(_bar(columns, T) if progress else columns):
-            _, state = cell.step_(token, state)
-            kept[:, :, t] = held(state, T)
-    return kept
+    heads = state[0].positions.shape[1]
+    step = torch.full((B, len(state), heads, T + 1), T, device=tokens.device)  # the last column is for nobody
+    for start in range(0, T, AT_ONCE):
+        piece = tokens[:, start : start + AT_ONCE]
+        _, trace = cell.scan(piece, state)
+        now = torch.arange(start, start + piece.shape[1], device=tokens.device)
+        for l, layer in enumerate(trace):
+            left = layer.left.masked_fill(layer.left < 0, T)  # (B, K, t)
+            step[:, l].scatter_(2, left, now.expand_as(left))
+        state = trace.at(piece.shape[1])
+    return step[..., :T]
 
 
-def _bar(columns: Iterable[Tensor], total: int) -> Iterator[Tensor]:
-    from tqdm import tqdm
+def shares(leaving: Tensor) -> Tensor:
+    """``(…, K, T) -> (…, T, T)`` float32: [t, p] is the share of the K heads that hold position p after step t."""
+    p = torch.arange(leaving.shape[-1], device=leaving.device)
+    t = p[:, None]
+    return torch.stack([(p <= t) & (t < head[..., None, :]) for head in leaving.unbind(-2)]).float().mean(0)
 
-    yield from tqdm(columns, total=total, desc="reading", unit="token", leave=False, disable=None)
+
+def retention(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequence[Reduction | str] | None = None) -> Tensor:
+    """What each step of a text kept, ``(B, L, T, T)`` float32; arguments as of :func:`leaving`.
+
+    [b, l, t, p] is the share of layer l's heads that hold position p after step t.
+    """
+    return shares(leaving(cell, tokens, reduction))

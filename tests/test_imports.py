@@ -73,14 +73,35 @@ ABOVE = {
     "checkpoint": {"files", "tensors", "cell", "rotary", "models.llama"},
     "snapshot": {"files", "tensors", "state", "reduction", "fingerprint"},
 }
-FRONT = {*BELOW, *ABOVE}
+EVAL = {  # the experiments; "eval.command" lists them
+    "eval.text": set(),
+    "eval.statistics": set(),
+    "eval.report": set(),
+    "eval.forced": CELL,
+    "eval.sweep": {*CELL, "files"},
+    "eval.kinds": set(),
+    "eval.questions": {"files"},
+    "eval.grid": {"reduction", "arguments"},
+    "eval.source": {*CELL, "arguments", "eval.text"},
+}
+SHARED = {*CELL, *EVAL, "arguments"}
+EXPERIMENTS = {
+    **{"eval.lm": SHARED, "eval.kept": SHARED | {"retention"}, "eval.passkey": SHARED, "eval.throughput": SHARED},
+    **{"eval.generation": SHARED | {"decode"}, "eval.understanding": SHARED | {"decode", "eval.passkey"}},
+}
+ABOVE |= {"eval": set(), **EVAL, **EXPERIMENTS, "eval.command": {*EXPERIMENTS, "eval.report", "eval.source", "files"}}
+ABOVE["eval.pictures"] = {"files", "plot", "eval.report"}
+FRONT = {*BELOW, *ABOVE} - {"eval.pictures"}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
 DEFERRED = {  # inside a function only: save methods, and the extras
     *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("spelling", "tokenizers")},
+    *{("eval.kinds", "HanTa"), ("eval.questions", "rouge_score")},
+    *{("eval.command", "plot"), ("eval.command", "eval.pictures"), ("eval.pictures", "matplotlib")},
     *{("__main__", "matplotlib"), ("__main__", "tokenizers"), ("chat", "tokenizers"), ("template", "jinja2")},
     *{("bench.peers", "transformers"), ("bench.press_child", "transformers"), ("bench.press_child", "kvpress")},
     *{("bench.context", "tokenizers")},
 }
+PACKAGES = ("models", "eval", "bench")
 LIBRARIES = sys.stdlib_module_names | {"torch", "einops"}
 
 
@@ -89,11 +110,11 @@ def imported(node, module):
     if isinstance(node, ast.Import):
         full = [alias.name for alias in node.names]
     else:
-        package = ["msrnn", *module.split(".")[:-1]] if module != "models" else ["msrnn", "models"]
+        package = ["msrnn", *module.split(".")[:-1]] if module not in PACKAGES else ["msrnn", module]
         base = [*package[: len(package) - node.level + 1], node.module or ""] if node.level else [node.module]
         stem = ".".join(filter(None, base))
         inner = [f"{stem}.{alias.name}" for alias in node.names]
-        full = [name if name[6:] in ARROWS and stem in ("msrnn", "msrnn.models", "msrnn.bench") else stem for name in inner]
+        full = [name if name[6:] in ARROWS and stem.removeprefix("msrnn.") in ("msrnn", *PACKAGES) else stem for name in inner]
     return {name.removeprefix("msrnn").removeprefix(".") for name in full}
 
 
@@ -143,7 +164,10 @@ def test_arrows_hold(path):
         ("decode", "from .models.llama import Llama", "decode -> models.llama"),
         ("decode", "from .models import Llama", "decode -> models"),
         ("retention", "from . import models", "retention -> models"),
-        ("evaluate", "def f():\n    from .plot import draw", "evaluate -> plot"),
+        ("eval.lm", "def f():\n    from ..plot import draw", "eval.lm -> plot"),
+        ("eval.lm", "def f():\n    from .pictures import draw", "eval.lm -> eval.pictures"),
+        ("eval.lm", "from . import command", "eval.lm -> eval.command"),
+        ("eval.command", "from .pictures import draw", "eval.command -> eval.pictures"),  # not deferred
         ("models.llama", "from ..plot import draw", "models.llama -> plot"),
         ("models.llama", "from . import yi", "models.llama -> models.yi"),
         ("models.yi", "from .mistral import Mistral", "models.yi -> models.mistral"),

@@ -6,9 +6,10 @@ from look_at_picture import main as look
 from tiny import tiny_cell
 
 import msrnn
+from msrnn import retention as module
 from msrnn.compare import full_nbytes
 from msrnn.plot import draw_retention
-from msrnn.retention import held, retention
+from msrnn.retention import held, leaving, retention
 
 CELL = tiny_cell()
 TOKENS = torch.randint(0, CELL.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -26,12 +27,21 @@ def test_held_counts_heads():
     assert torch.equal(held(state, 5), share[..., :5])
 
 
-def test_retention_is_the_fold_looked_at_after_each_step():
-    kept = retention(CELL, TOKENS, "h2o:4")
+@pytest.mark.parametrize("reduction", ["h2o:4", "tova:3", "tova-head:5", "sinks:5:2", "full"])
+@pytest.mark.parametrize("at_once", [1, 5, 256])
+def test_retention_is_the_step_loop_looked_at_after_each_step(reduction, at_once, monkeypatch):
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    kept, state = retention(CELL, TOKENS, reduction), CELL.initial_state(2, reduction)
     assert kept.shape == (2, len(CELL.layers), 12, 12)
-    for t in (0, 3, 11):
-        _, state = CELL(TOKENS[:, : t + 1], CELL.initial_state(2, "h2o:4"))
+    for t, token in enumerate(TOKENS.T):
+        _, state = CELL.step(token, state)
         assert torch.equal(kept[:, :, t], held(state, 12))
+
+
+def test_leaving_says_who_saw_a_position_last():
+    assert leaving(CELL, TOKENS[:1], "window:3")[0, 0, 0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 12, 12]
+    assert leaving(CELL, TOKENS[:1], "window:0")[0, 1, 1].tolist() == list(range(12))
+    assert leaving(CELL, TOKENS[:1, :0], "tova:3").shape == (1, 2, 2, 0)
 
 
 def test_known_patterns():

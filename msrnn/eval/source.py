@@ -1,0 +1,74 @@
+"""Where an experiment gets its model and its text from: what is cheap to refuse is looked at before the weights are read."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..arguments import count
+from ..cell import Cell
+from ..error import Error
+from .text import Chunk, chunks, read_texts
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+class Source:
+    """A tokenizer and a cell, each loaded when first asked for; whether bars are shown."""
+
+    def __init__(self, tokenizer: "Callable[[], tokenizers.Tokenizer]", cell: Callable[[], Cell], progress: bool = False):
+        self._tokenizer, self._cell, self.progress = tokenizer, cell, progress
+
+    @cached_property
+    def tokenizer(self) -> "tokenizers.Tokenizer":
+        """The model's own."""
+        return self._tokenizer()
+
+    @cached_property
+    def cell(self) -> Cell:
+        """The model."""
+        return self._cell()
+
+    def chunks(self, args: argparse.Namespace) -> list[Chunk]:
+        """What :func:`add_text_arguments` asked for; raises as :func:`~msrnn.eval.text.chunks`."""
+        return chunks(read_texts(args.text), self.tokenizer, args.chunk, args.chunks)
+
+    def check_memory(self, batch_size: int, sizes: Sequence[int | None], length: int) -> None:
+        """Refuse what no machine like this one holds: ``batch_size`` states of the largest of ``sizes`` (None: unbounded) over
+        texts of ``length`` tokens.
+
+        Raises:
+            Error: as said.
+        """
+        rows = max(length if size is None else min(size, length) for size in sizes)
+        needed, memory = batch_size * rows * row_nbytes(self.cell), total_memory(self.cell.marks[0].device)
+        if needed > memory:
+            found = f"{batch_size} states of {rows} rows take {needed / 1e9:,.1f} GB"
+            raise Error(f"{found}; the machine has {memory / 1e9:,.1f} GB (--batch, --sizes and the text's length decide)")
+
+
+def row_nbytes(cell: Cell) -> int:
+    """Bytes of one token in H, all layers together, the operator's numbers aside."""
+    empty = (H.keys for H in cell.initial_state(1, "full"))
+    return sum(keys.shape[1] * (2 * keys.shape[3] * keys.element_size() + 8) for keys in empty)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that there are where a model computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def add_text_arguments(parser: argparse.ArgumentParser, chunk: int) -> None:
+    """``--text``, ``--chunk``, ``--chunks``."""
+    parser.add_argument(
+        "--text", metavar="PATH", type=Path, required=True, help="a text file, or a folder of .txt and .md files"
+    )
+    parser.add_argument("--chunk", metavar="N", type=count, default=chunk, help=f"tokens of a chunk (default: {chunk})")
+    parser.add_argument("--chunks", metavar="N", type=count, help="the first so many of each text (default: all)")

@@ -1,0 +1,97 @@
+"""A key is hidden where it should be, asked for, and found by who copies."""
+
+import json
+
+import pytest
+import torch
+from matplotlib.image import imread
+from talking import talking_cell, tiny_tokenizer
+
+import msrnn
+from msrnn.__main__ import main
+from msrnn.eval.grid import entries
+from msrnn.eval.passkey import NEEDLE, QUESTION, TASK, Found, ask, prompt, report
+
+TOKENIZER = tiny_tokenizer()
+
+
+@pytest.mark.parametrize("length", [320, 601, 1300])
+@pytest.mark.parametrize("depth", [0, 0.5, 1])
+def test_the_key_stands_at_its_depth_in_a_text_as_long_as_allowed(length, depth):
+    ids = prompt(TOKENIZER, "12345", length, depth)
+    text = TOKENIZER.decode(ids)
+    one = len(
+        TOKENIZER.encode("The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n").ids
+    )
+    assert length - one < len(ids) <= length
+    assert text.startswith(TASK)
+    assert text.endswith(QUESTION)
+    before, after = text.removeprefix(TASK).removesuffix(QUESTION).split(NEEDLE.format(key="12345"))
+    assert abs(len(before) - depth * (len(before) + len(after))) <= one
+
+
+def test_a_text_without_room_is_refused():
+    with pytest.raises(msrnn.Error, match="a text of 100 tokens is too short for a pass key; expected at least"):
+        prompt(TOKENIZER, "12345", 100, 0.5)
+
+
+@pytest.mark.parametrize("row", ["full", "tova:9"])
+def test_found_is_what_greedy_decoding_writes(row):
+    """The cell is random: an answer is put into the mouth of some rows by asking for what it does write."""
+    cell, (entry,) = talking_cell(), entries([row], [9])
+    result = ask(cell, TOKENIZER, entry, 320, 0.5, 3, seed=1)
+    assert (result.found, result.keys) == (0, 3)
+    texts = [torch.tensor([prompt(TOKENIZER, key, 320, 0.5)]) for key in ("11111", "22222")]
+    written = [
+        TOKENIZER.decode(msrnn.generate(cell, text, cell.initial_state(1, row), max_new_tokens=6)[0][0].tolist())
+        for text in texts
+    ]
+
+    class Parrot:  # spells any answer as what the model writes after the prompt of its key
+        def encode(self, text, add_special_tokens=True):
+            if text in (" 11111", " 22222"):
+                return TOKENIZER.encode(written[text == " 22222"], add_special_tokens=False)
+            return TOKENIZER.encode(text, add_special_tokens=add_special_tokens)
+
+    class Chance:
+        def __init__(self, _):
+            self.left = iter((11111, 22222, 33333))
+
+        def randrange(self, *_):
+            return next(self.left)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("random.Random", Chance)
+        result = ask(cell, Parrot(), entry, 320, 0.5, 3, seed=1)
+    assert result.found == pytest.approx(2 / 3)
+
+
+def test_the_maps_and_tables_are_the_records():
+    made = [Found("tova", 8, n, d, found, 1.5, 4) for (n, d, found) in [(64, 0, 0.25), (64, 1, 0.75), (128, 0, 0), (128, 1, 1)]]
+    whole = report(made)
+    assert whole.tables[0].rows == [["tova:8", "50%", "50%"]]
+    assert whole.tables[1].rows == [["tova:8", "1.50", "1.50"]]
+    assert whole.pictures["passkey.png"].panels["tova:8"].tolist() == [[0.25, 0.75], [0, 1]]
+    assert whole.pictures["passkey.png"].ticks == (["0", "1"], ["64", "128"])
+
+
+def test_the_command(tmp_path, capsys):
+    talking_cell().save(tmp_path / "model")
+    asked = ["eval", "passkey", str(tmp_path / "model"), "--sizes", "9", "--operators", "sinks:SIZE:2", "--keys", "2"]
+    out = tmp_path / "out"
+    assert main([*asked, "--lengths", "330", "400", "--depths", "0", "0.5", "--out", str(out)]) == 0
+    assert "| sinks:9:2 | 0% | 0% |" in capsys.readouterr().out
+    assert [(r["length"], r["depth"]) for r in json.loads((out / "report.json").read_text())] == [
+        (330, 0),
+        (330, 0.5),
+        (400, 0),
+        (400, 0.5),
+    ]
+    assert min(imread(out / "passkey.png").shape[:2]) > 200
+    for more, said in {
+        ("--depths", "1.5"): "--depths has 1.5",
+        ("--lengths", "50"): "a text of 50 tokens is too short",
+        ("--operators", "truncated"): "truncated:9 cannot be asked",
+    }.items():
+        assert main([*asked, *more]) == 1
+        assert said in capsys.readouterr().err

@@ -1,0 +1,179 @@
+"""Published files are read, scores are the benchmark's, answers branch from one state. The records are made by hand."""
+
+import json
+import math
+
+import pytest
+import torch
+from talking import talking_cell, tiny_tokenizer
+
+import msrnn
+from msrnn.__main__ import main
+from msrnn.eval.grid import entries
+from msrnn.eval.questions import Question, f1, read_questions, rouge
+from msrnn.eval.understanding import Answered, answer, report
+
+CELL, TOKENIZER = talking_cell(), tiny_tokenizer()
+STORY = "The boat was small, the sea was not; and on the 3rd day the wind rose again.\n" * 5
+
+
+def squality():
+    """As nyu-mll/SQuALITY@dc08d4f lays it out, one object a line."""
+    asked = [
+        {
+            "question_text": f"What about {what}?",
+            "question_number": n,
+            "responses": [
+                {"worker_id": "6", "uid": "0c", "response_text": f"The {what} is small."},
+                {"worker_id": "5", "uid": "71", "response_text": f" Nobody knows the {what}, not at all. "},
+            ],
+        }
+        for n, what in enumerate(("boat", "sea"), 1)
+    ]
+    stories = [
+        {"metadata": {"passage_id": i, "uid": "ea", "license": "free"}, "document": STORY, "questions": asked}
+        for i in ("10", "20")
+    ]
+    return "\n".join(map(json.dumps, stories)) + "\n"
+
+
+def qasper():
+    """As qasper-dev-v0.3.json is laid out (allenai/qasper-led-baseline@c982bee, fixtures/data/qasper_sample_tiny.json)."""
+    kinds = [
+        {"unanswerable": True, "extractive_spans": [], "yes_no": None, "free_form_answer": ""},
+        {"unanswerable": False, "extractive_spans": [], "yes_no": False, "free_form_answer": ""},
+        {"unanswerable": False, "extractive_spans": ["a boat", "the sea"], "yes_no": None, "free_form_answer": ""},
+        {"unanswerable": False, "extractive_spans": [], "yes_no": None, "free_form_answer": "By wind."},
+    ]
+    evidence = {"evidence": [], "highlighted_evidence": []}
+    answers = [{"answer": {**kind, **evidence}, "annotation_id": "3", "worker_id": "w"} for kind in kinds]
+    sections = [{"section_name": "Boats", "paragraphs": ["One.", ""]}, {"section_name": None, "paragraphs": ["Two."]}]
+    asked = [{"question": "How does it sail?", "question_id": "75", "answers": answers}]
+    return json.dumps({"1909.1": {"title": "Sailing", "abstract": "Short.", "full_text": sections, "qas": asked}})
+
+
+def test_squality_as_published(tmp_path):
+    (tmp_path / "dev.jsonl").write_text(squality())
+    found = read_questions(tmp_path / "dev.jsonl")
+    assert [(q.task, q.name, q.number) for q in found] == [("squality", n, i) for n in ("10", "20") for i in (0, 1)]
+    assert found[1].document == STORY
+    assert found[1].references == ("The sea is small.", " Nobody knows the sea, not at all. ")
+    assert found[1].tail == "\nAnswer the question in a paragraph.\nQuestion: What about sea?\nAnswer:"
+
+
+def test_qasper_as_published(tmp_path):
+    (tmp_path / "dev.json").write_text(qasper())
+    (found,) = read_questions(tmp_path / "dev.json")
+    assert found.document == "Sailing\nShort.\nBoats\nOne.\nTwo."
+    assert found.references == ("Unanswerable", "No", "a boat, the sea", "By wind.")
+    assert found.tail.endswith('answer "yes", "no", or "unanswerable".\nQuestion: How does it sail?\nAnswer:')
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", "{"),
+        ("a.jsonl", "[1]"),
+        ("a.jsonl", '{"metadata": {"passage_id": 7}, "document": "", "questions": []}'),
+        ("a.jsonl", "\n"),
+        ("a.json", "[]"),
+        ("a.json", "{}"),
+        ("a.json", '{"1": {"title": "x"}}'),
+        ("a.json", qasper().replace('"free_form_answer": "By wind."', '"free_form_answer": 7')),
+        ("a.txt", "x"),
+        ("a.json", "[" * 10000),
+    ],
+)
+def test_another_file_is_refused(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(msrnn.Error, match=r"a\.(jsonl?|txt) (is not as|is no data|has no question|cannot be read)|is empty"):
+        read_questions(tmp_path / name)
+
+
+def test_f1_by_hand():
+    assert f1("The boat, a small one!", ["small boat"]) == pytest.approx(100 * 2 * (2 / 3) * 1 / (2 / 3 + 1))
+    assert f1("no", ["Yes", "No."]) == 100
+    assert f1("boat boat", ["boat"]) == pytest.approx(100 * 2 / 3)  # one of two
+    assert f1("", ["boat"]) == 0
+    assert f1("another", ["other"]) == 0  # articles are words, not letters
+
+
+def test_rouge_takes_the_best_reference_of_each_kind():
+    pytest.importorskip("rouge_score")
+    assert rouge("the boat is small", ["the boat is small", "x"]) == pytest.approx(100)
+    one = (3 / 4, 2 / 3, 3 / 4)  # of "the boat is big": three words, two pairs of three, three in order
+    assert rouge("the boat is small", ["the boat is big"]) == pytest.approx(100 * math.prod(one) ** (1 / 3))
+    assert rouge("the boat is small", ["the boat is big", "small is"]) == pytest.approx(100 * math.prod(one) ** (1 / 3))
+    assert rouge("walks", ["walk"]) == 0  # no stemming
+
+
+QUESTIONS = [
+    Question("qasper", "p", 0, STORY, "How big?", ("small", "not big")),
+    Question("qasper", "p", 1, STORY, "Is the sea small, in the end?", ("No",)),
+]
+
+
+@pytest.mark.parametrize("row", ["full", "tova", "h2o", "truncated"])
+def test_answers_from_one_reading_are_those_of_whole_prompts(row):
+    (entry,) = entries([row], [120] if row == "truncated" else [16])
+    tails = [TOKENIZER.encode(q.tail, add_special_tokens=False).ids for q in QUESTIONS]
+    limit = max(map(len, tails)) + 40
+    if row == "truncated":
+        (entry,) = entries([row], [limit - 20])
+    found = answer(CELL, TOKENIZER, QUESTIONS, entry, limit, 9, None if row == "full" else [[7, 8, 9], [10]])
+    room = 20 if row == "truncated" else 40
+    for q, tail, got in zip(QUESTIONS, tails, found, strict=True):
+        prompt = TOKENIZER.encode(STORY).ids[:room] + tail
+        new, _ = msrnn.generate(CELL, torch.tensor([prompt]), CELL.initial_state(1, entry.reduction), max_new_tokens=9)
+        ids = new[0].tolist()
+        ids = ids[: ids.index(2) + 1] if 2 in ids else ids
+        assert got.ids == ids
+        assert got.text == TOKENIZER.decode(ids).strip()
+        assert got.score == f1(got.text, q.references)
+        lost, n, own = 0.0, 0, ids if row == "full" else [[7, 8, 9], [10]][q.number]
+        for text in q.references:
+            said = TOKENIZER.encode(f" {text}", add_special_tokens=False).ids
+            logits, _ = CELL(torch.tensor([prompt + said]), CELL.initial_state(1, entry.reduction))
+            lost -= float(logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(said)[:, None]).sum())
+            n += len(said)
+        assert got.nll == pytest.approx(lost / n)
+        logits, _ = CELL(torch.tensor([prompt + own]), CELL.initial_state(1, entry.reduction))
+        right = (logits[0, len(prompt) - 1 : -1].argmax(-1) == torch.tensor(own)).double().mean()
+        assert got.agreed == pytest.approx(float(right))
+        assert got.agreed == 1 or row != "full"
+
+
+def test_no_room_for_a_question_is_refused():
+    with pytest.raises(msrnn.Error, match="a prompt of 30 tokens has no room for a question of"):
+        answer(CELL, TOKENIZER, QUESTIONS, entries(["full"], [])[0], 30, 4)
+
+
+def test_tables_pair_questions():
+    made = [Answered("full", None, f"q {i}", [1], "x", 10.0 * i, 1.0, 2.0 + i) for i in range(3)]
+    made += [Answered("tova", 8, f"q {i}", [1], "x", 5.0, 0.5, 2.5 + i) for i in range(3)]
+    score, agreed, nats = report(made, "qasper").tables
+    assert score.rows[0] == ["full", "", "10.00 ± 5.77"]
+    assert agreed.rows[1] == ["tova", "50.0%", ""]
+    assert nats.rows == [["full", "", "3.000"], ["tova", "+0.5000 ± 0.0000", ""]]
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    CELL.save(tmp_path / "model")
+    (tmp_path / "dev.json").write_text(qasper())
+    asked = ["eval", "understanding", str(tmp_path / "model"), "--data", str(tmp_path / "dev.json"), "--operators", "tova"]
+    asked += ["--sizes", "8", "--length", "400", "--max-new-tokens", "4"]
+    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "| full |  | 100.0% |" in shown
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())) == 2
+    monkeypatch.setattr(msrnn.Cell, "forward", lambda *_, **__: pytest.fail("a token was read"))
+    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == shown
+    for more, said in {
+        ("--length", "30"): "a prompt of 30 tokens has no room for a question of",
+        ("--operators", "truncated"): "a prompt of 8 tokens has no room",
+        ("--data", "/nowhere.json"): "cannot read /nowhere.json",
+        ("--data", "/nowhere.txt"): "is no data of SQuALITY",
+    }.items():
+        assert main([*asked, *more]) == 1
+        assert said in capsys.readouterr().err

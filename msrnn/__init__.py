@@ -4,21 +4,33 @@ from .cell import Cell
 from .chat import Chat
 from .checkpoint import load
 from .decode import generate, stream
+from .drawn import CaM, Keyformer, Random
 from .error import Error
+from .keyed import KeyDiff, Knorm
 from .lookahead import jacobi
+from .pyramid import pyramid
 from .reduction import H2O, TOVA, Full, Reduction, Seen, Sinks, Window, parse_reduction
 from .snapshot import load_state
 from .state import MultiState, State
+from .windowed import LastQueries, MorphKV, Scissorhands
 
 __all__ = [
     "H2O",
     "TOVA",
+    "CaM",
     "Cell",
     "Chat",
     "Error",
     "Full",
+    "KeyDiff",
+    "Keyformer",
+    "Knorm",
+    "LastQueries",
+    "MorphKV",
     "MultiState",
+    "Random",
     "Reduction",
+    "Scissorhands",
     "Seen",
     "Sinks",
     "State",
@@ -28,5 +40,6 @@ __all__ = [
     "load",
     "load_state",
     "parse_reduction",
+    "pyramid",
     "stream",
 ]

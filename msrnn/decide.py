@@ -34,7 +34,8 @@ class Block:
             is not read is seen by itself alone. 1 where all heads hold the same.
         clock: ``(B, T)`` int64, the tokens' positions.
         active: ``(B, T)`` bool, whether a token is read.
-        numbers: the operator's, ``(B, K, R)`` each, before the first token.
+        numbers: the operator's, ``(B, K, R)`` or ``(B, K, R, n)`` each, before the first token.
+        keys: ``(B, K, R, D)`` of an operator that is ``keyed``, otherwise None.
     """
 
     reduction: Reduction
@@ -44,6 +45,7 @@ class Block:
     clock: Tensor
     active: Tensor
     numbers: dict[str, Tensor]
+    keys: Tensor | None = None
 
     def hidden(self, start: int, stop: int) -> Tensor:
         """``(B, 1 or K, t, R)`` bool: the rows that tokens ``start`` to ``stop`` do not see."""
@@ -150,15 +152,16 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
     positions = block.positions[:, None, :heads].masked_fill(hidden, EMPTY).expand(-1, -1, block.positions.shape[1], -1)
     before = {name: torch.zeros_like(x) if operator.additive else x.clone() for name, x in numbers.items()}  # may be edited
     clock, before = aside(block.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
-    seen = Seen(aside(weights.movedim(3, 1)), aside(positions), clock, before)
+    keys = None if block.keys is None else aside(block.keys[:, None])
+    seen = Seen(aside(weights.movedim(3, 1)), aside(positions), clock, before, keys)
     after = {name: x.unflatten(0, (B, T)) for name, x in updated(operator, seen).items()}  # (B, t, K, R)
     idle = hidden | ~block.active[:, start:stop, None, None]
     for name, x in after.items():
-        old = numbers[name][:, None]  # (B, 1, K, R)
+        old, still = numbers[name][:, None], idle.view(*idle.shape, *(1,) * (x.ndim - 4))  # (B, 1, K, R), (B, t, 1 or K, R)
         if operator.additive:
-            after[name] = torch.cat((old, x.masked_fill(idle, 0)), dim=1).cumsum(1)[:, 1:]  # in the step loop's order
+            after[name] = torch.cat((old, x.masked_fill(still, 0)), dim=1).cumsum(1)[:, 1:]  # in the step loop's order
         else:
-            after[name] = torch.where(idle, old, x)
+            after[name] = torch.where(still, old, x)
     score = dearness(operator, seen._replace(numbers={name: aside(x) for name, x in after.items()}))
     score = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(0, (B, T))
     return Look(weights, after, score, hidden[:, :, : score.shape[2]])

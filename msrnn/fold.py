@@ -15,10 +15,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from .attention import mask, meet
 from .decide import Block, Look, decide
 from .linear import workable
+from .reduction import Seen
 from .state import EMPTY, MultiState
+from .transition import merged
 
 BLOCK, BLIND_BLOCK = 64, 256
 """Tokens decided on at once: a longer block has fewer products and more wrong guesses. Whoever is blind guesses right."""
+
+
+KEYS = 2**24
+"""Numbers of keys that a block may lay side by side for an operator that looks at them: 64 MB in float32."""
 
 
 class Event(NamedTuple):
@@ -70,7 +76,7 @@ def fold(
     Returns:
         ``(B, N, T, D)``, meaningless where a token is not read, and the new H.
     """
-    length, read = BLIND_BLOCK if H.reduction.blind else BLOCK, [q[:, :, :0]]
+    length, read = _length(H), [q[:, :, :0]]
     for start in range(0, k.shape[2], length):
         cut = slice(start, start + length)
         now = k.new_ones(k.shape[0], k[:, :, cut].shape[2], dtype=torch.bool) if active is None else active[:, cut]
@@ -79,6 +85,16 @@ def fold(
         )
         read.append(x)
     return torch.cat(read, dim=2), H.ordered()
+
+
+def _length(H: MultiState) -> int:
+    """How many tokens to decide on at once."""
+    operator = H.reduction
+    if operator.merges:
+        return 1  # what the next token reads is not known before
+    if operator.keyed:
+        return min(BLOCK, max(1, KEYS // max(1, H.keys.numel())))
+    return BLIND_BLOCK if operator.blind else BLOCK
 
 
 def _block(
@@ -100,7 +116,7 @@ def _block(
         block = known
     else:
         block, looks = decide(block)
-        if H.reduction.blind and not H.numbers:
+        if H.reduction.blind and not H.reduction.keyed and not H.numbers:
             decided[start] = block
     if H.reduction.blind:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
@@ -115,8 +131,18 @@ def _block(
         score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
         events.append(Event(q, k, v, active, H.numbers, block.positions, block.left(), score))
     positions = block.positions.masked_fill(block.until < T, EMPTY)
+    if H.reduction.merges:
+        values = _merged(block, looks[-1], values)
     H = MultiState(keys, values, positions, H.clock + active.sum(1), H.reduction, looks[-1].last() if looks else {})
     return read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2), H
+
+
+def _merged(block: Block, look: Look, values: Tensor) -> Tensor:
+    """The values after a block of one token."""
+    positions = block.positions.masked_fill(block.hidden(0, 1)[:, :, 0], EMPTY)
+    seen = Seen(look.weights[..., 0, :], positions, block.clock[:, 0], look.last(), block.keys)
+    gone = (block.until == 0) & (positions != EMPTY)  # (B, K, R), one row at most
+    return merged(block.reduction, seen, values, gone.byte().argmax(-1), gone.any(-1))
 
 
 def _logits(q: Tensor, keys: Tensor) -> Tensor:
@@ -138,5 +164,5 @@ def _entered(q: Tensor, keys: Tensor, H: MultiState, active: Tensor) -> Block:
         logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, T, positions.shape[-1])
     else:
         logits = _logits(q, keys).detach()
-    numbers = {name: torch.cat((x, x.new_zeros(B, K, T)), dim=-1) for name, x in H.numbers.items()}
-    return Block(H.reduction, logits, positions, until, clock, active, numbers)
+    numbers = {name: torch.cat((x, x.new_zeros(B, K, T, *x.shape[3:])), dim=2) for name, x in H.numbers.items()}
+    return Block(H.reduction, logits, positions, until, clock, active, numbers, keys.detach() if H.reduction.keyed else None)

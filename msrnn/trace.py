@@ -36,7 +36,15 @@ class LayerTrace:
 
     def at(self, n: Tensor) -> MultiState:
         """H after the first ``n (B,)`` tokens."""
-        if not self._before.reduction.numbers:
+        operator = self._before.reduction
+        if operator.merges:  # values have changed on the way; all of it is read again
+            most = int(n.amax())
+            q = torch.cat([e.q for e in self._events], dim=2)[:, :, :most]
+            S = self._before.positions.shape[2]
+            k, v = (x[:, :, S : S + most] for x in (self._keys, self._values))
+            active = self._active[:, :most] & (torch.arange(most, device=n.device) < n[:, None])
+            return fold(q, k, v, self._before, active)[1]
+        if not operator.numbers:
             return self._gathered(n)
         # numbers are kept at the beginning of each block; from there on the block's own part is read again
         starts = torch.tensor([0, *(e.left.shape[2] for e in self._events)], device=n.device).cumsum(0)

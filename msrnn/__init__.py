@@ -8,6 +8,7 @@ from .drawn import CaM, Keyformer, Random
 from .error import Error
 from .keyed import KeyDiff, Knorm
 from .lookahead import jacobi
+from .prefill import prefill
 from .pyramid import pyramid
 from .reduction import H2O, TOVA, Full, Reduction, Seen, Sinks, Window, parse_reduction
 from .snapshot import load_state
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "load_state",
     "parse_reduction",
+    "prefill",
     "pyramid",
     "stream",
 ]

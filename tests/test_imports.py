@@ -36,6 +36,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
 }
 ABOVE = {
     "decode": CELL,
+    "prefill": {*CELL, "admit", "attention", "fold", "transition"},
     "lookahead": {*CELL, "decode"},
     "evaluate": CELL,
     "retention": CELL,

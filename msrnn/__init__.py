@@ -4,23 +4,36 @@ from .cell import Cell
 from .chat import Chat
 from .checkpoint import load
 from .decode import generate, stream
+from .drawn import CaM, Keyformer, Random
 from .error import Error
+from .keyed import KeyDiff, Knorm
 from .lookahead import jacobi, lookahead, stream_lookahead
 from .pool import Pool
+from .prefill import prefill
+from .pyramid import pyramid
 from .reduction import H2O, TOVA, Full, Reduction, Seen, Sinks, Window, parse_reduction
 from .snapshot import load_state
 from .state import MultiState, State
+from .windowed import LastQueries, MorphKV, Scissorhands
 
 __all__ = [
     "H2O",
     "TOVA",
+    "CaM",
     "Cell",
     "Chat",
     "Error",
     "Full",
+    "KeyDiff",
+    "Keyformer",
+    "Knorm",
+    "LastQueries",
+    "MorphKV",
     "MultiState",
     "Pool",
+    "Random",
     "Reduction",
+    "Scissorhands",
     "Seen",
     "Sinks",
     "State",
@@ -31,6 +44,8 @@ __all__ = [
     "load_state",
     "lookahead",
     "parse_reduction",
+    "prefill",
+    "pyramid",
     "stream",
     "stream_lookahead",
 ]

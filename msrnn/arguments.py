@@ -24,7 +24,8 @@ EXAMPLES = """examples:
 
 MODEL is a hub id (owner/name), a folder (Hugging Face's or the library's own) or one .gguf file.
 A reduction bounds the state H: full, window:SIZE, sinks:SIZE:FIRST, h2o:SIZE, h2o-layer:SIZE, tova:SIZE, tova-head:SIZE;
-SIZE is the number of tokens carried from step to step. Without one, H is the family's own (Mistral v0.1: its window)."""
+SIZE is the number of tokens carried from step to step. Without one, H is the family's own (Mistral v0.1: its window).
+Others: random, last-queries, morphkv, morphkv-max, scissorhands, keyformer, keydiff, knorm, cam (docs/operators.md)."""
 
 
 Family = Callable[[Any, list[argparse.ArgumentParser]], None]

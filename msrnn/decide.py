@@ -73,7 +73,8 @@ class Block:
         positions: ``(B, K, R)`` int64, ascending but for −1 where a row is empty or its token is not read.
         until: ``(B, 1 or K, R)`` int64, the last token to see each row: T where it stays, −1 where a row is empty; a token that
             is not read is seen by itself alone. 1 where all heads hold the same.
-        numbers: the operator's, ``(B, K, R)`` each, before the first token.
+        numbers: the operator's, ``(B, K, R)`` or ``(B, K, R, n)`` each, before the first token.
+        keys: ``(B, K, R, D)`` of an operator that is ``keyed``, otherwise None.
     """
 
     reduction: Reduction
@@ -82,6 +83,7 @@ class Block:
     positions: Tensor
     until: Tensor
     numbers: dict[str, Tensor]
+    keys: Tensor | None = None
 
     @property
     def T(self) -> int:
@@ -189,15 +191,16 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
     positions = block.positions[:, None, :heads].masked_fill(hidden, EMPTY).expand(-1, -1, block.positions.shape[1], -1)
     before = {name: torch.zeros_like(x) if operator.additive else x.clone() for name, x in numbers.items()}  # may be edited
     clock, before = aside(block.frame.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
-    seen = Seen(aside(weights.movedim(3, 1)), aside(positions), clock, before)
+    keys = None if block.keys is None else aside(block.keys[:, None])
+    seen = Seen(aside(weights.movedim(3, 1)), aside(positions), clock, before, keys)
     after = {name: x.unflatten(0, (B, T)) for name, x in updated(operator, seen).items()}  # (B, t, K, R)
     for name, x in after.items():
         idle = hidden | ~block.frame.active[:, start:stop, None, None]
-        old = numbers[name][:, None]  # (B, 1, K, R)
+        old, still = numbers[name][:, None], idle.view(*idle.shape, *(1,) * (x.ndim - 4))  # (B, 1, K, R), (B, t, 1 or K, R)
         if operator.additive:
-            after[name] = torch.cat((old, x.masked_fill(idle, 0)), dim=1).cumsum(1)[:, 1:]  # in the step loop's order
+            after[name] = torch.cat((old, x.masked_fill(still, 0)), dim=1).cumsum(1)[:, 1:]  # in the step loop's order
         else:
-            after[name] = torch.where(idle, old, x)
+            after[name] = torch.where(still, old, x)
     score = dearness(operator, seen._replace(numbers={name: aside(x) for name, x in after.items()}) if after else seen)
     score = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(0, (B, T))
     return Look(weights, after, score, hidden[:, :, : score.shape[2]])

@@ -16,11 +16,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from .attention import mask, meet
 from .decide import Block, Frame, Look, decide
 from .linear import workable
+from .reduction import Seen
 from .state import EMPTY, MultiState
+from .transition import merged
 
 Size = int | tuple[int, ...] | None
 BLOCK, BLIND_BLOCK = 64, 256
 """Tokens decided on at once: a longer block has fewer products and more wrong guesses. Whoever is blind guesses right."""
+
+
+KEYS = 2**24
+"""Numbers of keys that a block may lay side by side for an operator that looks at them: 64 MB in float32."""
 
 
 class Event(NamedTuple):
@@ -86,7 +92,7 @@ def fold(
     Returns:
         ``(B, N, T, D)``, meaningless where a token is not read, and the new H.
     """
-    length, read, T = BLIND_BLOCK if H.reduction.blind else BLOCK, [], k.shape[2]
+    length, read, T = _length(H), [], k.shape[2]
     H, before = H.ordered(), Before() if before is None else before
     for start in range(0, T, length):
         cut = slice(start, min(start + length, T))
@@ -100,6 +106,16 @@ def fold(
         x, H = _block(q[:, :, cut], k[:, :, cut], v[:, :, cut], H, frame, events, before, start)
         read.append(x)
     return (torch.cat(read, dim=2) if len(read) != 1 else read[0]) if T else q[:, :, :0], H
+
+
+def _length(H: MultiState) -> int:
+    """How many tokens to decide on at once."""
+    operator = H.reduction
+    if operator.merges:
+        return 1  # what the next token reads is not known before
+    if operator.keyed:
+        return min(BLOCK, max(1, KEYS // max(1, H.keys.numel())))
+    return BLIND_BLOCK if operator.blind else BLOCK
 
 
 def _block(
@@ -122,7 +138,7 @@ def _block(
         block = known
     else:
         block, looks = decide(block)
-        if H.reduction.blind and not H.numbers:
+        if H.reduction.blind and not H.reduction.keyed and not H.numbers:
             before.blind[start] = block
     if H.reduction.blind:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
@@ -139,10 +155,20 @@ def _block(
             score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
         events.append(Event(q, k, v, frame.active, H.numbers, block.positions, block.left(), score))
     clock, numbers = H.clock + (T if frame.even else frame.active.sum(1)), looks[-1].last() if looks else {}
+    if H.reduction.merges:
+        values = _merged(block, looks[-1], values)
     H = MultiState(keys, values, positions, clock, H.reduction, numbers, gapless=frame.even)
     if not (frame.still and frame.even):
         H = H.keep(block.until == T, even=frame.even)
     return read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2), H
+
+
+def _merged(block: Block, look: Look, values: Tensor) -> Tensor:
+    """The values after a block of one token."""
+    positions = block.positions.masked_fill(block.hidden(0, 1)[:, :, 0], EMPTY)
+    seen = Seen(look.weights[..., 0, :], positions, block.frame.clock[:, 0], look.last(), block.keys)
+    gone = (block.until == 0) & (positions != EMPTY)  # (B, K, R), one row at most
+    return merged(block.reduction, seen, values, gone.byte().argmax(-1), gone.any(-1))
 
 
 def _logits(q: Tensor, keys: Tensor) -> Tensor:
@@ -160,7 +186,6 @@ def _entered(q: Tensor, keys: Tensor, H: MultiState, frame: Frame) -> Block:
         logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, new.shape[1], positions.shape[-1])
     else:
         logits = _logits(q, keys).detach()
-    numbers = {
-        name: torch.cat((x, x.new_zeros(*new[:, None].expand(-1, K, -1).shape)), dim=-1) for name, x in H.numbers.items()
-    }
-    return Block(H.reduction, frame, logits, positions, frame.until, numbers)
+    numbers = {name: torch.cat((x, x.new_zeros(B, K, new.shape[1], *x.shape[3:])), dim=2) for name, x in H.numbers.items()}
+    seen = keys.detach() if H.reduction.keyed else None
+    return Block(H.reduction, frame, logits, positions, frame.until, numbers, seen)

@@ -5,9 +5,9 @@ A step appends the current token's row, attends, and then *reduces*: of the S + 
 touches none. Of the rows with the lowest score the one at the oldest position goes; a score of +inf may not go.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from typing import ClassVar, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from .error import Error
 
 MOST = 10**18 - 1
 """Of rows: what 18 digits can say, and a clock can count."""
+
+
+Forms = Mapping[str, Mapping[str, object]]
+"""Text forms by name, each with the fields that it fixes."""
 
 
 class Seen(NamedTuple):
@@ -28,7 +32,9 @@ class Seen(NamedTuple):
     clock: Tensor
     """``(B,)`` int64: the current token's position."""
     numbers: dict[str, Tensor]
-    """The operator's own, ``(B, K, R)`` each; 0 for the current row until ``update``."""
+    """The operator's own, ``(B, K, R)`` each, or ``(B, K, R, n)`` of ``shape (n,)``; 0 for the current row until ``update``."""
+    keys: Tensor | None = None
+    """``(B, K, R, D)``, rotated, whatever on empty rows; of an operator that is ``keyed``, otherwise None."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,17 @@ class Reduction:
     """
 
     size: int | tuple[int, ...] | None
-    name: ClassVar[str] = ""
+    forms: ClassVar[Forms] = {}
+    """What text forms call it, and the fields that each name fixes; the other fields follow as whole numbers, in order."""
     numbers: ClassVar[tuple[str, ...]] = ()
     additive: ClassVar[bool] = False
     """Whether ``update`` adds to the numbers what does not depend on them: the fold then sums many tokens at once."""
     blind: ClassVar[bool] = False
-    """Whether positions and clock are all that ``update`` and ``score`` look at: the weights they get may be zeros."""
+    """Whether ``update`` and ``score`` do without weights: those they get may be zeros."""
+    keyed: ClassVar[bool] = False
+    """Whether ``update`` or ``score`` look at ``seen.keys``."""
+    merges: ClassVar[bool] = False
+    """Whether ``merge`` changes values: such an operator folds token by token."""
 
     def __post_init__(self) -> None:
         if isinstance(self.size, list):
@@ -65,10 +76,21 @@ class Reduction:
         """The numbers of every row after this step, the current one's included, ``(B, K, R)`` each."""
         return seen.numbers
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """What a row has of the number ``name``: () is one value, ``(n,)`` are n."""
+        return ()
+
     def score(self, seen: Seen) -> Tensor:
         """How dear each row is, ``(B, K, R)``, or ``(B, 1, R)`` for one decision for the layer; ``seen.numbers`` are
         the updated ones."""
         raise NotImplementedError(f"{type(self).__name__} does not say how dear a row is")
+
+    def merge(self, seen: Seen, values: Tensor, row: Tensor) -> Tensor:
+        """The values of all rows once ``row (B, K)`` has gone, ``(B, K, R, D)`` as ``values`` are, a new tensor.
+
+        ``seen`` is what ``score`` saw. Where nothing leaves a head, what is given for it is not used.
+        """
+        return values
 
     def at(self, layer: int) -> "Reduction":
         """This operator as one layer has it, with an int ``size``."""
@@ -76,7 +98,13 @@ class Reduction:
 
     def __str__(self) -> str:
         """The text form, as :func:`parse_reduction` reads it where it can be said there."""
-        return f"{self.name or type(self).__name__}:{self.size}"
+        for name, fixed in self.forms.items():
+            if all(getattr(self, key) == value for key, value in fixed.items()):
+                said = _said(type(self), fixed)
+                while len(said) > 1 and getattr(self, said[-1].name) == said[-1].default:
+                    said.pop()
+                return ":".join([name, *(str(getattr(self, f.name)) for f in said)])
+        return f"{type(self).__name__}:{self.size}"
 
     def _whole(self, name: str, value: object, at_least: int, at_most: int | None = None) -> None:
         if (
@@ -98,7 +126,7 @@ class Full(Reduction):
     """Nothing leaves: the transformer as it was trained, g(t) = t."""
 
     size: None = None
-    name: ClassVar[str] = "full"
+    forms: ClassVar[Forms] = {"full": {}}
     blind: ClassVar[bool] = True
 
     def check(self, size: int | None) -> None:
@@ -108,15 +136,12 @@ class Full(Reduction):
     def score(self, seen: Seen) -> Tensor:
         return torch.full_like(seen.positions[:, :1], torch.inf, dtype=seen.weights.dtype)
 
-    def __str__(self) -> str:
-        return self.name
-
 
 @dataclass(frozen=True)
 class Window(Reduction):
     """The oldest goes. ``Window(W - 1)`` is a sliding window that counts the current token among its W."""
 
-    name: ClassVar[str] = "window"
+    forms: ClassVar[Forms] = {"window": {}}
     blind: ClassVar[bool] = True
 
     def check(self, size: int | None) -> None:
@@ -131,7 +156,7 @@ class Sinks(Reduction):
     """The first ``sinks`` tokens never go, of the rest the oldest (Window+i; arXiv:2309.17453, positions absolute)."""
 
     sinks: int = 4
-    name: ClassVar[str] = "sinks"
+    forms: ClassVar[Forms] = {"sinks": {}}
     blind: ClassVar[bool] = True
 
     def check(self, size: int | None) -> None:
@@ -144,7 +169,7 @@ class Sinks(Reduction):
         return torch.zeros_like(positions, dtype=seen.weights.dtype).masked_fill(positions < self.sinks, torch.inf)
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.size}:{self.sinks}"
+        return f"sinks:{self.size}:{self.sinks}"
 
 
 @dataclass(frozen=True)
@@ -157,6 +182,7 @@ class H2O(Reduction):
 
     recent: int | None = None
     per_head: bool = True
+    forms: ClassVar[Forms] = {"h2o": {"per_head": True}, "h2o-layer": {"per_head": False}}
     numbers: ClassVar[tuple[str, ...]] = ("received",)
     additive: ClassVar[bool] = True
 
@@ -179,10 +205,6 @@ class H2O(Reduction):
             received, newest = received.mean(1, keepdim=True), newest[:, :1]
         return received.masked_fill(newest, torch.inf)
 
-    def __str__(self) -> str:
-        text = f"{'h2o' if self.per_head else 'h2o-layer'}:{self.size}"
-        return text if self.recent is None else f"{text}:{self.recent}"
-
 
 @dataclass(frozen=True)
 class TOVA(Reduction):
@@ -193,6 +215,7 @@ class TOVA(Reduction):
     """
 
     per_head: bool = False
+    forms: ClassVar[Forms] = {"tova": {"per_head": False}, "tova-head": {"per_head": True}}
 
     def check(self, size: int | None) -> None:
         super().check(size)
@@ -201,24 +224,36 @@ class TOVA(Reduction):
     def score(self, seen: Seen) -> Tensor:
         return seen.weights.mean(2) if self.per_head else seen.weights.mean((1, 2))[:, None]
 
-    def __str__(self) -> str:
-        return f"{'tova-head' if self.per_head else 'tova'}:{self.size}"
+
+def _said(kind: type[Reduction], fixed: Mapping[str, object]) -> list[Field]:
+    """The fields that a text form gives as whole numbers, in order: not those it fixes, and none that only a keyword sets."""
+    types = get_type_hints(kind)
+    whole = [f for f in fields(kind) if int in (types[f.name], *get_args(types[f.name]))]
+    return [f for f in whole if f.name not in fixed and not f.kw_only]
 
 
 FORMS = {
-    "full": (Full, {}, ()),
-    "window": (Window, {}, ("size",)),
-    "sinks": (Sinks, {}, ("size", "sinks")),
-    "h2o": (H2O, {"per_head": True}, ("size", "recent")),
-    "h2o-layer": (H2O, {"per_head": False}, ("size", "recent")),
-    "tova": (TOVA, {"per_head": False}, ("size",)),
-    "tova-head": (TOVA, {"per_head": True}, ("size",)),
+    form: (kind, fixed, tuple(f.name for f in _said(kind, fixed)))
+    for kind in (Full, Window, Sinks, H2O, TOVA)
+    for form, fixed in kind.forms.items()
 }
+"""The text forms of these: the class, what the name fixes, the fields that follow."""
+
+
+def kinds() -> list[type[Reduction]]:
+    """Every operator defined so far, the library's own last."""
+
+    def below(kind: type[Reduction]) -> Iterator[type[Reduction]]:
+        for child in kind.__subclasses__():
+            yield child
+            yield from below(child)
+
+    return sorted(below(Reduction), key=lambda kind: kind.__module__.split(".")[0] == "msrnn")
 
 
 def parse_reduction(text: str) -> Reduction:
-    """An operator from its text form: ``full``, ``window:512``, ``sinks:512:4``, ``h2o:512``, ``h2o-layer:512``,
-    ``tova:512``, ``tova-head:512``.
+    """An operator from its text form: ``full``, ``window:512``, ``sinks:512:4``, ``h2o:512``, ``h2o-layer:512``, ``tova:512``,
+    ``tova-head:512``; those of ``operators.py``, and any of one's own that has ``forms``, once its class is defined.
 
     Raises:
         Error: an unknown name, a size that is no whole number, too many or too few numbers.
@@ -226,15 +261,16 @@ def parse_reduction(text: str) -> Reduction:
     if not isinstance(text, str):
         raise Error(f"a reduction is {text!r}; expected an operator or its text form, such as 'tova:512'")
     name, *numbers = text.strip().lower().split(":")
-    if name not in FORMS:
-        raise Error(f"reduction {text!r}: no operator is called {name!r}; expected one of {', '.join(FORMS)}")
-    operator, fixed, arguments = FORMS[name]
-    if not all(n.isascii() and n.isdigit() and len(n) <= 18 for n in numbers) or not min(1, len(arguments)) <= len(
-        numbers
-    ) <= len(arguments):
-        expected = ":".join([name, *(f"<{a}>" for a in arguments)])
+    forms = {form: (kind, fixed) for kind in kinds() for form, fixed in kind.__dict__.get("forms", {}).items()}
+    if name not in forms:
+        raise Error(f"reduction {text!r}: no operator is called {name!r}; expected one of {', '.join(forms)}")
+    kind, fixed = forms[name]
+    said = _said(kind, fixed)
+    least = sum(f.default is MISSING for f in said)
+    if not all(n.isascii() and n.isdigit() and len(n) <= 18 for n in numbers) or not least <= len(numbers) <= len(said):
+        expected = ":".join([name, *(f"<{f.name}>" for f in said)])
         raise Error(f"reduction {text!r}: expected the form {expected}, in whole numbers")
-    return operator(**fixed, **dict(zip(arguments, map(int, numbers), strict=False)))
+    return kind(**fixed, **{f.name: int(n) for f, n in zip(said, numbers, strict=False)})
 
 
 def per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_layers: int) -> list[Reduction]:

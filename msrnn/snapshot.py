@@ -1,7 +1,7 @@
 """A state on disk: one safetensors file with the rows, the clock, the operators and what tells the cell."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from .error import Error, check_device
 from .files import each_once, new_file, read_about, read_tensors
 from .fingerprint import Fingerprint
-from .reduction import Reduction
+from .reduction import Reduction, kinds
 from .state import MultiState, State
 from .tensors import Unread, write_tensors
 
@@ -88,17 +88,10 @@ def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
 def _operator(facts: dict[str, Any]) -> Reduction:
     """An operator by the name of its class, among those defined so far; nothing is imported for it."""
     name = facts.pop("operator")
-    kinds = [kind for kind in _descendants(Reduction) if kind.__name__ == name]
-    ours = [kind for kind in kinds if kind.__module__ == Reduction.__module__]
-    if not kinds:
+    named = [kind for kind in kinds() if kind.__name__ == name]
+    if not named:
         raise Error(f"operator {name!r} is not defined; import the class before the state is loaded")
-    return (ours or kinds)[-1](**{key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()})
-
-
-def _descendants(kind: type[Reduction]) -> Iterator[type[Reduction]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _descendants(child)
+    return named[-1](**{key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()})
 
 
 def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
@@ -111,7 +104,7 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
         and H.positions.shape == (B, K, S)
         and H.positions.dtype == clock.dtype == torch.int64
         and clock.shape == (B,)
-        and all(x.shape == (B, K, S) and x.is_floating_point() for x in H.numbers.values())
+        and all(x.shape == (B, K, S, *H.reduction.shape(name)) and x.is_floating_point() for name, x in H.numbers.items())
         and (size is None or (isinstance(size, int) and size >= S))
         and bool(((clock >= 0) & (clock < 2**62)).all())
         and bool(((H.positions >= -1) & (H.positions < clock[:, None, None])).all())

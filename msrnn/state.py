@@ -33,7 +33,7 @@ class MultiState:
         positions: ``(B, K, S)`` int64, −1 where a row is empty.
         clock: ``(B,)`` int64, tokens read so far.
         reduction: the operator that bounds this layer, its ``size`` an int or None.
-        numbers: what the operator keeps per row, by name, ``(B, K, S)`` each in at least float32.
+        numbers: what the operator keeps per row, by name, ``(B, K, S)`` or ``(B, K, S, n)`` each in at least float32.
         room: where this state owns storage beyond its rows, the tensors ``(B, K, S + …)`` whose first rows keys, values
             and positions are; a step in place writes the next row there.
         gapless: that no row is empty is known, and need not be looked for.
@@ -82,7 +82,7 @@ class MultiState:
         S = self.keys.shape[2]
         rows: tuple[Tensor, ...] = (self.keys, self.values, self.positions)
         new = (key, value, self.clock[:, None].expand(key.shape[:2]))
-        numbers = {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1)), dim=-1) for name, x in self.numbers.items()}
+        numbers = {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1, *x.shape[3:])), dim=2) for name, x in self.numbers.items()}
         if not in_place:
             rows = tuple(torch.cat((x, row.unsqueeze(2)), dim=2) for x, row in zip(rows, new, strict=True))
             return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, rows, self.gapless)

@@ -36,7 +36,14 @@ class LayerTrace:
 
     def at(self, n: Tensor, rows: Tensor) -> MultiState:
         """H of the batch rows ``rows (B',)`` after their first ``n (B',)`` tokens."""
-        if not self._before.reduction.numbers:
+        operator = self._before.reduction
+        if operator.merges:  # values have changed on the way; all of it is read again
+            most, S = int(n.amax()), self._before.positions.shape[2]
+            q = torch.cat([e.q for e in self._events], dim=2).index_select(0, rows)[:, :, :most]
+            k, v = (x.index_select(0, rows)[:, :, S : S + most] for x in (self._keys, self._values))
+            active = self._active[rows, :most] & (torch.arange(most, device=n.device) < n[:, None])
+            return fold(q, k, v, self._before.select(rows), active)[1]
+        if not operator.numbers:
             return self._gathered(n, rows)
         # numbers are kept at the beginning of each block; from there on the block's own part is read again
         starts = torch.tensor([0, *(e.left.shape[2] for e in self._events)], device=n.device).cumsum(0)
@@ -46,7 +53,7 @@ class LayerTrace:
             some, e = (blocks == i).nonzero()[:, 0], self._events[i]
             H = self._gathered(starts[i].expand_as(some), rows[some])
             S = H.positions.shape[2]  # of some rows, no more columns than the fullest of them needs
-            H = replace(H, numbers={name: x.index_select(0, rows[some])[..., :S] for name, x in e.numbers.items()})
+            H = replace(H, numbers={name: x.index_select(0, rows[some])[:, :, :S] for name, x in e.numbers.items()})
             more = n[some] - starts[i]
             most = int(more.amax())
             q, k, v = (x.index_select(0, rows[some])[:, :, :most] for x in (e.q, e.k, e.v))

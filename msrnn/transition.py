@@ -20,11 +20,10 @@ def updated(operator: Reduction, look: Seen) -> dict[str, Tensor]:
     Raises:
         Error: another name or shape than the rows have.
     """
-    shape = look.positions.shape
     numbers = {name: x.to(look.weights.dtype) for name, x in operator.update(look).items()}
-    if {name: x.shape for name, x in numbers.items()} != dict.fromkeys(look.numbers, shape):
-        found = {name: tuple(x.shape) for name, x in numbers.items()}
-        raise Error(f"{type(operator).__name__}.update gives {found}; expected {operator.numbers}, {tuple(shape)} each")
+    expected = {name: tuple(x.shape) for name, x in look.numbers.items()}
+    if (found := {name: tuple(x.shape) for name, x in numbers.items()}) != expected:
+        raise Error(f"{type(operator).__name__}.update gives {found}; expected {expected}")
     return numbers
 
 
@@ -39,6 +38,19 @@ def dearness(operator: Reduction, look: Seen) -> Tensor:
         shapes = f"{tuple(shape)} or {(shape[0], 1, shape[2])}"
         raise Error(f"{type(operator).__name__}.score gives shape {tuple(score.shape)}; expected {shapes}")
     return score if score.is_floating_point() else score.double()  # infinities have to fit in
+
+
+def merged(operator: Reduction, look: Seen, values: Tensor, row: Tensor, leaves: Tensor) -> Tensor:
+    """The values ``(B, K, R, D)`` once row ``row (B, K)`` has gone where ``leaves (B, K)``: the operator's, a new tensor.
+
+    Raises:
+        Error: another shape.
+    """
+    after = operator.merge(look, values, row)
+    if after.shape != values.shape:
+        found = tuple(after.shape)
+        raise Error(f"{type(operator).__name__}.merge gives shape {found}; expected {tuple(values.shape)}")
+    return torch.where(leaves[..., None, None], after, values)
 
 
 def lowest(score: Tensor, positions: Tensor) -> Tensor:
@@ -67,12 +79,14 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
     assert not isinstance(operator.size, tuple), "per_layer gives each layer an int"
     S = positions.shape[2] - 1
     before = seen.numbers if active is None else {name: x.clone() for name, x in seen.numbers.items()}
-    look = Seen(weights.detach(), positions, seen.clock, dict(seen.numbers))  # the choice is not differentiated
+    keys = seen.keys.detach() if operator.keyed else None
+    look = Seen(weights.detach(), positions, seen.clock, dict(seen.numbers), keys)  # the choice is not differentiated
     numbers = updated(operator, look)
     grows = operator.size is None or operator.size > S
-    score = None if grows else dearness(operator, look._replace(numbers=numbers))
+    look = look._replace(numbers=numbers)
+    score = None if grows else dearness(operator, look)
     if active is not None:
-        numbers = {name: torch.where(active[:, None, None], x, before[name]) for name, x in numbers.items()}
+        numbers = {name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, before[name]) for name, x in numbers.items()}
     if score is None:
         if active is not None:
             positions[..., S].masked_fill_(~active[:, None], EMPTY)
@@ -84,12 +98,17 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
     if active is not None:
         row = torch.where(active[:, None], row, S)  # the row of a token that is not read goes
     graph = weights.requires_grad or seen.values.requires_grad  # it keeps all that was read, gradient or not
-    index = row[..., None]  # (B, K, 1)
-    wide = index[..., None].expand(*index.shape, seen.keys.shape[-1])
-    keys, values = (_overwrite(x, wide, not graph) for x in (seen.keys, seen.values))
-    positions, numbers = _overwrite(positions, index, not graph), {n: _overwrite(x, index, False) for n, x in numbers.items()}
+    values, index = seen.values, row[..., None]  # (B, K, 1)
+    if operator.merges:
+        real = positions.gather(2, index)[..., 0] != EMPTY
+        values = merged(operator, look, values, row, real if active is None else real & active[:, None])
+        values = values if graph else seen.values.copy_(values)
+    wide = _along(index, values)
+    keys, values = (_overwrite(x, wide, not graph) for x in (seen.keys, values))
+    positions = _overwrite(positions, index, not graph)
+    numbers = {n: _overwrite(x, index if x.ndim == 3 else _along(index, x), False) for n, x in numbers.items()}
     keys, values, positions = keys[:, :, :S], values[:, :, :S], positions[:, :, :S]
-    numbers = {name: x[..., :S].clone() for name, x in numbers.items()}
+    numbers = {name: x[:, :, :S].clone() for name, x in numbers.items()}
     return MultiState(keys, values, positions, clock, operator, numbers, None if graph else seen.room, seen.gapless)
 
 
@@ -97,3 +116,8 @@ def _overwrite(rows: Tensor, index: Tensor, in_place: bool) -> Tensor:
     """``rows (B, K, S + 1, …)`` with the last one written over row ``index (B, K, 1, …)``, which may be the last itself."""
     last = rows[:, :, -1:]
     return rows.scatter_(2, index, last.clone()) if in_place else rows.scatter(2, index, last)
+
+
+def _along(index: Tensor, rows: Tensor) -> Tensor:
+    """``(B, K, 1)`` as an index into rows of n values, ``(B, K, 1, n)``."""
+    return index[..., None].expand(*index.shape, rows.shape[3])

@@ -202,7 +202,7 @@ class Llama(Cell):
         keys = torch.empty(*shape, self.config.head_dim, dtype=dtype, device=clock.device)
         positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
         wide = torch.promote_types(dtype, torch.float32)
-        numbers = {name: positions.to(wide) for name in reduction.numbers}
+        numbers = {name: keys.new_empty(*shape, *reduction.shape(name), dtype=wide) for name in reduction.numbers}
         return MultiState(keys, keys.clone(), positions, clock, reduction, numbers, gapless=True)
 
     def transition(

@@ -59,10 +59,8 @@ class Cell(nn.Module, ABC):
         """One layer's H before the first token."""
 
     @abstractmethod
-    def transition(
-        self, token: Tensor, layers: Iterable[MultiState], active: Tensor | None, in_place: bool
-    ) -> tuple[Tensor, list[MultiState]]:
-        """``(B,)`` ids and the layers' H -> ``(B, E)``, what leaves the last layer, and the layers' new H."""
+    def transition(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
+        """``(B,)`` ids and the state -> ``(B, E)``, what leaves the last layer, and the new state."""
 
     @abstractmethod
     def fold(
@@ -128,8 +126,8 @@ class Cell(nn.Module, ABC):
                 of another model or batch size.
         """
         token, state = self._admit(token, state, active)
-        x, layers = self.transition(token, state, active, in_place=False)
-        return self.read_out(x), state.with_layers(layers)
+        x, state = self.transition(token, state, active, in_place=False)
+        return self.read_out(x), state
 
     def step_(self, token: Tensor, state: State, *, active: Tensor | None = None) -> tuple[Tensor, State]:
         """The same transition in place: ``state`` itself moves on, its storage reused, and is returned.
@@ -143,11 +141,11 @@ class Cell(nn.Module, ABC):
         if not torch.compiler.is_compiling():
             if state.clock.is_inference() and not torch.is_inference_mode_enabled():
                 raise Error("step_ cannot edit a state made under torch.inference_mode() outside of it; state.clone() can be")
-            if state.carries_graph or self._builds_graph(state):
+            if state.carries_graph or self.builds_graph(state):
                 raise Error("step_ edits the state in place, which a graph cannot follow; use step, or state.detach()")
         token, state = self._admit(token, state, active)
-        x, layers = self.transition(token, state, active, in_place=True)
-        return self.read_out(x), state.become(state.with_layers(layers))
+        x, after = self.transition(token, state, active, in_place=True)
+        return self.read_out(x), state.become(after)
 
     def forward(
         self, tokens: Tensor, state: State | None = None, *, lengths: Tensor | None = None, last_only: bool = False
@@ -250,9 +248,9 @@ class Cell(nn.Module, ABC):
         if not state.fingerprint.matches(self.fingerprint()):
             found, own = state.fingerprint.facts, self.facts
             raise Error(f"state belongs to another model ({found if found != own else 'other parameters'}; this cell is {own})")
-        keys, mark = state[0].keys, self.marks[0]
-        if keys.shape[0] != batch_size:
-            raise Error(f"state has batch size {keys.shape[0]}; the tokens have {batch_size}")
+        keys, mark, held = state.mark, self.marks[0], len(state.clock)
+        if held != batch_size:
+            raise Error(f"state has batch size {held}; the tokens have {batch_size}")
         if keys.dtype != mark.dtype or keys.device != mark.device:
             raise Error(
                 f"state is {keys.dtype} on {keys.device}; the cell is {mark.dtype} on {mark.device} (state.to moves it)"
@@ -268,7 +266,8 @@ class Cell(nn.Module, ABC):
             self.check_state(state, token.shape[0])
         return token, state
 
-    def _builds_graph(self, state: State) -> bool:
+    def builds_graph(self, state: State) -> bool:
+        """Whether a step from ``state`` is to be differentiated."""
         return torch.is_grad_enabled() and (state.carries_graph or any(p.requires_grad for p in self.parameters()))
 
 

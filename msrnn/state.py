@@ -24,6 +24,30 @@ EMPTY = -1
 """The position of a row that holds nothing."""
 
 
+@dataclass(eq=False)
+class Room:
+    """The tensors ``(B, K, S + …)`` whose first rows are keys, values and positions of a state, or of several.
+
+    Where rows are overwritten (a bounded H) a room has one owner. Where none ever is, states share the rows that they have in
+    common, and who stands at the end of what is ``filled`` may write the next one.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    filled: int = 0
+
+    def free(self, S: int, shared: bool) -> bool:
+        """Whether row S may be written, by a state that has all rows before it."""
+        if self.keys.shape[2] == S or (shared and self.filled != S):
+            return False
+        return torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not self.keys.is_inference()
+
+    def first(self, S: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and positions of the first S rows."""
+        return self.keys[:, :, :S], self.values[:, :, :S], self.positions[:, :, :S]
+
+
 @dataclass(frozen=True, eq=False)
 class MultiState:
     """One layer's H and its clock.
@@ -34,8 +58,7 @@ class MultiState:
         clock: ``(B,)`` int64, tokens read so far.
         reduction: the operator that bounds this layer, its ``size`` an int or None.
         numbers: what the operator keeps per row, by name, ``(B, K, S)`` or ``(B, K, S, n)`` each in at least float32.
-        room: where this state owns storage beyond its rows, the tensors ``(B, K, S + …)`` whose first rows keys, values
-            and positions are; a step in place writes the next row there.
+        room: where there is storage beyond the rows; the next one is written there.
         gapless: that no row is empty is known, and need not be looked for.
     """
 
@@ -45,7 +68,7 @@ class MultiState:
     clock: Tensor
     reduction: "Reduction"
     numbers: dict[str, Tensor] = field(default_factory=dict)
-    room: tuple[Tensor, ...] | None = None
+    room: "Room | None" = None
     gapless: bool = False
 
     @property
@@ -76,24 +99,43 @@ class MultiState:
 
         Args:
             key, value: ``(B, K, D)``; the position is the clock's.
-            in_place: whether the row may be written into this state's room. Otherwise the rows are copied. Where there
-                is no room left they are too, and the result has room for the tokens to come.
+            in_place: whether the row may be written into this state's room. Otherwise the rows are copied, unless none of them
+                is ever overwritten and the room beyond them is free.
         """
-        S = self.keys.shape[2]
-        rows: tuple[Tensor, ...] = (self.keys, self.values, self.positions)
+        rows = (self.keys, self.values, self.positions)
         new = (key, value, self.clock[:, None].expand(key.shape[:2]))
-        numbers = {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1, *x.shape[3:])), dim=2) for name, x in self.numbers.items()}
-        if not in_place:
-            rows = tuple(torch.cat((x, row.unsqueeze(2)), dim=2) for x, row in zip(rows, new, strict=True))
-            return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, rows, self.gapless)
-        room = self.room
-        if room is None or room[0].shape[2] == S:
-            spare = [x.new_empty(*x.shape[:2], self._spare(), *x.shape[3:]) for x in rows]
-            room = tuple(torch.cat(pair, dim=2) for pair in zip(rows, spare, strict=True))
-        for x, row in zip(room, new, strict=True):
-            x[:, :, S] = row
-        rows = room if room[0].shape[2] == S + 1 else tuple(x[:, :, : S + 1] for x in room)
-        return MultiState(rows[0], rows[1], rows[2], self.clock, self.reduction, numbers, room, self.gapless)
+        graph = any(x.requires_grad for x in (*rows[:2], *new[:2]))
+        if not graph and (in_place or self.reduction.size is None):
+            seen = self.opened(in_place=True)
+            seen.keys[:, :, -1], seen.values[:, :, -1] = key, value
+            return seen
+        keys, values, positions = (torch.cat((x, row.unsqueeze(2)), dim=2) for x, row in zip(rows, new, strict=True))
+        room = Room(keys, values, positions, keys.shape[2])
+        return replace(self, keys=keys, values=values, positions=positions, numbers=self._one_more(), room=room)
+
+    def opened(self, *, in_place: bool) -> "MultiState":
+        """H and, last, a row at the clock's position whose key and value are still to be written.
+
+        ``in_place``: whether it may lie in this state's room. Otherwise, and where there is no room left, the rows are copied,
+        and the result has room for the tokens to come.
+        """
+        S, room = self.keys.shape[2], self.room
+        if room is None or not in_place or not room.free(S, shared=self.reduction.size is None):
+            room = _room([self])
+        room.positions[:, :, S] = self.clock[:, None]
+        room.filled = S + 1
+        keys, values, positions = room.first(S + 1)
+        return MultiState(keys, values, positions, self.clock, self.reduction, self._one_more(), room, self.gapless)
+
+    def _one_more(self) -> dict[str, Tensor]:
+        """The operator's numbers and, last, zeros."""
+        return {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1, *x.shape[3:])), dim=2) for name, x in self.numbers.items()}
+
+    def unstacked(self, n: int) -> "tuple[MultiState, ...]":
+        """What :func:`stack` laid together: views, without room."""
+        parts = zip(*(x.unflatten(0, (n, -1)).unbind() for x in self.rows.values()), strict=True)
+        clock = self.clock[: len(self.clock) // n]
+        return tuple(self.with_rows(dict(zip(self.rows, p, strict=True)), clock, gapless=self.gapless) for p in parts)
 
     def ordered(self) -> "MultiState":
         """The same rows in order of position, in as few columns as the fullest head needs. Waits for the device."""
@@ -125,12 +167,37 @@ class MultiState:
 
         return self.with_rows({name: picked(x) for name, x in self.rows.items()}, self.clock, gapless=gapless)
 
-    def _spare(self) -> int:
-        """Rows to make room for: a sixteenth more, so that appending a row copies no more than sixteen; never more than
-        ``size + 1`` in all."""
-        S, size = self.keys.shape[2], self.reduction.size
-        spare = 1 + S // 16
-        return min(spare, size + 1 - S) if isinstance(size, int) else spare
+
+def _room(parts: Sequence[MultiState]) -> Room:
+    """A copy of the rows of some H that are alike, one behind the other, with room for more.
+
+    For a sixteenth more, so that appending a row copies no more than sixteen; never for more than ``size + 1`` in all.
+    """
+    S, size = parts[0].keys.shape[2], parts[0].reduction.size
+    spare = 1 + S // 16
+    if isinstance(size, int):
+        spare = min(spare, size + 1 - S)
+
+    def copied(some: list[Tensor]) -> Tensor:
+        B, K, _, *rest = some[0].shape
+        room = some[0].new_empty(len(some), B, K, S + spare, *rest)
+        for place, x in zip(room.unbind(), some, strict=True):
+            place[:, :, :S] = x
+        return room.flatten(0, 1)
+
+    return Room(copied([H.keys for H in parts]), copied([H.values for H in parts]), copied([H.positions for H in parts]), S)
+
+
+def stack(parts: Sequence[MultiState]) -> MultiState | None:
+    """Layers as one H, their batches one behind the other ``(L B, …)``, as a copy with room of its own; None where they have
+    different operators, are unbounded, or differ in the number of rows."""
+    one = parts[0]
+    if one.reduction.size is None or any(H.reduction != one.reduction or H.keys.shape != one.keys.shape for H in parts):
+        return None
+    room, L = _room(parts), len(parts)
+    numbers = {name: torch.cat([H.numbers[name] for H in parts]) for name in one.numbers}
+    gapless = all(H.gapless for H in parts)
+    return MultiState(*room.first(one.keys.shape[2]), one.clock.repeat(L), one.reduction, numbers, room, gapless)
 
 
 def join(parts: Sequence[MultiState]) -> MultiState:
@@ -155,32 +222,56 @@ class State:
     """
 
     def __init__(self, layers: Iterable[MultiState], fingerprint: "Fingerprint"):
-        self._layers = tuple(layers)
+        self._layers: tuple[MultiState, ...] | None = tuple(layers)
+        self._whole: MultiState | None = None  # all layers as one; the layers are cut out of it when asked for
+        self._n = len(self._layers)
         self.fingerprint = fingerprint
 
     def __len__(self) -> int:
-        return len(self._layers)
+        return self._n
 
     def __iter__(self) -> Iterator[MultiState]:
-        return iter(self._layers)
+        return iter(self._cut())
 
     def __getitem__(self, layer: int) -> MultiState:
-        return self._layers[layer]
+        return self._cut()[layer]
+
+    def _cut(self) -> tuple[MultiState, ...]:
+        if self._layers is None:
+            assert self._whole is not None
+            self._layers = self._whole.unstacked(self._n)
+        return self._layers
+
+    def whole(self) -> tuple[MultiState | None, bool]:
+        """All layers as one H, their batches one behind the other (see :func:`stack`), or None where they differ; and whether
+        that is a copy."""
+        return (stack(self._cut()), True) if self._whole is None else (self._whole, False)
+
+    def with_whole(self, whole: MultiState) -> "State":
+        """The same cell's state, all of its layers as one."""
+        state = State((), self.fingerprint)
+        state._layers, state._whole, state._n = None, whole, self._n
+        return state
 
     @property
     def clock(self) -> Tensor:
         """``(B,)`` int64, tokens read."""
-        return self[0].clock
+        return self[0].clock if self._whole is None else self._whole.clock[: len(self._whole.clock) // self._n]
+
+    @property
+    def mark(self) -> Tensor:
+        """A tensor that has the dtype and the device of all keys and values."""
+        return self[0].keys if self._whole is None else self._whole.keys
 
     @property
     def nbytes(self) -> int:
         """Bytes really held: keys, values, positions, the operators' numbers, the clock, and room for the next rows."""
-        return _nbytes(self)
+        return _nbytes(self if self._whole is None else [self._whole])
 
     @property
     def carries_graph(self) -> bool:
         """Whether a gradient could flow back into this state."""
-        return any(x.requires_grad for H in self for x in H.rows.values())
+        return any(x.requires_grad for H in (self if self._whole is None else [self._whole]) for x in H.rows.values())
 
     def with_layers(self, layers: Iterable[MultiState]) -> "State":
         """The same cell's state with other layers."""
@@ -188,11 +279,13 @@ class State:
 
     def become(self, other: "State") -> "State":
         """Hold what ``other`` holds (the one way a state changes; for transitions in place)."""
-        self._layers = other._layers
+        self._layers, self._whole = other._layers, other._whole
         return self
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "State":
-        """``change`` applied to every tensor; the layers go on sharing one clock."""
+        """``change`` applied to every tensor, row by row of the batch; the layers go on sharing one clock."""
+        if self._whole is not None:
+            return self.with_whole(self._whole.map(change))
         clock = change(self.clock)
         return self.with_layers(replace(H.map(change), clock=clock) for H in self)
 
@@ -249,6 +342,8 @@ class State:
         if index.device.type == "cpu" and ((index < -batch) | (index >= batch)).any():
             raise Error(f"select: rows {index.tolist()} reach outside the batch of {batch}")
         index = torch.where(index < 0, index + batch, index)
+        if self._whole is not None:
+            index = (torch.arange(self._n, device=index.device)[:, None] * batch + index).flatten()
         return self.map(lambda x: x.index_select(0, index))
 
     def save(self, path: str | Path) -> None:

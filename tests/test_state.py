@@ -370,8 +370,8 @@ def test_any_numbers_are_saved_and_come_back(what, T, tmp_path):
 
 
 def test_numbers_of_another_shape_or_name_are_refused():
-    cell = tiny_cell()
-    with pytest.raises(msrnn.Error, match=r"Numbered.update gives .*\(1, 1, 1\)"):
+    cell = tiny_cell()  # of 2 layers, which a step reduces as one batch
+    with pytest.raises(msrnn.Error, match=r"Numbered.update gives .*\(2, 1, 1\)"):
         cell.step(torch.tensor([1]), cell.initial_state(1, Numbered(4, "narrow")))
 
     @dataclass(frozen=True)
@@ -476,3 +476,32 @@ def test_any_single_part_can_be_trained_through_steps(part, reduction):
         gradients.append(weight.grad)
     assert gradients[0].abs().max() > 0
     close(*gradients, 1e-8)
+
+
+@pytest.mark.parametrize("reduction", ["tova:4", "h2o:4", "window:4", "full"])
+def test_a_step_of_all_layers_is_the_layers_steps_one_by_one(reduction):
+    """A cell reduces bounded layers as one batch; ``layers[l].step`` is the definition."""
+    cell = tiny_cell()
+    state = cell.initial_state(2, reduction)
+    alone = list(state)
+    for token in tokens(8, 2, 9).T:
+        _, state = cell.step(token, state)
+        x = cell.embed(token)
+        for i, layer in enumerate(cell.layers):
+            x, alone[i] = layer.step(x, alone[i])
+        for H, expected in zip(state, alone, strict=True):
+            for name, rows in H.ordered().rows.items():
+                close(rows.double(), expected.ordered().rows[name].double())
+
+
+def test_unbounded_states_share_the_rows_they_have_in_common():
+    """A pure step writes into the room behind its own rows where nobody has; a second one from there copies."""
+    cell = tiny_cell()
+    text = tokens(8, 2, 43)
+    _, state = cell.step(text[:, 40], cell(text[:, :40])[1])
+    _, first = cell.step(text[:, 41], state)
+    _, second = cell.step(text[:, 42], state)
+    assert first[0].keys.data_ptr() == state[0].keys.data_ptr() != second[0].keys.data_ptr()
+    _, third = cell.step_(text[:, 42], first)
+    for found, ids in ((state, [40]), (second, [40, 42]), (third, [40, 41, 42])):
+        assert_same(found, cell(text[:, [*range(40), *ids]])[1], 1e-9)

@@ -21,7 +21,7 @@ from ..linear import Linear, lay_together, product, side_by_side
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window
 from ..rotary import Llama3, Rope, Rotation, rotate
-from ..state import MultiState
+from ..state import MultiState, State
 from ..transition import reduce
 
 MOST, MOST_LAYERS = 2**28, 1000
@@ -131,6 +131,14 @@ class Layer(nn.Module):
         read, weights = attend(q, seen.keys, seen.values, None if seen.gapless else seen.empty)
         return self._think(x, read), reduce(seen, weights, clock, active)
 
+    def read(self, x: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """:meth:`transition` without its last part, reduce: the token's own row is written last into ``keys, values
+        (B, K, S + 1, D)``; what leaves the layer, and the weights."""
+        q, k, v = self._look(x, rotation)
+        keys[:, :, -1], values[:, :, -1] = k, v
+        read, weights = attend(q, keys, values, empty)
+        return self._think(x, read), weights
+
     def fold(
         self,
         x: Tensor,
@@ -205,20 +213,28 @@ class Llama(Cell):
         numbers = {name: keys.new_empty(*shape, *reduction.shape(name), dtype=wide) for name in reduction.numbers}
         return MultiState(keys, keys.clone(), positions, clock, reduction, numbers, gapless=True)
 
-    def transition(
-        self, token: Tensor, layers: Iterable[MultiState], active: Tensor | None, in_place: bool
-    ) -> tuple[Tensor, list[MultiState]]:
-        layers = list(layers)
-        clock = layers[0].clock
+    def transition(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
+        clock, L = state.clock, len(self.layers)
         x = self.embed(token)  # (B, E)
         rotation = self.config.rope.rotation(clock, self.config.head_dim, x.dtype)
-        clock = clock + 1 if active is None else clock + active
-        after = []
-        for layer, H in zip(self.layers, layers, strict=True):
+        whole, copied = (None, False) if self.builds_graph(state) else state.whole()
+        if whole is None:
+            clock, after = clock + (1 if active is None else active), []
+            for layer, H in zip(self.layers, state, strict=True):
+                assert isinstance(layer, Layer)
+                x, H = layer.transition(x, H, rotation, clock, active, in_place)
+                after.append(H)
+            return x, state.with_layers(after)
+        # No layer's reduction changes what the next one reads: all of them are made at once.
+        active = None if active is None else active.repeat(L)
+        seen, weights = whole.opened(in_place=in_place or copied), []  # (L B, K, S + 1, …)
+        keys, values = (rows.unflatten(0, (L, -1)).unbind() for rows in (seen.keys, seen.values))
+        empty = [None] * L if seen.gapless else seen.empty.unflatten(0, (L, -1)).unbind()
+        for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            x, H = layer.transition(x, H, rotation, clock, active, in_place)
-            after.append(H)
-        return x, after
+            x, w = layer.read(x, keys[i], values[i], empty[i], rotation)
+            weights.append(w)
+        return x, state.with_whole(reduce(seen, torch.cat(weights), seen.clock + (1 if active is None else active), active))
 
     def fold(
         self,

@@ -21,9 +21,8 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def peak(bench: Bench) -> Iterator[Row]:
     """The most that reading takes over the parameters, of a text 16 times as long."""
-    found = []
-    for tokens in (bench.tokens, 16 * bench.tokens):
-        found.append(apart(bench, _peak, bench.text(tokens), bench.tova) / 1e6)
+    texts = [bench.text(bench.tokens), bench.text(16 * bench.tokens)]
+    found = [apart(bench, _peak, ids, bench.tova) / 1e6 for ids in texts]
     work = f"peak over the parameters, read {16 * bench.tokens:,} tokens, {bench.tova}"
     yield paired(work, "MB", found[1:], f"read {bench.tokens:,}", found[:1], "≤ 1.1")
 

@@ -33,7 +33,7 @@ def main(folder: str, ids: list[int], size: int, dtype: str, device: str, thread
                 token, place = text[:, position % len(ids), None], torch.tensor([[position]], device=device)
                 model(token, past_key_values=cache, position_ids=place)
                 position += 1
-            if device == "cuda":
+            if device.startswith("cuda"):
                 torch.cuda.synchronize()
             print(cache.get_seq_length(), file=answers, flush=True)
 

@@ -6,10 +6,12 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..cell import Cell
 from .context import Bench
@@ -33,8 +35,10 @@ def apart(bench: Bench, measure: Callable[..., Any], ids: Tensor, *args: Any) ->
     except EOFError:
         process.join()
         found = Unmeasured(f"the process that measured ended with code {process.exitcode}")
-    finally:
+    except BaseException:
         process.kill()
+        raise
+    finally:
         process.join()
         ours.close()
     if isinstance(found, Unmeasured):
@@ -67,6 +71,7 @@ def _work(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(threads)
+    tqdm.set_lock(RLock())  # its own would be a semaphore, missed aloud when this process is killed
     try:
         with torch.no_grad():
             answer.send(measure(load(dtype=dtype), torch.tensor(ids, device=device), *args))

@@ -28,7 +28,7 @@ def line(row: Row) -> str:
     work, ours, beside, theirs, ratio, bound, reached = _cells(row)
     against = f", {beside} {theirs}" if theirs else ""
     verdict = f" ({bound}: {reached})" if bound and reached else f" ({reached})" if reached else ""
-    return f"{work}: {ours}{against}{f', × {ratio}' if ratio else ''}{verdict}"
+    return f"{work}: {ours}{against}{f', × {ratio}' if ratio else ''}{verdict}" if ours else f"{work}: {reached}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

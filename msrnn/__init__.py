@@ -7,7 +7,7 @@ from .decode import generate, stream
 from .drawn import CaM, Keyformer, Random
 from .error import Error
 from .keyed import KeyDiff, Knorm
-from .lookahead import jacobi, lookahead, stream_lookahead
+from .lookahead import jacobi, lookahead, stream_jacobi, stream_lookahead
 from .pool import Pool
 from .prefill import prefill
 from .pyramid import pyramid
@@ -47,5 +47,6 @@ __all__ = [
     "prefill",
     "pyramid",
     "stream",
+    "stream_jacobi",
     "stream_lookahead",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .bench.sections import SECTIONS
+from .bench.sections import GUESSING, SECTIONS
 from .error import Error
 from .reduction import Reduction, parse_reduction
 from .ways import WAYS
@@ -64,7 +64,7 @@ def parser(*families: Family) -> argparse.ArgumentParser:
     choice.add_argument("--top-p", type=float, metavar="P", help="draw among the fewest that together reach P")
     choice.add_argument("--seed", type=count, help="makes the drawing repeatable")
     choice.add_argument(
-        "--decode", choices=tuple(WAYS), default="plain", help="the same tokens, in another way several a pass (default: plain)"
+        "--decode", choices=WAYS, default="plain", help="the same tokens, in another way several a pass (default: plain)"
     )
 
     generate = commands.add_parser(
@@ -106,7 +106,16 @@ def parser(*families: Family) -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", parents=[model], help="times and bytes on this machine, beside transformers")
     bench.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(default: float32)")
     bench.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
-    bench.add_argument("--only", type=_sections, metavar="NAME,…", help=f"of {', '.join(SECTIONS)} (default: all)")
+    some = bench.add_mutually_exclusive_group()
+    every = ", ".join([*SECTIONS, *GUESSING])
+    some.add_argument("--only", type=_sections, metavar="NAME,…", help=f"of {every} (default: all up to {list(SECTIONS)[-1]})")
+    some.add_argument(
+        "--decode",
+        action="store_const",
+        const=list(GUESSING),
+        dest="only",
+        help="what guessing gains, as --only with its sections",
+    )
     bench.add_argument("--text", metavar="FILE", type=Path, help="what is read (UTF-8; default: random ids)")
     bench.add_argument("--tokens", metavar="N", type=count, default=2048, help="length of a text (default: 2048)")
     bench.add_argument("--size", metavar="N", type=count, default=512, help="rows that H holds (default: 512)")
@@ -131,8 +140,8 @@ def _reduction(text: str) -> Reduction:
 
 def _sections(text: str) -> list[str]:
     names = text.split(",")
-    if unknown := [name for name in names if name not in SECTIONS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no section; expected some of {', '.join(SECTIONS)}")
+    if unknown := [name for name in names if name not in SECTIONS and name not in GUESSING]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no section; expected some of {', '.join([*SECTIONS, *GUESSING])}")
     return list(dict.fromkeys(names))
 
 

@@ -28,6 +28,9 @@ BLOCK, BLIND_BLOCK = 64, 256
 KEYS = 2**24
 """Numbers of keys that a block may lay side by side for an operator that looks at them: 64 MB in float32."""
 
+FEW = 32
+"""Tokens, such as guesses are, after each of which the operator's numbers are worth keeping."""
+
 
 class Event(NamedTuple):
     """One block of one layer: what went in, and what happened."""
@@ -46,6 +49,8 @@ class Event(NamedTuple):
     """``(B, K, T)`` int64, the position that left at each token, −1 none."""
     score: Tensor | None
     """``(B, 1 or K, T, S + T)``, NaN on rows that a token did not see; None unless asked for."""
+    after: dict[str, Tensor] | None
+    """The operator's numbers after each token, ``(B, T, K, S + T)`` each; None where T is more than ``FEW``."""
 
     @property
     def entered(self) -> Tensor:
@@ -153,7 +158,8 @@ def _block(
         score = None
         if events.scores:
             score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
-        events.append(Event(q, k, v, frame.active, H.numbers, block.positions, block.left(), score))
+        after = {name: torch.cat([look.numbers[name] for look in looks], dim=1) for name in H.numbers} if T <= FEW else None
+        events.append(Event(q, k, v, frame.active, H.numbers, block.positions, block.left(), score, after))
     clock, numbers = H.clock + (T if frame.even else frame.active.sum(1)), looks[-1].last() if looks else {}
     if H.reduction.merges:
         values = _merged(block, looks[-1], values)

@@ -1,56 +1,68 @@
-"""Guesses at how one text goes on: a window that the model itself refines pass by pass, and a pool of what followed what."""
+"""Guesses at how one text goes on: a block that the model itself refines, or phrases, the model's own and those of texts."""
+
+from random import Random
 
 from .pool import Guess, Pool
 
 
-class Guesser:
-    """What may follow a text that is being written.
+class Jacobi:
+    """A block of tokens that may follow a text. Every pass reads it, and each token becomes what the model says after the ones
+    before it."""
 
-    The window is a run of tokens ahead of the text. Every pass reads it, and each of its tokens becomes what the model says
-    after the ones before (Jacobi's iteration); so at each place ahead a text of its own grows, a token a pass: a trajectory.
-    The pool is given these texts, and the written one.
+    def __init__(self, block: int):
+        self.block, self._ahead = block, list[int]()
+
+    def branches(self, token: int, room: int) -> list[Guess]:
+        """``token`` is written; what may follow it, if there is room for more."""
+        self._ahead += [self._ahead[-1] if self._ahead else token] * (self.block - len(self._ahead))
+        return [Guess(self._ahead[:room], 0)] if self.block and room > 0 else []
+
+    def learn(self, right: list[int], said: list[list[int]]) -> None:
+        """``right`` followed. ``said``: what the model says after ``token`` and after each one of the block, if it was read."""
+        self._ahead = (said[0] if said else self._ahead)[len(right) + 1 :]  # without the token that is written next
+
+
+class Phrases:
+    """What a pool knows to follow a text, and what feeds the pool: the text, and the model's own trajectories.
+
+    A trajectory begins with some token of the text. Every pass reads its end behind the newest token, and it grows by what the
+    model says there: a text that the model would write here, if it began so. One that reads like another begins anew.
 
     Args:
         text: the prompt.
-        window: tokens of the window.
-        length: tokens of a guess out of the pool.
-        guesses: how many of these.
+        window: how many trajectories there are at a time.
+        length: tokens of a guess, and of the end of a trajectory that is read.
+        guesses: how many guesses out of the pool are read.
         pool: what followed what.
     """
 
-    def __init__(self, text: list[int], window: int, length: int, guesses: int, pool: Pool | None):
+    def __init__(self, text: list[int], window: int, length: int, guesses: int, pool: Pool):
         self.text, self.window, self.length, self.guesses, self.pool = text, window, length, guesses, pool
-        self._ahead: list[int] = []  # the window's tokens, and the trajectories that end in them
         self._trajectories: list[list[int]] = []
-        if pool is not None:
-            pool.add(text)
+        self._random = Random(0)  # a guess may be anything; the same call makes the same ones
+        pool.add(text)
 
     def branches(self, token: int, room: int) -> list[Guess]:
-        """``token`` is written; ways in which at most ``room`` more may follow. The window is the first, if there is one."""
+        """``token`` is written; ways in which at most ``room`` more may follow, first the ends of all trajectories."""
         self._write(token)
-        self._ahead += [self._ahead[-1] if self._ahead else token] * (self.window - len(self._ahead))
-        self._trajectories += [[x] for x in self._ahead[len(self._trajectories) :]]
-        found = [Guess(self._ahead[:room], 0)] if self.window and room > 0 else []
-        if self.pool is not None:
-            found += self.pool.after(self.text, self.guesses, min(self.length, room))
-        return found
+        if room <= 0:
+            return []
+        self._trajectories += [[self._random.choice(self.text)] for _ in range(self.window - len(self._trajectories))]
+        ends = [Guess(line[-self.length :], 0) for line in self._trajectories]
+        return ends + self.pool.after(self.text, self.guesses, min(self.length, room))
 
-    def learn(self, right: list[int], said: list[int]) -> None:
-        """``right`` were found to follow, and are written; ``said`` is what the model says after the last token and after each
-        of the window; nothing where the window was not read."""
+    def learn(self, right: list[int], said: list[list[int]]) -> None:
+        """``right`` followed. ``said``: what the model says after each token of every end that was read."""
         for token in right:
             self._write(token)
+        known = dict[tuple[int, ...], list[int]]()
+        for line, after in zip(self._trajectories, said, strict=False):
+            line.append(after[-1])
+            self.pool.add(line, len(line) - 1)
+            known.setdefault(tuple(line[-self.length :]), line)
         if said:
-            lines = [[self.text[-1 - len(right)]], *self._trajectories[: len(said) - 1]]
-            for line, token in zip(lines, said, strict=True):
-                line.append(token)
-                if self.pool is not None:
-                    self.pool.add(line, len(line) - 1)
-            self._ahead, self._trajectories = said, lines
-        gone = len(right) + 1  # with what follows the last of them, which is the next to be written
-        self._ahead, self._trajectories = self._ahead[gone:], self._trajectories[gone:]
+            self._trajectories = list(known.values())
 
     def _write(self, token: int) -> None:
         self.text.append(token)
-        if self.pool is not None:
-            self.pool.add(self.text, len(self.text) - 1)
+        self.pool.add(self.text, len(self.text) - 1)

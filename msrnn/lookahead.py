@@ -3,7 +3,7 @@
 Guesses are read many at a time (``passes.py``); they come from the model's own trajectories and from texts (``guess.py``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from .cell import Cell
 from .decode import chooser, eos_ids, is_whole, read_prompt
 from .error import Error
-from .guess import Guesser
-from .passes import Accepted, Choose, passes
+from .guess import Jacobi, Phrases
+from .passes import Accepted, Choose, Guesser, passes
 from .pool import Pool
 from .state import State
 from .watch import Watch
@@ -70,8 +70,7 @@ def jacobi(
     """Decoding by fixed-point iteration on a block of guesses (Jacobi decoding, arXiv:2305.10427).
 
     Every pass replaces each guess by what the model says after the ones before it. After j passes the first j tokens at least
-    are greedy's, whatever the first guesses; those found right are kept, and the block moves on behind them. It is
-    :func:`lookahead` with a window and no pool.
+    are greedy's, whatever the first guesses; those found right are kept, and the block moves on behind them.
 
     Args:
         cell, tokens, state, max_new_tokens, lengths, eos_token_id: as of :func:`msrnn.generate`.
@@ -84,11 +83,30 @@ def jacobi(
     Raises:
         Error: as :func:`msrnn.generate`; a block below 1.
     """
-    if not is_whole(block) or block < 1:
-        raise Error(f"block is {block!r:.60}; expected a whole number of at least 1")
     choose = chooser(do_sample, temperature, top_k, top_p, generator)
-    guessing = (block - 1, 2, 0, None)
+    guessing = _jacobi(block)
     return _collected(tokens, *_begin(cell, tokens, state, max_new_tokens, guessing, lengths, choose, eos_token_id, True))
+
+
+def stream_jacobi(
+    cell: Cell,
+    tokens: Tensor,
+    state: State | None = None,
+    *,
+    max_new_tokens: int,
+    block: int = 8,
+    lengths: Tensor | None = None,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Accepted]:
+    """:func:`jacobi`, pass by pass (:class:`~msrnn.passes.Accepted`); each state is a value of its own, as of
+    :func:`msrnn.stream`. Arguments and refusals are those of :func:`jacobi`."""
+    choose = chooser(do_sample, temperature, top_k, top_p, generator)
+    return _begin(cell, tokens, state, max_new_tokens, _jacobi(block), lengths, choose, eos_token_id, False)[1]
 
 
 def lookahead(
@@ -111,9 +129,9 @@ def lookahead(
 ) -> tuple[Tensor, State, Record]:
     """Lookahead decoding (arXiv:2402.02057): guesses are n-grams of the prompt, of the answer and of the model's trajectories.
 
-    Every pass reads up to ``guesses`` n-grams that begin as the text ends, side by side, and a window of tokens ahead whose
-    trajectories feed the pool (``guess.py``). ``window=0`` is prompt lookup; ``window=15, ngram=5, guesses=15`` is what the
-    paper takes for 7B parameters on a GPU.
+    Every pass reads, side by side, up to ``guesses`` n-grams that begin as the text ends, and the ends of ``window``
+    trajectories, which grow by a token each (``guess.py``). ``window=0`` is prompt lookup; ``window=15, ngram=5, guesses=15``
+    is what the paper takes for 7B parameters on a GPU.
 
     Tokens that are drawn (``do_sample``) are drawn one after the other, each from the distribution after those before it, and a
     guess is right where it is what was drawn. So they are distributed as :func:`msrnn.generate` draws them; and of one sequence
@@ -121,7 +139,7 @@ def lookahead(
 
     Args:
         cell, tokens, state, max_new_tokens, lengths, eos_token_id: as of :func:`msrnn.generate`.
-        window: tokens ahead that are refined pass by pass; 0 is none.
+        window: how many trajectories grow at a time; 0 is none.
         ngram: tokens of an n-gram, the one before the guess included.
         guesses: how many n-grams a pass reads for each row, 0 is none; "auto": one, and only where it pays (``watch.py``).
         pool: where n-grams are found and kept; None is a new one. It may be handed on from call to call.
@@ -134,7 +152,7 @@ def lookahead(
         Error: as :func:`msrnn.generate`; a window or guesses below 0, an n-gram below 2, a pool of another vocabulary.
     """
     choose = chooser(do_sample, temperature, top_k, top_p, generator)
-    guessing = (window, ngram, guesses, pool)
+    guessing = _phrases(cell, window, ngram, guesses, pool)
     return _collected(tokens, *_begin(cell, tokens, state, max_new_tokens, guessing, lengths, choose, eos_token_id, True))
 
 
@@ -157,25 +175,23 @@ def stream_lookahead(
     generator: torch.Generator | None = None,
 ) -> Iterator[Accepted]:
     """:func:`lookahead`, pass by pass (:class:`~msrnn.passes.Accepted`); each state is a value of its own, as of
-    :func:`msrnn.stream`. Arguments and refusals are those of :func:`lookahead`; Jacobi's is ``window=block - 1, guesses=0``."""
+    :func:`msrnn.stream`. Arguments and refusals are those of :func:`lookahead`."""
     choose = chooser(do_sample, temperature, top_k, top_p, generator)
-    guessing = (window, ngram, guesses, pool)
+    guessing = _phrases(cell, window, ngram, guesses, pool)
     return _begin(cell, tokens, state, max_new_tokens, guessing, lengths, choose, eos_token_id, False)[1]
 
 
-def _begin(
-    cell: Cell,
-    tokens: Tensor,
-    state: State | None,
-    count: int,
-    guessing: tuple[int, int, int | str, Pool | None],
-    lengths: Tensor | None,
-    choose: Choose,
-    eos: int | Sequence[int] | None,
-    in_place: bool,
-) -> tuple[State, Iterator[Accepted]]:
-    """Check the arguments and read the prompt: the state after it, and the passes to come."""
-    window, ngram, guesses, pool = guessing
+Guessing = tuple[Callable[[list[int]], Guesser], Watch | None]
+"""What guesses at a prompt's continuation, and who says when to."""
+
+
+def _jacobi(block: int) -> Guessing:
+    if not is_whole(block) or block < 1:
+        raise Error(f"block is {block!r:.60}; expected a whole number of at least 1")
+    return lambda _: Jacobi(block - 1), None
+
+
+def _phrases(cell: Cell, window: int, ngram: int, guesses: int | str, pool: Pool | None) -> Guessing:
     for name, value, least in (("window", window, 0), ("ngram", ngram, 2), ("guesses", guesses, 0)):
         if not ((is_whole(value) and value >= least) or (name, value) == ("guesses", "auto")):
             also = ' or "auto"' if name == "guesses" else ""
@@ -184,15 +200,28 @@ def _begin(
         raise Error(f"pool is {pool!r:.60}; expected a Pool")
     if pool is not None and pool.largest >= cell.config.vocab_size:
         raise Error(f"the pool holds token id {pool.largest}; the vocabulary has {cell.config.vocab_size}")
-    ends = frozenset(eos_ids(cell, eos).tolist())
+    known = Pool() if pool is None else pool
+    most = guesses if is_whole(guesses) else 1
+    return lambda text: Phrases(text, window, ngram - 1, most, known), None if is_whole(guesses) else Watch()
+
+
+def _begin(
+    cell: Cell,
+    tokens: Tensor,
+    state: State | None,
+    count: int,
+    guessing: Guessing,
+    lengths: Tensor | None,
+    choose: Choose,
+    eos: int | Sequence[int] | None,
+    in_place: bool,
+) -> tuple[State, Iterator[Accepted]]:
+    """Read the prompt: the state after it, and the passes to come."""
+    ends, (guesser, watch) = frozenset(eos_ids(cell, eos).tolist()), guessing
     with torch.no_grad():
         logits, state = read_prompt(cell, tokens, state, lengths, count)
-    if pool is None and guesses:
-        pool = Pool()
     real = [tokens.shape[1]] * len(tokens) if lengths is None else lengths.tolist()
-    most = guesses if is_whole(guesses) else 1
-    guessers = [Guesser(text[:n], window, ngram - 1, most, pool) for text, n in zip(tokens.tolist(), real, strict=True)]
-    watch = None if is_whole(guesses) else Watch()
+    guessers = [guesser(text[:n]) for text, n in zip(tokens.tolist(), real, strict=True)]
     return state, passes(cell, logits, state, guessers, choose, ends, count, watch, in_place)
 
 

@@ -7,19 +7,26 @@ not: nothing is read twice and nothing has to be undone.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .cell import Cell
-from .guess import Guesser
 from .pool import Guess
 from .state import State
 from .watch import Watch
 
 Choose = Callable[[Tensor], Tensor]
 """``logits (B, V) -> token (B,)``."""
+
+
+class Guesser(Protocol):
+    """Where guesses at one text come from (``guess.py``). Those not out of a pool come first."""
+
+    def branches(self, token: int, room: int) -> list[Guess]: ...
+
+    def learn(self, right: list[int], said: list[list[int]]) -> None: ...
 
 
 class Accepted(NamedTuple):
@@ -129,11 +136,16 @@ def _walk(
     return [rows[0] for rows in alive], kept, chosen
 
 
-def _said(logits: Tensor, lines: list[list[int]], owner: list[int], guesses: dict[int, list[Guess]]) -> dict[int, list[int]]:
-    """What the model says after every token of each window, which is the first line of its row."""
-    rows = {b: owner.index(b) for b, found in guesses.items() if found and found[0].context == 0}
-    said = logits[list(rows.values())].argmax(-1).tolist() if rows else []
-    return {b: tokens[: len(lines[row])] for (b, row), tokens in zip(rows.items(), said, strict=True)}
+def _said(
+    logits: Tensor, lines: list[list[int]], owner: list[int], guesses: dict[int, list[Guess]]
+) -> dict[int, list[list[int]]]:
+    """What the model says after every token of each line that is not out of a pool; these are the first of their rows."""
+    said: dict[int, list[list[int]]] = {}
+    for b, found in guesses.items():
+        first, count = owner.index(b), sum(guess.context == 0 for guess in found)
+        tokens = logits[first : first + count].argmax(-1).tolist()
+        said[b] = [after[: len(line)] for after, line in zip(tokens, lines[first : first + count], strict=True)]
+    return said
 
 
 def _pooled(new: list[int], guesses: list[Guess]) -> int:

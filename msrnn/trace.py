@@ -63,8 +63,13 @@ class LayerTrace:
         back = torch.cat(order).argsort()
         return join(parts).select(back)
 
-    def _gathered(self, n: Tensor, rows: Tensor) -> MultiState:
-        """:meth:`at`, without the operator's numbers."""
+    def _since(self, name: str, after: Tensor) -> Tensor:
+        """``(B, T + 1, K, R)``: one of the operator's numbers before the first token, and after each."""
+        start = self._before.numbers[name]  # (B, K, S)
+        return torch.cat((torch.cat((start, start.new_zeros(*start.shape[:2], after.shape[1])), dim=2)[:, None], after), dim=1)
+
+    def _gathered(self, n: Tensor, rows: Tensor, numbers: dict[str, Tensor] | None = None) -> MultiState:
+        """:meth:`at`, the operator's numbers being ``(B', K, R)`` each, or left out."""
         before, T = self._before, self.left.shape[2]
 
         def picked(x: Tensor) -> Tensor:
@@ -80,7 +85,8 @@ class LayerTrace:
         gone = (until < n[:, None, None]) | (came >= n[:, None, None])
         clock = picked(before.clock) + (active & (time[:, 0] < n[:, None])).sum(1)
         positions = positions.masked_fill(gone, EMPTY)
-        return MultiState(picked(self._keys), picked(self._values), positions, clock, before.reduction).ordered()
+        keys, values = picked(self._keys), picked(self._values)
+        return MultiState(keys, values, positions, clock, before.reduction, numbers or {}).ordered()
 
     def _row_of(self, positions: Tensor) -> Tensor:
         """Where in ``rows`` each of ``positions (B, K, …)`` stands."""

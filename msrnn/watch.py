@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 SHARE = 0.03
 """Of the time of plain decoding, what may be lost on guesses."""
-CREDIT = 2.0
+CREDIT = 1.5
 """Plain passes' worth of time that may be lost before there is a share, while there is hope."""
 FIRST: dict[int | None, float] = {None: 0.0, 0: 1.0, 1: 0.5, 2: 1.5}
 MORE = 4.0
@@ -36,12 +36,13 @@ class Watch:
 
     def plain(self, seconds: float) -> None:
         """A plain pass took so long."""
-        self._plain += (NEW if self._plain else 1) * (seconds - self._plain)
+        self._plain = _mean(self._plain, seconds)
         self._account = min(self._account + SHARE * self._plain, CREDIT * self._plain + self._cost)
 
     def guessed(self, seconds: float, contexts: Sequence[int | None], gains: Sequence[int]) -> None:
         """A pass with guesses did, and brought each text so many tokens more than a plain one would have."""
-        self._guessed += (NEW if self._guessed else 1) * (seconds - self._guessed)
+        seconds = min(seconds, 2 * (self._guessed or self._plain))
+        self._guessed = _mean(self._guessed, seconds)
         for context, gain in zip(contexts, gains, strict=True):
             if context is not None:
                 self._hope[context] += NEW * (gain - self._hope[context])
@@ -53,3 +54,8 @@ class Watch:
     def _cost(self) -> float:
         """Seconds that a pass with guesses takes more than a plain one; before there was one, as many as that."""
         return max(self._guessed - self._plain, 0.1 * self._plain) if self._guessed else self._plain
+
+
+def _mean(mean: float, seconds: float) -> float:
+    """The mean with one more in it. What takes twice as long was held up: by other work, or by kernels that are made once."""
+    return mean + NEW * (min(seconds, 2 * mean) - mean) if mean else seconds

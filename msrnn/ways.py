@@ -8,12 +8,11 @@ from torch import Tensor
 from .cell import Cell
 from .decode import stream
 from .error import Error
-from .lookahead import stream_lookahead
+from .lookahead import stream_jacobi, stream_lookahead
 from .pool import Pool
 from .state import State
 
-WAYS = {"plain": None, "jacobi": {"window": 7, "guesses": 0}, "lookahead": {"guesses": "auto"}}
-"""Settings of :func:`msrnn.stream_lookahead`; plain decoding has none."""
+WAYS = ("plain", "jacobi", "lookahead")
 
 
 class Written(NamedTuple):
@@ -37,9 +36,10 @@ def write(cell: Cell, tokens: Tensor, state: State, way: str, pool: Pool | None 
     """
     if way not in WAYS:
         raise Error(f"decode is {way!r:.60}; expected one of {', '.join(WAYS)}")
-    more = WAYS[way]
-    if more is None:
+    if way == "plain":
         return (Written([int(token)], now) for token, now in stream(cell, tokens, state, **settings))
-    pool = pool if way == "lookahead" else None
-    passes = stream_lookahead(cell, tokens, state, pool=pool, **more, **settings)
+    if way == "jacobi":
+        passes = stream_jacobi(cell, tokens, state, **settings)
+    else:
+        passes = stream_lookahead(cell, tokens, state, pool=pool, **settings)
     return (Written(step.tokens[0], step.state) for step in passes)

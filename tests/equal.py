@@ -22,7 +22,7 @@ from msrnn.decode import read_prompt
 
 REDUCTIONS = ("full", "window:64", "sinks:96:4", "h2o:128", "tova:64", "tova:256")
 WAYS = {
-    "jacobi, block 8": {"window": 7, "guesses": 0},
+    "jacobi, block 8": {"block": 8},
     "1 guess of 12": {"ngram": 13, "guesses": 1},
     "auto": {"guesses": "auto"},
     "window 4, 3 guesses of 4": {"window": 4, "ngram": 5, "guesses": 3},
@@ -51,7 +51,8 @@ def compare(cell, texts: dict[str, list[int]], reduction: str, count: int, ways=
     start, facts = cell.initial_state(len(texts), reduction), {"max_new_tokens": count, "lengths": lengths}
     greedy, end = msrnn.generate(cell, tokens, start, **facts)
     for way, settings in ways.items():
-        new, after, record = msrnn.lookahead(cell, tokens, start, **settings, **facts)
+        decode = msrnn.jacobi if "block" in settings else msrnn.lookahead
+        new, after, record = decode(cell, tokens, start, **settings, **facts)
         for b, (name, text) in enumerate(texts.items()):
             outcome = "same"
             if not new[b].equal(greedy[b]) or held(after, b) != held(end, b):

@@ -79,12 +79,18 @@ def test_known_words_are_accepted_at_once(reduction):
     assert record.pooled.eq(7).all()
 
 
-def test_a_stream_is_the_same_passes_and_its_states_are_values():
+@pytest.mark.parametrize(
+    ("whole", "stream", "settings"),
+    [
+        (jacobi, msrnn.stream_jacobi, {"block": 5}),
+        (msrnn.lookahead, msrnn.stream_lookahead, {"window": 4, "ngram": 4, "guesses": 2}),
+    ],
+)
+def test_a_stream_is_the_same_passes_and_its_states_are_values(whole, stream, settings):
     cell, text = tiny_cell(), tokens(1, 2, 5)
     state = cell.initial_state(2, "h2o:4")
-    settings = {"max_new_tokens": 20, "window": 4, "ngram": 4, "guesses": 2}
-    new, _, record = msrnn.lookahead(cell, text, state, **settings)
-    steps = list(msrnn.stream_lookahead(cell, text, state, **settings))
+    new, _, record = whole(cell, text, state, max_new_tokens=20, **settings)
+    steps = list(stream(cell, text, state, max_new_tokens=20, **settings))
     assert [[len(x) for x in step.tokens] for step in steps] == record.accepted.tolist()
     assert [step.read for step in steps] == record.read.tolist()
     assert [step.pooled for step in steps] == record.pooled.tolist()
@@ -97,9 +103,25 @@ def test_a_stream_is_the_same_passes_and_its_states_are_values():
             assert_same(step.state.select([b]), prefix.select([b]), 1e-8)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"window": 3, "ngram": 4, "guesses": 3}, {"guesses": "auto"}, {"window": 5, "guesses": 0}]
-)
+def test_trajectories_are_what_the_model_would_write():
+    """In each pass every one grows by what the model says behind the text, the newest token and the trajectory's own end."""
+    cell, prompt = tiny_cell(), tokens(1, 1, 6)
+    state, pool, added = cell.initial_state(1, "tova:5"), msrnn.Pool(), []
+    pool.add = lambda text, start=0: added.append((list(text), start))
+    written, grown = prompt[0].tolist(), 0
+    for step in msrnn.stream_lookahead(cell, prompt, state, max_new_tokens=12, window=3, ngram=4, guesses=0, pool=pool):
+        newest = [*written, step.tokens[0][0]]
+        for line in (text for text, start in added if text[:6] != prompt[0].tolist()):
+            said, _ = cell(torch.tensor([newest + line[:-1][-3:]]), state, last_only=True)
+            assert line[-1] == said.argmax()
+            grown += 1
+        written += step.tokens[0]
+        added.clear()
+    assert grown >= 3
+    assert len(written) == 18
+
+
+@pytest.mark.parametrize("settings", [{"window": 3, "ngram": 4, "guesses": 3}, {"guesses": "auto"}, {"block": 5}])
 def test_one_sequence_is_drawn_as_plain_sampling_draws_it(settings):
     """The generator gives the same numbers in the same order, and is left where plain sampling leaves it."""
     cell, text = tiny_cell(), tokens(1, 1, 5, vocab=4)
@@ -107,7 +129,8 @@ def test_one_sequence_is_drawn_as_plain_sampling_draws_it(settings):
         ours, plain = (torch.Generator().manual_seed(seed) for _ in range(2))
         shape = {"max_new_tokens": 30, "do_sample": True, "temperature": 0.7, "top_k": 3, "eos_token_id": seed}
         drawn, end = msrnn.generate(cell, text, cell.initial_state(1, "tova:5"), generator=plain, **shape)
-        new, after, _ = msrnn.lookahead(cell, text, cell.initial_state(1, "tova:5"), generator=ours, **settings, **shape)
+        decode = jacobi if "block" in settings else msrnn.lookahead
+        new, after, _ = decode(cell, text, cell.initial_state(1, "tova:5"), generator=ours, **settings, **shape)
         assert new.equal(drawn)
         assert_same(after, end, 1e-8)
         assert ours.get_state().equal(plain.get_state())

@@ -24,7 +24,7 @@ from .peers import Transformers, is_hugging_face
 from .press import versions
 from .report import as_json, line, markdown
 from .row import Row, Unmeasured
-from .sections import SECTIONS, measure
+from .sections import SECTIONS, measure, section
 
 LONGEST = 16
 """Times ``--tokens``: no section reads more."""
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, converters: Any) -> None:
         try:
             for name in args.only or SECTIONS:
                 for row in measure(bench, name):
-                    tables.setdefault(SECTIONS[name].table, []).append(row)
+                    tables.setdefault(section(name).table, []).append(row)
                     print(line(row), file=sys.stderr, flush=True)
             if args.picture:
                 points += _points(bench)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import fold, guesses, held, step
+from . import decode, fold, guesses, held, step
 from .context import Bench
 from .row import Row, Unmeasured
 
@@ -16,7 +16,7 @@ class Section(NamedTuple):
     rows: Callable[[Bench], Iterable[Row]]
 
 
-READ, STEP, HELD = "Reading a text", "One token", "Memory"
+READ, STEP, HELD, GUESSES = "Reading a text", "One token", "Memory", "Guesses"
 SECTIONS = {
     "fold": Section(READ, fold.operators),
     "long": Section(READ, fold.long),
@@ -33,13 +33,23 @@ SECTIONS = {
     "far": Section(HELD, held.far),
     "held": Section(HELD, held.held),
 }
+GUESSING = {
+    "passes": Section(GUESSES, decode.passes),
+    "decode": Section(GUESSES, decode.decode),
+    "phrases": Section(GUESSES, decode.phrases),
+}
+"""These are measured where they are asked for: they write two thousand tokens again and again."""
+
+
+def section(name: str) -> Section:
+    return SECTIONS[name] if name in SECTIONS else GUESSING[name]
 
 
 def measure(bench: Bench, name: str) -> Iterator[Row]:
     """The rows of a section as they come; one that says why where it cannot go on."""
     try:
         with torch.no_grad():
-            yield from SECTIONS[name].rows(bench)
+            yield from section(name).rows(bench)
     except Unmeasured as reason:
         yield Row(name, note=str(reason))
     except (MemoryError, RuntimeError) as wrong:  # torch's, mostly for want of room; the other sections can still be measured

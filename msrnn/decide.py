@@ -72,7 +72,7 @@ class Block:
         logits: ``(B, K, G, T, R)`` in at least float32; of an operator that is ``blind`` ``(B, K, 1, T, R)`` zeros.
         positions: ``(B, K, R)`` int64, ascending but for −1 where a row is empty or its token is not read.
         until: ``(B, 1 or K, R)`` int64, the last token to see each row: T where it stays, −1 where a row is empty; a token that
-            is not read is seen by itself alone. 1 where all heads hold the same.
+            is not read is seen by itself alone. 1 where it is the same for all heads.
         numbers: the operator's, ``(B, K, R)`` or ``(B, K, R, n)`` each, before the first token.
         keys: ``(B, K, R, D)`` of an operator that is ``keyed``, otherwise None.
     """
@@ -153,18 +153,19 @@ def decide(block: Block) -> tuple[Block, list[Look]]:
     leaves = leaves[..., : nobody.shape[2]].expand(-1, -1, nobody.shape[2])  # (B, T, 1 or K)
     ranks = nobody.topk(min(T, nobody.shape[3]), largest=False).indices.masked_fill(~leaves[..., None], -1)
     guess, settled = torch.full_like(leaves, -1, dtype=torch.int64), torch.zeros_like(leaves[:, 0], dtype=torch.int64)
-    start, looks = 0, []
+    start, stop, looks = 0, T, []
     while start < T:
         guess = _guess(ranks, guess, settled)
-        look = _look(_gone(block, guess), start, T, numbers)
-        choice = _lowest(look.cost(), leaves[:, start:])
-        wrong = choice != guess[:, start:]
-        first = torch.where(wrong.any(1), wrong.byte().argmax(1), T - 1 - start)  # (B, 1 or K); all up to here is settled
+        look = _look(_gone(block, guess), start, stop, numbers)
+        choice = _lowest(look.cost(), leaves[:, start:stop])
+        wrong = choice != guess[:, start:stop]
+        first = torch.where(wrong.any(1), wrong.byte().argmax(1), stop - 1 - start)  # (B, 1 or K); all up to here is settled
         guess.scatter_(1, start + first[:, None], choice.gather(1, first[:, None]))
         settled, more = start + first + 1, int(first.amin()) + 1
         looks.append(look.first(more))
         numbers = looks[-1].last()
         start += more
+        stop = min(T, start + 4 * more)  # not much further than the guess was good for
     return _gone(block, guess), looks
 
 
@@ -187,8 +188,7 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
     def aside(x: Tensor) -> Tensor:  # (B, t, …) -> (B t, …), each token a row of the batch
         return x.expand(B, T, *x.shape[2:]).flatten(0, 1)
 
-    heads = hidden.shape[2]
-    positions = block.positions[:, None, :heads].masked_fill(hidden, EMPTY).expand(-1, -1, block.positions.shape[1], -1)
+    positions = block.positions[:, None].masked_fill(hidden, EMPTY)  # heads that hold as many rows may hold other ones
     before = {name: torch.zeros_like(x) if operator.additive else x.clone() for name, x in numbers.items()}  # may be edited
     clock, before = aside(block.frame.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
     keys = None if block.keys is None else aside(block.keys[:, None])

@@ -232,14 +232,6 @@ def _said(kind: type[Reduction], fixed: Mapping[str, object]) -> list[Field]:
     return [f for f in whole if f.name not in fixed and not f.kw_only]
 
 
-FORMS = {
-    form: (kind, fixed, tuple(f.name for f in _said(kind, fixed)))
-    for kind in (Full, Window, Sinks, H2O, TOVA)
-    for form, fixed in kind.forms.items()
-}
-"""The text forms of these: the class, what the name fixes, the fields that follow."""
-
-
 def kinds() -> list[type[Reduction]]:
     """Every operator defined so far, the library's own last."""
 

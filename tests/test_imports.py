@@ -93,6 +93,7 @@ EVAL = {  # the experiments; "eval.command" lists them
 SHARED = {*CELL, *EVAL, "arguments"}
 EXPERIMENTS = {
     **{"eval.lm": SHARED, "eval.kept": SHARED | {"retention"}, "eval.passkey": SHARED, "eval.throughput": SHARED},
+    "eval.shortcut": SHARED | {"prefill"},
     **{"eval.generation": SHARED | {"decode"}, "eval.understanding": SHARED | {"decode", "eval.passkey"}},
 }
 ABOVE |= {"eval": set(), **EVAL, **EXPERIMENTS, "eval.command": {*EXPERIMENTS, "eval.report", "eval.source", "files"}}

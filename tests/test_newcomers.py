@@ -14,6 +14,7 @@ from tiny import assert_same, close, fold, held, tiny_cell, tokens
 
 import msrnn
 from msrnn import TOVA, CaM, KeyDiff, Keyformer, Knorm, LastQueries, MorphKV, Random, Scissorhands, parse_reduction, pyramid
+from msrnn import decide as deciding
 from msrnn import fold as folding
 from msrnn.chance import uniform
 from msrnn.retention import held as share_held
@@ -285,6 +286,38 @@ def test_where_nobody_leaves_nobody_inherits(operator):
     scanned, trace = cell.scan(text, cell.initial_state(4, operator), lengths=lengths)
     close(scanned, by_step, 1e-8)
     assert_same(trace.at(14), end, 1e-8)
+
+
+@dataclass(frozen=True)
+class Thirds(msrnn.Reduction):
+    """One of one's own: looks at positions, which differ from head to head, and at numbers that do not add up."""
+
+    numbers: ClassVar[tuple[str, ...]] = ("best",)
+
+    def update(self, seen):
+        return {"best": torch.maximum(seen.numbers["best"], seen.weights.mean(2) * (1 + seen.positions % 3))}
+
+    def score(self, seen):
+        return seen.numbers["best"] + (seen.positions % 3 == 0)
+
+
+@pytest.mark.parametrize("operator", [Thirds(6), Random(6)], ids=["own", "random"])
+def test_heads_that_hold_as_many_rows_may_hold_other_ones(operator, monkeypatch):
+    monkeypatch.setattr(folding, "BLOCK", 5)
+    cell, text = tiny_cell(), distinct(5, 2, 40)
+    by_step, end = fold(cell, text, cell.initial_state(2, operator))
+    logits, state = cell(text, cell.initial_state(2, operator))
+    close(logits, by_step, 1e-8)
+    assert_same(state, end, 1e-8)
+
+
+def test_what_does_not_depend_on_who_left_is_guessed_right(monkeypatch):
+    looks, look = [], deciding._look
+    cell, text = tiny_cell(), distinct(5, 1, 40)
+    _, state = cell(text[:, :20], cell.initial_state(1, "random:12"))
+    monkeypatch.setattr(deciding, "_look", lambda *a: looks.append(1) or look(*a))
+    cell(text[:, 20:], state)
+    assert len(looks) == 2 * 2  # a layer: if nobody left, and as guessed
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=CASES)

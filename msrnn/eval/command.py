@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from ..files import new_file
-from . import generation, kept, lm, passkey, throughput, understanding
+from . import generation, kept, lm, passkey, shortcut, throughput, understanding
 from .report import Report
 from .source import Source
 
@@ -17,6 +17,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "understanding": understanding,
     "generation": generation,
     "passkey": passkey,
+    "shortcut": shortcut,
     "throughput": throughput,
 }
 """By name, files with ``add_arguments(parser)`` and ``run(args, source) -> Report``; their docstring begins with the help."""

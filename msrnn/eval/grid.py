@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..arguments import count
 from ..error import Error
-from ..reduction import FORMS, Full, Reduction, parse_reduction
+from ..reduction import Full, Reduction, parse_reduction
 
 CORE = ("full", "window", "sinks:SIZE:1", "sinks:SIZE:4", "h2o", "h2o-layer", "tova", "tova-head")
 SIZES = (64, 128, 256, 512)
@@ -42,7 +42,7 @@ def entries(rows: Sequence[str], sizes: Sequence[int]) -> list[Entry]:
     for row in rows:
         if row == TRUNCATED:
             found += [Entry(row, size, Full()) for size in sizes]
-        elif "SIZE" not in row and (":" in row or (row in FORMS and not FORMS[row][2])):
+        elif "SIZE" not in row and (":" in row or row == str(Full())):
             operator = parse_reduction(row)
             found.append(Entry(row, operator.size if isinstance(operator.size, int) else None, operator))
         else:

@@ -98,12 +98,14 @@ def test_a_record_is_what_the_trace_says():
 
 def test_kinds_weigh_by_tokens_and_come_longest_first():
     cell, tokenizer = talking_cell(), tiny_tokenizer()
-    records = [look(cell, c, e, whole=True) for c in chunks({"a": TEXT}, tokenizer, 40, 2) for e in entries(["tova"], [5, 9])]
+    made = chunks({"a": TEXT.replace("was", "w a s", 2)}, tokenizer, 40, 2)
+    records = [look(cell, c, e, whole=True) for c in made for e in entries(["tova"], [5, 9])]
     table = next(t for t in report(records).tables if t.title.startswith("Mean lifetime by kind"))
     assert table.columns == ["kind", "tokens", "5", "9"]
     assert [float(row[3]) for row in table.rows] == sorted((float(row[3]) for row in table.rows), reverse=True)
     of = {row[0]: row for row in table.rows}["inside word"]
     found = [r.kinds["inside word"] for r in records if r.size == 9]
+    assert found[0][0] != found[1][0]
     assert of[1] == str(found[0][0] + found[1][0])
     assert of[3] == f"{sum(n * s for n, s in found) / sum(n for n, _ in found):.0f}"
 

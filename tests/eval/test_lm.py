@@ -155,6 +155,10 @@ def test_the_command_resumes_and_its_report_is_whole(folder, book, tmp_path, cap
     assert main([*asked, "--chunks", "3", "--json"]) == 0  # nothing is left to do
     assert len(calls) == 14
     assert json.loads(capsys.readouterr().out) == records
+    spelt = command(folder, book, "--out", out, "--operators", "tova", "sinks:8:1", "--chunks", "1")
+    assert main(spelt) == 0  # the same cells by another name
+    assert len(calls) == 14
+    assert "\n| sinks:8:1 | " in capsys.readouterr().out
     cell, ids = converters.load(folder), chunks({"book": TEXT}, converters.tokenizer(folder), 30, 1)[0].ids
     one = next(r for r in records if (r["operator"], r["size"], r["chunk"]) == ("sinks:SIZE:1", 8, "book 0"))
     assert one["nll"] == pytest.approx(float(nll(cell, ids[None], "sinks:8:1").sum()), abs=1e-6)

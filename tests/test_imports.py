@@ -104,7 +104,7 @@ FRONT = {*BELOW, *ABOVE} - {"eval.pictures", "eval.harness", "eval.__main__"}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
 DEFERRED = {  # inside a function only: save methods, and the extras
     *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("spelling", "tokenizers")},
-    *{("eval.kinds", "HanTa"), ("eval.questions", "rouge_score"), ("eval.__main__", "lm_eval")},
+    *{("eval.kinds", "HanTa"), ("eval.questions", "rouge_score"), ("eval.__main__", "lm_eval"), ("eval.text", "datasets")},
     *{("eval.command", "plot"), ("eval.command", "eval.pictures"), ("eval.pictures", "matplotlib")},
     *{("__main__", "matplotlib"), ("__main__", "tokenizers"), ("chat", "tokenizers"), ("template", "jinja2")},
     *{("bench.peers", "transformers"), ("bench.press_child", "transformers"), ("bench.press_child", "kvpress")},

@@ -77,6 +77,13 @@ def flat(answers):
     return [x for answer in answers for x in (flat(answer) if isinstance(answer, list | tuple) else [answer])]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def theirs(folder, tasks):
     return judged(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=2), tasks)

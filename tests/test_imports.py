@@ -97,12 +97,15 @@ EXPERIMENTS = {
     **{"eval.generation": SHARED | {"decode"}, "eval.understanding": SHARED | {"decode", "eval.passkey"}},
 }
 ABOVE |= {"eval": set(), **EVAL, **EXPERIMENTS, "eval.command": {*EXPERIMENTS, "eval.report", "eval.source", "files"}}
+HARNESS = {"lm_eval.api.instance", "lm_eval.api.model", "lm_eval.models.utils", "lm_eval.utils"}
+ABOVE["eval.harness"] = {*CELL, "decode", "eval.forced", "eval.passkey", *HARNESS}  # the command line beside it imports it
+ABOVE["eval.__main__"] = {"eval.harness", "converters"}
 ABOVE["eval.pictures"] = {"files", "plot", "eval.report"}
-FRONT = {*BELOW, *ABOVE} - {"eval.pictures"}
+FRONT = {*BELOW, *ABOVE} - {"eval.pictures", "eval.harness", "eval.__main__"}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
 DEFERRED = {  # inside a function only: save methods, and the extras
     *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("spelling", "tokenizers")},
-    *{("eval.kinds", "HanTa"), ("eval.questions", "rouge_score")},
+    *{("eval.kinds", "HanTa"), ("eval.questions", "rouge_score"), ("eval.__main__", "lm_eval"), ("eval.text", "datasets")},
     *{("eval.command", "plot"), ("eval.command", "eval.pictures"), ("eval.pictures", "matplotlib")},
     *{("__main__", "matplotlib"), ("__main__", "tokenizers"), ("chat", "tokenizers"), ("template", "jinja2")},
     *{("bench.peers", "transformers"), ("bench.press_child", "transformers"), ("bench.press_child", "kvpress")},

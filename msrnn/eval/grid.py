@@ -42,8 +42,7 @@ def entries(rows: Sequence[str], sizes: Sequence[int]) -> list[Entry]:
     for row in rows:
         if row == TRUNCATED:
             found += [Entry(row, size, Full()) for size in sizes]
-        elif "SIZE" not in row and (":" in row or row == str(Full())):
-            operator = parse_reduction(row)
+        elif operator := _whole(row):
             found.append(Entry(row, operator.size if isinstance(operator.size, int) else None, operator))
         else:
             form = row if "SIZE" in row else f"{row}:SIZE"
@@ -52,6 +51,18 @@ def entries(rows: Sequence[str], sizes: Sequence[int]) -> list[Entry]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise Error(f"{twice[0]} is asked for twice; expected each operator and size once")
     return found
+
+
+def _whole(row: str) -> Reduction | None:
+    """The operator of a form that says all there is to say; None where a size is missing."""
+    if "SIZE" in row:
+        return None
+    try:
+        return parse_reduction(row)
+    except Error:
+        if ":" in row:
+            raise
+        return None
 
 
 def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[str] = CORE, sizes: Sequence[int] = SIZES) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,14 @@ import torch
 from ..arguments import count
 from ..cell import Cell
 from ..error import Error
-from .text import Chunk, chunks, read_texts
+from .text import Chunk, chunks, read_dataset, read_texts
 
 if TYPE_CHECKING:
     import tokenizers
+
+
+HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""The id of a data set: owner/name."""
 
 
 class Source:
@@ -36,7 +41,9 @@ class Source:
 
     def chunks(self, args: argparse.Namespace) -> list[Chunk]:
         """What :func:`add_text_arguments` asked for; raises as :func:`~msrnn.eval.text.chunks`."""
-        return chunks(read_texts(args.text), self.tokenizer, args.chunk, args.chunks)
+        hub = not args.text.exists() and HUB.fullmatch(str(args.text)) and not args.text.suffix
+        texts = read_dataset(str(args.text), args.split) if hub else read_texts(args.text)
+        return chunks(texts, self.tokenizer, args.chunk, args.chunks)
 
     def check_memory(self, batch_size: int, sizes: Sequence[int | None], length: int) -> None:
         """Refuse what no machine like this one holds: ``batch_size`` states of the largest of ``sizes`` (None: unbounded) over
@@ -66,9 +73,9 @@ def total_memory(device: torch.device) -> int:
 
 
 def add_text_arguments(parser: argparse.ArgumentParser, chunk: int) -> None:
-    """``--text``, ``--chunk``, ``--chunks``."""
-    parser.add_argument(
-        "--text", metavar="PATH", type=Path, required=True, help="a text file, or a folder of .txt and .md files"
-    )
+    """``--text``, ``--split``, ``--chunk``, ``--chunks``."""
+    where = "a text file, a folder of .txt and .md files, or the hub id of a data set"
+    parser.add_argument("--text", metavar="PATH", type=Path, required=True, help=where)
+    parser.add_argument("--split", metavar="NAME", default="test", help="of a data set on the hub (default: test)")
     parser.add_argument("--chunk", metavar="N", type=count, default=chunk, help=f"tokens of a chunk (default: {chunk})")
     parser.add_argument("--chunks", metavar="N", type=count, help="the first so many of each text (default: all)")

@@ -59,6 +59,26 @@ def read_texts(path: Path) -> dict[str, str]:
     return texts
 
 
+def read_dataset(name: str, split: str) -> dict[str, str]:
+    """By number, the texts of a split of a data set on the hub: its records' ``text`` (PG-19: ``emozilla/pg19``, ``test``).
+
+    Raises:
+        Error: no package ``datasets``, no such data set or split, records without text.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise Error("the package datasets is not installed; pip install 'msrnn[harness]'") from None
+    try:
+        records = load_dataset(name, split=split)
+    except Exception as wrong:  # of many kinds: no network, no such name, no such split
+        reason = str(wrong).strip().splitlines()[0] if str(wrong).strip() else type(wrong).__name__
+        raise Error(f"cannot read split {split} of {name} ({reason:.200})") from None
+    if "text" not in records.column_names:
+        raise Error(f"split {split} of {name} has {', '.join(records.column_names)}; expected text")
+    return {f"{name} {i}": text for i, text in enumerate(records["text"])}
+
+
 def chunks(texts: dict[str, str], tokenizer: "tokenizers.Tokenizer", length: int, most: int | None = None) -> list[Chunk]:
     """Texts cut into chunks of ``length`` tokens, the first ``most`` of each; what is left over at the end is not read.
 

@@ -11,7 +11,7 @@ from tiny import tiny_cell, tokens
 
 from msrnn.__main__ import main
 from msrnn.eval.grid import entries
-from msrnn.eval.kept import FIRST, lifetimes, look, recent_share, report
+from msrnn.eval.kept import FIRST, Kept, lifetimes, look, recent_share, report
 from msrnn.eval.kinds import kinds, parts_of_speech
 from msrnn.eval.text import chunks
 from msrnn.retention import leaving
@@ -98,14 +98,24 @@ def test_a_record_is_what_the_trace_says():
 
 def test_kinds_weigh_by_tokens_and_come_longest_first():
     cell, tokenizer = talking_cell(), tiny_tokenizer()
-    records = [look(cell, c, e, whole=True) for c in chunks({"a": TEXT}, tokenizer, 40, 2) for e in entries(["tova"], [5, 9])]
+    made = chunks({"a": TEXT.replace("was", "w a s", 2)}, tokenizer, 40, 2)
+    records = [look(cell, c, e, whole=True) for c in made for e in entries(["tova"], [5, 9])]
     table = next(t for t in report(records).tables if t.title.startswith("Mean lifetime by kind"))
     assert table.columns == ["kind", "tokens", "5", "9"]
     assert [float(row[3]) for row in table.rows] == sorted((float(row[3]) for row in table.rows), reverse=True)
     of = {row[0]: row for row in table.rows}["inside word"]
     found = [r.kinds["inside word"] for r in records if r.size == 9]
+    assert found[0][0] != found[1][0]
     assert of[1] == str(found[0][0] + found[1][0])
     assert of[3] == f"{sum(n * s for n, s in found) / sum(n for n, _ in found):.0f}"
+
+
+def test_kinds_of_several_chunks_weigh_by_tokens():
+    facts = {"operator": "tova", "size": 4, "mean": 5.0, "first": [9.0], "stays": 1.0, "recent": [0.7], "seconds": 1.0}
+    found = [{"word start": (1, 90.0), "number": (2, 40.0)}, {"word start": (9, 10.0)}]
+    made = [Kept(chunk=f"c {i}", kinds=k, leaving=[[[1]]] if i == 0 else None, **facts) for i, k in enumerate(found)]
+    table = next(t for t in report(made).tables if t.title.startswith("Mean lifetime by kind"))
+    assert table.rows == [["number", "2", "40"], ["word start", "10", "18"]]
 
 
 def test_the_command(tmp_path, capsys):

@@ -17,7 +17,7 @@ from msrnn.eval import forced as forcing
 from msrnn.eval import lm
 from msrnn.eval.grid import CORE, entries
 from msrnn.eval.lm import Scored, nll, report, score, truncated_nll
-from msrnn.eval.text import Chunk, chunks
+from msrnn.eval.text import Chunk, chunks, read_dataset
 
 CELL = tiny_cell()
 TEXT = "The boat was small, the sea was not; and on the third day the wind rose again. " * 12
@@ -155,6 +155,10 @@ def test_the_command_resumes_and_its_report_is_whole(folder, book, tmp_path, cap
     assert main([*asked, "--chunks", "3", "--json"]) == 0  # nothing is left to do
     assert len(calls) == 14
     assert json.loads(capsys.readouterr().out) == records
+    spelt = command(folder, book, "--out", out, "--operators", "tova", "sinks:8:1", "--chunks", "1")
+    assert main(spelt) == 0  # the same cells by another name
+    assert len(calls) == 14
+    assert "\n| sinks:8:1 | " in capsys.readouterr().out
     cell, ids = converters.load(folder), chunks({"book": TEXT}, converters.tokenizer(folder), 30, 1)[0].ids
     one = next(r for r in records if (r["operator"], r["size"], r["chunk"]) == ("sinks:SIZE:1", 8, "book 0"))
     assert one["nll"] == pytest.approx(float(nll(cell, ids[None], "sinks:8:1").sum()), abs=1e-6)
@@ -190,6 +194,33 @@ def test_refusals_come_before_any_token_is_read(more, said, folder, book, tmp_pa
     assert err.startswith("msrnn: ")
     assert err.count("\n") == 1
     assert said in err
+
+
+def test_a_data_set_of_the_hub(folder, tmp_path, monkeypatch, capsys):
+    """The package reads a folder of the same name; the hub itself is not asked."""
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "owner" / "books").mkdir(parents=True)
+    lines = (json.dumps({"text": TEXT + str(i), "year": i}) + "\n" for i in range(2))
+    (tmp_path / "owner" / "books" / "test.jsonl").write_text("".join(lines))
+    monkeypatch.chdir(tmp_path)
+    assert read_dataset("owner/books", "test") == {f"owner/books {i}": TEXT + str(i) for i in range(2)}
+    for name, split, said in (
+        ("owner/books", "dev", "cannot read split dev of owner/books"),
+        ("owner/none", "test", "owner/none"),
+    ):
+        with pytest.raises(msrnn.Error, match=said):
+            read_dataset(name, split)
+    (tmp_path / "owner" / "books" / "test.jsonl").write_text('{"words": "x"}\n')
+    with pytest.raises(msrnn.Error, match="split test of owner/books has words; expected text"):
+        read_dataset("owner/books", "test")
+    asked = []
+    monkeypatch.setattr("msrnn.eval.source.read_dataset", lambda *names: asked.append(names) or {"one": "too short"})
+    assert main(command(folder, "far/away", "--split", "train", "--sizes", "8")) == 1
+    assert asked == [("far/away", "train")]
+    assert "the longest text has" in capsys.readouterr().err
 
 
 def test_every_core_operator_parses():

@@ -41,16 +41,19 @@ def test_found_is_what_greedy_decoding_writes(row):
     cell, (entry,) = talking_cell(), entries([row], [9])
     result = ask(cell, TOKENIZER, entry, 320, 0.5, 3, seed=1)
     assert (result.found, result.keys) == (0, 3)
-    texts = [torch.tensor([prompt(TOKENIZER, key, 320, 0.5)]) for key in ("11111", "22222")]
+    texts = [torch.tensor([prompt(TOKENIZER, key, 320, 0.5)]) for key in ("11111", "22222", "33333")]
     written = [
         TOKENIZER.decode(msrnn.generate(cell, text, cell.initial_state(1, row), max_new_tokens=6)[0][0].tolist())
         for text in texts
     ]
 
-    class Parrot:  # spells any answer as what the model writes after the prompt of its key
+    written[2] = written[2][:-1] + ("x" if written[2][-1] != "x" else "y")  # all but the last letter is right
+    said = dict(zip((" 11111", " 22222", " 33333"), written, strict=True))
+
+    class Parrot:  # spells an answer as what the model writes after the prompt of its key
         def encode(self, text, add_special_tokens=True):
-            if text in (" 11111", " 22222"):
-                return TOKENIZER.encode(written[text == " 22222"], add_special_tokens=False)
+            if text in said:
+                return TOKENIZER.encode(said[text], add_special_tokens=False)
             return TOKENIZER.encode(text, add_special_tokens=add_special_tokens)
 
     class Chance:

@@ -44,6 +44,7 @@ def qasper():
         {"unanswerable": False, "extractive_spans": [], "yes_no": False, "free_form_answer": ""},
         {"unanswerable": False, "extractive_spans": ["a boat", "the sea"], "yes_no": None, "free_form_answer": ""},
         {"unanswerable": False, "extractive_spans": [], "yes_no": None, "free_form_answer": "By wind."},
+        {"unanswerable": False, "extractive_spans": ["oars"], "yes_no": None, "free_form_answer": "Rowing."},
     ]
     evidence = {"evidence": [], "highlighted_evidence": []}
     answers = [{"answer": {**kind, **evidence}, "annotation_id": "3", "worker_id": "w"} for kind in kinds]
@@ -65,7 +66,7 @@ def test_qasper_as_published(tmp_path):
     (tmp_path / "dev.json").write_text(qasper())
     (found,) = read_questions(tmp_path / "dev.json")
     assert found.document == "Sailing\nShort.\nBoats\nOne.\nTwo."
-    assert found.references == ("Unanswerable", "No", "a boat, the sea", "By wind.")
+    assert found.references == ("Unanswerable", "No", "a boat, the sea", "By wind.", "oars")
     assert found.tail.endswith('answer "yes", "no", or "unanswerable".\nQuestion: How does it sail?\nAnswer:')
 
 

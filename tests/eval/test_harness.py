@@ -1,0 +1,156 @@
+"""The harness sees in a cell what it sees in its own hf model; under an operator it sees the operator."""
+
+import json
+
+import pytest
+import torch
+from reference import tiny_reference
+from talking import tiny_tokenizer
+
+import converters
+import msrnn
+
+lm_eval = pytest.importorskip("lm_eval")
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
+
+from msrnn.eval.__main__ import main, register  # noqa: E402
+from msrnn.eval.harness import HarnessLM  # noqa: E402
+
+TOKENIZER = tiny_tokenizer()
+TASKS = {
+    "choice": """output_type: multiple_choice
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "last_word": """output_type: loglikelihood
+metric_list: [{metric: perplexity}, {metric: acc}]
+""",
+    "whole": """output_type: loglikelihood_rolling
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+""",
+    "written": """output_type: generate_until
+generation_kwargs: {until: ["e", "\\n\\n"], max_gen_toks: 12}
+metric_list: [{metric: exact_match}]
+""",
+}
+WORDS = ["the", "sea", "was", "calm", "and", "in", "the", "morning", "the", "boat", "on", "it"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    size = TOKENIZER.get_vocab_size()
+    model = tiny_reference(vocab_size=size, bos_token_id=3, eos_token_id=2, dtype=torch.float32, max_position_embeddings=48)
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=TOKENIZER, bos_token="<s>", eos_token="<|im_end|>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    lines = []
+    for i in range(6):
+        text = " ".join(WORDS[: 4 + i] * (1 + i))  # some are longer than the model was made for
+        lines.append({"question": text, "choices": ["boat", "sea, I say", "in"], "answer": i % 3, "text": text})
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name, more in TASKS.items():
+        to = {"whole": '""', "written": '"x"', "last_word": '" sea"'}.get(name, '"{{answer}}"')
+        of = '"{{text}}"' if name == "whole" else '"{{question}}"'
+        said = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'data.jsonl'}}}}}\n"
+        target = of if name == "whole" else to
+        said += f"test_split: test\ndoc_to_text: {to if name == 'whole' else of}\ndoc_to_target: {target}\n{more}"
+        (folder / f"{name}.yaml").write_text(said)
+    return folder
+
+
+def judged(model, tasks):
+    """Every answer of the model, by task."""
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    done = lm_eval.simple_evaluate(model=model, tasks=[*TASKS], task_manager=manager, bootstrap_iters=0, log_samples=True)
+    return {name: [sample["resps"] for sample in done["samples"][name]] for name in TASKS}
+
+
+def flat(answers):
+    return [x for answer in answers for x in (flat(answer) if isinstance(answer, list | tuple) else [answer])]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def theirs(folder, tasks):
+    return judged(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=2), tasks)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_unbounded_it_answers_as_the_hf_model(batch_size, folder, tasks, theirs):
+    cell = converters.load(folder)
+    ours = judged(HarnessLM(cell, converters.tokenizer(folder), batch_size=batch_size), tasks)
+    for name in TASKS:
+        for a, b in zip(flat(ours[name]), flat(theirs[name]), strict=True):
+            assert a == (pytest.approx(b, abs=2e-3) if isinstance(b, float) else b), name
+    assert any(flat(ours["written"]))
+
+
+def test_under_an_operator_it_is_the_operator_s(folder, tasks, theirs):
+    cell, tokenizer = converters.load(folder), converters.tokenizer(folder)
+    lm = HarnessLM(cell, tokenizer, reduction="tova:5", batch_size=3)
+    ours = judged(lm, tasks)
+    context = tokenizer.encode(" ".join(WORDS[:4])).ids
+    said = tokenizer.encode(" sea, I say", add_special_tokens=False).ids
+    logits, _ = cell(torch.tensor([context + said]), cell.initial_state(1, "tova:5"))
+    right = logits[0, len(context) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(said)[:, None]).sum()
+    assert flat(ours["choice"][0])[2] == pytest.approx(float(right), abs=1e-3)
+    prompt, state, eos = torch.tensor([context]), cell.initial_state(1, "tova:5"), cell.config.eos_token_ids
+    new, _ = msrnn.generate(cell, prompt, state, max_new_tokens=12, eos_token_id=eos)
+    assert flat(ours["written"][0])[0] == tokenizer.decode(new[0].tolist()).split("e")[0].split("\n\n")[0]
+    assert flat(ours["choice"]) != flat(theirs["choice"])
+
+
+def test_sampling_follows_the_harness_s_seed(folder):
+    lm = HarnessLM(converters.load(folder), converters.tokenizer(folder))
+    wanted, drawn = {"until": [], "max_gen_toks": 20, "do_sample": True, "temperature": 1.5, "top_k": 30}, []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(lm._continued("the sea", wanted))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"batch_size": "auto"}, "batch_size is 'auto'"), ({"reduction": "tovaa:5"}, "no operator is called 'tovaa'")],
+)
+def test_settings_are_refused_at_once(settings, said, folder):
+    with pytest.raises(msrnn.Error, match=said):
+        HarnessLM(converters.load(folder), converters.tokenizer(folder), **settings)
+
+
+def test_by_name(folder, tasks):
+    register()
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    named = {"model": "msrnn", "tasks": ["choice"], "task_manager": manager, "bootstrap_iters": 0, "device": "cuda:0"}
+    done = lm_eval.simple_evaluate(model_args=f"pretrained={folder},reduction=tova:5,dtype=float32", batch_size=2, **named)
+    lm = HarnessLM(converters.load(folder), converters.tokenizer(folder), "tova:5")
+    assert flat(s["resps"] for s in done["samples"]["choice"]) == pytest.approx(flat(judged(lm, tasks)["choice"]), abs=1e-3)
+    with pytest.raises(msrnn.Error, match="dtype is 'float33'"):
+        lm_eval.simple_evaluate(model_args=f"pretrained={folder},dtype=float33", **named)
+
+
+def test_the_command_line_is_the_harness_s(monkeypatch, capsys):
+    calls = []
+
+    def theirs():
+        calls.append("asked")
+        if len(calls) == 2:
+            raise msrnn.Error("refused")
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", theirs)
+    assert (main(), main()) == (0, 1)
+    assert capsys.readouterr().err == "msrnn: refused\n"

@@ -16,8 +16,9 @@ from .admit import check_ids, check_text, check_token
 from .error import Error, check_device, check_dtype
 from .fingerprint import Fingerprint
 from .fold import Events
+from .multistate import MultiState, join
 from .reduction import Reduction, per_layer
-from .state import MultiState, State, join
+from .state import State
 from .trace import Trace
 
 CHUNK = 1024

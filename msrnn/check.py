@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .cell import Cell
 from .error import Error
+from .multistate import EMPTY, MultiState
 from .reduction import H2O, Reduction, Sinks, Window
-from .state import EMPTY, MultiState, State
+from .state import State
 
 BOUNDS = {
     torch.float64: (1e-8, 0.0),

@@ -16,7 +16,8 @@ import torch
 from .cell import Cell
 from .error import Error, can_compute, check_device, check_dtype
 from .files import new_folder, read_bytes, read_json, write_json
-from .models.llama import Config, Llama
+from .models.config import Config
+from .models.llama import Llama
 from .rotary import KINDS
 from .tensors import Unread, open_tensors, write_tensors
 

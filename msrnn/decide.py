@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .attention import mask
+from .multistate import EMPTY, MultiState
 from .reduction import Reduction, Seen
-from .state import EMPTY, MultiState
 from .transition import dearness, updated
 
 

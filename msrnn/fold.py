@@ -16,8 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from .attention import mask, meet
 from .decide import Block, Frame, Look, decide
 from .linear import workable
+from .multistate import EMPTY, MultiState
 from .reduction import Seen
-from .state import EMPTY, MultiState
 from .transition import merged
 
 Size = int | tuple[int, ...] | None

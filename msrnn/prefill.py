@@ -16,8 +16,9 @@ from .attention import attend
 from .cell import Cell
 from .error import Error
 from .fold import Events
+from .multistate import MultiState
 from .reduction import Reduction, Seen, per_layer
-from .state import MultiState, State
+from .state import State
 from .transition import dearness
 
 

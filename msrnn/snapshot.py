@@ -11,8 +11,9 @@ import torch
 from .error import Error, check_device
 from .files import each_once, new_file, read_about, read_tensors
 from .fingerprint import Fingerprint
+from .multistate import MultiState
 from .reduction import Reduction, kinds
-from .state import MultiState, State
+from .state import State
 from .tensors import Unread, write_tensors
 
 FORMAT, VERSION = "msrnn-state", "1"

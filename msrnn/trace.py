@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .error import Error
 from .fold import Events, fold
-from .state import EMPTY, MultiState, State, join
+from .multistate import EMPTY, MultiState, join
+from .state import State
 
 LAST = torch.iinfo(torch.int64).max
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .error import Error
+from .multistate import EMPTY, MultiState
 from .reduction import Reduction, Seen
-from .state import EMPTY, MultiState
 
 
 def updated(operator: Reduction, look: Seen) -> dict[str, Tensor]:

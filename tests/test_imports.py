@@ -8,32 +8,34 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "msrnn"
-CELL = {"cell", "state", "reduction"}
+CELL = {"cell", "multistate", "state", "reduction"}
 BENCH = {"bench.context", "bench.peers", "bench.row", "bench.timing"}
 BELOW = {  # what each module may import of its siblings; these stand on torch and einops alone
     "error": set(),
     "admit": set(),
-    "state": set(),
+    "multistate": set(),
+    "state": {"multistate"},
     "rotary": set(),
     "norm": set(),
     "linear": set(),
     "attention": set(),
     "fingerprint": set(),
-    "reduction": {"state"},
+    "reduction": {"multistate"},
     "chance": set(),
     "windowed": {"reduction"},
     "keyed": {"reduction"},
     "drawn": {"reduction", "chance"},
     "pyramid": set(),
-    "transition": {"state", "reduction"},
-    "cell": {"admit", "state", "reduction", "fold", "trace", "fingerprint"},
-    "decide": {"attention", "state", "reduction", "transition"},
-    "fold": {"attention", "state", "reduction", "transition", "decide", "linear"},
-    "trace": {"state", "fold"},
-    "models": {"models.llama", "models.mistral", "models.yi"},
-    "models.llama": {*CELL, "transition", "fold", "linear", "rotary", "norm", "attention"},
-    "models.mistral": {"models.llama", "reduction", "rotary"},
-    "models.yi": {"models.llama", "reduction", "rotary"},
+    "transition": {"multistate", "reduction"},
+    "cell": {"admit", "multistate", "state", "reduction", "fold", "trace", "fingerprint"},
+    "decide": {"attention", "multistate", "reduction", "transition"},
+    "fold": {"attention", "multistate", "reduction", "transition", "decide", "linear"},
+    "trace": {"multistate", "state", "fold"},
+    "models": {"models.config", "models.llama", "models.mistral", "models.yi"},
+    "models.config": {"rotary"},
+    "models.llama": {*CELL, "models.config", "transition", "fold", "linear", "rotary", "norm", "attention"},
+    "models.mistral": {"models.config", "reduction", "rotary"},
+    "models.yi": {"models.config", "reduction", "rotary"},
 }
 ABOVE = {
     "decode": CELL,
@@ -76,8 +78,8 @@ ABOVE = {
     "bench.sections": {*BENCH, "bench.decode", "bench.fold", "bench.guesses", "bench.held", "bench.step"},
     "bench.report": {"bench.row"},
     "bench.command": {*BENCH, "bench.curve", "bench.press", "bench.report", "bench.sections", "files", "plot", "reduction"},
-    "checkpoint": {"files", "tensors", "cell", "rotary", "models.llama"},
-    "snapshot": {"files", "tensors", "state", "reduction", "fingerprint"},
+    "checkpoint": {"files", "tensors", "cell", "rotary", "models.llama", "models.config"},
+    "snapshot": {"files", "tensors", "multistate", "state", "reduction", "fingerprint"},
 }
 EVAL = {  # the experiments; "eval.command" lists them
     "eval.text": set(),

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from msrnn.models.llama import Config, Llama
+from msrnn.models.config import Config
+from msrnn.models.llama import Llama
+from msrnn.multistate import MultiState
 from msrnn.rotary import Dynamic, Linear, Llama3, Rope, Yarn
-from msrnn.state import MultiState, State
+from msrnn.state import State
 
 torch.set_num_threads(1)
 

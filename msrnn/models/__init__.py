@@ -1,6 +1,7 @@
 """The families: one cell, :class:`Llama`, and named configs of LLaMA, Mistral and Yi."""
 
-from .llama import LLAMA_2_7B, LLAMA_3_8B, LLAMA_31_8B, LLAMA_32_1B, Config, Llama
+from .config import LLAMA_2_7B, LLAMA_3_8B, LLAMA_31_8B, LLAMA_32_1B, Config
+from .llama import Llama
 from .mistral import MISTRAL_7B_V01, MISTRAL_7B_V02, MISTRAL_7B_V03
 from .yi import YI_6B, YI_6B_200K
 

@@ -6,7 +6,6 @@ cell with other facts (``mistral.py``, ``yi.py``).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,72 +14,15 @@ from torch.nn.functional import silu
 
 from ..attention import attend
 from ..cell import Cell
-from ..error import Error
 from ..fold import Before, Events, fold
 from ..linear import Linear, lay_together, product, side_by_side
+from ..multistate import MultiState
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window
-from ..rotary import Llama3, Rope, Rotation, rotate
-from ..state import MultiState, State
+from ..rotary import Rotation, rotate
+from ..state import State
 from ..transition import reduce
-
-MOST, MOST_LAYERS = 2**28, 1000
-"""Of anything that is counted: no model comes near, products of two fit into 64 bits, and no number makes a giant."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """What one checkpoint is: facts, no switches.
-
-    ``window`` is the number of tokens a layer attends to, the current one included (Mistral v0.1), or None;
-    ``length`` the longest text the model was made for, in tokens; ``tied`` whether the vocabulary product reuses the
-    embedding; ``family`` one of ``llama``, ``mistral``, ``yi``.
-    """
-
-    family: str
-    vocab_size: int
-    width: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    ffn_width: int
-    norm_eps: float
-    rope: Rope
-    length: int
-    tied: bool = False
-    window: int | None = None
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_width", "length"):
-            value = getattr(self, name)
-            if not _is_whole(value) or value < 1:
-                raise Error(f"config: {name} is {value!r:.60}; expected a whole number of at least 1")
-            if value > (most := MOST_LAYERS if name == "n_layers" else MOST):
-                raise Error(f"config: {name} is {value!r:.60}; expected at most {most}")
-        if self.n_heads * self.head_dim > MOST:
-            raise Error(f"config: {self.n_heads} heads of {self.head_dim} numbers; expected at most {MOST} side by side")
-        if self.family not in ("llama", "mistral", "yi"):
-            raise Error(f"config: family is {self.family!r:.60}; expected llama, mistral or yi")
-        if not isinstance(self.rope, Rope) or not isinstance(self.tied, bool):
-            raise Error(f"config: rope is {self.rope!r:.60} and tied {self.tied!r:.60}; expected a Rope and a bool")
-        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
-            raise Error(f"config: norm_eps is {self.norm_eps!r:.60}; expected a number between 0 and 1")
-        if self.n_heads % self.n_kv_heads:
-            raise Error(f"config: {self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
-        if self.head_dim % 2 or self.head_dim < 4:
-            raise Error(f"config: head_dim is {self.head_dim}; rotary positions need an even one of at least 4")
-        if self.window is not None and (not _is_whole(self.window) or self.window < 1):
-            raise Error(f"config: window is {self.window!r:.60}; expected None or a whole number of at least 1")
-        for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
-            if not _is_whole(token) or not 0 <= token < self.vocab_size:
-                raise Error(f"config: special token id {token!r:.60} is outside the vocabulary of {self.vocab_size}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+from .config import Config
 
 
 class Layer(nn.Module):
@@ -258,40 +200,3 @@ class Llama(Cell):
     def read_out(self, x: Tensor) -> Tensor:
         head = self.embed if self.config.tied else self.head
         return product(self.norm(x), head.weight)
-
-
-LLAMA_2_7B = Config(
-    family="llama",
-    vocab_size=32000,
-    width=4096,
-    n_layers=32,
-    n_heads=32,
-    n_kv_heads=32,
-    head_dim=128,
-    ffn_width=11008,
-    norm_eps=1e-5,
-    rope=Rope(10000.0),
-    length=4096,
-    bos_token_id=1,
-    eos_token_ids=(2,),
-)
-LLAMA_3_8B = replace(
-    LLAMA_2_7B,
-    vocab_size=128256,
-    n_kv_heads=8,
-    ffn_width=14336,
-    rope=Rope(500000.0),
-    length=8192,
-    bos_token_id=128000,
-    eos_token_ids=(128001,),
-)
-LLAMA_31_8B = replace(LLAMA_3_8B, rope=Llama3(500000.0, factor=8.0, low=1.0, high=4.0, length=8192), length=131072)
-LLAMA_32_1B = replace(
-    LLAMA_31_8B,
-    width=2048,
-    n_layers=16,
-    head_dim=64,
-    ffn_width=8192,
-    rope=Llama3(500000.0, factor=32.0, low=1.0, high=4.0, length=8192),
-    tied=True,
-)

@@ -7,7 +7,7 @@ later ones are LLaMAs by name. Converters read both.
 from dataclasses import replace
 
 from ..rotary import Rope
-from .llama import Config
+from .config import Config
 
 YI_6B = Config(
     family="yi",

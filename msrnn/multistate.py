@@ -1,0 +1,209 @@
+r"""One layer's H, as a value the caller owns.
+
+Layer l carries a matrix $H_t^l$ whose rows each remember one token (arXiv:2401.06104, eq. 5): its rotated key, its
+value, its position, and whatever numbers the layer's reduction keeps about it. Row order carries no meaning and rows
+are reused; ``positions`` says what a row is. B sequences, K key/value heads, S rows, D head dimension.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .reduction import Reduction
+
+EMPTY = -1
+"""The position of a row that holds nothing."""
+
+
+@dataclass(eq=False)
+class Room:
+    """The tensors ``(B, K, S + …)`` whose first rows are keys, values and positions of a state, or of several.
+
+    Where rows are overwritten (a bounded H) a room has one owner. Where none ever is, states share the rows that they have in
+    common, and who stands at the end of what is ``filled`` may write the next one.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    filled: int = 0
+
+    def free(self, S: int, shared: bool) -> bool:
+        """Whether row S may be written, by a state that has all rows before it."""
+        if self.keys.shape[2] == S or (shared and self.filled != S):
+            return False
+        return torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not self.keys.is_inference()
+
+    def first(self, S: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and positions of the first S rows."""
+        return self.keys[:, :, :S], self.values[:, :, :S], self.positions[:, :, :S]
+
+
+@dataclass(frozen=True, eq=False)
+class MultiState:
+    """One layer's H and its clock.
+
+    Attributes:
+        keys, values: ``(B, K, S, D)``, keys rotated at their absolute positions.
+        positions: ``(B, K, S)`` int64, −1 where a row is empty.
+        clock: ``(B,)`` int64, tokens read so far.
+        reduction: the operator that bounds this layer, its ``size`` an int or None.
+        numbers: what the operator keeps per row, by name, ``(B, K, S)`` or ``(B, K, S, n)`` each in at least float32.
+        room: where there is storage beyond the rows; the next one is written there.
+        gapless: that no row is empty is known, and need not be looked for.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    clock: Tensor
+    reduction: "Reduction"
+    numbers: dict[str, Tensor] = field(default_factory=dict)
+    room: "Room | None" = None
+    gapless: bool = False
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """Everything that is row-aligned, by name."""
+        return {"keys": self.keys, "values": self.values, "positions": self.positions, **self.numbers}
+
+    @property
+    def empty(self) -> Tensor:
+        """``(B, K, S)`` bool: rows that hold nothing."""
+        return self.positions == EMPTY
+
+    def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, gapless: bool = False) -> "MultiState":
+        """The same layer with other rows, named as in ``rows``, no room beyond them, and another clock."""
+        numbers = {name: rows[name] for name in self.numbers}
+        return MultiState(rows["keys"], rows["values"], rows["positions"], clock, self.reduction, numbers, None, gapless)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "MultiState":
+        """``change`` applied to every row-aligned tensor and to the clock; room beyond the rows is left behind."""
+        return self.with_rows({name: change(x) for name, x in self.rows.items()}, change(self.clock), gapless=self.gapless)
+
+    def select(self, rows: Tensor) -> "MultiState":
+        """The batch rows ``rows (B',)`` int64, as a copy."""
+        return self.map(lambda x: x.index_select(0, rows))
+
+    def append(self, key: Tensor, value: Tensor, *, in_place: bool) -> "MultiState":
+        """What the current query sees: H and, last, the token's own row. The clock has not moved yet.
+
+        Args:
+            key, value: ``(B, K, D)``; the position is the clock's.
+            in_place: whether the row may be written into this state's room. Otherwise the rows are copied, unless none of them
+                is ever overwritten and the room beyond them is free.
+        """
+        rows = (self.keys, self.values, self.positions)
+        new = (key, value, self.clock[:, None].expand(key.shape[:2]))
+        graph = any(x.requires_grad for x in (*rows[:2], *new[:2]))
+        if not graph and (in_place or self.reduction.size is None):
+            seen = self.opened(in_place=True)
+            seen.keys[:, :, -1], seen.values[:, :, -1] = key, value
+            return seen
+        keys, values, positions = (torch.cat((x, row.unsqueeze(2)), dim=2) for x, row in zip(rows, new, strict=True))
+        room = Room(keys, values, positions, keys.shape[2])
+        return replace(self, keys=keys, values=values, positions=positions, numbers=self._one_more(), room=room)
+
+    def opened(self, *, in_place: bool) -> "MultiState":
+        """H and, last, a row at the clock's position whose key and value are still to be written.
+
+        ``in_place``: whether it may lie in this state's room. Otherwise, and where there is no room left, the rows are copied,
+        and the result has room for the tokens to come.
+        """
+        S, room = self.keys.shape[2], self.room
+        if room is None or not in_place or not room.free(S, shared=self.reduction.size is None):
+            room = _room([self])
+        room.positions[:, :, S] = self.clock[:, None]
+        room.filled = S + 1
+        keys, values, positions = room.first(S + 1)
+        return MultiState(keys, values, positions, self.clock, self.reduction, self._one_more(), room, self.gapless)
+
+    def _one_more(self) -> dict[str, Tensor]:
+        """The operator's numbers and, last, zeros."""
+        return {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1, *x.shape[3:])), dim=2) for name, x in self.numbers.items()}
+
+    def unstacked(self, n: int) -> "tuple[MultiState, ...]":
+        """What :func:`stack` laid together: views, without room."""
+        parts = zip(*(x.unflatten(0, (n, -1)).unbind() for x in self.rows.values()), strict=True)
+        clock = self.clock[: len(self.clock) // n]
+        return tuple(self.with_rows(dict(zip(self.rows, p, strict=True)), clock, gapless=self.gapless) for p in parts)
+
+    def ordered(self) -> "MultiState":
+        """The same rows in order of position, in as few columns as the fullest head needs. Waits for the device."""
+        S, least, most = self.positions.shape[2], 0, 0
+        if self.gapless:
+            least = most = S
+        elif self.positions.numel():
+            least, most = map(int, (~self.empty).sum(-1).aminmax())
+        if most == S and bool((self.positions[..., 1:] > self.positions[..., :-1]).all()):
+            return self if self.gapless == (least == most) else replace(self, gapless=least == most)
+        last = torch.iinfo(torch.int64).max
+        order = self.positions.masked_fill(self.empty, last).argsort(dim=-1)[..., :most]  # (B, K, most)
+        first = torch.arange(order.shape[0] * order.shape[1], device=order.device) * S  # of each head, all rows in line
+        return self._picked((order.flatten(0, 1) + first[:, None]).flatten(), gapless=least == most)
+
+    def keep(self, stay: Tensor, *, even: bool) -> "MultiState":
+        """The rows where ``stay (B, 1 or K, S)``, in the order of this state, which is that of position, in as few columns as
+        the fullest head needs. ``even``: as many in each head. Waits for the device."""
+        if not even:
+            return replace(self, positions=self.positions.masked_fill(~stay, EMPTY), gapless=False).ordered()
+        return self._picked(stay.expand_as(self.positions).flatten().nonzero()[:, 0], gapless=True)
+
+    def _picked(self, index: Tensor, *, gapless: bool) -> "MultiState":
+        """The rows ``index``, counted through all heads, as many of each."""
+        B, K, _ = self.positions.shape
+
+        def picked(x: Tensor) -> Tensor:
+            return x.flatten(0, 2).index_select(0, index).view(B, K, len(index) // (B * K), *x.shape[3:])
+
+        return self.with_rows({name: picked(x) for name, x in self.rows.items()}, self.clock, gapless=gapless)
+
+
+def _room(parts: Sequence[MultiState]) -> Room:
+    """A copy of the rows of some H that are alike, one behind the other, with room for more.
+
+    For a sixteenth more, so that appending a row copies no more than sixteen; never for more than ``size + 1`` in all.
+    """
+    S, size = parts[0].keys.shape[2], parts[0].reduction.size
+    spare = 1 + S // 16
+    if isinstance(size, int):
+        spare = min(spare, size + 1 - S)
+
+    def copied(some: list[Tensor]) -> Tensor:
+        B, K, _, *rest = some[0].shape
+        room = some[0].new_empty(len(some), B, K, S + spare, *rest)
+        for place, x in zip(room.unbind(), some, strict=True):
+            place[:, :, :S] = x
+        return room.flatten(0, 1)
+
+    return Room(copied([H.keys for H in parts]), copied([H.values for H in parts]), copied([H.positions for H in parts]), S)
+
+
+def stack(parts: Sequence[MultiState]) -> MultiState | None:
+    """Layers as one H, their batches one behind the other ``(L B, …)``, as a copy with room of its own; None where they have
+    different operators, are unbounded, or differ in the number of rows."""
+    one = parts[0]
+    if one.reduction.size is None or any(H.reduction != one.reduction or H.keys.shape != one.keys.shape for H in parts):
+        return None
+    room, L = _room(parts), len(parts)
+    numbers = {name: torch.cat([H.numbers[name] for H in parts]) for name in one.numbers}
+    gapless = all(H.gapless for H in parts)
+    return MultiState(*room.first(one.keys.shape[2]), one.clock.repeat(L), one.reduction, numbers, room, gapless)
+
+
+def join(parts: Sequence[MultiState]) -> MultiState:
+    """The batches of several H of one layer, one after the other, as a copy; shorter ones get empty rows."""
+    S = max(H.keys.shape[2] for H in parts)
+
+    def padded(H: MultiState, name: str) -> Tensor:
+        x = H.rows[name]
+        fill = x.new_full((*x.shape[:2], S - x.shape[2], *x.shape[3:]), EMPTY if name == "positions" else 0)
+        return torch.cat((x, fill), dim=2)
+
+    rows = {name: torch.cat([padded(H, name) for H in parts]) for name in parts[0].rows}
+    gapless = all(H.gapless and H.keys.shape[2] == S for H in parts)
+    return parts[0].with_rows(rows, torch.cat([H.clock for H in parts]), gapless=gapless)

@@ -50,7 +50,7 @@ class Event(NamedTuple):
     score: Tensor | None
     """``(B, 1 or K, T, S + T)``, NaN on rows that a token did not see; None unless asked for."""
     after: dict[str, Tensor] | None
-    """The operator's numbers after each token, ``(B, T, K, S + T)`` each; None where T is more than ``FEW``."""
+    """The operator's numbers after each token, ``(B, T, K, S + T, …)`` each; None where T is more than ``FEW``."""
 
     @property
     def entered(self) -> Tensor:

@@ -44,8 +44,9 @@ class LayerTrace:
             k, v = (x.index_select(0, rows)[:, :, S : S + most] for x in (self._keys, self._values))
             active = self._active[rows, :most] & (torch.arange(most, device=n.device) < n[:, None])
             return fold(q, k, v, self._before.select(rows), active)[1]
-        if not operator.numbers:
-            return self._gathered(n, rows)
+        after = self._events[0].after if len(self._events) == 1 else None
+        if after is not None or not operator.numbers:
+            return self._gathered(n, rows, {name: self._since(name, x)[rows, n] for name, x in (after or {}).items()})
         # numbers are kept at the beginning of each block; from there on the block's own part is read again
         starts = torch.tensor([0, *(e.left.shape[2] for e in self._events)], device=n.device).cumsum(0)
         blocks = (torch.searchsorted(starts, n, right=True) - 1).clamp(max=len(self._events) - 1)
@@ -65,12 +66,13 @@ class LayerTrace:
         return join(parts).select(back)
 
     def _since(self, name: str, after: Tensor) -> Tensor:
-        """``(B, T + 1, K, R)``: one of the operator's numbers before the first token, and after each."""
-        start = self._before.numbers[name]  # (B, K, S)
-        return torch.cat((torch.cat((start, start.new_zeros(*start.shape[:2], after.shape[1])), dim=2)[:, None], after), dim=1)
+        """``(B, T + 1, K, R, …)``: one of the operator's numbers before the first token, and after each."""
+        start = self._before.numbers[name]  # (B, K, S, …)
+        start = torch.cat((start, start.new_zeros(*start.shape[:2], after.shape[1], *start.shape[3:])), dim=2)
+        return torch.cat((start[:, None], after), dim=1)
 
     def _gathered(self, n: Tensor, rows: Tensor, numbers: dict[str, Tensor] | None = None) -> MultiState:
-        """:meth:`at`, the operator's numbers being ``(B', K, R)`` each, or left out."""
+        """:meth:`at`, the operator's numbers being ``(B', K, R, …)`` each, or left out."""
         before, T = self._before, self.left.shape[2]
 
         def picked(x: Tensor) -> Tensor:

@@ -51,6 +51,14 @@ def test_it_knows_which_guesses_come_true():
     assert spent < 1.15 * ideal
 
 
+def test_what_it_hoped_it_unlearns():
+    """Guesses of three tokens of context fail, those of one bring six tokens."""
+    chance = random.Random(1)
+    kinds = [chance.random() < 0.5 for _ in range(2000)]
+    spent, _ = run(1000, 2.0, lambda n: 1 if kinds[n] else 3, lambda n: 6 if kinds[n] else 0)
+    assert spent < 600  # at best 375; without guesses 1000
+
+
 def test_a_text_that_turns():
     """Half of it comes true, half does not: it is taken up, and dropped again."""
     spent, _ = run(1000, 2.0, lambda _: 2, lambda n: 5 if 300 <= n < 700 else 0, noise=0.1)

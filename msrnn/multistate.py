@@ -129,8 +129,7 @@ class MultiState:
     def unstacked(self, n: int) -> "tuple[MultiState, ...]":
         """What :func:`stack` laid together: views, without room."""
         parts = zip(*(x.unflatten(0, (n, -1)).unbind() for x in self.rows.values()), strict=True)
-        clock = self.clock[: len(self.clock) // n]
-        return tuple(self.with_rows(dict(zip(self.rows, p, strict=True)), clock, gapless=self.gapless) for p in parts)
+        return tuple(self.with_rows(dict(zip(self.rows, p, strict=True)), self.clock, gapless=self.gapless) for p in parts)
 
     def ordered(self) -> "MultiState":
         """The same rows in order of position, in as few columns as the fullest head needs. Waits for the device."""
@@ -185,14 +184,14 @@ def _room(parts: Sequence[MultiState]) -> Room:
 
 def stack(parts: Sequence[MultiState]) -> MultiState | None:
     """Layers as one H, their batches one behind the other ``(L B, …)``, as a copy with room of its own; None where they have
-    different operators, are unbounded, or differ in the number of rows."""
+    different operators, are unbounded, or differ in the number of rows. The clock ``(B,)`` is the one that they share."""
     one = parts[0]
     if one.reduction.size is None or any(H.reduction != one.reduction or H.keys.shape != one.keys.shape for H in parts):
         return None
-    room, L = _room(parts), len(parts)
+    room = _room(parts)
     numbers = {name: torch.cat([H.numbers[name] for H in parts]) for name in one.numbers}
     gapless = all(H.gapless for H in parts)
-    return MultiState(*room.first(one.keys.shape[2]), one.clock.repeat(L), one.reduction, numbers, room, gapless)
+    return MultiState(*room.first(one.keys.shape[2]), one.clock, one.reduction, numbers, room, gapless)
 
 
 def join(parts: Sequence[MultiState]) -> MultiState:

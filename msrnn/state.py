@@ -58,7 +58,7 @@ class State:
     @property
     def clock(self) -> Tensor:
         """``(B,)`` int64, tokens read."""
-        return self[0].clock if self._whole is None else self._whole.clock[: len(self._whole.clock) // self._n]
+        return self[0].clock if self._whole is None else self._whole.clock
 
     @property
     def mark(self) -> Tensor:
@@ -145,7 +145,11 @@ class State:
             raise Error(f"select: rows {index.tolist()} reach outside the batch of {batch}")
         index = torch.where(index < 0, index + batch, index)
         if self._whole is not None:
-            index = (torch.arange(self._n, device=index.device)[:, None] * batch + index).flatten()
+            each = (torch.arange(self._n, device=index.device)[:, None] * batch + index).flatten()  # in every layer
+            clock = self._whole.clock.index_select(0, index)
+            return self.with_whole(
+                replace(self._whole.map(lambda x: x if x.ndim == 1 else x.index_select(0, each)), clock=clock)
+            )
         return self.map(lambda x: x.index_select(0, index))
 
     def save(self, path: str | Path) -> None:

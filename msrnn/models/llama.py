@@ -6,6 +6,7 @@ cell with other facts (``mistral.py``, ``yi.py``).
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -161,22 +162,24 @@ class Llama(Cell):
         rotation = self.config.rope.rotation(clock, self.config.head_dim, x.dtype)
         whole, copied = (None, False) if self.builds_graph(state) else state.whole()
         if whole is None:
-            clock, after = clock + (1 if active is None else active), []
+            clock, layers = clock + (1 if active is None else active), []
             for layer, H in zip(self.layers, state, strict=True):
                 assert isinstance(layer, Layer)
                 x, H = layer.transition(x, H, rotation, clock, active, in_place)
-                after.append(H)
-            return x, state.with_layers(after)
+                layers.append(H)
+            return x, state.with_layers(layers)
         # No layer's reduction changes what the next one reads: all of them are made at once.
-        active = None if active is None else active.repeat(L)
-        seen, weights = whole.opened(in_place=in_place or copied), []  # (L B, K, S + 1, …)
+        after = clock + (1 if active is None else active)
+        seen = replace(whole, clock=clock.repeat(L)).opened(in_place=in_place or copied)  # (L B, K, S + 1, …)
+        weights = []
         keys, values = (rows.unflatten(0, (L, -1)).unbind() for rows in (seen.keys, seen.values))
         empty = [None] * L if seen.gapless else seen.empty.unflatten(0, (L, -1)).unbind()
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             x, w = layer.read(x, keys[i], values[i], empty[i], rotation)
             weights.append(w)
-        return x, state.with_whole(reduce(seen, torch.cat(weights), seen.clock + (1 if active is None else active), active))
+        H = reduce(seen, torch.cat(weights), after.repeat(L), None if active is None else active.repeat(L))
+        return x, state.with_whole(replace(H, clock=after))
 
     def fold(
         self,

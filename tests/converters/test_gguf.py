@@ -132,8 +132,9 @@ def test_interleaved_rotation_of_the_file_is_our_half_split_one(small):
     reader = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
     stored = torch.tensor(reader["blk.1.attn_k.weight"]) @ x
     cos, sin = config.rope.rotation(position, 6, torch.float32)
+    pairs = (cos[..., 3:], sin[..., 3:])
     a, b = rearrange(stored, "(k i two) -> two 1 k i", k=2, two=2)
-    turned = torch.stack((a * cos - b * sin, b * cos + a * sin))  # two, 1, K, D/2
+    turned = torch.stack((a * pairs[0] - b * pairs[1], b * pairs[0] + a * pairs[1]))  # two, 1, K, D/2
     half_split = rotate(rearrange(ours @ x, "(k d) -> 1 k d", k=2), (cos, sin))
     assert torch.allclose(rearrange(turned, "two 1 k i -> 1 k (two i)"), half_split, atol=1e-6)
 

@@ -28,8 +28,11 @@ EVAL   := $(BIN)/msrnn eval
 CHUNKS ?= 3
 DATA   ?=
 
+ifneq ($(filter paper paper-full,$(MAKECMDGOALS)),)
+$(if $(TEXT),,$(error make paper TEXT=PATH: a text file, or a folder of them))
+endif
+
 paper: .venv/eval.ready $(MODEL)/config.json  ## the core of it, within 40 minutes on two cores; TEXT is a text file or a folder
-	$(if $(TEXT),,$(error make paper TEXT=PATH: a text file, or a folder of them))
 	$(EVAL) lm $(MODEL) --text $(TEXT) --chunks $(CHUNKS) --out paper/lm
 	$(EVAL) kept $(MODEL) --text $(TEXT) --chunks 1 --parts-of-speech --out paper/kept
 	$(EVAL) passkey $(MODEL) --lengths 256 1024 --keys 2 --sizes 128 --out paper/passkey

@@ -176,6 +176,7 @@ def test_the_command_resumes_and_its_report_is_whole(folder, book, tmp_path, cap
         (["--chunk", "1"], "a chunk has 1 tokens; expected at least 2"),
         (["--operators", "tovaa"], "no operator is called 'tovaa'"),
         (["--operators", "sinks:SIZE:4", "--sizes", "4", "--against", "sinks:SIZE:4"], "Sinks: sinks is 4"),
+        (["--operators", "tova:x"], "reduction 'tova:x': expected the form"),
         (["--operators", "tova", "tova:8"], "tova:8 is asked for twice"),
         (["--operators", "full", "window"], "--against is 'tova'; expected one of the operators"),
         (["--batch", "1000000000000"], "the machine has"),

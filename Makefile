@@ -27,6 +27,7 @@ model: $(MODEL)/config.json
 EVAL   := $(BIN)/msrnn eval
 CHUNKS ?= 3
 DATA   ?=
+OTHERS := random last-queries morphkv morphkv-max scissorhands keyformer keydiff knorm cam
 
 ifneq ($(filter paper paper-full,$(MAKECMDGOALS)),)
 $(if $(TEXT),,$(error make paper TEXT=PATH: a text file, or a folder of them))
@@ -41,6 +42,8 @@ paper: .venv/eval.ready $(MODEL)/config.json  ## the core of it, within 40 minut
 paper-full: CHUNKS := 8
 paper-full: paper  ## all of it: more chunks, continuations, and questions where DATA is SQuALITY's or QASPER's file
 	$(EVAL) kept $(MODEL) --text $(TEXT) --chunks 4 --operators tova h2o tova-head --out paper/kept-kinds
+	$(EVAL) lm $(MODEL) --text $(TEXT) --chunks 4 --sizes 256 --operators tova $(OTHERS) --out paper/others
+	$(EVAL) shortcut $(MODEL) --text $(TEXT) --chunks 4 --out paper/shortcut
 	$(EVAL) passkey $(MODEL) --out paper/passkey-full
 	$(EVAL) generation $(MODEL) --text $(TEXT) --chunks 4 --out paper/generation
 	$(if $(DATA),$(EVAL) understanding $(MODEL) --data $(DATA) --out paper/understanding)
@@ -51,6 +54,7 @@ paper-small: .venv/eval.ready $(MODEL)/config.json  ## every command on a page o
 	$(EVAL) kept $(MODEL) $(SMALL) --sizes 16 32 --parts-of-speech --out paper/small/kept
 	$(EVAL) generation $(MODEL) $(SMALL) --chunk 32 --sizes 16 --max-new-tokens 8 --out paper/small/generation
 	$(EVAL) passkey $(MODEL) --lengths 160 --depths 0 1 --keys 1 --operators full tova --sizes 64 --out paper/small/passkey
+	$(EVAL) shortcut $(MODEL) $(SMALL) --prompt 64 --operators h2o tova --sizes 16 --out paper/small/shortcut
 	$(EVAL) throughput $(MODEL) --length 128 --steps 3 --budget 50 --sizes 32 --out paper/small/throughput
 
 .venv/demo.ready: pyproject.toml constraints.txt

@@ -219,11 +219,13 @@ class Cell(nn.Module, ABC):
         layers, read = list(state), [self.marks[0].new_zeros(B, 0, self.config.width)]
         events = [Events(scores=weights) for _ in layers]
         active = torch.arange(T, device=tokens.device) < lengths[:, None]  # (B, T)
+        ragged = not bool(active.all())
         for start in range(0, T, step := max(1, CHUNK // B)):
-            x, layers = self.fold(tokens[:, start : start + step], layers, active[:, start : start + step], events)
+            cut = slice(start, start + step)
+            x, layers = self.fold(tokens[:, cut], layers, active[:, cut] if ragged else None, events)
             read.append(x)
-        logits = self.read_out(torch.cat(read, dim=1)).masked_fill(~active[..., None], torch.nan)
-        return logits, Trace(state, events)
+        logits = self.read_out(torch.cat(read, dim=1))
+        return logits.masked_fill(~active[..., None], torch.nan) if ragged else logits, Trace(state, events)
 
     def save(self, folder: str | Path) -> None:
         """Write the library's own folder: config, parameters, and what came along (see :mod:`msrnn.checkpoint`)."""

@@ -96,13 +96,6 @@ class Block:
             return self.frame.hidden[:, :, start:stop]
         return _hidden(self.until, start, stop, self.T)
 
-    def left(self) -> Tensor:
-        """``(B, K, T)`` int64: the position that left at each token, −1 none."""
-        (B, K, _), T = self.positions.shape, self.T
-        nobody = self.positions.new_full((B, K, T + 1), EMPTY)  # the last for rows that stay, or never were
-        until = self.until.masked_fill(self.until < 0, T).expand_as(self.positions)
-        return nobody.scatter_(2, until, self.positions)[..., :T]
-
 
 @dataclass(frozen=True)
 class Look:
@@ -167,6 +160,12 @@ def decide(block: Block) -> tuple[Block, list[Look]]:
         start += more
         stop = min(T, start + 4 * more)  # not much further than the guess was good for
     return _gone(block, guess), looks
+
+
+def left(positions: Tensor, until: Tensor, T: int) -> Tensor:
+    """``(B, K, T)`` int64: the position that left at each of T tokens, −1 none; of rows as a :class:`Block` has them."""
+    nobody = positions.new_full((*positions.shape[:2], T + 1), EMPTY)  # the last for rows that stay, or never were
+    return nobody.scatter_(2, until.masked_fill(until < 0, T).expand_as(positions), positions)[..., :T]
 
 
 def _hidden(until: Tensor, start: int, stop: int, T: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import mask, meet
-from .decide import Block, Frame, Look, decide
+from .decide import Block, Frame, Look, decide, left
 from .linear import workable
 from .multistate import EMPTY, MultiState
 from .reduction import Seen
@@ -45,8 +45,10 @@ class Event(NamedTuple):
     """The operator's before the first token, ``(B, K, S)`` each."""
     rows: Tensor
     """``(B, K, S + T)`` int64, positions; −1 where there is no row. The last T are ``entered``."""
-    left: Tensor
-    """``(B, K, T)`` int64, the position that left at each token, −1 none."""
+    until: Tensor
+    """``(B, 1 or K, S + T)`` int64, the last token to see each row, as of a :class:`Block`."""
+    even: bool
+    """Whether all heads held as many rows, before and after."""
     score: Tensor | None
     """``(B, 1 or K, T, S + T)``, NaN on rows that a token did not see; None unless asked for."""
     after: dict[str, Tensor] | None
@@ -55,7 +57,12 @@ class Event(NamedTuple):
     @property
     def entered(self) -> Tensor:
         """``(B, K, T)`` int64."""
-        return self.rows[..., -self.left.shape[2] :]
+        return self.rows[..., -self.q.shape[2] :]
+
+    @property
+    def left(self) -> Tensor:
+        """``(B, K, T)`` int64, the position that left at each token, −1 none."""
+        return left(self.rows, self.until, self.q.shape[2])
 
 
 class Events(list[Event]):
@@ -159,7 +166,7 @@ def _block(
         if events.scores:
             score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
         after = {name: torch.cat([look.numbers[name] for look in looks], dim=1) for name in H.numbers} if T <= FEW else None
-        events.append(Event(q, k, v, frame.active, H.numbers, block.positions, block.left(), score, after))
+        events.append(Event(q, k, v, frame.active, H.numbers, block.positions, block.until, frame.even, score, after))
     clock, numbers = H.clock + (T if frame.even else frame.active.sum(1)), looks[-1].last() if looks else {}
     if H.reduction.merges:
         values = _merged(block, looks[-1], values)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,12 +29,21 @@ class LayerTrace:
     def __init__(self, H: MultiState, events: Events):
         self._before, self._events = H.ordered(), events
         nothing = H.positions.new_empty(*H.positions.shape[:2], 0)
-        self.left = torch.cat([nothing, *(e.left for e in events)], dim=2)
         self.rows = torch.cat([self._before.positions, *(e.entered for e in events)], dim=2)
         self._keys = torch.cat([self._before.keys, *(e.k for e in events)], dim=2)
         self._values = torch.cat([self._before.values, *(e.v for e in events)], dim=2)
         self._active = torch.cat([nothing[:, 0].bool(), *(e.active for e in events)], dim=1)  # (B, T)
         self.scores = self._scattered() if events.scores else None
+
+    @cached_property
+    def left(self) -> Tensor:
+        nothing = self.rows.new_empty(*self.rows.shape[:2], 0)
+        return torch.cat([nothing, *(e.left for e in self._events)], dim=2)
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(B, T)``."""
+        return self._active.shape
 
     def at(self, n: Tensor, rows: Tensor) -> MultiState:
         """H of the batch rows ``rows (B',)`` after their first ``n (B',)`` tokens."""
@@ -48,7 +58,7 @@ class LayerTrace:
         if after is not None or not operator.numbers:
             return self._gathered(n, rows, {name: self._since(name, x)[rows, n] for name, x in (after or {}).items()})
         # numbers are kept at the beginning of each block; from there on the block's own part is read again
-        starts = torch.tensor([0, *(e.left.shape[2] for e in self._events)], device=n.device).cumsum(0)
+        starts = torch.tensor([0, *(e.q.shape[2] for e in self._events)], device=n.device).cumsum(0)
         blocks = (torch.searchsorted(starts, n, right=True) - 1).clamp(max=len(self._events) - 1)
         parts, order = [], []
         for i in blocks.unique().tolist():
@@ -73,23 +83,25 @@ class LayerTrace:
 
     def _gathered(self, n: Tensor, rows: Tensor, numbers: dict[str, Tensor] | None = None) -> MultiState:
         """:meth:`at`, the operator's numbers being ``(B', K, R, …)`` each, or left out."""
-        before, T = self._before, self.left.shape[2]
+        before, T = self._before, self._active.shape[1]
+        B, K, R = self.rows.shape
 
         def picked(x: Tensor) -> Tensor:
             return x.index_select(0, rows) if some else x
 
-        some = not rows.equal(torch.arange(len(self.left), device=rows.device))
-        left, positions, active = picked(self.left), picked(self.rows), picked(self._active)
-        B, K, R = positions.shape
-        index = picked(self._row_of(self.left)).masked_fill(left == EMPTY, R)
-        time = torch.arange(T, device=n.device).expand(B, K, T)
-        until = torch.full((B, K, R + 1), T, device=n.device).scatter_(2, index, time)[..., :R]  # the last token that saw it
-        came = torch.arange(T - R, T, device=n.device)
-        gone = (until < n[:, None, None]) | (came >= n[:, None, None])
-        clock = picked(before.clock) + (active & (time[:, 0] < n[:, None])).sum(1)
-        positions = positions.masked_fill(gone, EMPTY)
-        keys, values = picked(self._keys), picked(self._values)
-        return MultiState(keys, values, positions, clock, before.reduction, numbers or {}).ordered()
+        some = not rows.equal(torch.arange(B, device=rows.device))
+        even = all(e.even for e in self._events) and (len(rows) == 1 or bool((n == n[0]).all()))
+        time, came = torch.arange(T, device=n.device), torch.arange(T - R, T, device=n.device)
+        if len(self._events) == 1:
+            until = self._events[0].until
+        else:
+            index = self._row_of(self.left).masked_fill(self.left == EMPTY, R)
+            until = torch.full((B, K, R + 1), T, device=n.device)
+            until = until.scatter_(2, index, time.expand(B, K, T))[..., :R]  # the last token that saw it
+        stay = (picked(until) >= n[:, None, None]) & (came < n[:, None, None])
+        clock = picked(before.clock) + (n if even else (picked(self._active) & (time < n[:, None])).sum(1))
+        keys, values, positions = picked(self._keys), picked(self._values), picked(self.rows)
+        return MultiState(keys, values, positions, clock, before.reduction, numbers or {}).keep(stay, even=even)
 
     def _row_of(self, positions: Tensor) -> Tensor:
         """Where in ``rows`` each of ``positions (B, K, …)`` stands."""
@@ -100,7 +112,7 @@ class LayerTrace:
 
     def _scattered(self) -> Tensor:
         """The scores of all blocks, each column in its place among ``rows``."""
-        (B, _, R), T = self.rows.shape, self.left.shape[2]
+        (B, _, R), T = self.rows.shape, self.shape[1]
         blocks = [(e.rows, e.score) for e in self._events if e.score is not None]
         heads, dtype = (blocks[0][1].shape[1], blocks[0][1].dtype) if blocks else (1, self._keys.dtype)
         scores = self._keys.new_full((B, heads, T, R + 1), torch.nan, dtype=dtype)
@@ -143,7 +155,7 @@ class Trace:
         Raises:
             Error: n is neither, or outside 0 … T; rows outside the batch.
         """
-        B, T = self[0].left.shape[0], self[0].left.shape[2]
+        B, T = self[0].shape
         if rows is None:
             rows = torch.arange(B, device=self._state.clock.device)
         elif not (isinstance(rows, Tensor) and rows.ndim == 1 and rows.dtype == torch.int64 and _within(rows, B - 1)):

@@ -25,7 +25,7 @@ def counted() -> Iterator[list[int]]:
 
     def counting(block: Block) -> tuple[Block, list[Look]]:
         settled, looks = decide(block)
-        if bool((settled.left() >= 0).any()):
+        if not settled.frame.still:
             counts.append(len(looks))
         return settled, looks
 

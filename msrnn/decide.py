@@ -149,8 +149,11 @@ def decide(block: Block) -> tuple[Block, list[Look]]:
     start, stop, looks = 0, T, []
     while start < T:
         guess = _guess(ranks, guess, settled)
-        look = _look(_gone(block, guess), start, stop, numbers)
+        guessed = _gone(block, guess)
+        look = _look(guessed, start, stop, numbers)
         choice = _lowest(look.cost(), leaves[:, start:stop])
+        if stop == T and choice.equal(guess[:, start:]):
+            return guessed, [*looks, look]
         wrong = choice != guess[:, start:stop]
         first = torch.where(wrong.any(1), wrong.byte().argmax(1), stop - 1 - start)  # (B, 1 or K); all up to here is settled
         guess.scatter_(1, start + first[:, None], choice.gather(1, first[:, None]))

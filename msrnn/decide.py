@@ -190,7 +190,9 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
     def aside(x: Tensor) -> Tensor:  # (B, t, …) -> (B t, …), each token a row of the batch
         return x.expand(B, T, *x.shape[2:]).flatten(0, 1)
 
-    positions = block.positions[:, None].masked_fill(hidden, EMPTY)  # heads that hold as many rows may hold other ones
+    positions = block.positions[:, None]
+    if vars(type(operator)).get("placed", True):
+        positions = positions.masked_fill(hidden, EMPTY)  # heads that hold as many rows may hold other ones
     before = {name: torch.zeros_like(x) if operator.additive else x.clone() for name, x in numbers.items()}  # may be edited
     clock, before = aside(block.frame.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
     keys = None if block.keys is None else aside(block.keys[:, None])

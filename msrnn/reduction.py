@@ -53,6 +53,9 @@ class Reduction:
     """Whether ``update`` adds to the numbers what does not depend on them: the fold then sums many tokens at once."""
     blind: ClassVar[bool] = False
     """Whether ``update`` and ``score`` do without weights: those they get may be zeros."""
+    placed: ClassVar[bool] = True
+    """Whether ``update`` or ``score`` look at ``seen.positions``; if not, rows that are not there may have one. Each class
+    speaks for itself: a subclass that does not say so does look."""
     keyed: ClassVar[bool] = False
     """Whether ``update`` or ``score`` look at ``seen.keys``."""
     merges: ClassVar[bool] = False
@@ -215,6 +218,7 @@ class TOVA(Reduction):
     """
 
     per_head: bool = False
+    placed: ClassVar[bool] = False
     forms: ClassVar[Forms] = {"tova": {"per_head": False}, "tova-head": {"per_head": True}}
 
     def check(self, size: int | None) -> None:

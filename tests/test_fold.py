@@ -10,7 +10,7 @@ from tiny import assert_same, close, fold, tiny_cell, tokens
 
 import converters
 import msrnn
-from msrnn import Reduction, Window
+from msrnn import TOVA, Reduction, Window
 from msrnn import decide as deciding
 from msrnn import fold as folding
 
@@ -208,3 +208,13 @@ def test_on_the_real_weights(reduction, smollm, gguf_path, figure):
     )
     assert off == 0
     assert gap <= 1e-4
+
+
+def test_a_subclass_of_an_operator_that_needs_no_positions_gets_true_ones():
+    @dataclass(frozen=True)
+    class Scaled(TOVA):
+        def score(self, seen):
+            held = (seen.positions >= 0).sum(-1, keepdim=True)
+            return super().score(seen) * (1 + (seen.positions * 7 + held) % 5)[:, :1]
+
+    assert_folds(tiny_cell(), tokens(7, 2, 30), Scaled(5))

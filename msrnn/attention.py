@@ -17,10 +17,10 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None) ->
         ``G = N // K`` query heads share a key head.
     """
     (B, K), (N, D) = keys.shape[:2], query.shape[1:]
-    logits = meet(query.reshape(B * K, N // K, D), keys.flatten(0, 1)).unflatten(0, (B, K))  # (B, K, G, R)
-    weights = (logits if empty is None else mask(logits, empty[:, :, None])).softmax(dim=-1)
-    read = weights.to(values.dtype).flatten(0, 1) @ values.flatten(0, 1)  # (B K, G, D)
-    return read.view(B, N, D), weights
+    logits = meet(query.reshape(B * K, N // K, D), keys.flatten(0, 1))  # (B K, G, R)
+    weights = (logits if empty is None else mask(logits, empty.flatten(0, 1)[:, None])).softmax(dim=-1)
+    read = weights.to(values.dtype) @ values.flatten(0, 1)  # (B K, G, D)
+    return read.view(B, N, D), weights.view(B, K, N // K, -1)
 
 
 def meet(queries: Tensor, keys: Tensor) -> Tensor:

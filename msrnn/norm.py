@@ -20,6 +20,4 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.promote_types(x.dtype, torch.float32):  # nothing is rounded on the way: the same in one call
             return rms_norm(x, self.weight.shape, self.weight, self.eps)
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return self.weight * rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)

@@ -62,6 +62,9 @@ def decoding(bench: "Bench", ids: Tensor, block: int) -> Iterator[Callable[[], N
             assert process.stdout is not None
             line = process.stdout.readline().strip()
             if line != str(bench.size):
+                if not line:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(10)  # its last words come when its answers have ended
                 said.seek(0)
                 last = (said.read().strip() or "without a word").splitlines()[-1]
                 found = f"its cache holds {line} rows; expected {bench.size}" if line else f"it ended ({last})"

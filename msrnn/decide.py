@@ -144,7 +144,7 @@ def decide(block: Block) -> tuple[Block, list[Look]]:
         return block, [look]
     nobody = look.cost()
     leaves = leaves[..., : nobody.shape[2]].expand(-1, -1, nobody.shape[2])  # (B, T, 1 or K)
-    ranks = nobody.topk(min(T, nobody.shape[3]), largest=False).indices.masked_fill(~leaves[..., None], -1)
+    ranks = _cheapest(nobody, min(T, nobody.shape[3]), ties=block.reduction.blind).masked_fill(~leaves[..., None], -1)
     guess, settled = torch.full_like(leaves, -1, dtype=torch.int64), torch.zeros_like(leaves[:, 0], dtype=torch.int64)
     start, stop, looks = 0, T, []
     while start < T:
@@ -213,6 +213,12 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
 def _lowest(cost: Tensor, leaves: Tensor) -> Tensor:
     """``(B, t, 1 or K, R) -> (B, t, 1 or K)``: the first of the lowest, −1 where none leaves."""
     return torch.where(leaves[..., : cost.shape[2]], cost.argmin(-1), -1)
+
+
+def _cheapest(cost: Tensor, k: int, ties: bool) -> Tensor:
+    """``(B, t, 1 or K, R) -> (B, t, 1 or K, k)``: the k cheapest rows; the first of equals first, if many are (which takes
+    longer)."""
+    return cost.sort(dim=-1, stable=True).indices[..., :k] if ties else cost.topk(k, largest=False).indices
 
 
 def _gone(block: Block, rows: Tensor, start: int = 0) -> Block:

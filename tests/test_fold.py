@@ -131,6 +131,16 @@ def test_an_operator_is_asked_for_many_tokens_at_once():
     assert max(asked) == 64
 
 
+@pytest.mark.parametrize("reduction", ["window:40", "sinks:40:4"])
+def test_who_is_blind_guesses_right_and_for_all_layers(reduction, monkeypatch):
+    """One look to guess, one to see that it is right, in the first layer alone."""
+    looks, look = [], deciding._look
+    monkeypatch.setattr(deciding, "_look", lambda *a: looks.append(1) or look(*a))
+    cell = tiny_cell()
+    cell(tokens(5, 1, folding.BLIND_BLOCK), cell.initial_state(1, reduction))
+    assert len(looks) == 2
+
+
 @pytest.mark.parametrize("reduction", ["tova:4", "h2o:5", "window:4", "full", Popular(4)], ids=str)
 @pytest.mark.parametrize("lengths", [None, torch.tensor([13, 0, 6])], ids=["equal", "ragged"])
 def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):

@@ -77,7 +77,7 @@ class Events(list[Event]):
 class Before:
     """What the layers before this one found that may be the same here, by the block's first token."""
 
-    frames: dict[tuple[int, int, Size], Frame] = field(default_factory=dict)
+    frames: dict[tuple[int, int, int, Size], Frame] = field(default_factory=dict)
     """Where all rows are there: by the number of rows and the operator's size as well."""
     blind: dict[int, Block] = field(default_factory=dict)
     """What a blind operator decided."""
@@ -109,7 +109,7 @@ def fold(
     for start in range(0, T, length):
         cut = slice(start, min(start + length, T))
         now = None if active is None else active[:, cut]
-        key = (start, H.positions.shape[2], H.reduction.size)
+        key = (start, cut.stop, H.positions.shape[2], H.reduction.size)
         frame = before.frames.get(key) if H.gapless else None
         if frame is None:
             frame = Frame.of(H, now, cut.stop - start)
@@ -150,7 +150,7 @@ def _block(
         block = known
     else:
         block, looks = decide(block)
-        if H.reduction.blind and not H.reduction.keyed and not H.numbers:
+        if H.reduction.blind and not (H.reduction.keyed or H.reduction.merges or H.numbers):
             before.blind[start] = block
     if H.reduction.blind:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)

@@ -75,18 +75,27 @@ def side_by_side(x: Tensor, *linears: nn.Module) -> Tensor:
 
 def lay_together(*linears: nn.Module) -> None:
     """Give the weights one storage, in this order, where they have none yet; parameters, numbers and gradients stay."""
-    weights = [linear.get_parameter("weight") for linear in linears]
-    like = {(w.dtype, w.device, w.shape[1:], type(w)) for w in weights}
-    if len(like) == 1 and not weights[0].is_meta and _joined(weights) is None:
-        rows = torch.cat([w.detach() for w in weights])
+    weights = [w for linear in linears if type(w := linear._parameters.get("weight")) is nn.Parameter]
+    like = {(w.dtype, w.device, w.shape[1:], w.layout) for w in weights}
+    if len(weights) < len(linears) or len(like) != 1 or weights[0].layout != torch.strided or weights[0].is_meta:
+        return
+    if _joined(weights) is None and not weights[0].is_shared():
+        with torch.inference_mode(weights[0].is_inference()):
+            rows = torch.cat([w.detach() for w in weights])
         for weight, part in zip(weights, rows.split([len(w) for w in weights]), strict=True):
             weight.data = part
 
 
 def _own(linear: nn.Module) -> Tensor | None:
     """The weight of a module that does nothing but multiply by it, watched by nobody."""
-    plain = type(linear) is Linear and not linear._forward_hooks and not linear._forward_pre_hooks
+    plain = type(linear) is Linear and not _watched(linear)
     return linear._parameters.get("weight") if plain else None
+
+
+def _watched(linear: nn.Module) -> bool:
+    """Whether a call would do more than ``Linear.forward``: hooks of all kinds, a ``forward`` of its own."""
+    own = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    return any(own) or "forward" in vars(linear) or nn.modules.module._has_any_global_hook()
 
 
 def _joined(weights: Sequence[Tensor | None]) -> Tensor | None:

@@ -117,8 +117,8 @@ class MultiState:
         S, room = self.keys.shape[2], self.room
         if room is None or not in_place or not room.free(S, shared=self.reduction.size is None):
             room = _room([self])
+        room.filled = S + 1  # before anything is written: another thread may stand at the same end
         room.positions[:, :, S] = self.clock[:, None]
-        room.filled = S + 1
         keys, values, positions = room.first(S + 1)
         return MultiState(keys, values, positions, self.clock, self.reduction, self._one_more(), room, self.gapless)
 
@@ -138,10 +138,11 @@ class MultiState:
             least = most = S
         elif self.positions.numel():
             least, most = map(int, (~self.empty).sum(-1).aminmax())
-        if most == S and bool((self.positions[..., 1:] > self.positions[..., :-1]).all()):
-            return self if self.gapless == (least == most) else replace(self, gapless=least == most)
         last = torch.iinfo(torch.int64).max
-        order = self.positions.masked_fill(self.empty, last).argsort(dim=-1)[..., :most]  # (B, K, most)
+        place = self.positions if self.gapless else self.positions.masked_fill(self.empty, last)
+        if most == S and bool((place[..., 1:] >= place[..., :-1]).all()):
+            return self if self.gapless == (least == most) else replace(self, gapless=least == most)
+        order = place.argsort(dim=-1)[..., :most]  # (B, K, most)
         first = torch.arange(order.shape[0] * order.shape[1], device=order.device) * S  # of each head, all rows in line
         return self._picked((order.flatten(0, 1) + first[:, None]).flatten(), gapless=least == most)
 

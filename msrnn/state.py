@@ -86,20 +86,18 @@ class State:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "State":
         """``change`` applied to every tensor, row by row of the batch; the layers go on sharing one clock."""
-        if self._whole is not None:
-            return self.with_whole(self._whole.map(change))
         clock = change(self.clock)
         return self.with_layers(replace(H.map(change), clock=clock) for H in self)
 
     def clone(self) -> "State":
         """A copy that shares nothing with this state."""
-        return self.map(torch.clone)
+        return self.map(torch.clone) if self._whole is None else self.with_whole(self._whole.map(torch.clone))
 
     __copy__ = clone  # two states on one storage would step over each other
 
     def detach(self) -> "State":
         """The same numbers without their graph (storage is shared, as with a tensor's ``detach``)."""
-        return self.map(torch.Tensor.detach)
+        return self.map(torch.Tensor.detach) if self._whole is None else self.with_whole(self._whole.map(torch.Tensor.detach))
 
     def to(self, *args, **kwargs) -> "State":
         """As ``Tensor.to``: a device, a floating dtype, or both; always a copy that shares nothing with this state.

@@ -32,6 +32,10 @@ class LayerTrace:
         self.rows = torch.cat([self._before.positions, *(e.entered for e in events)], dim=2)
         self._keys = torch.cat([self._before.keys, *(e.k for e in events)], dim=2)
         self._values = torch.cat([self._before.values, *(e.v for e in events)], dim=2)
+        S = self._before.positions.shape[2]  # what a step in place may write over later is not looked at again
+        self._before = replace(
+            self._before, keys=self._keys[:, :, :S], values=self._values[:, :, :S], positions=self.rows[:, :, :S], room=None
+        )
         self._active = torch.cat([nothing[:, 0].bool(), *(e.active for e in events)], dim=1)  # (B, T)
         self.scores = self._scattered() if events.scores else None
 
@@ -48,6 +52,8 @@ class LayerTrace:
     def at(self, n: Tensor, rows: Tensor) -> MultiState:
         """H of the batch rows ``rows (B',)`` after their first ``n (B',)`` tokens."""
         operator = self._before.reduction
+        if not self._events:
+            return self._before.select(rows)
         if operator.merges:  # values have changed on the way; all of it is read again
             most, S = int(n.amax()), self._before.positions.shape[2]
             q = torch.cat([e.q for e in self._events], dim=2).index_select(0, rows)[:, :, :most]
@@ -90,7 +96,7 @@ class LayerTrace:
             return x.index_select(0, rows) if some else x
 
         some = not rows.equal(torch.arange(B, device=rows.device))
-        even = all(e.even for e in self._events) and (len(rows) == 1 or bool((n == n[0]).all()))
+        even = all(e.even for e in self._events) and (len(rows) == 1 or bool((n == n[:1]).all()))
         time, came = torch.arange(T, device=n.device), torch.arange(T - R, T, device=n.device)
         if len(self._events) == 1:
             until = self._events[0].until
@@ -167,8 +173,6 @@ class Trace:
         count = torch.as_tensor(n, device=self._state.clock.device).repeat(1 if isinstance(n, Tensor) else B)
         if not _within(count, T):
             raise Error(f"at: n is {count.tolist() if B > 1 else int(count[0])}; expected 0 to {T}, the tokens read")
-        if T == 0:
-            return self._state.select(rows)
         layers = [layer.at(count, rows) for layer in self]
         return self._state.with_layers(replace(H, clock=layers[0].clock) for H in layers)
 

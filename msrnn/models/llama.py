@@ -74,10 +74,11 @@ class Layer(nn.Module):
         read, weights = attend(q, seen.keys, seen.values, None if seen.gapless else seen.empty)
         return self._think(x, read), reduce(seen, weights, clock, active)
 
-    def read(self, x: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    def read(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """:meth:`transition` without its last part, reduce: the token's own row is written last into ``keys, values
         (B, K, S + 1, D)``; what leaves the layer, and the weights."""
-        q, k, v = self._look(x, rotation)
         keys[:, :, -1], values[:, :, -1] = k, v
         read, weights = attend(q, keys, values, empty)
         return self._think(x, read), weights
@@ -162,12 +163,7 @@ class Llama(Cell):
         rotation = self.config.rope.rotation(clock, self.config.head_dim, x.dtype)
         whole, copied = (None, False) if self.builds_graph(state) else state.whole()
         if whole is None:
-            clock, layers = clock + (1 if active is None else active), []
-            for layer, H in zip(self.layers, state, strict=True):
-                assert isinstance(layer, Layer)
-                x, H = layer.transition(x, H, rotation, clock, active, in_place)
-                layers.append(H)
-            return x, state.with_layers(layers)
+            return self._one_by_one(x, state, rotation, active, in_place)
         # No layer's reduction changes what the next one reads: all of them are made at once.
         after = clock + (1 if active is None else active)
         seen = replace(whole, clock=clock.repeat(L)).opened(in_place=in_place or copied)  # (L B, K, S + 1, …)
@@ -176,10 +172,24 @@ class Llama(Cell):
         empty = [None] * L if seen.gapless else seen.empty.unflatten(0, (L, -1)).unbind()
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            x, w = layer.read(x, keys[i], values[i], empty[i], rotation)
+            q, k, v = layer._look(x, rotation)
+            if q.requires_grad or k.requires_grad or v.requires_grad:  # of what a hook brought in; nothing was overwritten yet
+                return self._one_by_one(self.embed(token), state, rotation, active, in_place=False)
+            x, w = layer.read(x, q, k, v, keys[i], values[i], empty[i])
             weights.append(w)
         H = reduce(seen, torch.cat(weights), after.repeat(L), None if active is None else active.repeat(L))
         return x, state.with_whole(replace(H, clock=after))
+
+    def _one_by_one(
+        self, x: Tensor, state: State, rotation: Rotation, active: Tensor | None, in_place: bool
+    ) -> tuple[Tensor, State]:
+        """The layers' transitions as they are defined, where a graph is built or operators differ."""
+        clock, layers = state.clock + (1 if active is None else active), []
+        for layer, H in zip(self.layers, state, strict=True):
+            assert isinstance(layer, Layer)
+            x, H = layer.transition(x, H, rotation, clock, active, in_place)
+            layers.append(H)
+        return x, state.with_layers(layers)
 
     def fold(
         self,

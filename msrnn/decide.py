@@ -47,7 +47,7 @@ class Frame:
     @classmethod
     def of(cls, H: MultiState, active: Tensor | None, T: int) -> "Frame":
         """Of T tokens that ``H``, in order, is to read; ``active (B, T)``, None: all are read. Waits for the device."""
-        B, size = len(H.clock), H.reduction.size
+        B, bound = len(H.clock), H.bound
         even, device = active is None and H.gapless, H.clock.device
         time = torch.arange(T, device=device)
         read = torch.ones(B, T, dtype=torch.bool, device=device) if active is None else active
@@ -56,9 +56,8 @@ class Frame:
         alone = torch.where(read, T, time)[:, None].expand(-1, empty.shape[1], -1)
         until = torch.cat((torch.where(empty, -1, T), alone), dim=-1)
         held = (~empty).sum(-1)[:, None] + read.cumsum(1)[..., None]  # (B, T, 1 or K), if nobody leaves
-        assert not isinstance(size, tuple), "per_layer gives each layer an int"
-        leaves = torch.zeros_like(held, dtype=torch.bool) if size is None else (held > size) & read[..., None]
-        still = size is None or not bool(leaves.any())
+        leaves = torch.zeros_like(held, dtype=torch.bool) if bound is None else (held > bound) & read[..., None]
+        still = bound is None or not bool(leaves.any())
         return cls(clock, read, until, _hidden(until, 0, T, T), leaves, still, even)
 
 
@@ -75,6 +74,7 @@ class Block:
             is not read is seen by itself alone. 1 where it is the same for all heads.
         numbers: the operator's, ``(B, K, R)`` or ``(B, K, R, n)`` each, before the first token.
         keys: ``(B, K, R, D)`` of an operator that is ``keyed``, otherwise None.
+        pinned: how many rows, the first ones, never leave.
     """
 
     reduction: Reduction
@@ -84,6 +84,7 @@ class Block:
     until: Tensor
     numbers: dict[str, Tensor]
     keys: Tensor | None = None
+    pinned: int = 0
 
     @property
     def T(self) -> int:
@@ -106,22 +107,26 @@ class Look:
         numbers: after each token, ``(B, t, K, R)`` each.
         score: ``(B, t, 1 or K, R)``, the operator's, whatever on rows that are not there.
         hidden: ``(B, t, 1 or K, R)`` bool, the rows that are not there.
+        pinned: how many rows, the first ones, never leave.
     """
 
     weights: Tensor
     numbers: dict[str, Tensor]
     score: Tensor
     hidden: Tensor
+    pinned: int
 
     def cost(self) -> Tensor:
-        """``(B, t, 1 or K, R)``: the score, +inf on rows that are not there; the first of the lowest goes."""
+        """``(B, t, 1 or K, R)``: the score, +inf on rows that are not there or pinned; the first of the lowest goes."""
         # what may not go still goes before what is not there
-        return torch.where(self.hidden, torch.inf, self.score.clamp(max=torch.finfo(self.score.dtype).max))
+        cost = torch.where(self.hidden, torch.inf, self.score.clamp(max=torch.finfo(self.score.dtype).max))
+        cost[..., : self.pinned] = torch.inf
+        return cost
 
     def first(self, stop: int) -> "Look":
         """The first ``stop`` tokens of it."""
         numbers = {name: x[:, :stop] for name, x in self.numbers.items()}
-        return Look(self.weights[:, :, :, :stop], numbers, self.score[:, :stop], self.hidden[:, :stop])
+        return Look(self.weights[:, :, :, :stop], numbers, self.score[:, :stop], self.hidden[:, :stop], self.pinned)
 
     def last(self) -> dict[str, Tensor]:
         """The numbers after the last token, ``(B, K, R)`` each."""
@@ -205,9 +210,10 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
             after[name] = torch.cat((old, x.masked_fill(still, 0)), dim=1).cumsum(1)[:, 1:]  # in the step loop's order
         else:
             after[name] = torch.where(still, old, x)
-    score = dearness(operator, seen._replace(numbers={name: aside(x) for name, x in after.items()}) if after else seen)
+    seen = seen._replace(numbers={name: aside(x) for name, x in after.items()}) if after else seen
+    score = dearness(operator, seen, block.pinned)
     score = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(0, (B, T))
-    return Look(weights, after, score, hidden[:, :, : score.shape[2]])
+    return Look(weights, after, score, hidden[:, :, : score.shape[2]], block.pinned)
 
 
 def _lowest(cost: Tensor, leaves: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from .multistate import EMPTY, MultiState
 from .reduction import Seen
 from .transition import merged
 
-Size = int | tuple[int, ...] | None
 BLOCK, BLIND_BLOCK = 64, 256
 """Tokens decided on at once: a longer block has fewer products and more wrong guesses. Whoever is blind guesses right."""
 
@@ -77,8 +76,8 @@ class Events(list[Event]):
 class Before:
     """What the layers before this one found that may be the same here, by the block's first token."""
 
-    frames: dict[tuple[int, int, int, Size], Frame] = field(default_factory=dict)
-    """Where all rows are there: by the number of rows and the operator's size as well."""
+    frames: dict[tuple[int, int, int, int | None], Frame] = field(default_factory=dict)
+    """Where all rows are there: by the number of rows and their bound as well."""
     blind: dict[int, Block] = field(default_factory=dict)
     """What a blind operator decided."""
 
@@ -109,7 +108,7 @@ def fold(
     for start in range(0, T, length):
         cut = slice(start, min(start + length, T))
         now = None if active is None else active[:, cut]
-        key = (start, cut.stop, H.positions.shape[2], H.reduction.size)
+        key = (start, cut.stop, H.positions.shape[2], H.bound)
         frame = before.frames.get(key) if H.gapless else None
         if frame is None:
             frame = Frame.of(H, now, cut.stop - start)
@@ -170,7 +169,8 @@ def _block(
     clock, numbers = H.clock + (T if frame.even else frame.active.sum(1)), looks[-1].last() if looks else {}
     if H.reduction.merges:
         values = _merged(block, looks[-1], values)
-    H = MultiState(keys, values, positions, clock, H.reduction, numbers, gapless=frame.even)
+    rows = {"keys": keys, "values": values, "positions": positions, **numbers}
+    H = H.with_rows(rows, clock, gapless=frame.even)
     if not (frame.still and frame.even):
         H = H.keep(block.until == T, even=frame.even)
     return read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2), H
@@ -201,4 +201,4 @@ def _entered(q: Tensor, keys: Tensor, H: MultiState, frame: Frame) -> Block:
         logits = _logits(q, keys).detach()
     numbers = {name: torch.cat((x, x.new_zeros(B, K, new.shape[1], *x.shape[3:])), dim=2) for name, x in H.numbers.items()}
     seen = keys.detach() if H.reduction.keyed else None
-    return Block(H.reduction, frame, logits, positions, frame.until, numbers, seen)
+    return Block(H.reduction, frame, logits, positions, frame.until, numbers, seen, H.pinned)

@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .multistate import EMPTY
 from .reduction import Forms, Reduction, Seen
 
 
@@ -19,7 +20,7 @@ class Keyed(Reduction):
     def keys(self, seen: Seen) -> Tensor:
         """``(B, K, R, D)`` in at least float32, 0 on empty rows."""
         assert seen.keys is not None
-        return seen.keys.to(seen.weights.dtype).masked_fill(seen.positions[..., None] < 0, 0)
+        return seen.keys.to(seen.weights.dtype).masked_fill(seen.positions[..., None] == EMPTY, 0)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .reduction import Reduction
 
-EMPTY = -1
-"""The position of a row that holds nothing."""
+EMPTY, LEARNED = -1, -2
+"""The positions of a row that holds nothing, and of one that no token left: a learned one."""
 
 
 @dataclass(eq=False)
@@ -49,12 +49,13 @@ class MultiState:
 
     Attributes:
         keys, values: ``(B, K, S, D)``, keys rotated at their absolute positions.
-        positions: ``(B, K, S)`` int64, −1 where a row is empty.
+        positions: ``(B, K, S)`` int64, −1 where a row is empty, −2 where it is learned.
         clock: ``(B,)`` int64, tokens read so far.
         reduction: the operator that bounds this layer, its ``size`` an int or None.
         numbers: what the operator keeps per row, by name, ``(B, K, S)`` or ``(B, K, S, n)`` each in at least float32.
         room: where there is storage beyond the rows; the next one is written there.
         gapless: that no row is empty is known, and need not be looked for.
+        pinned: how many rows are learned: the first of every head, which never leave and are not counted in ``size``.
     """
 
     keys: Tensor
@@ -65,6 +66,13 @@ class MultiState:
     numbers: dict[str, Tensor] = field(default_factory=dict)
     room: "Room | None" = None
     gapless: bool = False
+    pinned: int = 0
+
+    @property
+    def bound(self) -> int | None:
+        """Rows carried to the next step at most, the pinned ones too."""
+        assert not isinstance(self.reduction.size, tuple), "per_layer gives each layer an int"
+        return None if self.reduction.size is None else self.reduction.size + self.pinned
 
     @property
     def rows(self) -> dict[str, Tensor]:
@@ -78,8 +86,11 @@ class MultiState:
 
     def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, gapless: bool = False) -> "MultiState":
         """The same layer with other rows, named as in ``rows``, no room beyond them, and another clock."""
+        keys, values, positions = (rows[name] for name in ("keys", "values", "positions"))
         numbers = {name: rows[name] for name in self.numbers}
-        return MultiState(rows["keys"], rows["values"], rows["positions"], clock, self.reduction, numbers, None, gapless)
+        return replace(
+            self, keys=keys, values=values, positions=positions, clock=clock, numbers=numbers, room=None, gapless=gapless
+        )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "MultiState":
         """``change`` applied to every row-aligned tensor and to the clock; room beyond the rows is left behind."""
@@ -120,7 +131,7 @@ class MultiState:
         room.filled = S + 1  # before anything is written: another thread may stand at the same end
         room.positions[:, :, S] = self.clock[:, None]
         keys, values, positions = room.first(S + 1)
-        return MultiState(keys, values, positions, self.clock, self.reduction, self._one_more(), room, self.gapless)
+        return replace(self, keys=keys, values=values, positions=positions, numbers=self._one_more(), room=room)
 
     def _one_more(self) -> dict[str, Tensor]:
         """The operator's numbers and, last, zeros."""
@@ -166,12 +177,12 @@ class MultiState:
 def _room(parts: Sequence[MultiState]) -> Room:
     """A copy of the rows of some H that are alike, one behind the other, with room for more.
 
-    For a sixteenth more, so that appending a row copies no more than sixteen; never for more than ``size + 1`` in all.
+    For a sixteenth more, so that appending a row copies no more than sixteen; never for more than the bound and one in all.
     """
-    S, size = parts[0].keys.shape[2], parts[0].reduction.size
+    S, bound = parts[0].keys.shape[2], parts[0].bound
     spare = 1 + S // 16
-    if isinstance(size, int):
-        spare = min(spare, size + 1 - S)
+    if bound is not None:
+        spare = min(spare, bound + 1 - S)
 
     def copied(some: list[Tensor]) -> Tensor:
         B, K, _, *rest = some[0].shape
@@ -187,12 +198,14 @@ def stack(parts: Sequence[MultiState]) -> MultiState | None:
     """Layers as one H, their batches one behind the other ``(L B, …)``, as a copy with room of its own; None where they have
     different operators, are unbounded, or differ in the number of rows. The clock ``(B,)`` is the one that they share."""
     one = parts[0]
-    if one.reduction.size is None or any(H.reduction != one.reduction or H.keys.shape != one.keys.shape for H in parts):
+    alike = (one.reduction, one.keys.shape, one.pinned)
+    if one.bound is None or any((H.reduction, H.keys.shape, H.pinned) != alike for H in parts):
         return None
     room = _room(parts)
     numbers = {name: torch.cat([H.numbers[name] for H in parts]) for name in one.numbers}
     gapless = all(H.gapless for H in parts)
-    return MultiState(*room.first(one.keys.shape[2]), one.clock, one.reduction, numbers, room, gapless)
+    keys, values, positions = room.first(one.keys.shape[2])
+    return replace(one, keys=keys, values=values, positions=positions, numbers=numbers, room=room, gapless=gapless)
 
 
 def join(parts: Sequence[MultiState]) -> MultiState:

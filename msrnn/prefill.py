@@ -16,7 +16,7 @@ from .attention import attend
 from .cell import Cell
 from .error import Error
 from .fold import Events
-from .multistate import MultiState
+from .multistate import LEARNED, MultiState
 from .reduction import Reduction, Seen, per_layer
 from .state import State
 from .transition import dearness
@@ -109,16 +109,16 @@ def _cut(H: MultiState, query: Tensor) -> MultiState:
     """H as the last query ``(B, N, D)`` leaves it."""
     operator = cast(Uncut, H.reduction).operator
     H = replace(H, reduction=operator)
-    S = H.positions.shape[2]
-    size = S if operator.size is None else cast(int, operator.size)
-    if size >= S:
+    S, bound = H.positions.shape[2], H.bound
+    if bound is None or bound >= S:
         return H
     _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), H.empty)
     seen = Seen(weights, H.positions, H.clock - 1, H.numbers, H.keys.detach() if operator.keyed else None)
-    score = dearness(operator, seen).expand(H.positions.shape)
-    order = H.positions.argsort(dim=-1)  # empty rows first, then the oldest
+    score = dearness(operator, seen, H.pinned).expand(H.positions.shape)
+    last = H.positions.masked_fill(H.positions == LEARNED, torch.iinfo(torch.int64).max)
+    order = last.argsort(dim=-1)  # empty rows first, then the oldest, and what is learned last
     score = score.masked_fill(H.empty, -torch.inf).gather(2, order)
-    kept = order.gather(2, score.argsort(dim=-1, stable=True))[..., S - size :]  # (B, K, size)
+    kept = order.gather(2, score.argsort(dim=-1, stable=True))[..., S - bound :]  # (B, K, bound)
 
     def picked(x: Tensor) -> Tensor:
         return x.gather(2, kept.view(*kept.shape, *(1,) * (x.ndim - 3)).expand(-1, -1, -1, *x.shape[3:]))

@@ -11,7 +11,7 @@ import torch
 from .error import Error, check_device
 from .files import each_once, new_file, read_about, read_tensors
 from .fingerprint import Fingerprint
-from .multistate import MultiState
+from .multistate import EMPTY, LEARNED, MultiState
 from .reduction import Reduction, kinds
 from .state import State
 from .tensors import Unread, write_tensors
@@ -63,7 +63,8 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
             rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.numbers)}
             numbers = {name: rows[name] for name in reduction.numbers}
             H = MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, numbers)
-            layers.append(replace(H, gapless=not bool(H.empty.any())))
+            pinned = int((H.positions[:1, :1] == LEARNED).sum())
+            layers.append(replace(H, gapless=not bool(H.empty.any()), pinned=pinned))
     except Error:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as wrong:
@@ -97,7 +98,7 @@ def _operator(facts: dict[str, Any]) -> Reduction:
 
 def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
     B, K, S, _ = H.keys.shape if H.keys.ndim == 4 else (0, 0, 0, 0)
-    size, clock = H.reduction.size, H.clock
+    pinned, clock = H.pinned, H.clock
     sound = (
         H.keys.is_floating_point()
         and H.keys.shape == H.values.shape == (first.keys.shape[0], first.keys.shape[1], S, first.keys.shape[3])
@@ -106,9 +107,11 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
         and H.positions.dtype == clock.dtype == torch.int64
         and clock.shape == (B,)
         and all(x.shape == (B, K, S, *H.reduction.shape(name)) and x.is_floating_point() for name, x in H.numbers.items())
-        and (size is None or (isinstance(size, int) and size >= S))
+        and not isinstance(H.reduction.size, tuple)
+        and (H.bound is None or H.bound >= S)
         and bool(((clock >= 0) & (clock < 2**62)).all())
-        and bool(((H.positions >= -1) & (H.positions < clock[:, None, None])).all())
+        and bool((H.positions[..., :pinned] == LEARNED).all())
+        and bool(((H.positions[..., pinned:] >= EMPTY) & (H.positions < clock[:, None, None])[..., pinned:]).all())
     )
     if not sound:
         raise Error(f"{where}: rows of shape {tuple(H.keys.shape)} contradict the operator {H.reduction} or the clock")

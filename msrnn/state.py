@@ -162,12 +162,13 @@ class State:
         read = _span(sorted(set(clocks))) or "no"
         head = f"State: {len(self)} layers, batch {len(clocks)}, {read} tokens read, {_bytes(self.nbytes)}"
         table = [("layers", "operator", "rows", "oldest", "bytes")]
-        kinds = groupby(enumerate(self), lambda item: (str(item[1].reduction), item[1].keys.shape[2]))
-        for (operator, rows), group in kinds:
+        kinds = groupby(enumerate(self), lambda item: (str(item[1].reduction), item[1].keys.shape[2], item[1].pinned))
+        for (operator, rows, pinned), group in kinds:
             indices, layers = zip(*group, strict=True)
             held = [H.positions[H.positions >= 0] for H in layers]
             oldest = sorted({int(x.min()) for x in held if x.numel()})
-            table.append((_span(indices), operator, str(rows), _span(oldest), _bytes(_nbytes(layers))))
+            number = f"{pinned} learned + {rows - pinned}" if pinned else str(rows)
+            table.append((_span(indices), operator, number, _span(oldest), _bytes(_nbytes(layers))))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return "\n".join([head, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table)])
 

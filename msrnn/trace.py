@@ -107,7 +107,8 @@ class LayerTrace:
         stay = (picked(until) >= n[:, None, None]) & (came < n[:, None, None])
         clock = picked(before.clock) + (n if even else (picked(self._active) & (time < n[:, None])).sum(1))
         keys, values, positions = picked(self._keys), picked(self._values), picked(self.rows)
-        return MultiState(keys, values, positions, clock, before.reduction, numbers or {}).keep(stay, even=even)
+        H = replace(before, keys=keys, values=values, positions=positions, clock=clock, numbers=numbers or {}, gapless=False)
+        return H.keep(stay, even=even)
 
     def _row_of(self, positions: Tensor) -> Tensor:
         """Where in ``rows`` each of ``positions (B, K, …)`` stands."""
@@ -124,7 +125,11 @@ class LayerTrace:
         scores = self._keys.new_full((B, heads, T, R + 1), torch.nan, dtype=dtype)
         start = 0
         for rows, score in blocks:
-            index = self._row_of(rows).masked_fill(rows == EMPTY, R)[:, :heads]  # (B, 1 or K, R of the block)
+            index = self._row_of(rows).masked_fill(rows == EMPTY, R)  # (B, K, R of the block)
+            index[..., : self._before.pinned] = torch.arange(
+                self._before.pinned, device=index.device
+            )  # no position tells them apart
+            index = index[:, :heads]
             stop = start + score.shape[2]
             scores[:, :, start:stop].scatter_(3, index[:, :, None].expand_as(score), score)
             start = stop

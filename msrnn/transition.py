@@ -27,8 +27,8 @@ def updated(operator: Reduction, look: Seen) -> dict[str, Tensor]:
     return numbers
 
 
-def dearness(operator: Reduction, look: Seen) -> Tensor:
-    """The operator's score, ``(B, 1 or K, R)`` floating.
+def dearness(operator: Reduction, look: Seen, pinned: int) -> Tensor:
+    """The operator's score, ``(B, 1 or K, R)`` floating; +inf of the first ``pinned`` rows.
 
     Raises:
         Error: another shape.
@@ -37,7 +37,8 @@ def dearness(operator: Reduction, look: Seen) -> Tensor:
     if score.ndim != 3 or score.shape not in (shape, (shape[0], 1, shape[2])):
         shapes = f"{tuple(shape)} or {(shape[0], 1, shape[2])}"
         raise Error(f"{type(operator).__name__}.score gives shape {tuple(score.shape)}; expected {shapes}")
-    return score if score.is_floating_point() else score.double()  # infinities have to fit in
+    score = score if score.is_floating_point() else score.double()  # infinities have to fit in
+    return score.index_fill(-1, torch.arange(pinned, device=score.device), torch.inf) if pinned else score
 
 
 def merged(operator: Reduction, look: Seen, values: Tensor, row: Tensor, leaves: Tensor) -> Tensor:
@@ -53,12 +54,14 @@ def merged(operator: Reduction, look: Seen, values: Tensor, row: Tensor, leaves:
     return torch.where(leaves[..., None, None], after, values)
 
 
-def lowest(score: Tensor, positions: Tensor) -> Tensor:
-    """Which row has the lowest score, of ties (and where all are infinite) the one at the oldest position.
+def lowest(score: Tensor, positions: Tensor, pinned: int = 0) -> Tensor:
+    """Which row has the lowest score, of ties (and where all are infinite) the one at the oldest position; none of the first
+    ``pinned``.
 
     ``score (B, 1 or K, R)``, ``positions (B, K, R)`` -> row index ``(B, 1 or K)``. Nothing here waits for the device.
     """
     more = score != score.amin(-1, keepdim=True)
+    more[..., :pinned] = True
     return positions[:, : score.shape[1]].masked_fill(more, torch.iinfo(torch.int64).max).argmin(-1)
 
 
@@ -73,18 +76,17 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
         active: ``(B,)`` bool; rows where it is false stand still, as if nothing had been appended. None: all active.
 
     Returns:
-        All S + 1 rows while S < size, and S rows from then on: one is overwritten and shapes stand still.
+        All S + 1 rows while S is below the bound, and S rows from then on: one is overwritten and shapes stand still.
     """
     operator, positions = seen.reduction, seen.positions
-    assert not isinstance(operator.size, tuple), "per_layer gives each layer an int"
     S = positions.shape[2] - 1
     before = seen.numbers if active is None else {name: x.clone() for name, x in seen.numbers.items()}
     keys = seen.keys.detach() if operator.keyed else None
     look = Seen(weights.detach(), positions, seen.clock, dict(seen.numbers), keys)  # the choice is not differentiated
     numbers = updated(operator, look)
-    grows = operator.size is None or operator.size > S
+    grows = seen.bound is None or seen.bound > S
     look = look._replace(numbers=numbers)
-    score = None if grows else dearness(operator, look)
+    score = None if grows else dearness(operator, look, seen.pinned)
     if active is not None:
         numbers = {name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, before[name]) for name, x in numbers.items()}
     if score is None:
@@ -94,7 +96,7 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
         return replace(seen, clock=clock, numbers=numbers, gapless=seen.gapless and active is None)
     if not seen.gapless:
         score = score.masked_fill(seen.empty[:, : score.shape[1]], -torch.inf)  # an empty row goes before any other
-    row = lowest(score, positions).expand(positions.shape[:2])  # (B, K)
+    row = lowest(score, positions, seen.pinned).expand(positions.shape[:2])  # (B, K)
     if active is not None:
         row = torch.where(active[:, None], row, S)  # the row of a token that is not read goes
     graph = weights.requires_grad or seen.values.requires_grad  # it keeps all that was read, gradient or not
@@ -109,7 +111,8 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
     numbers = {n: _overwrite(x, index if x.ndim == 3 else _along(index, x), False) for n, x in numbers.items()}
     keys, values, positions = keys[:, :, :S], values[:, :, :S], positions[:, :, :S]
     numbers = {name: x[:, :, :S].clone() for name, x in numbers.items()}
-    return MultiState(keys, values, positions, clock, operator, numbers, None if graph else seen.room, seen.gapless)
+    room = None if graph else seen.room
+    return replace(seen, keys=keys, values=values, positions=positions, clock=clock, numbers=numbers, room=room)
 
 
 def _overwrite(rows: Tensor, index: Tensor, in_place: bool) -> Tensor:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .multistate import EMPTY
 from .reduction import Forms, Reduction, Seen
 
 
@@ -64,7 +65,7 @@ class MorphKV(LastQueries):
 
     def profile(self, seen: Seen) -> Tensor:
         logits = seen.weights.clamp(min=torch.finfo(seen.weights.dtype).tiny).log().sum(2)  # but for a constant of each query
-        return logits.masked_fill(seen.positions < 0, -torch.inf).softmax(-1)
+        return logits.masked_fill(seen.positions == EMPTY, -torch.inf).softmax(-1)
 
     def fused(self, read: Tensor) -> Tensor:
         return read.amax(-1) if self.largest else read.sum(-1)

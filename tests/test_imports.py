@@ -19,6 +19,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "norm": set(),
     "linear": set(),
     "attention": set(),
+    "tiled": {"attention"},
     "fingerprint": set(),
     "reduction": {"multistate"},
     "chance": set(),

@@ -3,6 +3,7 @@
 from .config import LLAMA_2_7B, LLAMA_3_8B, LLAMA_31_8B, LLAMA_32_1B, Config
 from .decoder import Decoder
 from .decoder_config import DecoderConfig
+from .encoder import Encoder, EncoderConfig
 from .llama import Llama
 from .mistral import MISTRAL_7B_V01, MISTRAL_7B_V02, MISTRAL_7B_V03
 from .yi import YI_6B, YI_6B_200K
@@ -20,5 +21,7 @@ __all__ = [
     "Config",
     "Decoder",
     "DecoderConfig",
+    "Encoder",
+    "EncoderConfig",
     "Llama",
 ]

@@ -25,9 +25,16 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, part: Callable[..., Tensor], *seen: Tensor) -> Tensor:
         """``(…, E) -> (…, E)``; ``part`` is given x and whatever else of the same layer it is to see, normed alike."""
-        if self.placement == "pre":
-            return x + self.dropout(part(*map(self.norm, (x, *seen))))
-        return self.norm(x + self.dropout(part(x, *seen)))
+        return self.leave(x, part(*map(self.enter, (x, *seen))))
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What the part is given."""
+        return self.norm(x) if self.placement == "pre" else x
+
+    def leave(self, x: Tensor, made: Tensor) -> Tensor:
+        """What comes of x and of what the part made."""
+        x = x + self.dropout(made)
+        return x if self.placement == "pre" else self.norm(x)
 
 
 class FeedForward(nn.Module):

@@ -5,6 +5,7 @@ from .decoder import Decoder
 from .decoder_config import DecoderConfig
 from .encoder import Encoder, EncoderConfig
 from .llama import Llama
+from .memory_encoder import MemoryConfig, MemoryEncoder
 from .mistral import MISTRAL_7B_V01, MISTRAL_7B_V02, MISTRAL_7B_V03
 from .yi import YI_6B, YI_6B_200K
 
@@ -24,4 +25,6 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "Llama",
+    "MemoryConfig",
+    "MemoryEncoder",
 ]

@@ -1,0 +1,123 @@
+"""The Memory Transformer's three forms, against torch's own parts put together as the paper describes them."""
+
+import pytest
+import torch
+from classic import ours, shaken
+from tiny import close
+from torch import nn
+from torch.nn.functional import layer_norm, linear, relu
+
+import msrnn
+from msrnn.mask import padding_mask, subsequent_mask
+from msrnn.models.memory_encoder import MemoryConfig, MemoryEncoder
+
+FACTS = {"width": 24, "n_layers": 2, "n_heads": 4, "ffn_width": 40, "n_memory": 3}
+REAL = padding_mask(torch.tensor([7, 3]), 7)
+
+
+def encoder(form, placement, seed=0):
+    return shaken(MemoryEncoder(MemoryConfig(**FACTS, form=form, placement=placement)), seed)
+
+
+def text(seed=1, T=7):
+    return torch.randn(2, T, FACTS["width"], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def updated(x, seen, hidden, w, placement):
+    """A + FF(A), A = x + MH(x, seen, seen), with ``torch.nn.MultiheadAttention``; a norm before or after each."""
+    theirs = nn.MultiheadAttention(24, 4, batch_first=True, dtype=torch.float64)
+    joined = {f"in_proj_{kind}": torch.cat([w[f"attention.{n}.{kind}"] for n in "qkv"]) for kind in ("weight", "bias")}
+    theirs.load_state_dict({**joined, **{f"out_proj.{kind}": w[f"attention.o.{kind}"] for kind in ("weight", "bias")}})
+    pre = placement == "pre"
+
+    def norm(x, name, now):
+        name = f"around_{name}.norm."
+        return layer_norm(x, (24,), w[name + "weight"], w[name + "bias"], 1e-5) if now else x
+
+    q, kv = norm(x, "attention", pre), norm(seen, "attention", pre)
+    a = norm(x + theirs(q, kv, kv, key_padding_mask=hidden)[0], "attention", not pre)
+    b = relu(linear(norm(a, "ffn", pre), w["ffn.up.weight"], w["ffn.up.bias"]))
+    return norm(a + linear(b, w["ffn.down.weight"], w["ffn.down.bias"]), "ffn", not pre)
+
+
+def described(model, x, real):
+    """What the paper says of the two other forms, equation by equation."""
+    config, m = model.config, model.tokens.detach().expand(2, -1, -1)
+    hidden = torch.cat((torch.zeros(2, 3, dtype=torch.bool), ~real[:, 0]), dim=1)
+    for layer in model.layers:
+        both = torch.cat((m, x), dim=1)
+        m = updated(m, both, hidden, layer.memory.state_dict(), config.placement)
+        if config.form == "bottleneck":
+            x = updated(x, m, None, layer.text.state_dict(), config.placement)
+        else:
+            x = updated(x, both, hidden, layer.text.state_dict(), config.placement)
+    return model.norm(x), model.norm(m)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("form", ["controller", "bottleneck"])
+def test_forms_with_parameters_for_the_memory_are_as_described(form, placement):
+    model = encoder(form, placement)
+    found, memory = model(text(), REAL)
+    expected, expected_memory = described(model, text(), REAL)
+    close(found[REAL[:, 0]], expected[REAL[:, 0]], 1e-10)
+    close(memory, expected_memory, 1e-10)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_memory_tokens_are_a_longer_text_for_torchs_encoder(placement):
+    pre = placement == "pre"
+    layer = nn.TransformerEncoderLayer(24, 4, 40, 0.0, batch_first=True, norm_first=pre)
+    last = nn.LayerNorm(24) if pre else None
+    theirs = shaken(nn.TransformerEncoder(layer, 2, last, enable_nested_tensor=False), 0)
+    model = encoder("tokens", placement)
+    own = {
+        name.replace("layers.0.", "layers.0.text.").replace("layers.1.", "layers.1.text."): x
+        for name, x in ours(theirs).items()
+    }
+    model.load_state_dict({**own, "tokens": model.tokens})
+    longer = torch.cat((model.tokens.expand(2, -1, -1), text()), dim=1)
+    hidden = torch.cat((torch.zeros(2, 3, dtype=torch.bool), ~REAL[:, 0]), dim=1)
+    expected = theirs(longer, src_key_padding_mask=hidden)
+    found, memory = model(text(), REAL)
+    close(found[REAL[:, 0]], expected[:, 3:][REAL[:, 0]], 1e-10)
+    close(memory, expected[:, :3], 1e-10)
+
+
+def test_a_controller_with_the_texts_own_parameters_is_memory_tokens():
+    plain, controlled = encoder("tokens", "pre"), encoder("controller", "pre")
+    own = plain.state_dict()
+    controlled.load_state_dict({**own, **{name.replace(".text.", ".memory."): x for name, x in own.items()}})
+    for one, other in zip(plain(text(), REAL), controlled(text(), REAL), strict=True):
+        close(one, other, 1e-12)
+
+
+def test_behind_a_bottleneck_tokens_know_of_each_other_through_the_memory_alone():
+    model = encoder("bottleneck", "pre")
+    x, changed = text(), text()
+    changed[:, 0] = text(2)[:, 0]
+    assert ((model(x)[0] - model(changed)[0])[:, 1:].abs().amax(-1) > 1e-6).all()
+    for layer in model.layers:  # a memory that learns nothing
+        nn.init.zeros_(layer.memory.attention.o.weight)
+    close(model(x)[0][:, 1:], model(changed)[0][:, 1:], 0)
+
+
+def test_every_parameter_learns():
+    for form in ("tokens", "controller", "bottleneck"):
+        model = encoder(form, "pre").train()
+        sum(out.square().sum() for out in model(text(), REAL)).backward()
+        still = [name for name, x in model.named_parameters() if x.grad is None or x.grad.abs().amax() < 1e-6]
+        assert all(name.endswith("attention.k.bias") for name in still), (form, still)  # which adds the same to all logits
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (lambda: MemoryConfig(**{**FACTS, "n_memory": 0}, form="tokens"), "n_memory is 0"),
+        (lambda: MemoryConfig(**FACTS, form="banana"), "form is 'banana'; expected one of tokens, controller, bottleneck"),
+        (lambda: encoder("tokens", "pre")(text(), subsequent_mask(7)), r"\(7, 7\); an encoder with memory takes padding alone"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(refused, words):
+    with pytest.raises(msrnn.Error, match=words):
+        refused()

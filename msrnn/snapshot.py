@@ -63,7 +63,7 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
             rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.numbers)}
             numbers = {name: rows[name] for name in reduction.numbers}
             H = MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, numbers)
-            pinned = int((H.positions[:1, :1] == LEARNED).sum())
+            pinned = int((H.positions == LEARNED).all(0).all(0).sum())
             layers.append(replace(H, gapless=not bool(H.empty.any()), pinned=pinned))
     except Error:
         raise
@@ -99,6 +99,8 @@ def _operator(facts: dict[str, Any]) -> Reduction:
 def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
     B, K, S, _ = H.keys.shape if H.keys.ndim == 4 else (0, 0, 0, 0)
     pinned, clock = H.pinned, H.clock
+    alone = H.reduction.size is None and bool((H.positions < 0).all())  # such rows and no others: a batch may be ragged
+    least = LEARNED if alone else EMPTY
     sound = (
         H.keys.is_floating_point()
         and H.keys.shape == H.values.shape == (first.keys.shape[0], first.keys.shape[1], S, first.keys.shape[3])
@@ -111,7 +113,7 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
         and (H.bound is None or H.bound >= S)
         and bool(((clock >= 0) & (clock < 2**62)).all())
         and bool((H.positions[..., :pinned] == LEARNED).all())
-        and bool(((H.positions[..., pinned:] >= EMPTY) & (H.positions < clock[:, None, None])[..., pinned:]).all())
+        and bool(((H.positions[..., pinned:] >= least) & (H.positions < clock[:, None, None])[..., pinned:]).all())
     )
     if not sound:
         raise Error(f"{where}: rows of shape {tuple(H.keys.shape)} contradict the operator {H.reduction} or the clock")

@@ -167,7 +167,7 @@ class State:
             indices, layers = zip(*group, strict=True)
             held = [H.positions[H.positions >= 0] for H in layers]
             oldest = sorted({int(x.min()) for x in held if x.numel()})
-            number = f"{pinned} learned + {rows - pinned}" if pinned else str(rows)
+            number = f"{pinned} pinned + {rows - pinned}" if pinned else str(rows)
             table.append((_span(indices), operator, number, _span(oldest), _bytes(_nbytes(layers))))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return "\n".join([head, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table)])

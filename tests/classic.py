@@ -5,33 +5,45 @@ import re
 import torch
 from torch import Tensor, nn
 
-NAMES = {  # torch.nn's -> ours, of encoder and decoder layers; the three norms of a decoder's layer are told below
-    r"\bself_attn\.out_proj\.": "attention.o.",
-    r"\bmultihead_attn\.out_proj\.": "cross.o.",
-    r"\blinear1\.": "ffn.up.",
-    r"\blinear2\.": "ffn.down.",
-    r"\.norm1\.": ".around_attention.norm.",
+ENCODER = {  # torch.nn's names of a layer's parts, and ours
+    "self_attn": "attention",
+    "norm1": "around_attention.norm",
+    "linear1": "ffn.up",
+    "linear2": "ffn.down",
+    "norm2": "around_ffn.norm",
+}
+DECODER = {  # with the half of our layer that has it
+    "self_attn": (0, "attention"),
+    "norm1": (0, "around_attention.norm"),
+    "multihead_attn": (1, "attention"),
+    "norm2": (1, "around_attention.norm"),
+    "linear1": (1, "ffn.up"),
+    "linear2": (1, "ffn.down"),
+    "norm3": (1, "around_ffn.norm"),
 }
 
 
 def ours(theirs: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a ``torch.nn.TransformerEncoder`` or ``TransformerDecoder`` under our names."""
+    """The parameters of a ``torch.nn.TransformerEncoder`` or ``TransformerDecoder`` under our names.
+
+    A layer of their decoder is two of ours: what looks at the text, and what looks at the source and thinks.
+    """
+    names = [
+        *((rf"layers\.(\d+)\.{part}\.", lambda m, new=new: f"layers.{m[1]}.{new}.") for part, new in ENCODER.items()),
+    ]
+    if isinstance(theirs, nn.TransformerDecoder):
+        names = [
+            (rf"layers\.(\d+)\.{part}\.", lambda m, half=half, new=new: f"layers.{2 * int(m[1]) + half}.{new}.")
+            for part, (half, new) in DECODER.items()
+        ]
     found = {}
-    decoder = isinstance(theirs, nn.TransformerDecoder)
-    names = {
-        **NAMES,
-        r"\.norm2\.": ".around_cross.norm." if decoder else ".around_ffn.norm.",
-        r"\.norm3\.": ".around_ffn.norm.",
-    }
     for name, x in theirs.state_dict().items():
-        if (joined := re.search(r"(self_attn|multihead_attn)\.in_proj_(weight|bias)$", name)) is not None:
-            part = {"self_attn": "attention", "multihead_attn": "cross"}[joined[1]]
-            for letter, piece in zip("qkv", x.chunk(3), strict=True):
-                found[f"{name[: joined.start()]}{part}.{letter}.{joined[2]}"] = piece
-            continue
-        for pattern, replacement in names.items():
-            name = re.sub(pattern, replacement, name)
-        found[name] = x
+        pieces = zip("qkv", x.chunk(3), strict=True) if "in_proj_" in name else [("", x)]
+        for letter, piece in pieces:
+            own = name.replace("in_proj_", f"{letter}.")
+            for pattern, new in names:
+                own = re.sub(pattern, new, own)
+            found[own.replace("out_proj", "o")] = piece
     return found
 
 

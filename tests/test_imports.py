@@ -38,10 +38,13 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "trace": {"multistate", "state", "fold"},
     "models": {
         *{"models.config", "models.llama", "models.mistral", "models.yi"},
-        *{"models.decoder", "models.decoder_config", "models.encoder", "models.memory_encoder"},
+        *{"models.decoder", "models.decoder_config", "models.encoder", "models.encoder_decoder", "models.memory_encoder"},
     },
     "models.encoder": {"multihead", "sublayer"},
     "models.memory_encoder": {"models.encoder"},
+    "models.encoder_decoder": {
+        *{*CELL, "admit", "attention", "fold", "mask", "multihead", "rotary", "sublayer", "models.encoder", "models.network"}
+    },
     "models.config": {"rotary"},
     "models.network": {*CELL, "transition", "fold", "linear", "rotary", "attention"},
     "models.llama": {"models.config", "models.network", "reduction", "linear", "rotary", "norm"},

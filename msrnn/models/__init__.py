@@ -4,6 +4,7 @@ from .config import LLAMA_2_7B, LLAMA_3_8B, LLAMA_31_8B, LLAMA_32_1B, Config
 from .decoder import Decoder
 from .decoder_config import DecoderConfig
 from .encoder import Encoder, EncoderConfig
+from .encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from .llama import Llama
 from .memory_encoder import MemoryConfig, MemoryEncoder
 from .mistral import MISTRAL_7B_V01, MISTRAL_7B_V02, MISTRAL_7B_V03
@@ -24,6 +25,8 @@ __all__ = [
     "DecoderConfig",
     "Encoder",
     "EncoderConfig",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
     "Llama",
     "MemoryConfig",
     "MemoryEncoder",

@@ -1,0 +1,172 @@
+"""The encoder-decoder as a cell, against torch.nn.TransformerDecoder, and by the laws of a cell."""
+
+import pytest
+import torch
+from classic import ours, shaken
+from tiny import assert_same, close, fold, tokens
+from torch import nn
+
+import msrnn
+from msrnn.mask import padding_mask, subsequent_mask
+from msrnn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+
+FACTS = {"width": 24, "n_layers": 2, "n_heads": 4, "ffn_width": 40, "vocab_size": 50}
+LENGTHS = torch.tensor([6, 2, 1])
+
+
+def tiny(placement="pre", seed=0, frozen=True, **facts):
+    cell = shaken(EncoderDecoder(EncoderDecoderConfig(**{**FACTS, "placement": placement, **facts})), seed)
+    return cell.requires_grad_(not frozen)
+
+
+def torchs(cell):
+    """``(source, lengths, text) -> logits`` by torch.nn's own stacks with the cell's weights."""
+    config, pre = cell.config, cell.config.placement == "pre"
+    shape, how = (config.width, config.n_heads, config.ffn_width, 0.0), {"batch_first": True, "norm_first": pre}
+    last = [nn.LayerNorm(config.width) if pre else None for _ in range(2)]
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(*shape, **how), config.n_layers, last[0], enable_nested_tensor=False
+    )
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(*shape, **how), config.n_layers, last[1])
+    encoder, decoder = shaken(encoder, 1), shaken(decoder, 2)
+    own = {f"encoder.{name}": x for name, x in ours(encoder).items()} | ours(decoder) | {"embed.weight": cell.embed.weight}
+    cell.load_state_dict(own)
+
+    def entered(ids):
+        place, even = (torch.arange(n, dtype=torch.float64) for n in (ids.shape[1], config.width // 2))
+        angle = place[:, None] / 10000 ** (2 * even / config.width)
+        added = torch.empty(ids.shape[1], config.width, dtype=torch.float64)
+        added[:, 0::2], added[:, 1::2] = angle.sin(), angle.cos()
+        return cell.embed.weight[ids] * config.width**0.5 + added
+
+    def logits(source, lengths, text):
+        hidden = ~padding_mask(lengths, source.shape[1])[:, 0]
+        read = encoder(entered(source), src_key_padding_mask=hidden)
+        mask = ~subsequent_mask(text.shape[1])
+        return decoder(entered(text), read, tgt_mask=mask, memory_key_padding_mask=hidden) @ cell.embed.weight.T
+
+    return logits
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_the_cell_equals_torchs_decoder(placement, figure):
+    cell = tiny(placement)
+    expected = torchs(cell)(tokens(0, 3, 6), LENGTHS, tokens(1, 3, 8))
+    state = cell.encode(tokens(0, 3, 6), LENGTHS)
+    by_steps, _ = fold(cell, tokens(1, 3, 8), state)
+    at_once, _ = cell(tokens(1, 3, 8), state)
+    gap = max((found - expected).abs().amax().item() for found in (by_steps, at_once))
+    figure(f"encoder-decoder, {placement}-norm, steps and fold, against torch.nn.TransformerDecoder in float64: {gap:.1e}")
+    assert gap < 1e-10
+
+
+@pytest.mark.parametrize("reduction", ["full", "window:3", "tova:4", ["h2o:3", "full"]])
+def test_the_fold_is_the_step_loop_however_it_is_split(reduction):
+    cell, text, lengths = tiny(), tokens(1, 3, 9), torch.tensor([9, 4, 0])
+    state = cell.encode(tokens(0, 3, 6), LENGTHS, reduction)
+    expected, end = fold(cell, text, state, lengths)
+    found, after = cell(text, state, lengths=lengths)
+    close(found, expected)
+    assert_same(after, end, 1e-9)
+    first, middle = cell(text[:, :5], state)
+    rest, last = cell(text[:, 5:], middle)
+    whole, end = fold(cell, text, state)
+    close(torch.cat((first, rest), dim=1), whole)
+    assert_same(last, end, 1e-9)
+
+
+def test_the_source_is_part_of_the_state(tmp_path):
+    cell, text = tiny(), tokens(1, 3, 7)
+    state = cell.encode(tokens(0, 3, 6), LENGTHS, "tova:3")
+    whole, end = fold(cell, text, state)
+    _, middle = cell(text[:, :4], state)
+    for kept, rows in ((middle.select([2, 0, 0]), [2, 0, 0]), (middle.clone(), [0, 1, 2]), (middle.to("cpu"), [0, 1, 2])):
+        close(cell(text[rows, 4:], kept)[0], whole[rows, 4:])
+    middle.save(tmp_path / "state.safetensors")
+    loaded = msrnn.load_state(tmp_path / "state.safetensors")
+    found, after = cell(text[:, 4:], loaded)
+    close(found, whole[:, 4:])
+    assert_same(after, end, 1e-9)
+    _, trace = cell.scan(text, state)
+    assert_same(trace.at(4), middle, 1e-9)
+    short = state.select([1, 2])  # of the shorter sources alone
+    _, trace = cell.scan(text[1:], short)
+    found, _ = cell(text[1:, 4:], trace.at(4))
+    close(found, whole[1:, 4:])
+    assert " 1 pinned + 1 " in repr(trace.at(4))
+
+
+def test_steps_in_place_and_rows_that_stand_still():
+    cell, text = tiny(), tokens(1, 3, 5)
+    state = cell.encode(tokens(0, 3, 6), LENGTHS, "window:2")
+    expected, end = fold(cell, text, state)
+    moving = state.clone()
+    for t in range(5):
+        logits, moving = cell.step_(text[:, t], moving)
+        close(logits, expected[:, t])
+    assert_same(moving, end, 1e-9)
+    _, still = cell.step(text[:, 0], end, active=torch.tensor([True, False, True]))
+    assert still.clock.tolist() == [6, 5, 6]
+    assert all(H.clock.tolist() == [6, 5, 6] for H in still)
+    assert_same(still.select([1]), end.select([1]))
+
+
+def test_decoding_is_the_librarys_own():
+    cell, start = tiny(), torch.tensor([[7], [7], [7]])
+    state = cell.encode(tokens(0, 3, 6), LENGTHS, "tova:4")
+    new, end = msrnn.generate(cell, start, state, max_new_tokens=10)
+    text = start
+    for _ in range(10):
+        text = torch.cat((text, cell(text, state)[0][:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert new.equal(text[:, 1:])
+    guessed, also, _ = msrnn.lookahead(cell, start, state, max_new_tokens=10)
+    assert guessed.equal(new)
+    assert_same(also, end, 1e-9)
+
+
+def test_gradients_reach_the_encoder_and_equal_torchs():
+    cell = tiny(frozen=False)
+    reference = torchs(cell)
+    source, text = tokens(0, 3, 6), tokens(1, 3, 8)
+    logits, _ = cell(text, cell.encode(source, LENGTHS))
+    found = torch.autograd.grad(logits.square().mean(), [cell.embed.weight, cell.encoder.layers[0].ffn.up.weight])
+    again, _ = fold(cell, text, cell.encode(source, LENGTHS))
+    by_steps = torch.autograd.grad(again.square().mean(), [cell.embed.weight, cell.encoder.layers[0].ffn.up.weight])
+    (expected,) = torch.autograd.grad(reference(source, LENGTHS, text).square().mean(), [cell.embed.weight])
+    close(found[0], expected, 1e-8)
+    for one, other in zip(found, by_steps, strict=True):
+        close(one, other, 1e-8)
+
+
+def test_a_state_tells_what_is_given_and_what_was_read():
+    cell = tiny()
+    _, state = cell(tokens(1, 3, 7), cell.encode(tokens(0, 3, 6), LENGTHS, "tova:3"))
+    assert len(state) == len(cell.layers) == 4
+    assert [H.keys.shape[2] for H in state] == [3, 6, 3, 6]
+    assert (state[0].pinned, state[1].pinned) == (0, 1)
+    assert "tova:3" in repr(state)
+    assert state[1].positions[:, 0].tolist() == [[-2] * 6, [-2] * 2 + [-1] * 4, [-2] + [-1] * 5]
+    x = torch.randn(3, 24, dtype=torch.float64)
+    for half, H in zip(cell.layers, state, strict=True):
+        x, after = half.step(x, H)
+        assert after.clock.tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (lambda cell: cell.initial_state(3), "no state before it has read a source"),
+        (lambda cell: cell.step(torch.tensor([1])), "no state before it has read a source"),
+        (lambda cell: cell(tokens(0, 1, 3)), "no state before it has read a source"),
+        (lambda cell: cell.encode(tokens(0, 3, 0)), r"source lengths are \[0, 0, 0\]"),
+        (lambda cell: cell.encode(tokens(0, 2, 3), torch.tensor([3, 0])), r"source lengths are \[3, 0\]"),
+        (lambda cell: cell.encode(torch.tensor([[50]])), "token id 50 is outside the vocabulary"),
+        (lambda cell: cell.encode(tokens(0, 1, 3), reduction=["full"] * 4), "4 reductions for a cell of 2 layers"),
+        (lambda cell: tiny(seed=1).step(torch.tensor([1]), cell.encode(tokens(0, 1, 3))), "another model"),
+        (lambda cell: tiny(vocab_size=0), "vocab_size is 0"),
+        (lambda cell: tiny(width=15, n_heads=3), "width is 15"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(refused, words):
+    with pytest.raises(msrnn.Error, match=words):
+        refused(tiny())

@@ -27,8 +27,9 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "keyed": {"multistate", "reduction"},
     "drawn": {"reduction", "chance"},
     "pyramid": set(),
-    "transition": {"multistate", "reduction"},
-    "cell": {"admit", "multistate", "state", "reduction", "fold", "trace", "fingerprint"},
+    "places": {"rotary"},
+    "transition": {"attention", "multistate", "reduction"},
+    "cell": {"admit", "multistate", "state", "places", "reduction", "rotary", "fold", "trace", "fingerprint"},
     "decide": {"attention", "multistate", "reduction", "transition"},
     "fold": {"attention", "multistate", "reduction", "transition", "decide", "linear"},
     "trace": {"multistate", "state", "fold"},
@@ -81,7 +82,7 @@ ABOVE = {
     "bench.report": {"bench.row"},
     "bench.command": {*BENCH, "bench.curve", "bench.press", "bench.report", "bench.sections", "files", "plot", "reduction"},
     "checkpoint": {"files", "tensors", "cell", "rotary", "models.llama", "models.config"},
-    "snapshot": {"files", "tensors", "multistate", "state", "reduction", "fingerprint"},
+    "snapshot": {"files", "tensors", "multistate", "state", "places", "reduction", "rotary", "fingerprint"},
 }
 EVAL = {  # the experiments; "eval.command" lists them
     "eval.text": set(),

@@ -11,7 +11,7 @@ from torch.nn.functional import silu
 from ..linear import Linear, product, side_by_side
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window
-from ..rotary import Rotation
+from ..rotary import Rope, Rotation
 from .config import Config
 from .network import Block, Embedding, Network
 
@@ -38,7 +38,7 @@ class Layer(Block):
     def neighbours(self) -> tuple[tuple[nn.Module, ...], ...]:
         return ((self.q, self.k, self.v), (self.gate, self.up))
 
-    def look(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         return self.heads(self.attention_norm(x), rotation)
 
     def think(self, x: Tensor, read: Tensor) -> Tensor:
@@ -64,6 +64,10 @@ class Llama(Network):
     def default_reduction(self) -> Reduction:
         """:class:`Full`, or for a sliding window W ``Window(W - 1)``: W counts the current token, ``size`` does not."""
         return Full() if self.config.window is None else Window(self.config.window - 1)
+
+    @property
+    def rope(self) -> Rope:
+        return self.config.rope
 
     @property
     def facts(self) -> str:

@@ -20,7 +20,7 @@ from ..multistate import MultiState
 from ..reduction import Reduction
 from ..rotary import Rotation, rotate
 from ..state import State
-from ..transition import reduce
+from ..transition import advance, reduce
 
 
 class Block(nn.Module):
@@ -38,8 +38,9 @@ class Block(nn.Module):
         return self.config.rope.rotation(position, self.config.head_dim, dtype)
 
     @abstractmethod
-    def look(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """``(…, E)`` -> query ``(…, N, D)``, key and value ``(…, K, D)``; query and key turned."""
+    def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``(…, E)`` -> query ``(…, N, D)``, key and value ``(…, K, D)``; query and key turned. None, which only a cell that has
+        a ``rope`` meets: turned when they are read."""
 
     @abstractmethod
     def think(self, x: Tensor, read: Tensor) -> Tensor:
@@ -52,11 +53,11 @@ class Block(nn.Module):
 
     # What all share.
 
-    def heads(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`look` by rotary positions, once ``x`` is normed."""
         N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         qk, v = side_by_side(x, self.q, self.k, self.v).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
-        q, k = rotate(qk, rotation).split((N, K), dim=-2)
+        q, k = (qk if rotation is None else rotate(qk, rotation)).split((N, K), dim=-2)
         return q, k, v
 
     def lay_together(self) -> None:
@@ -76,18 +77,17 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, H: MultiState, *, active: Tensor | None = None) -> tuple[Tensor, MultiState]:
         """``(B, E), H_{t-1} -> (B, E), H_t``; pure. ``active (B,)`` bool: rows where it is false stand still."""
-        rotation = self.rotation(H.clock, x.dtype)
+        rotation = None if H.places else self.rotation(H.clock, x.dtype)
         clock = H.clock + 1 if active is None else H.clock + active
         return self.transition(x, H, rotation, clock, active, in_place=False)
 
     def transition(
-        self, x: Tensor, H: MultiState, rotation: Rotation, clock: Tensor, active: Tensor | None, in_place: bool
+        self, x: Tensor, H: MultiState, rotation: Rotation | None, clock: Tensor, active: Tensor | None, in_place: bool
     ) -> tuple[Tensor, MultiState]:
         """:meth:`step`, given what all layers of a token share: the rotation of its position and the clock after it."""
         q, k, v = self.look(x, rotation)  # (B, N, D), (B, K, D), (B, K, D)
-        seen = H.append(k, v, in_place=in_place)  # S + 1 rows
-        read, weights = attend(q, seen.keys, seen.values, None if seen.gapless else seen.empty)
-        return self.think(x, read), reduce(seen, weights, clock, active)
+        read, H = advance(q, k, v, H, clock, active, in_place)
+        return self.think(x, read), H
 
     def read(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None
@@ -102,7 +102,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         H: MultiState,
-        rotation: Rotation,
+        rotation: Rotation | None,
         active: Tensor | None,
         events: Events | None,
         before: Before,
@@ -147,6 +147,8 @@ class Network(Cell):
     def transition(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
         clock, L = state.clock, len(self.layers)
         x = self.enter(token, clock)  # (B, E)
+        if state.places:
+            return self._one_by_one(x, state, None, active, in_place)
         rotation = self.rotation(clock, x.dtype)
         whole, copied = (None, False) if self.builds_graph(state) else state.whole()
         if whole is None:
@@ -168,9 +170,9 @@ class Network(Cell):
         return x, state.with_whole(replace(H, clock=after))
 
     def _one_by_one(
-        self, x: Tensor, state: State, rotation: Rotation, active: Tensor | None, in_place: bool
+        self, x: Tensor, state: State, rotation: Rotation | None, active: Tensor | None, in_place: bool
     ) -> tuple[Tensor, State]:
-        """The layers' transitions as they are defined, where a graph is built or operators differ."""
+        """The layers' transitions as they are defined, where a graph is built, operators differ, or places are counted."""
         clock, layers = state.clock + (1 if active is None else active), []
         for layer, H in zip(self.layers, state, strict=True):
             assert isinstance(layer, Block)
@@ -188,12 +190,12 @@ class Network(Cell):
         layers = list(layers)
         position = layers[0].clock[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (B, T)
         x = self.enter(tokens, position)  # (B, T, E)
-        return self.through(x, self.rotation(position, x.dtype), layers, active, events)
+        return self.through(x, None if layers[0].places else self.rotation(position, x.dtype), layers, active, events)
 
     def through(
         self,
         x: Tensor,
-        rotation: Rotation,
+        rotation: Rotation | None,
         layers: Iterable[MultiState],
         active: Tensor | None,
         events: Sequence[Events] | None = None,

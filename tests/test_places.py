@@ -3,6 +3,7 @@ laws that hold for positions."""
 
 import cmath
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -182,7 +183,9 @@ def test_reading_is_the_step_loop(data):
     for t in range(T):
         _, moving = cell.step_(text[:, t].masked_fill(t >= lengths, 0), moving, active=t < lengths)
     assert_same(moving, end, 1e-8)
-    token = text[:, 0]
+    token, before = text[:, 0], end.clone()
+    cell(text, end)
+    assert_same(end, before)  # which has room that a fold in place would write to
     close(cell.step(token, trace.at(T))[0], cell.step(token, end)[0], 1e-8)
 
 
@@ -271,3 +274,27 @@ def test_a_gain_counts_once():
     plain = tiny_cell(rope=Yarn(100.0, 4.0, 16, 1.0, 2.0, 0.5))
     key, other = (c.step(torch.tensor([3]), c.initial_state(1, places="inside"))[1][0].keys for c in (cell, plain))
     assert key.equal(other)
+
+
+@pytest.mark.parametrize("places", BOTH)
+def test_learned_rows_stand_nowhere(places):
+    """They are read as they are and not counted; step, fold and trace agree about it."""
+    cell, text = tiny_cell(rope=ROPES["yarn"]), tokens(3, 2, 25)
+    positions = torch.tensor([[-2, -2, 20, -1, 4, 5]]).expand(2, 2, 6)
+    q, keys = torch.randn(2, 4, 6).double(), torch.randn(2, 2, 6, 6).double()
+    turned, met = Places(places, ROPES["yarn"]).turned(q, keys, positions, pinned=2)
+    assert met[:, :, :2].equal(keys[:, :, :2])
+    alone, rest = Places(places, ROPES["yarn"]).turned(q, keys[:, :, 2:], positions[:, :, 2:])
+    assert turned.equal(alone)
+    assert met[:, :, 2:].equal(rest)
+    start = cell.initial_state(2, "h2o:5", places=places)
+    rows = {"keys": keys[:, :, :2], "values": keys[:, :, 2:4], "positions": positions[:, :, :2]}
+    rows |= {"received": torch.zeros(2, 2, 2).double()}
+    start = start.with_layers(replace(H.with_rows(rows, H.clock, gapless=True), pinned=2) for H in start)
+    whole, end = fold(cell, text, start)
+    logits, state = cell(text, start)
+    seen, trace = cell.scan(text, start)
+    for read, after in ((logits, state), (seen, trace.at(25))):
+        close(read, whole, 1e-8)
+        assert [H.positions.sort().values.tolist() for H in after] == [H.positions.sort().values.tolist() for H in end]
+    assert (cell(text, cell.initial_state(2, "h2o:5", places=places))[0] - whole).abs().max() > 1e-3

@@ -39,8 +39,8 @@ class Block(nn.Module):
 
     @abstractmethod
     def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """``(…, E)`` -> query ``(…, N, D)``, key and value ``(…, K, D)``; query and key turned. None, which only a cell that has
-        a ``rope`` meets: turned when they are read."""
+        """``(…, E)`` -> query ``(…, N, D)``, key and value ``(…, K, D)``; query and key turned. None, which a cell
+        without a ``rope`` never meets: turned when they are read."""
 
     @abstractmethod
     def think(self, x: Tensor, read: Tensor) -> Tensor:

@@ -99,6 +99,7 @@ SHARED = {*CELL, *EVAL, "arguments"}
 EXPERIMENTS = {
     **{"eval.lm": SHARED, "eval.kept": SHARED | {"retention"}, "eval.passkey": SHARED, "eval.throughput": SHARED},
     "eval.shortcut": SHARED | {"prefill"},
+    "eval.beyond": SHARED | {"places", "snapshot"},
     **{"eval.generation": SHARED | {"decode"}, "eval.understanding": SHARED | {"decode", "eval.passkey"}},
 }
 ABOVE |= {"eval": set(), **EVAL, **EXPERIMENTS, "eval.command": {*EXPERIMENTS, "eval.report", "eval.source", "files"}}

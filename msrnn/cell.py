@@ -6,6 +6,7 @@ and every faster way has to give the same.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from .error import Error, check_device, check_dtype
 from .fingerprint import Fingerprint
 from .fold import Events
 from .multistate import MultiState, join
+from .places import ABSOLUTE, Places
 from .reduction import Reduction, per_layer
+from .rotary import Rope
 from .state import State
 from .trace import Trace
 
@@ -55,6 +58,11 @@ class Cell(nn.Module, ABC):
         """A few parameters that tell this model from another of the same shape; the first also gives dtype and
         device of a new state."""
 
+    @property
+    def rope(self) -> Rope | None:
+        """How queries and keys are rotated; None where they are not."""
+        return None
+
     @abstractmethod
     def empty_layer(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
         """One layer's H before the first token."""
@@ -85,6 +93,7 @@ class Cell(nn.Module, ABC):
         batch_size: int = 1,
         reduction: Reduction | str | Sequence[Reduction | str] | None = None,
         *,
+        places: str = ABSOLUTE,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State:
@@ -93,10 +102,13 @@ class Cell(nn.Module, ABC):
         Args:
             batch_size: sequences side by side.
             reduction: an operator, its text form, or one of either per layer; None is the family's own.
+            places: where rows stand when they are read: "absolute", at their positions; "inside", counted among the rows of H
+                (StreamingLLM); "compressed", gaps above 10 shortened (arXiv:2401.06104, extrapolation). See ``places.py``.
             device, dtype: the parameters' unless said.
 
         Raises:
-            Error: a batch size below 1, an operator that does not fit the cell.
+            Error: a batch size below 1, an operator that does not fit the cell, places that are not known or of a cell that
+                rotates nothing.
         """
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise Error(f"initial_state: batch_size is {batch_size!r:.60}; expected a whole number of at least 1")
@@ -105,10 +117,10 @@ class Cell(nn.Module, ABC):
         check_dtype(dtype)
         check_device(device)
         operators = per_layer(self.default_reduction if reduction is None else reduction, len(self.layers))
-        mark = self.marks[0]
+        found, mark = Places.named(places, self.rope), self.marks[0]
         clock = torch.zeros(batch_size, dtype=torch.int64, device=device or mark.device)
         layers = [self.empty_layer(batch_size, operator, clock, dtype or mark.dtype) for operator in operators]
-        return State(layers, self.fingerprint())
+        return State((replace(H, places=found) for H in layers), self.fingerprint())
 
     def step(self, token: Tensor, state: State | None = None, *, active: Tensor | None = None) -> tuple[Tensor, State]:
         """Read one token: ``(x_t, H_{t-1}) -> (logits, H_t)``. Pure: ``state`` is never edited and can be used again.

@@ -18,7 +18,7 @@ from .decide import Block, Frame, Look, decide, left
 from .linear import workable
 from .multistate import EMPTY, MultiState
 from .reduction import Seen
-from .transition import merged
+from .transition import advance, merged
 
 BLOCK, BLIND_BLOCK = 64, 256
 """Tokens decided on at once: a longer block has fewer products and more wrong guesses. Whoever is blind guesses right."""
@@ -94,7 +94,7 @@ def fold(
     """What each of T tokens reads, and H after the last; the same as T times append, attend, reduce. Waits for the device.
 
     Args:
-        q: ``(B, N, T, D)``; k, v: ``(B, K, T, D)``; rotated.
+        q: ``(B, N, T, D)``; k, v: ``(B, K, T, D)``; rotated, unless H has places.
         H: the layer before the first token, S rows.
         active: ``(B, T)`` bool; tokens where it is false are not read. None: all are.
         events: where given, what happened in each block is added to it.
@@ -103,6 +103,8 @@ def fold(
     Returns:
         ``(B, N, T, D)``, meaningless where a token is not read, and the new H.
     """
+    if H.places and events is None:
+        return _by_steps(q, k, v, H, active)
     length, read, T = _length(H), [], k.shape[2]
     H, before = H.ordered(), Before() if before is None else before
     for start in range(0, T, length):
@@ -119,10 +121,21 @@ def fold(
     return (torch.cat(read, dim=2) if len(read) != 1 else read[0]) if T else q[:, :, :0], H
 
 
+def _by_steps(q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None) -> tuple[Tensor, MultiState]:
+    """:func:`fold` token by token, as the step does it."""
+    read = [q[:, :, :0]]
+    for t in range(k.shape[2]):
+        now = None if active is None else active[:, t]
+        clock = H.clock + (1 if now is None else now)
+        x, H = advance(q[:, :, t], k[:, :, t], v[:, :, t], H, clock, now, in_place=t > 0)
+        read.append(x[:, :, None])
+    return torch.cat(read, dim=2), H
+
+
 def _length(H: MultiState) -> int:
     """How many tokens to decide on at once."""
     operator = H.reduction
-    if operator.merges:
+    if operator.merges or H.places:
         return 1  # what the next token reads is not known before
     if operator.keyed:
         return min(BLOCK, max(1, KEYS // max(1, H.keys.numel())))
@@ -141,10 +154,12 @@ def _block(
 ) -> tuple[Tensor, MultiState]:
     """:func:`fold` of one block, which begins at token ``start``, H in order before and after."""
     K, T = k.shape[1:3]
-    keys, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
-    queries = q.unflatten(1, (K, -1))  # (B, K, G, T, D)
-    block, known, looks = _entered(queries, keys, H, frame), before.blind.get(start), list[Look]()
-    positions = block.positions
+    kept, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
+    new = frame.clock if frame.even else frame.clock.masked_fill(~frame.active, EMPTY)
+    positions = torch.cat((H.positions, new[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
+    turned, keys = (q, kept) if H.places is None else H.places.turned(q[:, :, 0], kept, positions, H.pinned)
+    queries = turned.reshape(*q.shape).unflatten(1, (K, -1))  # (B, K, G, T, D)
+    block, known, looks = _entered(queries, keys, positions, H, frame), before.blind.get(start), list[Look]()
     if known and known.reduction == H.reduction and known.positions.equal(block.positions) and events is None:
         block = known
     else:
@@ -169,7 +184,7 @@ def _block(
     clock, numbers = H.clock + (T if frame.even else frame.active.sum(1)), looks[-1].last() if looks else {}
     if H.reduction.merges:
         values = _merged(block, looks[-1], values)
-    rows = {"keys": keys, "values": values, "positions": positions, **numbers}
+    rows = {"keys": kept, "values": values, "positions": positions, **numbers}
     H = H.with_rows(rows, clock, gapless=frame.even)
     if not (frame.still and frame.even):
         H = H.keep(block.until == T, even=frame.even)
@@ -189,16 +204,14 @@ def _logits(q: Tensor, keys: Tensor) -> Tensor:
     return meet(workable(q.flatten(2, 3)), workable(keys)).unflatten(2, q.shape[2:4])
 
 
-def _entered(q: Tensor, keys: Tensor, H: MultiState, frame: Frame) -> Block:
+def _entered(q: Tensor, keys: Tensor, positions: Tensor, H: MultiState, frame: Frame) -> Block:
     """The block if nobody leaves."""
-    B, K, _ = H.positions.shape
-    new = frame.clock if frame.even else frame.clock.masked_fill(~frame.active, EMPTY)
-    positions = torch.cat((H.positions, new[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
+    (B, K, R), T = positions.shape, frame.clock.shape[1]
     if H.reduction.blind:
         wide = torch.promote_types(keys.dtype, torch.float32)
-        logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, new.shape[1], positions.shape[-1])
+        logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, T, R)
     else:
         logits = _logits(q, keys).detach()
-    numbers = {name: torch.cat((x, x.new_zeros(B, K, new.shape[1], *x.shape[3:])), dim=2) for name, x in H.numbers.items()}
+    numbers = {name: torch.cat((x, x.new_zeros(B, K, T, *x.shape[3:])), dim=2) for name, x in H.numbers.items()}
     seen = keys.detach() if H.reduction.keyed else None
     return Block(H.reduction, frame, logits, positions, frame.until, numbers, seen, H.pinned)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from .places import Places
     from .reduction import Reduction
 
 EMPTY, LEARNED = -1, -2
@@ -48,7 +49,7 @@ class MultiState:
     """One layer's H and its clock.
 
     Attributes:
-        keys, values: ``(B, K, S, D)``, keys rotated at their absolute positions.
+        keys, values: ``(B, K, S, D)``, keys rotated at their absolute positions, or with ``places`` not at all.
         positions: ``(B, K, S)`` int64, −1 where a row is empty, −2 where it is learned.
         clock: ``(B,)`` int64, tokens read so far.
         reduction: the operator that bounds this layer, its ``size`` an int or None.
@@ -56,6 +57,7 @@ class MultiState:
         room: where there is storage beyond the rows; the next one is written there.
         gapless: that no row is empty is known, and need not be looked for.
         pinned: how many rows are learned: the first of every head, which never leave and are not counted in ``size``.
+        places: where rows stand when they are read; None is at their positions.
     """
 
     keys: Tensor
@@ -67,6 +69,7 @@ class MultiState:
     room: "Room | None" = None
     gapless: bool = False
     pinned: int = 0
+    places: "Places | None" = None
 
     @property
     def bound(self) -> int | None:

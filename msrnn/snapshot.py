@@ -12,7 +12,9 @@ from .error import Error, check_device
 from .files import each_once, new_file, read_about, read_tensors
 from .fingerprint import Fingerprint
 from .multistate import EMPTY, LEARNED, MultiState
+from .places import Places
 from .reduction import Reduction, kinds
+from .rotary import KINDS
 from .state import State
 from .tensors import Unread, write_tensors
 
@@ -39,6 +41,9 @@ def save_state(state: State, path: str | Path, more: Mapping[str, str] | None = 
         "operators": operators_text,
         "cell": json.dumps(asdict(state.fingerprint)),
     }
+    if state.places is not None:
+        kind = next(name for name, rope in KINDS.items() if type(state.places.rope) is rope)
+        about["places"] = json.dumps({"rule": state.places.rule, "rope": {"kind": kind, **asdict(state.places.rope)}})
     with new_file(path) as beside:
         write_tensors(beside, {**tensors, "clock": Unread.of(state.clock)}, about)
 
@@ -56,13 +61,14 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
     try:
         operators = json.loads(about["operators"], object_pairs_hook=each_once)
         reductions = [_operator(facts) for facts in operators]
+        places = _places(about["places"]) if "places" in about else None
         clock = tensors.pop("clock")
         fingerprint = _fingerprint(json.loads(about["cell"], object_pairs_hook=each_once))
         layers = []
         for i, reduction in enumerate(reductions):
             rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.numbers)}
             numbers = {name: rows[name] for name in reduction.numbers}
-            H = MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, numbers)
+            H = MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, numbers, places=places)
             pinned = int((H.positions == LEARNED).all(0).all(0).sum())
             layers.append(replace(H, gapless=not bool(H.empty.any()), pinned=pinned))
     except Error:
@@ -85,6 +91,12 @@ def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
     if not (plain and isinstance(facts, str) and isinstance(dtype, str)):
         raise TypeError("the cell is not told by two texts and numbers")
     return Fingerprint(facts, dtype, tuple(map(float, values)))
+
+
+def _places(text: str) -> Places:
+    facts = json.loads(text, object_pairs_hook=each_once)
+    rope = KINDS[facts["rope"].pop("kind")](**facts.pop("rope"))
+    return Places(**facts, rope=rope)
 
 
 def _operator(facts: dict[str, Any]) -> Reduction:

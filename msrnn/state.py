@@ -14,6 +14,7 @@ from .multistate import MultiState, stack
 
 if TYPE_CHECKING:
     from .fingerprint import Fingerprint
+    from .places import Places
 
 
 class State:
@@ -64,6 +65,11 @@ class State:
     def mark(self) -> Tensor:
         """A tensor that has the dtype and the device of all keys and values."""
         return self[0].keys if self._whole is None else self._whole.keys
+
+    @property
+    def places(self) -> "Places | None":
+        """Where rows stand when they are read; None is at their positions."""
+        return self[0].places if self._whole is None else self._whole.places
 
     @property
     def nbytes(self) -> int:
@@ -161,6 +167,8 @@ class State:
         clocks = self.clock.tolist()
         read = _span(sorted(set(clocks))) or "no"
         head = f"State: {len(self)} layers, batch {len(clocks)}, {read} tokens read, {_bytes(self.nbytes)}"
+        if self.places is not None:
+            head += f", places {self.places.rule}"
         table = [("layers", "operator", "rows", "oldest", "bytes")]
         kinds = groupby(enumerate(self), lambda item: (str(item[1].reduction), item[1].keys.shape[2], item[1].pinned))
         for (operator, rows, pinned), group in kinds:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .attention import attend
 from .error import Error
 from .multistate import EMPTY, MultiState
 from .reduction import Reduction, Seen
@@ -65,7 +66,25 @@ def lowest(score: Tensor, positions: Tensor, pinned: int = 0) -> Tensor:
     return positions[:, : score.shape[1]].masked_fill(more, torch.iinfo(torch.int64).max).argmin(-1)
 
 
-def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | None) -> MultiState:
+def advance(
+    q: Tensor, k: Tensor, v: Tensor, H: MultiState, clock: Tensor, active: Tensor | None, in_place: bool
+) -> tuple[Tensor, MultiState]:
+    """All three: what one token reads, and H after it.
+
+    Args:
+        q: ``(B, N, D)``; k, v: ``(B, K, D)``; rotated, unless H has places.
+        clock, active: as of :func:`reduce`; in_place: as of ``H.append``.
+
+    Returns:
+        ``(B, N, D)``, and the new H.
+    """
+    seen = H.append(k, v, in_place=in_place)  # S + 1 rows
+    q, keys = (q, seen.keys) if seen.places is None else seen.places.turned(q, seen.keys, seen.positions, seen.pinned)
+    read, weights = attend(q, keys, seen.values, None if seen.gapless else seen.empty)
+    return read, reduce(seen, weights, clock, active, keys)
+
+
+def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | None, met: Tensor | None = None) -> MultiState:
     """Of the rows that the current query saw, let the operator take out what exceeds its size.
 
     Args:
@@ -74,6 +93,7 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
         weights: with which the query read them, ``(B, K, G, S + 1)``.
         clock: ``(B,)``, the clock after this token.
         active: ``(B,)`` bool; rows where it is false stand still, as if nothing had been appended. None: all active.
+        met: the keys as the query met them; None is as they are kept.
 
     Returns:
         All S + 1 rows while S is below the bound, and S rows from then on: one is overwritten and shapes stand still.
@@ -81,7 +101,7 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
     operator, positions = seen.reduction, seen.positions
     S = positions.shape[2] - 1
     before = seen.numbers if active is None else {name: x.clone() for name, x in seen.numbers.items()}
-    keys = seen.keys.detach() if operator.keyed else None
+    keys = (seen.keys if met is None else met).detach() if operator.keyed else None
     look = Seen(weights.detach(), positions, seen.clock, dict(seen.numbers), keys)  # the choice is not differentiated
     numbers = updated(operator, look)
     grows = seen.bound is None or seen.bound > S

@@ -31,8 +31,9 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "keyed": {"multistate", "reduction"},
     "drawn": {"reduction", "chance"},
     "pyramid": set(),
-    "transition": {"multistate", "reduction"},
-    "cell": {"admit", "multistate", "state", "reduction", "fold", "trace", "fingerprint"},
+    "places": {"rotary"},
+    "transition": {"attention", "multistate", "reduction"},
+    "cell": {"admit", "multistate", "state", "places", "reduction", "rotary", "fold", "trace", "fingerprint"},
     "decide": {"attention", "multistate", "reduction", "transition"},
     "fold": {"attention", "multistate", "reduction", "transition", "decide", "linear"},
     "trace": {"multistate", "state", "fold"},
@@ -98,7 +99,7 @@ ABOVE = {
         *{"files", "tensors", "cell", "rotary"},
         *{"models.config", "models.decoder", "models.decoder_config", "models.llama", "models.network"},
     },
-    "snapshot": {"files", "tensors", "multistate", "state", "reduction", "fingerprint"},
+    "snapshot": {"files", "tensors", "multistate", "state", "places", "reduction", "rotary", "fingerprint"},
 }
 EVAL = {  # the experiments; "eval.command" lists them
     "eval.text": set(),
@@ -115,6 +116,7 @@ SHARED = {*CELL, *EVAL, "arguments"}
 EXPERIMENTS = {
     **{"eval.lm": SHARED, "eval.kept": SHARED | {"retention"}, "eval.passkey": SHARED, "eval.throughput": SHARED},
     "eval.shortcut": SHARED | {"prefill"},
+    "eval.beyond": SHARED | {"places", "snapshot"},
     **{"eval.generation": SHARED | {"decode"}, "eval.understanding": SHARED | {"decode", "eval.passkey"}},
 }
 ABOVE |= {"eval": set(), **EVAL, **EXPERIMENTS, "eval.command": {*EXPERIMENTS, "eval.report", "eval.source", "files"}}

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from ..files import new_file
-from . import generation, kept, lm, passkey, shortcut, throughput, understanding
+from . import beyond, generation, kept, lm, passkey, shortcut, throughput, understanding
 from .report import Report
 from .source import Source
 
@@ -17,6 +17,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "understanding": understanding,
     "generation": generation,
     "passkey": passkey,
+    "beyond": beyond,
     "shortcut": shortcut,
     "throughput": throughput,
 }

@@ -27,14 +27,15 @@ def forced(cell: Cell, logits: Tensor, tokens: Tensor, state: State) -> Forced:
     Memory is that of a few hundred tokens' logits, whatever N. The last token is not read, only predicted.
     """
     (B, V), N = logits.shape, tokens.shape[1]
-    found, step = [_judged(logits[:, None], tokens[:, :1])], max(1, LOGITS // (B * V))
+    found, step = [judged(logits[:, None], tokens[:, :1])], max(1, LOGITS // (B * V))
     for start in range(0, N - 1, step):
         stop = min(start + step, N - 1)
         more, state = cell(tokens[:, start:stop], state)
-        found.append(_judged(more, tokens[:, start + 1 : stop + 1]))
+        found.append(judged(more, tokens[:, start + 1 : stop + 1]))
     return Forced(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
 
 
-def _judged(logits: Tensor, tokens: Tensor) -> Forced:
+def judged(logits: Tensor, tokens: Tensor) -> Forced:
+    """``logits (B, t, V)``, and the ``tokens (B, t)`` that followed."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (B, t, V)
     return Forced(cross_entropy(wide.transpose(1, 2), tokens, reduction="none"), wide.argmax(-1) == tokens)

@@ -34,6 +34,8 @@ def _curves(picture: Curves):
         )
     for i, (name, level) in enumerate(picture.levels.items()):
         axes.axhline(level, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1, label=name)
+    for name, stop in picture.stops.items():
+        axes.axvline(stop, color="black", linestyle=":", linewidth=1, label=name)
     ticks = sorted({x for points in picture.lines.values() for x, _, _ in points})
     if picture.log_x:
         axes.set_xscale("log", base=2)

@@ -26,7 +26,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines: by name the points ``(x, y, spread)`` of each; ``levels`` are lines across."""
+    """Lines: by name the points ``(x, y, spread)`` of each; ``levels`` are lines across, ``stops`` lines down."""
 
     title: str
     across: str
@@ -35,6 +35,7 @@ class Curves:
     levels: Mapping[str, float] = field(default_factory=dict)
     log_x: bool = True
     log_y: bool = False
+    stops: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,12 @@ def total_memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def add_text_arguments(parser: argparse.ArgumentParser, chunk: int) -> None:
-    """``--text``, ``--split``, ``--chunk``, ``--chunks``."""
+def add_text_arguments(parser: argparse.ArgumentParser, chunk: int | None = None) -> None:
+    """``--text``, ``--split``; where texts are read in chunks, ``--chunk``, ``--chunks``."""
     where = "a text file, a folder of .txt and .md files, or the hub id of a data set"
     parser.add_argument("--text", metavar="PATH", type=Path, required=True, help=where)
     parser.add_argument("--split", metavar="NAME", default="test", help="of a data set on the hub (default: test)")
+    if chunk is None:
+        return
     parser.add_argument("--chunk", metavar="N", type=count, default=chunk, help=f"tokens of a chunk (default: {chunk})")
     parser.add_argument("--chunks", metavar="N", type=count, help="the first so many of each text (default: all)")

@@ -11,7 +11,7 @@ from torch.nn.functional import silu
 from ..linear import Linear, product, side_by_side
 from ..norm import RMSNorm
 from ..reduction import Full, Reduction, Window
-from ..rotary import Rotation
+from ..rotary import Rope, Rotation
 from .config import Config
 from .network import Block, Embedding, Network
 
@@ -64,6 +64,10 @@ class Llama(Network):
     def default_reduction(self) -> Reduction:
         """:class:`Full`, or for a sliding window W ``Window(W - 1)``: W counts the current token, ``size`` does not."""
         return Full() if self.config.window is None else Window(self.config.window - 1)
+
+    @property
+    def rope(self) -> Rope:
+        return self.config.rope
 
     @property
     def facts(self) -> str:

@@ -20,7 +20,7 @@ from ..multistate import MultiState
 from ..reduction import Reduction
 from ..rotary import Rotation, rotate
 from ..state import State
-from ..transition import reduce
+from ..transition import advance, reduce
 
 
 class Block(nn.Module):
@@ -39,7 +39,8 @@ class Block(nn.Module):
 
     @abstractmethod
     def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """``(…, E)`` -> query ``(…, N, D)``, key and value ``(…, K, D)``; query and key turned."""
+        """``(…, E)`` -> query ``(…, N, D)``, key and value ``(…, K, D)``; query and key turned. None, which a cell
+        without a ``rope`` never meets: turned when they are read."""
 
     @abstractmethod
     def think(self, x: Tensor, read: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class Block(nn.Module):
     # What all share.
 
     def heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of ``x``, which is normed; query and key turned."""
+        """Query, key and value of ``x``, which is normed; query and key turned, where there is a rotation."""
         N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         qk, v = side_by_side(x, self.q, self.k, self.v).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
         q, k = (qk if rotation is None else rotate(qk, rotation)).split((N, K), dim=-2)
@@ -76,7 +77,7 @@ class Block(nn.Module):
 
     def step(self, x: Tensor, H: MultiState, *, active: Tensor | None = None) -> tuple[Tensor, MultiState]:
         """``(B, E), H_{t-1} -> (B, E), H_t``; pure. ``active (B,)`` bool: rows where it is false stand still."""
-        rotation = self.rotation(H.clock, x.dtype)
+        rotation = None if H.places else self.rotation(H.clock, x.dtype)
         clock = H.clock + 1 if active is None else H.clock + active
         return self.transition(x, H, rotation, clock, active, in_place=False)
 
@@ -85,9 +86,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, MultiState]:
         """:meth:`step`, given what all layers of a token share: the rotation of its position and the clock after it."""
         q, k, v = self.look(x, rotation)  # (B, N, D), (B, K, D), (B, K, D)
-        seen = H.append(k, v, in_place=in_place)  # S + 1 rows
-        read, weights = attend(q, seen.keys, seen.values, None if seen.gapless else seen.empty)
-        return self.think(x, read), reduce(seen, weights, clock, active)
+        read, H = advance(q, k, v, H, clock, active, in_place)
+        return self.think(x, read), H
 
     def read(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None
@@ -152,6 +152,8 @@ class Network(Cell):
     def transition(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
         clock, L = state.clock, len(self.layers)
         x = self.enter(token, clock)  # (B, E)
+        if state.places:
+            return self._one_by_one(x, state, None, active, in_place)
         rotation = self.rotation(clock, x.dtype)
         whole, copied = (None, False) if self.builds_graph(state) else state.whole()
         if whole is None:
@@ -175,7 +177,7 @@ class Network(Cell):
     def _one_by_one(
         self, x: Tensor, state: State, rotation: Rotation | None, active: Tensor | None, in_place: bool
     ) -> tuple[Tensor, State]:
-        """The layers' transitions as they are defined, where a graph is built or operators differ."""
+        """The layers' transitions as they are defined, where a graph is built, operators differ, or places are counted."""
         clock, layers = state.clock + (1 if active is None else active), []
         for layer, H in zip(self.layers, state, strict=True):
             assert isinstance(layer, Block)
@@ -193,7 +195,7 @@ class Network(Cell):
         layers = list(layers)
         position = layers[0].clock[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (B, T)
         x = self.enter(tokens, position)  # (B, T, E)
-        return self.through(x, self.rotation(position, x.dtype), layers, active, events)
+        return self.through(x, None if layers[0].places else self.rotation(position, x.dtype), layers, active, events)
 
     def through(
         self,

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from msrnn import Error, checkpoint
 from msrnn.error import check_device, check_dtype
 from msrnn.files import check_new_folder, new_folder, read_bytes, read_json
-from msrnn.models import Config, Llama
+from msrnn.models import Config, DecoderConfig
+from msrnn.models.network import Network
 from msrnn.tensors import Unread, open_tensors
 
 from . import carried, hub, huggingface, interleaved, live, meta, mistral, shards
@@ -33,7 +34,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     revision: str | None = None,
-) -> Llama:
+) -> Network:
     """A pretrained cell, in eval mode with frozen parameters.
 
     Args:
@@ -71,21 +72,27 @@ def convert(
         to: ``msrnn``, the library's own folder, or ``hf``, one that transformers loads.
 
     Raises:
-        Error: as :func:`load`; another ``to``; a target that exists. Nothing half-written is left; what a killed run left
-            beside the target goes with the next.
+        Error: as :func:`load`; another ``to``, or ``hf`` for a :class:`Decoder`; a target that exists. Nothing half-written
+            is left; what a killed run left beside the target goes with the next.
     """
     if to not in ("msrnn", "hf"):
         raise Error(f"to is {to!r}; expected 'msrnn' or 'hf'")
     check_new_folder(target)
     opened = _open(source, revision)
-    kind = checkpoint.check(opened.config, opened.tensors, dtype)
+    config = opened.config
+    if to == "hf" and isinstance(config, DecoderConfig):
+        raise Error("to is 'hf', but the source is a Decoder, which transformers does not know; expected 'msrnn'")
+    kind = checkpoint.check(config, opened.tensors, dtype)
     along = opened.carried()
     with new_folder(target) as folder, _counted(opened, "converting") as tensors:
-        write = checkpoint.write if to == "msrnn" else huggingface.write
-        write(opened.config, {name: x.to(kind) for name, x in tensors.items()}, along, folder)
+        cast = {name: x.to(kind) for name, x in tensors.items()}
+        if isinstance(config, DecoderConfig) or to == "msrnn":
+            checkpoint.write(config, cast, along, folder)
+        else:
+            huggingface.write(config, cast, along, folder)
 
 
-def config(source: Any, *, revision: str | None = None) -> Config:
+def config(source: Any, *, revision: str | None = None) -> Config | DecoderConfig:
     """The facts of ``source`` (as :func:`load` takes it), without its weights.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from msrnn import Error
-from msrnn.models import Config
+from msrnn.models import Config, DecoderConfig
 from msrnn.tensors import Unread
 
 
@@ -19,7 +19,7 @@ class Source:
         carried: gives the small files that go along, by name (tokenizer, chat template).
     """
 
-    config: Config
+    config: Config | DecoderConfig
     tensors: Mapping[str, Unread]
     carried: Callable[[], dict[str, bytes]] = dict
 

@@ -17,11 +17,15 @@ from .cell import Cell
 from .error import Error, can_compute, check_device, check_dtype
 from .files import new_folder, read_bytes, read_json, write_json
 from .models.config import Config
+from .models.decoder import Decoder
+from .models.decoder_config import DecoderConfig
 from .models.llama import Llama
-from .rotary import KINDS
+from .models.network import Network
+from .rotary import KINDS, Rope
 from .tensors import Unread, open_tensors, write_tensors
 
 FORMAT, VERSION = "msrnn", 1
+Facts = Config | DecoderConfig
 CARRIED = ("tokenizer.json", "chat_template.jinja")
 """Small files that go along with a model when they are there."""
 
@@ -30,7 +34,7 @@ def save(cell: Cell, folder: str | Path) -> None:
     """Write ``cell`` as the library's own folder, with the files that came along with it.
 
     Args:
-        cell: a :class:`Llama`.
+        cell: of any family.
         folder: a path that does not exist yet, or an empty folder.
 
     Raises:
@@ -40,7 +44,7 @@ def save(cell: Cell, folder: str | Path) -> None:
         write(cell.config, {name: Unread.of(x) for name, x in cell.state_dict().items()}, cell.carried(), target)
 
 
-def write(config: Config, tensors: Mapping[str, Unread], carried: Mapping[str, bytes], target: Path) -> None:
+def write(config: Facts, tensors: Mapping[str, Unread], carried: Mapping[str, bytes], target: Path) -> None:
     """:func:`save` into a folder that is there and empty, the tensors one by one; ``config.json`` comes last."""
     write_tensors(target / "model.safetensors", tensors, {"format": "pt"})
     write_carried(carried, target)
@@ -59,7 +63,7 @@ def write_carried(carried: Mapping[str, bytes], target: Path) -> None:
         (target / name).write_bytes(content)
 
 
-def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Llama:
+def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Network:
     """Read a folder that :func:`save` wrote: a cell in eval mode with frozen parameters.
 
     Args:
@@ -76,7 +80,7 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.
     return cell
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: Path) -> Facts:
     """The facts of a folder of the library's own.
 
     Raises:
@@ -98,7 +102,7 @@ def read_carried(folder: Path) -> dict[str, bytes]:
     return {path.name: read_bytes(path) for path in paths if path.is_file() and path.stat().st_size}
 
 
-def check(config: Config, tensors: Mapping[str, Unread], dtype: torch.dtype | None = None) -> torch.dtype:
+def check(config: Facts, tensors: Mapping[str, Unread], dtype: torch.dtype | None = None) -> torch.dtype:
     """Whether ``tensors`` are the parameters of ``config``, before any is read; the one type they are to have.
 
     Raises:
@@ -107,7 +111,7 @@ def check(config: Config, tensors: Mapping[str, Unread], dtype: torch.dtype | No
     check_dtype(dtype)
     if config.n_layers > len(tensors):  # before a damaged number makes a giant
         raise Error(f"the config says {config.n_layers} layers, but there are only {len(tensors)} tensors")
-    wanted = {name: tuple(x.shape) for name, x in _on_meta(config).named_parameters()}
+    wanted = {name: tuple(x.shape) for name, x in on_meta(config).named_parameters()}
     for name, x in tensors.items():
         if name not in wanted:
             raise Error(f"tensor {name!r} is not part of this model")
@@ -125,12 +129,12 @@ def check(config: Config, tensors: Mapping[str, Unread], dtype: torch.dtype | No
 
 
 def build(
-    config: Config,
+    config: Facts,
     tensors: Mapping[str, Unread],
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Llama:
+) -> Network:
     """A frozen cell from its facts and its parameters, which are copied one by one.
 
     Raises:
@@ -139,41 +143,51 @@ def build(
     kind = check(config, tensors, dtype)
     check_device(device)
     place = "cpu" if device is None else device
-    cell = _on_meta(config).eval().requires_grad_(False)
+    cell = on_meta(config).eval().requires_grad_(False)
     cell._apply(lambda x: torch.empty(x.shape, dtype=kind, device=place))
     for name in sorted(tensors, key=lambda name: -math.prod(tensors[name].shape)):  # largest first: then little else is held
         cell.get_parameter(name).copy_(tensors[name].read())
     return cell
 
 
-def _on_meta(config: Config) -> Llama:
+def on_meta(config: Facts) -> Network:
     """A cell of this form, without numbers."""
     with torch.device("meta"):
-        return Llama(config)
+        return Decoder(config) if isinstance(config, DecoderConfig) else Llama(config)
 
 
-def config_to_dict(config: Config) -> dict[str, Any]:
-    """``config`` in JSON's terms; the rope's kind stands under ``rope.kind``."""
-    kind = next(name for name, rope in KINDS.items() if type(config.rope) is rope)
-    return {**asdict(config), "rope": {"kind": kind, **asdict(config.rope)}}
+def config_to_dict(config: Facts) -> dict[str, Any]:
+    """``config`` in JSON's terms; a rope is told by its ``kind`` and its numbers."""
+    facts = {"family": config.family, **asdict(config)}
+    for f in fields(config):
+        if isinstance(rope := getattr(config, f.name), Rope):
+            facts[f.name] = {"kind": next(name for name, kind in KINDS.items() if type(rope) is kind), **asdict(rope)}
+    return facts
 
 
-def config_from_dict(facts: Mapping[str, Any]) -> Config:
+def config_from_dict(facts: Mapping[str, Any]) -> Facts:
     """The inverse of :func:`config_to_dict`.
 
     Raises:
         Error: an unknown, missing or ill-typed field.
     """
     facts = dict(facts)
-    rope = facts.get("rope")
-    if not isinstance(rope, dict) or not isinstance(rope.get("kind"), str) or rope["kind"] not in KINDS:
-        raise Error(f"config: rope is {rope!r:.60}; expected a kind among {', '.join(KINDS)} and its numbers")
-    kind = KINDS[rope["kind"]]
-    facts["rope"] = _record(kind, {k: v for k, v in rope.items() if k != "kind"}, "config: rope")
     eos = facts.get("eos_token_ids", [])
     if not isinstance(eos, list | tuple):
         raise Error(f"config: eos_token_ids is {eos!r}; expected a list of token ids")
-    return _record(Config, {**facts, "eos_token_ids": tuple(eos)}, "config")
+    facts["eos_token_ids"] = tuple(eos)
+    if facts.get("family") != DecoderConfig.family:
+        return _record(Config, {**facts, "rope": _rope(facts.get("rope"), "rope")}, "config")
+    del facts["family"]
+    if isinstance(facts.get("positions"), dict):
+        facts["positions"] = _rope(facts["positions"], "positions")
+    return _record(DecoderConfig, facts, "config")
+
+
+def _rope(facts: Any, field: str) -> Rope:
+    if not isinstance(facts, dict) or not isinstance(facts.get("kind"), str) or facts["kind"] not in KINDS:
+        raise Error(f"config: {field} is {facts!r:.60}; expected a kind among {', '.join(KINDS)} and its numbers")
+    return _record(KINDS[facts["kind"]], {k: v for k, v in facts.items() if k != "kind"}, f"config: {field}")
 
 
 def _record(kind: type, facts: Mapping[str, Any], where: str) -> Any:

@@ -49,6 +49,8 @@ class Phrases:
             return []
         self._trajectories += [[self._random.choice(self.text)] for _ in range(self.window - len(self._trajectories))]
         ends = [Guess(line[-self.length :], 0) for line in self._trajectories]
+        if any(len(end.tokens) > room for end in ends):
+            ends = []  # a model may have no position beyond the last token asked for
         return ends + self.pool.after(self.text, self.guesses, min(self.length, room))
 
     def learn(self, right: list[int], said: list[list[int]]) -> None:

@@ -1,4 +1,4 @@
-"""RMSNorm (arXiv:1910.07467), as LLaMA writes it."""
+"""The norms of a layer that PyTorch does not have as they are meant: RMSNorm by both conventions, ScaleNorm."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn.functional import rms_norm
 
 
 class RMSNorm(nn.Module):
-    r"""$x \cdot (\overline{x^2} + \epsilon)^{-1/2} \odot g$, with epsilon inside the root.
+    r"""$x \cdot (\overline{x^2} + \epsilon)^{-1/2} \odot g$ (arXiv:1910.07467), with epsilon inside the root, as in LLaMA.
 
     The mean and the root are taken in at least float32; the result is rounded to the dtype of ``x``
     before the gain ``weight (E,)`` multiplies it, which is the order LLaMA was trained with.
@@ -21,3 +21,27 @@ class RMSNorm(nn.Module):
         if x.dtype == torch.promote_types(x.dtype, torch.float32):  # nothing is rounded on the way: the same in one call
             return rms_norm(x, self.weight.shape, self.weight, self.eps)
         return self.weight * rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
+
+
+class RMSNormOutside(RMSNorm):
+    r"""$x / (\sqrt{\overline{x^2}} + \epsilon) \odot g$, with epsilon outside the root, as the authors' code has it
+    (bzhangGo/rmsnorm at c6691f2, ``rmsnorm_torch.py``)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        rms = wide.norm(dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+        return self.weight * (wide / (rms + self.eps)).to(x.dtype)
+
+
+class ScaleNorm(nn.Module):
+    r"""$g \cdot x / \max(\lVert x \rVert_2, \epsilon)$, one learned number g that begins at $\sqrt E$ (arXiv:1910.05895)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.tensor(width**0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        length = wide.norm(dim=-1, keepdim=True).clamp(min=self.eps)
+        return self.weight * (wide / length).to(x.dtype)

@@ -16,6 +16,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "multistate": set(),
     "state": {"multistate"},
     "rotary": set(),
+    "positions": {"rotary"},
     "norm": set(),
     "linear": set(),
     "attention": set(),
@@ -32,10 +33,15 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "decide": {"attention", "multistate", "reduction", "transition"},
     "fold": {"attention", "multistate", "reduction", "transition", "decide", "linear"},
     "trace": {"multistate", "state", "fold"},
-    "models": {"models.config", "models.llama", "models.mistral", "models.yi"},
+    "models": {
+        *{"models.config", "models.llama", "models.mistral", "models.yi"},
+        *{"models.decoder", "models.decoder_config"},
+    },
     "models.config": {"rotary"},
     "models.network": {*CELL, "transition", "fold", "linear", "rotary", "attention"},
     "models.llama": {"models.config", "models.network", "reduction", "linear", "rotary", "norm"},
+    "models.decoder_config": {"models.config", "rotary"},
+    "models.decoder": {*CELL, "models.decoder_config", "models.network", "fold", "linear", "rotary", "positions", "norm"},
     "models.mistral": {"models.config", "reduction", "rotary"},
     "models.yi": {"models.config", "reduction", "rotary"},
 }
@@ -80,7 +86,10 @@ ABOVE = {
     "bench.sections": {*BENCH, "bench.decode", "bench.fold", "bench.guesses", "bench.held", "bench.step"},
     "bench.report": {"bench.row"},
     "bench.command": {*BENCH, "bench.curve", "bench.press", "bench.report", "bench.sections", "files", "plot", "reduction"},
-    "checkpoint": {"files", "tensors", "cell", "rotary", "models.llama", "models.config"},
+    "checkpoint": {
+        *{"files", "tensors", "cell", "rotary"},
+        *{"models.config", "models.decoder", "models.decoder_config", "models.llama", "models.network"},
+    },
     "snapshot": {"files", "tensors", "multistate", "state", "reduction", "fingerprint"},
 }
 EVAL = {  # the experiments; "eval.command" lists them

@@ -1,6 +1,8 @@
-"""The families: one cell, :class:`Llama`, and named configs of LLaMA, Mistral and Yi."""
+"""The families: :class:`Llama`, with named configs of LLaMA, Mistral and Yi; :class:`Decoder`, small, to be trained."""
 
 from .config import LLAMA_2_7B, LLAMA_3_8B, LLAMA_31_8B, LLAMA_32_1B, Config
+from .decoder import Decoder
+from .decoder_config import DecoderConfig
 from .llama import Llama
 from .mistral import MISTRAL_7B_V01, MISTRAL_7B_V02, MISTRAL_7B_V03
 from .yi import YI_6B, YI_6B_200K
@@ -16,5 +18,7 @@ __all__ = [
     "YI_6B",
     "YI_6B_200K",
     "Config",
+    "Decoder",
+    "DecoderConfig",
     "Llama",
 ]

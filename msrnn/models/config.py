@@ -1,6 +1,7 @@
 """What one checkpoint of the family is: facts, checked, and those of some that are published."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..error import Error
 from ..rotary import Llama3, Rope
@@ -35,29 +36,51 @@ class Config:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_width", "length"):
-            value = getattr(self, name)
-            if not _is_whole(value) or value < 1:
-                raise Error(f"config: {name} is {value!r:.60}; expected a whole number of at least 1")
-            if value > (most := MOST_LAYERS if name == "n_layers" else MOST):
-                raise Error(f"config: {name} is {value!r:.60}; expected at most {most}")
-        if self.n_heads * self.head_dim > MOST:
-            raise Error(f"config: {self.n_heads} heads of {self.head_dim} numbers; expected at most {MOST} side by side")
+        check_sizes(self)
+        check_whole(self, "ffn_width")
         if self.family not in ("llama", "mistral", "yi"):
             raise Error(f"config: family is {self.family!r:.60}; expected llama, mistral or yi")
         if not isinstance(self.rope, Rope) or not isinstance(self.tied, bool):
             raise Error(f"config: rope is {self.rope!r:.60} and tied {self.tied!r:.60}; expected a Rope and a bool")
-        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
-            raise Error(f"config: norm_eps is {self.norm_eps!r:.60}; expected a number between 0 and 1")
-        if self.n_heads % self.n_kv_heads:
-            raise Error(f"config: {self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
-        if self.head_dim % 2 or self.head_dim < 4:
-            raise Error(f"config: head_dim is {self.head_dim}; rotary positions need an even one of at least 4")
+        check_rotary(self.head_dim)
         if self.window is not None and (not _is_whole(self.window) or self.window < 1):
             raise Error(f"config: window is {self.window!r:.60}; expected None or a whole number of at least 1")
-        for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
-            if not _is_whole(token) or not 0 <= token < self.vocab_size:
-                raise Error(f"config: special token id {token!r:.60} is outside the vocabulary of {self.vocab_size}")
+
+
+def check_sizes(config: Any) -> None:
+    """Refuse what no decoder can have: sizes, ``norm_eps``, special tokens.
+
+    Raises:
+        Error: naming the field.
+    """
+    check_whole(config, "vocab_size", "width", "n_layers", "n_heads", "n_kv_heads", "head_dim", "length")
+    if config.n_layers > MOST_LAYERS:
+        raise Error(f"config: n_layers is {config.n_layers!r:.60}; expected at most {MOST_LAYERS}")
+    if config.n_heads * config.head_dim > MOST:
+        raise Error(f"config: {config.n_heads} heads of {config.head_dim} numbers; expected at most {MOST} side by side")
+    if config.n_heads % config.n_kv_heads:
+        raise Error(f"config: {config.n_heads} query heads cannot share {config.n_kv_heads} key/value heads evenly")
+    if not isinstance(config.norm_eps, float) or not 0 < config.norm_eps < 1:
+        raise Error(f"config: norm_eps is {config.norm_eps!r:.60}; expected a number between 0 and 1")
+    for token in (*config.eos_token_ids, *(() if config.bos_token_id is None else (config.bos_token_id,))):
+        if not _is_whole(token) or not 0 <= token < config.vocab_size:
+            raise Error(f"config: special token id {token!r:.60} is outside the vocabulary of {config.vocab_size}")
+
+
+def check_whole(config: Any, *names: str, at_least: int = 1) -> None:
+    """Refuse fields that are no whole numbers from ``at_least`` on."""
+    for name in names:
+        value = getattr(config, name)
+        if not _is_whole(value) or value < at_least:
+            raise Error(f"config: {name} is {value!r:.60}; expected a whole number of at least {at_least}")
+        if value > MOST:
+            raise Error(f"config: {name} is {value!r:.60}; expected at most {MOST}")
+
+
+def check_rotary(head_dim: int) -> None:
+    """Refuse a head that cannot be turned."""
+    if head_dim % 2 or head_dim < 4:
+        raise Error(f"config: head_dim is {head_dim}; rotary positions need an even one of at least 4")
 
 
 def _is_whole(value: object) -> bool:

@@ -38,7 +38,7 @@ class Layer(Block):
     def neighbours(self) -> tuple[tuple[nn.Module, ...], ...]:
         return ((self.q, self.k, self.v), (self.gate, self.up))
 
-    def look(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         return self.heads(self.attention_norm(x), rotation)
 
     def think(self, x: Tensor, read: Tensor) -> Tensor:

@@ -33,12 +33,12 @@ class Block(nn.Module):
 
     # What a family says.
 
-    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation:
-        """What all layers need of tokens at ``position (…,)`` to turn query and key by."""
+    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation | None:
+        """What all layers need of tokens at ``position (…,)`` to turn query and key by; None: nothing."""
         return self.config.rope.rotation(position, self.config.head_dim, dtype)
 
     @abstractmethod
-    def look(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """``(…, E)`` -> query ``(…, N, D)``, key and value ``(…, K, D)``; query and key turned."""
 
     @abstractmethod
@@ -52,11 +52,11 @@ class Block(nn.Module):
 
     # What all share.
 
-    def heads(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`look` by rotary positions, once ``x`` is normed."""
+    def heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of ``x``, which is normed; query and key turned."""
         N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         qk, v = side_by_side(x, self.q, self.k, self.v).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
-        q, k = rotate(qk, rotation).split((N, K), dim=-2)
+        q, k = (qk if rotation is None else rotate(qk, rotation)).split((N, K), dim=-2)
         return q, k, v
 
     def lay_together(self) -> None:
@@ -81,7 +81,7 @@ class Block(nn.Module):
         return self.transition(x, H, rotation, clock, active, in_place=False)
 
     def transition(
-        self, x: Tensor, H: MultiState, rotation: Rotation, clock: Tensor, active: Tensor | None, in_place: bool
+        self, x: Tensor, H: MultiState, rotation: Rotation | None, clock: Tensor, active: Tensor | None, in_place: bool
     ) -> tuple[Tensor, MultiState]:
         """:meth:`step`, given what all layers of a token share: the rotation of its position and the clock after it."""
         q, k, v = self.look(x, rotation)  # (B, N, D), (B, K, D), (B, K, D)
@@ -102,7 +102,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         H: MultiState,
-        rotation: Rotation,
+        rotation: Rotation | None,
         active: Tensor | None,
         events: Events | None,
         before: Before,
@@ -126,19 +126,24 @@ class Network(Cell):
 
     embed: Embedding
 
+    @property
+    def row_width(self) -> int:
+        """How many numbers a key has, and a value."""
+        return self.config.head_dim
+
     def enter(self, token: Tensor, position: Tensor) -> Tensor:
         """``(…,)`` ids at ``position (…,)`` -> ``(…, E)``, what the first layer is given."""
         return self.embed(token)
 
     def empty_layer(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
         shape = (batch_size, self.config.n_kv_heads, 0)
-        keys = torch.empty(*shape, self.config.head_dim, dtype=dtype, device=clock.device)
+        keys = torch.empty(*shape, self.row_width, dtype=dtype, device=clock.device)
         positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
         wide = torch.promote_types(dtype, torch.float32)
         numbers = {name: keys.new_empty(*shape, *reduction.shape(name), dtype=wide) for name in reduction.numbers}
         return MultiState(keys, keys.clone(), positions, clock, reduction, numbers, gapless=True)
 
-    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation:
+    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation | None:
         """That of every layer."""
         first = self.layers[0]
         assert isinstance(first, Block)
@@ -168,7 +173,7 @@ class Network(Cell):
         return x, state.with_whole(replace(H, clock=after))
 
     def _one_by_one(
-        self, x: Tensor, state: State, rotation: Rotation, active: Tensor | None, in_place: bool
+        self, x: Tensor, state: State, rotation: Rotation | None, active: Tensor | None, in_place: bool
     ) -> tuple[Tensor, State]:
         """The layers' transitions as they are defined, where a graph is built or operators differ."""
         clock, layers = state.clock + (1 if active is None else active), []
@@ -193,7 +198,7 @@ class Network(Cell):
     def through(
         self,
         x: Tensor,
-        rotation: Rotation,
+        rotation: Rotation | None,
         layers: Iterable[MultiState],
         active: Tensor | None,
         events: Sequence[Events] | None = None,

@@ -1,0 +1,200 @@
+"""A small decoder-only network as a cell, of interchangeable parts, to be trained.
+
+Each part stands in a file of its own: norms (``norm.py``), positions (``rotary.py``, ``positions.py``), the loops over layers
+(``network.py``). What is chosen says :class:`DecoderConfig`; the layers are LLaMA's unless it says otherwise, parameter for
+parameter.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..error import Error
+from ..fold import Events
+from ..linear import Linear, product, side_by_side
+from ..multistate import MultiState
+from ..norm import RMSNorm, RMSNormOutside, ScaleNorm
+from ..positions import MORE, lean, sinusoids, slope
+from ..reduction import Full, Reduction
+from ..rotary import Rope, Rotation
+from ..state import State
+from .decoder_config import DecoderConfig
+from .network import Block, Embedding, Network
+
+Activation = Callable[[Tensor], Tensor]
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "rms-outside": RMSNormOutside, "scale": ScaleNorm}
+GATED: dict[str, Activation] = {"swiglu": functional.silu, "geglu": functional.gelu, "reglu": functional.relu}
+PLAIN: dict[str, Activation] = {"silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu}
+
+
+class Layer(Block):
+    """One layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        E, F, D = config.width, config.ffn_width, config.head_dim
+        self.config = config
+        self.pre = config.placement == "pre"
+        self.attention_norm = norm(config)
+        self.q = linear(config, E, config.n_heads * D)
+        self.k = linear(config, E, config.n_kv_heads * D)
+        self.v = linear(config, E, config.n_kv_heads * D)
+        self.o = linear(config, config.n_heads * D, E)
+        if config.ffn != "none":
+            self.ffn_norm = norm(config)
+            if config.ffn in GATED:
+                self.gate = linear(config, E, F)
+            self.up = linear(config, E, F)
+            self.down = linear(config, F, E)
+        self.lay_together()
+
+    @property
+    def neighbours(self) -> tuple[tuple[nn.Module, ...], ...]:
+        qkv = (self.q, self.k, self.v)
+        return (qkv, (self.gate, self.up)) if self.config.ffn in GATED else (qkv,)
+
+    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation | None:
+        c = self.config
+        if c.positions == "alibi":
+            return slope(position, c.n_heads, c.head_dim, dtype)
+        return c.positions.rotation(position, c.head_dim, dtype) if isinstance(c.positions, Rope) else None
+
+    def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.attention_norm(x) if self.pre else x
+        return lean(*self.heads(x, None), rotation) if self.config.positions == "alibi" else self.heads(x, rotation)
+
+    def think(self, x: Tensor, read: Tensor) -> Tensor:
+        x = self._add(x, self.o(read[..., : self.config.head_dim].flatten(-2)), self.attention_norm)
+        if self.config.ffn == "none":
+            return x
+        normed = self.ffn_norm(x) if self.pre else x
+        return self._add(x, self.down(self._ffn(normed)), self.ffn_norm)
+
+    def _ffn(self, x: Tensor) -> Tensor:
+        """``(…, E) -> (…, F)``."""
+        if self.config.ffn in PLAIN:
+            return PLAIN[self.config.ffn](self.up(x))
+        gate, up = side_by_side(x, self.gate, self.up).chunk(2, dim=-1)
+        return GATED[self.config.ffn](gate) * up
+
+    def _add(self, x: Tensor, more: Tensor, norm: nn.Module) -> Tensor:
+        x = x + dropped(more, self.config.dropout, self.training)
+        return x if self.pre else norm(x)
+
+
+class Decoder(Network):
+    """The network. Freshly built it is random and trainable."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed = Embedding(config.vocab_size, config.width)
+        if config.positions == "learned":
+            self.place = Embedding(config.length, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        if config.placement == "pre":
+            self.norm = norm(config)
+        if not config.tied:
+            self.head = Linear(config.width, config.vocab_size)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all matrices anew: embeddings of standard deviation √(1 / E), products by Xavier or as ``small_init`` says."""
+        E = self.config.width
+        for name, x in self.named_parameters():
+            if x.ndim == 1 and name.endswith("bias"):
+                x.zero_()
+            elif x.ndim == 2 and not x.is_meta:
+                attends = name.split(".")[-2] in ("q", "k", "v", "o")
+                if name.startswith(("embed", "place")):
+                    std = E**-0.5
+                else:
+                    std = (2 / (5 * E if attends and self.config.small_init else sum(x.shape))) ** 0.5
+                x.normal_(std=std)
+
+    @property
+    def row_width(self) -> int:
+        return self.config.head_dim + (MORE if self.config.positions == "alibi" else 0)
+
+    @property
+    def default_reduction(self) -> Reduction:
+        return Full()
+
+    @property
+    def facts(self) -> str:
+        """What training alone looks at left out."""
+        return str(replace(self.config, dropout=0.0, small_init=True, bos_token_id=None, eos_token_ids=()))
+
+    @property
+    def marks(self) -> list[Tensor]:
+        names = ("embed.weight", "layers.0.q.weight", f"layers.{len(self.layers) - 1}.o.weight")
+        return [self.get_parameter(name) for name in names]
+
+    def empty_layer(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
+        if self.config.positions == "alibi":
+            if reduction.keyed:
+                raise Error(
+                    f"{type(reduction).__name__} looks at keys, and alibi writes positions there; expected another operator"
+                )
+            if dtype.itemsize < 4:
+                raise Error(f"alibi writes positions into keys, which {dtype} cannot tell apart; expected float32 or float64")
+        return super().empty_layer(batch_size, reduction, clock, dtype)
+
+    def enter(self, token: Tensor, position: Tensor) -> Tensor:
+        c, x = self.config, self.embed(token)
+        if c.fixnorm:
+            x = functional.normalize(x, dim=-1)
+        if c.fixnorm or c.positions == "sinusoidal":
+            x = x * c.width**0.5  # as long as what is added
+        if c.positions == "sinusoidal":
+            x = x + sinusoids(position, c.width, x.dtype)
+        if c.positions == "learned":
+            x = x + self.place(position.clamp(max=c.length - 1))  # those beyond are not read
+        return dropped(x, c.dropout, self.training)
+
+    def transition(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
+        if token.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_length(state.clock + (1 if active is None else active))
+        return super().transition(token, state, active, in_place)
+
+    def fold(
+        self,
+        tokens: Tensor,
+        layers: Iterable[MultiState],
+        active: Tensor | None,
+        events: Sequence[Events] | None = None,
+    ) -> tuple[Tensor, list[MultiState]]:
+        layers = list(layers)
+        self._check_length(layers[0].clock + (tokens.shape[1] if active is None else active.sum(1)))
+        return super().fold(tokens, layers, active, events)
+
+    def _check_length(self, clock: Tensor) -> None:
+        """Refuse to read on beyond the last of the learned positions."""
+        if self.config.positions == "learned" and bool((clock > self.config.length).any()):
+            raise Error(f"the text is of {int(clock.max())} tokens; there are {self.config.length} learned positions")
+
+    def read_out(self, x: Tensor) -> Tensor:
+        c = self.config
+        weight = self.embed.weight if c.tied else self.head.weight
+        if c.tied and c.fixnorm:
+            weight = functional.normalize(weight, dim=-1)
+        return product(self.norm(x) if c.placement == "pre" else x, weight)
+
+
+def norm(config: DecoderConfig) -> nn.Module:
+    if config.norm == "layer":
+        return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
+    return NORMS[config.norm](config.width, config.norm_eps)
+
+
+def linear(config: DecoderConfig, n_in: int, n_out: int) -> nn.Linear:
+    return nn.Linear(n_in, n_out) if config.bias else Linear(n_in, n_out)
+
+
+def dropped(x: Tensor, p: float, training: bool) -> Tensor:
+    """``x`` with dropout, by PyTorch's own generator."""
+    return functional.dropout(x, p) if p and training else x

@@ -1,0 +1,414 @@
+"""Every part of the Decoder against an independent form, in float64; and the laws of a cell for any mixture of parts."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import FACTS, ROPES, assert_same, close, fold, tiny_cell, tokens
+from torch import nn
+from torch.nn.functional import gelu, relu, scaled_dot_product_attention, silu
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+import converters
+import msrnn
+from msrnn.checkpoint import config_from_dict, config_to_dict
+from msrnn.models import Decoder, DecoderConfig
+from msrnn.models.decoder_config import CHOICES, POSITIONS
+from msrnn.norm import RMSNorm, RMSNormOutside, ScaleNorm
+
+SIZES = {
+    **{"vocab_size": 50, "width": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "ffn_width": 32},
+    "length": 40,
+}
+
+
+def decoder(seed=0, frozen=True, **facts) -> Decoder:
+    """A random one, its attention far from uniform and its norms and biases from where they begin."""
+    cell = Decoder(DecoderConfig(**{**SIZES, **facts})).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, x in cell.named_parameters():
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            if "norm" in name:
+                x.copy_(x + 0.2 * noise)
+            elif name.startswith(("embed", "place")) or name.endswith("bias"):
+                x.copy_(noise)
+            else:
+                x.copy_(noise * (1.5 if ".q." in name or ".k." in name else 1) * x.shape[1] ** -0.5)
+    return cell.eval().requires_grad_(not frozen)
+
+
+def naive(cell, text, rotated=lambda x, position: x, entered=None, bias=None):
+    """``(B, T)`` -> logits by PyTorch's own parts and whole matrices; ``bias (N, T, T)`` is added to the attention logits."""
+    c, (B, T) = cell.config, text.shape
+    N, K, D = c.n_heads, c.n_kv_heads, c.head_dim
+    mask = torch.zeros(T, T, dtype=torch.float64).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
+    mask = mask if bias is None else mask + bias
+    x = cell.embed.weight[text] if entered is None else entered
+    ffn = {"swiglu": silu, "geglu": gelu, "reglu": relu, "silu": silu, "gelu": gelu, "relu": relu}.get(c.ffn)
+    for layer in cell.layers:
+        pre, post = (lambda f, y: f(y), lambda f, y: y) if c.placement == "pre" else (lambda f, y: y, lambda f, y: f(y))
+        y = pre(layer.attention_norm, x)
+        q = rotated(layer.q(y).view(B, T, N, D).transpose(1, 2), torch.arange(T))
+        k = rotated(layer.k(y).view(B, T, K, D).transpose(1, 2), torch.arange(T)).repeat_interleave(N // K, dim=1)
+        v = layer.v(y).view(B, T, K, D).transpose(1, 2).repeat_interleave(N // K, dim=1)
+        read = scaled_dot_product_attention(q, k, v, mask)
+        x = post(layer.attention_norm, x + layer.o(read.transpose(1, 2).flatten(2)))
+        if ffn is not None:
+            y = pre(layer.ffn_norm, x)
+            y = ffn(layer.gate(y)) * layer.up(y) if c.ffn.endswith("glu") else ffn(layer.up(y))
+            x = post(layer.ffn_norm, x + layer.down(y))
+    x = cell.norm(x) if c.placement == "pre" else x
+    return x @ (cell.embed.weight if c.tied else cell.head.weight).T
+
+
+TEXT = tokens(1, 3, 20)
+
+
+@pytest.mark.parametrize("reduction", ["full", "tova:5", "h2o:6", "window:4"])
+@pytest.mark.parametrize("rope", sorted(ROPES))
+def test_left_as_it_is_it_is_a_llama(rope, reduction):
+    llama = tiny_cell(rope=ROPES[rope])
+    cell = Decoder(DecoderConfig(**{**SIZES, "length": FACTS["length"]}, positions=ROPES[rope])).double().eval()
+    cell.load_state_dict(llama.state_dict())
+    cell.requires_grad_(False)
+    a, b = llama(TEXT, llama.initial_state(3, reduction)), cell(TEXT, cell.initial_state(3, reduction))
+    assert torch.equal(a[0], b[0])
+    assert_same(a[1], b[1])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=["multi-head", "grouped", "multi-query"])
+def test_attention(heads, tied):
+    cell = decoder(positions="learned", n_heads=heads[0], n_kv_heads=heads[1], tied=tied)
+    entered = cell.embed.weight[TEXT] + cell.place.weight[:20]
+    close(cell(TEXT)[0], naive(cell, TEXT, entered=entered), 1e-12)
+
+
+@pytest.mark.parametrize("ffn", CHOICES["ffn"])
+def test_feed_forward(ffn):
+    cell = decoder(positions="alibi", ffn=ffn, ffn_width=0 if ffn == "none" else 32, n_kv_heads=4)
+    assert any("ffn" in name or "up" in name for name, _ in cell.named_parameters()) == (ffn != "none")
+    close(cell(TEXT)[0], naive(cell, TEXT, bias=alibi(4)), 1e-12)
+
+
+def alibi(n_heads, T=20):
+    """transformers' own (of BLOOM): only the key's position, as a query's own shift changes no softmax."""
+    return build_alibi_tensor(torch.ones(1, T), n_heads, torch.float64).view(n_heads, 1, T)
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 4, 6, 8, 12])
+def test_alibi(n_heads):
+    cell = decoder(positions="alibi", n_heads=n_heads, n_kv_heads=1)
+    state = cell.initial_state(3, "tova:20")  # its weights, not only PyTorch's kernel
+    expected = naive(cell, TEXT, bias=alibi(n_heads))
+    close(cell(TEXT)[0], expected, 1e-6)  # transformers' slopes are of float32
+    close(cell(TEXT, state)[0], expected, 1e-6)
+    assert (expected - naive(cell, TEXT)).abs().max() > 0.05
+
+
+def test_alibi_far_away():
+    """Its logits are as exact as float32 has them, 10,000 tokens from the beginning."""
+    cell = decoder(positions="alibi")
+    near = cell.initial_state(1, "full")
+    far = near.with_layers(replace(H, clock=H.clock + 10_000) for H in near)
+    close(cell(TEXT[:1], near)[0], cell(TEXT[:1], far)[0], 1e-9)
+    cell = cell.float()
+    near, far = near.to(torch.float32), far.to(torch.float32)
+    close(cell(TEXT[:1], near)[0], cell(TEXT[:1], far)[0], 1e-2)
+
+
+def test_alibi_refuses():
+    with pytest.raises(msrnn.Error, match="KeyDiff looks at keys"):
+        decoder(positions="alibi").initial_state(1, msrnn.KeyDiff(4))
+    with pytest.raises(msrnn.Error, match="bfloat16 cannot tell apart"):
+        decoder(positions="alibi").bfloat16().initial_state(1)
+    decoder().bfloat16().initial_state(1, msrnn.KeyDiff(4))
+
+
+def test_learned_positions_end():
+    cell = decoder(positions="learned", length=20)
+    _, state = cell(TEXT)
+    longer = torch.cat((TEXT, TEXT[:, :1]), dim=1)
+    with pytest.raises(msrnn.Error, match="21 tokens; there are 20 learned positions"):
+        cell(longer)
+    with pytest.raises(msrnn.Error, match="21 tokens; there are 20 learned positions"):
+        cell.step(TEXT[:, 0], state)
+    cell.step(TEXT[:, 0], state, active=torch.zeros(3, dtype=torch.bool))
+    logits, _ = cell(longer, lengths=torch.tensor([20, 3, 0]))  # what is not read may stand anywhere
+    close(logits[0, :20], cell(TEXT)[0][0], 1e-12)
+    msrnn.generate(cell, TEXT[:, :15], max_new_tokens=5)
+    msrnn.lookahead(cell, TEXT[:, :15], max_new_tokens=5, window=3, ngram=3, guesses=2)
+
+
+def test_sinusoids():
+    cell = decoder(positions="sinusoidal")
+    table = torch.tensor([[angle(t, j) for j in range(24)] for t in range(20)], dtype=torch.float64)
+    close(cell(TEXT)[0], naive(cell, TEXT, entered=cell.embed.weight[TEXT] * math.sqrt(24) + table), 1e-12)
+
+
+def angle(t, j):
+    """arXiv:1706.03762, sec. 3.5, number by number."""
+    return (math.sin if j % 2 == 0 else math.cos)(t / 10000 ** ((j - j % 2) / 24))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_fixnorm(tied):
+    cell = decoder(positions="learned", fixnorm=True, tied=tied)
+    words = cell.embed.weight / cell.embed.weight.pow(2).sum(1, keepdim=True).sqrt()
+    x = words[TEXT] * math.sqrt(24) + cell.place.weight[:20]
+    if tied:
+        cell_of_words = decoder(positions="learned", tied=True)
+        cell_of_words.embed.weight.copy_(words)
+    else:
+        cell_of_words = cell
+    close(cell(TEXT)[0], naive(cell_of_words, TEXT, entered=x), 1e-12)
+
+
+def test_norms():
+    x, gain = torch.randn(5, 24, dtype=torch.float64), torch.rand(24, dtype=torch.float64)
+    x[0] *= 1e-3  # epsilon matters
+    inside, outside, scale = RMSNorm(24, 1e-2).double(), RMSNormOutside(24, 1e-2).double(), ScaleNorm(24, 1e-2).double()
+    with torch.no_grad():
+        inside.weight.copy_(gain)
+        outside.weight.copy_(gain)
+    torch_own = nn.RMSNorm(24, eps=1e-2, dtype=torch.float64)
+    with torch.no_grad():
+        torch_own.weight.copy_(gain)
+    close(inside(x), torch_own(x), 1e-14)
+    rms = torch.tensor([math.sqrt(math.fsum(v * v for v in row) / 24) for row in x.tolist()], dtype=torch.float64)
+    close(outside(x), x / (rms[:, None] + 1e-2) * gain, 1e-14)
+    close(scale(x), x / (rms[:, None] * math.sqrt(24)).clamp(min=1e-2) * math.sqrt(24), 1e-6)
+    assert scale.weight.numel() == 1
+    assert scale(torch.zeros(1, 24, dtype=torch.float64)).eq(0).all()
+    for norm in (outside, scale):  # what is rounded is rounded last, and no gradient is lost at zero
+        assert norm.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+        zero = torch.zeros(1, 24, dtype=torch.float32, requires_grad=True)
+        norm.float()(zero).sum().backward()
+        assert zero.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", CHOICES["norm"])
+@pytest.mark.parametrize("placement", CHOICES["placement"])
+def test_norm_and_placement(norm, placement):
+    """In any place, whichever the norm; that each is what its name says, other tests tell."""
+    cell = decoder(norm=norm, placement=placement, positions="learned", norm_eps=1e-3, bias=True)
+    kinds = {"rms": RMSNorm, "rms-outside": RMSNormOutside, "layer": nn.LayerNorm, "scale": ScaleNorm}
+    norms = [m for name, m in cell.named_modules() if name.endswith("norm")]
+    assert len(norms) == (5 if placement == "pre" else 4)
+    assert all(type(m) is kinds[norm] and m.eps == 1e-3 for m in norms)
+    close(cell(TEXT)[0], naive(cell, TEXT, entered=cell.embed.weight[TEXT] + cell.place.weight[:20]), 1e-12)
+
+
+@pytest.mark.parametrize("ffn", ["relu", "gelu"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_it_is_pytorchs_own_layer(placement, bias, ffn):
+    cell = decoder(norm="layer", placement=placement, bias=bias, ffn=ffn, n_kv_heads=4, positions="learned", tied=True)
+    layer = nn.TransformerEncoderLayer(
+        24, 4, 32, dropout=0.0, activation=ffn, batch_first=True, norm_first=placement == "pre", bias=bias, dtype=torch.float64
+    )
+    final = nn.LayerNorm(24, bias=bias, dtype=torch.float64) if placement == "pre" else None
+    reference = nn.TransformerEncoder(layer, 2, norm=final, enable_nested_tensor=False)
+    with torch.no_grad():
+        if final is not None:
+            reference.norm.load_state_dict(cell.norm.state_dict())
+        for theirs, ours in zip(reference.layers, cell.layers, strict=True):
+            for name in ("weight", "bias") if bias else ("weight",):
+                whole = torch.cat([getattr(m, name) for m in (ours.q, ours.k, ours.v)])
+                getattr(theirs.self_attn, f"in_proj_{name}").copy_(whole)
+            for mine, its in (("o", "self_attn.out_proj"), ("up", "linear1"), ("down", "linear2")):
+                theirs.get_submodule(its).load_state_dict(ours.get_submodule(mine).state_dict())
+            theirs.norm1.load_state_dict(ours.attention_norm.state_dict())
+            theirs.norm2.load_state_dict(ours.ffn_norm.state_dict())
+    mask = nn.Transformer.generate_square_subsequent_mask(20, dtype=torch.float64)
+    x = reference.train()(cell.embed.weight[TEXT] + cell.place.weight[:20], mask=mask, is_causal=True)
+    close(cell(TEXT)[0], x @ cell.embed.weight.T, 1e-12)
+
+
+def test_dropout():
+    """Of p of what enters and of what is added, in training only, by PyTorch's own generator; what is left is scaled up."""
+    plain, cell = decoder(frozen=False), decoder(frozen=False, dropout=0.25)
+    assert torch.equal(cell(TEXT)[0], plain(TEXT)[0])
+    plain.train()
+    assert torch.equal(plain(TEXT)[0], decoder(frozen=False)(TEXT)[0])
+    cell.train()
+    torch.manual_seed(1)
+    first = cell(TEXT)[0]
+    assert not torch.equal(cell(TEXT)[0], first)
+    torch.manual_seed(1)
+    assert torch.equal(cell(TEXT)[0], first)
+    x = cell.enter(TEXT, torch.arange(20).expand(3, -1))
+    gone = x == 0
+    assert abs(float(gone.double().mean()) - 0.25) < 0.05
+    close(x[~gone], (plain.embed.weight[TEXT] / 0.75)[~gone], 1e-14)
+    layer, x = cell.layers[0], torch.ones(4000, 24, dtype=torch.float64)
+    added = layer._add(x, 3 * x, layer.ffn_norm) - x
+    assert added.unique().tolist() == [0, 4]
+    assert abs(float((added == 0).double().mean()) - 0.25) < 0.02
+    torch.manual_seed(0)
+    twice = [layer.think(x, torch.ones(4000, 4, 6, dtype=torch.float64)) for _ in range(2)]
+    assert not torch.equal(*twice)
+
+
+def test_how_it_begins():
+    wide = {"width": 160, "n_kv_heads": 4, "head_dim": 40, "ffn_width": 640, "vocab_size": 1000}
+    torch.manual_seed(0)
+    for small in (True, False):
+        cell = Decoder(DecoderConfig(**{**SIZES, **wide}, small_init=small, bias=True, positions="learned"))
+        expected = {"q": 2 / (5 * 160) if small else 2 / 320, "up": 2 / 800, "down": 2 / 800, "gate": 2 / 800}
+        expected |= dict.fromkeys("kvo", expected["q"])
+        for name, variance in expected.items():
+            module = cell.layers[1].get_submodule(name)
+            assert abs(module.weight.std().item() / math.sqrt(variance) - 1) < 0.03
+            assert module.bias.eq(0).all()
+        assert abs(cell.head.weight.std().item() / math.sqrt(2 / 1160) - 1) < 0.03
+        for table in (cell.embed, cell.place):
+            assert abs(table.weight.std().item() * math.sqrt(160) - 1) < 0.03
+        assert abs(cell(tokens(0, 2, 30, 1000))[0].std().item() - 0.5) < 0.4  # near to no opinion
+        assert cell.layers[0].attention_norm.weight.eq(1).all()
+
+
+# Laws.
+
+BOUNDED = ["full", "window:3", "sinks:5:2", "tova:4", "tova-head:4", "h2o:5"]
+
+
+@st.composite
+def cells(draw, **fixed):
+    positions = draw(st.sampled_from([*POSITIONS, ROPES["default"], ROPES["dynamic"]]))
+    ffn = draw(st.sampled_from(CHOICES["ffn"]))
+    flags = {name: draw(st.booleans()) for name in ("bias", "tied", "fixnorm")}
+    return decoder(
+        draw(st.integers(0, 99)),
+        n_kv_heads=draw(st.sampled_from([1, 2, 4])),
+        ffn=ffn,
+        ffn_width=0 if ffn == "none" else 32,
+        positions=positions,
+        norm=draw(st.sampled_from(CHOICES["norm"])),
+        placement=draw(st.sampled_from(CHOICES["placement"])),
+        **flags,
+        **fixed,
+    )
+
+
+@given(cells(), st.sampled_from(BOUNDED), st.integers(0, 9))
+@settings(max_examples=16, deadline=None, derandomize=True, database=None)
+def test_the_fold_is_the_step_loop(cell, reduction, cut):
+    text, lengths = tokens(cut, 3, 14), torch.tensor([14, 5, 0])
+    state = cell.initial_state(3, reduction)
+    logits, after = cell(text, state)
+    stepped, expected = fold(cell, text, state)
+    close(logits, stepped)
+    assert_same(after, expected, 1e-9)
+    first, middle = cell(text[:, :cut], state)
+    second, end = cell(text[:, cut:], middle)
+    close(torch.cat((first, second), dim=1), stepped)
+    assert_same(end, expected, 1e-9)
+    ragged, after = cell(text, state, lengths=lengths)
+    stepped, expected = fold(cell, text, state, lengths)
+    close(ragged, stepped)
+    assert_same(after, expected, 1e-9)
+    assert_same(cell.scan(text, state)[1].at(9), fold(cell, text[:, :9], state)[1], 1e-9)
+    x, H = cell.embed.weight[text[:, 0]], list(state)
+    x = cell.enter(text[:, 0], state.clock)
+    for l, layer in enumerate(cell.layers):
+        x, H[l] = layer.step(x, H[l])
+    close(cell.read_out(x), cell.step(text[:, 0], state)[0])
+    placed = state.clone()
+    for token in text.T:
+        logits, placed = cell.step_(token, placed)
+    close(logits, cell(text, state)[0][:, -1])
+
+
+@given(cells(frozen=False), st.sampled_from(BOUNDED))
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+def test_gradients_through_a_bounded_fold_are_those_of_the_step_loop(cell, reduction):
+    text, gradients = tokens(2, 2, 9), []
+    for read in (cell, lambda *a: fold(cell, *a)):
+        cell.zero_grad()
+        logits, _ = read(text, cell.initial_state(2, reduction))
+        logits.tanh().sum().backward()
+        gradients.append({name: x.grad.clone() for name, x in cell.named_parameters()})
+    for name, gradient in gradients[0].items():
+        close(gradient, gradients[1][name], 1e-8)
+    assert gradients[0]["layers.0.k.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("facts", [{"positions": "alibi"}, {"positions": "learned", "norm": "scale", "fixnorm": True}], ids=str)
+def test_decoding_and_disk(facts, tmp_path):
+    cell = decoder(tied=True, **facts, bos_token_id=1, eos_token_ids=(2, 3))
+    text = TEXT[:, :9]
+    new, state = msrnn.generate(cell, text, cell.initial_state(3, "tova:6"), max_new_tokens=12)
+    ahead, same, _ = msrnn.lookahead(
+        cell, text, cell.initial_state(3, "tova:6"), max_new_tokens=12, window=4, ngram=3, guesses=3
+    )
+    assert torch.equal(new, ahead)
+    assert_same(state, same, 1e-9)
+    msrnn.prefill(cell, text, "h2o:5")
+    cell.save(tmp_path / "own")
+    for load in (msrnn.load, converters.load):
+        again = load(tmp_path / "own")
+        assert again.config == cell.config
+        assert not again.training
+        assert not any(p.requires_grad for p in again.parameters())
+        assert torch.equal(again(text)[0], cell(text)[0])
+    assert msrnn.load(tmp_path / "own", dtype=torch.float32).embed.weight.dtype == torch.float32
+    state.save(tmp_path / "state")
+    step = again.step(text[:, 0], msrnn.load_state(tmp_path / "state"))
+    close(step[0], cell.step(text[:, 0], state)[0])
+    with pytest.raises(msrnn.Error, match="another model"):
+        decoder(seed=7, tied=True, **facts).step(text[:, 0], state)
+    converters.convert(tmp_path / "own", tmp_path / "half", dtype=torch.float16)
+    assert msrnn.load(tmp_path / "half").config == cell.config
+    with pytest.raises(msrnn.Error, match="which transformers does not know"):
+        converters.convert(tmp_path / "own", tmp_path / "hf", to="hf")
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("positions", [*POSITIONS, *ROPES.values()], ids=str)
+def test_every_config_survives_json(positions):
+    config = DecoderConfig(
+        **SIZES, positions=positions, norm="rms-outside", norm_eps=1e-3, placement="post", bias=True, tied=True, fixnorm=True,
+        small_init=False, dropout=0.5, ffn="geglu", bos_token_id=1, eos_token_ids=(2, 3),
+    )  # fmt: skip
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"width": 0}, "width is 0"),
+        ({"n_layers": 1001}, "n_layers is 1001"),
+        ({"n_kv_heads": 3}, "4 query heads cannot share 3"),
+        ({"ffn": "maxout"}, "ffn is 'maxout'"),
+        ({"ffn": "none"}, "ffn is none and ffn_width 32; expected 0"),
+        ({"ffn_width": 0}, "ffn_width is 0"),
+        ({"positions": "absolute"}, "positions are 'absolute'"),
+        ({"positions": None}, "positions are None"),
+        ({"head_dim": 5}, "head_dim is 5; rotary"),
+        ({"positions": "sinusoidal", "width": 25}, "width is 25; sinusoidal"),
+        ({"norm": "batch"}, "norm is 'batch'"),
+        ({"norm_eps": 0}, "norm_eps is 0"),
+        ({"placement": "sandwich"}, "placement is 'sandwich'"),
+        ({"bias": 1}, "bias is 1"),
+        ({"tied": None}, "tied is None"),
+        ({"fixnorm": "yes"}, "fixnorm is 'yes'"),
+        ({"small_init": 0}, "small_init is 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": 0}, "dropout is 0;"),
+        ({"bos_token_id": 50}, "special token id 50"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(facts, said):
+    with pytest.raises(msrnn.Error, match=said):
+        DecoderConfig(**{**SIZES, **facts})
+
+
+def test_odd_heads_need_no_rotation():
+    cell = decoder(positions="alibi", head_dim=5)
+    close(cell(TEXT)[0], naive(cell, TEXT, bias=alibi(4)), 1e-6)

@@ -26,6 +26,7 @@ from .reduction import Reduction
 from .retention import retention
 from .soak import soak
 from .spelling import Spelling
+from .train import command as training
 from .ways import write
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no dashes gets question marks
-    args = parser(evaluation.add_arguments).parse_args(argv)
+    args = parser(evaluation.add_arguments, training.add_arguments).parse_args(argv)
     try:
         COMMANDS[args.command](args)
         sys.stdout.flush()
@@ -300,6 +301,7 @@ COMMANDS = {
     "compare": _compare,
     "retention": _retention,
     "soak": _soak,
+    "train": training.run,
     "bench": _bench,
     "eval": _eval,
     "info": _info,

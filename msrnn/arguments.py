@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   msrnn soak model.gguf --text book.txt --reduction tova:512 --tokens 200000 --out soak
   msrnn bench model.gguf --text book.txt --only fold,step --json bench.json
   msrnn eval lm model.gguf --text book.txt --operators full tova sinks:SIZE:4 --sizes 64 256 --chunks 8 --out lm
+  msrnn train book.txt --config tiny-bounded --out small
   msrnn chat model.gguf --reduction tova:512 --system "Answer in one sentence."
 
 MODEL is a hub id (owner/name), a folder (Hugging Face's or the library's own) or one .gguf file.

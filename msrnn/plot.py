@@ -144,3 +144,38 @@ def draw_bench(points: Sequence["Point"], path: str | Path, *, title: str = "") 
     figure.suptitle(title)
     with new_file(path) as beside:
         figure.savefig(beside, dpi=130)
+
+
+def draw_training(losses: Sequence[float], validation: Mapping[int, float], path: str | Path, *, title: str = "") -> None:
+    """Two panels over the steps: the loss of each, and smoothed; bits a byte of the held-out text.
+
+    Args:
+        losses: nats a token, at least one.
+        validation: bits a byte, by how many steps were made.
+        path: the picture to write; its ending says the kind (png, svg, pdf).
+        title: what stands above.
+
+    Raises:
+        Error: as :func:`check_picture`.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    learnt, held = figure.subplots(1, 2, sharex=True)
+    smooth = [losses[0]]
+    for loss in losses[1:]:
+        smooth.append(0.95 * smooth[-1] + 0.05 * loss)
+    steps = range(1, len(losses) + 1)
+    learnt.plot(steps, losses, color="tab:blue", alpha=0.3, label="each step")
+    learnt.plot(steps, smooth, color="tab:blue", label="smoothed")
+    learnt.set_ylabel("loss, nats per token")
+    learnt.legend()
+    held.plot([*validation], [*validation.values()], color="tab:red", marker="o", markersize=4)
+    held.set_ylabel("held out, bits per byte")
+    for axes in (learnt, held):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    with new_file(path) as beside:
+        figure.savefig(beside, dpi=130)

@@ -101,6 +101,16 @@ ABOVE = {
     },
     "snapshot": {"files", "tensors", "multistate", "state", "places", "reduction", "rotary", "fingerprint"},
 }
+TRAIN = {
+    "train.recipe": {"checkpoint", "files", "models.config", "reduction"},
+    "train.tokens": {"files", "train.recipe"},
+    "train.data": {"train.recipe", "train.tokens"},
+    "train.run": {*CELL, "train.data", "train.recipe"},
+    "train.saved": {"checkpoint", "files", "tensors", "snapshot", "train.data", "train.recipe", "train.run", "train.tokens"},
+    "train.loop": {"models.llama", "train.data", "train.recipe", "train.run", "train.saved"},
+    "train.command": {"train.loop", "train.recipe"},
+    "train": {"train.loop", "train.recipe"},
+}
 EVAL = {  # the experiments; "eval.command" lists them
     "eval.text": set(),
     "eval.statistics": set(),
@@ -119,7 +129,7 @@ EXPERIMENTS = {
     "eval.beyond": SHARED | {"places", "snapshot"},
     **{"eval.generation": SHARED | {"decode"}, "eval.understanding": SHARED | {"decode", "eval.passkey"}},
 }
-ABOVE |= {"eval": set(), **EVAL, **EXPERIMENTS, "eval.command": {*EXPERIMENTS, "eval.report", "eval.source", "files"}}
+ABOVE |= {**TRAIN, "eval": set(), **EVAL, **EXPERIMENTS, "eval.command": {*EXPERIMENTS, "eval.report", "eval.source", "files"}}
 HARNESS = {"lm_eval.api.instance", "lm_eval.api.model", "lm_eval.models.utils", "lm_eval.utils"}
 ABOVE["eval.harness"] = {*CELL, "decode", "eval.forced", "eval.passkey", *HARNESS}  # the command line beside it imports it
 ABOVE["eval.__main__"] = {"eval.harness", "converters"}
@@ -132,9 +142,9 @@ DEFERRED = {  # inside a function only: save methods, and the extras
     *{("eval.command", "plot"), ("eval.command", "eval.pictures"), ("eval.pictures", "matplotlib")},
     *{("__main__", "matplotlib"), ("__main__", "tokenizers"), ("chat", "tokenizers"), ("template", "jinja2")},
     *{("bench.peers", "transformers"), ("bench.press_child", "transformers"), ("bench.press_child", "kvpress")},
-    *{("bench.context", "tokenizers")},
+    *{("bench.context", "tokenizers"), ("train.tokens", "tokenizers"), ("train.command", "plot")},
 }
-PACKAGES = ("models", "eval", "bench")
+PACKAGES = ("models", "eval", "bench", "train")
 LIBRARIES = sys.stdlib_module_names | {"torch", "einops"}
 
 

@@ -1,0 +1,76 @@
+"""A training run from its first step, or from where it was saved last, to its end."""
+
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..error import Error
+from ..models.llama import Llama
+from . import saved
+from .data import Data, text_digest
+from .recipe import Recipe
+from .run import Run, bits_per_byte
+
+
+def train(recipe: Recipe, text: str, folder: str | Path, *, progress: bool = False) -> Run:
+    """Train a new cell on ``text``, or go on with the run that ``folder`` holds, to the end.
+
+    A run that was stopped anywhere goes on from what was saved last and ends as it would have, bit for bit (on the same machine
+    with as many threads). The random numbers of the caller are left as they were.
+
+    Args:
+        recipe: the model, and how it learns.
+        text: what it learns from; its end is held out.
+        folder: new or empty, or of this run. What is written there is the library's own folder, and what the run goes on from.
+        progress: whether to show a bar.
+
+    Returns:
+        The finished :class:`Run`: the cell, in training mode, the losses and the validations.
+
+    Raises:
+        Error: a text that is too short, a folder that holds another run or something else, or cannot be written: all before
+            the first step; a loss that is no number.
+    """
+    folder = Path(folder)
+    begun = _holds_something(folder)
+    if begun:
+        saved.check_same(folder, recipe, text_digest(text))
+    with torch.random.fork_rng(devices=[]):
+        data = Data.of(text, recipe, saved.read_vocabulary(folder) if begun else None)
+        torch.manual_seed(recipe.seed)
+        run = Run(Llama(recipe.config(len(data.vocabulary.n_bytes))), recipe)
+        if begun:
+            saved.restore(folder, run)
+            saved.save(folder, run, data)  # what a killed run has not come to; and if it cannot be written, it is known now
+        else:
+            saved.create(folder, run, data)
+        _finish(run, data, folder, progress)
+    return run
+
+
+def _finish(run: Run, data: Data, folder: Path, progress: bool) -> None:
+    """The steps that are missing."""
+    recipe, here = run.recipe, len(run.losses)
+    disable = None if progress else True
+    with tqdm(total=recipe.steps, initial=here, desc="learning", unit="step", disable=disable) as bar:
+        begin = time.perf_counter()
+        for index in range(here, recipe.steps):
+            run.step(data.learnt[index])
+            bar.update()
+            speed = (index + 1 - here) * recipe.batch * recipe.chunk / (time.perf_counter() - begin)
+            bar.set_postfix_str(f"loss {run.losses[-1]:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            if (index + 1) % recipe.every == 0 or index + 1 == recipe.steps:
+                bits = bits_per_byte(run.cell, data.held, data.vocabulary.n_bytes, recipe.reduction)
+                run.validation[index + 1] = bits
+                saved.save(folder, run, data)
+                if progress:
+                    bar.write(f"step {index + 1:>6}  loss {run.losses[-1]:.4f}  held out {bits:.4f} bits/byte")
+
+
+def _holds_something(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and any(folder.iterdir())
+    except OSError as wrong:
+        raise Error(f"cannot read {folder} ({wrong.strerror})") from None

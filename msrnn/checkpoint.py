@@ -150,10 +150,15 @@ def build(
     return cell
 
 
+def new(config: Facts) -> Network:
+    """A cell of this form, random and trainable."""
+    return Decoder(config) if isinstance(config, DecoderConfig) else Llama(config)
+
+
 def on_meta(config: Facts) -> Network:
     """A cell of this form, without numbers."""
     with torch.device("meta"):
-        return Decoder(config) if isinstance(config, DecoderConfig) else Llama(config)
+        return new(config)
 
 
 def config_to_dict(config: Facts) -> dict[str, Any]:

@@ -102,12 +102,12 @@ ABOVE = {
     "snapshot": {"files", "tensors", "multistate", "state", "places", "reduction", "rotary", "fingerprint"},
 }
 TRAIN = {
-    "train.recipe": {"checkpoint", "files", "models.config", "reduction"},
+    "train.recipe": {"checkpoint", "files", "reduction"},
     "train.tokens": {"files", "train.recipe"},
     "train.data": {"train.recipe", "train.tokens"},
     "train.run": {*CELL, "train.data", "train.recipe"},
     "train.saved": {"checkpoint", "files", "tensors", "snapshot", "train.data", "train.recipe", "train.run", "train.tokens"},
-    "train.loop": {"models.llama", "train.data", "train.recipe", "train.run", "train.saved"},
+    "train.loop": {"checkpoint", "train.data", "train.recipe", "train.run", "train.saved"},
     "train.command": {"train.loop", "train.recipe"},
     "train": {"train.loop", "train.recipe"},
 }

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..checkpoint import new
 from ..error import Error
-from ..models.llama import Llama
 from . import saved
 from .data import Data, text_digest
 from .recipe import Recipe
@@ -40,7 +40,7 @@ def train(recipe: Recipe, text: str, folder: str | Path, *, progress: bool = Fal
     with torch.random.fork_rng(devices=[]):
         data = Data.of(text, recipe, saved.read_vocabulary(folder) if begun else None)
         torch.manual_seed(recipe.seed)
-        run = Run(Llama(recipe.config(len(data.vocabulary.n_bytes))), recipe)
+        run = Run(new(recipe.config(len(data.vocabulary.n_bytes))), recipe)
         if begun:
             saved.restore(folder, run)
             saved.save(folder, run, data)  # what a killed run has not come to; and if it cannot be written, it is known now

@@ -5,10 +5,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import config_from_dict
+from ..checkpoint import Facts, config_from_dict
 from ..error import Error
 from ..files import read_json
-from ..models.config import Config
 from ..reduction import parse_reduction, per_layer
 
 BYTES, BPE = "bytes", "bpe"
@@ -70,7 +69,7 @@ class Recipe:
             )
         per_layer(parse_reduction(self.reduction), self.config(256).n_layers)
 
-    def config(self, vocab_size: int) -> Config:
+    def config(self, vocab_size: int) -> Facts:
         """The model's facts, now that the size of the vocabulary is known.
 
         Raises:
@@ -95,8 +94,16 @@ TINY = Recipe(
         "length": 1024,
     }
 )
+DECODER = {
+    "family": "decoder",
+    **{name: x for name, x in TINY.model.items() if name not in ("family", "norm_eps", "rope")},
+    "ffn": "gelu",
+    "ffn_width": 512,
+    "norm": "layer",
+}
 PRESETS = {
     "tiny": TINY,
+    "tiny-decoder": replace(TINY, model={**DECODER, "dropout": 0.1}),
     "tiny-bounded": replace(TINY, reduction="tova:64", carry=16),
     "tiny-xl": replace(TINY, reduction="window:128", carry=16),
     "small": replace(
@@ -109,7 +116,7 @@ PRESETS = {
         warmup=200,
     ),
 }
-"""By name; ``tiny-xl`` carries Transformer-XL's memory (arXiv:1901.02860)."""
+"""By name. ``tiny-decoder`` is of parts (``models/decoder.py``), ``tiny-xl`` has Transformer-XL's memory (arXiv:1901.02860)."""
 
 
 def read_recipe(name: str) -> Recipe:

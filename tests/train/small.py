@@ -18,6 +18,8 @@ MODEL = {
 }
 
 
+DECODER = {**{name: x for name, x in MODEL.items() if name not in ("norm_eps", "rope")}, "family": "decoder", "dropout": 0.2}
+"""Of parts, and drawing random numbers."""
 WORDS = ["the", "sea", "was", "calm,", "and", "naïve", "whales", "slept", "–", "far", "off."]
 
 

@@ -1,6 +1,7 @@
 """Meta's and Mistral's own folders: facts, refusals, and the shapes of what was published."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -264,7 +265,7 @@ def test_names_and_shapes_of_the_published_models(name, sizes, more, count):
     preset = getattr(msrnn.models, name, None)
     if preset is not None:
         named = {"family": preset.family, "bos_token_id": preset.bos_token_id, "eos_token_ids": preset.eos_token_ids}
-        assert converters.config(({}, msrnn.models.llama.replace(config, **named))) == preset
+        assert converters.config(({}, replace(config, **named))) == preset
     else:
         assert name in ("LLaMA-2-70B", "Yi-34B")
 

@@ -156,7 +156,7 @@ class MultiState:
         place = self.positions if self.gapless else self.positions.masked_fill(self.empty, last)
         if most == S and bool((place[..., 1:] >= place[..., :-1]).all()):
             return self if self.gapless == (least == most) else replace(self, gapless=least == most)
-        order = place.argsort(dim=-1)[..., :most]  # (B, K, most)
+        order = place.argsort(dim=-1, stable=True)[..., :most]  # (B, K, most)
         first = torch.arange(order.shape[0] * order.shape[1], device=order.device) * S  # of each head, all rows in line
         return self._picked((order.flatten(0, 1) + first[:, None]).flatten(), gapless=least == most)
 

@@ -116,7 +116,7 @@ def _cut(H: MultiState, query: Tensor) -> MultiState:
     seen = Seen(weights, H.positions, H.clock - 1, H.numbers, H.keys.detach() if operator.keyed else None)
     score = dearness(operator, seen, H.pinned).expand(H.positions.shape)
     last = H.positions.masked_fill(H.positions == LEARNED, torch.iinfo(torch.int64).max)
-    order = last.argsort(dim=-1)  # empty rows first, then the oldest, and what is learned last
+    order = last.argsort(dim=-1, stable=True)  # empty rows first, then the oldest, and what is learned last
     score = score.masked_fill(H.empty, -torch.inf).gather(2, order)
     kept = order.gather(2, score.argsort(dim=-1, stable=True))[..., S - bound :]  # (B, K, bound)
 

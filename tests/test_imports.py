@@ -50,7 +50,11 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "models.network": {*CELL, "transition", "fold", "linear", "rotary", "attention"},
     "models.llama": {"models.config", "models.network", "reduction", "linear", "rotary", "norm"},
     "models.decoder_config": {"models.config", "rotary"},
-    "models.decoder": {*CELL, "models.decoder_config", "models.network", "fold", "linear", "rotary", "positions", "norm"},
+    "models.learned": {*CELL, "models.network"},
+    "models.decoder": {
+        *{*CELL, "fold", "linear", "rotary", "positions", "norm"},
+        *{"models.decoder_config", "models.learned", "models.network"},
+    },
     "models.mistral": {"models.config", "reduction", "rotary"},
     "models.yi": {"models.config", "reduction", "rotary"},
 }

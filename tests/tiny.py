@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.config import Config
 from msrnn.models.llama import Llama
 from msrnn.multistate import MultiState
@@ -52,6 +53,28 @@ def tiny_cell(seed: int = 0, dtype: torch.dtype = torch.float64, frozen: bool = 
     return cell.eval().requires_grad_(not frozen)
 
 
+DECODER = {
+    **{"vocab_size": 50, "width": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "ffn_width": 32},
+    "length": 40,
+}
+
+
+def tiny_decoder(seed=0, frozen=True, **facts) -> Decoder:
+    """A random Decoder, its attention far from uniform and its norms and biases from where they begin."""
+    cell = Decoder(DecoderConfig(**{**DECODER, **facts})).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, x in cell.named_parameters():
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            if "norm" in name:
+                x.copy_(x + 0.2 * noise)
+            elif name.startswith(("embed", "place", "memory", "write", "persistent")) or name.endswith("bias"):
+                x.copy_(noise)
+            else:
+                x.copy_(noise * (1.5 if ".q." in name or ".k." in name else 1) * x.shape[1] ** -0.5)
+    return cell.eval().requires_grad_(not frozen)
+
+
 def tokens(seed: int, B: int, T: int, vocab: int = FACTS["vocab_size"]) -> Tensor:
     """``(B, T)`` random ids."""
     return torch.randint(vocab, (B, T), generator=torch.Generator().manual_seed(seed))
@@ -79,7 +102,8 @@ def in_order(H: MultiState, b: int) -> list[dict[str, Tensor]]:
     """Per key/value head, the real rows of batch row b by position: row order and empty rows mean nothing."""
     heads = []
     for k, positions in enumerate(H.positions[b]):
-        order = positions.argsort()[(positions == -1).sum() :]
+        order = positions.argsort(stable=True)  # rows that are learned have no order but their own
+        order = order[positions[order] != -1]
         heads.append({name: x[b, k, order] for name, x in H.rows.items()})
     return heads
 

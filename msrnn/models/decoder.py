@@ -1,8 +1,8 @@
 """A small decoder-only network as a cell, of interchangeable parts, to be trained.
 
-Each part stands in a file of its own: norms (``norm.py``), positions (``rotary.py``, ``positions.py``), the loops over layers
-(``network.py``). What is chosen says :class:`DecoderConfig`; the layers are LLaMA's unless it says otherwise, parameter for
-parameter.
+Each part stands in a file of its own: norms (``norm.py``), positions (``rotary.py``, ``positions.py``), what H holds before the
+first token (``learned.py``), the loops over layers (``network.py``). What is chosen says :class:`DecoderConfig`; the layers are
+LLaMA's unless it says otherwise, parameter for parameter.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,8 @@ from ..reduction import Full, Reduction
 from ..rotary import Rope, Rotation
 from ..state import State
 from .decoder_config import DecoderConfig
-from .network import Block, Embedding, Network
+from .learned import Learned
+from .network import Block, Embedding
 
 Activation = Callable[[Tensor], Tensor]
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "rms-outside": RMSNormOutside, "scale": ScaleNorm}
@@ -81,16 +82,15 @@ class Layer(Block):
         return GATED[self.config.ffn](gate) * up
 
     def _add(self, x: Tensor, more: Tensor, norm: nn.Module) -> Tensor:
-        x = x + dropped(more, self.config.dropout, self.training)
+        x = x + functional.dropout(more, self.config.dropout, self.training)
         return x if self.pre else norm(x)
 
 
-class Decoder(Network):
+class Decoder(Learned):
     """The network. Freshly built it is random and trainable."""
 
     def __init__(self, config: DecoderConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embed = Embedding(config.vocab_size, config.width)
         if config.positions == "learned":
             self.place = Embedding(config.length, config.width)
@@ -103,18 +103,26 @@ class Decoder(Network):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all matrices anew: embeddings of standard deviation √(1 / E), products by Xavier or as ``small_init`` says."""
-        E = self.config.width
+        """Draw all matrices anew: products by Xavier or as ``small_init`` says, persistent rows of variance 1, embeddings of
+        variance 1 / E; memory tokens are then as long as what embeddings make of a token."""
+        c = self.config
         for name, x in self.named_parameters():
             if x.ndim == 1 and name.endswith("bias"):
                 x.zero_()
-            elif x.ndim == 2 and not x.is_meta:
-                attends = name.split(".")[-2] in ("q", "k", "v", "o")
-                if name.startswith(("embed", "place")):
-                    std = E**-0.5
-                else:
-                    std = (2 / (5 * E if attends and self.config.small_init else sum(x.shape))) ** 0.5
-                x.normal_(std=std)
+            elif x.ndim > 1 and not x.is_meta:
+                variance = 2 / sum(x.shape[-2:])
+                if name.startswith("persistent") or (name in ("memory", "write") and self.lengthens):
+                    variance = 1
+                elif name.startswith(("embed", "place", "memory", "write")):
+                    variance = 1 / c.width
+                elif c.small_init and name.split(".")[-2] in ("q", "k", "v", "o"):
+                    variance = 2 / (5 * c.width)
+                x.normal_(std=variance**0.5)
+
+    @property
+    def lengthens(self) -> bool:
+        """Whether embeddings are multiplied by √E, to be as long as what is added to them."""
+        return self.config.fixnorm or self.config.positions == "sinusoidal"
 
     @property
     def row_width(self) -> int:
@@ -132,7 +140,7 @@ class Decoder(Network):
     @property
     def marks(self) -> list[Tensor]:
         names = ("embed.weight", "layers.0.q.weight", f"layers.{len(self.layers) - 1}.o.weight")
-        return [self.get_parameter(name) for name in names]
+        return [self.get_parameter(name) for name in (*names, *(["memory"] if self.config.memory_tokens else []))]
 
     def empty_layer(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
         if self.config.positions == "alibi":
@@ -148,13 +156,13 @@ class Decoder(Network):
         c, x = self.config, self.embed(token)
         if c.fixnorm:
             x = functional.normalize(x, dim=-1)
-        if c.fixnorm or c.positions == "sinusoidal":
-            x = x * c.width**0.5  # as long as what is added
+        if self.lengthens:
+            x = x * c.width**0.5
         if c.positions == "sinusoidal":
             x = x + sinusoids(position, c.width, x.dtype)
         if c.positions == "learned":
             x = x + self.place(position.clamp(max=c.length - 1))  # those beyond are not read
-        return dropped(x, c.dropout, self.training)
+        return functional.dropout(x, c.dropout, self.training)
 
     def transition(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
         if token.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -177,12 +185,15 @@ class Decoder(Network):
         if self.config.positions == "learned" and bool((clock > self.config.length).any()):
             raise Error(f"the text is of {int(clock.max())} tokens; there are {self.config.length} learned positions")
 
+    def leave(self, x: Tensor) -> Tensor:
+        return self.norm(x) if self.config.placement == "pre" else x
+
     def read_out(self, x: Tensor) -> Tensor:
         c = self.config
         weight = self.embed.weight if c.tied else self.head.weight
         if c.tied and c.fixnorm:
             weight = functional.normalize(weight, dim=-1)
-        return product(self.norm(x) if c.placement == "pre" else x, weight)
+        return product(self.leave(x), weight)
 
 
 def norm(config: DecoderConfig) -> nn.Module:
@@ -193,8 +204,3 @@ def norm(config: DecoderConfig) -> nn.Module:
 
 def linear(config: DecoderConfig, n_in: int, n_out: int) -> nn.Linear:
     return nn.Linear(n_in, n_out) if config.bias else Linear(n_in, n_out)
-
-
-def dropped(x: Tensor, p: float, training: bool) -> Tensor:
-    """``x`` with dropout, by PyTorch's own generator."""
-    return functional.dropout(x, p) if p and training else x

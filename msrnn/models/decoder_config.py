@@ -34,6 +34,8 @@ class DecoderConfig:
             (arXiv:1910.05895).
         small_init: whether attention begins as narrow as a feed-forward of 4 E, √(2 / 5E) (ibid.), and not by Xavier.
         dropout: of embeddings and of what each sublayer adds, in training.
+        memory_tokens: how many are read before the text; ``recurrent``: whether they are written anew at the end of a chunk, by
+            :meth:`Decoder.carry`; ``persistent``: how many rows each layer's H has from the first (all in ``learned.py``).
         bos_token_id, eos_token_ids: as of :class:`Config`.
     """
 
@@ -56,6 +58,9 @@ class DecoderConfig:
     fixnorm: bool = False
     small_init: bool = True
     dropout: float = 0.0
+    memory_tokens: int = 0
+    recurrent: bool = False
+    persistent: int = 0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -64,7 +69,7 @@ class DecoderConfig:
         for name, known in CHOICES.items():
             if (value := getattr(self, name)) not in known:
                 raise Error(f"config: {name} is {value!r:.60}; expected one of {', '.join(known)}")
-        for name in ("bias", "tied", "fixnorm", "small_init"):
+        for name in ("bias", "tied", "fixnorm", "small_init", "recurrent"):
             if not isinstance(value := getattr(self, name), bool):
                 raise Error(f"config: {name} is {value!r:.60}; expected a bool")
         if not isinstance(self.dropout, float) or not 0 <= self.dropout < 1:
@@ -75,6 +80,9 @@ class DecoderConfig:
             check_rotary(self.head_dim)
         if self.positions == "sinusoidal" and self.width % 2:
             raise Error(f"config: width is {self.width}; sinusoidal positions need an even one")
+        check_whole(self, "memory_tokens", "persistent", at_least=0)
+        if self.recurrent and not self.memory_tokens:
+            raise Error("config: recurrent is True and memory_tokens 0; expected memory tokens, which are written anew")
         if self.ffn != "none":
             check_whole(self, "ffn_width")
         elif self.ffn_width != 0:

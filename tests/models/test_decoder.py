@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FACTS, ROPES, assert_same, close, fold, tiny_cell, tokens
+from tiny import DECODER, FACTS, ROPES, assert_same, close, fold, tiny_cell, tiny_decoder, tokens
 from torch import nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention, silu
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
@@ -19,27 +19,6 @@ from msrnn.checkpoint import config_from_dict, config_to_dict
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.decoder_config import CHOICES, POSITIONS
 from msrnn.norm import RMSNorm, RMSNormOutside, ScaleNorm
-
-SIZES = {
-    **{"vocab_size": 50, "width": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "ffn_width": 32},
-    "length": 40,
-}
-
-
-def decoder(seed=0, frozen=True, **facts) -> Decoder:
-    """A random one, its attention far from uniform and its norms and biases from where they begin."""
-    cell = Decoder(DecoderConfig(**{**SIZES, **facts})).double()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, x in cell.named_parameters():
-            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-            if "norm" in name:
-                x.copy_(x + 0.2 * noise)
-            elif name.startswith(("embed", "place")) or name.endswith("bias"):
-                x.copy_(noise)
-            else:
-                x.copy_(noise * (1.5 if ".q." in name or ".k." in name else 1) * x.shape[1] ** -0.5)
-    return cell.eval().requires_grad_(not frozen)
 
 
 def naive(cell, text, rotated=lambda x, position: x, entered=None, bias=None):
@@ -73,7 +52,7 @@ TEXT = tokens(1, 3, 20)
 @pytest.mark.parametrize("rope", sorted(ROPES))
 def test_left_as_it_is_it_is_a_llama(rope, reduction):
     llama = tiny_cell(rope=ROPES[rope])
-    cell = Decoder(DecoderConfig(**{**SIZES, "length": FACTS["length"]}, positions=ROPES[rope])).double().eval()
+    cell = Decoder(DecoderConfig(**{**DECODER, "length": FACTS["length"]}, positions=ROPES[rope])).double().eval()
     cell.load_state_dict(llama.state_dict())
     cell.requires_grad_(False)
     a, b = llama(TEXT, llama.initial_state(3, reduction)), cell(TEXT, cell.initial_state(3, reduction))
@@ -84,14 +63,14 @@ def test_left_as_it_is_it_is_a_llama(rope, reduction):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=["multi-head", "grouped", "multi-query"])
 def test_attention(heads, tied):
-    cell = decoder(positions="learned", n_heads=heads[0], n_kv_heads=heads[1], tied=tied)
+    cell = tiny_decoder(positions="learned", n_heads=heads[0], n_kv_heads=heads[1], tied=tied)
     entered = cell.embed.weight[TEXT] + cell.place.weight[:20]
     close(cell(TEXT)[0], naive(cell, TEXT, entered=entered), 1e-12)
 
 
 @pytest.mark.parametrize("ffn", CHOICES["ffn"])
 def test_feed_forward(ffn):
-    cell = decoder(positions="alibi", ffn=ffn, ffn_width=0 if ffn == "none" else 32, n_kv_heads=4)
+    cell = tiny_decoder(positions="alibi", ffn=ffn, ffn_width=0 if ffn == "none" else 32, n_kv_heads=4)
     assert any("ffn" in name or "up" in name for name, _ in cell.named_parameters()) == (ffn != "none")
     close(cell(TEXT)[0], naive(cell, TEXT, bias=alibi(4)), 1e-12)
 
@@ -103,7 +82,7 @@ def alibi(n_heads, T=20):
 
 @pytest.mark.parametrize("n_heads", [1, 2, 3, 4, 6, 8, 12])
 def test_alibi(n_heads):
-    cell = decoder(positions="alibi", n_heads=n_heads, n_kv_heads=1)
+    cell = tiny_decoder(positions="alibi", n_heads=n_heads, n_kv_heads=1)
     state = cell.initial_state(3, "tova:20")  # its weights, not only PyTorch's kernel
     expected = naive(cell, TEXT, bias=alibi(n_heads))
     close(cell(TEXT)[0], expected, 1e-6)  # transformers' slopes are of float32
@@ -113,7 +92,7 @@ def test_alibi(n_heads):
 
 def test_alibi_far_away():
     """Its logits are as exact as float32 has them, 10,000 tokens from the beginning."""
-    cell = decoder(positions="alibi")
+    cell = tiny_decoder(positions="alibi")
     near = cell.initial_state(1, "full")
     far = near.with_layers(replace(H, clock=H.clock + 10_000) for H in near)
     close(cell(TEXT[:1], near)[0], cell(TEXT[:1], far)[0], 1e-9)
@@ -124,14 +103,14 @@ def test_alibi_far_away():
 
 def test_alibi_refuses():
     with pytest.raises(msrnn.Error, match="KeyDiff looks at keys"):
-        decoder(positions="alibi").initial_state(1, msrnn.KeyDiff(4))
+        tiny_decoder(positions="alibi").initial_state(1, msrnn.KeyDiff(4))
     with pytest.raises(msrnn.Error, match="bfloat16 cannot tell apart"):
-        decoder(positions="alibi").bfloat16().initial_state(1)
-    decoder().bfloat16().initial_state(1, msrnn.KeyDiff(4))
+        tiny_decoder(positions="alibi").bfloat16().initial_state(1)
+    tiny_decoder().bfloat16().initial_state(1, msrnn.KeyDiff(4))
 
 
 def test_learned_positions_end():
-    cell = decoder(positions="learned", length=20)
+    cell = tiny_decoder(positions="learned", length=20)
     _, state = cell(TEXT)
     longer = torch.cat((TEXT, TEXT[:, :1]), dim=1)
     with pytest.raises(msrnn.Error, match="21 tokens; there are 20 learned positions"):
@@ -146,7 +125,7 @@ def test_learned_positions_end():
 
 
 def test_sinusoids():
-    cell = decoder(positions="sinusoidal")
+    cell = tiny_decoder(positions="sinusoidal")
     table = torch.tensor([[angle(t, j) for j in range(24)] for t in range(20)], dtype=torch.float64)
     close(cell(TEXT)[0], naive(cell, TEXT, entered=cell.embed.weight[TEXT] * math.sqrt(24) + table), 1e-12)
 
@@ -158,11 +137,11 @@ def angle(t, j):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_fixnorm(tied):
-    cell = decoder(positions="learned", fixnorm=True, tied=tied)
+    cell = tiny_decoder(positions="learned", fixnorm=True, tied=tied)
     words = cell.embed.weight / cell.embed.weight.pow(2).sum(1, keepdim=True).sqrt()
     x = words[TEXT] * math.sqrt(24) + cell.place.weight[:20]
     if tied:
-        cell_of_words = decoder(positions="learned", tied=True)
+        cell_of_words = tiny_decoder(positions="learned", tied=True)
         cell_of_words.embed.weight.copy_(words)
     else:
         cell_of_words = cell
@@ -196,7 +175,7 @@ def test_norms():
 @pytest.mark.parametrize("placement", CHOICES["placement"])
 def test_norm_and_placement(norm, placement):
     """In any place, whichever the norm; that each is what its name says, other tests tell."""
-    cell = decoder(norm=norm, placement=placement, positions="learned", norm_eps=1e-3, bias=True)
+    cell = tiny_decoder(norm=norm, placement=placement, positions="learned", norm_eps=1e-3, bias=True)
     kinds = {"rms": RMSNorm, "rms-outside": RMSNormOutside, "layer": nn.LayerNorm, "scale": ScaleNorm}
     norms = [m for name, m in cell.named_modules() if name.endswith("norm")]
     assert len(norms) == (5 if placement == "pre" else 4)
@@ -208,7 +187,7 @@ def test_norm_and_placement(norm, placement):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_it_is_pytorchs_own_layer(placement, bias, ffn):
-    cell = decoder(norm="layer", placement=placement, bias=bias, ffn=ffn, n_kv_heads=4, positions="learned", tied=True)
+    cell = tiny_decoder(norm="layer", placement=placement, bias=bias, ffn=ffn, n_kv_heads=4, positions="learned", tied=True)
     layer = nn.TransformerEncoderLayer(
         24, 4, 32, dropout=0.0, activation=ffn, batch_first=True, norm_first=placement == "pre", bias=bias, dtype=torch.float64
     )
@@ -232,10 +211,10 @@ def test_it_is_pytorchs_own_layer(placement, bias, ffn):
 
 def test_dropout():
     """Of p of what enters and of what is added, in training only, by PyTorch's own generator; what is left is scaled up."""
-    plain, cell = decoder(frozen=False), decoder(frozen=False, dropout=0.25)
+    plain, cell = tiny_decoder(frozen=False), tiny_decoder(frozen=False, dropout=0.25)
     assert torch.equal(cell(TEXT)[0], plain(TEXT)[0])
     plain.train()
-    assert torch.equal(plain(TEXT)[0], decoder(frozen=False)(TEXT)[0])
+    assert torch.equal(plain(TEXT)[0], tiny_decoder(frozen=False)(TEXT)[0])
     cell.train()
     torch.manual_seed(1)
     first = cell(TEXT)[0]
@@ -259,7 +238,7 @@ def test_how_it_begins():
     wide = {"width": 160, "n_kv_heads": 4, "head_dim": 40, "ffn_width": 640, "vocab_size": 1000}
     torch.manual_seed(0)
     for small in (True, False):
-        cell = Decoder(DecoderConfig(**{**SIZES, **wide}, small_init=small, bias=True, positions="learned"))
+        cell = Decoder(DecoderConfig(**{**DECODER, **wide}, small_init=small, bias=True, positions="learned"))
         expected = {"q": 2 / (5 * 160) if small else 2 / 320, "up": 2 / 800, "down": 2 / 800, "gate": 2 / 800}
         expected |= dict.fromkeys("kvo", expected["q"])
         for name, variance in expected.items():
@@ -283,7 +262,7 @@ def cells(draw, **fixed):
     positions = draw(st.sampled_from([*POSITIONS, ROPES["default"], ROPES["dynamic"]]))
     ffn = draw(st.sampled_from(CHOICES["ffn"]))
     flags = {name: draw(st.booleans()) for name in ("bias", "tied", "fixnorm")}
-    return decoder(
+    return tiny_decoder(
         draw(st.integers(0, 99)),
         n_kv_heads=draw(st.sampled_from([1, 2, 4])),
         ffn=ffn,
@@ -341,7 +320,7 @@ def test_gradients_through_a_bounded_fold_are_those_of_the_step_loop(cell, reduc
 
 @pytest.mark.parametrize("facts", [{"positions": "alibi"}, {"positions": "learned", "norm": "scale", "fixnorm": True}], ids=str)
 def test_decoding_and_disk(facts, tmp_path):
-    cell = decoder(tied=True, **facts, bos_token_id=1, eos_token_ids=(2, 3))
+    cell = tiny_decoder(tied=True, **facts, bos_token_id=1, eos_token_ids=(2, 3))
     text = TEXT[:, :9]
     new, state = msrnn.generate(cell, text, cell.initial_state(3, "tova:6"), max_new_tokens=12)
     ahead, same, _ = msrnn.lookahead(
@@ -362,7 +341,7 @@ def test_decoding_and_disk(facts, tmp_path):
     step = again.step(text[:, 0], msrnn.load_state(tmp_path / "state"))
     close(step[0], cell.step(text[:, 0], state)[0])
     with pytest.raises(msrnn.Error, match="another model"):
-        decoder(seed=7, tied=True, **facts).step(text[:, 0], state)
+        tiny_decoder(seed=7, tied=True, **facts).step(text[:, 0], state)
     converters.convert(tmp_path / "own", tmp_path / "half", dtype=torch.float16)
     assert msrnn.load(tmp_path / "half").config == cell.config
     with pytest.raises(msrnn.Error, match="which transformers does not know"):
@@ -373,7 +352,7 @@ def test_decoding_and_disk(facts, tmp_path):
 @pytest.mark.parametrize("positions", [*POSITIONS, *ROPES.values()], ids=str)
 def test_every_config_survives_json(positions):
     config = DecoderConfig(
-        **SIZES, positions=positions, norm="rms-outside", norm_eps=1e-3, placement="post", bias=True, tied=True, fixnorm=True,
+        **DECODER, positions=positions, norm="rms-outside", norm_eps=1e-3, placement="post", bias=True, tied=True, fixnorm=True,
         small_init=False, dropout=0.5, ffn="geglu", bos_token_id=1, eos_token_ids=(2, 3),
     )  # fmt: skip
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
@@ -406,9 +385,9 @@ def test_every_config_survives_json(positions):
 )
 def test_what_does_not_fit_is_refused_by_name(facts, said):
     with pytest.raises(msrnn.Error, match=said):
-        DecoderConfig(**{**SIZES, **facts})
+        DecoderConfig(**{**DECODER, **facts})
 
 
 def test_odd_heads_need_no_rotation():
-    cell = decoder(positions="alibi", head_dim=5)
+    cell = tiny_decoder(positions="alibi", head_dim=5)
     close(cell(TEXT)[0], naive(cell, TEXT, bias=alibi(4)), 1e-6)

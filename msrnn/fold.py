@@ -103,7 +103,7 @@ def fold(
     Returns:
         ``(B, N, T, D)``, meaningless where a token is not read, and the new H.
     """
-    if H.places and events is None:
+    if H.places and events is None and not _at_once(H):
         return _by_steps(q, k, v, H, active)
     length, read, T = _length(H), [], k.shape[2]
     H, before = H.ordered(), Before() if before is None else before
@@ -132,9 +132,18 @@ def _by_steps(q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | N
     return torch.cat(read, dim=2), H
 
 
+def _at_once(H: MultiState) -> bool:
+    """Whether the places of many tokens' rows can be counted at once: nobody has to look to know who leaves."""
+    o = H.reduction
+    looks = not o.blind or o.keyed or o.merges or o.numbers
+    return H.places is not None and H.places.rope.relative and not (looks or H.pinned)
+
+
 def _length(H: MultiState) -> int:
     """How many tokens to decide on at once."""
     operator = H.reduction
+    if H.places and _at_once(H):
+        return BLOCK
     if operator.merges or H.places:
         return 1  # what the next token reads is not known before
     if operator.keyed:
@@ -157,7 +166,8 @@ def _block(
     kept, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
     new = frame.clock if frame.even else frame.clock.masked_fill(~frame.active, EMPTY)
     positions = torch.cat((H.positions, new[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
-    turned, keys = (q, kept) if H.places is None else H.places.turned(q[:, :, 0], kept, positions, H.pinned)
+    one = H.places and not _at_once(H)  # token, at its place
+    turned, keys = H.places.turned(q[:, :, 0], kept, positions, H.pinned) if H.places and one else (q, kept)
     queries = turned.reshape(*q.shape).unflatten(1, (K, -1))  # (B, K, G, T, D)
     block, known, looks = _entered(queries, keys, positions, H, frame), before.blind.get(start), list[Look]()
     if known and known.reduction == H.reduction and known.positions.equal(block.positions) and events is None:
@@ -166,7 +176,11 @@ def _block(
         block, looks = decide(block)
         if H.reduction.blind and not (H.reduction.keyed or H.reduction.merges or H.numbers):
             before.blind[start] = block
-    if H.reduction.blind:
+    if H.places and not one:
+        hidden = block.hidden(0, T)
+        logits = mask(H.places.logits(queries, keys, positions, hidden), hidden[:, :, None])
+        read = logits.softmax(dim=-1).to(values.dtype).flatten(2, 3) @ values  # (B, K, G T, D)
+    elif H.reduction.blind:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
         read = scaled_dot_product_attention(workable(queries.flatten(2, 3)), workable(keys), workable(values), seen)
     else:

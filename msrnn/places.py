@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .attention import meet
 from .error import Error
+from .multistate import EMPTY
 from .rotary import Rope, rotate
 
 
@@ -80,3 +82,35 @@ class Places:
         if pinned:
             met = torch.cat((keys[:, :, :pinned], met[:, :, pinned:]), dim=2)
         return rotate(q.unflatten(1, (K, -1)), (cos[:, :, -1], sin[:, :, -1])).flatten(1, 2), met
+
+    def logits(self, q: Tensor, keys: Tensor, positions: Tensor, hidden: Tensor) -> Tensor:
+        """T queries at once and all rows that any of them sees, given who sees which; the last T rows are their own.
+
+        Only distances matter to a rope that is ``relative``. Most are those in the text, and take one product; the few rows
+        that stand elsewhere than there, such as sinks, are turned for each query by itself. Waits for the device.
+
+        Args:
+            q: ``(B, K, G, T, D)``; keys: ``(B, K, R, D)``; not rotated.
+            positions: ``(B, K, R)`` int64; hidden: ``(B, 1 or K, T, R)`` bool.
+
+        Returns:
+            ``(B, K, G, T, R)`` in at least float32; of hidden rows whatever.
+        """
+        (T, D), R = q.shape[3:], keys.shape[2]
+        wide = torch.promote_types(keys.dtype, torch.float32)
+        text = positions - positions[..., -T:].amax(-1, keepdim=True)  # near 0, where angles are sharp
+        cos, sin = self.rope.rotation(text, D, keys.dtype)  # (B, K, R, 1, D)
+        met = rotate(keys.unsqueeze(-2), (cos, sin)).squeeze(-2)
+        turned = rotate(q, (cos[:, :, None, -T:, 0], sin[:, :, None, -T:, 0]))
+        logits = meet(turned.flatten(2, 3), met).unflatten(2, q.shape[2:4])
+        place = self.of(positions[:, :, None].masked_fill(hidden, EMPTY), wide)  # (B, K, T, R)
+        apart = place.diagonal(R - T, -2, -1)[..., None] - place
+        moved = ((apart - (text[:, :, -T:, None] - text[:, :, None])).abs() > 0.01) & ~hidden
+        some = moved.flatten(0, 2).any(0).nonzero()[:, 0]  # (M,)
+        if len(some):
+            zero = self.rope.rotation(positions.new_zeros(()), D, keys.dtype)  # what gain there is
+            own = self.rope.rotation(-apart[..., some], D, keys.dtype)  # (B, K, T, M, 1, D)
+            close = rotate(keys[:, :, None, some, None], own).squeeze(-2)  # (B, K, T, M, D)
+            queries = rotate(q, zero).transpose(2, 3)  # (B, K, T, G, D)
+            logits[..., some] = meet(queries, close).transpose(2, 3)
+        return logits

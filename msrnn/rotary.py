@@ -7,6 +7,7 @@ to choose the frequencies f, each a frozen record of what a model's configuratio
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class Rope:
     r"""The plain frequencies $f_i = \theta^{-2i/D}$; the base of the other kinds."""
 
     theta: float
+    relative: ClassVar[bool] = True
+    """Whether the product of a turned query and a turned key depends on their distance alone."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -76,6 +79,7 @@ class Dynamic(Rope):
 
     factor: float
     length: int
+    relative: ClassVar[bool] = False
 
     def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
         stretch = (position[..., None] + 1).clamp(min=self.length).to(dtype) / self.length  # (…, 1)

@@ -31,7 +31,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "keyed": {"multistate", "reduction"},
     "drawn": {"reduction", "chance"},
     "pyramid": set(),
-    "places": {"rotary"},
+    "places": {"attention", "multistate", "rotary"},
     "transition": {"attention", "multistate", "reduction"},
     "cell": {"admit", "multistate", "state", "places", "reduction", "rotary", "fold", "trace", "fingerprint"},
     "decide": {"attention", "multistate", "reduction", "transition"},

@@ -189,6 +189,43 @@ def test_reading_is_the_step_loop(data):
     close(cell.step(token, trace.at(T))[0], cell.step(token, end)[0], 1e-8)
 
 
+@pytest.mark.parametrize("rope", [ROPES["default"], ROPES["yarn"]], ids=["default", "yarn"])
+@pytest.mark.parametrize("operator", ["window:0", "window:5", "sinks:6:2", "random:9", "full"])
+def test_operators_that_need_not_look_are_read_in_blocks(operator, rope):
+    """Most distances are those in the text; the rest are taken one by one. Longer than a block, ragged, and on from it."""
+    cell, text = tiny_cell(rope=rope), tokens(3, 2, 70)
+    for places in BOTH:
+        start = cell.initial_state(2, operator, places=places)
+        whole, end = fold(cell, text, start)
+        logits, state = cell(text, start)
+        close(logits, whole, 1e-8)
+        assert_same(state, end, 1e-8)
+        some, _ = cell(text, start, lengths=torch.tensor([70, 33]))
+        close(some[1, :33], whole[1, :33], 1e-8)
+        seen, trace = cell.scan(text, start)
+        close(seen, whole, 1e-8)
+        assert_same(trace.at(70), end, 1e-8)
+        rest, after = cell(text[:, 50:], trace.at(50))
+        close(rest, whole[:, 50:], 1e-8)
+        assert_same(after, end, 1e-8)
+
+
+def test_nobody_looks_token_by_token_without_need(monkeypatch):
+    asked, turned = [], Places.turned
+    monkeypatch.setattr(Places, "turned", lambda *all: asked.append(1) or turned(*all))
+    for operator, rope, needed in (
+        ("sinks:6:2", "default", 0),
+        ("random:6", "yarn", 0),
+        ("sinks:6:2", "dynamic", 40),
+        ("tova:6", "default", 40),
+        ("keydiff:6", "default", 40),
+    ):
+        cell = tiny_cell(rope=ROPES[rope])
+        cell(tokens(3, 1, 20), cell.initial_state(1, operator, places="inside"))
+        assert len(asked) == needed, operator
+        asked.clear()
+
+
 @given(st.data())
 @laws(8)
 def test_guessing_writes_what_plain_decoding_writes(data):

@@ -6,6 +6,7 @@ from classic import ours, shaken
 from tiny import assert_same, close, fold, tokens
 from torch import nn
 
+import converters
 import msrnn
 from msrnn.mask import padding_mask, subsequent_mask
 from msrnn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -67,6 +68,8 @@ def test_the_fold_is_the_step_loop_however_it_is_split(reduction):
     expected, end = fold(cell, text, state, lengths)
     found, after = cell(text, state, lengths=lengths)
     close(found, expected)
+    _, layers = cell.fold(text, state, torch.arange(9) < lengths[:, None])
+    assert all(H.clock.equal(lengths) for H in layers)
     assert_same(after, end, 1e-9)
     first, middle = cell(text[:, :5], state)
     rest, last = cell(text[:, 5:], middle)
@@ -109,6 +112,19 @@ def test_steps_in_place_and_rows_that_stand_still():
     assert still.clock.tolist() == [6, 5, 6]
     assert all(H.clock.tolist() == [6, 5, 6] for H in still)
     assert_same(still.select([1]), end.select([1]))
+
+
+def test_a_saved_cell_is_the_same_cell(tmp_path):
+    cell, text = tiny("post", norm_eps=1e-3), tokens(1, 3, 5)
+    state = cell.encode(tokens(0, 3, 6), LENGTHS)
+    cell.save(tmp_path / "model")
+    loaded = msrnn.load(tmp_path / "model")
+    assert loaded.config == cell.config
+    close(loaded(text, state)[0], cell(text, state)[0], 0)
+    close(loaded(text, loaded.encode(tokens(0, 3, 6), LENGTHS))[0], cell(text, state)[0], 0)
+    for refuses in (converters.load, converters.config):
+        with pytest.raises(msrnn.Error, match=r"an encoder-decoder, which reads a source first; .* \(msrnn\.load reads both\)"):
+            refuses(tmp_path / "model")
 
 
 def test_decoding_is_the_librarys_own():

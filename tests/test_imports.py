@@ -110,7 +110,7 @@ ABOVE = {
     "snapshot": {"files", "tensors", "multistate", "state", "places", "reduction", "rotary", "fingerprint"},
 }
 TRAIN = {
-    "train.recipe": {"checkpoint", "files", "reduction"},
+    "train.recipe": {"checkpoint", "files", "models.encoder_decoder", "reduction"},
     "train.tokens": {"files", "train.recipe"},
     "train.data": {"train.recipe", "train.tokens"},
     "train.run": {*CELL, "train.data", "train.recipe"},

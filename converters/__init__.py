@@ -15,7 +15,7 @@ from tqdm import tqdm
 from msrnn import Error, checkpoint
 from msrnn.error import check_device, check_dtype
 from msrnn.files import check_new_folder, new_folder, read_bytes, read_json
-from msrnn.models import Config, DecoderConfig
+from msrnn.models import Config, DecoderConfig, EncoderDecoderConfig
 from msrnn.models.network import Network
 from msrnn.tensors import Unread, open_tensors
 
@@ -105,7 +105,7 @@ def config(source: Any, *, revision: str | None = None) -> Config | DecoderConfi
         from . import gguf
 
         return gguf.read(path)[0]
-    return checkpoint.read_config(path) if _is_own(path) else _format(path, weights=False).read_config(path)
+    return _own_config(path) if _is_own(path) else _format(path, weights=False).read_config(path)
 
 
 def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokenizer":
@@ -184,7 +184,7 @@ def _open(source: Any, revision: str | None) -> Source:
         return Source(*gguf.read(path), partial(carried.in_gguf, path))
     if not _is_own(path):
         return _format(path).open_folder(path)
-    config, files = checkpoint.read_config(path), checkpoint.read_carried(path)
+    config, files = _own_config(path), checkpoint.read_carried(path)
     return Source(config, open_tensors(path / "model.safetensors"), lambda: files)
 
 
@@ -215,6 +215,16 @@ def _format(folder: Path, *, weights: bool = True) -> ModuleType:
 def _is_own(folder: Path) -> bool:
     path = folder / "config.json"
     return path.is_file() and read_json(path).get("format") == checkpoint.FORMAT
+
+
+def _own_config(folder: Path) -> Config | DecoderConfig:
+    """Of a folder of the library's own, for all who load a model without asking which."""
+    config = checkpoint.read_config(folder)
+    if isinstance(config, EncoderDecoderConfig):
+        raise Error(
+            f"{folder} is an encoder-decoder, which reads a source first; expected a decoder alone (msrnn.load reads both)"
+        )
+    return config
 
 
 @contextmanager

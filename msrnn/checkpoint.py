@@ -19,13 +19,14 @@ from .files import new_folder, read_bytes, read_json, write_json
 from .models.config import Config
 from .models.decoder import Decoder
 from .models.decoder_config import DecoderConfig
+from .models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from .models.llama import Llama
 from .models.network import Network
 from .rotary import KINDS, Rope
 from .tensors import Unread, open_tensors, write_tensors
 
 FORMAT, VERSION = "msrnn", 1
-Facts = Config | DecoderConfig
+Facts = Config | DecoderConfig | EncoderDecoderConfig
 CARRIED = ("tokenizer.json", "chat_template.jinja")
 """Small files that go along with a model when they are there."""
 
@@ -152,6 +153,8 @@ def build(
 
 def new(config: Facts) -> Network:
     """A cell of this form, random and trainable."""
+    if isinstance(config, EncoderDecoderConfig):
+        return EncoderDecoder(config)
     return Decoder(config) if isinstance(config, DecoderConfig) else Llama(config)
 
 
@@ -177,6 +180,9 @@ def config_from_dict(facts: Mapping[str, Any]) -> Facts:
         Error: an unknown, missing or ill-typed field.
     """
     facts = dict(facts)
+    if facts.get("family") == EncoderDecoderConfig.family:
+        del facts["family"]
+        return _record(EncoderDecoderConfig, facts, "config")
     eos = facts.get("eos_token_ids", [])
     if not isinstance(eos, list | tuple):
         raise Error(f"config: eos_token_ids is {eos!r}; expected a list of token ids")

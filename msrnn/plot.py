@@ -46,6 +46,27 @@ def draw_retention(panels: Mapping[str, Tensor], path: str | Path, *, prompt: in
     Raises:
         Error: as :func:`check_picture`.
     """
+    _draw_tables(panels, path, title, ("step", "position", "share of layers and heads that hold it"), prompt)
+
+
+def draw_attention(panels: Mapping[str, Tensor], path: str | Path, *, title: str = "") -> None:
+    """One panel per head, layer or mask: queries down, the rows that they see across, dark where much is read.
+
+    Args:
+        panels: by name, ``(T, S)`` weights, or a mask's booleans.
+        path: the picture to write; its ending says the kind (png, svg, pdf).
+        title: what stands above.
+
+    Raises:
+        Error: as :func:`check_picture`.
+    """
+    _draw_tables(panels, path, title, ("query", "row", "weight"))
+
+
+def _draw_tables(
+    panels: Mapping[str, Tensor], path: str | Path, title: str, labels: tuple[str, str, str], prompt: int = 0
+) -> None:
+    """A panel for each table of numbers from 0 to 1; ``labels`` of what goes down, what goes across, and what is dark."""
     check_picture(path)
     from matplotlib.figure import Figure
 
@@ -53,19 +74,20 @@ def draw_retention(panels: Mapping[str, Tensor], path: str | Path, *, prompt: in
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.3 * columns + 0.8, 3.2 * rows + 0.5), layout="constrained")
     image = None
-    for i, (name, kept) in enumerate(panels.items()):
+    for i, (name, table) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        image = axes.imshow(kept.cpu().numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+        numbers = table.detach().float().cpu().numpy()
+        image = axes.imshow(numbers, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
         axes.set_title(name, fontfamily="monospace")
-        axes.set_xlabel("position")
+        axes.set_xlabel(labels[1])
         axes.tick_params(labelsize=8)
         if i % columns == 0:
-            axes.set_ylabel("step")
-        if 0 < prompt < kept.shape[0]:
+            axes.set_ylabel(labels[0])
+        if 0 < prompt < table.shape[0]:
             axes.axhline(prompt - 0.5, color="tab:red", linewidth=1)
-            axes.text(kept.shape[1] - 1, prompt - 2, "prompt read", color="tab:red", fontsize=8, ha="right", va="bottom")
+            axes.text(table.shape[1] - 1, prompt - 2, "prompt read", color="tab:red", fontsize=8, ha="right", va="bottom")
     if image is not None:
-        figure.colorbar(image, ax=figure.axes, label="share of layers and heads that hold it", shrink=0.8)
+        figure.colorbar(image, ax=figure.axes, label=labels[2], shrink=0.8)
     figure.suptitle(title)
     with new_file(path) as beside:
         figure.savefig(beside, dpi=130)

@@ -41,10 +41,11 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
         *{"models.config", "models.llama", "models.mistral", "models.yi"},
         *{"models.decoder", "models.decoder_config", "models.encoder", "models.encoder_decoder", "models.memory_encoder"},
     },
-    "models.encoder": {"multihead", "sublayer"},
-    "models.memory_encoder": {"models.encoder"},
+    "models.encoder": {"multihead", "sublayer", "models.config"},
+    "models.memory_encoder": {"models.encoder", "models.config"},
     "models.encoder_decoder": {
-        *{*CELL, "admit", "attention", "fold", "mask", "multihead", "rotary", "sublayer", "models.encoder", "models.network"}
+        *{*CELL, "admit", "attention", "fold", "mask", "multihead", "positions", "rotary", "sublayer"},
+        *{"models.config", "models.encoder", "models.network"},
     },
     "models.config": {"rotary"},
     "models.network": {*CELL, "transition", "fold", "linear", "rotary", "attention"},
@@ -101,12 +102,19 @@ ABOVE = {
     "bench.command": {*BENCH, "bench.curve", "bench.press", "bench.report", "bench.sections", "files", "plot", "reduction"},
     "checkpoint": {
         *{"files", "tensors", "cell", "rotary"},
-        *{"models.config", "models.decoder", "models.decoder_config", "models.llama", "models.network"},
+        *{
+            "models.config",
+            "models.decoder",
+            "models.decoder_config",
+            "models.encoder_decoder",
+            "models.llama",
+            "models.network",
+        },
     },
     "snapshot": {"files", "tensors", "multistate", "state", "places", "reduction", "rotary", "fingerprint"},
 }
 TRAIN = {
-    "train.recipe": {"checkpoint", "files", "reduction"},
+    "train.recipe": {"checkpoint", "files", "models.encoder_decoder", "reduction"},
     "train.tokens": {"files", "train.recipe"},
     "train.data": {"train.recipe", "train.tokens"},
     "train.run": {*CELL, "train.data", "train.recipe"},

@@ -8,7 +8,8 @@ from tiny import tiny_cell
 import msrnn
 from msrnn import retention as module
 from msrnn.compare import full_nbytes
-from msrnn.plot import draw_retention
+from msrnn.mask import subsequent_mask, window_mask
+from msrnn.plot import draw_attention, draw_retention
 from msrnn.retention import held, leaving, retention
 
 CELL = tiny_cell()
@@ -69,6 +70,12 @@ def test_a_picture_of_the_same_thing_four_times_is_told(tmp_path):
     draw_retention({str(i): torch.eye(12) for i in range(4)}, tmp_path / "same.png")
     with pytest.raises(AssertionError, match="differ"):
         look(str(tmp_path / "same.png"), 4)
+
+
+def test_masks_and_weights_are_drawn(tmp_path):
+    weights = torch.rand(9, 9, requires_grad=True).softmax(-1)
+    draw_attention({"subsequent": subsequent_mask(9), "window": window_mask(9, 3), "head 0": weights}, tmp_path / "masks.png")
+    look(str(tmp_path / "masks.png"), 3)
 
 
 def test_an_ending_nobody_draws_is_refused(tmp_path):

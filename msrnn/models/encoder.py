@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..error import Error
 from ..multihead import MultiHead
 from ..sublayer import PLACEMENTS, FeedForward, Residual
+from .config import MOST_LAYERS, check_whole
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,9 @@ class EncoderConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("width", "n_layers", "n_heads", "ffn_width"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise Error(f"config: {name} is {value!r:.60}; expected a whole number of at least 1")
+        check_whole(self, "width", "n_layers", "n_heads", "ffn_width")
+        if self.n_layers > MOST_LAYERS:
+            raise Error(f"config: n_layers is {self.n_layers!r:.60}; expected at most {MOST_LAYERS}")
         if self.width % self.n_heads:
             raise Error(f"config: a width of {self.width} cannot be shared by {self.n_heads} heads evenly")
         if self.placement not in PLACEMENTS:

@@ -9,6 +9,7 @@ carries the source along.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from einops import rearrange, repeat
@@ -22,10 +23,12 @@ from ..fold import Before, Events
 from ..mask import padding_mask
 from ..multihead import MultiHead, attention
 from ..multistate import EMPTY, LEARNED, MultiState
+from ..positions import sinusoids
 from ..reduction import Full, Reduction, per_layer
 from ..rotary import Rotation
 from ..state import State
 from ..sublayer import FeedForward
+from .config import check_whole
 from .encoder import Encoder, EncoderConfig
 from .network import Block, Embedding, Network
 
@@ -35,12 +38,12 @@ class EncoderDecoderConfig(EncoderConfig):
     """The facts of both stacks, and the one vocabulary of source and text. In the decoder, ``dropout`` leaves attention weights
     alone, by which operators go; it is on what enters a stack, too."""
 
+    family: ClassVar[str] = "encoder-decoder"
     vocab_size: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.vocab_size, int) or isinstance(self.vocab_size, bool) or self.vocab_size < 1:
-            raise Error(f"config: vocab_size is {self.vocab_size!r:.60}; expected a whole number of at least 1")
+        check_whole(self, "vocab_size")
         if self.width % 2:
             raise Error(f"config: width is {self.width}; a position is told by pairs of numbers, so it has to be even")
 
@@ -65,9 +68,9 @@ class Half(Block):
         self.attention = MultiHead(config.width, config.n_heads)
         self.around_attention = config.residual()
 
-    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation:
-        """Asked for by nobody: positions are told once, where a token enters."""
-        return position, position
+    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation | None:
+        """None: positions are told once, where a token enters."""
+        return None
 
     def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         x, heads = self.around_attention.enter(x), self.attention
@@ -133,7 +136,8 @@ class EncoderDecoder(Network):
         super().__init__()
         self.config = config
         self.embed = Embedding(config.vocab_size, config.width)
-        nn.init.normal_(self.embed.weight, std=config.width**-0.5)
+        if not self.embed.weight.is_meta:
+            nn.init.normal_(self.embed.weight, std=config.width**-0.5)
         self.encoder = Encoder(config)
         self.layers = nn.ModuleList(half(config) for _ in range(config.n_layers) for half in (OwnText, Source))
         self.norm = config.norm() if config.placement == "pre" else nn.Identity()
@@ -195,11 +199,3 @@ class EncoderDecoder(Network):
 
     def read_out(self, x: Tensor) -> Tensor:
         return linear(self.norm(x), self.embed.weight)
-
-
-def sinusoids(position: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    r"""``(…,) -> (…, E)``: $\sin(p / 10000^{2i/E})$ at 2i, the cosine at 2i + 1 (arXiv:1706.03762, sec. 3.5)."""
-    wide = torch.promote_types(dtype, torch.float32)
-    even = torch.arange(0, width, 2, dtype=wide, device=position.device)
-    angle = position[..., None].to(wide) * 10000.0 ** (-even / width)  # (…, E/2)
-    return rearrange([angle.sin(), angle.cos()], "two ... i -> ... (i two)").to(dtype)

@@ -11,6 +11,7 @@ from einops import repeat
 from torch import Tensor, nn
 
 from ..error import Error
+from .config import check_whole
 from .encoder import EncoderConfig, EncoderLayer
 
 FORMS = ("tokens", "controller", "bottleneck")
@@ -31,8 +32,7 @@ class MemoryConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.n_memory, int) or isinstance(self.n_memory, bool) or self.n_memory < 1:
-            raise Error(f"config: n_memory is {self.n_memory!r:.60}; expected a whole number of at least 1")
+        check_whole(self, "n_memory")
         if self.form not in FORMS:
             raise Error(f"config: form is {self.form!r:.60}; expected one of {', '.join(FORMS)}")
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..checkpoint import Facts, config_from_dict
 from ..error import Error
 from ..files import read_json
+from ..models.encoder_decoder import EncoderDecoderConfig
 from ..reduction import parse_reduction, per_layer
 
 BYTES, BPE = "bytes", "bpe"
@@ -73,11 +74,16 @@ class Recipe:
         """The model's facts, now that the size of the vocabulary is known.
 
         Raises:
-            Error: an unknown, missing or impossible fact.
+            Error: an unknown, missing or impossible fact; a model that reads a source.
         """
         if "vocab_size" in self.model:
             raise Error("recipe: model.vocab_size is said; expected none, as it is the tokenizer's")
-        return config_from_dict({**self.model, "vocab_size": vocab_size})
+        config = config_from_dict({**self.model, "vocab_size": vocab_size})
+        if isinstance(config, EncoderDecoderConfig):
+            raise Error(
+                "recipe: model.family is 'encoder-decoder', which answers a source; expected one that goes on with a text"
+            )
+        return config
 
 
 TINY = Recipe(

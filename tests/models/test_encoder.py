@@ -111,6 +111,7 @@ def test_padding_that_leaves_a_query_nothing_to_see_makes_no_nan():
     [
         ({"width": 0}, "width is 0"),
         ({"n_layers": True}, "n_layers is True"),
+        ({"n_layers": 1001}, "n_layers is 1001; expected at most 1000"),
         ({"n_heads": 5}, "cannot be shared by 5 heads"),
         ({"placement": "sandwich"}, "placement is 'sandwich'"),
         ({"dropout": 1.0}, "dropout is 1.0"),

@@ -6,9 +6,12 @@ from classic import ours, shaken
 from tiny import assert_same, close, fold, tokens
 from torch import nn
 
+import converters
 import msrnn
+from msrnn.checkpoint import config_to_dict
 from msrnn.mask import padding_mask, subsequent_mask
 from msrnn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from msrnn.train.recipe import Recipe
 
 FACTS = {"width": 24, "n_layers": 2, "n_heads": 4, "ffn_width": 40, "vocab_size": 50}
 LENGTHS = torch.tensor([6, 2, 1])
@@ -67,6 +70,8 @@ def test_the_fold_is_the_step_loop_however_it_is_split(reduction):
     expected, end = fold(cell, text, state, lengths)
     found, after = cell(text, state, lengths=lengths)
     close(found, expected)
+    _, layers = cell.fold(text, state, torch.arange(9) < lengths[:, None])
+    assert all(H.clock.equal(lengths) for H in layers)
     assert_same(after, end, 1e-9)
     first, middle = cell(text[:, :5], state)
     rest, last = cell(text[:, 5:], middle)
@@ -109,6 +114,19 @@ def test_steps_in_place_and_rows_that_stand_still():
     assert still.clock.tolist() == [6, 5, 6]
     assert all(H.clock.tolist() == [6, 5, 6] for H in still)
     assert_same(still.select([1]), end.select([1]))
+
+
+def test_a_saved_cell_is_the_same_cell(tmp_path):
+    cell, text = tiny("post", norm_eps=1e-3), tokens(1, 3, 5)
+    state = cell.encode(tokens(0, 3, 6), LENGTHS)
+    cell.save(tmp_path / "model")
+    loaded = msrnn.load(tmp_path / "model")
+    assert loaded.config == cell.config
+    close(loaded(text, state)[0], cell(text, state)[0], 0)
+    close(loaded(text, loaded.encode(tokens(0, 3, 6), LENGTHS))[0], cell(text, state)[0], 0)
+    for refuses in (converters.load, converters.config):
+        with pytest.raises(msrnn.Error, match=r"an encoder-decoder, which reads a source first; .* \(msrnn\.load reads both\)"):
+            refuses(tmp_path / "model")
 
 
 def test_decoding_is_the_librarys_own():
@@ -163,6 +181,7 @@ def test_a_state_tells_what_is_given_and_what_was_read():
         (lambda cell: cell.encode(torch.tensor([[50]])), "token id 50 is outside the vocabulary"),
         (lambda cell: cell.encode(tokens(0, 1, 3), reduction=["full"] * 4), "4 reductions for a cell of 2 layers"),
         (lambda cell: tiny(seed=1).step(torch.tensor([1]), cell.encode(tokens(0, 1, 3))), "another model"),
+        (lambda cell: Recipe({k: v for k, v in config_to_dict(cell.config).items() if k != "vocab_size"}), "answers a source"),
         (lambda cell: tiny(vocab_size=0), "vocab_size is 0"),
         (lambda cell: tiny(width=15, n_heads=3), "width is 15"),
     ],

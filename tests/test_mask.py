@@ -37,6 +37,12 @@ def test_padding_is_nobodys():
     assert found[:, 0].tolist() == [[s < n for s in range(4)] for n in (3, 0, 4)]
 
 
+def test_masks_are_made_where_they_are_to_be():
+    meta = torch.device("meta")
+    assert subsequent_mask(3, device=meta).is_meta
+    assert window_mask(3, 2, device=meta).is_meta
+
+
 def test_pictures():
     assert picture(subsequent_mask(3)) == "■ · ·\n■ ■ ·\n■ ■ ■"
 

@@ -151,9 +151,9 @@ def test_gradients_reach_the_encoder_and_equal_torchs():
     again, _ = fold(cell, text, cell.encode(source, LENGTHS))
     by_steps = torch.autograd.grad(again.square().mean(), [cell.embed.weight, cell.encoder.layers[0].ffn.up.weight])
     (expected,) = torch.autograd.grad(reference(source, LENGTHS, text).square().mean(), [cell.embed.weight])
-    close(found[0], expected, 1e-8)
+    close(found[0], expected, 1e-10)
     for one, other in zip(found, by_steps, strict=True):
-        close(one, other, 1e-8)
+        close(one, other, 1e-10)
 
 
 def test_a_state_tells_what_is_given_and_what_was_read():

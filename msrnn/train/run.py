@@ -9,6 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..cell import Cell
 from ..error import Error
+from ..models.learned import Learned
 from ..reduction import Reduction
 from ..state import State
 from .data import IGNORED, Piece, Streams
@@ -17,6 +18,10 @@ from .recipe import Recipe
 LAST_LR = 0.1
 """Where the cosine ends, of the highest rate."""
 BETAS = (0.9, 0.95)
+
+
+class Diverged(Error):
+    """The loss is no number any more."""
 
 
 class Run:
@@ -43,19 +48,28 @@ class Run:
         """One step of truncated backpropagation through time: read, go back through this chunk, learn, keep H.
 
         Raises:
-            Error: the loss is no number any more; nothing was changed.
+            Diverged: as :meth:`learn`.
         """
         loss, state = chunk_loss(self.cell, piece, None if piece.fresh else self.state, self.recipe.reduction)
+        value = self.learn(loss)
+        self.state = state.detach()
+        return value
+
+    def learn(self, loss: Tensor) -> float:
+        """One step of the optimizer down the gradient of ``loss``, whose value is given back.
+
+        Raises:
+            Diverged: it is no number any more; nothing was changed.
+        """
         value = loss.item()
         if not math.isfinite(value):
-            raise Error(f"step {len(self.losses) + 1}: the loss is {value}; a lower lr or a longer warm-up may help")
+            raise Diverged(f"step {len(self.losses) + 1}: the loss is {value}; a lower lr or a longer warm-up may help")
         self.optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(self.cell.parameters(), self.recipe.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, len(self.losses))
         self.optimizer.step()
-        self.state = state.detach()
         self.losses.append(value)
         return value
 
@@ -89,7 +103,10 @@ def bits_per_byte(cell: Cell, streams: Streams, n_bytes: Tensor, reduction: Redu
 
 
 def _read(cell: Cell, tokens: Tensor, state: State | None, reduction: Reduction | str) -> tuple[Tensor, State]:
-    """One chunk by one fold: ``(B, T) -> (B, T, V)``."""
-    state = cell.initial_state(len(tokens), reduction) if state is None else state
+    """One chunk by one fold: ``(B, T) -> (B, T, V)``. Learned rows of a state carried on are made anew."""
+    if state is None:
+        state = cell.initial_state(len(tokens), reduction)
+    elif isinstance(cell, Learned):
+        state = cell.carry(state) if cell.config.recurrent else cell.renew(state)
     x, layers = cell.fold(tokens, state, None)
     return cell.read_out(x), state.with_layers(layers)

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 from reference import float64_reference, tiny_reference
-from small import recipe, words
+from small import DECODER, recipe, words
 from tiny import held, tiny_cell, tokens
 from torch.nn.functional import cross_entropy
 
 import converters
 import msrnn
+from msrnn.checkpoint import new
 from msrnn.train.data import IGNORED, Data, Piece
 from msrnn.train.run import BETAS, Run, bits_per_byte, chunk_loss, learning_rate
 
@@ -36,6 +37,28 @@ def test_the_gradient_of_a_chunk_is_that_of_its_steps(reduction, figure):
     assert worst < 1e-11
     assert min(float(x.abs().max()) for x in found) > 1e-6
     figure(f"truncated backpropagation through {reduction}: gradients differ from the step loop's by {worst:.1e}")
+
+
+@pytest.mark.parametrize("facts", [{"persistent": 3, "memory_tokens": 2}, {"memory_tokens": 3, "recurrent": True}])
+def test_learned_rows_go_on_learning_in_every_chunk(facts):
+    """Those of the state that was carried have no graph; they are made anew, or written."""
+    torch.manual_seed(0)
+    cell = new(recipe(model={**DECODER, "dropout": 0.0, **facts}).config(50)).double()
+    text = tokens(0, 2, 25)
+    _, state = chunk_loss(cell, Piece(text[:, :12], text[:, 1:13], True), None, "tova:5")
+    state = state.detach()
+    with torch.no_grad():
+        cell.memory += 0.5  # as an optimizer would
+    loss, _ = chunk_loss(cell, Piece(text[:, 12:24], text[:, 13:], False), state, "tova:5")
+    by_hand, losses = cell.carry(state) if "recurrent" in facts else cell.renew(state), []
+    for t in range(12, 24):
+        logits, by_hand = cell.step(text[:, t], by_hand)
+        losses.append(cross_entropy(logits, text[:, t + 1]))
+    names = [name for name, _ in cell.named_parameters() if name != "memory" or "recurrent" not in facts]
+    both = (torch.autograd.grad(x, [cell.get_parameter(name) for name in names]) for x in (loss, torch.stack(losses).mean()))
+    for name, a, b in zip(names, *both, strict=True):
+        assert torch.allclose(a, b, atol=1e-11), name
+        assert a.abs().max() > 0, name
 
 
 def test_h_is_carried_without_its_graph_and_begins_anew_where_it_should():

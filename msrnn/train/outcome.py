@@ -1,0 +1,77 @@
+"""What came out of the variants: tables with the spread over seeds, and curves."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..eval.report import Curves, Report, Table
+from ..eval.sweep import Sweep
+from .tasks import SYMBOLS, TASKS
+from .variants import BASE, BOUNDED, LEARNED, LENGTH, NORMS, READ, SEEDS, TASK, TEXT, TRAINED, VARIANTS, WAYS, key_of
+
+HOW = ("warm-up", "no warm-up")
+
+
+def report(sweep: Sweep) -> Report:
+    """The tables and curves of runs that are all finished."""
+    runs = {name: [sweep[key_of(name, seed, v)] for seed in SEEDS] for name, v in VARIANTS.items()}
+
+    def ends(name: str, what: str) -> str:
+        return spread([run["end"].get(what) for run in runs[name]], 100 if what in TASKS else 1)
+
+    def parameters(name: str) -> str:
+        return f"{runs[name][0]['parameters']:,}"
+
+    def curves(title: str, lines: Mapping[str, str], up: str = "loss, nats per byte") -> Curves:
+        return Curves(title, "step", up, {label: list(_curve(runs[name])) for label, name in lines.items()}, log_x=False)
+
+    norms = [
+        [
+            name,
+            parameters(f"{name}, warm-up"),
+            *(ends(f"{name}, {how}", way) for how in HOW for way in ("full", BOUNDED)),
+        ]
+        for name in NORMS
+    ]
+    columns = ["", "parameters", "warm-up, full", f"warm-up, {BOUNDED}", "none, full", f"none, {BOUNDED}"]
+    note = f"Held-out bits per byte, read under each reduction; {TEXT.steps} steps, {TEXT.warmup} of them warm-up or none."
+    tables = [Table("Norms and placements", columns, norms, note)]
+    rows = {"plain": BASE, **{name: name for name in LEARNED}}
+    learned = [[label, parameters(name), ends(name, "full"), ends(name, BOUNDED)] for label, name in rows.items()]
+    tables.append(Table("Learned rows", ["", "parameters", "full", BOUNDED], learned, "Held-out bits per byte."))
+    through = {"full": BASE, **{way: f"trained {way}" for way in TRAINED}}
+    trained = [[f"trained {way}", *(ends(name, read) for read in READ)] for way, name in through.items()]
+    note = f"Held-out bits per byte; H is carried over {TEXT.carry} chunks of {TEXT.chunk} bytes in training and reading."
+    tables.append(Table("Trained through one state, read through another", ["", *READ], trained, note))
+    tasks = [[name, parameters(f"copy, {name}"), *(ends(f"{task}, {name}", task) for task in TASKS)] for name in WAYS]
+    note = (
+        f"Of {LENGTH} symbols, % answered rightly; {100 / SYMBOLS:.0f} by chance. {TASK.steps} steps of {TASK.batch} episodes."
+    )
+    tables.append(Table("Copy and reverse", ["carried into the second chunk", "parameters", *TASKS], tasks, note))
+    pictures = {
+        "norms.png": curves(
+            "norms, with warm-up and without",
+            {f"{n}, {how}": f"{n}, {how}" for n in NORMS for how in HOW},
+        ),
+        "learned.png": curves("learned rows", rows),
+        "trained.png": curves("trained through", through),
+        "tasks.png": curves(
+            "copy and reverse", {f"{task}, {n}": f"{task}, {n}" for task in TASKS for n in WAYS}, "loss, nats per symbol"
+        ),
+    }
+    return Report(tables, [{"run": name, **run} for name, some in runs.items() for run in some], pictures)
+
+
+def spread(values: Sequence[float | None], times: float = 1) -> str:
+    """Mean ± standard deviation; of runs that diverged, how many did."""
+    there = [times * value for value in values if value is not None]
+    lost = f"{len(values) - len(there)} of {len(values)} diverged" if len(there) < len(values) else ""
+    digits = 3 if times == 1 else 1
+    said = f"{statistics.fmean(there):.{digits}f} ± {statistics.stdev(there):.{digits}f}" if len(there) > 1 else ""
+    return ", ".join(filter(None, (said, lost)))
+
+
+def _curve(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, float, float]]:
+    for points in zip(*(run["curve"] for run in runs), strict=False):
+        losses = [loss for _, loss in points]
+        yield points[0][0], statistics.fmean(losses), statistics.stdev(losses)

@@ -44,6 +44,7 @@ paper-full: paper  ## all of it: more chunks, continuations, and questions where
 	$(EVAL) kept $(MODEL) --text $(TEXT) --chunks 4 --operators tova h2o tova-head --out paper/kept-kinds
 	$(EVAL) lm $(MODEL) --text $(TEXT) --chunks 4 --sizes 256 --operators tova $(OTHERS) --out paper/others
 	$(EVAL) shortcut $(MODEL) --text $(TEXT) --chunks 4 --out paper/shortcut
+	$(EVAL) beyond $(MODEL) --text $(TEXT) --out paper/beyond
 	$(EVAL) passkey $(MODEL) --out paper/passkey-full
 	$(EVAL) generation $(MODEL) --text $(TEXT) --chunks 4 --out paper/generation
 	$(if $(DATA),$(EVAL) understanding $(MODEL) --data $(DATA) --out paper/understanding)
@@ -55,6 +56,7 @@ paper-small: .venv/eval.ready $(MODEL)/config.json  ## every command on a page o
 	$(EVAL) generation $(MODEL) $(SMALL) --chunk 32 --sizes 16 --max-new-tokens 8 --out paper/small/generation
 	$(EVAL) passkey $(MODEL) --lengths 160 --depths 0 1 --keys 1 --operators full tova --sizes 64 --out paper/small/passkey
 	$(EVAL) shortcut $(MODEL) $(SMALL) --prompt 64 --operators h2o tova --sizes 16 --out paper/small/shortcut
+	$(EVAL) beyond $(MODEL) --text docs/operators.md --tokens 128 --stretch 64 --sizes 16 --out paper/small/beyond
 	$(EVAL) throughput $(MODEL) --length 128 --steps 3 --budget 50 --sizes 32 --out paper/small/throughput
 
 variants: .venv/demo.ready  ## small models trained alike, within 40 minutes on two cores; the tables of docs/variants.md

@@ -18,6 +18,7 @@ from tiny import ROPES, assert_same, close, fold, held, tiny_cell, tokens
 
 import converters
 import msrnn
+from msrnn.models import Decoder, DecoderConfig
 from msrnn.places import RULES, Places
 from msrnn.rotary import Dynamic, Rope, Yarn
 
@@ -295,6 +296,21 @@ def test_a_cell_that_rotates_nothing_has_no_places(monkeypatch):
     assert tiny_cell().initial_state(1).places is None
     with pytest.raises(msrnn.Error, match="rotates nothing"):
         tiny_cell().initial_state(1, places="inside")
+
+
+def test_a_decoder_has_places_where_it_has_a_rope():
+    facts = {"vocab_size": 50, "width": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "ffn_width": 32}
+    torch.manual_seed(0)
+    cell = Decoder(DecoderConfig(**facts, length=40, positions=ROPES["default"])).double().eval().requires_grad_(False)
+    text = tokens(3, 1, 20)
+    whole, _ = fold(cell, text, cell.initial_state(1, "full", places="inside"))
+    close(whole, cell(text)[0])
+    start = cell.initial_state(1, "tova:5", places="compressed")
+    close(cell(text, start)[0], fold(cell, text, start)[0], 1e-8)
+    for positions in ("alibi", "learned", "sinusoidal"):
+        other = Decoder(DecoderConfig(**facts, length=40, positions=positions))
+        with pytest.raises(msrnn.Error, match="rotates nothing"):
+            other.initial_state(1, places="inside")
 
 
 def test_sixteen_bits_are_read_in_sixteen_bits():

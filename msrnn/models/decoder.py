@@ -133,6 +133,10 @@ class Decoder(Learned):
         return Full()
 
     @property
+    def rope(self) -> Rope | None:
+        return self.config.positions if isinstance(self.config.positions, Rope) else None
+
+    @property
     def facts(self) -> str:
         """What training alone looks at left out."""
         return str(replace(self.config, dropout=0.0, small_init=True, bos_token_id=None, eos_token_ids=()))

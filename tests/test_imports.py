@@ -113,8 +113,9 @@ ABOVE = {
     },
     "snapshot": {"files", "tensors", "multistate", "state", "places", "reduction", "rotary", "fingerprint"},
 }
+RECORDS = {"models.config", "models.decoder_config", "models.encoder_decoder"}
 TRAIN = {
-    "train.recipe": {"checkpoint", "files", "models.encoder_decoder", "reduction"},
+    "train.recipe": {"checkpoint", "files", *RECORDS, "reduction"},
     "train.tokens": {"files", "train.recipe"},
     "train.data": {"train.recipe", "train.tokens"},
     "train.run": {*CELL, "models.learned", "train.data", "train.recipe"},

@@ -5,9 +5,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Facts, config_from_dict
+from ..checkpoint import config_from_dict
 from ..error import Error
 from ..files import read_json
+from ..models.config import Config
+from ..models.decoder_config import DecoderConfig
 from ..models.encoder_decoder import EncoderDecoderConfig
 from ..reduction import parse_reduction, per_layer
 
@@ -68,9 +70,13 @@ class Recipe:
             raise Error(
                 f"recipe: tokenizer is {self.tokenizer!r:.60}; expected {BYTES}, or {BPE} with a size, such as {BPE}:4096"
             )
-        per_layer(parse_reduction(self.reduction), self.config(256).n_layers)
+        config = self.config(256)
+        per_layer(parse_reduction(self.reduction), config.n_layers)
+        if isinstance(config, DecoderConfig) and config.positions == "learned" and self.carry * self.chunk > config.length:
+            found = f"carry {self.carry} times chunk {self.chunk}"
+            raise Error(f"recipe: {found} is beyond the {config.length} positions that are learned (model.length)")
 
-    def config(self, vocab_size: int) -> Facts:
+    def config(self, vocab_size: int) -> Config | DecoderConfig:
         """The model's facts, now that the size of the vocabulary is known.
 
         Raises:

@@ -25,13 +25,15 @@ class Diverged(Error):
 
 
 class Run:
-    """Attributes:
-    cell: what learns, in training mode.
-    recipe: how.
-    optimizer: AdamW.
-    state: H after the last step, without its graph; None before the first.
-    losses: nats a token, of each step.
-    validation: bits a byte of the held-out text, by the number of steps.
+    """A run between two steps.
+
+    Attributes:
+        cell: what learns, in training mode.
+        recipe: how.
+        optimizer: AdamW.
+        state: H after the last step, without its graph; None before the first.
+        losses: nats a token, of each step.
+        validation: bits a byte of the held-out text, by the number of steps.
     """
 
     def __init__(self, cell: Cell, recipe: Recipe):

@@ -100,7 +100,7 @@ def restore(folder: Path, run: Run) -> None:
         torch.set_rng_state(tensors.pop("random"))
         for name, x in run.cell.named_parameters():
             _put(x.data, tensors.pop(f"model.{name}"))
-            if losses:
+            if f"adam.{name}.step" in tensors:  # not of one that was never used
                 run.optimizer.state[x] = {key: tensors.pop(f"adam.{name}.{key}") for key in MOMENTS}
         run.losses, run.validation = losses, {int(step): bits for step, bits in validation}
     except (KeyError, ValueError, RuntimeError, TypeError) as wrong:

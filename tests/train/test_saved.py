@@ -21,6 +21,7 @@ from msrnn.plot import draw_training
 from msrnn.train import train
 from msrnn.train.recipe import PRESETS, read_recipe
 
+ENCODER_DECODER = {"family": "encoder-decoder", "width": 16, "n_layers": 1, "n_heads": 2, "ffn_width": 24}
 NAMES = ["config.json", "model.safetensors", "state-12.safetensors", "tokenizer.json", "training.safetensors"]
 
 
@@ -54,6 +55,13 @@ def test_stopped_before_any_file_it_ends_bit_for_bit_as_if_it_had_not_been(tmp_p
         train(kind, text, tmp_path / str(n))
         assert contents(tmp_path / str(n)) == wholes[kind.reduction]
     assert stopped == 10
+
+
+def test_a_parameter_that_was_never_used_is_no_damage(tmp_path):
+    """Chunks that stand alone are never written into a memory."""
+    settings = recipe(model={**DECODER, "memory_tokens": 2, "recurrent": True}, carry=1)
+    done = train(settings, words(), tmp_path)
+    assert train(settings, words(), tmp_path).losses == done.losses
 
 
 def test_what_is_carried_matters(tmp_path):
@@ -125,7 +133,7 @@ def damaged(folder, name, change):
         (lambda out: (out / "training.safetensors").write_bytes(b"no"), "safetensors"),
         (lambda out: (out / "state-12.safetensors").unlink(), "cannot read"),
         (lambda out: (out / "state-12.safetensors").write_bytes(b"no"), "safetensors"),
-        (lambda out: damaged(out, "training.safetensors", lambda x, _: x.pop("adam.norm.weight.step")), "incomplete"),
+        (lambda out: damaged(out, "training.safetensors", lambda x, _: x.pop("adam.norm.weight.step")), "is not part"),
         (lambda out: damaged(out, "training.safetensors", lambda x, _: x.update(more=torch.zeros(1))), "'more' is not part"),
         (lambda out: damaged(out, "training.safetensors", lambda x, _: x.pop("losses")), "incomplete"),
         (lambda out: damaged(out, "training.safetensors", lambda x, _: x.update(random=torch.zeros(1))), "incomplete"),
@@ -198,6 +206,9 @@ def test_what_it_writes_the_other_commands_read(text, tmp_path, capsys):
         ({"clip": 0}, "clip is 0; expected a number above 0, at most 1e+09"),
         ({"weight_decay": -1}, "weight_decay is -1; expected a number of at least 0, at most 1"),
         ({"reduction": "tofa:8"}, "no operator is called 'tofa'"),
+        ({"model": {**DECODER, "positions": "learned", "length": 29}}, "carry 3 times chunk 10 is beyond the 29 positions"),
+        ({"model": ENCODER_DECODER}, "model.family is 'encoder-decoder', which answers a source"),
+        ({"model": {**DECODER, "positions": "alibi"}, "reduction": "keydiff:8"}, "alibi"),
         ({"tokenizer": "words"}, "tokenizer is 'words'; expected bytes, or bpe with a size, such as bpe:4096"),
         ({"tokenizer": "bpe:256"}, "tokenizer is 'bpe:256'"),
     ],

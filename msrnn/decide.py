@@ -149,11 +149,11 @@ def decide(block: Block) -> tuple[Block, list[Look]]:
         return block, [look]
     nobody = look.cost()
     leaves = leaves[..., : nobody.shape[2]].expand(-1, -1, nobody.shape[2])  # (B, T, 1 or K)
-    ranks = _cheapest(nobody, min(T, nobody.shape[3]), ties=block.reduction.blind).masked_fill(~leaves[..., None], -1)
+    cheapest = _cheapest(nobody, min(T, nobody.shape[3]), ties=block.reduction.blind)
     guess, settled = torch.full_like(leaves, -1, dtype=torch.int64), torch.zeros_like(leaves[:, 0], dtype=torch.int64)
     start, stop, looks = 0, T, []
     while start < T:
-        guess = _guess(ranks, guess, settled)
+        guess = _guess(cheapest, leaves, guess, settled)
         guessed = _gone(block, guess)
         look = _look(guessed, start, stop, numbers)
         choice = _lowest(look.cost(), leaves[:, start:stop])
@@ -236,20 +236,24 @@ def _gone(block: Block, rows: Tensor, start: int = 0) -> Block:
     return replace(block, until=until.scatter(2, index, time)[..., :R])
 
 
-def _guess(ranks: Tensor, known: Tensor, settled: Tensor) -> Tensor:
-    """Who leaves, ``(B, T, 1 or K)``: what is ``known`` of the settled tokens, then in turn the cheapest row not yet taken, by
-    ``ranks (B, T, 1 or K, T)``: the cheapest rows first, as they are if nobody leaves, −1 where none does.
+def _guess(cheapest: Tensor, leaves: Tensor, known: Tensor, settled: Tensor) -> Tensor:
+    """Who leaves, ``(B, T, 1 or K)``, −1 where nobody ``leaves``: what is ``known`` of the settled tokens, then in turn the
+    cheapest row not yet taken, by ``cheapest (B, T, 1 or K, T)``: the cheapest rows in order, as they are if nobody leaves.
 
     Any guess would do that takes no row twice. On lists: it is a matter of single numbers.
     """
     B, T, heads = known.shape
-    guess, stops, cheapest = known.tolist(), settled.tolist(), ranks.tolist()
+    guess, stops, ranks, go = known.tolist(), settled.tolist(), cheapest.tolist(), leaves.tolist()
     for b in range(B):
         for h in range(heads):
             stop = stops[b][h]
             taken = {guess[b][t][h] for t in range(stop)}
             for t in range(stop, T):
-                row = next(row for row in cheapest[b][t][h] if row < 0 or row not in taken)
+                row = -1
+                if go[b][t][h]:
+                    for row in ranks[b][t][h]:
+                        if row not in taken:
+                            break
+                    taken.add(row)
                 guess[b][t][h] = row
-                taken.add(row)
     return torch.tensor(guess, device=known.device)

@@ -54,8 +54,8 @@ class Reduction:
     blind: ClassVar[bool] = False
     """Whether ``update`` and ``score`` do without weights: those they get may be zeros."""
     placed: ClassVar[bool] = True
-    """Whether ``update`` or ``score`` look at ``seen.positions``; if not, rows that are not there may have one. Each class
-    speaks for itself: a subclass that does not say so does look."""
+    """Whether what ``update`` and ``score`` say of a row depends on the ``seen.positions`` of others; if not, rows that are not
+    there may have one. Each class speaks for itself: a subclass that does not say so is taken to depend on them."""
     keyed: ClassVar[bool] = False
     """Whether ``update`` or ``score`` look at ``seen.keys``."""
     merges: ClassVar[bool] = False
@@ -188,6 +188,7 @@ class H2O(Reduction):
     forms: ClassVar[Forms] = {"h2o": {"per_head": True}, "h2o-layer": {"per_head": False}}
     numbers: ClassVar[tuple[str, ...]] = ("received",)
     additive: ClassVar[bool] = True
+    placed: ClassVar[bool] = False
 
     def check(self, size: int | None) -> None:
         super().check(size)

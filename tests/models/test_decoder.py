@@ -15,6 +15,7 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 import converters
 import msrnn
+from msrnn.__main__ import main
 from msrnn.checkpoint import config_from_dict, config_to_dict
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.decoder_config import CHOICES, POSITIONS
@@ -349,7 +350,7 @@ def test_gradients_through_a_bounded_fold_are_those_of_the_step_loop(cell, reduc
 
 
 @pytest.mark.parametrize("facts", [{"positions": "alibi"}, {"positions": "learned", "norm": "scale", "fixnorm": True}], ids=str)
-def test_decoding_and_disk(facts, tmp_path):
+def test_decoding_and_disk(facts, tmp_path, capsys):
     cell = tiny_decoder(tied=True, **facts, bos_token_id=1, eos_token_ids=(2, 3))
     text = TEXT[:, :9]
     new, state = msrnn.generate(cell, text, cell.initial_state(3, "tova:6"), max_new_tokens=12)
@@ -372,6 +373,11 @@ def test_decoding_and_disk(facts, tmp_path):
     close(step[0], cell.step(text[:, 0], state)[0])
     with pytest.raises(msrnn.Error, match="another model"):
         tiny_decoder(seed=7, tied=True, **facts).step(text[:, 0], state)
+    assert main(["info", str(tmp_path / "own")]) == 0
+    said = capsys.readouterr().out
+    assert "decoder" in said
+    assert f"{facts['positions']}, made for 40 tokens" in said
+    assert f"{2 * 2 * (8 * cell.row_width + 8)} in float32" in said  # of two layers, two heads
     converters.convert(tmp_path / "own", tmp_path / "half", dtype=torch.float16)
     assert msrnn.load(tmp_path / "half").config == cell.config
     with pytest.raises(msrnn.Error, match="which transformers does not know"):

@@ -168,6 +168,23 @@ def test_what_is_left_after_carry():
         assert_same(begun.select([1]), alone, 1e-12)
 
 
+@pytest.mark.parametrize("places", ["inside", "compressed"])
+def test_places_are_carried(places):
+    """Before anything has left, and within ten tokens, all places are the positions."""
+    cell = tiny_decoder(memory_tokens=2, recurrent=True, persistent=1)
+    state, placed, text = cell.initial_state(3), cell.initial_state(3, places=places), TEXT[:, :9]
+    for _ in range(2):
+        logits, state = cell(text, state)
+        found, placed = cell(text, placed)
+        close(found, logits, 1e-9)
+        state, placed = cell.carry(state), cell.carry(placed)
+        assert placed.places.rule == places
+    renewing = tiny_decoder(**ALL)
+    _, placed = renewing(text, renewing.initial_state(3, "tova:4", places=places))
+    assert_same(renewing.renew(placed), placed)
+    assert renewing.renew(placed).places.rule == places
+
+
 def test_a_state_is_renewed_as_parameters_change():
     """After a step of training the rows that are learned are new, what was read is not; and gradients reach them again."""
     cell = tiny_decoder(frozen=False, **ALL)
@@ -248,3 +265,6 @@ def test_refusals():
         recurrent.carry(plain.initial_state(1))
     with pytest.raises(msrnn.Error, match="another model"):
         plain.renew(recurrent.initial_state(1))
+    for call in (recurrent.carry, plain.renew):
+        with pytest.raises(msrnn.Error, match="expected a State"):
+            call(None)

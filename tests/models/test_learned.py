@@ -28,7 +28,7 @@ def naive(cell, x, position):
     if c.positions == "alibi":
         distance = (position[:, None] - position).nan_to_num(0)  # near to all
         distance = torch.where(position.isnan(), 0, distance)
-        mask[..., P:] -= torch.tensor(slopes(N), dtype=torch.float64)[:, None, None] * distance
+        mask[..., P:] -= slopes(N, torch.float64)[:, None, None] * distance
     if isinstance(c.positions, Rope):
         rotation = c.positions.rotation(position.nan_to_num(0).long(), D, x.dtype)
     for l, layer in enumerate(cell.layers):

@@ -6,8 +6,6 @@ the D numbers of the head, and whatever meets queries with keys needs not know o
 Nothing but their difference counts, and it is as exact as float32 has $m_h t$.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -26,19 +24,17 @@ def sinusoids(position: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2).to(dtype)
 
 
-def slopes(n_heads: int) -> list[float]:
-    r"""The $m_h$ of ALiBi: of N heads, a power of 2, $2^{-8/N}, 2^{-16/N}, … 2^{-8}$. Of another number: those of the next
-    lower power, and then every other one of the next higher (as the authors' code has it)."""
-    power = 2 ** int(math.log2(n_heads))
-    even = [2.0 ** (-8 * (h + 1) / power) for h in range(power)]
-    between = [2.0 ** (-4 * (2 * h + 1) / power) for h in range(n_heads - power)]
-    return even + between
+def slopes(n_heads: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    r"""The $m_h$ of ALiBi, ``(N,)``: of N heads, a power of 2, $2^{-8/N}, 2^{-16/N}, … 2^{-8}$. Of another number: those of the
+    next lower power, and then every other one of the next higher (as the authors' code has it)."""
+    power, h = 2 ** (n_heads.bit_length() - 1), torch.arange(n_heads, dtype=dtype, device=device)
+    return 2.0 ** (-4 / power * torch.where(h < power, 2 * (h + 1), 2 * (h - power) + 1))
 
 
 def slope(position: Tensor, n_heads: int, head_dim: int, dtype: torch.dtype) -> Rotation:
     """What ALiBi adds to queries, ``(…, N, 2)``, and to keys, ``(…, 1, 2)``, of tokens at ``position (…,)``."""
     t = position[..., None].to(dtype)  # (…, 1)
-    m = torch.tensor(slopes(n_heads), dtype=dtype, device=t.device) * (head_dim + MORE) ** 0.5  # the root is divided by later
+    m = slopes(n_heads, dtype, t.device) * (head_dim + MORE) ** 0.5  # the root is divided by later
     return torch.stack((m.expand(*t.shape[:-1], -1), -m * t), dim=-1), torch.stack((t, torch.ones_like(t)), dim=-1)
 
 

@@ -51,7 +51,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "models.network": {*CELL, "transition", "fold", "linear", "rotary", "attention"},
     "models.llama": {"models.config", "models.network", "reduction", "linear", "rotary", "norm"},
     "models.decoder_config": {"models.config", "rotary"},
-    "models.learned": {*CELL, "models.network"},
+    "models.learned": {*CELL, "places", "models.network"},
     "models.decoder": {
         *{*CELL, "fold", "linear", "rotary", "positions", "norm"},
         *{"models.decoder_config", "models.learned", "models.network"},

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ..error import Error
 from ..rotary import Rope
-from .config import check_rotary, check_sizes, check_whole
+from .config import MOST, check_rotary, check_sizes, check_whole
 
 CHOICES = {
     "norm": ("rms", "rms-outside", "layer", "scale"),
@@ -81,6 +81,8 @@ class DecoderConfig:
         if self.positions == "sinusoidal" and self.width % 2:
             raise Error(f"config: width is {self.width}; sinusoidal positions need an even one")
         check_whole(self, "memory_tokens", "persistent", at_least=0)
+        if self.persistent * self.n_heads * self.head_dim > MOST:
+            raise Error(f"config: {self.persistent} persistent rows of {self.n_heads} heads; expected at most {MOST} numbers")
         if self.recurrent and not self.memory_tokens:
             raise Error("config: recurrent is True and memory_tokens 0; expected memory tokens, which are written anew")
         if self.ffn != "none":

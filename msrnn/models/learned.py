@@ -24,6 +24,7 @@ from torch.nn.functional import dropout, pad
 
 from ..error import Error
 from ..multistate import LEARNED, MultiState
+from ..places import ABSOLUTE
 from ..reduction import Full, Reduction
 from ..state import State
 from .network import Network
@@ -64,12 +65,12 @@ class Learned(Network):
         """
         if not self.config.recurrent:
             raise Error("carry: this cell writes no memory; expected one whose config is recurrent")
-        B, mark = len(state.clock), state.mark
-        self.check_state(state, B)
-        position = state.clock[:, None] + torch.arange(len(self.write), device=mark.device)
-        x, _ = self.through(self.write.expand(B, -1, -1), self.rotation(position, self.write.dtype), state, None)
-        empty = super().initial_state(B, [H.reduction for H in state], device=mark.device, dtype=mark.dtype)
-        return self._begun(empty, self.leave(x))
+        how = self._like(state)
+        B, places = len(state.clock), state.places
+        position = state.clock[:, None] + torch.arange(len(self.write), device=state.clock.device)
+        rotation = None if places else self.rotation(position, self.write.dtype)
+        x, _ = self.through(self.write.expand(B, -1, -1), rotation, state, None)
+        return self._begun(super().initial_state(**how), self.leave(x))
 
     def renew(self, state: State) -> State:
         """``state`` with the learned rows that the parameters give now, and their graph: for a state that is carried on after
@@ -80,9 +81,7 @@ class Learned(Network):
         """
         if self.config.recurrent:
             raise Error("renew: the memory of a recurrent cell is what it wrote; expected carry")
-        B, mark = len(state.clock), state.mark
-        self.check_state(state, B)
-        fresh = self.initial_state(B, [H.reduction for H in state], device=mark.device, dtype=mark.dtype)
+        fresh = self.initial_state(**self._like(state))
 
         def renewed(H: MultiState, new: MultiState) -> MultiState:
             keys, values = (
@@ -91,6 +90,13 @@ class Learned(Network):
             return replace(H, keys=keys, values=values, room=None)
 
         return state.with_layers(renewed(H, new) for H, new in zip(state, fresh, strict=True))
+
+    def _like(self, state: State) -> dict[str, Any]:
+        """What makes an :meth:`initial_state` for the same texts as ``state``, which has to be of this cell."""
+        self.check_state(state, len(state.clock) if isinstance(state, State) else 0)
+        where = {"device": state.mark.device, "dtype": state.mark.dtype}
+        places = state.places.rule if state.places else ABSOLUTE
+        return {"batch_size": len(state.clock), "reduction": [H.reduction for H in state], "places": places, **where}
 
     def _begun(self, state: State, memory: Tensor | None) -> State:
         """``state``, which has no rows, with the learned ones; ``memory (1 or B, m, E)``."""

@@ -55,9 +55,7 @@ def report(sweep: Sweep) -> Report:
         ),
         "learned.png": curves("learned rows", rows),
         "trained.png": curves("trained through", through),
-        "tasks.png": curves(
-            "copy and reverse", {f"{task}, {n}": f"{task}, {n}" for task in TASKS for n in WAYS}, "loss, nats per symbol"
-        ),
+        **{f"{task}.png": curves(task, {name: f"{task}, {name}" for name in WAYS}, "loss, nats per symbol") for task in TASKS},
     }
     return Report(tables, [{"run": name, **run} for name, some in runs.items() for run in some], pictures)
 

@@ -156,9 +156,10 @@ def test_the_page_gets_tables_and_curves_and_keeps_the_rest(tmp_path, monkeypatc
     assert once.endswith("<!-- until here -->\nafter\n")
     assert "**Copy and reverse**" in once
     assert "old" not in once
-    assert once.count("![") == 4
+    assert once.count("![") == 5
     assert all(
-        (tmp_path / name).is_file() for name in ("page-norms.png", "page-learned.png", "page-trained.png", "page-tasks.png")
+        (tmp_path / name).is_file()
+        for name in (f"page-{which}.png" for which in ("norms", "learned", "trained", "copy", "reverse"))
     )
     assert len(json.loads((tmp_path / "out" / "report.json").read_text())) == len(VARIANTS) * len(SEEDS)
     command.publish(tmp_path / "out", page)

@@ -69,7 +69,8 @@ class Learned(Network):
         B, places = len(state.clock), state.places
         position = state.clock[:, None] + torch.arange(len(self.write), device=state.clock.device)
         rotation = None if places else self.rotation(position, self.write.dtype)
-        x, _ = self.through(self.write.expand(B, -1, -1), rotation, state, None)
+        write = dropout(self.write.expand(B, -1, -1), self.config.dropout, self.training)
+        x, _ = self.through(write, rotation, state, None)
         return self._begun(super().initial_state(**how), self.leave(x))
 
     def renew(self, state: State) -> State:

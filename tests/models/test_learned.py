@@ -222,12 +222,19 @@ def test_of_another_type_or_elsewhere():
     assert cell.bfloat16()(TEXT)[0].isfinite().all()
 
 
-def test_dropout_is_of_memory_too():
-    cell = tiny_decoder(memory_tokens=2, dropout=0.5)
-    first = cell.initial_state(1)
-    assert_same(cell.initial_state(1), first)
-    cell.train()
-    assert not torch.equal(cell.initial_state(1)[0].keys, first[0].keys)
+def test_dropout_is_of_memory_too(monkeypatch):
+    """Of memory and write tokens as they enter, as of other tokens; none in evaluation."""
+    entered, cell = [], tiny_decoder(memory_tokens=2, recurrent=True, dropout=0.5)
+    through = cell.through
+    monkeypatch.setattr(cell, "through", lambda x, *more: entered.append(x) or through(x, *more))
+    for training in (False, True):
+        cell.train(training)
+        cell.carry(cell.initial_state(9))
+    assert [x.eq(0).any().item() for x in entered] == [False, False, False, True, True, True]
+    for x, whole in zip(entered, [cell.memory, cell.write, None] * 2, strict=True):
+        if whole is not None:
+            left = x != 0
+            close(x[left], (whole * (1 if left.all() else 2)).expand_as(x)[left], 0)
 
 
 def test_how_it_begins():

@@ -23,6 +23,9 @@ def _compressed(gap: Tensor) -> Tensor:
     return torch.where(gap > 10, gap.log().log(), gap)
 
 
+KEYS = 2**22
+"""Numbers of keys that are turned side by side, for each query by itself: 16 MB in float32."""
+
 ABSOLUTE = "absolute"
 RULES: dict[str, Callable[[Tensor], Tensor]] = {"inside": torch.ones_like, "compressed": _compressed}
 """How far apart two neighbours stand whose positions are ``gap (…)`` apart, floating. ``inside``: one, so that a row's place is
@@ -97,6 +100,8 @@ class Places:
             ``(B, K, G, T, R)`` in at least float32; of hidden rows whatever.
         """
         (T, D), R = q.shape[3:], keys.shape[2]
+        if hidden.shape[1] == 1 and bool((positions == positions[:, :1]).all()):
+            positions = positions[:, :1]  # all heads hold the same
         wide = torch.promote_types(keys.dtype, torch.float32)
         text = positions - positions[..., -T:].amax(-1, keepdim=True)  # near 0, where angles are sharp
         cos, sin = self.rope.rotation(text, D, keys.dtype)  # (B, K, R, 1, D)
@@ -107,10 +112,10 @@ class Places:
         apart = place.diagonal(R - T, -2, -1)[..., None] - place
         moved = ((apart - (text[:, :, -T:, None] - text[:, :, None])).abs() > 0.01) & ~hidden
         some = moved.flatten(0, 2).any(0).nonzero()[:, 0]  # (M,)
-        if len(some):
-            zero = self.rope.rotation(positions.new_zeros(()), D, keys.dtype)  # what gain there is
-            own = self.rope.rotation(-apart[..., some], D, keys.dtype)  # (B, K, T, M, 1, D)
-            close = rotate(keys[:, :, None, some, None], own).squeeze(-2)  # (B, K, T, M, D)
-            queries = rotate(q, zero).transpose(2, 3)  # (B, K, T, G, D)
-            logits[..., some] = meet(queries, close).transpose(2, 3)
+        zero = self.rope.rotation(positions.new_zeros(()), D, keys.dtype)  # what gain there is
+        queries = rotate(q, zero).transpose(2, 3)  # (B, K, T, G, D)
+        for few in some.split(max(1, KEYS * R // (keys.numel() * T))) if len(some) else ():
+            own = self.rope.rotation(-apart[..., few], D, keys.dtype)  # (B, 1 or K, T, M, 1, D)
+            close = rotate(keys[:, :, None, few, None], own).squeeze(-2)  # (B, K, T, M, D)
+            logits[..., few] = meet(queries, close).transpose(2, 3)
         return logits

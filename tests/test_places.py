@@ -192,8 +192,9 @@ def test_reading_is_the_step_loop(data):
 
 @pytest.mark.parametrize("rope", [ROPES["default"], ROPES["yarn"]], ids=["default", "yarn"])
 @pytest.mark.parametrize("operator", ["window:0", "window:5", "sinks:6:2", "random:9", "full"])
-def test_operators_that_need_not_look_are_read_in_blocks(operator, rope):
+def test_operators_that_need_not_look_are_read_in_blocks(operator, rope, monkeypatch):
     """Most distances are those in the text; the rest are taken one by one. Longer than a block, ragged, and on from it."""
+    monkeypatch.setattr("msrnn.places.KEYS", 64 * 2 * 2 * 6 * 4)  # four rows of a block at a time
     cell, text = tiny_cell(rope=rope), tokens(3, 2, 70)
     for places in BOTH:
         start = cell.initial_state(2, operator, places=places)

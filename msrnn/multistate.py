@@ -116,7 +116,8 @@ class MultiState:
         graph = any(x.requires_grad for x in (*rows[:2], *new[:2]))
         if not graph and (in_place or self.reduction.size is None):
             seen = self.opened(in_place=True)
-            seen.keys[:, :, -1], seen.values[:, :, -1] = key, value
+            # through ``data``: a graph may have saved the rows before this one, which do not change
+            seen.keys.data[:, :, -1], seen.values.data[:, :, -1] = key, value
             return seen
         keys, values, positions = (torch.cat((x, row.unsqueeze(2)), dim=2) for x, row in zip(rows, new, strict=True))
         room = Room(keys, values, positions, keys.shape[2])
@@ -132,7 +133,7 @@ class MultiState:
         if room is None or not in_place or not room.free(S, shared=self.reduction.size is None):
             room = _room([self])
         room.filled = S + 1  # before anything is written: another thread may stand at the same end
-        room.positions[:, :, S] = self.clock[:, None]
+        room.positions.data[:, :, S] = self.clock[:, None]
         keys, values, positions = room.first(S + 1)
         return replace(self, keys=keys, values=values, positions=positions, numbers=self._one_more(), room=room)
 

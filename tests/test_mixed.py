@@ -100,3 +100,17 @@ def test_odd_modules_are_moved_and_called_as_they_are():
     layer.q.forward = lambda x: called.append("q") or inner(x)
     cell.step(text[:, 0])
     assert called == ["q"]
+
+
+def test_a_step_leaves_a_graph_on_the_rows_before_it_whole():
+    """A pure step writes behind rows that a loss of one's own may have saved."""
+    cell = tiny_cell()
+    _, state = cell(tokens(0, 1, 40), cell.initial_state(1, "full"))
+    _, state = cell.step(tokens(1, 1, 1)[:, 0], state)  # it has room
+    gain = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    loss = (state[0].keys * gain).sum() + (state[0].values * gain).sum() + (state[0].positions * gain[0]).sum()
+    cell.step(tokens(2, 1, 1)[:, 0], state)
+    loss.backward()
+    expected = (state[0].keys + state[0].values).sum((0, 1, 2))
+    expected[0] += state[0].positions.sum()
+    torch.testing.assert_close(gain.grad, expected, atol=1e-12, rtol=0)

@@ -51,6 +51,7 @@ def generate(
     """
     choose, ids = chooser(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
     logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
+    state = state.detach() if state.carries_graph else state  # of rows that no token left, and none will change
     written = [token for token, _ in _loop(cell.step_, logits, state, choose, ids, max_new_tokens)]  # state moves along
     return torch.stack(written, dim=1) if written else tokens[:, :0], state
 

@@ -42,6 +42,10 @@ class ScaleNorm(nn.Module):
         self.weight = nn.Parameter(torch.tensor(width**0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        length = wide.norm(dim=-1, keepdim=True).clamp(min=self.eps)
-        return self.weight * (wide / length).to(x.dtype)
+        return self.weight * unit(x, self.eps)
+
+
+def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
+    r"""$x / \max(\lVert x \rVert_2, \epsilon)$ of the last dimension, taken in at least float32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide / wide.norm(dim=-1, keepdim=True).clamp(min=eps)).to(x.dtype)

@@ -16,7 +16,7 @@ from ..error import Error
 from ..fold import Events
 from ..linear import Linear, product, side_by_side
 from ..multistate import MultiState
-from ..norm import RMSNorm, RMSNormOutside, ScaleNorm
+from ..norm import RMSNorm, RMSNormOutside, ScaleNorm, unit
 from ..positions import MORE, lean, sinusoids, slope
 from ..reduction import Full, Reduction
 from ..rotary import Rope, Rotation
@@ -144,7 +144,8 @@ class Decoder(Learned):
     @property
     def marks(self) -> list[Tensor]:
         names = ("embed.weight", "layers.0.q.weight", f"layers.{len(self.layers) - 1}.o.weight")
-        return [self.get_parameter(name) for name in (*names, *(["memory"] if self.config.memory_tokens else []))]
+        learned = {"memory": self.config.memory_tokens, "persistent_keys": self.config.persistent}
+        return [self.get_parameter(name) for name in (*names, *(name for name, count in learned.items() if count))]
 
     def empty_layer(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
         if self.config.positions == "alibi":
@@ -159,7 +160,7 @@ class Decoder(Learned):
     def enter(self, token: Tensor, position: Tensor) -> Tensor:
         c, x = self.config, self.embed(token)
         if c.fixnorm:
-            x = functional.normalize(x, dim=-1)
+            x = unit(x)
         if self.lengthens:
             x = x * c.width**0.5
         if c.positions == "sinusoidal":
@@ -196,7 +197,7 @@ class Decoder(Learned):
         c = self.config
         weight = self.embed.weight if c.tied else self.head.weight
         if c.tied and c.fixnorm:
-            weight = functional.normalize(weight, dim=-1)
+            weight = unit(weight)
         return product(self.leave(x), weight)
 
 

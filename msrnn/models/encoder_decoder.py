@@ -86,7 +86,8 @@ class OwnText(Half):
 
 
 class Source(Half):
-    """The second half: a token and the source, whose rows were there before it and stay; then the feed-forward."""
+    """The second half: a token and the source, whose rows were there before it and stay; then the feed-forward. No token enters
+    its H, so a trace tells of none there."""
 
     def __init__(self, config: EncoderDecoderConfig):
         super().__init__(config)

@@ -155,6 +155,16 @@ def test_fixnorm(tied):
     close(cell(TEXT)[0], naive(cell_of_words, TEXT, entered=x), 1e-12)
 
 
+def test_fixnorm_of_long_and_of_no_embeddings():
+    """Their length is taken in float32 at least: in float16 300 numbers of 200 are too long to be told, and 1e-12 is 0."""
+    cell = tiny_decoder(fixnorm=True, tied=True).float()
+    cell.embed.weight.mul_(1000)
+    cell.embed.weight[TEXT[0, 3]] = 0
+    wide = cell(TEXT)[0]
+    assert wide.isfinite().all()
+    close(cell.half()(TEXT)[0].float(), wide, 0.1)
+
+
 def test_norms():
     x, gain = torch.randn(5, 24, dtype=torch.float64), torch.rand(24, dtype=torch.float64)
     x[0] *= 1e-3  # epsilon matters
@@ -422,7 +432,7 @@ def test_every_config_survives_json(positions):
         ({"fixnorm": "yes"}, "fixnorm is 'yes'"),
         ({"small_init": 0}, "small_init is 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"dropout": 0}, "dropout is 0;"),
+        ({"dropout": False}, "dropout is False;"),
         ({"bos_token_id": 50}, "special token id 50"),
     ],
 )

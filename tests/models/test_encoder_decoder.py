@@ -142,6 +142,16 @@ def test_decoding_is_the_librarys_own():
     assert_same(also, end, 1e-9)
 
 
+def test_decoding_needs_no_frozen_cell():
+    """The source's rows carry the encoder's graph; what decoding gives carries none, and what it was given still does."""
+    cell, start = tiny(frozen=False), torch.tensor([[7], [7]])
+    state = cell.encode(tokens(0, 2, 6))
+    new, end = msrnn.generate(cell, start, state, max_new_tokens=4)
+    assert not end.carries_graph
+    assert state.carries_graph
+    assert new.equal(msrnn.generate(cell.requires_grad_(False), start, cell.encode(tokens(0, 2, 6)), max_new_tokens=4)[0])
+
+
 def test_gradients_reach_the_encoder_and_equal_torchs():
     cell = tiny(frozen=False)
     reference = torchs(cell)

@@ -222,6 +222,16 @@ def test_of_another_type_or_elsewhere():
     assert cell.bfloat16()(TEXT)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["memory", "persistent_keys"])
+def test_a_state_tells_its_learned_rows(name):
+    facts = {"memory_tokens": 2} if name == "memory" else {"persistent": 2}
+    cell = tiny_decoder(**facts)
+    state = cell.initial_state(2)
+    cell.get_parameter(name).add_(1)
+    with pytest.raises(msrnn.Error, match="other parameters"):
+        cell(TEXT, state)
+
+
 def test_dropout_is_of_memory_too(monkeypatch):
     """Of memory and write tokens as they enter, as of other tokens; none in evaluation."""
     entered, cell = [], tiny_decoder(memory_tokens=2, recurrent=True, dropout=0.5)

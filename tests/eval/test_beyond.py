@@ -82,6 +82,10 @@ def test_the_command_reads_on_where_it_was_stopped(asked, tmp_path, capsys, monk
     count.clear()
     assert main([*cut, "--tokens", "80", "--operators", "tova", "--places", "inside"]) == 0
     assert len(count) == 5  # without its state a line is read again from the beginning
+    (tmp_path / "cut" / "cells" / "tova%3A8 inside from 32.json").unlink()
+    count.clear()
+    assert main([*cut, "--tokens", "80", "--operators", "tova", "--places", "inside"]) == 0
+    assert len(count) == 3  # its state has read on: that is no help with what came before
     capsys.readouterr()
     assert main([*cut[:-4], "--stretch", "32", "--tokens", "64", *cut[-2:]]) == 1
     assert "with stretch 16; this one has 32" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .cell import Cell
 from .error import Error
-from .multistate import EMPTY, MultiState
+from .multistate import EMPTY, LEARNED, MultiState
 from .reduction import H2O, Reduction, Sinks, Window
 from .state import State
 
@@ -43,11 +43,14 @@ def _fault(H: MultiState, read: int) -> str:
     """What is wrong with one layer, or nothing."""
     size, positions = H.reduction.size, H.positions.sort(-1).values[0]  # (K, S)
     assert isinstance(size, int), "a bounded layer"
+    if (positions[:, : H.pinned] != LEARNED).any():
+        return f"of {H.pinned} learned rows some are gone"
+    positions = positions[:, H.pinned :]
     expected, held = min(read, size), (positions != EMPTY).sum(-1)  # (K,)
     if H.clock.tolist() != [read]:
         return f"the clock says {H.clock.tolist()}"
-    if H.keys.shape[2] > size or (held != expected).any():
-        return f"the heads hold {held.tolist()} rows in {H.keys.shape[2]} columns; expected {expected} each"
+    if positions.shape[1] > size or (held != expected).any():
+        return f"the heads hold {held.tolist()} rows in {positions.shape[1]} columns; expected {expected} each"
     if ((positions < EMPTY) | (positions >= read)).any():
         return f"positions {int(positions.min())} to {int(positions.max())} are held; expected 0 to {read - 1}"
     if ((positions[:, 1:] == positions[:, :-1]) & (positions[:, 1:] != EMPTY)).any():

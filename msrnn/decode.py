@@ -51,7 +51,6 @@ def generate(
     """
     choose, ids = chooser(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
     logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
-    state = state.detach() if state.carries_graph else state  # of rows that no token left, and none will change
     written = [token for token, _ in _loop(cell.step_, logits, state, choose, ids, max_new_tokens)]  # state moves along
     return torch.stack(written, dim=1) if written else tokens[:, :0], state
 
@@ -133,7 +132,8 @@ def read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor
         raise Error("the prompt is empty; expected at least one token to continue from")
     if isinstance(lengths, Tensor) and lengths.dtype == torch.int64 and (lengths < 1).any():
         raise Error(f"lengths are {lengths.tolist()}; expected at least one token per prompt")
-    return cell(tokens, state, lengths=lengths, last_only=True)
+    logits, state = cell(tokens, state, lengths=lengths, last_only=True)
+    return logits, state.detach() if state.carries_graph else state  # rows that no token left, and that none will change
 
 
 def chooser(

@@ -83,7 +83,7 @@ def attention(
     """
     _check(query, keys, values, hidden)
     N, K = query.shape[1], keys.shape[1]
-    if len(tile) != 2 or min(tile) < 1:
+    if not isinstance(tile, tuple) or len(tile) != 2 or not all(isinstance(n, int) and n > 0 for n in tile):
         raise Error(f"tiled attention: tile is {tile!r:.60}; expected two whole numbers of at least 1")
     if hidden is not None:
         hidden = hidden.view((1,) * (4 - hidden.ndim) + hidden.shape)

@@ -150,7 +150,15 @@ HARNESS = {"lm_eval.api.instance", "lm_eval.api.model", "lm_eval.models.utils", 
 ABOVE["eval.harness"] = {*CELL, "decode", "eval.forced", "eval.passkey", *HARNESS}  # the command line beside it imports it
 ABOVE["eval.__main__"] = {"eval.harness", "converters"}
 ABOVE["eval.pictures"] = {"files", "plot", "eval.report"}
-ABOVE["train.__main__"] = {"arguments", "eval.command", "plot", "train.outcome", "train.variants"}  # make variants
+ABOVE["train.__main__"] = {
+    "arguments",
+    "eval.command",
+    "plot",
+    "train.outcome",
+    "train.variants",
+    "files",
+    "train.command",
+}  # make variants
 FRONT = {*BELOW, *ABOVE} - {"eval.pictures", "eval.harness", "eval.__main__", "train.__main__"}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}
 DEFERRED = {  # inside a function only: save methods, and the extras

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from tiny import assert_same, tiny_cell, tokens
+from tiny import assert_same, tiny_cell, tiny_decoder, tokens
 
 import msrnn
 from msrnn import Reduction, Sinks, Window, decide, transition
 from msrnn import soak as module
 from msrnn.__main__ import main
+from msrnn.check import check_rows
+from msrnn.multistate import EMPTY
 from msrnn.plot import draw_soak
 from msrnn.soak import Interval, soak
 
@@ -205,7 +207,7 @@ def test_what_an_operator_promises_is_held_to_it(operator, tmp_path, monkeypatch
 def test_another_row_that_leaves_is_told(way, name, tmp_path, monkeypatch):
     """The dearest instead of the cheapest, in one of the two ways of reading."""
     honest = getattr(way, name)
-    monkeypatch.setattr(way, name, lambda s, p: honest((-s).masked_fill(s.isinf(), torch.inf), p))
+    monkeypatch.setattr(way, name, lambda s, *more: honest((-s).masked_fill(s.isinf(), torch.inf), *more))
     with pytest.raises(msrnn.Error, match=r"layer [01]: position \d+ leaves by the fold and \d+ by the step, of scores"):
         soak(CELL, tmp_path, 64, "tova:6", interval=32)
     assert not list(tmp_path.iterdir())
@@ -457,3 +459,12 @@ def test_a_real_book(gguf_path, tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(r"80 tokens read \(.*book.txt, \d+ tokens, 2\.\d+ times\)", out)
     assert "0 near-ties" in out
+
+
+def test_learned_rows_are_not_counted(tmp_path):
+    cell = tiny_decoder(memory_tokens=2, persistent=1)
+    assert [row.read for row in soak(cell, tmp_path, 64, "tova:6", interval=32)] == [32, 64]
+    state = cell(tokens(0, 1, 9), cell.initial_state(1, "tova:6"))[1]
+    state[1].positions[0, 1, 2] = EMPTY
+    with pytest.raises(msrnn.Error, match="layer 1: of 3 learned rows some are gone"):
+        check_rows(state, 9)

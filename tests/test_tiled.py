@@ -170,6 +170,8 @@ def test_what_is_to_come_is_not_looked_at():
         (lambda q, k, v: attention(q, k, v, torch.zeros(7, 6)), "expected bool"),
         (lambda q, k, v: attention(q, k, v, torch.zeros(7, 6, dtype=torch.bool)), "expected bool"),
         (lambda q, k, v: attention(q, k, v, tile=(0, 4)), "tile is (0, 4)"),
+        (lambda q, k, v: attention(q, k, v, tile=5), "tile is 5"),
+        (lambda q, k, v: attention(q, k, v, tile=(2.5, 2)), "tile is (2.5, 2)"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, words):

@@ -102,13 +102,16 @@ def run(args: argparse.Namespace, source: Source) -> Report:
     texts = source.chunks(args)
     source.check_memory(len(texts), [entry.size for entry in asked], args.tokens)
     about = {"experiment": "beyond", "model": fingerprint(source.cell), "text": text_digest(texts), "stretch": args.stretch}
-    sweep, ids = Sweep(args.out, about), torch.stack([text.ids for text in texts]).to(source.cell.marks[0].device)
+    ids = torch.stack([text.ids for text in texts]).to(source.cell.marks[0].device)
     rows = {
         (entry, rule): {f"{entry} {rule} from {start}": start for start in range(0, args.tokens, args.stretch)}
         for entry in asked
         for rule in args.places
         if rule == ABSOLUTE or entry.size is not None  # of an unbounded H all places are the same
     }
+    if not rows:
+        raise Error(f"--places are {', '.join(args.places)}, and nothing is bounded; expected {ABSOLUTE}")
+    sweep = Sweep(args.out, about)
     at, state = None, None
     for (entry, rule), now in sweep.missing(rows, 1, source.progress):
         kept = None if args.out is None else args.out / "states" / f"{quote(f'{entry} {rule}', safe=' ')}.safetensors"

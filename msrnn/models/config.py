@@ -60,8 +60,7 @@ def check_sizes(config: Any) -> None:
         raise Error(f"config: {config.n_heads} heads of {config.head_dim} numbers; expected at most {MOST} side by side")
     if config.n_heads % config.n_kv_heads:
         raise Error(f"config: {config.n_heads} query heads cannot share {config.n_kv_heads} key/value heads evenly")
-    if not isinstance(config.norm_eps, float) or not 0 < config.norm_eps < 1:
-        raise Error(f"config: norm_eps is {config.norm_eps!r:.60}; expected a number between 0 and 1")
+    check_part(config, "norm_eps", above=True)
     for token in (*config.eos_token_ids, *(() if config.bos_token_id is None else (config.bos_token_id,))):
         if not _is_whole(token) or not 0 <= token < config.vocab_size:
             raise Error(f"config: special token id {token!r:.60} is outside the vocabulary of {config.vocab_size}")
@@ -75,6 +74,13 @@ def check_whole(config: Any, *names: str, at_least: int = 1) -> None:
             raise Error(f"config: {name} is {value!r:.60}; expected a whole number of at least {at_least}")
         if value > MOST:
             raise Error(f"config: {name} is {value!r:.60}; expected at most {MOST}")
+
+
+def check_part(config: Any, name: str, above: bool = False) -> None:
+    """Refuse a field that is no number from 0, or ``above`` it, to below 1."""
+    value = getattr(config, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1 or (above and value == 0):
+        raise Error(f"config: {name} is {value!r:.60}; expected a number {'between 0 and' if above else 'from 0 to below'} 1")
 
 
 def check_rotary(head_dim: int) -> None:

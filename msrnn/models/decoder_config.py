@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ..error import Error
 from ..rotary import Rope
-from .config import MOST, check_rotary, check_sizes, check_whole
+from .config import MOST, check_part, check_rotary, check_sizes, check_whole
 
 CHOICES = {
     "norm": ("rms", "rms-outside", "layer", "scale"),
@@ -72,8 +72,7 @@ class DecoderConfig:
         for name in ("bias", "tied", "fixnorm", "small_init", "recurrent"):
             if not isinstance(value := getattr(self, name), bool):
                 raise Error(f"config: {name} is {value!r:.60}; expected a bool")
-        if not isinstance(self.dropout, int | float) or isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
-            raise Error(f"config: dropout is {self.dropout!r:.60}; expected a number from 0 to below 1")
+        check_part(self, "dropout")
         if not isinstance(self.positions, Rope) and self.positions not in POSITIONS:
             raise Error(f"config: positions are {self.positions!r:.60}; expected a Rope, or one of {', '.join(POSITIONS)}")
         if isinstance(self.positions, Rope):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..error import Error
 from ..multihead import MultiHead
 from ..sublayer import PLACEMENTS, FeedForward, Residual
-from .config import MOST_LAYERS, check_whole
+from .config import MOST_LAYERS, check_part, check_whole
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,8 @@ class EncoderConfig:
             raise Error(f"config: a width of {self.width} cannot be shared by {self.n_heads} heads evenly")
         if self.placement not in PLACEMENTS:
             raise Error(f"config: placement is {self.placement!r:.60}; expected {' or '.join(PLACEMENTS)}")
-        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
-            raise Error(f"config: norm_eps is {self.norm_eps!r:.60}; expected a number between 0 and 1")
-        if not isinstance(self.dropout, float) or not 0 <= self.dropout < 1:
-            raise Error(f"config: dropout is {self.dropout!r:.60}; expected a number from 0 to below 1")
+        check_part(self, "norm_eps", above=True)
+        check_part(self, "dropout")
 
     def norm(self) -> nn.Module:
         """A norm of this stack's kind."""
@@ -88,8 +86,10 @@ class Encoder(nn.Module):
         """``(B, T, E) -> (B, T, E)``; ``mask`` is ``(T, T)`` or ``(B, 1 or T, T)``, as made by :mod:`msrnn.mask`.
 
         Raises:
-            Error: a mask of other shape or type.
+            Error: vectors of another width, a mask of other shape or type.
         """
+        if x.ndim != 3 or x.shape[-1] != self.config.width:
+            raise Error(f"encoder: x has shape {tuple(x.shape)}; expected (B, T, {self.config.width})")
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x)

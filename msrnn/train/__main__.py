@@ -7,7 +7,9 @@ from pathlib import Path
 from ..arguments import count
 from ..error import Error
 from ..eval.command import save
+from ..files import new_file
 from ..plot import check_picture
+from .command import read_text
 from .outcome import report
 from .variants import run_all
 
@@ -28,17 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_picture(args.out / "picture.png")
         if args.chapter is not None:
-            replaced(args.chapter.read_text("utf-8"), "")
-        found = report(run_all(args.text.read_text("utf-8"), args.out, args.workers))
+            replaced(read_text(args.chapter), "")
+        found = report(run_all(read_text(args.text), args.out, args.workers))
         save(found, args.out)
         print(found, end="")
         if args.chapter is not None:
             publish(args.out, args.chapter)
     except Error as refused:
         print(f"msrnn: {refused}", file=sys.stderr)
-        return 1
-    except (OSError, UnicodeError) as wrong:
-        print(f"msrnn: cannot read {args.text} or {args.chapter} ({wrong})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
@@ -52,7 +51,9 @@ def publish(folder: Path, chapter: Path) -> None:
     for picture in pictures:
         (chapter.parent / f"{chapter.stem}-{picture.name}").write_bytes(picture.read_bytes())
     shown = "\n".join(f"![{picture.stem}]({chapter.stem}-{picture.name})" for picture in pictures)
-    chapter.write_text(replaced(chapter.read_text("utf-8"), f"\n{tables}\n{shown}\n\n"), "utf-8")
+    page = replaced(read_text(chapter), f"\n{tables}\n{shown}\n\n")
+    with new_file(chapter) as beside:
+        beside.write_text(page, "utf-8")
 
 
 def replaced(page: str, between: str) -> str:

@@ -34,11 +34,8 @@ def run(args: argparse.Namespace) -> None:
     from ..plot import check_picture, draw_training
 
     recipe = read_recipe(args.config)
-    check_picture(args.out.with_name("loss.png"))  # beside the folder: nothing is left of a run that is refused
-    try:
-        text = args.text.read_text("utf-8")
-    except (OSError, UnicodeError) as wrong:
-        raise Error(f"cannot read the text ({wrong})") from None
+    check_picture(args.out.parent / "loss.png")  # beside the folder: nothing is left of a run that is refused
+    text = read_text(args.text)
     try:
         done = train(recipe, text, args.out, progress=True)
     except KeyboardInterrupt:
@@ -49,3 +46,15 @@ def run(args: argparse.Namespace) -> None:
     parameters = sum(x.numel() for x in done.cell.parameters())
     print(f"{args.out}: {parameters / 1e6:.2f} million parameters, {step} steps, held out {bits:.4f} bits/byte")
     print(args.out / "loss.png")
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        Error: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeError) as wrong:
+        raise Error(f"cannot read {path} ({wrong})") from None

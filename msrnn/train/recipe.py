@@ -70,10 +70,12 @@ class Recipe:
             raise Error(
                 f"recipe: tokenizer is {self.tokenizer!r:.60}; expected {BYTES}, or {BPE} with a size, such as {BPE}:4096"
             )
-        config = self.config(256)
+        object.__setattr__(self, "model", dict(self.model))
+        config = self.config(256 if self.tokenizer == BYTES else int(size))
         per_layer(parse_reduction(self.reduction), config.n_layers)
-        if isinstance(config, DecoderConfig) and config.positions == "learned" and self.carry * self.chunk > config.length:
-            found = f"carry {self.carry} times chunk {self.chunk}"
+        carry = 1 if isinstance(config, DecoderConfig) and config.recurrent else self.carry  # its clock begins anew
+        if isinstance(config, DecoderConfig) and config.positions == "learned" and carry * self.chunk > config.length:
+            found = f"carry {carry} times chunk {self.chunk}"
             raise Error(f"recipe: {found} is beyond the {config.length} positions that are learned (model.length)")
 
     def config(self, vocab_size: int) -> Config | DecoderConfig:

@@ -34,8 +34,8 @@ class Vocabulary:
     def encode(self, text: str) -> Tensor:
         """``(T,)`` int64."""
         if self.plain:
-            return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).long()
-        return torch.tensor(_package().Tokenizer.from_buffer(self.json).encode(text).ids)
+            return torch.tensor(list(text.encode()), dtype=torch.int64)
+        return torch.tensor(_package().Tokenizer.from_buffer(self.json).encode(text).ids, dtype=torch.int64)
 
     @classmethod
     def read(cls, content: bytes) -> "Vocabulary":

@@ -118,7 +118,14 @@ def measure(variant: Variant, seed: int, text: str) -> dict[str, Any]:
 
 
 def run_all(text: str, folder: Path, workers: int, variants: Mapping[str, Variant] = VARIANTS) -> Sweep:
-    """Every variant and seed that ``folder`` does not have yet, some side by side, one thread each."""
+    """Every variant and seed that ``folder`` does not have yet, some side by side, one thread each.
+
+    Raises:
+        Error: a text that is too short, before anything is trained.
+    """
+    for variant in variants.values():
+        if not variant.task:
+            Data.of(text, variant.recipe)
     sweep = Sweep(folder, {"text": text_digest(text)})
     jobs = {key_of(name, seed, variant): (variant, seed) for seed in SEEDS for name, variant in variants.items()}
     missing = dict(pair for _, some in sweep.missing({"": jobs}) for pair in some.items())

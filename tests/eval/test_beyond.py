@@ -118,6 +118,7 @@ def test_the_tables_say_what_the_records_say():
         (["--tokens", "160000"], "the longest text has"),
         (["--tokens", "64", "--operators", "truncated"], "truncated:8 carries no state"),
         (["--tokens", "64", "--operators", "nothing"], "no operator is called 'nothing'"),
+        (["--tokens", "64", "--operators", "full", "--places", "inside"], "nothing is bounded; expected absolute"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(asked, more, said, capsys, monkeypatch):

@@ -115,6 +115,7 @@ def test_padding_that_leaves_a_query_nothing_to_see_makes_no_nan():
         ({"n_heads": 5}, "cannot be shared by 5 heads"),
         ({"placement": "sandwich"}, "placement is 'sandwich'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": False}, "dropout is False"),
         ({"norm_eps": 1}, "norm_eps is 1"),
     ],
 )

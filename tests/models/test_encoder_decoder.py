@@ -149,6 +149,7 @@ def test_decoding_needs_no_frozen_cell():
     new, end = msrnn.generate(cell, start, state, max_new_tokens=4)
     assert not end.carries_graph
     assert state.carries_graph
+    assert new.equal(msrnn.lookahead(cell, start, state, max_new_tokens=4)[0])
     assert new.equal(msrnn.generate(cell.requires_grad_(False), start, cell.encode(tokens(0, 2, 6)), max_new_tokens=4)[0])
 
 

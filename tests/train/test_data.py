@@ -46,6 +46,8 @@ def test_as_little_text_as_is_accepted():
         Data.of("a" * 78, settings)
     with pytest.raises(msrnn.Error, match=r"expected at least 40 .* and 20 held out"):
         Data.of("a" * 190, recipe(batch=3, chunk=10, held_out=0.1))
+    with pytest.raises(msrnn.Error, match="the text has 0 tokens and 0 at its end"):
+        Data.of("", settings)
     with pytest.raises(msrnn.Error, match="no Unicode"):
         Data.of("a\udc80" * 400, settings)
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -224,11 +226,35 @@ def test_refusals_leave_nothing(facts, said, text, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_a_place_that_cannot_be_written_to_is_refused(text, tmp_path, capsys):
-    for out in (tmp_path / "words.txt" / "out", tmp_path / "words.txt"):
+def test_a_text_of_nothing_is_refused(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("")
+    assert main(command(tmp_path / "empty.txt", config(tmp_path / "c.json"), tmp_path / "out")) == 1
+    assert "the text has 0 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fields_are_judged_by_what_they_are_of():
+    """Special tokens by the tokenizer's size, learned positions by what a memory that is written anew leaves of the text."""
+    assert recipe(tokenizer="bpe:400", model={**MODEL, "eos_token_ids": [300]}).config(400).eos_token_ids == (300,)
+    with pytest.raises(msrnn.Error, match="300 is outside the vocabulary of 256"):
+        recipe(model={**MODEL, "eos_token_ids": [300]})
+    learned = {**DECODER, "positions": "learned", "length": 10, "memory_tokens": 2, "recurrent": True}
+    assert recipe(model=MappingProxyType(learned)).model == learned
+
+
+@torch.no_grad()
+def test_it_learns_where_gradients_are_off(text, tmp_path):
+    assert len(train(recipe(steps=1), words(), tmp_path / "run").losses) == 1
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (tmp_path / "words.txt" / "out", tmp_path / "words.txt", Path(".")):
         assert main(command(text, config(tmp_path / "c.json"), out)) == 1
         err = capsys.readouterr().err
-        assert err.startswith("msrnn: cannot write") or "exists already" in err
+        assert (
+            err.startswith("msrnn: cannot write") or "exists already" in err or "expected the folder of a training run" in err
+        )
         assert err.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["c.json", "words.txt"]
 

@@ -6,13 +6,14 @@ from .checkpoint import load
 from .decode import generate, stream
 from .drawn import CaM, Keyformer, Random
 from .error import Error
+from .forms import parse_reduction
 from .keyed import KeyDiff, Knorm
 from .lookahead import jacobi, lookahead, stream_jacobi, stream_lookahead
 from .multistate import MultiState
 from .pool import Pool
 from .prefill import prefill
 from .pyramid import pyramid
-from .reduction import H2O, TOVA, Full, Reduction, Seen, Sinks, Window, parse_reduction
+from .reduction import H2O, TOVA, Full, Reduction, Seen, Sinks, Window
 from .snapshot import load_state
 from .state import State
 from .windowed import LastQueries, MorphKV, Scissorhands

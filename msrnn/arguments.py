@@ -7,7 +7,8 @@ from typing import Any
 
 from .bench.sections import GUESSING, SECTIONS
 from .error import Error
-from .reduction import Reduction, parse_reduction
+from .forms import parse_reduction
+from .reduction import Reduction
 from .ways import WAYS
 
 EXAMPLES = """examples:

@@ -17,9 +17,10 @@ from .admit import check_ids, check_text, check_token
 from .error import Error, check_device, check_dtype
 from .fingerprint import Fingerprint
 from .fold import Events
+from .forms import per_layer
 from .multistate import MultiState, join
 from .places import ABSOLUTE, Places
-from .reduction import Reduction, per_layer
+from .reduction import Reduction
 from .rotary import Rope
 from .state import State
 from .trace import Trace

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import mask, meet
-from .decide import Block, Frame, Look, decide, left
+from .decide import Block, Look, decide, left
+from .frame import Frame
 from .linear import workable
 from .multistate import EMPTY, MultiState
 from .reduction import Seen

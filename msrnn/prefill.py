@@ -16,8 +16,9 @@ from .attention import attend
 from .cell import Cell
 from .error import Error
 from .fold import Events
+from .forms import per_layer
 from .multistate import LEARNED, MultiState
-from .reduction import Reduction, Seen, per_layer
+from .reduction import Reduction, Seen
 from .state import State
 from .transition import dearness
 

@@ -5,8 +5,8 @@ A step appends the current token's row, attends, and then *reduces*: of the S + 
 touches none. Of the rows with the lowest score the one at the oldest position goes; a score of +inf may not go.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields, replace
 from typing import ClassVar, NamedTuple, get_args, get_type_hints
 
 import torch
@@ -103,11 +103,18 @@ class Reduction:
         """The text form, as :func:`parse_reduction` reads it where it can be said there."""
         for name, fixed in self.forms.items():
             if all(getattr(self, key) == value for key, value in fixed.items()):
-                said = _said(type(self), fixed)
+                said = self.said(fixed)
                 while len(said) > 1 and getattr(self, said[-1].name) == said[-1].default:
                     said.pop()
                 return ":".join([name, *(str(getattr(self, f.name)) for f in said)])
         return f"{type(self).__name__}:{self.size}"
+
+    @classmethod
+    def said(cls, fixed: Mapping[str, object]) -> list[Field]:
+        """The fields that a text form gives as whole numbers, in order; not those ``fixed``, nor what only a keyword sets."""
+        types = get_type_hints(cls)
+        whole = [f for f in fields(cls) if int in (types[f.name], *get_args(types[f.name]))]
+        return [f for f in whole if f.name not in fixed and not f.kw_only]
 
     def _whole(self, name: str, value: object, at_least: int, at_most: int | None = None) -> None:
         if (
@@ -228,57 +235,3 @@ class TOVA(Reduction):
 
     def score(self, seen: Seen) -> Tensor:
         return seen.weights.mean(2) if self.per_head else seen.weights.mean((1, 2))[:, None]
-
-
-def _said(kind: type[Reduction], fixed: Mapping[str, object]) -> list[Field]:
-    """The fields that a text form gives as whole numbers, in order: not those it fixes, and none that only a keyword sets."""
-    types = get_type_hints(kind)
-    whole = [f for f in fields(kind) if int in (types[f.name], *get_args(types[f.name]))]
-    return [f for f in whole if f.name not in fixed and not f.kw_only]
-
-
-def kinds() -> list[type[Reduction]]:
-    """Every operator defined so far, the library's own last."""
-
-    def below(kind: type[Reduction]) -> Iterator[type[Reduction]]:
-        for child in kind.__subclasses__():
-            yield child
-            yield from below(child)
-
-    return sorted(below(Reduction), key=lambda kind: kind.__module__.split(".")[0] == "msrnn")
-
-
-def parse_reduction(text: str) -> Reduction:
-    """An operator from its text form: ``full``, ``window:512``, ``sinks:512:4``, ``h2o:512``, ``h2o-layer:512``, ``tova:512``,
-    ``tova-head:512``; those of ``operators.py``, and any of one's own that has ``forms``, once its class is defined.
-
-    Raises:
-        Error: an unknown name, a size that is no whole number, too many or too few numbers.
-    """
-    if not isinstance(text, str):
-        raise Error(f"a reduction is {text!r}; expected an operator or its text form, such as 'tova:512'")
-    name, *numbers = text.strip().lower().split(":")
-    forms = {form: (kind, fixed) for kind in kinds() for form, fixed in kind.__dict__.get("forms", {}).items()}
-    if name not in forms:
-        raise Error(f"reduction {text!r}: no operator is called {name!r}; expected one of {', '.join(forms)}")
-    kind, fixed = forms[name]
-    said = _said(kind, fixed)
-    least = sum(f.default is MISSING for f in said)
-    if not all(n.isascii() and n.isdigit() and len(n) <= 18 for n in numbers) or not least <= len(numbers) <= len(said):
-        expected = ":".join([name, *(f"<{f.name}>" for f in said)])
-        raise Error(f"reduction {text!r}: expected the form {expected}, in whole numbers")
-    return kind(**fixed, **{f.name: int(n) for f, n in zip(said, numbers, strict=False)})
-
-
-def per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_layers: int) -> list[Reduction]:
-    """One operator with an int size per layer, from an operator, its text form, or a sequence of either."""
-    if isinstance(reduction, Sequence) and not isinstance(reduction, str):
-        if len(reduction) != n_layers:
-            raise Error(f"{len(reduction)} reductions for a cell of {n_layers} layers; expected one per layer")
-        return [per_layer(r, n_layers)[layer] for layer, r in enumerate(reduction)]
-    operator = reduction if isinstance(reduction, Reduction) else parse_reduction(reduction)
-    if isinstance(operator.size, tuple) and len(operator.size) != n_layers:
-        raise Error(
-            f"{type(operator).__name__}: {len(operator.size)} sizes for a cell of {n_layers} layers; expected one per layer"
-        )
-    return [operator.at(layer) for layer in range(n_layers)]

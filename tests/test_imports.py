@@ -27,15 +27,17 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "fingerprint": set(),
     "reduction": {"multistate"},
     "chance": set(),
+    "forms": {"reduction"},
     "windowed": {"multistate", "reduction"},
     "keyed": {"multistate", "reduction"},
     "drawn": {"reduction", "chance"},
     "pyramid": set(),
     "places": {"attention", "multistate", "rotary"},
     "transition": {"attention", "multistate", "reduction"},
-    "cell": {"admit", "multistate", "state", "places", "reduction", "rotary", "fold", "trace", "fingerprint"},
-    "decide": {"attention", "multistate", "reduction", "transition"},
-    "fold": {"attention", "multistate", "reduction", "transition", "decide", "linear"},
+    "cell": {"admit", "multistate", "state", "places", "reduction", "forms", "rotary", "fold", "trace", "fingerprint"},
+    "frame": {"multistate"},
+    "decide": {"attention", "frame", "multistate", "reduction", "transition"},
+    "fold": {"attention", "frame", "multistate", "reduction", "transition", "decide", "linear"},
     "trace": {"multistate", "state", "fold"},
     "models": {
         *{"models.config", "models.llama", "models.mistral", "models.yi"},
@@ -44,7 +46,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "models.encoder": {"multihead", "sublayer", "models.config"},
     "models.memory_encoder": {"models.encoder", "models.config"},
     "models.encoder_decoder": {
-        *{*CELL, "admit", "attention", "fold", "mask", "multihead", "positions", "rotary", "sublayer"},
+        *{*CELL, "admit", "forms", "attention", "fold", "mask", "multihead", "positions", "rotary", "sublayer"},
         *{"models.config", "models.encoder", "models.network"},
     },
     "models.config": {"rotary"},
@@ -61,7 +63,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
 }
 ABOVE = {
     "decode": CELL,
-    "prefill": {*CELL, "admit", "attention", "fold", "transition"},
+    "prefill": {*CELL, "admit", "forms", "attention", "fold", "transition"},
     "pool": set(),
     "guess": {"pool"},
     "watch": set(),
@@ -81,7 +83,7 @@ ABOVE = {
     "live": set(),
     "chat": {*CELL, "template", "branch", "spelling", "pool", "ways"},
     "terminal": {"chat", "state", "live"},
-    "arguments": {"reduction", "ways", "bench.sections"},
+    "arguments": {"forms", "reduction", "ways", "bench.sections"},
     "files": set(),
     "tensors": {"files"},
     "bench": set(),
@@ -99,7 +101,7 @@ ABOVE = {
     "bench.curve": {*CELL, *BENCH},
     "bench.sections": {*BENCH, "bench.decode", "bench.fold", "bench.guesses", "bench.held", "bench.step"},
     "bench.report": {"bench.row"},
-    "bench.command": {*BENCH, "bench.curve", "bench.press", "bench.report", "bench.sections", "files", "plot", "reduction"},
+    "bench.command": {*BENCH, "bench.curve", "bench.press", "bench.report", "bench.sections", "files", "plot", "forms"},
     "checkpoint": {
         *{"files", "tensors", "cell", "rotary"},
         *{
@@ -111,11 +113,11 @@ ABOVE = {
             "models.network",
         },
     },
-    "snapshot": {"files", "tensors", "multistate", "state", "places", "reduction", "rotary", "fingerprint"},
+    "snapshot": {"files", "tensors", "multistate", "state", "places", "forms", "reduction", "rotary", "fingerprint"},
 }
 RECORDS = {"models.config", "models.decoder_config", "models.encoder_decoder"}
 TRAIN = {
-    "train.recipe": {"checkpoint", "files", *RECORDS, "reduction"},
+    "train.recipe": {"checkpoint", "files", *RECORDS, "forms"},
     "train.tokens": {"files", "train.recipe"},
     "train.data": {"train.recipe", "train.tokens"},
     "train.run": {*CELL, "models.learned", "train.data", "train.recipe"},
@@ -135,7 +137,7 @@ EVAL = {  # the experiments; "eval.command" lists them
     "eval.sweep": {*CELL, "files"},
     "eval.kinds": set(),
     "eval.questions": {"files"},
-    "eval.grid": {"reduction", "arguments"},
+    "eval.grid": {"forms", "reduction", "arguments"},
     "eval.source": {*CELL, "arguments", "eval.text"},
 }
 SHARED = {*CELL, *EVAL, "arguments"}

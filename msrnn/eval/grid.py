@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..arguments import count
 from ..error import Error
-from ..reduction import Full, Reduction, parse_reduction
+from ..forms import parse_reduction
+from ..reduction import Full, Reduction
 
 CORE = ("full", "window", "sinks:SIZE:1", "sinks:SIZE:4", "h2o", "h2o-layer", "tova", "tova-head")
 SIZES = (64, 128, 256, 512)

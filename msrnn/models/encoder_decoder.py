@@ -20,11 +20,12 @@ from ..admit import check_text
 from ..attention import attend
 from ..error import Error
 from ..fold import Before, Events
+from ..forms import per_layer
 from ..mask import padding_mask
 from ..multihead import MultiHead, attention
 from ..multistate import EMPTY, LEARNED, MultiState
 from ..positions import sinusoids
-from ..reduction import Full, Reduction, per_layer
+from ..reduction import Full, Reduction
 from ..rotary import Rotation
 from ..state import State
 from ..sublayer import FeedForward

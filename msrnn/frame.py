@@ -1,0 +1,54 @@
+"""What many tokens find before any of them has looked: whom each would see, and when somebody has to leave."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .multistate import MultiState
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What T tokens find before any of them has looked: the same in every layer that holds as many rows, so it is made once.
+
+    Attributes:
+        clock: ``(B, T)`` int64, the tokens' positions.
+        active: ``(B, T)`` bool, whether a token is read.
+        until: ``(B, 1 or K, R)`` int64, as of a :class:`Block`, if nobody leaves.
+        hidden: ``(B, 1 or K, T, R)`` bool, the rows that each token does not see then.
+        leaves: ``(B, T, 1 or K)`` bool, at which tokens a row leaves; which one does not matter to that.
+        still: whether none does at any.
+        even: whether all heads hold as many rows, before and after.
+    """
+
+    clock: Tensor
+    active: Tensor
+    until: Tensor
+    hidden: Tensor
+    leaves: Tensor
+    still: bool
+    even: bool
+
+    @classmethod
+    def of(cls, H: MultiState, active: Tensor | None, T: int) -> "Frame":
+        """Of T tokens that ``H``, in order, is to read; ``active (B, T)``, None: all are read. Waits for the device."""
+        B, bound = len(H.clock), H.bound
+        even, device = active is None and H.gapless, H.clock.device
+        time = torch.arange(T, device=device)
+        read = torch.ones(B, T, dtype=torch.bool, device=device) if active is None else active
+        clock = H.clock[:, None] + (time if active is None else active.cumsum(1) - active.long())
+        empty = H.empty[:, :1] if H.gapless or bool((H.positions == H.positions[:, :1]).all()) else H.empty
+        alone = torch.where(read, T, time)[:, None].expand(-1, empty.shape[1], -1)
+        until = torch.cat((torch.where(empty, -1, T), alone), dim=-1)
+        held = (~empty).sum(-1)[:, None] + read.cumsum(1)[..., None]  # (B, T, 1 or K), if nobody leaves
+        leaves = torch.zeros_like(held, dtype=torch.bool) if bound is None else (held > bound) & read[..., None]
+        still = bound is None or not bool(leaves.any())
+        return cls(clock, read, until, hidden(until, 0, T, T), leaves, still, even)
+
+
+def hidden(until: Tensor, start: int, stop: int, T: int) -> Tensor:
+    """``(B, 1 or K, R) -> (B, 1 or K, t, R)`` bool: the rows that tokens ``start`` to ``stop`` of T do not see."""
+    t = torch.arange(start, stop, device=until.device)[:, None]
+    came = torch.arange(T - until.shape[-1], T, device=t.device)  # carried rows before 0
+    return (until[:, :, None] < t) | (came > t)

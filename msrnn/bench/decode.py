@@ -58,12 +58,17 @@ def decode(bench: Bench) -> Iterator[Row]:
             ours: dict[str, list[float]] = {name: [] for name in WAYS}
             paces, parted, theirs = {name: list[float]() for name in WAYS}, dict.fromkeys(WAYS, 0), list[float]()
             for text in texts:
-                ways: Ways = {"greedy": text.plain, **{name: partial(text.guessed, way) for name, way in WAYS.items()}}
+                found = dict[str, tuple[list[int], float]]()
+
+                def guessed(name: str, text: Text = text, found: dict[str, Any] = found) -> None:
+                    found[name] = text.guessed(WAYS[name])
+
+                ways: Ways = {"greedy": text.plain, **{name: partial(guessed, name) for name in WAYS}}
                 spent = bench.time(ways, max(1, bench.rounds // 2), warm=False)
                 theirs.append(len(text.greedy) / median(spent["greedy"]))
-                for name, way in WAYS.items():
+                for name in WAYS:
                     ours[name].append(len(text.greedy) / median(spent[name]))
-                    new, pace = text.guessed(way)
+                    new, pace = found[name]
                     paces[name].append(pace)
                     parted[name] += new != text.greedy
             for name in WAYS:

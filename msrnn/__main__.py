@@ -6,23 +6,23 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .arguments import parser
+from .asked import check_device, choice, once, prompt, read_text
 from .bench.command import run as bench
 from .cell import Cell
 from .chat import Chat
 from .checkpoint import on_meta
 from .compare import continue_prompt, full_nbytes
-from .error import Error, check_device
+from .error import Error
 from .eval import command as evaluation
 from .eval.source import Source
 from .live import Live
 from .models import DecoderConfig
-from .reduction import Reduction
 from .retention import retention
 from .soak import soak
 from .spelling import Spelling
@@ -65,8 +65,8 @@ def _silence() -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    text = _text(args)
-    choice = _choice(args)
+    text = prompt(args)
+    how = choice(args)
     cell, tokenizer = _load(args)
     state = cell.initial_state(1, args.reduction)
     tokens = _encode(tokenizer, text, args)
@@ -78,7 +78,7 @@ def _generate(args: argparse.Namespace) -> None:
         args.decode,
         max_new_tokens=args.max_new_tokens,
         eos_token_id=None if args.ignore_eos else cell.config.eos_token_ids,
-        **choice,
+        **how,
     )
     read = time.perf_counter()
     try:
@@ -94,29 +94,29 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    text = _text(args)
-    _once(args.reduction)
+    text = prompt(args)
+    once(args.reduction)
     if args.picture:
         _check_picture(args.picture)
     cell, tokenizer = _load(args)
-    prompt = _encode(tokenizer, text, args)[0].tolist()
-    print(f"{args.model}: {len(prompt)} prompt tokens, up to {args.max_new_tokens} new\n\n{text}\n")
+    ids = _encode(tokenizer, text, args)[0].tolist()
+    print(f"{args.model}: {len(ids)} prompt tokens, up to {args.max_new_tokens} new\n\n{text}\n")
     panels: dict[str, Tensor] = {}
     for reduction in args.reduction:
         print(f"── {reduction} {'─' * (76 - len(str(reduction)))}")
-        run = continue_prompt(cell, tokenizer, prompt, reduction, args.max_new_tokens)
+        run = continue_prompt(cell, tokenizer, ids, reduction, args.max_new_tokens)
         print(f"\n   {run.tokens_per_second:.1f} tokens/s; {_held(run.nbytes, run.full_nbytes)}\n")
         panels[str(reduction)] = run.kept
     if args.picture:
         from .plot import draw_retention
 
-        draw_retention(panels, args.picture, prompt=len(prompt), title="what H held after each step")
+        draw_retention(panels, args.picture, prompt=len(ids), title="what H held after each step")
         print(f"what each step kept: {args.picture}")
 
 
 def _retention(args: argparse.Namespace) -> None:
-    text = _text(args)
-    _once(args.reduction)
+    text = prompt(args)
+    once(args.reduction)
     _check_picture(args.out)
     cell, tokenizer = _load(args)
     layers = cell.config.n_layers
@@ -137,7 +137,7 @@ def _retention(args: argparse.Namespace) -> None:
 
 
 def _soak(args: argparse.Namespace) -> None:
-    _check_picture(args.out.with_name("soak.png"))  # beside the folder: nothing is left of a run that is refused
+    _check_picture(args.out.parent / "soak.png")  # beside the folder: nothing is left of a run that is refused
     cell, text = _soak_text(args)
     same = {"text": text, "seed": args.seed, "interval": args.interval}
     try:
@@ -164,10 +164,7 @@ def _soak(args: argparse.Namespace) -> None:
 def _soak_text(args: argparse.Namespace) -> tuple[Cell, Tensor | None]:
     if args.text is None:
         return _cell(args), None
-    try:
-        words = args.text.read_text("utf-8")
-    except (OSError, UnicodeError) as wrong:
-        raise Error(f"cannot read the text ({wrong})") from None
+    words = read_text(args.text)
     if not words:
         raise Error(f"{args.text} is empty")
     cell, tokenizer = _load(args)
@@ -180,16 +177,16 @@ def _chat(args: argparse.Namespace) -> None:
     if sys.stdin is None:
         raise Error("nothing can be said (standard input is closed)")
     sys.stdin.reconfigure(errors="replace") if isinstance(sys.stdin, io.TextIOWrapper) else None
-    choice = _choice(args)
+    how = choice(args)
     cell, tokenizer = _load(args)
     facts = {"reduction": args.reduction, "system": args.system, "decode": args.decode}
-    talk(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **facts, **choice))
+    talk(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **facts, **how))
 
 
 def _bench(args: argparse.Namespace) -> None:
     import converters
 
-    _check_device(args)
+    check_device(args)
     bench(args, converters)
 
 
@@ -219,21 +216,6 @@ def _eval(args: argparse.Namespace) -> None:
     evaluation.run(args, Source(lambda: _tokenizer(args), lambda: _cell(args), progress=True))
 
 
-def _choice(args: argparse.Namespace) -> dict[str, Any]:
-    """How tokens are chosen, as ``stream`` takes it."""
-    shaping = {"--temperature": args.temperature, "--top-k": args.top_k, "--top-p": args.top_p, "--seed": args.seed}
-    if not args.sample and (given := [name for name, value in shaping.items() if value is not None]):
-        raise Error(f"{given[0]} is about drawing tokens; it needs --sample")
-    generator = None
-    if args.sample:
-        _check_device(args)
-        generator = torch.Generator(args.device)
-        generator.seed() if args.seed is None else generator.manual_seed(args.seed)
-    temperature = 1.0 if args.temperature is None else args.temperature
-    top = {"top_k": args.top_k, "top_p": args.top_p}
-    return {"do_sample": args.sample, "temperature": temperature, **top, "generator": generator}
-
-
 def _load(args: argparse.Namespace) -> tuple[Cell, "tokenizers.Tokenizer"]:
     tokenizer = _tokenizer(args)
     return _cell(args), tokenizer
@@ -242,36 +224,16 @@ def _load(args: argparse.Namespace) -> tuple[Cell, "tokenizers.Tokenizer"]:
 def _tokenizer(args: argparse.Namespace) -> "tokenizers.Tokenizer":
     import converters
 
-    _check_device(args)
+    check_device(args)
     return converters.tokenizer(args.model, revision=args.revision)
 
 
 def _cell(args: argparse.Namespace) -> Cell:
     import converters
 
-    _check_device(args)
+    check_device(args)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
-
-
-def _check_device(args: argparse.Namespace) -> None:
-    check_device(args.device)
-    if args.device == "meta":
-        raise Error("--device is 'meta'; nothing is computed there")
-
-
-def _text(args: argparse.Namespace) -> str:
-    if args.stdin and sys.stdin is None:
-        raise Error("cannot read the prompt (standard input is closed)")
-    try:
-        text = args.prompt if args.prompt is not None else None if args.stdin else args.prompt_file.read_text("utf-8")
-        text = sys.stdin.read() if text is None else text
-        text.encode()  # bytes that were no text come in as lone surrogates
-    except (OSError, ValueError) as wrong:
-        raise Error(f"cannot read the prompt ({wrong})") from None
-    if not text:
-        raise Error("the prompt is empty")
-    return text
 
 
 def _encode(tokenizer: "tokenizers.Tokenizer", text: str, args: argparse.Namespace) -> Tensor:
@@ -282,12 +244,6 @@ def _check_picture(path: Path) -> None:
     from .plot import check_picture
 
     check_picture(path)
-
-
-def _once(reductions: list[Reduction]) -> None:
-    for i, reduction in enumerate(reductions):
-        if reduction in reductions[:i]:
-            raise Error(f"--reduction {reduction} is given twice; expected each once")
 
 
 def _held(nbytes: int, full: int) -> str:

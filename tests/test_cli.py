@@ -105,7 +105,7 @@ def test_info_needs_no_weights(hf_folder, tmp_path, capsys):
     [
         (["generate", "/nowhere", "--prompt", "x"], "/nowhere"),
         (["generate", "MODEL", "--prompt", ""], "prompt is empty"),
-        (["generate", "MODEL", "--prompt-file", "/nowhere.txt"], "cannot read the prompt"),
+        (["generate", "MODEL", "--prompt-file", "/nowhere.txt"], "cannot read /nowhere.txt (No such file"),
         (["generate", "MODEL", "--prompt", "x", "--seed", "1"], "--sample"),
         (["generate", "MODEL", "--prompt", "x", "--temperature", "0.5"], "--sample"),
         (["generate", "MODEL", "--prompt", "x", "--sample", "--temperature", "0"], "temperature is 0.0"),

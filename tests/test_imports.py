@@ -84,6 +84,7 @@ ABOVE = {
     "chat": {*CELL, "template", "branch", "spelling", "pool", "ways"},
     "terminal": {"chat", "state", "live"},
     "arguments": {"forms", "reduction", "ways", "bench.sections"},
+    "asked": {"reduction"},
     "files": set(),
     "tensors": {"files"},
     "bench": set(),
@@ -126,7 +127,7 @@ TRAIN = {
     "train.outcome": {"eval.report", "eval.sweep", "train.tasks", "train.variants"},
     "train.saved": {"checkpoint", "files", "tensors", "snapshot", "train.data", "train.recipe", "train.run", "train.tokens"},
     "train.loop": {"checkpoint", "train.data", "train.recipe", "train.run", "train.saved"},
-    "train.command": {"train.loop", "train.recipe"},
+    "train.command": {"asked", "train.loop", "train.recipe"},
     "train": {"train.loop", "train.recipe"},
 }
 EVAL = {  # the experiments; "eval.command" lists them
@@ -154,12 +155,12 @@ ABOVE["eval.__main__"] = {"eval.harness", "converters"}
 ABOVE["eval.pictures"] = {"files", "plot", "eval.report"}
 ABOVE["train.__main__"] = {
     "arguments",
+    "asked",
     "eval.command",
+    "files",
     "plot",
     "train.outcome",
     "train.variants",
-    "files",
-    "train.command",
 }  # make variants
 FRONT = {*BELOW, *ABOVE} - {"eval.pictures", "eval.harness", "eval.__main__", "train.__main__"}
 ARROWS = {**BELOW, **ABOVE, "plot": {"files"}, "": FRONT, "__main__": {*FRONT, "", "plot", "converters"}}

@@ -352,7 +352,7 @@ def test_refusals_leave_a_run_as_it_was(folder, tmp_path, capsys):
     ("more", "said"),
     [
         (["--reduction", "full"], "the reduction is full; expected one that bounds H"),
-        (["--text", "/nowhere.txt"], "cannot read the text"),
+        (["--text", "/nowhere.txt"], "cannot read /nowhere.txt (No such file"),
         (["--text", os.devnull], "is empty"),
         (["--device", "meta"], "meta"),
         (["--text", __file__], "tokenizer.json"),

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 from ..arguments import count
+from ..asked import read_text
 from ..error import Error
 from ..eval.command import save
 from ..files import new_file
 from ..plot import check_picture
-from .command import read_text
 from .outcome import report
 from .variants import run_all
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..error import Error
+from ..asked import read_text
 from .loop import train
 from .recipe import PRESETS, read_recipe
 
@@ -46,15 +46,3 @@ def run(args: argparse.Namespace) -> None:
     parameters = sum(x.numel() for x in done.cell.parameters())
     print(f"{args.out}: {parameters / 1e6:.2f} million parameters, {step} steps, held out {bits:.4f} bits/byte")
     print(args.out / "loss.png")
-
-
-def read_text(path: Path) -> str:
-    """A text file.
-
-    Raises:
-        Error: it cannot be read, or is no UTF-8.
-    """
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeError) as wrong:
-        raise Error(f"cannot read {path} ({wrong})") from None

@@ -53,7 +53,7 @@ def decoding(bench: "Bench", ids: Tensor, block: int) -> Iterator[Callable[[], N
         **{"folder": str(bench.export()), "ids": ids[0].tolist(), "size": bench.size, "device": str(bench.device)},
         **{"dtype": str(bench.dtype).removeprefix("torch."), "threads": torch.get_num_threads()},
     }
-    command = [str(bench.kvpress), "-c", SCRIPT.read_text("utf-8"), json.dumps(facts)]
+    command = [str(bench.kvpress), "-u", "-c", SCRIPT.read_text("utf-8"), json.dumps(facts)]  # its last words come last
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, **pipes, stderr=said, start_new_session=True)  # ctrl-C is for us; we end it

@@ -25,9 +25,8 @@ from .rotary import Rope
 from .state import State
 from .trace import Trace
 
-CHUNK = 512
-"""Tokens, of all rows of the batch together, that pass the layers at once: enough to keep the processor busy, and few enough
-that what they leave in between takes little memory (docs/log.md)."""
+CHUNK = 1024
+"""Tokens, of all rows of the batch together, that pass the layers at once: enough to keep the processor busy."""
 
 MOST = 2**24
 """Sequences side by side: no machine holds as many, and a slip of the finger should not try."""

@@ -41,7 +41,6 @@ def train(recipe: Recipe, text: str, folder: str | Path, *, progress: bool = Fal
         data = Data.of(text, recipe, saved.read_vocabulary(folder) if begun else None)
         torch.manual_seed(recipe.seed)
         run = Run(new(recipe.config(len(data.vocabulary.n_bytes))), recipe)
-        run.cell.initial_state(1, recipe.reduction)  # some models refuse some operators
         run.cell.initial_state(recipe.batch, recipe.reduction)  # or the two do not go together
         if begun:
             saved.restore(folder, run)

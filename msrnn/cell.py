@@ -194,7 +194,7 @@ class Cell(nn.Module, ABC):
             length = lengths[rows]
             stop = min(start + max(1, CHUNK // len(rows)), int(length.amax()))
             active = torch.arange(start, stop, device=tokens.device) < length[:, None]  # (B', t)
-            x, layers = self.fold(tokens[rows, start:stop], state, None if stop <= int(length.amin()) else active)
+            x, layers = self.fold(tokens[rows, start:stop], state.ordered(), None if stop <= int(length.amin()) else active)
             state = state.with_layers(layers)
             if last_only:
                 now = length <= stop
@@ -229,12 +229,15 @@ class Cell(nn.Module, ABC):
         B, T = tokens.shape
         state = self.initial_state(B) if state is None else state
         self.check_state(state, B)
+        state = state.ordered()
         layers, read = list(state), [self.marks[0].new_zeros(B, 0, self.config.width)]
         events = [Events(scores=weights) for _ in layers]
         active = torch.arange(T, device=tokens.device) < lengths[:, None]  # (B, T)
         ragged = not bool(active.all())
         for start in range(0, T, step := max(1, CHUNK // B)):
             cut = slice(start, start + step)
+            for layer in events:
+                layer.last = start + step >= T
             x, layers = self.fold(tokens[:, cut], layers, active[:, cut] if ragged else None, events)
             read.append(x)
         logits = self.read_out(torch.cat(read, dim=1))

@@ -47,12 +47,12 @@ class Event(NamedTuple):
     """``(B, K, S + T)`` int64, positions; −1 where there is no row. The last T are ``entered``."""
     until: Tensor
     """``(B, 1 or K, S + T)`` int64, the last token to see each row, as of a :class:`Block`."""
-    even: bool
-    """Whether all heads held as many rows, before and after."""
     score: Tensor | None
     """``(B, 1 or K, T, S + T)``, NaN on rows that a token did not see; None unless asked for."""
     after: dict[str, Tensor] | None
     """The operator's numbers after each token, ``(B, T, K, S + T, …)`` each; None where T is more than ``FEW``."""
+    held: tuple[Tensor, Tensor] | None
+    """Keys and values of all ``rows``; None where T is more than ``FEW``."""
 
     @property
     def entered(self) -> Tensor:
@@ -66,11 +66,16 @@ class Event(NamedTuple):
 
 
 class Events(list[Event]):
-    """What happened in one layer, block by block; ``scores``: whether the operator's scores are wanted too."""
+    """What happened in one layer, block by block.
+
+    Attributes:
+        scores: whether the operator's scores are wanted too.
+        last: whether no more is to be read: the H after these tokens is not made.
+    """
 
     def __init__(self, scores: bool = False):
         super().__init__()
-        self.scores = scores
+        self.scores, self.last = scores, False
 
 
 @dataclass
@@ -102,7 +107,7 @@ def fold(
         before: of the same tokens in the layers before; written to.
 
     Returns:
-        ``(B, N, T, D)``, meaningless where a token is not read, and the new H.
+        ``(B, N, T, D)``, meaningless where a token is not read, and the new H; an old one where ``events.last``.
     """
     if H.places and events is None and not _at_once(H):
         return _by_steps(q, k, v, H, active)
@@ -117,7 +122,8 @@ def fold(
             frame = Frame.of(H, now, cut.stop - start)
             if H.gapless:
                 before.frames[key] = frame
-        x, H = _block(q[:, :, cut], k[:, :, cut], v[:, :, cut], H, frame, events, before, start)
+        last = cut.stop == T and events is not None and events.last
+        x, H = _block(q[:, :, cut], k[:, :, cut], v[:, :, cut], H, frame, events, before, start, last)
         read.append(x)
     return (torch.cat(read, dim=2) if len(read) != 1 else read[0]) if T else q[:, :, :0], H
 
@@ -161,8 +167,9 @@ def _block(
     events: Events | None,
     before: Before,
     start: int,
+    last: bool,
 ) -> tuple[Tensor, MultiState]:
-    """:func:`fold` of one block, which begins at token ``start``, H in order before and after."""
+    """:func:`fold` of one block, which begins at token ``start``, H in order before and after; not after the ``last``."""
     K, T = k.shape[1:3]
     kept, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
     new = frame.clock if frame.even else frame.clock.masked_fill(~frame.active, EMPTY)
@@ -194,8 +201,14 @@ def _block(
         score = None
         if events.scores:
             score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
-        after = {name: torch.cat([look.numbers[name] for look in looks], dim=1) for name in H.numbers} if T <= FEW else None
-        events.append(Event(q, k, v, frame.active, H.numbers, block.positions, block.until, frame.even, score, after))
+        after, held = None, None
+        if T <= FEW:
+            after = {name: torch.cat([look.numbers[name] for look in looks], dim=1) for name in H.numbers}
+            held = kept, values
+        events.append(Event(q, k, v, frame.active, H.numbers, block.positions, block.until, score, after, held))
+    read = read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2)  # (B, N, T, D)
+    if last:
+        return read, H
     clock, numbers = H.clock + (T if frame.even else frame.active.sum(1)), looks[-1].last() if looks else {}
     if H.reduction.merges:
         values = _merged(block, looks[-1], values)
@@ -203,7 +216,7 @@ def _block(
     H = H.with_rows(rows, clock, gapless=frame.even)
     if not (frame.still and frame.even):
         H = H.keep(block.until == T, even=frame.even)
-    return read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2), H
+    return read, H
 
 
 def _merged(block: Block, look: Look, values: Tensor) -> Tensor:

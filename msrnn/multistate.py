@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from .places import Places
@@ -179,14 +180,8 @@ class MultiState:
 
 
 def _room(parts: Sequence[MultiState]) -> Room:
-    """A copy of the rows of some H that are alike, one behind the other, with room for more.
-
-    For a sixteenth more, so that appending a row copies no more than sixteen; never for more than the bound and one in all.
-    """
-    S, bound = parts[0].keys.shape[2], parts[0].bound
-    spare = 1 + S // 16
-    if bound is not None:
-        spare = min(spare, bound + 1 - S)
+    """A copy of the rows of some H that are alike, one behind the other, with room for more."""
+    S, spare = parts[0].keys.shape[2], _spare(parts[0], parts[0].keys.shape[2])
 
     def copied(some: list[Tensor]) -> Tensor:
         B, K, _, *rest = some[0].shape
@@ -198,18 +193,53 @@ def _room(parts: Sequence[MultiState]) -> Room:
     return Room(copied([H.keys for H in parts]), copied([H.values for H in parts]), copied([H.positions for H in parts]), S)
 
 
+def _spare(H: MultiState, S: int) -> int:
+    """For how many rows beyond S there is to be room: a sixteenth, so that appending a row copies no more than sixteen; never
+    for more than the bound and one in all."""
+    return 1 + S // 16 if H.bound is None else min(1 + S // 16, H.bound + 1 - S)
+
+
+def _alike(parts: Sequence[MultiState]) -> bool:
+    """Whether layers can be laid together: one bounded operator, and as many rows."""
+    one = parts[0]
+    alike = (one.reduction, one.keys.shape, one.pinned)
+    return one.bound is not None and all((H.reduction, H.keys.shape, H.pinned) == alike for H in parts)
+
+
 def stack(parts: Sequence[MultiState]) -> MultiState | None:
     """Layers as one H, their batches one behind the other ``(L B, …)``, as a copy with room of its own; None where they have
     different operators, are unbounded, or differ in the number of rows. The clock ``(B,)`` is the one that they share."""
-    one = parts[0]
-    alike = (one.reduction, one.keys.shape, one.pinned)
-    if one.bound is None or any((H.reduction, H.keys.shape, H.pinned) != alike for H in parts):
+    if not _alike(parts):
         return None
-    room = _room(parts)
+    one, room = parts[0], _room(parts)
     numbers = {name: torch.cat([H.numbers[name] for H in parts]) for name in one.numbers}
     gapless = all(H.gapless for H in parts)
     keys, values, positions = room.first(one.keys.shape[2])
     return replace(one, keys=keys, values=values, positions=positions, numbers=numbers, room=room, gapless=gapless)
+
+
+def stack_kept(parts: Sequence[MultiState], stay: Sequence[Tensor]) -> MultiState | None:
+    """:func:`stack` of ``H.keep(stay, even=True)`` for each layer's ``stay (B, 1 or K, S)``, copied once instead of twice."""
+    one, L = parts[0], len(parts)
+    if not _alike(parts) or any(x.requires_grad for H in parts for x in H.rows.values()):
+        return None
+    B, K, S, _ = one.keys.shape
+    n = int(stay[0][0, 0].sum())
+    row = torch.stack([x.expand(B, K, S) for x in stay]).nonzero()[:, -1].view(L, B * K, n)
+    # what the room beyond the rows holds does not matter
+    row = pad(row, (0, _spare(one, n))) + S * torch.arange(B * K, device=row.device)[:, None]
+
+    def picked(name: str) -> Tensor:
+        some = [H.rows[name].flatten(0, 2) for H in parts]
+        room = some[0].new_empty(L, row[0].numel(), *some[0].shape[1:])
+        for x, index, place in zip(some, row.flatten(1), room, strict=True):
+            torch.index_select(x, 0, index, out=place)
+        return room.view(L * B, K, -1, *some[0].shape[1:])
+
+    room = Room(picked("keys"), picked("values"), picked("positions"), n)
+    keys, values, positions = room.first(n)
+    numbers = {name: picked(name)[:, :, :n].contiguous() for name in one.numbers}
+    return replace(one, keys=keys, values=values, positions=positions, numbers=numbers, room=room, gapless=True)
 
 
 def join(parts: Sequence[MultiState]) -> MultiState:

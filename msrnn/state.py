@@ -81,6 +81,10 @@ class State:
         """Whether a gradient could flow back into this state."""
         return any(x.requires_grad for H in (self if self._whole is None else [self._whole]) for x in H.rows.values())
 
+    def ordered(self) -> "State":
+        """The same rows in order of position; of layers that are one, all at once."""
+        return self if self._whole is None else self.with_whole(self._whole.ordered())
+
     def with_layers(self, layers: Iterable[MultiState]) -> "State":
         """The same cell's state with other layers."""
         return State(layers, self.fingerprint)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .error import Error
 from .fold import Events, fold
-from .multistate import EMPTY, MultiState, join
+from .multistate import EMPTY, MultiState, join, stack_kept
 from .state import State
 
 LAST = torch.iinfo(torch.int64).max
@@ -28,15 +28,18 @@ class LayerTrace:
 
     def __init__(self, H: MultiState, events: Events):
         self._before, self._events = H.ordered(), events
-        nothing = H.positions.new_empty(*H.positions.shape[:2], 0)
-        self.rows = torch.cat([self._before.positions, *(e.entered for e in events)], dim=2)
-        self._keys = torch.cat([self._before.keys, *(e.k for e in events)], dim=2)
-        self._values = torch.cat([self._before.values, *(e.v for e in events)], dim=2)
+        if len(events) == 1 and events[0].held is not None:
+            self.rows, (self._keys, self._values), self._active = events[0].rows, events[0].held, events[0].active
+        else:
+            self.rows = torch.cat([self._before.positions, *(e.entered for e in events)], dim=2)
+            self._keys = torch.cat([self._before.keys, *(e.k for e in events)], dim=2)
+            self._values = torch.cat([self._before.values, *(e.v for e in events)], dim=2)
+            nothing = H.positions.new_empty(*H.positions.shape[:2], 0)
+            self._active = torch.cat([nothing[:, 0].bool(), *(e.active for e in events)], dim=1)  # (B, T)
         S = self._before.positions.shape[2]  # what a step in place may write over later is not looked at again
         self._before = replace(
             self._before, keys=self._keys[:, :, :S], values=self._values[:, :, :S], positions=self.rows[:, :, :S], room=None
         )
-        self._active = torch.cat([nothing[:, 0].bool(), *(e.active for e in events)], dim=1)  # (B, T)
         self.scores = self._scattered() if events.scores else None
 
     @cached_property
@@ -60,16 +63,21 @@ class LayerTrace:
             k, v = (x.index_select(0, rows)[:, :, S : S + most] for x in (self._keys, self._values))
             active = self._active[rows, :most] & (torch.arange(most, device=n.device) < n[:, None])
             return fold(q, k, v, self._before.select(rows), active)[1]
-        after = self._events[0].after if len(self._events) == 1 else None
-        if after is not None or not operator.numbers:
-            return self._gathered(n, rows, {name: self._since(name, x)[rows, n] for name, x in (after or {}).items()})
+        if self.simple:
+            every, even = self.every(n, rows), self.even(n, rows)
+            if operator.size is None and even and len(n):  # nothing left
+                end = self._before.positions.shape[2] + int(n[0])
+                first = {name: x[:, :, :end] for name, x in every.rows.items()}
+                return every.with_rows(first, every.clock, gapless=True)
+            return every.keep(self.stay(n, rows), even=even)
         # numbers are kept at the beginning of each block; from there on the block's own part is read again
         starts = torch.tensor([0, *(e.q.shape[2] for e in self._events)], device=n.device).cumsum(0)
         blocks = (torch.searchsorted(starts, n, right=True) - 1).clamp(max=len(self._events) - 1)
         parts, order = [], []
         for i in blocks.unique().tolist():
             some, e = (blocks == i).nonzero()[:, 0], self._events[i]
-            H = self._gathered(starts[i].expand_as(some), rows[some])
+            start = starts[i].expand_as(some)
+            H = self.every(start, rows[some]).keep(self.stay(start, rows[some]), even=self.even(start, rows[some]))
             S = H.positions.shape[2]  # of some rows, no more columns than the fullest of them needs
             H = replace(H, numbers={name: x.index_select(0, rows[some])[:, :, :S] for name, x in e.numbers.items()})
             more = n[some] - starts[i]
@@ -87,28 +95,42 @@ class LayerTrace:
         start = torch.cat((start, start.new_zeros(*start.shape[:2], after.shape[1], *start.shape[3:])), dim=2)
         return torch.cat((start[:, None], after), dim=1)
 
-    def _gathered(self, n: Tensor, rows: Tensor, numbers: dict[str, Tensor] | None = None) -> MultiState:
-        """:meth:`at`, the operator's numbers being ``(B', K, R, …)`` each, or left out."""
-        before, T = self._before, self._active.shape[1]
+    @property
+    def simple(self) -> bool:
+        """Whether all that :meth:`at` needs is at hand, and has only to be picked."""
+        operator, after = self._before.reduction, self._events[0].after if len(self._events) == 1 else None
+        return bool(self._events) and not operator.merges and (after is not None or not operator.numbers)
+
+    def every(self, n: Tensor, rows: Tensor) -> MultiState:
+        """:meth:`at` before any row has gone; without the operator's numbers, where they are not at hand."""
+        before, after = self._before, self._events[0].after if len(self._events) == 1 else None
+        same = rows.equal(torch.arange(len(self.rows), device=rows.device))
+        keys, values, positions = (x if same else x.index_select(0, rows) for x in (self._keys, self._values, self.rows))
+        numbers = {name: self._since(name, x)[rows, n] for name, x in (after or {}).items()}
+        clock = before.clock[rows] + self._read(n, rows)
+        return replace(before, keys=keys, values=values, positions=positions, clock=clock, numbers=numbers, gapless=False)
+
+    def stay(self, n: Tensor, rows: Tensor) -> Tensor:
+        """``(B', 1 or K, S + T)`` bool: the rows that :meth:`at` keeps."""
         B, K, R = self.rows.shape
-
-        def picked(x: Tensor) -> Tensor:
-            return x.index_select(0, rows) if some else x
-
-        some = not rows.equal(torch.arange(B, device=rows.device))
-        even = all(e.even for e in self._events) and (len(rows) == 1 or bool((n == n[:1]).all()))
-        time, came = torch.arange(T, device=n.device), torch.arange(T - R, T, device=n.device)
+        T = self._active.shape[1]
+        came = torch.arange(T - R, T, device=n.device)
         if len(self._events) == 1:
             until = self._events[0].until
         else:
             index = self._row_of(self.left).masked_fill(self.left == EMPTY, R)
             until = torch.full((B, K, R + 1), T, device=n.device)
-            until = until.scatter_(2, index, time.expand(B, K, T))[..., :R]  # the last token that saw it
-        stay = (picked(until) >= n[:, None, None]) & (came < n[:, None, None])
-        clock = picked(before.clock) + (n if even else (picked(self._active) & (time < n[:, None])).sum(1))
-        keys, values, positions = picked(self._keys), picked(self._values), picked(self.rows)
-        H = replace(before, keys=keys, values=values, positions=positions, clock=clock, numbers=numbers or {}, gapless=False)
-        return H.keep(stay, even=even)
+            time = torch.arange(T, device=n.device).expand(B, K, T)
+            until = until.scatter_(2, index, time)[..., :R]  # the last token that saw it
+        return (until[rows] >= n[:, None, None]) & (came < n[:, None, None])
+
+    def even(self, n: Tensor, rows: Tensor) -> bool:
+        """Whether :meth:`at` keeps as many rows in all heads of all sequences."""
+        return self._before.gapless and bool((n == n[:1]).all() and (self._read(n, rows) == n).all())
+
+    def _read(self, n: Tensor, rows: Tensor) -> Tensor:
+        """``(B',)``: how many of the first n tokens are read, not counting those where the text has ended."""
+        return (self._active[rows] & (torch.arange(self._active.shape[1], device=n.device) < n[:, None])).sum(1)
 
     def _row_of(self, positions: Tensor) -> Tensor:
         """Where in ``rows`` each of ``positions (B, K, …)`` stands."""
@@ -178,6 +200,10 @@ class Trace:
         count = torch.as_tensor(n, device=self._state.clock.device).repeat(1 if isinstance(n, Tensor) else B)
         if not _within(count, T):
             raise Error(f"at: n is {count.tolist() if B > 1 else int(count[0])}; expected 0 to {T}, the tokens read")
+        if B and all(layer.simple and layer.even(count, rows) for layer in self):
+            one = stack_kept([layer.every(count, rows) for layer in self], [layer.stay(count, rows) for layer in self])
+            if one is not None:
+                return self._state.with_whole(one)
         layers = [layer.at(count, rows) for layer in self]
         return self._state.with_layers(replace(H, clock=layers[0].clock) for H in layers)
 

@@ -85,9 +85,10 @@ def test_the_scores_are_what_the_operator_saw(monkeypatch):
     assert cell.scan(text, before)[1][0].scores is None
 
 
-def test_a_trace_outlives_steps_in_place():
+@pytest.mark.parametrize("reduction", ["full", "h2o:4", "sinks:20:1", "tova:4"])
+def test_a_trace_outlives_steps_in_place(reduction):
     cell, text = tiny_cell(), tokens(3, 2, 12)
-    _, trace = cell.scan(text, cell.initial_state(2, "h2o:4"))
+    _, trace = cell.scan(text, cell.initial_state(2, reduction))
     first, again = trace.at(8), trace.at(8)
     for token in text[:, :4].T:
         cell.step_(token, first)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .attention import mask
-from .frame import Frame, hidden
+from .frame import Frame
 from .multistate import EMPTY
 from .reduction import Reduction, Seen
 from .transition import dearness, updated
@@ -30,7 +30,8 @@ class Block:
     Attributes:
         reduction: the operator.
         frame: what does not depend on who leaves.
-        logits: ``(B, K, G, T, R)`` in at least float32; of an operator that is ``blind`` ``(B, K, 1, T, R)`` zeros.
+        logits: ``(B, K, G, T, R)`` in at least float32, −inf where the frame hides a row; of an operator that is ``blind``
+            ``(B, K, 1, T, R)`` zeros.
         positions: ``(B, K, R)`` int64, ascending but for −1 where a row is empty or its token is not read.
         until: ``(B, 1 or K, R)`` int64, the last token to see each row: T where it stays, −1 where a row is empty; a token that
             is not read is seen by itself alone. 1 where it is the same for all heads.
@@ -55,9 +56,10 @@ class Block:
 
     def hidden(self, start: int, stop: int) -> Tensor:
         """``(B, 1 or K, t, R)`` bool: the rows that tokens ``start`` to ``stop`` do not see."""
+        before = self.frame.hidden[:, :, start:stop]
         if self.until is self.frame.until:
-            return self.frame.hidden[:, :, start:stop]
-        return hidden(self.until, start, stop, self.T)
+            return before
+        return (self.until[:, :, None] < torch.arange(start, stop, device=before.device)[:, None]) | before
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
     hidden = block.hidden(start, stop)  # (B, 1 or K, t, R)
     weights = block.logits[..., start:stop, :]
     if not operator.blind:
-        weights = mask(weights, hidden[:, :, None]).softmax(dim=-1)
+        weights = (weights if block.until is block.frame.until else mask(weights, hidden[:, :, None])).softmax(dim=-1)
     hidden = hidden.transpose(1, 2)  # (B, t, 1 or K, R)
 
     def aside(x: Tensor) -> Tensor:  # (B, t, …) -> (B t, …), each token a row of the batch

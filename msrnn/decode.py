@@ -99,9 +99,10 @@ def _loop(
         yield token, state
         if eos.numel():
             now = torch.isin(token, eos.to(token.device))
-            last, ended = token, now if ended is None else ended | now
-            if ended.all():
-                return
+            if ended is not None or now.any():  # as long as none has, a step need not tell rows apart
+                last, ended = token, now if ended is None else ended | now
+                if ended.all():
+                    return
 
 
 def eos_ids(cell: Cell, eos: int | Sequence[int] | None) -> Tensor:

@@ -239,7 +239,7 @@ def _entered(q: Tensor, keys: Tensor, positions: Tensor, H: MultiState, frame: F
         wide = torch.promote_types(keys.dtype, torch.float32)
         logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, T, R)
     else:
-        logits = _logits(q, keys).detach()
+        logits = _logits(q, keys).detach().add_(frame.veil)
     numbers = {name: torch.cat((x, x.new_zeros(B, K, T, *x.shape[3:])), dim=2) for name, x in H.numbers.items()}
     seen = keys.detach() if H.reduction.keyed else None
     return Block(H.reduction, frame, logits, positions, frame.until, numbers, seen, H.pinned)

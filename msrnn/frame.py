@@ -1,10 +1,12 @@
 """What many tokens find before any of them has looked: whom each would see, and when somebody has to leave."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .attention import mask
 from .multistate import MultiState
 
 
@@ -20,6 +22,7 @@ class Frame:
         leaves: ``(B, T, 1 or K)`` bool, at which tokens a row leaves; which one does not matter to that.
         still: whether none does at any.
         even: whether all heads hold as many rows, before and after.
+        dtype: of logits.
     """
 
     clock: Tensor
@@ -29,6 +32,12 @@ class Frame:
     leaves: Tensor
     still: bool
     even: bool
+    dtype: torch.dtype
+
+    @cached_property
+    def veil(self) -> Tensor:
+        """``(B, 1 or K, 1, T, R)``: what hides the ``hidden`` rows when it is added to logits."""
+        return mask(torch.zeros(1, dtype=self.dtype, device=self.hidden.device), self.hidden[:, :, None])
 
     @classmethod
     def of(cls, H: MultiState, active: Tensor | None, T: int) -> "Frame":
@@ -44,11 +53,7 @@ class Frame:
         held = (~empty).sum(-1)[:, None] + read.cumsum(1)[..., None]  # (B, T, 1 or K), if nobody leaves
         leaves = torch.zeros_like(held, dtype=torch.bool) if bound is None else (held > bound) & read[..., None]
         still = bound is None or not bool(leaves.any())
-        return cls(clock, read, until, hidden(until, 0, T, T), leaves, still, even)
-
-
-def hidden(until: Tensor, start: int, stop: int, T: int) -> Tensor:
-    """``(B, 1 or K, R) -> (B, 1 or K, t, R)`` bool: the rows that tokens ``start`` to ``stop`` of T do not see."""
-    t = torch.arange(start, stop, device=until.device)[:, None]
-    came = torch.arange(T - until.shape[-1], T, device=t.device)  # carried rows before 0
-    return (until[:, :, None] < t) | (came > t)
+        came = torch.arange(T - until.shape[-1], T, device=device)  # carried rows before 0
+        hidden = (until[:, :, None] < time[:, None]) | (came > time[:, None])
+        dtype = torch.promote_types(H.keys.dtype, torch.float32)
+        return cls(clock, read, until, hidden, leaves, still, even, dtype)

@@ -199,7 +199,7 @@ def _spare(H: MultiState, S: int) -> int:
     return 1 + S // 16 if H.bound is None else min(1 + S // 16, H.bound + 1 - S)
 
 
-def _alike(parts: Sequence[MultiState]) -> bool:
+def alike(parts: Sequence[MultiState]) -> bool:
     """Whether layers can be laid together: one bounded operator, and as many rows."""
     one = parts[0]
     alike = (one.reduction, one.keys.shape, one.pinned)
@@ -209,7 +209,7 @@ def _alike(parts: Sequence[MultiState]) -> bool:
 def stack(parts: Sequence[MultiState]) -> MultiState | None:
     """Layers as one H, their batches one behind the other ``(L B, …)``, as a copy with room of its own; None where they have
     different operators, are unbounded, or differ in the number of rows. The clock ``(B,)`` is the one that they share."""
-    if not _alike(parts):
+    if not alike(parts):
         return None
     one, room = parts[0], _room(parts)
     numbers = {name: torch.cat([H.numbers[name] for H in parts]) for name in one.numbers}
@@ -218,14 +218,13 @@ def stack(parts: Sequence[MultiState]) -> MultiState | None:
     return replace(one, keys=keys, values=values, positions=positions, numbers=numbers, room=room, gapless=gapless)
 
 
-def stack_kept(parts: Sequence[MultiState], stay: Sequence[Tensor]) -> MultiState | None:
-    """:func:`stack` of ``H.keep(stay, even=True)`` for each layer's ``stay (B, 1 or K, S)``, copied once instead of twice."""
+def stack_kept(parts: Sequence[MultiState], stay: Tensor) -> MultiState:
+    """:func:`stack` of ``H.keep(stay, even=True)`` for every layer of some that are :func:`alike`, copied once, not twice;
+    ``stay (L, B, 1 or K, S)``, as many in every head."""
     one, L = parts[0], len(parts)
-    if not _alike(parts) or any(x.requires_grad for H in parts for x in H.rows.values()):
-        return None
     B, K, S, _ = one.keys.shape
-    n = int(stay[0][0, 0].sum())
-    row = torch.stack([x.expand(B, K, S) for x in stay]).nonzero()[:, -1].view(L, B * K, n)
+    n = int(stay[0, 0, 0].sum())
+    row = stay.expand(L, B, K, S).nonzero()[:, -1].view(L, B * K, n)
     # what the room beyond the rows holds does not matter
     row = pad(row, (0, _spare(one, n))) + S * torch.arange(B * K, device=row.device)[:, None]
 

@@ -3,16 +3,47 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .error import Error
 from .fold import Events, fold
-from .multistate import EMPTY, MultiState, join, stack_kept
+from .multistate import EMPTY, MultiState, alike, join, stack_kept
 from .state import State
 
 LAST = torch.iinfo(torch.int64).max
+
+
+class Cut(NamedTuple):
+    """Which state is asked of a trace, and what is the same in all layers."""
+
+    n: Tensor
+    """``(B',)`` int64, tokens, of those before which a row's text may have ended."""
+    rows: Tensor
+    """``(B',)`` int64, rows of the batch."""
+    every: bool
+    """Whether these are all, in order."""
+    read: Tensor
+    """``(B',)`` int64, how many of the n tokens are read."""
+    level: bool
+    """Whether all of them are, and all rows have as many."""
+    T: int
+    """Tokens of the trace."""
+
+    @classmethod
+    def of(cls, active: Tensor, n: Tensor, rows: Tensor) -> "Cut":
+        """Of tokens of which those where ``active (B, T)`` are read."""
+        B, T = active.shape
+        read = (active[rows] & (torch.arange(T, device=n.device) < n[:, None])).sum(1)
+        level = bool((n == n[:1]).all() and (read == n).all())
+        return cls(n, rows, rows.equal(torch.arange(B, device=rows.device)), read, level, T)
+
+    def stay(self, until: Tensor) -> Tensor:
+        """``(…, B, 1 or K, S + T)``, the last token to see each row -> ``(…, B', 1 or K, S + T)`` bool: which are there."""
+        came, n = torch.arange(self.T - until.shape[-1], self.T, device=until.device), self.n[:, None, None]
+        return ((until if self.every else until.index_select(-3, self.rows)) >= n) & (came < n)
 
 
 class LayerTrace:
@@ -24,18 +55,19 @@ class LayerTrace:
             then the tokens'; −1 where there is none.
         scores: ``(B, 1 or K, T, S + T)``, the operator's score of each of ``rows`` as each token had seen it, NaN where it had
             not; None unless asked for.
+        active: ``(B, T)`` bool, whether a token was read.
     """
 
     def __init__(self, H: MultiState, events: Events):
         self._before, self._events = H.ordered(), events
         if len(events) == 1 and events[0].held is not None:
-            self.rows, (self._keys, self._values), self._active = events[0].rows, events[0].held, events[0].active
+            self.rows, (self._keys, self._values), self.active = events[0].rows, events[0].held, events[0].active
         else:
             self.rows = torch.cat([self._before.positions, *(e.entered for e in events)], dim=2)
             self._keys = torch.cat([self._before.keys, *(e.k for e in events)], dim=2)
             self._values = torch.cat([self._before.values, *(e.v for e in events)], dim=2)
             nothing = H.positions.new_empty(*H.positions.shape[:2], 0)
-            self._active = torch.cat([nothing[:, 0].bool(), *(e.active for e in events)], dim=1)  # (B, T)
+            self.active = torch.cat([nothing[:, 0].bool(), *(e.active for e in events)], dim=1)  # (B, T)
         S = self._before.positions.shape[2]  # what a step in place may write over later is not looked at again
         self._before = replace(
             self._before, keys=self._keys[:, :, :S], values=self._values[:, :, :S], positions=self.rows[:, :, :S], room=None
@@ -50,34 +82,34 @@ class LayerTrace:
     @property
     def shape(self) -> torch.Size:
         """``(B, T)``."""
-        return self._active.shape
+        return self.active.shape
 
-    def at(self, n: Tensor, rows: Tensor) -> MultiState:
-        """H of the batch rows ``rows (B',)`` after their first ``n (B',)`` tokens."""
-        operator = self._before.reduction
+    def at(self, cut: Cut) -> MultiState:
+        """H of the batch rows ``cut.rows (B',)`` after their first ``cut.n (B',)`` tokens."""
+        operator, n, rows = self._before.reduction, cut.n, cut.rows
         if not self._events:
             return self._before.select(rows)
         if operator.merges:  # values have changed on the way; all of it is read again
             most, S = int(n.amax()), self._before.positions.shape[2]
             q = torch.cat([e.q for e in self._events], dim=2).index_select(0, rows)[:, :, :most]
             k, v = (x.index_select(0, rows)[:, :, S : S + most] for x in (self._keys, self._values))
-            active = self._active[rows, :most] & (torch.arange(most, device=n.device) < n[:, None])
+            active = self.active[rows, :most] & (torch.arange(most, device=n.device) < n[:, None])
             return fold(q, k, v, self._before.select(rows), active)[1]
         if self.simple:
-            every, even = self.every(n, rows), self.even(n, rows)
+            every, even = self.every(cut), self.gapless and cut.level
             if operator.size is None and even and len(n):  # nothing left
                 end = self._before.positions.shape[2] + int(n[0])
                 first = {name: x[:, :, :end] for name, x in every.rows.items()}
                 return every.with_rows(first, every.clock, gapless=True)
-            return every.keep(self.stay(n, rows), even=even)
+            return every.keep(cut.stay(self.until), even=even)
         # numbers are kept at the beginning of each block; from there on the block's own part is read again
         starts = torch.tensor([0, *(e.q.shape[2] for e in self._events)], device=n.device).cumsum(0)
         blocks = (torch.searchsorted(starts, n, right=True) - 1).clamp(max=len(self._events) - 1)
         parts, order = [], []
         for i in blocks.unique().tolist():
             some, e = (blocks == i).nonzero()[:, 0], self._events[i]
-            start = starts[i].expand_as(some)
-            H = self.every(start, rows[some]).keep(self.stay(start, rows[some]), even=self.even(start, rows[some]))
+            begin = Cut.of(self.active, starts[i].expand_as(some), rows[some])
+            H = self.every(begin).keep(begin.stay(self.until), even=self.gapless and begin.level)
             S = H.positions.shape[2]  # of some rows, no more columns than the fullest of them needs
             H = replace(H, numbers={name: x.index_select(0, rows[some])[:, :, :S] for name, x in e.numbers.items()})
             more = n[some] - starts[i]
@@ -101,36 +133,30 @@ class LayerTrace:
         operator, after = self._before.reduction, self._events[0].after if len(self._events) == 1 else None
         return bool(self._events) and not operator.merges and (after is not None or not operator.numbers)
 
-    def every(self, n: Tensor, rows: Tensor) -> MultiState:
+    @property
+    def gapless(self) -> bool:
+        """Whether no row was empty before the first token."""
+        return self._before.gapless
+
+    def every(self, cut: Cut) -> MultiState:
         """:meth:`at` before any row has gone; without the operator's numbers, where they are not at hand."""
         before, after = self._before, self._events[0].after if len(self._events) == 1 else None
-        same = rows.equal(torch.arange(len(self.rows), device=rows.device))
-        keys, values, positions = (x if same else x.index_select(0, rows) for x in (self._keys, self._values, self.rows))
-        numbers = {name: self._since(name, x)[rows, n] for name, x in (after or {}).items()}
-        clock = before.clock[rows] + self._read(n, rows)
+        rows = (self._keys, self._values, self.rows)
+        keys, values, positions = rows if cut.every else (x.index_select(0, cut.rows) for x in rows)
+        numbers = {name: self._since(name, x)[cut.rows, cut.n] for name, x in (after or {}).items()}
+        clock = before.clock[cut.rows] + cut.read
         return replace(before, keys=keys, values=values, positions=positions, clock=clock, numbers=numbers, gapless=False)
 
-    def stay(self, n: Tensor, rows: Tensor) -> Tensor:
-        """``(B', 1 or K, S + T)`` bool: the rows that :meth:`at` keeps."""
-        B, K, R = self.rows.shape
-        T = self._active.shape[1]
-        came = torch.arange(T - R, T, device=n.device)
+    @cached_property
+    def until(self) -> Tensor:
+        """``(B, 1 or K, S + T)`` int64: the last token that saw each row; T where it stays, −1 where it is empty."""
         if len(self._events) == 1:
-            until = self._events[0].until
-        else:
-            index = self._row_of(self.left).masked_fill(self.left == EMPTY, R)
-            until = torch.full((B, K, R + 1), T, device=n.device)
-            time = torch.arange(T, device=n.device).expand(B, K, T)
-            until = until.scatter_(2, index, time)[..., :R]  # the last token that saw it
-        return (until[rows] >= n[:, None, None]) & (came < n[:, None, None])
-
-    def even(self, n: Tensor, rows: Tensor) -> bool:
-        """Whether :meth:`at` keeps as many rows in all heads of all sequences."""
-        return self._before.gapless and bool((n == n[:1]).all() and (self._read(n, rows) == n).all())
-
-    def _read(self, n: Tensor, rows: Tensor) -> Tensor:
-        """``(B',)``: how many of the first n tokens are read, not counting those where the text has ended."""
-        return (self._active[rows] & (torch.arange(self._active.shape[1], device=n.device) < n[:, None])).sum(1)
+            return self._events[0].until
+        (B, K, R), T = self.rows.shape, self.active.shape[1]
+        index = self._row_of(self.left).masked_fill(self.left == EMPTY, R)
+        until = torch.full((B, K, R + 1), T, device=index.device)
+        time = torch.arange(T, device=index.device).expand(B, K, T)
+        return until.scatter_(2, index, time)[..., :R]
 
     def _row_of(self, positions: Tensor) -> Tensor:
         """Where in ``rows`` each of ``positions (B, K, …)`` stands."""
@@ -200,11 +226,13 @@ class Trace:
         count = torch.as_tensor(n, device=self._state.clock.device).repeat(1 if isinstance(n, Tensor) else B)
         if not _within(count, T):
             raise Error(f"at: n is {count.tolist() if B > 1 else int(count[0])}; expected 0 to {T}, the tokens read")
-        if B and all(layer.simple and layer.even(count, rows) for layer in self):
-            one = stack_kept([layer.every(count, rows) for layer in self], [layer.stay(count, rows) for layer in self])
-            if one is not None:
-                return self._state.with_whole(one)
-        layers = [layer.at(count, rows) for layer in self]
+        cut = Cut.of(self[0].active, count, rows)
+        if B and cut.level and all(layer.simple and layer.gapless for layer in self):
+            layers = [layer.every(cut) for layer in self]
+            if alike(layers) and not any(H.keys.requires_grad for H in layers):
+                until = torch.stack([layer.until for layer in self])
+                return self._state.with_whole(stack_kept(layers, cut.stay(until)))
+        layers = [layer.at(cut) for layer in self]
         return self._state.with_layers(replace(H, clock=layers[0].clock) for H in layers)
 
 

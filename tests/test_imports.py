@@ -35,7 +35,7 @@ BELOW = {  # what each module may import of its siblings; these stand on torch a
     "places": {"attention", "multistate", "rotary"},
     "transition": {"attention", "multistate", "reduction"},
     "cell": {"admit", "multistate", "state", "places", "reduction", "forms", "rotary", "fold", "trace", "fingerprint"},
-    "frame": {"multistate"},
+    "frame": {"attention", "multistate"},
     "decide": {"attention", "frame", "multistate", "reduction", "transition"},
     "fold": {"attention", "frame", "multistate", "reduction", "transition", "decide", "linear"},
     "trace": {"multistate", "state", "fold"},

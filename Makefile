@@ -14,7 +14,7 @@ demo: .venv/demo.ready $(MODEL)/config.json  ## one prompt under four operators,
 	  --reduction full --reduction tova:28 --reduction sinks:28:4 --reduction window:28
 
 test: .venv/test.ready check model  ## everything: style, types, tests on tiny models and on the real weights
-	MSRNN_GGUF=$(GGUF) $(BIN)/python -m pytest
+	MSRNN_GGUF=$(GGUF) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/test.ready
 	$(BIN)/ruff check

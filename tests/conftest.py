@@ -7,22 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock  # comes with huggingface-hub
 
 import converters
 from msrnn import Cell
 
-FIGURES = pytest.StashKey[list[str]]()
-
 
 @pytest.fixture
-def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Keeps a measured figure for the end of the run, where it is printed."""
-    return request.config.stash.setdefault(FIGURES, []).append
+    return lambda line: record_property("figure", line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in terminalreporter.config.stash.get(FIGURES, []):
-        terminalreporter.write_line(line)
+    for report in terminalreporter.stats.get("passed", []):
+        for name, line in report.user_properties if report.when == "call" else ():
+            if name == "figure":
+                terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -40,20 +41,21 @@ def gguf_path() -> Path:
 def hf_folder(gguf_path: Path) -> Path:
     """The same model as a Hugging Face folder, made by transformers alone; kept beside the GGUF for the next run."""
     folder = gguf_path.with_name("SmolLM2-135M-Instruct-transformers")
-    if not (folder / "model.safetensors").is_file():
-        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    with FileLock(f"{folder}.lock"):  # tests run in several processes
+        if not (folder / "model.safetensors").is_file():
+            from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-        read = AutoModelForCausalLM.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32)
-        for name in ("quantization_config", "_pre_quantization_dtype"):
-            if hasattr(read.config, name):
-                delattr(read.config, name)
-        plain = LlamaForCausalLM(read.config).to(torch.float32)
-        plain.load_state_dict(read.state_dict())
-        beside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-        plain.save_pretrained(beside)
-        AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name).save_pretrained(beside)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+            read = AutoModelForCausalLM.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32)
+            for name in ("quantization_config", "_pre_quantization_dtype"):
+                if hasattr(read.config, name):
+                    delattr(read.config, name)
+            plain = LlamaForCausalLM(read.config).to(torch.float32)
+            plain.load_state_dict(read.state_dict())
+            beside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+            plain.save_pretrained(beside)
+            AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name).save_pretrained(beside)
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.rename(folder)
     return folder
 
 

@@ -31,6 +31,8 @@ def attention(
     Raises:
         Error: a mask of other shape or type; keys and values that are not as many.
     """
+    if any(not isinstance(x, Tensor) or x.ndim < 2 for x in (query, key, value)):
+        raise Error("attention: expected tensors (…, T, D) as query, (…, S, D) as key and value")
     (T, D), S = query.shape[-2:], key.shape[-2]
     if key.shape[-1] != D or value.shape[-2] != S:
         shapes = ", ".join(str(tuple(x.shape)) for x in (query, key, value))
@@ -67,9 +69,9 @@ class MultiHead(nn.Module):
             ``(B, T, E)``, and the weights ``(B, N, T, S)``.
 
         Raises:
-            Error: as :func:`attention`.
+            Error: as :func:`attention`; tokens of another shape.
         """
-        if mask is not None and mask.ndim == 3:
+        if isinstance(mask, Tensor) and mask.ndim == 3:
             mask = mask[:, None]  # (B, 1, 1 or T, S)
         keys, values = self.rows(seen)
         read, weights = attention(self.query(x), keys, values, mask, self.dropout if self.training else 0.0)
@@ -77,13 +79,20 @@ class MultiHead(nn.Module):
 
     def query(self, x: Tensor) -> Tensor:
         """What the tokens look for: ``(B, T, E) -> (B, N, T, D)``."""
+        self._check(x)
         return rearrange(self.q(x), "B T (N D) -> B N T D", N=self.n_heads)
 
     def rows(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """By what they are found and what they then tell, keys and values: ``(B, S, E) -> (B, N, S, D)`` each. Nothing else is
         ever seen of them, so this is what an H has to remember."""
+        self._check(seen)
         keys, values = (rearrange(f(seen), "B S (N D) -> B N S D", N=self.n_heads) for f in (self.k, self.v))
         return keys, values
+
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != self.q.in_features:
+            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise Error(f"attention over several heads: the tokens are {found}; expected (B, T, {self.q.in_features})")
 
     def out(self, read: Tensor) -> Tensor:
         """What all heads read, joined: ``(B, N, T, D) -> (B, T, E)``."""

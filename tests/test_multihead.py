@@ -78,6 +78,14 @@ def test_weights_are_in_float32_at_least():
         (lambda: attention(Q, K, V, RAGGED[None]), "expected what broadcasts"),
         (lambda: attention(Q, K[..., :4], V), "query, key and value"),
         (lambda: attention(Q, K, V[:, :, :3]), "query, key and value"),
+        (lambda: attention(Q[0, 0, 0], K, V), "expected tensors"),
+        (lambda: attention(Q.tolist(), K, V), "expected tensors"),
+        (
+            lambda: MultiHead(24, 3)(torch.zeros(2, 24), torch.zeros(1, 2, 24)),
+            r"the tokens are \(2, 24\); expected \(B, T, 24\)",
+        ),
+        (lambda: MultiHead(24, 3)(torch.zeros(1, 2, 24), [[0.0]]), "the tokens are list"),
+        (lambda: MultiHead(24, 3)(torch.zeros(1, 2, 24), torch.zeros(1, 2, 24), [[True]]), "expected booleans"),
         (lambda: MultiHead(24, 5), "cannot be shared by 5 heads"),
     ],
 )

@@ -61,6 +61,8 @@ def check_sizes(config: Any) -> None:
     if config.n_heads % config.n_kv_heads:
         raise Error(f"config: {config.n_heads} query heads cannot share {config.n_kv_heads} key/value heads evenly")
     check_part(config, "norm_eps", above=True)
+    if not isinstance(config.eos_token_ids, tuple):
+        raise Error(f"config: eos_token_ids are {config.eos_token_ids!r:.60}; expected a tuple of ids")
     for token in (*config.eos_token_ids, *(() if config.bos_token_id is None else (config.bos_token_id,))):
         if not _is_whole(token) or not 0 <= token < config.vocab_size:
             raise Error(f"config: special token id {token!r:.60} is outside the vocabulary of {config.vocab_size}")

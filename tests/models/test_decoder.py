@@ -434,6 +434,7 @@ def test_every_config_survives_json(positions):
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": False}, "dropout is False;"),
         ({"bos_token_id": 50}, "special token id 50"),
+        ({"eos_token_ids": 3}, "eos_token_ids are 3; expected a tuple"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(facts, said):

@@ -229,7 +229,7 @@ class Trace:
         cut = Cut.of(self[0].active, count, rows)
         if B and cut.level and all(layer.simple and layer.gapless for layer in self):
             layers = [layer.every(cut) for layer in self]
-            if alike(layers) and not any(H.keys.requires_grad for H in layers):
+            if alike(layers) and not any(x.requires_grad for H in layers for x in H.rows.values()):
                 until = torch.stack([layer.until for layer in self])
                 return self._state.with_whole(stack_kept(layers, cut.stay(until)))
         layers = [layer.at(cut) for layer in self]

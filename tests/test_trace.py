@@ -110,3 +110,15 @@ def test_decoding_goes_on_from_any_prefix():
     new, _ = msrnn.generate(cell, logits.argmax(-1)[:, None], state, max_new_tokens=6)
     same, _ = msrnn.generate(cell, logits.argmax(-1)[:, None], trace.at(7), max_new_tokens=6)
     assert new.equal(same)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_a_gradient_flows_through_the_state_of_a_prefix(name):
+    cell, text = tiny_cell(), tokens(3, 1, 9)
+    learnt = getattr(cell.layers[-1], name).weight.requires_grad_()
+
+    def gradient(state):
+        return torch.autograd.grad(cell.step(text[:, 8], state)[0].square().sum(), learnt)[0]
+
+    found = gradient(cell.scan(text, cell.initial_state(1, "tova:4"))[1].at(8))
+    close(found, gradient(cell(text[:, :8], cell.initial_state(1, "tova:4"))[1]), 1e-9)

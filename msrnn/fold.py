@@ -52,7 +52,7 @@ class Event(NamedTuple):
     after: dict[str, Tensor] | None
     """The operator's numbers after each token, ``(B, T, K, S + T, …)`` each; None where T is more than ``FEW``."""
     held: tuple[Tensor, Tensor] | None
-    """Keys and values of all ``rows``; None where T is more than ``FEW``."""
+    """Keys and values of all ``rows``, where this is the only block; otherwise None."""
 
     @property
     def entered(self) -> Tensor:
@@ -201,10 +201,8 @@ def _block(
         score = None
         if events.scores:
             score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
-        after, held = None, None
-        if T <= FEW:
-            after = {name: torch.cat([look.numbers[name] for look in looks], dim=1) for name in H.numbers}
-            held = kept, values
+        after = {name: torch.cat([look.numbers[name] for look in looks], dim=1) for name in H.numbers} if T <= FEW else None
+        held = (kept, values) if last and not events else None
         events.append(Event(q, k, v, frame.active, H.numbers, block.positions, block.until, score, after, held))
     read = read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2)  # (B, N, T, D)
     if last:

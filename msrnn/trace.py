@@ -60,7 +60,7 @@ class LayerTrace:
 
     def __init__(self, H: MultiState, events: Events):
         self._before, self._events = H.ordered(), events
-        if len(events) == 1 and events[0].held is not None:
+        if events and events[0].held is not None:
             self.rows, (self._keys, self._values), self.active = events[0].rows, events[0].held, events[0].active
         else:
             self.rows = torch.cat([self._before.positions, *(e.entered for e in events)], dim=2)

@@ -79,9 +79,11 @@ class Cell(nn.Module, ABC):
         layers: Iterable[MultiState],
         active: Tensor | None,
         events: Sequence[Events] | None = None,
+        own: bool = False,
     ) -> tuple[Tensor, list[MultiState]]:
         """T transitions at once: ``(B, T)`` ids, of which those where ``active (B, T)`` is false are not read ->
-        ``(B, T, E)`` and the layers' new H. What happened in each layer is added to its ``events``."""
+        ``(B, T, E)`` and the layers' new H. What happened in each layer is added to its ``events``. ``own``: whether nobody
+        needs ``layers`` any more, so that the new H may be written over them."""
 
     @abstractmethod
     def read_out(self, x: Tensor) -> Tensor:
@@ -194,7 +196,8 @@ class Cell(nn.Module, ABC):
             length = lengths[rows]
             stop = min(start + max(1, CHUNK // len(rows)), int(length.amax()))
             active = torch.arange(start, stop, device=tokens.device) < length[:, None]  # (B', t)
-            x, layers = self.fold(tokens[rows, start:stop], state.ordered(), None if stop <= int(length.amin()) else active)
+            some = None if stop <= int(length.amin()) else active
+            x, layers = self.fold(tokens[rows, start:stop], state.ordered(), some, own=state is not before)
             state = state.with_layers(layers)
             if last_only:
                 now = length <= stop

@@ -86,6 +86,8 @@ class Before:
     """Where all rows are there: by the number of rows and their bound as well."""
     blind: dict[int, Block] = field(default_factory=dict)
     """What a blind operator decided."""
+    own: bool = False
+    """Whether nobody needs the H before these tokens any more: it is written over."""
 
 
 def fold(
@@ -113,6 +115,7 @@ def fold(
         return _by_steps(q, k, v, H, active)
     length, read, T = _length(H), [], k.shape[2]
     H, before = H.ordered(), Before() if before is None else before
+    graph = any(x.requires_grad for x in (q, k, v, H.keys, H.values))  # it may keep the rows
     for start in range(0, T, length):
         cut = slice(start, min(start + length, T))
         now = None if active is None else active[:, cut]
@@ -123,7 +126,8 @@ def fold(
             if H.gapless:
                 before.frames[key] = frame
         last = cut.stop == T and events is not None and events.last
-        x, H = _block(q[:, :, cut], k[:, :, cut], v[:, :, cut], H, frame, events, before, start, last)
+        own = not graph and (before.own or start > 0)
+        x, H = _block(q[:, :, cut], k[:, :, cut], v[:, :, cut], H, frame, events, before, start, last, own)
         read.append(x)
     return (torch.cat(read, dim=2) if len(read) != 1 else read[0]) if T else q[:, :, :0], H
 
@@ -168,8 +172,10 @@ def _block(
     before: Before,
     start: int,
     last: bool,
+    own: bool,
 ) -> tuple[Tensor, MultiState]:
-    """:func:`fold` of one block, which begins at token ``start``, H in order before and after; not after the ``last``."""
+    """:func:`fold` of one block, which begins at token ``start``, H in order before and after; not after the ``last``.
+    ``own``: whether the H before is written over."""
     K, T = k.shape[1:3]
     kept, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
     new = frame.clock if frame.even else frame.clock.masked_fill(~frame.active, EMPTY)
@@ -211,10 +217,10 @@ def _block(
     if H.reduction.merges:
         values = _merged(block, looks[-1], values)
     rows = {"keys": kept, "values": values, "positions": positions, **numbers}
-    H = H.with_rows(rows, clock, gapless=frame.even)
+    after = H.with_rows(rows, clock, gapless=frame.even)
     if not (frame.still and frame.even):
-        H = H.keep(block.until == T, even=frame.even)
-    return read, H
+        after = after.keep(block.until == T, even=frame.even, over=H if own else None)
+    return read, after
 
 
 def _merged(block: Block, look: Look, values: Tensor) -> Tensor:

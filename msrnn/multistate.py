@@ -162,21 +162,27 @@ class MultiState:
         first = torch.arange(order.shape[0] * order.shape[1], device=order.device) * S  # of each head, all rows in line
         return self._picked((order.flatten(0, 1) + first[:, None]).flatten(), gapless=least == most)
 
-    def keep(self, stay: Tensor, *, even: bool) -> "MultiState":
+    def keep(self, stay: Tensor, *, even: bool, over: "MultiState | None" = None) -> "MultiState":
         """The rows where ``stay (B, 1 or K, S)``, in the order of this state, which is that of position, in as few columns as
-        the fullest head needs. ``even``: as many in each head. Waits for the device."""
+        the fullest head needs. ``even``: as many in each head; keys and values may then be written ``over`` those of an H that
+        nobody needs any more. Waits for the device."""
         if not even:
             return replace(self, positions=self.positions.masked_fill(~stay, EMPTY), gapless=False).ordered()
-        return self._picked(stay.expand_as(self.positions).flatten().nonzero()[:, 0], gapless=True)
+        return self._picked(stay.expand_as(self.positions).flatten().nonzero()[:, 0], gapless=True, over=over)
 
-    def _picked(self, index: Tensor, *, gapless: bool) -> "MultiState":
-        """The rows ``index``, counted through all heads, as many of each."""
+    def _picked(self, index: Tensor, *, gapless: bool, over: "MultiState | None" = None) -> "MultiState":
+        """The rows ``index``, counted through all heads, as many of each; ``over`` another H's where they fit."""
         B, K, _ = self.positions.shape
+        places = {} if over is None else {"keys": over.keys, "values": over.values}
 
-        def picked(x: Tensor) -> Tensor:
-            return x.flatten(0, 2).index_select(0, index).view(B, K, len(index) // (B * K), *x.shape[3:])
+        def picked(name: str, x: Tensor) -> Tensor:
+            shape, place = (B, K, len(index) // (B * K), *x.shape[3:]), places.get(name)
+            if place is None or place.shape != shape or not place.is_contiguous():
+                return x.flatten(0, 2).index_select(0, index).view(shape)
+            torch.index_select(x.flatten(0, 2), 0, index, out=place.view(-1, *x.shape[3:]))
+            return place
 
-        return self.with_rows({name: picked(x) for name, x in self.rows.items()}, self.clock, gapless=gapless)
+        return self.with_rows({name: picked(name, x) for name, x in self.rows.items()}, self.clock, gapless=gapless)
 
 
 def _room(parts: Sequence[MultiState]) -> Room:

@@ -120,27 +120,22 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
     if active is not None:
         row = torch.where(active[:, None], row, S)  # the row of a token that is not read goes
     graph = weights.requires_grad or seen.values.requires_grad  # it keeps all that was read, gradient or not
-    values, index = seen.values, row[..., None]  # (B, K, 1)
+    values = seen.values
     if operator.merges:
-        real = positions.gather(2, index)[..., 0] != EMPTY
+        real = positions.gather(2, row[..., None])[..., 0] != EMPTY
         values = merged(operator, look, values, row, real if active is None else real & active[:, None])
         values = values if graph else seen.values.copy_(values)
-    wide = _along(index, values)
-    keys, values = (_overwrite(x, wide, not graph) for x in (seen.keys, values))
-    positions = _overwrite(positions, index, not graph)
-    numbers = {n: _overwrite(x, index if x.ndim == 3 else _along(index, x), False) for n, x in numbers.items()}
+    keys, values, positions = (_overwrite(x, row, not graph) for x in (seen.keys, values, positions))
+    numbers = {name: _overwrite(x, row, False) for name, x in numbers.items()}
     keys, values, positions = keys[:, :, :S], values[:, :, :S], positions[:, :, :S]
     numbers = {name: x[:, :, :S].clone() for name, x in numbers.items()}
     room = None if graph else seen.room
     return replace(seen, keys=keys, values=values, positions=positions, clock=clock, numbers=numbers, room=room)
 
 
-def _overwrite(rows: Tensor, index: Tensor, in_place: bool) -> Tensor:
-    """``rows (B, K, S + 1, …)`` with the last one written over row ``index (B, K, 1, …)``, which may be the last itself."""
-    last = rows[:, :, -1:]
-    return rows.scatter_(2, index, last.clone()) if in_place else rows.scatter(2, index, last)
-
-
-def _along(index: Tensor, rows: Tensor) -> Tensor:
-    """``(B, K, 1)`` as an index into rows of n values, ``(B, K, 1, n)``."""
-    return index[..., None].expand(*index.shape, rows.shape[3])
+def _overwrite(rows: Tensor, row: Tensor, in_place: bool) -> Tensor:
+    """``rows (B, K, S + 1, …)`` with the last one written over row ``row (B, K)``, which may be the last itself."""
+    (B, K), last = row.shape, rows[:, :, -1]
+    place = (torch.arange(B, device=row.device)[:, None], torch.arange(K, device=row.device), row)
+    # not by ``scatter_``, which copies all rows of a 16-bit dtype
+    return rows.index_put_(place, last.clone()) if in_place else rows.index_put(place, last)

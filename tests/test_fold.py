@@ -68,6 +68,7 @@ def test_chunks_and_blocks_do_not_show(reduction, chunk, block, monkeypatch):
     monkeypatch.setattr("msrnn.cell.CHUNK", chunk)
     monkeypatch.setattr(folding, "BLOCK", block)
     monkeypatch.setattr(folding, "BLIND_BLOCK", block + 1)
+    monkeypatch.setattr("msrnn.models.network.PIECE", block)
     cell, text = tiny_cell(), tokens(5, 3, 21)
     lengths = torch.tensor([21, 8, 0])
     expected = assert_folds(cell, text, reduction, lengths)
@@ -163,6 +164,28 @@ def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
     stepped = gradients(lambda state: fold(cell, text, state, lengths))
     for name, x in folded.items():
         close(x, stepped[name], 1e-8)
+
+
+@pytest.mark.parametrize("reduction", ["tova:5", "h2o:5", "window:5"])
+def test_a_text_is_read_over_its_own_rows_and_never_over_the_callers(reduction, monkeypatch):
+    monkeypatch.setattr("msrnn.cell.CHUNK", 4)
+    cell, text, places = tiny_cell(), tokens(5, 1, 24), []
+    _, given = cell(text[:, :8], cell.initial_state(1, reduction))  # full, and in order
+    before, layer = given.clone(), type(cell.layers[0]).fold
+
+    def watched(self, x, H, *rest):
+        x, after = layer(self, x, H, *rest)
+        places.append((after.keys.data_ptr(), after.values.data_ptr()))
+        return x, after
+
+    monkeypatch.setattr(type(cell.layers[0]), "fold", watched)
+    _, end = cell(text[:, 8:], given)
+    assert_same(given, before, 0)
+    first = places[: cell.config.n_layers]
+    assert places == first * 4
+    assert not {H.keys.data_ptr() for H in given} & {keys for keys, _ in first}
+    monkeypatch.undo()
+    assert_same(end, fold(cell, text, cell.initial_state(1, reduction))[1], 1e-8)
 
 
 def test_rows_at_their_end_cost_nothing(monkeypatch):

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from threading import RLock
@@ -18,8 +18,10 @@ from .context import Bench
 from .row import Unmeasured
 
 
-def apart(bench: Bench, measure: Callable[..., Any], ids: Tensor, *args: Any) -> Any:
-    """``measure(cell, ids, …)`` in a new process with as many threads.
+def apart(
+    bench: Bench, measure: Callable[..., Any], ids: Tensor, *args: Any, environment: Mapping[str, str] | None = None
+) -> Any:
+    """``measure(cell, ids, …)`` in a new process with as many threads, and more in its ``environment``.
 
     Raises:
         Unmeasured: it came to grief.
@@ -27,7 +29,7 @@ def apart(bench: Bench, measure: Callable[..., Any], ids: Tensor, *args: Any) ->
     ours, its = multiprocessing.Pipe(duplex=False)
     facts = (bench.load, bench.dtype, torch.get_num_threads(), measure, ids.tolist(), bench.device, args)
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(its, *facts), daemon=True)
-    with _deaf():
+    with _deaf(), _told(environment or {}):
         process.start()
     its.close()
     try:
@@ -52,12 +54,29 @@ def _deaf() -> Iterator[None]:
     if os.name != "posix":
         yield
         return
+    heard: list[int] = []  # by another thread of ours, which makes this one stop
+    handler = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
     resource_tracker.ensure_running()  # or its own start would open our ears again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def _told(environment: Mapping[str, str]) -> Iterator[None]:
+    """A process started inside finds more in its environment."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _work(

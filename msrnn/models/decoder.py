@@ -180,10 +180,11 @@ class Decoder(Learned):
         layers: Iterable[MultiState],
         active: Tensor | None,
         events: Sequence[Events] | None = None,
+        own: bool = False,
     ) -> tuple[Tensor, list[MultiState]]:
         layers = list(layers)
         self._check_length(layers[0].clock + (tokens.shape[1] if active is None else active.sum(1)))
-        return super().fold(tokens, layers, active, events)
+        return super().fold(tokens, layers, active, events, own)
 
     def _check_length(self, clock: Tensor) -> None:
         """Refuse to read on beyond the last of the learned positions."""

@@ -23,6 +23,10 @@ from ..state import State
 from ..transition import advance, reduce
 
 
+PIECE = 256
+"""Tokens that a CPU takes through the feed-forward at once: it is wide, and more are no faster."""
+
+
 class Block(nn.Module):
     """One layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
 
@@ -110,7 +114,12 @@ class Block(nn.Module):
         """T transitions at once: ``(B, T, E)`` and the H before them -> ``(B, T, E)`` and the H after them."""
         q, k, v = (heads.transpose(1, 2) for heads in self.look(x, rotation))  # (B, N or K, T, D)
         read, H = fold(q, k, v, H, active, events, before)
-        return self.think(x, read.transpose(1, 2)), H
+        read = read.transpose(1, 2)  # (B, T, N, D)
+        if x.device.type != "cpu":
+            return self.think(x, read), H
+        length = max(1, PIECE // len(x))
+        pieces = zip(x.split(length, dim=1), read.split(length, dim=1), strict=True)
+        return torch.cat([self.think(*some) for some in pieces], dim=1), H
 
 
 class Embedding(nn.Embedding):
@@ -191,11 +200,12 @@ class Network(Cell):
         layers: Iterable[MultiState],
         active: Tensor | None,
         events: Sequence[Events] | None = None,
+        own: bool = False,
     ) -> tuple[Tensor, list[MultiState]]:
         layers = list(layers)
         position = layers[0].clock[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (B, T)
         x = self.enter(tokens, position)  # (B, T, E)
-        return self.through(x, None if layers[0].places else self.rotation(position, x.dtype), layers, active, events)
+        return self.through(x, None if layers[0].places else self.rotation(position, x.dtype), layers, active, events, own)
 
     def through(
         self,
@@ -204,10 +214,11 @@ class Network(Cell):
         layers: Iterable[MultiState],
         active: Tensor | None,
         events: Sequence[Events] | None = None,
+        own: bool = False,
     ) -> tuple[Tensor, list[MultiState]]:
         """:meth:`fold` of what has entered, ``(B, T, E)``."""
         after: list[MultiState] = []
-        before = Before()
+        before = Before(own=own)
         for i, (layer, H) in enumerate(zip(self.layers, layers, strict=True)):
             assert isinstance(layer, Block)
             x, H = layer.fold(x, H, rotation, active, None if events is None else events[i], before)

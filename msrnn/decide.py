@@ -164,7 +164,9 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
         idle = hidden | ~block.frame.active[:, start:stop, None, None]
         old, still = numbers[name][:, None], idle.view(*idle.shape, *(1,) * (x.ndim - 4))  # (B, 1, K, R), (B, t, 1 or K, R)
         if operator.additive:
-            after[name] = torch.cat((old, x.masked_fill(still, 0)), dim=1).cumsum(1)[:, 1:]  # in the step loop's order
+            more = torch.where(still, 0, x)
+            more[:, :1] += old
+            after[name] = more.cumsum_(1)  # in the step loop's order
         else:
             after[name] = torch.where(still, old, x)
     seen = seen._replace(numbers={name: aside(x) for name, x in after.items()}) if after else seen

@@ -214,7 +214,7 @@ class H2O(Reduction):
         received = seen.numbers["received"]
         if not self.per_head:
             received, newest = received.mean(1, keepdim=True), newest[:, :1]
-        return received.masked_fill(newest, torch.inf)
+        return torch.where(newest, torch.inf, received)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ model: $(MODEL)/config.json
 
 # The paper's experiments (docs/paper.md), into the folder paper/. A run that was stopped goes on where it was.
 EVAL   := $(BIN)/msrnn eval
-CHUNKS ?= 3
+CHUNKS ?= 2
 DATA   ?=
 OTHERS := random last-queries morphkv morphkv-max scissorhands keyformer keydiff knorm cam
 

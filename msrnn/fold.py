@@ -217,10 +217,10 @@ def _block(
     if H.reduction.merges:
         values = _merged(block, looks[-1], values)
     rows = {"keys": kept, "values": values, "positions": positions, **numbers}
-    after = H.with_rows(rows, clock, gapless=frame.even)
-    if not (frame.still and frame.even):
-        after = after.keep(block.until == T, even=frame.even, over=H if own else None)
-    return read, after
+    grown = H.with_rows(rows, clock, gapless=frame.even)
+    if frame.still and frame.even:
+        return read, grown
+    return read, grown.keep(block.until == T, even=frame.even, over=H if own else None)
 
 
 def _merged(block: Block, look: Look, values: Tensor) -> Tensor:

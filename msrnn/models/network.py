@@ -22,7 +22,6 @@ from ..rotary import Rotation, rotate
 from ..state import State
 from ..transition import advance, reduce
 
-
 PIECE = 256
 """Tokens that a CPU takes through the feed-forward at once: it is wide, and more are no faster."""
 

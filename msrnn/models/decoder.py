@@ -153,9 +153,17 @@ class Decoder(Learned):
                 raise Error(
                     f"{type(reduction).__name__} looks at keys, and alibi writes positions there; expected another operator"
                 )
-            if dtype.itemsize < 4:
-                raise Error(f"alibi writes positions into keys, which {dtype} cannot tell apart; expected float32 or float64")
+            self._check_wide(dtype)
         return super().empty_layer(batch_size, reduction, clock, dtype)
+
+    def check_state(self, state: State, batch_size: int) -> None:
+        super().check_state(state, batch_size)
+        if self.config.positions == "alibi":
+            self._check_wide(state.mark.dtype)
+
+    def _check_wide(self, dtype: torch.dtype) -> None:
+        if dtype.itemsize < 4:
+            raise Error(f"alibi writes positions into keys, which {dtype} cannot tell apart; expected float32 or float64")
 
     def enter(self, token: Tensor, position: Tensor) -> Tensor:
         c, x = self.config, self.embed(token)

@@ -111,6 +111,9 @@ def test_alibi_refuses():
     with pytest.raises(msrnn.Error, match="bfloat16 cannot tell apart"):
         tiny_decoder(positions="alibi").bfloat16().initial_state(1)
     tiny_decoder().bfloat16().initial_state(1, msrnn.KeyDiff(4))
+    state = tiny_decoder(positions="alibi").initial_state(2)
+    with pytest.raises(msrnn.Error, match="float16 cannot tell apart"):
+        tiny_decoder(positions="alibi").half().step(torch.tensor([1, 2]), state.to(torch.float16))
 
 
 def test_learned_positions_end():

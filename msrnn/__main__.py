@@ -16,13 +16,12 @@ from .asked import check_device, choice, once, prompt, read_text
 from .bench.command import run as bench
 from .cell import Cell
 from .chat import Chat
-from .checkpoint import on_meta
 from .compare import continue_prompt, full_nbytes
 from .error import Error
 from .eval import command as evaluation
 from .eval.source import Source
+from .info import told
 from .live import Live
-from .models import DecoderConfig
 from .retention import retention
 from .soak import soak
 from .spelling import Spelling
@@ -193,23 +192,7 @@ def _bench(args: argparse.Namespace) -> None:
 def _info(args: argparse.Namespace) -> None:
     import converters
 
-    config = converters.config(args.model, revision=args.revision)
-    cell = on_meta(config)
-    parameters = sum(x.numel() for x in cell.parameters())
-    rows, D = config.n_layers * config.n_kv_heads, cell.row_width
-    positions = config.positions if isinstance(config, DecoderConfig) else config.rope
-    lines = {
-        "family": config.family,
-        "parameters": f"{parameters / 1e6:,.1f} million",
-        "layers": f"{config.n_layers} of width {config.width}, feed-forward {config.ffn_width}",
-        "heads": f"{config.n_heads} query, {config.n_kv_heads} key/value, of {config.head_dim}",
-        "vocabulary": f"{config.vocab_size:,}{', head tied to the embedding' if config.tied else ''}",
-        "positions": f"{positions}, made for {config.length:,} tokens",
-        "reduction": f"{cell.default_reduction} (the family's own)",
-        "ends at": ", ".join(map(str, config.eos_token_ids)) or "no token known",
-        "a token in H": f"{rows * (4 * D + 8):,} bytes in 16 bits, {rows * (8 * D + 8):,} in float32",
-    }
-    print(args.model, *(f"  {name:14}{value}" for name, value in lines.items()), sep="\n")
+    print(args.model, *told(converters.config(args.model, revision=args.revision)), sep="\n")
 
 
 def _eval(args: argparse.Namespace) -> None:

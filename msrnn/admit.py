@@ -1,9 +1,11 @@
-"""What a cell lets in: token ids, who of the batch is active, the lengths of a padded text."""
+"""What a cell lets in: token ids, who of the batch is active, the lengths of a padded text, a state of its own."""
 
 import torch
 from torch import Tensor
 
 from .error import Error
+from .fingerprint import Fingerprint
+from .state import State
 
 
 def check_token(token: Tensor, active: Tensor | None) -> Tensor:
@@ -48,6 +50,21 @@ def check_ids(ids: Tensor, vocab_size: int) -> None:
     wrong = (ids < 0) | (ids >= vocab_size)
     if wrong.any():
         raise Error(f"token id {int(ids[wrong][0])} is outside the vocabulary of {vocab_size}")
+
+
+def check_state(state: State, batch_size: int, own: Fingerprint, mark: Tensor) -> None:
+    """Refuse a state of another model, batch size, dtype or device than the cell with this fingerprint and this parameter."""
+    if not isinstance(state, State):
+        raise Error(f"state is {type(state).__name__}; expected a State, as initial_state gives")
+    if not state.fingerprint.matches(own):
+        found = state.fingerprint.facts
+        other = found if found != own.facts else "other parameters"
+        raise Error(f"state belongs to another model ({other}; this cell is {own.facts})")
+    keys, held = state.mark, len(state.clock)
+    if held != batch_size:
+        raise Error(f"state has batch size {held}; the tokens have {batch_size}")
+    if keys.dtype != mark.dtype or keys.device != mark.device:
+        raise Error(f"state is {keys.dtype} on {keys.device}; the cell is {mark.dtype} on {mark.device} (state.to moves it)")
 
 
 def _described(x: object) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .admit import check_ids, check_text, check_token
+from .admit import check_ids, check_state, check_text, check_token
 from .error import Error, check_device, check_dtype
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, version
 from .fold import Events
 from .forms import per_layer
 from .multistate import MultiState, join
@@ -257,7 +257,7 @@ class Cell(nn.Module, ABC):
     def fingerprint(self) -> Fingerprint:
         """What tells this cell's states from another's; computed anew when a marked parameter has changed."""
         marks = self.marks
-        key = tuple((0 if x.is_meta else x.data_ptr(), _version(x), x.requires_grad) for x in marks)
+        key = tuple(map(version, marks))
         cached = getattr(self, "_fingerprint", None)
         if cached is None or cached[0] != key:
             self._fingerprint = cached = (key, Fingerprint.of(self.facts, marks))
@@ -265,18 +265,7 @@ class Cell(nn.Module, ABC):
 
     def check_state(self, state: State, batch_size: int) -> None:
         """Refuse a state of another model, batch size, dtype or device."""
-        if not isinstance(state, State):
-            raise Error(f"state is {type(state).__name__}; expected a State, as initial_state gives")
-        if not state.fingerprint.matches(self.fingerprint()):
-            found, own = state.fingerprint.facts, self.facts
-            raise Error(f"state belongs to another model ({found if found != own else 'other parameters'}; this cell is {own})")
-        keys, mark, held = state.mark, self.marks[0], len(state.clock)
-        if held != batch_size:
-            raise Error(f"state has batch size {held}; the tokens have {batch_size}")
-        if keys.dtype != mark.dtype or keys.device != mark.device:
-            raise Error(
-                f"state is {keys.dtype} on {keys.device}; the cell is {mark.dtype} on {mark.device} (state.to moves it)"
-            )
+        check_state(state, batch_size, self.fingerprint(), self.marks[0])
 
     def _admit(self, token: Tensor, state: State | None, active: Tensor | None) -> tuple[Tensor, State]:
         """Check a step's arguments; give its ids and the state it starts from."""
@@ -291,7 +280,3 @@ class Cell(nn.Module, ABC):
     def builds_graph(self, state: State) -> bool:
         """Whether a step from ``state`` is to be differentiated."""
         return torch.is_grad_enabled() and (state.carries_graph or any(p.requires_grad for p in self.parameters()))
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version  # inference tensors keep no count of their edits

@@ -40,3 +40,8 @@ class Fingerprint:
         return len(self.values) == len(other.values) and all(
             abs(a - b) <= 2**-8 * abs(a) + 1e-7 for a, b in pairs
         )  # bfloat16 rounds by 2^-9, float16 below 6e-8
+
+
+def version(x: Tensor) -> tuple[int, int, bool]:
+    """What is another after ``x`` was edited, moved, or made trainable. Inference tensors keep no count of their edits."""
+    return 0 if x.is_meta else x.data_ptr(), 0 if x.is_inference() else x._version, x.requires_grad

@@ -12,7 +12,7 @@ CELL = {"cell", "multistate", "state", "reduction"}
 BENCH = {"bench.context", "bench.peers", "bench.row", "bench.timing"}
 BELOW = {  # what each module may import of its siblings; these stand on torch and einops alone
     "error": set(),
-    "admit": set(),
+    "admit": {"state", "fingerprint"},
     "multistate": set(),
     "state": {"multistate"},
     "rotary": set(),
@@ -75,6 +75,7 @@ ABOVE = {
     "compare": {*CELL, "retention", "spelling"},
     "check": CELL,
     "soak": {*CELL, "check", "files", "snapshot"},
+    "info": {"checkpoint", "models"},
     "template": set(),
     "branch": {*CELL, "template", "files", "snapshot"},
     "bench.prompts": {*CELL, "template"},

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +20,7 @@ from tiny import FACTS, tiny_cell
 import converters
 import msrnn
 from msrnn.__main__ import main
-from msrnn.bench import fold, guesses, press, process, step, timing
+from msrnn.bench import fold, guesses, held, press, process, step, timing
 from msrnn.bench.context import BLOCK, Bench, block_of
 from msrnn.bench.curve import curve
 from msrnn.bench.held import _resident, now, reset_peak
@@ -292,6 +293,40 @@ def test_the_other_process_is_told_more(bench, monkeypatch):
     monkeypatch.delenv("MSRNN_TOLD", raising=False)
     assert process.apart(bench, told, bench.text(1), environment={"MSRNN_TOLD": "yes"}) == "yes"
     assert "MSRNN_TOLD" not in os.environ
+
+
+def test_a_peak_is_measured_with_and_without_freed_memory(bench, monkeypatch):
+    told = []
+    monkeypatch.setattr(held, "apart", lambda *_, environment: told.append(environment) or 1)
+    list(held.peak(bench))
+    assert told == [{}, {}, held.GIVEN_BACK, held.GIVEN_BACK]
+
+
+def test_ctrl_c_waits_until_the_other_process_has_started():
+    """Another thread of ours may be the one that takes the signal; the main thread is who stops."""
+    begun, done, reached = threading.Event(), threading.Event(), threading.Event()
+
+    def press():
+        begun.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        done.set()
+
+    def start():
+        with process._deaf():
+            begun.set()
+            done.wait()
+            reached.set()
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        thread.join()
+    assert reached.is_set()
 
 
 def test_ctrl_c_is_kept_from_the_other_process(bench):

@@ -114,7 +114,7 @@ class Block(nn.Module):
         q, k, v = (heads.transpose(1, 2) for heads in self.look(x, rotation))  # (B, N or K, T, D)
         read, H = fold(q, k, v, H, active, events, before)
         read = read.transpose(1, 2)  # (B, T, N, D)
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or x.requires_grad:  # a graph keeps all of it anyway
             return self.think(x, read), H
         length = max(1, PIECE // len(x))
         pieces = zip(x.split(length, dim=1), read.split(length, dim=1), strict=True)

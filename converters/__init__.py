@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from msrnn import Error, checkpoint
-from msrnn.error import check_device, check_dtype
+from msrnn.errors import check_device, check_dtype
 from msrnn.files import check_new_folder, new_folder, read_bytes, read_json
 from msrnn.models import Config, DecoderConfig, EncoderDecoderConfig
 from msrnn.models.network import Network

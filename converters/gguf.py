@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msrnn.error import Error
+from msrnn.errors import Error
 from msrnn.models import Config
 from msrnn.rotary import Linear, Llama3, Rope, Yarn
 from msrnn.tensors import Unread

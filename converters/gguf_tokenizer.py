@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msrnn.error import Error
+from msrnn.errors import Error
 
 from .gguf_file import File, open_file
 

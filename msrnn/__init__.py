@@ -5,7 +5,7 @@ from .chat import Chat
 from .checkpoint import load
 from .decode import generate, stream
 from .drawn import CaM, Keyformer, Random
-from .error import Error
+from .errors import Error
 from .forms import parse_reduction
 from .keyed import KeyDiff, Knorm
 from .lookahead import jacobi, lookahead, stream_jacobi, stream_lookahead

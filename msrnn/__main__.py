@@ -17,7 +17,7 @@ from .bench.command import run as bench
 from .cell import Cell
 from .chat import Chat
 from .compare import continue_prompt, full_nbytes
-from .error import Error
+from .errors import Error
 from .eval import command as evaluation
 from .eval.source import Source
 from .info import told

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .error import Error
+from .errors import Error
 from .fingerprint import Fingerprint
 from .state import State
 

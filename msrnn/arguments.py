@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .bench.sections import GUESSING, SECTIONS
-from .error import Error
+from .errors import Error
 from .forms import parse_reduction
 from .reduction import Reduction
 from .ways import WAYS

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from . import error
-from .error import Error
+from . import errors
+from .errors import Error
 from .reduction import Reduction
 
 
@@ -29,7 +29,7 @@ def choice(args: argparse.Namespace) -> dict[str, Any]:
 
 def check_device(args: argparse.Namespace) -> None:
     """Refuse a ``--device`` that is not there, or where nothing is computed."""
-    error.check_device(args.device)
+    errors.check_device(args.device)
     if args.device == "meta":
         raise Error("--device is 'meta'; nothing is computed there")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .cell import Cell
-from .error import Error
+from .errors import Error
 from .files import read_about
 from .reduction import Reduction
 from .snapshot import load_state, save_state

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .admit import check_ids, check_state, check_text, check_token
-from .error import Error, check_device, check_dtype
+from .errors import Error, check_device, check_dtype
 from .fingerprint import Fingerprint, version
 from .fold import Events
 from .forms import per_layer

@@ -16,7 +16,7 @@ import torch
 
 from .branch import KEPT, Branch, Place, load_branch, text_of
 from .cell import Cell
-from .error import Error
+from .errors import Error
 from .pool import Pool
 from .reduction import Reduction
 from .spelling import Spelling

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .cell import Cell
-from .error import Error
+from .errors import Error
 from .multistate import EMPTY, LEARNED, MultiState
 from .reduction import H2O, Reduction, Sinks, Window
 from .state import State

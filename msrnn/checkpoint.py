@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .cell import Cell
-from .error import Error, can_compute, check_device, check_dtype
+from .errors import Error, can_compute, check_device, check_dtype
 from .files import new_folder, read_bytes, read_json, write_json
 from .models.config import Config
 from .models.decoder import Decoder

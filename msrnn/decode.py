@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .cell import Cell
-from .error import Error
+from .errors import Error
 from .state import State
 
 

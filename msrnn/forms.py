@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
 
-from .error import Error
+from .errors import Error
 from .reduction import Reduction
 
 

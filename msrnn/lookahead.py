@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .cell import Cell
 from .decode import chooser, eos_ids, is_whole, read_prompt
-from .error import Error
+from .errors import Error
 from .guess import Jacobi, Phrases
 from .passes import Accepted, Choose, Guesser, passes
 from .pool import Pool

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention import meet
-from .error import Error
+from .errors import Error
 
 
 def attention(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .attention import meet
-from .error import Error
+from .errors import Error
 from .multistate import EMPTY
 from .rotary import Rope, rotate
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .error import Error
+from .errors import Error
 from .files import new_file
 
 if TYPE_CHECKING:

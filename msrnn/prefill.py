@@ -14,7 +14,7 @@ from torch import Tensor
 from .admit import check_text
 from .attention import attend
 from .cell import Cell
-from .error import Error
+from .errors import Error
 from .fold import Events
 from .forms import per_layer
 from .multistate import LEARNED, MultiState

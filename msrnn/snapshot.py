@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .error import Error, check_device
+from .errors import Error, check_device
 from .files import each_once, new_file, read_about, read_tensors
 from .fingerprint import Fingerprint
 from .forms import kinds

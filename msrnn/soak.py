@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .cell import Cell
 from .check import check_logits, check_rows, compare_step
-from .error import Error
+from .errors import Error
 from .files import new_file, read_json, write_json
 from .reduction import Reduction
 from .snapshot import load_state

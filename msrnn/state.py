@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .error import Error, check_device, check_dtype
+from .errors import Error, check_device, check_dtype
 from .multistate import MultiState, stack
 
 if TYPE_CHECKING:

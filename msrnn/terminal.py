@@ -5,7 +5,7 @@ import sys
 from contextlib import closing, suppress
 
 from .chat import Chat
-from .error import Error
+from .errors import Error
 from .live import Live
 from .state import State
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .attention import meet
-from .error import Error
+from .errors import Error
 
 
 class Carried(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .error import Error
+from .errors import Error
 from .fold import Events, fold
 from .multistate import EMPTY, MultiState, alike, join, stack_kept
 from .state import State

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .attention import attend
-from .error import Error
+from .errors import Error
 from .multistate import EMPTY, MultiState
 from .reduction import Reduction, Seen
 

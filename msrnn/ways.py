@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .cell import Cell
 from .decode import stream
-from .error import Error
+from .errors import Error
 from .lookahead import stream_jacobi, stream_lookahead
 from .pool import Pool
 from .state import State

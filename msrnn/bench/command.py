@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..error import Error
+from ..errors import Error
 from ..files import new_file, write_json
 from ..forms import parse_reduction
 from .context import Bench

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..error import Error
+from ..errors import Error
 from .row import Unmeasured
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 
 import converters
 
-from ..error import Error
+from ..errors import Error
 
 
 @cache

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..arguments import count
 from ..cell import Cell
-from ..error import Error
+from ..errors import Error
 from ..places import ABSOLUTE, RULES
 from ..snapshot import load_state
 from ..state import State

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..arguments import count
-from ..error import Error
+from ..errors import Error
 from ..forms import parse_reduction
 from ..reduction import Full, Reduction
 

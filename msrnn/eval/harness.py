@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..cell import Cell
 from ..decode import stream
-from ..error import Error
+from ..errors import Error
 from ..reduction import Reduction
 from .forced import forced
 from .passkey import padded

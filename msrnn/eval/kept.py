@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..cell import Cell
-from ..error import Error
+from ..errors import Error
 from ..retention import leaving, shares
 from . import grid
 from .grid import Entry, entries

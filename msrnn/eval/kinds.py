@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..error import Error
+from ..errors import Error
 
 KINDS = ("punctuation", "white space", "number", "word start", "inside word", "other")
 WORD = re.compile(r"\w+?(?=n['’]t\b)|n['’]t\b|['’]\w+|\w+|[^\w\s]")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..arguments import count
 from ..cell import Cell
-from ..error import Error
+from ..errors import Error
 from ..reduction import Reduction
 from . import grid
 from .forced import forced

@@ -14,7 +14,7 @@ import torch
 
 from ..arguments import count
 from ..cell import Cell
-from ..error import Error
+from ..errors import Error
 from . import grid
 from .forced import forced
 from .grid import Entry, entries

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..error import Error
+from ..errors import Error
 from ..files import read_bytes
 
 PROMPTS = {

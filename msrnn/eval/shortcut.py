@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..arguments import count
 from ..cell import Cell
-from ..error import Error
+from ..errors import Error
 from ..prefill import prefill
 from ..reduction import Reduction
 from ..state import State

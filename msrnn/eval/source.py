@@ -12,7 +12,7 @@ import torch
 
 from ..arguments import count
 from ..cell import Cell
-from ..error import Error
+from ..errors import Error
 from .text import Chunk, chunks, read_dataset, read_texts
 
 if TYPE_CHECKING:

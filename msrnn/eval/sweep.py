@@ -9,7 +9,7 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from ..cell import Cell
-from ..error import Error
+from ..errors import Error
 from ..files import new_file, read_json, write_json
 
 Row = TypeVar("Row")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..error import Error
+from ..errors import Error
 
 if TYPE_CHECKING:
     import tokenizers

@@ -14,7 +14,7 @@ import torch
 
 from ..arguments import count
 from ..cell import Cell
-from ..error import Error
+from ..errors import Error
 from ..reduction import Reduction
 from . import grid
 from .grid import entries

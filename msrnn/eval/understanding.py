@@ -16,7 +16,7 @@ import torch
 from ..arguments import count
 from ..cell import Cell
 from ..decode import generate
-from ..error import Error
+from ..errors import Error
 from ..state import State
 from . import grid
 from .forced import forced

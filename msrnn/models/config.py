@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..error import Error
+from ..errors import Error
 from ..rotary import Llama3, Rope
 
 MOST, MOST_LAYERS = 2**28, 1000

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..error import Error
+from ..errors import Error
 from ..fold import Events
 from ..linear import Linear, product, side_by_side
 from ..multistate import MultiState

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..error import Error
+from ..errors import Error
 from ..rotary import Rope
 from .config import MOST, check_part, check_rotary, check_sizes, check_whole
 

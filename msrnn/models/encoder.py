@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..error import Error
+from ..errors import Error
 from ..multihead import MultiHead
 from ..sublayer import PLACEMENTS, FeedForward, Residual
 from .config import MOST_LAYERS, check_part, check_whole

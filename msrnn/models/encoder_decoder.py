@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from ..admit import check_text
 from ..attention import attend
-from ..error import Error
+from ..errors import Error
 from ..fold import Before, Events
 from ..forms import per_layer
 from ..mask import padding_mask

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, pad
 
-from ..error import Error
+from ..errors import Error
 from ..multistate import LEARNED, MultiState
 from ..places import ABSOLUTE
 from ..reduction import Full, Reduction

@@ -10,7 +10,7 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from ..error import Error
+from ..errors import Error
 from .config import check_whole
 from .encoder import EncoderConfig, EncoderLayer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..arguments import count
 from ..asked import read_text
-from ..error import Error
+from ..errors import Error
 from ..eval.command import save
 from ..files import new_file
 from ..plot import check_picture

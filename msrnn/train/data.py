@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..error import Error
+from ..errors import Error
 from .recipe import Recipe
 from .tokens import Vocabulary, vocabulary
 

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoint import new
-from ..error import Error
+from ..errors import Error
 from . import saved
 from .data import Data, text_digest
 from .recipe import Recipe

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import config_from_dict
-from ..error import Error
+from ..errors import Error
 from ..files import read_json
 from ..forms import parse_reduction, per_layer
 from ..models.config import Config

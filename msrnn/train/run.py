@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from ..cell import Cell
-from ..error import Error
+from ..errors import Error
 from ..models.learned import Learned
 from ..reduction import Reduction
 from ..state import State

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import write
-from ..error import Error
+from ..errors import Error
 from ..files import new_file, new_folder, read_about, read_bytes, read_tensors
 from ..snapshot import load_state
 from ..tensors import Unread, write_tensors

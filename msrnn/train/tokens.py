@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..error import Error
+from ..errors import Error
 from ..files import parse_json
 from .recipe import BYTES
 

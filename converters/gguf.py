@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from msrnn.errors import Error
+from msrnn.layers.rotary import Linear, Llama3, Rope, Yarn
 from msrnn.models import Config
-from msrnn.rotary import Linear, Llama3, Rope, Yarn
 from msrnn.tensors import Unread
 
 from .gguf_file import File, open_file

@@ -8,8 +8,8 @@ import torch
 
 from msrnn import Error
 from msrnn.files import read_json
+from msrnn.layers.rotary import Llama3, Rope
 from msrnn.models import Config
-from msrnn.rotary import Llama3, Rope
 
 from .carried import in_folder
 from .facts import number, whole

@@ -6,8 +6,8 @@ from typing import Any
 
 from msrnn import Error
 from msrnn.files import read_json
+from msrnn.layers.rotary import Rope
 from msrnn.models import Config
-from msrnn.rotary import Rope
 
 from .carried import in_folder
 from .facts import number, whole

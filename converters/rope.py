@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from msrnn import Error
-from msrnn.rotary import Dynamic, Linear, Llama3, Rope, Yarn
+from msrnn.layers.rotary import Dynamic, Linear, Llama3, Rope, Yarn
 
 from .facts import number
 

@@ -18,10 +18,10 @@ from .errors import Error, check_device, check_dtype
 from .fingerprint import Fingerprint, version
 from .fold import Events
 from .forms import per_layer
+from .layers.rotary import Rope
 from .multistate import MultiState, join
 from .places import ABSOLUTE, Places
 from .reduction import Reduction
-from .rotary import Rope
 from .state import State
 from .trace import Trace
 

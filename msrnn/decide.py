@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .attention import mask
 from .frame import Frame
+from .layers.attention import mask
 from .multistate import EMPTY
 from .reduction import Reduction, Seen
 from .transition import dearness, updated

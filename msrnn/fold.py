@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .attention import mask, meet
 from .decide import Block, Look, decide, left
 from .frame import Frame
-from .linear import workable
+from .layers.attention import mask, meet
+from .layers.linear import workable
 from .multistate import EMPTY, MultiState
 from .reduction import Seen
 from .transition import advance, merged

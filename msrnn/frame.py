@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .attention import mask
+from .layers.attention import mask
 from .multistate import MultiState
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attention import meet
 from .errors import Error
+from .layers.attention import meet
+from .layers.rotary import Rope, rotate
 from .multistate import EMPTY
-from .rotary import Rope, rotate
 
 
 def _compressed(gap: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .admit import check_text
-from .attention import attend
 from .cell import Cell
 from .errors import Error
 from .fold import Events
 from .forms import per_layer
+from .layers.attention import attend
 from .multistate import LEARNED, MultiState
 from .reduction import Reduction, Seen
 from .state import State

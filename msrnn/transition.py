@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .attention import attend
 from .errors import Error
+from .layers.attention import attend
 from .multistate import EMPTY, MultiState
 from .reduction import Reduction, Seen
 

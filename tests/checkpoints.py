@@ -18,8 +18,8 @@ from tiny import tiny_cell, tokens
 import converters
 import msrnn
 from msrnn import H2O, TOVA, Full, Sinks, Window
+from msrnn.layers.rotary import Dynamic, Llama3, Rope, Yarn
 from msrnn.models import Llama
-from msrnn.rotary import Dynamic, Llama3, Rope, Yarn
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"rope": Llama3(500000.0, 8.0, 1.0, 4.0, 8192), "eos_token_ids": (2, 3)},

@@ -11,7 +11,7 @@ from tiny import ROPES, assert_same, close, fold, held, tiny_cell, tokens
 
 import msrnn
 from msrnn import H2O, TOVA, Full, Reduction, Sinks, Window
-from msrnn.rotary import KINDS
+from msrnn.layers.rotary import KINDS
 
 
 @dataclass(frozen=True)

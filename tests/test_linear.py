@@ -9,8 +9,8 @@ from tiny import close, fold, tiny_cell, tokens
 from torch.nn.functional import linear
 
 import msrnn
-from msrnn import linear as module
-from msrnn.linear import product
+from msrnn.layers import linear as module
+from msrnn.layers.linear import product
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

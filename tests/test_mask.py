@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_cell, tokens
 
 import msrnn
-from msrnn.mask import padding_mask, picture, subsequent_mask, window_mask
+from msrnn.layers.masks import padding_mask, picture, subsequent_mask, window_mask
 
 
 def seen(reduction, T):

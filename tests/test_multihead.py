@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import msrnn
-from msrnn.mask import padding_mask, subsequent_mask
-from msrnn.multihead import MultiHead, attention
+from msrnn.layers.masks import padding_mask, subsequent_mask
+from msrnn.layers.multihead_attention import MultiHead, attention
 
 
 def drawn(*shape, seed=0):

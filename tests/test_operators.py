@@ -10,7 +10,7 @@ from tiny import ROPES, assert_same, close, fold, held, tiny_cell, tokens
 
 import msrnn
 from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction, transition
-from msrnn.rotary import Dynamic
+from msrnn.layers.rotary import Dynamic
 from msrnn.transition import reduce
 
 # The oracle: a decoder over a whole text at once, each query seeing the positions a rule left it.

@@ -18,9 +18,9 @@ from tiny import ROPES, assert_same, close, fold, held, tiny_cell, tokens
 
 import converters
 import msrnn
+from msrnn.layers.rotary import Dynamic, Rope, Yarn
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.places import RULES, Places
-from msrnn.rotary import Dynamic, Rope, Yarn
 
 BOTH = ("inside", "compressed")
 OTHERS = ["random:5", "last-queries:6:2", "morphkv:6:3", "scissorhands:7:3", "keyformer:6", "keydiff:5", "cam:6:1:2"]

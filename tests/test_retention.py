@@ -8,7 +8,7 @@ from tiny import tiny_cell
 import msrnn
 from msrnn import retention as module
 from msrnn.compare import full_nbytes
-from msrnn.mask import subsequent_mask, window_mask
+from msrnn.layers.masks import subsequent_mask, window_mask
 from msrnn.plot import draw_attention, draw_retention
 from msrnn.retention import held, leaving, retention
 

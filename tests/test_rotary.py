@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import msrnn
-from msrnn.rotary import Dynamic, Linear, Llama3, Rope, Yarn, rotate
+from msrnn.layers.rotary import Dynamic, Linear, Llama3, Rope, Yarn, rotate
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import msrnn
-from msrnn.tiled import Carried, attention, end, start, step
+from msrnn.layers.tiled_attention import Carried, attention, end, start, step
 
 SHAPES = {  # B, N, K, T, R, D
     "one head": (1, 1, 1, 5, 5, 4),

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from msrnn.layers.rotary import Dynamic, Linear, Llama3, Rope, Yarn
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.config import Config
 from msrnn.models.llama import Llama
 from msrnn.multistate import MultiState
-from msrnn.rotary import Dynamic, Linear, Llama3, Rope, Yarn
 from msrnn.state import State
 
 torch.set_num_threads(1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import Error
-from ..rotary import Llama3, Rope
+from ..layers.rotary import Llama3, Rope
 
 MOST, MOST_LAYERS = 2**28, 1000
 """Of anything that is counted: no model comes near, products of two fit into 64 bits, and no number makes a giant."""

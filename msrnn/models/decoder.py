@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from ..errors import Error
 from ..fold import Events
-from ..linear import Linear, product, side_by_side
+from ..layers.linear import Linear, product, side_by_side
+from ..layers.norm import RMSNorm, RMSNormOutside, ScaleNorm, unit
+from ..layers.positional import MORE, lean, sinusoids, slope
+from ..layers.rotary import Rope, Rotation
 from ..multistate import MultiState
-from ..norm import RMSNorm, RMSNormOutside, ScaleNorm, unit
-from ..positions import MORE, lean, sinusoids, slope
 from ..reduction import Full, Reduction
-from ..rotary import Rope, Rotation
 from ..state import State
 from .decoder_config import DecoderConfig
 from .learned import Learned

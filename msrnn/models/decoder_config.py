@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import Error
-from ..rotary import Rope
+from ..layers.rotary import Rope
 from .config import MOST, check_part, check_rotary, check_sizes, check_whole
 
 CHOICES = {

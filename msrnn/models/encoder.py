@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..errors import Error
-from ..multihead import MultiHead
-from ..sublayer import PLACEMENTS, FeedForward, Residual
+from ..layers.multihead_attention import MultiHead
+from ..layers.residual import PLACEMENTS, FeedForward, Residual
 from .config import MOST_LAYERS, check_part, check_whole
 
 
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         self.norm = config.norm() if config.placement == "pre" else nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``(B, T, E) -> (B, T, E)``; ``mask`` is ``(T, T)`` or ``(B, 1 or T, T)``, as made by :mod:`msrnn.mask`.
+        """``(B, T, E) -> (B, T, E)``; ``mask`` is ``(T, T)`` or ``(B, 1 or T, T)``, as made by :mod:`msrnn.layers.masks`.
 
         Raises:
             Error: vectors of another width, a mask of other shape or type.

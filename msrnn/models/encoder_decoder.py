@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..admit import check_text
-from ..attention import attend
 from ..errors import Error
 from ..fold import Before, Events
 from ..forms import per_layer
-from ..mask import padding_mask
-from ..multihead import MultiHead, attention
+from ..layers.attention import attend
+from ..layers.masks import padding_mask
+from ..layers.multihead_attention import MultiHead, attention
+from ..layers.positional import sinusoids
+from ..layers.residual import FeedForward
+from ..layers.rotary import Rotation
 from ..multistate import EMPTY, LEARNED, MultiState
-from ..positions import sinusoids
 from ..reduction import Full, Reduction
-from ..rotary import Rotation
 from ..state import State
-from ..sublayer import FeedForward
 from .config import check_whole
 from .encoder import Encoder, EncoderConfig
 from .network import Block, Embedding, Network

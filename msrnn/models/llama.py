@@ -8,10 +8,10 @@ cell with other facts (``mistral.py``, ``yi.py``); ``network.py`` has the loops.
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from ..linear import Linear, product, side_by_side
-from ..norm import RMSNorm
+from ..layers.linear import Linear, product, side_by_side
+from ..layers.norm import RMSNorm
+from ..layers.rotary import Rope, Rotation
 from ..reduction import Full, Reduction, Window
-from ..rotary import Rope, Rotation
 from .config import Config
 from .network import Block, Embedding, Network
 

@@ -72,7 +72,7 @@ class MemoryEncoder(nn.Module):
 
         Args:
             x: ``(B, T, E)``.
-            mask: ``(B, 1, T)`` bool as :func:`msrnn.mask.padding_mask` makes it; None: no padding.
+            mask: ``(B, 1, T)`` bool as :func:`msrnn.layers.masks.padding_mask` makes it; None: no padding.
 
         Returns:
             ``(B, T, E)``, and the memory ``(B, m, E)``, which the source drops.

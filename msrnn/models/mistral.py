@@ -6,7 +6,7 @@ the LLaMA cell with ``Window(W - 1)`` as its default reduction, and nothing else
 
 from dataclasses import replace
 
-from ..rotary import Rope
+from ..layers.rotary import Rope
 from .config import Config
 
 MISTRAL_7B_V01 = Config(

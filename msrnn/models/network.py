@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import attend
 from ..cell import Cell
 from ..fold import Before, Events, fold
-from ..linear import lay_together, side_by_side
+from ..layers.attention import attend
+from ..layers.linear import lay_together, side_by_side
+from ..layers.rotary import Rotation, rotate
 from ..multistate import MultiState
 from ..reduction import Reduction
-from ..rotary import Rotation, rotate
 from ..state import State
 from ..transition import advance, reduce
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
 
     @property
     def neighbours(self) -> tuple[tuple[nn.Module, ...], ...]:
-        """Products of the same x, which are to lie one after the other (:mod:`msrnn.linear`)."""
+        """Products of the same x, which are to lie one after the other (:mod:`msrnn.layers.linear`)."""
         return ((self.q, self.k, self.v),)
 
     # What all share.

@@ -6,7 +6,7 @@ later ones are LLaMAs by name. Converters read both.
 
 from dataclasses import replace
 
-from ..rotary import Rope
+from ..layers.rotary import Rope
 from .config import Config
 
 YI_6B = Config(

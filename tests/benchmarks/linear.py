@@ -9,7 +9,7 @@ import time
 import torch
 from torch.nn.functional import linear
 
-from msrnn.linear import HAS_KERNEL, product
+from msrnn.layers.linear import HAS_KERNEL, product
 
 LAYER = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
 

@@ -19,8 +19,8 @@ from tiny import tiny_cell
 from converters.gguf import KINDS, TOP, read
 from converters.gguf_file import open_file
 from msrnn import Error
+from msrnn.layers.rotary import Linear, Llama3, Rope, Yarn, rotate
 from msrnn.models import Llama
-from msrnn.rotary import Linear, Llama3, Rope, Yarn, rotate
 
 LLAMA = {  # what a small file says
     "general.architecture": "llama",

@@ -12,7 +12,7 @@ import converters
 import msrnn
 from converters import mistral
 from converters.interleaved import half_split
-from msrnn.rotary import Llama3, Rope, rotate
+from msrnn.layers.rotary import Llama3, Rope, rotate
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ import converters
 import msrnn
 from msrnn.__main__ import main
 from msrnn.checkpoint import config_from_dict, config_to_dict, on_meta
+from msrnn.layers.norm import RMSNorm, RMSNormOutside, ScaleNorm
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.decoder_config import CHOICES, POSITIONS
-from msrnn.norm import RMSNorm, RMSNormOutside, ScaleNorm
 
 
 def naive(cell, text, rotated=lambda x, position: x, entered=None, bias=None):

@@ -7,7 +7,7 @@ from tiny import close
 from torch import nn
 
 import msrnn
-from msrnn.mask import padding_mask, subsequent_mask, window_mask
+from msrnn.layers.masks import padding_mask, subsequent_mask, window_mask
 from msrnn.models.encoder import Encoder, EncoderConfig
 
 FACTS = {"width": 24, "n_layers": 3, "n_heads": 4, "ffn_width": 40}

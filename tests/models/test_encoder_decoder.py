@@ -9,7 +9,7 @@ from torch import nn
 import converters
 import msrnn
 from msrnn.checkpoint import config_to_dict
-from msrnn.mask import padding_mask, subsequent_mask
+from msrnn.layers.masks import padding_mask, subsequent_mask
 from msrnn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from msrnn.train.recipe import Recipe
 

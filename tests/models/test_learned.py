@@ -8,10 +8,10 @@ from tiny import DECODER, ROPES, assert_same, close, fold, tiny_decoder, tokens
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 import msrnn
+from msrnn.layers.positional import slopes
+from msrnn.layers.rotary import Rope, rotate
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.multistate import LEARNED
-from msrnn.positions import slopes
-from msrnn.rotary import Rope, rotate
 
 TEXT = tokens(1, 3, 20)
 ALL = {"persistent": 3, "memory_tokens": 2}

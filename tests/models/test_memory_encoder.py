@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import layer_norm, linear, relu
 
 import msrnn
-from msrnn.mask import padding_mask, subsequent_mask
+from msrnn.layers.masks import padding_mask, subsequent_mask
 from msrnn.models.memory_encoder import MemoryConfig, MemoryEncoder
 
 FACTS = {"width": 24, "n_layers": 2, "n_heads": 4, "ffn_width": 40, "n_memory": 3}

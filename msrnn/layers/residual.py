@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .errors import Error
+from ..errors import Error
 
 PLACEMENTS = ("pre", "post")
 

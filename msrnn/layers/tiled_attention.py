@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..errors import Error
 from .attention import meet
-from .errors import Error
 
 
 class Carried(NamedTuple):

@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import Error
 from .attention import meet
-from .errors import Error
 
 
 def attention(

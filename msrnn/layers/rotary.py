@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .errors import Error
+from ..errors import Error
 
 Rotation = tuple[Tensor, Tensor]
 

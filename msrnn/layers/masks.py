@@ -9,7 +9,7 @@ sequence, ``(B, 1 or T, S)``; true is *may be seen*, as in ``torch.nn.functional
 import torch
 from torch import Tensor
 
-from .errors import Error
+from ..errors import Error
 
 
 def subsequent_mask(T: int, *, device: torch.device | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Layers and functions without state: linear maps, norms, positions, attention."""

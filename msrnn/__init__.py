@@ -4,19 +4,19 @@ from .cell import Cell
 from .chat import Chat
 from .checkpoint import load
 from .decode import generate, stream
-from .drawn import CaM, Keyformer, Random
 from .errors import Error
-from .forms import parse_reduction
-from .keyed import KeyDiff, Knorm
 from .lookahead import jacobi, lookahead, stream_jacobi, stream_lookahead
 from .multistate import MultiState
 from .pool import Pool
 from .prefill import prefill
-from .pyramid import pyramid
-from .reduction import H2O, TOVA, Full, Reduction, Seen, Sinks, Window
+from .reductions.budgets import pyramid
+from .reductions.contract import H2O, TOVA, Full, Reduction, Seen, Sinks, Window
+from .reductions.key_based import KeyDiff, Knorm
+from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
+from .reductions.registry import parse_reduction
+from .reductions.stochastic import CaM, Keyformer, Random
 from .snapshot import load_state
 from .state import State
-from .windowed import LastQueries, MorphKV, Scissorhands
 
 __all__ = [
     "H2O",

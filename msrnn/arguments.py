@@ -7,8 +7,8 @@ from typing import Any
 
 from .bench.sections import GUESSING, SECTIONS
 from .errors import Error
-from .forms import parse_reduction
-from .reduction import Reduction
+from .reductions.contract import Reduction
+from .reductions.registry import parse_reduction
 from .ways import WAYS
 
 EXAMPLES = """examples:

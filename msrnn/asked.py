@@ -9,7 +9,7 @@ import torch
 
 from . import errors
 from .errors import Error
-from .reduction import Reduction
+from .reductions.contract import Reduction
 
 
 def choice(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from .cell import Cell
 from .errors import Error
 from .files import read_about
-from .reduction import Reduction
+from .reductions.contract import Reduction
 from .snapshot import load_state, save_state
 from .state import State
 from .template import Message

@@ -17,11 +17,11 @@ from .admit import check_ids, check_state, check_text, check_token
 from .errors import Error, check_device, check_dtype
 from .fingerprint import Fingerprint, version
 from .fold import Events
-from .forms import per_layer
 from .layers.rotary import Rope
 from .multistate import MultiState, join
 from .places import ABSOLUTE, Places
-from .reduction import Reduction
+from .reductions.contract import Reduction
+from .reductions.registry import per_layer
 from .state import State
 from .trace import Trace
 

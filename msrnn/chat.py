@@ -18,7 +18,7 @@ from .branch import KEPT, Branch, Place, load_branch, text_of
 from .cell import Cell
 from .errors import Error
 from .pool import Pool
-from .reduction import Reduction
+from .reductions.contract import Reduction
 from .spelling import Spelling
 from .state import State
 from .template import Message, Template

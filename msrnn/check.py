@@ -10,7 +10,7 @@ from torch import Tensor
 from .cell import Cell
 from .errors import Error
 from .multistate import EMPTY, LEARNED, MultiState
-from .reduction import H2O, Reduction, Sinks, Window
+from .reductions.contract import H2O, Reduction, Sinks, Window
 from .state import State
 
 BOUNDS = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .cell import Cell
-from .reduction import Reduction
+from .reductions.contract import Reduction
 from .retention import held
 from .spelling import Spelling
 from .state import State

@@ -19,7 +19,7 @@ from torch import Tensor
 from .frame import Frame
 from .layers.attention import mask
 from .multistate import EMPTY
-from .reduction import Reduction, Seen
+from .reductions.contract import Reduction, Seen
 from .transition import dearness, updated
 
 

@@ -18,7 +18,7 @@ from .frame import Frame
 from .layers.attention import mask, meet
 from .layers.linear import workable
 from .multistate import EMPTY, MultiState
-from .reduction import Seen
+from .reductions.contract import Seen
 from .transition import advance, merged
 
 BLOCK, BLIND_BLOCK = 64, 256

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from .places import Places
-    from .reduction import Reduction
+    from .reductions.contract import Reduction
 
 EMPTY, LEARNED = -1, -2
 """The positions of a row that holds nothing, and of one that no token left: a learned one."""

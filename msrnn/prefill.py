@@ -15,10 +15,10 @@ from .admit import check_text
 from .cell import Cell
 from .errors import Error
 from .fold import Events
-from .forms import per_layer
 from .layers.attention import attend
 from .multistate import LEARNED, MultiState
-from .reduction import Reduction, Seen
+from .reductions.contract import Reduction, Seen
+from .reductions.registry import per_layer
 from .state import State
 from .transition import dearness
 

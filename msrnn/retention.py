@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .cell import Cell
-from .reduction import Reduction
+from .reductions.contract import Reduction
 from .state import State
 
 AT_ONCE = 256

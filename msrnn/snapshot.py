@@ -11,11 +11,11 @@ import torch
 from .errors import Error, check_device
 from .files import each_once, new_file, read_about, read_tensors
 from .fingerprint import Fingerprint
-from .forms import kinds
 from .layers.rotary import KINDS
 from .multistate import EMPTY, LEARNED, MultiState
 from .places import Places
-from .reduction import Reduction
+from .reductions.contract import Reduction
+from .reductions.registry import kinds
 from .state import State
 from .tensors import Unread, write_tensors
 

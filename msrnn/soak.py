@@ -22,7 +22,7 @@ from .cell import Cell
 from .check import check_logits, check_rows, compare_step
 from .errors import Error
 from .files import new_file, read_json, write_json
-from .reduction import Reduction
+from .reductions.contract import Reduction
 from .snapshot import load_state
 from .state import State
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import Error
 from .layers.attention import attend
 from .multistate import EMPTY, MultiState
-from .reduction import Reduction, Seen
+from .reductions.contract import Reduction, Seen
 
 
 def updated(operator: Reduction, look: Seen) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import msrnn
 from msrnn import TOVA, CaM, KeyDiff, Keyformer, Knorm, LastQueries, MorphKV, Random, Scissorhands, parse_reduction, pyramid
 from msrnn import decide as deciding
 from msrnn import fold as folding
-from msrnn.chance import uniform
+from msrnn.reductions.hash_rng import uniform
 from msrnn.retention import held as share_held
 
 # What a rule sees: per layer and token the queries, keys and values that the library's own layer computes, as lists. Everything

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import msrnn
-from msrnn.forms import parse_reduction
 from msrnn.multistate import EMPTY, LEARNED
-from msrnn.reduction import Forms, Reduction, Seen
+from msrnn.reductions.contract import Forms, Reduction, Seen
+from msrnn.reductions.registry import parse_reduction
 from tests.tiny import tiny_cell, tokens
 
 P, SIZE = 3, 5

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import Error
 from ..files import new_file, write_json
-from ..forms import parse_reduction
+from ..reductions.registry import parse_reduction
 from .context import Bench
 from .curve import Point, curve
 from .peers import Transformers, is_hugging_face

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ..arguments import count
 from ..errors import Error
-from ..forms import parse_reduction
-from ..reduction import Full, Reduction
+from ..reductions.contract import Full, Reduction
+from ..reductions.registry import parse_reduction
 
 CORE = ("full", "window", "sinks:SIZE:1", "sinks:SIZE:4", "h2o", "h2o-layer", "tova", "tova-head")
 SIZES = (64, 128, 256, 512)

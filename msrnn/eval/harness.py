@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..cell import Cell
 from ..decode import stream
 from ..errors import Error
-from ..reduction import Reduction
+from ..reductions.contract import Reduction
 from .forced import forced
 from .passkey import padded
 

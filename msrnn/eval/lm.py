@@ -17,7 +17,7 @@ from torch import Tensor
 from ..arguments import count
 from ..cell import Cell
 from ..errors import Error
-from ..reduction import Reduction
+from ..reductions.contract import Reduction
 from . import grid
 from .forced import forced
 from .grid import Entry, entries

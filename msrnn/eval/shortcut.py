@@ -17,7 +17,7 @@ from ..arguments import count
 from ..cell import Cell
 from ..errors import Error
 from ..prefill import prefill
-from ..reduction import Reduction
+from ..reductions.contract import Reduction
 from ..state import State
 from . import grid
 from .forced import forced

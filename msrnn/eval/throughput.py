@@ -15,7 +15,7 @@ import torch
 from ..arguments import count
 from ..cell import Cell
 from ..errors import Error
-from ..reduction import Reduction
+from ..reductions.contract import Reduction
 from . import grid
 from .grid import entries
 from .report import Report, Table, figures

@@ -19,7 +19,7 @@ from ..layers.norm import RMSNorm, RMSNormOutside, ScaleNorm, unit
 from ..layers.positional import MORE, lean, sinusoids, slope
 from ..layers.rotary import Rope, Rotation
 from ..multistate import MultiState
-from ..reduction import Full, Reduction
+from ..reductions.contract import Full, Reduction
 from ..state import State
 from .decoder_config import DecoderConfig
 from .learned import Learned

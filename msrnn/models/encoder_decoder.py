@@ -19,7 +19,6 @@ from torch.nn.functional import linear
 from ..admit import check_text
 from ..errors import Error
 from ..fold import Before, Events
-from ..forms import per_layer
 from ..layers.attention import attend
 from ..layers.masks import padding_mask
 from ..layers.multihead_attention import MultiHead, attention
@@ -27,7 +26,8 @@ from ..layers.positional import sinusoids
 from ..layers.residual import FeedForward
 from ..layers.rotary import Rotation
 from ..multistate import EMPTY, LEARNED, MultiState
-from ..reduction import Full, Reduction
+from ..reductions.contract import Full, Reduction
+from ..reductions.registry import per_layer
 from ..state import State
 from .config import check_whole
 from .encoder import Encoder, EncoderConfig

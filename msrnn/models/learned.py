@@ -25,7 +25,7 @@ from torch.nn.functional import dropout, pad
 from ..errors import Error
 from ..multistate import LEARNED, MultiState
 from ..places import ABSOLUTE
-from ..reduction import Full, Reduction
+from ..reductions.contract import Full, Reduction
 from ..state import State
 from .network import Network
 

@@ -11,7 +11,7 @@ from torch.nn.functional import silu
 from ..layers.linear import Linear, product, side_by_side
 from ..layers.norm import RMSNorm
 from ..layers.rotary import Rope, Rotation
-from ..reduction import Full, Reduction, Window
+from ..reductions.contract import Full, Reduction, Window
 from .config import Config
 from .network import Block, Embedding, Network
 

@@ -18,7 +18,7 @@ from ..layers.attention import attend
 from ..layers.linear import lay_together, side_by_side
 from ..layers.rotary import Rotation, rotate
 from ..multistate import MultiState
-from ..reduction import Reduction
+from ..reductions.contract import Reduction
 from ..state import State
 from ..transition import advance, reduce
 

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from ..cell import Cell
 from ..errors import Error
 from ..models.learned import Learned
-from ..reduction import Reduction
+from ..reductions.contract import Reduction
 from ..state import State
 from .data import IGNORED, Piece, Streams
 from .recipe import Recipe

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from ..cell import Cell
 from ..models.learned import Learned
-from ..reduction import Reduction
+from ..reductions.contract import Reduction
 
 SYMBOLS = 10
 MARK = SYMBOLS

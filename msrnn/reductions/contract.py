@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from .errors import Error
+from ..errors import Error
 
 MOST = 10**18 - 1
 """Of rows: what 18 digits can say, and a clock can count."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
 
-from .errors import Error
-from .reduction import Reduction
+from ..errors import Error
+from .contract import Reduction
 
 
 def kinds() -> list[type[Reduction]]:

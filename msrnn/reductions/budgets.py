@@ -1,7 +1,7 @@
 """Sizes that shrink with depth (PyramidKV, arXiv:2406.02069): low layers spread their attention over many rows, high ones do
 not."""
 
-from .errors import Error
+from ..errors import Error
 
 
 def pyramid(size: int, n_layers: int, *, window: int = 0, beta: float = 20.0) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .multistate import EMPTY
-from .reduction import Forms, Reduction, Seen
+from ..multistate import EMPTY
+from .contract import Forms, Reduction, Seen
 
 
 @dataclass(frozen=True)

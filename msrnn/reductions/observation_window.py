@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .multistate import EMPTY
-from .reduction import Forms, Reduction, Seen
+from ..multistate import EMPTY
+from .contract import Forms, Reduction, Seen
 
 
 def newest(seen: Seen, count: int) -> Tensor:

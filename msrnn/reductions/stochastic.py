@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .chance import uniform
-from .reduction import Forms, Reduction, Seen, Sinks
+from .contract import Forms, Reduction, Seen, Sinks
+from .hash_rng import uniform
 
 
 class Drawn(Reduction):

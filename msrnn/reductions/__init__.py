@@ -1,0 +1,1 @@
+"""Eviction operators: frozen values that score the rows of the KV cache."""

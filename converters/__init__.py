@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from msrnn import Error, checkpoint
 from msrnn.errors import check_device, check_dtype
-from msrnn.files import check_new_folder, new_folder, read_bytes, read_json
 from msrnn.models import Config, DecoderConfig, EncoderDecoderConfig
 from msrnn.models.network import Network
-from msrnn.tensors import Unread, open_tensors
+from msrnn.storage.files import check_new_folder, new_folder, read_bytes, read_json
+from msrnn.storage.lazy_tensors import Unread, open_tensors
 
 from . import carried, hub, huggingface, interleaved, live, meta, mistral, shards
 from .source import Source

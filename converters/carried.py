@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msrnn import Error
 from msrnn.checkpoint import read_carried
-from msrnn.files import read_bytes, read_json
+from msrnn.storage.files import read_bytes, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -17,7 +17,7 @@ from torch import Tensor
 from msrnn.errors import Error
 from msrnn.layers.rotary import Linear, Llama3, Rope, Yarn
 from msrnn.models import Config
-from msrnn.tensors import Unread
+from msrnn.storage.lazy_tensors import Unread
 
 from .gguf_file import File, open_file
 from .interleaved import half_split

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from msrnn import Error
 from msrnn.checkpoint import write_carried
-from msrnn.files import parse_json, read_json, write_json
 from msrnn.models import Config
-from msrnn.tensors import Unread, write_tensors
+from msrnn.storage.files import parse_json, read_json, write_json
+from msrnn.storage.lazy_tensors import Unread, write_tensors
 
 from . import shards
 from .carried import in_folder

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msrnn import Error
 from msrnn.models import Config
-from msrnn.tensors import Unread
+from msrnn.storage.lazy_tensors import Unread
 
 from .pickles import open_pickle
 from .shards import has, open_shards

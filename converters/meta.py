@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from msrnn import Error
-from msrnn.files import read_json
 from msrnn.layers.rotary import Llama3, Rope
 from msrnn.models import Config
+from msrnn.storage.files import read_json
 
 from .carried import in_folder
 from .facts import number, whole

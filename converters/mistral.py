@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from msrnn import Error
-from msrnn.files import read_json
 from msrnn.layers.rotary import Rope
 from msrnn.models import Config
+from msrnn.storage.files import read_json
 
 from .carried import in_folder
 from .facts import number, whole

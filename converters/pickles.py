@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from msrnn import Error
-from msrnn.files import check_file
-from msrnn.tensors import Unread
+from msrnn.storage.files import check_file
+from msrnn.storage.lazy_tensors import Unread
 
 MAPPED = 128 * 2**20
 """Bytes handed out before a file is mapped anew: its pages, once looked at, would stay."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msrnn import Error
-from msrnn.files import read_bytes
+from msrnn.storage.files import read_bytes
 
 from .gguf_file import File
 from .gguf_tokenizer import USER_DEFINED, rebuild

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from msrnn import Error
-from msrnn.files import read_json
-from msrnn.tensors import Unread, open_tensors
+from msrnn.storage.files import read_json
+from msrnn.storage.lazy_tensors import Unread, open_tensors
 
 from .pickles import open_pickle
 

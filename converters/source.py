@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from msrnn import Error
 from msrnn.models import Config, DecoderConfig
-from msrnn.tensors import Unread
+from msrnn.storage.lazy_tensors import Unread
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from .cell import Cell
 from .errors import Error
-from .files import read_about
 from .reductions.contract import Reduction
 from .snapshot import load_state, save_state
 from .state import State
+from .storage.files import read_about
 from .template import Message
 
 KEPT = 8

@@ -15,7 +15,6 @@ import torch
 
 from .cell import Cell
 from .errors import Error, can_compute, check_device, check_dtype
-from .files import new_folder, read_bytes, read_json, write_json
 from .layers.rotary import KINDS, Rope
 from .models.config import Config
 from .models.decoder import Decoder
@@ -23,7 +22,8 @@ from .models.decoder_config import DecoderConfig
 from .models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from .models.llama import Llama
 from .models.network import Network
-from .tensors import Unread, open_tensors, write_tensors
+from .storage.files import new_folder, read_bytes, read_json, write_json
+from .storage.lazy_tensors import Unread, open_tensors, write_tensors
 
 FORMAT, VERSION = "msrnn", 1
 Facts = Config | DecoderConfig | EncoderDecoderConfig

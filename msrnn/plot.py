@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .errors import Error
-from .files import new_file
+from .storage.files import new_file
 
 if TYPE_CHECKING:
     from .bench.curve import Point

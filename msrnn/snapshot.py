@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from .errors import Error, check_device
-from .files import each_once, new_file, read_about, read_tensors
 from .fingerprint import Fingerprint
 from .layers.rotary import KINDS
 from .multistate import EMPTY, LEARNED, MultiState
@@ -17,7 +16,8 @@ from .places import Places
 from .reductions.contract import Reduction
 from .reductions.registry import kinds
 from .state import State
-from .tensors import Unread, write_tensors
+from .storage.files import each_once, new_file, read_about, read_tensors
+from .storage.lazy_tensors import Unread, write_tensors
 
 FORMAT, VERSION = "msrnn-state", "1"
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from .cell import Cell
 from .check import check_logits, check_rows, compare_step
 from .errors import Error
-from .files import new_file, read_json, write_json
 from .reductions.contract import Reduction
 from .snapshot import load_state
 from .state import State
+from .storage.files import new_file, read_json, write_json
 
 BESIDE = 16
 """Tokens that the step reads beside the fold in every interval."""

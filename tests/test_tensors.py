@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import msrnn
-from msrnn.files import new_file, new_folder
-from msrnn.tensors import KINDS, Unread, open_tensors, write_tensors
+from msrnn.storage.files import new_file, new_folder
+from msrnn.storage.lazy_tensors import KINDS, Unread, open_tensors, write_tensors
 
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(lambda name: name != "__metadata__")

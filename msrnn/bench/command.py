@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
-from ..files import new_file, write_json
 from ..reductions.registry import parse_reduction
+from ..storage.files import new_file, write_json
 from .context import Bench
 from .curve import Point, curve
 from .peers import Transformers, is_hugging_face

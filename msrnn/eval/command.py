@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..files import new_file
+from ..storage.files import new_file
 from . import beyond, generation, kept, lm, passkey, shortcut, throughput, understanding
 from .report import Report
 from .source import Source

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..files import new_file
 from ..plot import check_picture
+from ..storage.files import new_file
 from .report import Curves, Maps
 
 

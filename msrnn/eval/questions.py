@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error
-from ..files import read_bytes
+from ..storage.files import read_bytes
 
 PROMPTS = {
     "squality": "\nAnswer the question in a paragraph.\nQuestion: {question}\nAnswer:",

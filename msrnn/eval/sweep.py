@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..cell import Cell
 from ..errors import Error
-from ..files import new_file, read_json, write_json
+from ..storage.files import new_file, read_json, write_json
 
 Row = TypeVar("Row")
 Item = TypeVar("Item")

@@ -8,8 +8,8 @@ from ..arguments import count
 from ..asked import read_text
 from ..errors import Error
 from ..eval.command import save
-from ..files import new_file
 from ..plot import check_picture
+from ..storage.files import new_file
 from .outcome import report
 from .variants import run_all
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from ..checkpoint import config_from_dict
 from ..errors import Error
-from ..files import read_json
 from ..models.config import Config
 from ..models.decoder_config import DecoderConfig
 from ..models.encoder_decoder import EncoderDecoderConfig
 from ..reductions.registry import parse_reduction, per_layer
+from ..storage.files import read_json
 
 BYTES, BPE = "bytes", "bpe"
 """Tokenizers: each byte a token; or byte-level BPE trained on the text, ``bpe:4096`` with the size of its vocabulary."""

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..checkpoint import write
 from ..errors import Error
-from ..files import new_file, new_folder, read_about, read_bytes, read_tensors
 from ..snapshot import load_state
-from ..tensors import Unread, write_tensors
+from ..storage.files import new_file, new_folder, read_about, read_bytes, read_tensors
+from ..storage.lazy_tensors import Unread, write_tensors
 from .data import Data
 from .recipe import Recipe
 from .run import Run

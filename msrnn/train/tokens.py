@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
-from ..files import parse_json
+from ..storage.files import parse_json
 from .recipe import BYTES
 
 

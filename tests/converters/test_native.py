@@ -252,7 +252,7 @@ def test_names_and_shapes_of_the_published_models(name, sizes, more, count):
 
     from converters.huggingface import config_from_hf, from_hf
     from msrnn.checkpoint import check
-    from msrnn.tensors import Unread
+    from msrnn.storage.lazy_tensors import Unread
 
     facts = {**LLAMA, **dict(zip(SIZES, sizes, strict=True)), **more}
     with torch.device("meta"):

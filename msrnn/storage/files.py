@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import Error
+from ..errors import Error
 
 MOST = 1 << 27
 """Bytes of a small file: 128 MB, four times the largest tokenizer.json that we know of."""

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .errors import Error
+from ..errors import Error
 from .files import check_header, opened
 
 KINDS = {

@@ -1,0 +1,1 @@
+"""Files: atomic writes, JSON and safetensors. Nothing here knows a model."""

@@ -21,10 +21,10 @@ from .errors import Error
 from .eval import command as evaluation
 from .eval.source import Source
 from .info import told
-from .live import Live
 from .retention import retention
 from .soak import soak
-from .spelling import Spelling
+from .text.detokenizer import Spelling
+from .text.stream_printer import Live
 from .train import command as training
 from .ways import write
 

@@ -10,7 +10,7 @@ from .reductions.contract import Reduction
 from .snapshot import load_state, save_state
 from .state import State
 from .storage.files import read_about
-from .template import Message
+from .text.chat_template import Message
 
 KEPT = 8
 """Turns of a branch whose states are kept for ``undone``; going back further reads the conversation again."""

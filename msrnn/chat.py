@@ -19,9 +19,9 @@ from .cell import Cell
 from .errors import Error
 from .pool import Pool
 from .reductions.contract import Reduction
-from .spelling import Spelling
 from .state import State
-from .template import Message, Template
+from .text.chat_template import Message, Template
+from .text.detokenizer import Spelling
 from .ways import write
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from torch import Tensor
 from .cell import Cell
 from .reductions.contract import Reduction
 from .retention import held
-from .spelling import Spelling
 from .state import State
+from .text.detokenizer import Spelling
 
 if TYPE_CHECKING:
     import tokenizers

@@ -6,8 +6,8 @@ from contextlib import closing, suppress
 
 from .chat import Chat
 from .errors import Error
-from .live import Live
 from .state import State
+from .text.stream_printer import Live
 
 HELP = """/undo          take the last turn back
 /fork [NAME]   start a branch from here and go on in it

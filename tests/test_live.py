@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from msrnn.live import Live
+from msrnn.text.stream_printer import Live
 
 PASSES = (("The", 1), (" sea was", 2), (" calm\n\nand", 4), (" the", 1), (" wind", 1), ("", 3), (" fell", 2))
 TEXT = "".join(text for text, _ in PASSES)

@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 
 import converters
-from msrnn.spelling import Spelling
+from msrnn.text.detokenizer import Spelling
 
 
 def test_pieces_join_to_the_text(gguf_path):

@@ -5,7 +5,7 @@ from talking import TEMPLATES, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import msrnn
-from msrnn.template import Template
+from msrnn.text.chat_template import Template
 
 TALK = [
     {"role": "system", "content": " Be <brief>. "},

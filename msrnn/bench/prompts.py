@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..cell import Cell
-from ..template import Template
+from ..text.chat_template import Template
 
 if TYPE_CHECKING:
     import tokenizers

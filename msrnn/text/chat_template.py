@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from .errors import Error
+from ..errors import Error
 
 if TYPE_CHECKING:
     import jinja2

@@ -1,0 +1,1 @@
+"""Text in and out: detokenizer, chat template, printed stream."""

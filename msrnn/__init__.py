@@ -6,7 +6,6 @@ from .checkpoint import load
 from .decode import generate, stream
 from .errors import Error
 from .lookahead import jacobi, lookahead, stream_jacobi, stream_lookahead
-from .multistate import MultiState
 from .pool import Pool
 from .prefill import prefill
 from .reductions.budgets import pyramid
@@ -15,8 +14,9 @@ from .reductions.key_based import KeyDiff, Knorm
 from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
 from .reductions.registry import parse_reduction
 from .reductions.stochastic import CaM, Keyformer, Random
-from .snapshot import load_state
-from .state import State
+from .state.multistate import MultiState
+from .state.serialization import load_state
+from .state.state import State
 
 __all__ = [
     "H2O",

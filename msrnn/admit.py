@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from .errors import Error
-from .fingerprint import Fingerprint
-from .state import State
+from .state.fingerprint import Fingerprint
+from .state.state import State
 
 
 def check_token(token: Tensor, active: Tensor | None) -> Tensor:

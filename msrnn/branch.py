@@ -7,8 +7,8 @@ from typing import NamedTuple
 from .cell import Cell
 from .errors import Error
 from .reductions.contract import Reduction
-from .snapshot import load_state, save_state
-from .state import State
+from .state.serialization import load_state, save_state
+from .state.state import State
 from .storage.files import read_about
 from .text.chat_template import Message
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from .admit import check_ids, check_state, check_text, check_token
 from .errors import Error, check_device, check_dtype
-from .fingerprint import Fingerprint, version
 from .fold import Events
 from .layers.rotary import Rope
-from .multistate import MultiState, join
-from .places import ABSOLUTE, Places
 from .reductions.contract import Reduction
 from .reductions.registry import per_layer
-from .state import State
+from .state.fingerprint import Fingerprint, version
+from .state.multistate import MultiState, join
+from .state.position_remapping import ABSOLUTE, Places
+from .state.state import State
 from .trace import Trace
 
 CHUNK = 1024

@@ -19,7 +19,7 @@ from .cell import Cell
 from .errors import Error
 from .pool import Pool
 from .reductions.contract import Reduction
-from .state import State
+from .state.state import State
 from .text.chat_template import Message, Template
 from .text.detokenizer import Spelling
 from .ways import write

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .cell import Cell
 from .errors import Error
-from .multistate import EMPTY, LEARNED, MultiState
 from .reductions.contract import H2O, Reduction, Sinks, Window
-from .state import State
+from .state.multistate import EMPTY, LEARNED, MultiState
+from .state.state import State
 
 BOUNDS = {
     torch.float64: (1e-8, 0.0),

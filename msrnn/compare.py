@@ -12,7 +12,7 @@ from torch import Tensor
 from .cell import Cell
 from .reductions.contract import Reduction
 from .retention import held
-from .state import State
+from .state.state import State
 from .text.detokenizer import Spelling
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .frame import Frame
 from .layers.attention import mask
-from .multistate import EMPTY
 from .reductions.contract import Reduction, Seen
+from .state.multistate import EMPTY
 from .transition import dearness, updated
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .cell import Cell
 from .errors import Error
-from .state import State
+from .state.state import State
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from .decide import Block, Look, decide, left
 from .frame import Frame
 from .layers.attention import mask, meet
 from .layers.linear import workable
-from .multistate import EMPTY, MultiState
 from .reductions.contract import Seen
+from .state.multistate import EMPTY, MultiState
 from .transition import advance, merged
 
 BLOCK, BLIND_BLOCK = 64, 256

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .layers.attention import mask
-from .multistate import MultiState
+from .state.multistate import MultiState
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .errors import Error
 from .guess import Jacobi, Phrases
 from .passes import Accepted, Choose, Guesser, passes
 from .pool import Pool
-from .state import State
+from .state.state import State
 from .watch import Watch
 
 WINDOW, NGRAM = 0, 13

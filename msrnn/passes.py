@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .cell import Cell
 from .pool import Guess
-from .state import State
+from .state.state import State
 from .watch import Watch
 
 Choose = Callable[[Tensor], Tensor]

@@ -16,10 +16,10 @@ from .cell import Cell
 from .errors import Error
 from .fold import Events
 from .layers.attention import attend
-from .multistate import LEARNED, MultiState
 from .reductions.contract import Reduction, Seen
 from .reductions.registry import per_layer
-from .state import State
+from .state.multistate import LEARNED, MultiState
+from .state.state import State
 from .transition import dearness
 
 

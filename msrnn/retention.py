@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .cell import Cell
 from .reductions.contract import Reduction
-from .state import State
+from .state.state import State
 
 AT_ONCE = 256
 """Tokens of a piece: their logits are there at once."""

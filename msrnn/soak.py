@@ -22,8 +22,8 @@ from .cell import Cell
 from .check import check_logits, check_rows, compare_step
 from .errors import Error
 from .reductions.contract import Reduction
-from .snapshot import load_state
-from .state import State
+from .state.serialization import load_state
+from .state.state import State
 from .storage.files import new_file, read_json, write_json
 
 BESIDE = 16

@@ -6,7 +6,7 @@ from contextlib import closing, suppress
 
 from .chat import Chat
 from .errors import Error
-from .state import State
+from .state.state import State
 from .text.stream_printer import Live
 
 HELP = """/undo          take the last turn back

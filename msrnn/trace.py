@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .errors import Error
 from .fold import Events, fold
-from .multistate import EMPTY, MultiState, alike, join, stack_kept
-from .state import State
+from .state.multistate import EMPTY, MultiState, alike, join, stack_kept
+from .state.state import State
 
 LAST = torch.iinfo(torch.int64).max
 

@@ -10,7 +10,7 @@ from .decode import stream
 from .errors import Error
 from .lookahead import stream_jacobi, stream_lookahead
 from .pool import Pool
-from .state import State
+from .state.state import State
 
 WAYS = ("plain", "jacobi", "lookahead")
 

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import pytest
 import torch
+from msrnn.state.state.multistate import EMPTY, LEARNED
 
 import msrnn
-from msrnn.multistate import EMPTY, LEARNED
 from msrnn.reductions.contract import Forms, Reduction, Seen
 from msrnn.reductions.registry import parse_reduction
 from tests.tiny import tiny_cell, tokens

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msrnn.state.state.position_remapping import RULES, Places
 from reference import float64_reference, tiny_reference
 from safetensors.torch import load_file, safe_open, save_file
 from test_laws import laws, settings_of
@@ -20,7 +21,6 @@ import converters
 import msrnn
 from msrnn.layers.rotary import Dynamic, Rope, Yarn
 from msrnn.models import Decoder, DecoderConfig
-from msrnn.places import RULES, Places
 
 BOTH = ("inside", "compressed")
 OTHERS = ["random:5", "last-queries:6:2", "morphkv:6:3", "scissorhands:7:3", "keyformer:6", "keydiff:5", "cam:6:1:2"]
@@ -194,7 +194,7 @@ def test_reading_is_the_step_loop(data):
 @pytest.mark.parametrize("operator", ["window:0", "window:5", "sinks:6:2", "random:9", "full"])
 def test_operators_that_need_not_look_are_read_in_blocks(operator, rope, monkeypatch):
     """Most distances are those in the text; the rest are taken one by one. Longer than a block, ragged, and on from it."""
-    monkeypatch.setattr("msrnn.places.KEYS", 64 * 2 * 2 * 6 * 4)  # four rows of a block at a time
+    monkeypatch.setattr("msrnn.state.state.position_remapping.KEYS", 64 * 2 * 2 * 6 * 4)  # four rows of a block at a time
     cell, text = tiny_cell(rope=rope), tokens(3, 2, 70)
     for places in BOTH:
         start = cell.initial_state(2, operator, places=places)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from msrnn.state.state.multistate import EMPTY
 from tiny import assert_same, tiny_cell, tiny_decoder, tokens
 
 import msrnn
@@ -21,7 +22,6 @@ from msrnn import Reduction, Sinks, Window, decide, transition
 from msrnn import soak as module
 from msrnn.__main__ import main
 from msrnn.check import check_rows
-from msrnn.multistate import EMPTY
 from msrnn.plot import draw_soak
 from msrnn.soak import Interval, soak
 

@@ -1,14 +1,14 @@
 """Tiny random cells, texts and operators for the tests: attention far from uniform, evictions far from ties."""
 
 import torch
+from msrnn.state.state.multistate import MultiState
+from msrnn.state.state.state import State
 from torch import Tensor
 
 from msrnn.layers.rotary import Dynamic, Linear, Llama3, Rope, Yarn
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.config import Config
 from msrnn.models.llama import Llama
-from msrnn.multistate import MultiState
-from msrnn.state import State
 
 torch.set_num_threads(1)
 

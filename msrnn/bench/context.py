@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cell import Cell
-from ..state import State
+from ..state.state import State
 from .peers import Transformers
 from .row import Unmeasured
 from .timing import Ways, seconds

@@ -13,7 +13,7 @@ from ..cell import Cell
 from ..decode import generate
 from ..lookahead import lookahead
 from ..pool import Pool
-from ..state import State
+from ..state.state import State
 from .context import BLOCK, Bench, block_of, moving
 from .prompts import PROMPTS, loops
 from .row import Row, paired

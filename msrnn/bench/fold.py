@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..cell import Cell
-from ..state import State
+from ..state.state import State
 from .context import Bench
 from .peers import MISSING
 from .row import Row, paired

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..cell import Cell
 from ..compare import full_nbytes
-from ..snapshot import load_state
+from ..state.serialization import load_state
 from .context import BLOCK, Bench, block_of, moving
 from .process import apart
 from .row import Row, Unmeasured, paired

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..cell import Cell
-from ..state import State
+from ..state.state import State
 from .context import BLOCK, Bench, block_of, moving
 from .peers import MISSING
 from .press import decoding, versions

@@ -19,9 +19,9 @@ from torch import Tensor
 from ..arguments import count
 from ..cell import Cell
 from ..errors import Error
-from ..places import ABSOLUTE, RULES
-from ..snapshot import load_state
-from ..state import State
+from ..state.position_remapping import ABSOLUTE, RULES
+from ..state.serialization import load_state
+from ..state.state import State
 from . import grid
 from .forced import LOGITS, judged
 from .grid import Entry, entries

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..cell import Cell
-from ..state import State
+from ..state.state import State
 
 LOGITS = 2**24
 """Numbers of logits that exist at once, about: 64 MB in float32."""

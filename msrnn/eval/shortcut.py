@@ -18,7 +18,7 @@ from ..cell import Cell
 from ..errors import Error
 from ..prefill import prefill
 from ..reductions.contract import Reduction
-from ..state import State
+from ..state.state import State
 from . import grid
 from .forced import forced
 from .grid import entries

@@ -17,7 +17,7 @@ from ..arguments import count
 from ..cell import Cell
 from ..decode import generate
 from ..errors import Error
-from ..state import State
+from ..state.state import State
 from . import grid
 from .forced import forced
 from .grid import Entry, entries

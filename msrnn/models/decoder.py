@@ -18,9 +18,9 @@ from ..layers.linear import Linear, product, side_by_side
 from ..layers.norm import RMSNorm, RMSNormOutside, ScaleNorm, unit
 from ..layers.positional import MORE, lean, sinusoids, slope
 from ..layers.rotary import Rope, Rotation
-from ..multistate import MultiState
 from ..reductions.contract import Full, Reduction
-from ..state import State
+from ..state.multistate import MultiState
+from ..state.state import State
 from .decoder_config import DecoderConfig
 from .learned import Learned
 from .network import Block, Embedding

@@ -25,10 +25,10 @@ from ..layers.multihead_attention import MultiHead, attention
 from ..layers.positional import sinusoids
 from ..layers.residual import FeedForward
 from ..layers.rotary import Rotation
-from ..multistate import EMPTY, LEARNED, MultiState
 from ..reductions.contract import Full, Reduction
 from ..reductions.registry import per_layer
-from ..state import State
+from ..state.multistate import EMPTY, LEARNED, MultiState
+from ..state.state import State
 from .config import check_whole
 from .encoder import Encoder, EncoderConfig
 from .network import Block, Embedding, Network

@@ -17,9 +17,9 @@ from ..fold import Before, Events, fold
 from ..layers.attention import attend
 from ..layers.linear import lay_together, side_by_side
 from ..layers.rotary import Rotation, rotate
-from ..multistate import MultiState
 from ..reductions.contract import Reduction
-from ..state import State
+from ..state.multistate import MultiState
+from ..state.state import State
 from ..transition import advance, reduce
 
 PIECE = 256

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..multistate import EMPTY
+from ..state.multistate import EMPTY
 from .contract import Forms, Reduction, Seen
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..multistate import EMPTY
+from ..state.multistate import EMPTY
 from .contract import Forms, Reduction, Seen
 
 

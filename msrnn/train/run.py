@@ -11,7 +11,7 @@ from ..cell import Cell
 from ..errors import Error
 from ..models.learned import Learned
 from ..reductions.contract import Reduction
-from ..state import State
+from ..state.state import State
 from .data import IGNORED, Piece, Streams
 from .recipe import Recipe
 

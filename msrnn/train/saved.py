@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checkpoint import write
 from ..errors import Error
-from ..snapshot import load_state
+from ..state.serialization import load_state
 from ..storage.files import new_file, new_folder, read_about, read_bytes, read_tensors
 from ..storage.lazy_tensors import Unread, write_tensors
 from .data import Data

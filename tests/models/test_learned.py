@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from msrnn.state.state.multistate import LEARNED
 from tiny import DECODER, ROPES, assert_same, close, fold, tiny_decoder, tokens
 from torch.nn.functional import scaled_dot_product_attention, silu
 
@@ -11,7 +12,6 @@ import msrnn
 from msrnn.layers.positional import slopes
 from msrnn.layers.rotary import Rope, rotate
 from msrnn.models import Decoder, DecoderConfig
-from msrnn.multistate import LEARNED
 
 TEXT = tokens(1, 3, 20)
 ALL = {"persistent": 3, "memory_tokens": 2}

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
-    from .places import Places
-    from .reductions.contract import Reduction
+    from ..reductions.contract import Reduction
+    from .position_remapping import Places
 
 EMPTY, LEARNED = -1, -2
 """The positions of a row that holds nothing, and of one that no token left: a learned one."""

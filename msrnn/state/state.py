@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .errors import Error, check_device, check_dtype
+from ..errors import Error, check_device, check_dtype
 from .multistate import MultiState, stack
 
 if TYPE_CHECKING:
     from .fingerprint import Fingerprint
-    from .places import Places
+    from .position_remapping import Places
 
 
 class State:
@@ -161,8 +161,8 @@ class State:
         return self.map(lambda x: x.index_select(0, index))
 
     def save(self, path: str | Path) -> None:
-        """Write the state to one safetensors file, operators and their numbers included (see :mod:`msrnn.snapshot`)."""
-        from .snapshot import save_state  # deferred: this file knows torch only
+        """Write the state to one safetensors file, operators and their numbers included (see :mod:`msrnn.state.state.serialization`)."""
+        from .serialization import save_state  # deferred: this file knows torch only
 
         save_state(self, path)
 

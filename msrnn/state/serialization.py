@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from .errors import Error, check_device
+from ..errors import Error, check_device
+from ..layers.rotary import KINDS
+from ..reductions.contract import Reduction
+from ..reductions.registry import kinds
+from ..storage.files import each_once, new_file, read_about, read_tensors
+from ..storage.lazy_tensors import Unread, write_tensors
 from .fingerprint import Fingerprint
-from .layers.rotary import KINDS
 from .multistate import EMPTY, LEARNED, MultiState
-from .places import Places
-from .reductions.contract import Reduction
-from .reductions.registry import kinds
+from .position_remapping import Places
 from .state import State
-from .storage.files import each_once, new_file, read_about, read_tensors
-from .storage.lazy_tensors import Unread, write_tensors
 
 FORMAT, VERSION = "msrnn-state", "1"
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import Error
-from .layers.attention import meet
-from .layers.rotary import Rope, rotate
+from ..errors import Error
+from ..layers.attention import meet
+from ..layers.rotary import Rope, rotate
 from .multistate import EMPTY
 
 

@@ -107,7 +107,7 @@ def _compare(args: argparse.Namespace) -> None:
         print(f"\n   {run.tokens_per_second:.1f} tokens/s; {_held(run.nbytes, run.full_nbytes)}\n")
         panels[str(reduction)] = run.kept
     if args.picture:
-        from .plot import draw_retention
+        from .reporting.figures import draw_retention
 
         draw_retention(panels, args.picture, prompt=len(ids), title="what H held after each step")
         print(f"what each step kept: {args.picture}")
@@ -128,7 +128,7 @@ def _retention(args: argparse.Namespace) -> None:
         panels[str(reduction)] = kept.mean(0) if args.layer is None else kept[args.layer]
         share = panels[str(reduction)][-1].sum() / tokens.shape[1]
         print(f"{reduction!s:16} holds {share:.1%} of {tokens.shape[1]} positions at the end")
-    from .plot import draw_retention
+    from .reporting.figures import draw_retention
 
     title = "what H held after each step" + ("" if args.layer is None else f", layer {args.layer % layers}")
     draw_retention(panels, args.out, title=title)
@@ -144,7 +144,7 @@ def _soak(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"\nthe same command goes on from the state saved last in {args.out}", file=sys.stderr)
         raise
-    from .plot import draw_soak
+    from .reporting.figures import draw_soak
 
     first, last, under = rows[0], rows[-1], args.reduction or cell.default_reduction
     draw_soak(rows, args.out / "soak.png", title=f"{Path(args.model).name} under {under}")
@@ -224,7 +224,7 @@ def _encode(tokenizer: "tokenizers.Tokenizer", text: str, args: argparse.Namespa
 
 
 def _check_picture(path: Path) -> None:
-    from .plot import check_picture
+    from .reporting.figures import check_picture
 
     check_picture(path)
 

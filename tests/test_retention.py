@@ -9,7 +9,7 @@ import msrnn
 from msrnn import retention as module
 from msrnn.compare import full_nbytes
 from msrnn.layers.masks import subsequent_mask, window_mask
-from msrnn.plot import draw_attention, draw_retention
+from msrnn.reporting.figures import draw_attention, draw_retention
 from msrnn.retention import held, leaving, retention
 
 CELL = tiny_cell()

@@ -22,7 +22,7 @@ from msrnn import Reduction, Sinks, Window, decide, transition
 from msrnn import soak as module
 from msrnn.__main__ import main
 from msrnn.check import check_rows
-from msrnn.plot import draw_soak
+from msrnn.reporting.figures import draw_soak
 from msrnn.soak import Interval, soak
 
 CELL = tiny_cell()

@@ -74,7 +74,7 @@ def _tell(
         with new_file(args.json) as beside:
             write_json(beside, {**as_json(about, tables, complete), "curve": list(map(asdict, points))})
     if points:
-        from ..plot import draw_bench
+        from ..reporting.figures import draw_bench
 
         draw_bench(points, args.picture, title=f"{Path(args.model).name}, one token after another")
 
@@ -98,7 +98,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.kvpress_python:
         versions(args.kvpress_python)
     if args.picture:
-        from ..plot import check_picture
+        from ..reporting.figures import check_picture
 
         check_picture(args.picture)
     if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):

@@ -19,16 +19,16 @@ from torch import Tensor
 from ..arguments import count
 from ..cell import Cell
 from ..errors import Error
+from ..reporting.report import Curves, Report, Table, figures
+from ..reporting.statistics import mean, paired
+from ..reporting.sweep import Sweep, fingerprint
 from ..state.position_remapping import ABSOLUTE, RULES
 from ..state.serialization import load_state
 from ..state.state import State
 from . import grid
 from .forced import LOGITS, judged
 from .grid import Entry, entries
-from .report import Curves, Report, Table, figures
 from .source import Source, add_text_arguments
-from .statistics import mean, paired
-from .sweep import Sweep, fingerprint
 from .text import text_digest
 
 SPANS = 6

@@ -6,9 +6,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..reporting.report import Report
 from ..storage.files import new_file
 from . import beyond, generation, kept, lm, passkey, shortcut, throughput, understanding
-from .report import Report
 from .source import Source
 
 EXPERIMENTS: dict[str, ModuleType] = {
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, source: Source) -> None:
         Error: what is refused, before the model reads a token.
     """
     if args.out is not None:
-        from ..plot import check_picture
+        from ..reporting.figures import check_picture
 
         check_picture(args.out / "picture.png")
     report: Report = EXPERIMENTS[args.experiment].run(args, source)
@@ -64,7 +64,7 @@ def save(report: Report, folder: Path) -> None:
     Raises:
         Error: they cannot be written.
     """
-    from .pictures import draw
+    from ..reporting.pictures import draw
 
     records = [dict(record) for record in report.records]
     for name, text in {"report.md": str(report), "report.json": json.dumps(records, indent=1) + "\n"}.items():

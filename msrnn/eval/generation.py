@@ -14,13 +14,13 @@ from ..arguments import count
 from ..cell import Cell
 from ..decode import generate
 from ..errors import Error
+from ..reporting.report import Report, Table
+from ..reporting.statistics import mean
+from ..reporting.sweep import Sweep, fingerprint
 from . import grid
 from .forced import forced
 from .grid import Entry, entries
-from .report import Report, Table
 from .source import Source, add_text_arguments
-from .statistics import mean
-from .sweep import Sweep, fingerprint
 from .text import Chunk, text_digest
 
 

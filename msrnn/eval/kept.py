@@ -17,14 +17,14 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ..cell import Cell
 from ..errors import Error
+from ..reporting.report import Curves, Maps, Report, Table
+from ..reporting.statistics import mean
+from ..reporting.sweep import Sweep, fingerprint
 from ..retention import leaving, shares
 from . import grid
 from .grid import Entry, entries
 from .kinds import check_tagger, kinds, parts_of_speech
-from .report import Curves, Maps, Report, Table
 from .source import Source, add_text_arguments
-from .statistics import mean
-from .sweep import Sweep, fingerprint
 from .text import Chunk, text_digest
 
 FIRST = 25

@@ -18,13 +18,13 @@ from ..arguments import count
 from ..cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
+from ..reporting.report import Curves, Report, Table, figures
+from ..reporting.statistics import mean, paired
+from ..reporting.sweep import Sweep, fingerprint
 from . import grid
 from .forced import forced
 from .grid import Entry, entries
-from .report import Curves, Report, Table, figures
 from .source import Source, add_text_arguments
-from .statistics import mean, paired
-from .sweep import Sweep, fingerprint
 from .text import Chunk, text_digest
 
 AT_ONCE = 1024

@@ -15,12 +15,12 @@ import torch
 from ..arguments import count
 from ..cell import Cell
 from ..errors import Error
+from ..reporting.report import Maps, Report, Table
+from ..reporting.sweep import Sweep, fingerprint
 from . import grid
 from .forced import forced
 from .grid import Entry, entries
-from .report import Maps, Report, Table
 from .source import Source
-from .sweep import Sweep, fingerprint
 
 if TYPE_CHECKING:
     import tokenizers

@@ -18,14 +18,14 @@ from ..cell import Cell
 from ..errors import Error
 from ..prefill import prefill
 from ..reductions.contract import Reduction
+from ..reporting.report import Report, Table, figures
+from ..reporting.statistics import mean, paired
+from ..reporting.sweep import Sweep, fingerprint
 from ..state.state import State
 from . import grid
 from .forced import forced
 from .grid import entries
-from .report import Report, Table, figures
 from .source import Source, add_text_arguments
-from .statistics import mean, paired
-from .sweep import Sweep, fingerprint
 from .text import text_digest
 
 

@@ -16,11 +16,11 @@ from ..arguments import count
 from ..cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
+from ..reporting.report import Report, Table, figures
+from ..reporting.sweep import Sweep, fingerprint
 from . import grid
 from .grid import entries
-from .report import Report, Table, figures
 from .source import Source, total_memory
-from .sweep import Sweep, fingerprint
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from ..arguments import count
 from ..cell import Cell
 from ..decode import generate
 from ..errors import Error
+from ..reporting.report import Report, Table
+from ..reporting.statistics import mean, paired
+from ..reporting.sweep import Sweep, digest, fingerprint
 from ..state.state import State
 from . import grid
 from .forced import forced
 from .grid import Entry, entries
 from .passkey import padded
 from .questions import Question, check_rouge, read_questions
-from .report import Report, Table
 from .source import Source
-from .statistics import mean, paired
-from .sweep import Sweep, digest, fingerprint
 
 if TYPE_CHECKING:
     import tokenizers

@@ -8,7 +8,7 @@ from ..arguments import count
 from ..asked import read_text
 from ..errors import Error
 from ..eval.command import save
-from ..plot import check_picture
+from ..reporting.figures import check_picture
 from ..storage.files import new_file
 from .outcome import report
 from .variants import run_all

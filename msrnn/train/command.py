@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         Error: what is refused, before the first step.
     """
-    from ..plot import check_picture, draw_training
+    from ..reporting.figures import check_picture, draw_training
 
     recipe = read_recipe(args.config)
     check_picture(args.out.parent / "loss.png")  # beside the folder: nothing is left of a run that is refused

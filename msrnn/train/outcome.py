@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..eval.report import Curves, Report, Table
-from ..eval.sweep import Sweep
+from ..reporting.report import Curves, Report, Table
+from ..reporting.sweep import Sweep
 from .tasks import SYMBOLS, TASKS
 from .variants import BASE, BOUNDED, LEARNED, LENGTH, NORMS, READ, SEEDS, TASK, TEXT, TRAINED, VARIANTS, WAYS, key_of
 

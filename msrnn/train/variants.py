@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoint import new
-from ..eval.sweep import Sweep, digest
+from ..reporting.sweep import Sweep, digest
 from .data import Data, text_digest
 from .recipe import Recipe
 from .run import Diverged, Run, bits_per_byte

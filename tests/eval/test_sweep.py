@@ -6,8 +6,8 @@ import pytest
 from tiny import tiny_cell
 
 import msrnn
-from msrnn.eval import sweep as module
-from msrnn.eval.sweep import Sweep, fingerprint
+from msrnn.reporting import sweep as module
+from msrnn.reporting.sweep import Sweep, fingerprint
 
 ROWS = {"a": {"a 0": 0, "a 1": 1, "a 2": 2}, "b": {"b 0": 3}}
 

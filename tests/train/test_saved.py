@@ -19,7 +19,7 @@ from small import DECODER, MODEL, recipe, words
 import converters
 import msrnn
 from msrnn.__main__ import main
-from msrnn.plot import draw_training
+from msrnn.reporting.figures import draw_training
 from msrnn.train import train
 from msrnn.train.recipe import PRESETS, read_recipe
 

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import msrnn
 from msrnn.checkpoint import new
-from msrnn.eval.sweep import Sweep
+from msrnn.reporting.sweep import Sweep
 from msrnn.train import __main__ as command
 from msrnn.train import tasks, variants
 from msrnn.train.outcome import report, spread

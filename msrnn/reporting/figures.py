@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .errors import Error
-from .storage.files import new_file
+from ..errors import Error
+from ..storage.files import new_file
 
 if TYPE_CHECKING:
-    from .bench.curve import Point
-    from .soak import Interval
+    from ..bench.curve import Point
+    from ..soak import Interval
 
 
 def check_picture(path: str | Path) -> None:

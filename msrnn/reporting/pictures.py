@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..plot import check_picture
 from ..storage.files import new_file
+from .figures import check_picture
 from .report import Curves, Maps
 
 
@@ -11,7 +11,7 @@ def draw(picture: Curves | Maps, path: Path) -> None:
     """One picture, into the file ``path``.
 
     Raises:
-        Error: as :func:`~msrnn.plot.check_picture`.
+        Error: as :func:`~msrnn.reporting.figures.check_picture`.
     """
     check_picture(path)
     figure = _curves(picture) if isinstance(picture, Curves) else _maps(picture)

@@ -1,0 +1,1 @@
+"""Tables, figures and resumable sweeps that experiments share."""

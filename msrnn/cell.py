@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from .admit import check_ids, check_state, check_text, check_token
 from .errors import Error, check_device, check_dtype
-from .fold import Events
 from .layers.rotary import Rope
+from .recurrence.trace import Trace
+from .recurrence.unroll import Events
 from .reductions.contract import Reduction
 from .reductions.registry import per_layer
 from .state.fingerprint import Fingerprint, version
 from .state.multistate import MultiState, join
 from .state.position_remapping import ABSOLUTE, Places
 from .state.state import State
-from .trace import Trace
 
 CHUNK = 1024
 """Tokens, of all rows of the batch together, that pass the layers at once: enough to keep the processor busy."""

@@ -14,13 +14,13 @@ from torch import Tensor
 from .admit import check_text
 from .cell import Cell
 from .errors import Error
-from .fold import Events
 from .layers.attention import attend
+from .recurrence.transition import dearness
+from .recurrence.unroll import Events
 from .reductions.contract import Reduction, Seen
 from .reductions.registry import per_layer
 from .state.multistate import LEARNED, MultiState
 from .state.state import State
-from .transition import dearness
 
 
 def prefill(

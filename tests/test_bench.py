@@ -155,7 +155,7 @@ def test_ragged_texts_are_as_many_tokens_as_equal_ones(monkeypatch, bench):
 
 
 def test_guesses_are_counted_block_by_block(bench):
-    before, cell = msrnn.fold.decide, bench.cell()
+    before, cell = msrnn.recurrence.unroll.decide, bench.cell()
     with guesses.counted() as counts:
         cell(bench.text(150), cell.initial_state(1, "tova:8"))
     assert len(counts) == LAYERS * 3  # 150 tokens in blocks of 64, in each layer
@@ -164,7 +164,7 @@ def test_guesses_are_counted_block_by_block(bench):
     with guesses.counted() as counts:
         cell(bench.text(5), cell.initial_state(1, "tova:8"))
     assert counts == []  # nobody left
-    assert msrnn.fold.decide is before
+    assert msrnn.recurrence.unroll.decide is before
 
 
 # Sections.

@@ -11,8 +11,8 @@ from tiny import assert_same, close, fold, tiny_cell, tokens
 import converters
 import msrnn
 from msrnn import TOVA, Reduction, Window
-from msrnn import decide as deciding
-from msrnn import fold as folding
+from msrnn.recurrence import eviction as deciding
+from msrnn.recurrence import unroll as folding
 
 OPERATORS = ["full", "window:0", "window:5", "sinks:6:2", "h2o:6", "h2o-layer:6", "h2o:7:0", "tova:5", "tova-head:5"]
 

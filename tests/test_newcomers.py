@@ -14,8 +14,8 @@ from tiny import assert_same, close, fold, held, tiny_cell, tokens
 
 import msrnn
 from msrnn import TOVA, CaM, KeyDiff, Keyformer, Knorm, LastQueries, MorphKV, Random, Scissorhands, parse_reduction, pyramid
-from msrnn import decide as deciding
-from msrnn import fold as folding
+from msrnn.recurrence import eviction as deciding
+from msrnn.recurrence import unroll as folding
 from msrnn.reductions.hash_rng import uniform
 from msrnn.retention import held as share_held
 

@@ -9,9 +9,10 @@ import torch
 from tiny import ROPES, assert_same, close, fold, held, tiny_cell, tokens
 
 import msrnn
-from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction, transition
+from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction
 from msrnn.layers.rotary import Dynamic
-from msrnn.transition import reduce
+from msrnn.recurrence import transition
+from msrnn.recurrence.transition import reduce
 
 # The oracle: a decoder over a whole text at once, each query seeing the positions a rule left it.
 

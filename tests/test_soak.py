@@ -18,10 +18,11 @@ from msrnn.state.state.multistate import EMPTY
 from tiny import assert_same, tiny_cell, tiny_decoder, tokens
 
 import msrnn
-from msrnn import Reduction, Sinks, Window, decide, transition
+from msrnn import Reduction, Sinks, Window
 from msrnn import soak as module
 from msrnn.__main__ import main
 from msrnn.check import check_rows
+from msrnn.recurrence import eviction, transition
 from msrnn.reporting.figures import draw_soak
 from msrnn.soak import Interval, soak
 
@@ -203,7 +204,7 @@ def test_what_an_operator_promises_is_held_to_it(operator, tmp_path, monkeypatch
         soak(CELL, tmp_path, 64, operator(6, *([2] if operator is Sinks else [])), interval=32)
 
 
-@pytest.mark.parametrize(("way", "name"), [(decide, "_lowest"), (transition, "lowest")])
+@pytest.mark.parametrize(("way", "name"), [(eviction, "_lowest"), (transition, "lowest")])
 def test_another_row_that_leaves_is_told(way, name, tmp_path, monkeypatch):
     """The dearest instead of the cheapest, in one of the two ways of reading."""
     honest = getattr(way, name)

@@ -9,7 +9,7 @@ from tiny import assert_same, close, fold, held, tiny_cell, tokens
 
 import msrnn
 from msrnn import Error
-from msrnn import fold as folding
+from msrnn.recurrence import unroll as folding
 
 
 @given(st.data())

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .. import fold
-from ..decide import Block, Look
+from ..recurrence import unroll
+from ..recurrence.eviction import Block, Look
 from .context import Bench
 from .row import Row
 
@@ -21,7 +21,7 @@ def guesses(bench: Bench) -> Iterator[Row]:
 @contextmanager
 def counted() -> Iterator[list[int]]:
     """Folds inside the block add how many looks each block of tokens took in which a row left."""
-    decide, counts = fold.decide, list[int]()
+    decide, counts = unroll.decide, list[int]()
 
     def counting(block: Block) -> tuple[Block, list[Look]]:
         settled, looks = decide(block)
@@ -29,8 +29,8 @@ def counted() -> Iterator[list[int]]:
             counts.append(len(looks))
         return settled, looks
 
-    fold.decide = counting
+    unroll.decide = counting
     try:
         yield counts
     finally:
-        fold.decide = decide
+        unroll.decide = decide

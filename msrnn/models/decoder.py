@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import Error
-from ..fold import Events
 from ..layers.linear import Linear, product, side_by_side
 from ..layers.norm import RMSNorm, RMSNormOutside, ScaleNorm, unit
 from ..layers.positional import MORE, lean, sinusoids, slope
 from ..layers.rotary import Rope, Rotation
+from ..recurrence.unroll import Events
 from ..reductions.contract import Full, Reduction
 from ..state.multistate import MultiState
 from ..state.state import State

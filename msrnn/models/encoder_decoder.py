@@ -18,13 +18,13 @@ from torch.nn.functional import linear
 
 from ..admit import check_text
 from ..errors import Error
-from ..fold import Before, Events
 from ..layers.attention import attend
 from ..layers.masks import padding_mask
 from ..layers.multihead_attention import MultiHead, attention
 from ..layers.positional import sinusoids
 from ..layers.residual import FeedForward
 from ..layers.rotary import Rotation
+from ..recurrence.unroll import Before, Events
 from ..reductions.contract import Full, Reduction
 from ..reductions.registry import per_layer
 from ..state.multistate import EMPTY, LEARNED, MultiState

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ..cell import Cell
-from ..fold import Before, Events, fold
 from ..layers.attention import attend
 from ..layers.linear import lay_together, side_by_side
 from ..layers.rotary import Rotation, rotate
+from ..recurrence.transition import advance, reduce
+from ..recurrence.unroll import Before, Events, fold
 from ..reductions.contract import Reduction
 from ..state.multistate import MultiState
 from ..state.state import State
-from ..transition import advance, reduce
 
 PIECE = 256
 """Tokens that a CPU takes through the feed-forward at once: it is wide, and more are no faster."""

@@ -6,8 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .layers.attention import mask
-from .state.multistate import MultiState
+from ..layers.attention import mask
+from ..state.multistate import MultiState
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .errors import Error
-from .layers.attention import attend
-from .reductions.contract import Reduction, Seen
-from .state.multistate import EMPTY, MultiState
+from ..errors import Error
+from ..layers.attention import attend
+from ..reductions.contract import Reduction, Seen
+from ..state.multistate import EMPTY, MultiState
 
 
 def updated(operator: Reduction, look: Seen) -> dict[str, Tensor]:

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .frame import Frame
-from .layers.attention import mask
-from .reductions.contract import Reduction, Seen
-from .state.multistate import EMPTY
+from ..layers.attention import mask
+from ..reductions.contract import Reduction, Seen
+from ..state.multistate import EMPTY
+from .block_layout import Frame
 from .transition import dearness, updated
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import Error
-from .fold import Events, fold
-from .state.multistate import EMPTY, MultiState, alike, join, stack_kept
-from .state.state import State
+from ..errors import Error
+from ..state.multistate import EMPTY, MultiState, alike, join, stack_kept
+from ..state.state import State
+from .unroll import Events, fold
 
 LAST = torch.iinfo(torch.int64).max
 

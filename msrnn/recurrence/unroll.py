@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .decide import Block, Look, decide, left
-from .frame import Frame
-from .layers.attention import mask, meet
-from .layers.linear import workable
-from .reductions.contract import Seen
-from .state.multistate import EMPTY, MultiState
+from ..layers.attention import mask, meet
+from ..layers.linear import workable
+from ..reductions.contract import Seen
+from ..state.multistate import EMPTY, MultiState
+from .block_layout import Frame
+from .eviction import Block, Look, decide, left
 from .transition import advance, merged
 
 BLOCK, BLIND_BLOCK = 64, 256

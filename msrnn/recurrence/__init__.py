@@ -1,0 +1,1 @@
+"""One step (append, attend, reduce), and the exact many-token path."""

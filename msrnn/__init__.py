@@ -1,6 +1,6 @@
 """Pretrained decoder-only LLMs as multi-state RNN cells: ``(x_t, H_{t-1}) -> (x_{t+1}, H_t)`` (arXiv:2401.06104)."""
 
-from .cell import Cell
+from .cell.cell import Cell
 from .chat import Chat
 from .checkpoint import load
 from .decode import generate, stream

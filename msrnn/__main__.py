@@ -14,7 +14,7 @@ from torch import Tensor
 from .arguments import parser
 from .asked import check_device, choice, once, prompt, read_text
 from .bench.command import run as bench
-from .cell import Cell
+from .cell.cell import Cell
 from .chat import Chat
 from .compare import continue_prompt, full_nbytes
 from .errors import Error

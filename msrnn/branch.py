@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from .cell import Cell
+from .cell.cell import Cell
 from .errors import Error
 from .reductions.contract import Reduction
 from .state.serialization import load_state, save_state

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .branch import KEPT, Branch, Place, load_branch, text_of
-from .cell import Cell
+from .cell.cell import Cell
 from .errors import Error
 from .pool import Pool
 from .reductions.contract import Reduction

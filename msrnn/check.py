@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from .cell import Cell
+from .cell.cell import Cell
 from .errors import Error
 from .reductions.contract import H2O, Reduction, Sinks, Window
 from .state.multistate import EMPTY, LEARNED, MultiState

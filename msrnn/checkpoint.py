@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .cell import Cell
+from .cell.cell import Cell
 from .errors import Error, can_compute, check_device, check_dtype
 from .layers.rotary import KINDS, Rope
 from .models.config import Config

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import torch
 from torch import Tensor
 
-from .cell import Cell
+from .cell.cell import Cell
 from .reductions.contract import Reduction
 from .retention import held
 from .state.state import State

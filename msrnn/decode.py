@@ -9,7 +9,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from .cell import Cell
+from .cell.cell import Cell
 from .errors import Error
 from .state.state import State
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .cell import Cell
+from .cell.cell import Cell
 from .decode import chooser, eos_ids, is_whole, read_prompt
 from .errors import Error
 from .guess import Jacobi, Phrases

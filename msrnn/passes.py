@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .cell import Cell
+from .cell.cell import Cell
 from .pool import Guess
 from .state.state import State
 from .watch import Watch

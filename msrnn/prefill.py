@@ -11,8 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .admit import check_text
-from .cell import Cell
+from .cell.cell import Cell
+from .cell.validation import check_text
 from .errors import Error
 from .layers.attention import attend
 from .recurrence.transition import dearness

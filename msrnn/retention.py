@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cell import Cell
+from .cell.cell import Cell
 from .reductions.contract import Reduction
 from .state.state import State
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cell import Cell
+from .cell.cell import Cell
 from .check import check_logits, check_rows, compare_step
 from .errors import Error
 from .reductions.contract import Reduction

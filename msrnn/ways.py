@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .cell import Cell
+from .cell.cell import Cell
 from .decode import stream
 from .errors import Error
 from .lookahead import stream_jacobi, stream_lookahead

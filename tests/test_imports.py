@@ -228,7 +228,7 @@ def test_arrows_hold(path):
         ("norm", "def f():\n    from . import cell", "norm -> cell"),
         ("rotary", "import numpy", "rotary -> numpy"),
         ("attention", "from msrnn.state import State", "attention -> state"),
-        ("reduction", "class A:\n    def f(self):\n        import msrnn.cell", "reduction -> cell"),
+        ("reduction", "class A:\n    def f(self):\n        import msrnn.cell.cell", "reduction -> cell"),
         ("cell", "from msrnn import decode", "cell -> decode"),
         ("cell", "from . import Cell", "cell -> msrnn"),
         ("cell", "import safetensors", "cell -> safetensors"),

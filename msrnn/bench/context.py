@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..state.state import State
 from .peers import Transformers
 from .row import Unmeasured

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..decode import generate
 from ..lookahead import lookahead
 from ..pool import Pool

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..state.state import State
 from .context import Bench
 from .peers import MISSING

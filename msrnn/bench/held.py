@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..compare import full_nbytes
 from ..state.serialization import load_state
 from .context import BLOCK, Bench, block_of, moving

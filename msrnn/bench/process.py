@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from .context import Bench
 from .row import Unmeasured
 

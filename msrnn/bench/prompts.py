@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..text.chat_template import Template
 
 if TYPE_CHECKING:

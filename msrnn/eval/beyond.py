@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import count
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Curves, Report, Table, figures
 from ..reporting.statistics import mean, paired

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..state.state import State
 
 LOGITS = 2**24

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ..arguments import count
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..decode import generate
 from ..errors import Error
 from ..reporting.report import Report, Table

@@ -14,7 +14,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..decode import stream
 from ..errors import Error
 from ..reductions.contract import Reduction

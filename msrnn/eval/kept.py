@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Curves, Maps, Report, Table
 from ..reporting.statistics import mean

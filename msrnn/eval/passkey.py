@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..arguments import count
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Maps, Report, Table
 from ..reporting.sweep import Sweep, fingerprint

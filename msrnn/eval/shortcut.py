@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import count
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..errors import Error
 from ..prefill import prefill
 from ..reductions.contract import Reduction

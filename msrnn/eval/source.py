@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..arguments import count
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..errors import Error
 from .text import Chunk, chunks, read_dataset, read_texts
 

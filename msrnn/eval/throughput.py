@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from ..arguments import count
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Report, Table, figures

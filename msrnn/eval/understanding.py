@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..arguments import count
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..decode import generate
 from ..errors import Error
 from ..reporting.report import Report, Table

@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..admit import check_text
+from ..cell.validation import check_text
 from ..errors import Error
 from ..layers.attention import attend
 from ..layers.masks import padding_mask

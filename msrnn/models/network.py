@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..layers.attention import attend
 from ..layers.linear import lay_together, side_by_side
 from ..layers.rotary import Rotation, rotate

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..errors import Error
 from ..storage.files import new_file, read_json, write_json
 

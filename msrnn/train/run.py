@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..errors import Error
 from ..models.learned import Learned
 from ..reductions.contract import Reduction

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..cell import Cell
+from ..cell.cell import Cell
 from ..models.learned import Learned
 from ..reductions.contract import Reduction
 

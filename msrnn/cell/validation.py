@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .errors import Error
-from .state.fingerprint import Fingerprint
-from .state.state import State
+from ..errors import Error
+from ..state.fingerprint import Fingerprint
+from ..state.state import State
 
 
 def check_token(token: Tensor, active: Tensor | None) -> Tensor:

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .admit import check_ids, check_state, check_text, check_token
-from .errors import Error, check_device, check_dtype
-from .layers.rotary import Rope
-from .recurrence.trace import Trace
-from .recurrence.unroll import Events
-from .reductions.contract import Reduction
-from .reductions.registry import per_layer
-from .state.fingerprint import Fingerprint, version
-from .state.multistate import MultiState, join
-from .state.position_remapping import ABSOLUTE, Places
-from .state.state import State
+from ..errors import Error, check_device, check_dtype
+from ..layers.rotary import Rope
+from ..recurrence.trace import Trace
+from ..recurrence.unroll import Events
+from ..reductions.contract import Reduction
+from ..reductions.registry import per_layer
+from ..state.fingerprint import Fingerprint, version
+from ..state.multistate import MultiState, join
+from ..state.position_remapping import ABSOLUTE, Places
+from ..state.state import State
+from .validation import check_ids, check_state, check_text, check_token
 
 CHUNK = 1024
 """Tokens, of all rows of the batch together, that pass the layers at once: enough to keep the processor busy."""
@@ -248,7 +248,7 @@ class Cell(nn.Module, ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write the library's own folder: config, parameters, and what came along (see :mod:`msrnn.checkpoint`)."""
-        from .checkpoint import save  # deferred: a cell does not know files
+        from ..checkpoint import save  # deferred: a cell does not know files
 
         save(self, folder)
 

@@ -1,0 +1,1 @@
+"""The cell: the public calls `step`, `step_`, `forward` and `scan`."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from msrnn import Error, checkpoint
+from msrnn import Error
 from msrnn.errors import check_device, check_dtype
-from msrnn.models import Config, DecoderConfig, EncoderDecoderConfig
+from msrnn.models import Config, DecoderConfig, EncoderDecoderConfig, loading
 from msrnn.models.network import Network
 from msrnn.storage.files import check_new_folder, new_folder, read_bytes, read_json
 from msrnn.storage.lazy_tensors import Unread, open_tensors
@@ -57,7 +57,7 @@ def load(
     check_device(device)
     opened = _open(source, revision)
     with _counted(opened, "reading") as tensors:
-        cell = checkpoint.build(opened.config, tensors, dtype=dtype, device=device)
+        cell = loading.build(opened.config, tensors, dtype=dtype, device=device)
     cell.carried = opened.carried
     return cell
 
@@ -82,12 +82,12 @@ def convert(
     config = opened.config
     if to == "hf" and isinstance(config, DecoderConfig):
         raise Error("to is 'hf', but the source is a Decoder, which transformers does not know; expected 'msrnn'")
-    kind = checkpoint.check(config, opened.tensors, dtype)
+    kind = loading.check(config, opened.tensors, dtype)
     along = opened.carried()
     with new_folder(target) as folder, _counted(opened, "converting") as tensors:
         cast = {name: x.to(kind) for name, x in tensors.items()}
         if isinstance(config, DecoderConfig) or to == "msrnn":
-            checkpoint.write(config, cast, along, folder)
+            loading.write(config, cast, along, folder)
         else:
             huggingface.write(config, cast, along, folder)
 
@@ -184,7 +184,7 @@ def _open(source: Any, revision: str | None) -> Source:
         return Source(*gguf.read(path), partial(carried.in_gguf, path))
     if not _is_own(path):
         return _format(path).open_folder(path)
-    config, files = _own_config(path), checkpoint.read_carried(path)
+    config, files = _own_config(path), loading.read_carried(path)
     return Source(config, open_tensors(path / "model.safetensors"), lambda: files)
 
 
@@ -214,12 +214,12 @@ def _format(folder: Path, *, weights: bool = True) -> ModuleType:
 
 def _is_own(folder: Path) -> bool:
     path = folder / "config.json"
-    return path.is_file() and read_json(path).get("format") == checkpoint.FORMAT
+    return path.is_file() and read_json(path).get("format") == loading.FORMAT
 
 
 def _own_config(folder: Path) -> Config | DecoderConfig:
     """Of a folder of the library's own, for all who load a model without asking which."""
-    config = checkpoint.read_config(folder)
+    config = loading.read_config(folder)
     if isinstance(config, EncoderDecoderConfig):
         raise Error(
             f"{folder} is an encoder-decoder, which reads a source first; expected a decoder alone (msrnn.load reads both)"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msrnn import Error
-from msrnn.checkpoint import read_carried
+from msrnn.models.loading import read_carried
 from msrnn.storage.files import read_bytes, read_json
 
 if TYPE_CHECKING:

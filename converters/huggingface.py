@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from msrnn import Error
-from msrnn.checkpoint import write_carried
 from msrnn.models import Config
+from msrnn.models.loading import write_carried
 from msrnn.storage.files import parse_json, read_json, write_json
 from msrnn.storage.lazy_tensors import Unread, write_tensors
 

@@ -2,10 +2,10 @@
 
 from .cell.cell import Cell
 from .chat import Chat
-from .checkpoint import load
 from .decode import generate, stream
 from .errors import Error
 from .lookahead import jacobi, lookahead, stream_jacobi, stream_lookahead
+from .models.loading import load
 from .pool import Pool
 from .prefill import prefill
 from .reductions.budgets import pyramid

@@ -12,7 +12,7 @@ from tiny import ROPES, tiny_cell, tokens
 
 import converters
 import msrnn
-from msrnn.checkpoint import config_from_dict, config_to_dict
+from msrnn.models.loading import config_from_dict, config_to_dict
 
 CELL = tiny_cell(dtype=torch.float32)
 

@@ -19,8 +19,8 @@ import converters.__main__
 import msrnn
 import msrnn.__main__
 from msrnn import H2O, TOVA, Full, Sinks, Window, parse_reduction
-from msrnn.checkpoint import config_from_dict, config_to_dict
 from msrnn.models import Config
+from msrnn.models.loading import config_from_dict, config_to_dict
 
 CELL = tiny_cell()
 V = CELL.config.vocab_size

@@ -247,8 +247,8 @@ class Cell(nn.Module, ABC):
         return logits.masked_fill(~active[..., None], torch.nan) if ragged else logits, Trace(state, events)
 
     def save(self, folder: str | Path) -> None:
-        """Write the library's own folder: config, parameters, and what came along (see :mod:`msrnn.checkpoint`)."""
-        from ..checkpoint import save  # deferred: a cell does not know files
+        """Write the library's own folder: config, parameters, and what came along (see :mod:`msrnn.models.loading`)."""
+        from ..models.loading import save  # deferred: a cell does not know files
 
         save(self, folder)
 

@@ -22,7 +22,7 @@ from ..reductions.contract import Full, Reduction
 from ..state.multistate import MultiState
 from ..state.state import State
 from .decoder_config import DecoderConfig
-from .learned import Learned
+from .learned_rows import Learned
 from .network import Block, Embedding
 
 Activation = Callable[[Tensor], Tensor]

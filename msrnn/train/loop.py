@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..checkpoint import new
 from ..errors import Error
+from ..models.loading import new
 from . import saved
 from .data import Data, text_digest
 from .recipe import Recipe

@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import config_from_dict
 from ..errors import Error
 from ..models.config import Config
 from ..models.decoder_config import DecoderConfig
 from ..models.encoder_decoder import EncoderDecoderConfig
+from ..models.loading import config_from_dict
 from ..reductions.registry import parse_reduction, per_layer
 from ..storage.files import read_json
 

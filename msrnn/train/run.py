@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..cell.cell import Cell
 from ..errors import Error
-from ..models.learned import Learned
+from ..models.learned_rows import Learned
 from ..reductions.contract import Reduction
 from ..state.state import State
 from .data import IGNORED, Piece, Streams

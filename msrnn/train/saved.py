@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import write
 from ..errors import Error
+from ..models.loading import write
 from ..state.serialization import load_state
 from ..storage.files import new_file, new_folder, read_about, read_bytes, read_tensors
 from ..storage.lazy_tensors import Unread, write_tensors

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..cell.cell import Cell
-from ..models.learned import Learned
+from ..models.learned_rows import Learned
 from ..reductions.contract import Reduction
 
 SYMBOLS = 10

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..checkpoint import new
+from ..models.loading import new
 from ..reporting.sweep import Sweep, digest
 from .data import Data, text_digest
 from .recipe import Recipe

@@ -251,7 +251,7 @@ def test_names_and_shapes_of_the_published_models(name, sizes, more, count):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from converters.huggingface import config_from_hf, from_hf
-    from msrnn.checkpoint import check
+    from msrnn.models.loading import check
     from msrnn.storage.lazy_tensors import Unread
 
     facts = {**LLAMA, **dict(zip(SIZES, sizes, strict=True)), **more}

@@ -16,10 +16,10 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 import converters
 import msrnn
 from msrnn.__main__ import main
-from msrnn.checkpoint import config_from_dict, config_to_dict, on_meta
 from msrnn.layers.norm import RMSNorm, RMSNormOutside, ScaleNorm
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.decoder_config import CHOICES, POSITIONS
+from msrnn.models.loading import config_from_dict, config_to_dict, on_meta
 
 
 def naive(cell, text, rotated=lambda x, position: x, entered=None, bias=None):

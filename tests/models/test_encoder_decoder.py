@@ -8,9 +8,9 @@ from torch import nn
 
 import converters
 import msrnn
-from msrnn.checkpoint import config_to_dict
 from msrnn.layers.masks import padding_mask, subsequent_mask
 from msrnn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from msrnn.models.loading import config_to_dict
 from msrnn.train.recipe import Recipe
 
 FACTS = {"width": 24, "n_layers": 2, "n_heads": 4, "ffn_width": 40, "vocab_size": 50}

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import converters
 import msrnn
-from msrnn.checkpoint import new
+from msrnn.models.loading import new
 from msrnn.train.data import IGNORED, Data, Piece
 from msrnn.train.run import BETAS, Run, bits_per_byte, chunk_loss, learning_rate
 

@@ -9,7 +9,7 @@ from small import DECODER, recipe, words
 from torch.nn.functional import cross_entropy
 
 import msrnn
-from msrnn.checkpoint import new
+from msrnn.models.loading import new
 from msrnn.reporting.sweep import Sweep
 from msrnn.train import __main__ as command
 from msrnn.train import tasks, variants

@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-from .cell.cell import Cell
-from .errors import Error, can_compute, check_device, check_dtype
-from .layers.rotary import KINDS, Rope
-from .models.config import Config
-from .models.decoder import Decoder
-from .models.decoder_config import DecoderConfig
-from .models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from .models.llama import Llama
-from .models.network import Network
-from .storage.files import new_folder, read_bytes, read_json, write_json
-from .storage.lazy_tensors import Unread, open_tensors, write_tensors
+from ..cell.cell import Cell
+from ..errors import Error, can_compute, check_device, check_dtype
+from ..layers.rotary import KINDS, Rope
+from ..storage.files import new_folder, read_bytes, read_json, write_json
+from ..storage.lazy_tensors import Unread, open_tensors, write_tensors
+from .config import Config
+from .decoder import Decoder
+from .decoder_config import DecoderConfig
+from .encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from .llama import Llama
+from .network import Network
 
 FORMAT, VERSION = "msrnn", 1
 Facts = Config | DecoderConfig | EncoderDecoderConfig

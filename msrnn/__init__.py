@@ -2,12 +2,12 @@
 
 from .cell.cell import Cell
 from .chat import Chat
-from .decode import generate, stream
+from .decoding.generate import generate, stream
+from .decoding.ngram_pool import Pool
+from .decoding.prefill import prefill
+from .decoding.speculative import jacobi, lookahead, stream_jacobi, stream_lookahead
 from .errors import Error
-from .lookahead import jacobi, lookahead, stream_jacobi, stream_lookahead
 from .models.loading import load
-from .pool import Pool
-from .prefill import prefill
 from .reductions.budgets import pyramid
 from .reductions.contract import H2O, TOVA, Full, Reduction, Seen, Sinks, Window
 from .reductions.key_based import KeyDiff, Knorm

@@ -17,6 +17,7 @@ from .bench.command import run as bench
 from .cell.cell import Cell
 from .chat import Chat
 from .compare import continue_prompt, full_nbytes
+from .decoding.methods import write
 from .errors import Error
 from .eval import command as evaluation
 from .eval.source import Source
@@ -26,7 +27,6 @@ from .soak import soak
 from .text.detokenizer import Spelling
 from .text.stream_printer import Live
 from .train import command as training
-from .ways import write
 
 if TYPE_CHECKING:
     import tokenizers

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from .bench.sections import GUESSING, SECTIONS
+from .decoding.methods import WAYS
 from .errors import Error
 from .reductions.contract import Reduction
 from .reductions.registry import parse_reduction
-from .ways import WAYS
 
 EXAMPLES = """examples:
   msrnn info ~/models/SmolLM2-135M-Instruct

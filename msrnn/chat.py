@@ -16,13 +16,13 @@ import torch
 
 from .branch import KEPT, Branch, Place, load_branch, text_of
 from .cell.cell import Cell
+from .decoding.methods import write
+from .decoding.ngram_pool import Pool
 from .errors import Error
-from .pool import Pool
 from .reductions.contract import Reduction
 from .state.state import State
 from .text.chat_template import Message, Template
 from .text.detokenizer import Spelling
-from .ways import write
 
 if TYPE_CHECKING:
     import tokenizers

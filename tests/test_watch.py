@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from msrnn.watch import CREDIT, SHARE, Watch
+from msrnn.decoding.speculation_controller import CREDIT, SHARE, Watch
 
 
 def run(tokens, cost, context, gain, noise=0.0, seed=0):

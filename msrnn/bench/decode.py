@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..cell.cell import Cell
-from ..decode import generate
-from ..lookahead import lookahead
-from ..pool import Pool
+from ..decoding.generate import generate
+from ..decoding.ngram_pool import Pool
+from ..decoding.speculative import lookahead
 from ..state.state import State
 from .context import BLOCK, Bench, block_of, moving
 from .prompts import PROMPTS, loops

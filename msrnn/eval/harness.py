@@ -15,7 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from ..cell.cell import Cell
-from ..decode import stream
+from ..decoding.generate import stream
 from ..errors import Error
 from ..reductions.contract import Reduction
 from .forced import forced

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..arguments import count
 from ..cell.cell import Cell
+from ..decoding.prefill import prefill
 from ..errors import Error
-from ..prefill import prefill
 from ..reductions.contract import Reduction
 from ..reporting.report import Report, Table, figures
 from ..reporting.statistics import mean, paired

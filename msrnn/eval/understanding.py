@@ -15,7 +15,7 @@ import torch
 
 from ..arguments import count
 from ..cell.cell import Cell
-from ..decode import generate
+from ..decoding.generate import generate
 from ..errors import Error
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean, paired

@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .cell.cell import Cell
-from .decode import chooser, eos_ids, is_whole, read_prompt
-from .errors import Error
-from .guess import Jacobi, Phrases
-from .passes import Accepted, Choose, Guesser, passes
-from .pool import Pool
-from .state.state import State
-from .watch import Watch
+from ..cell.cell import Cell
+from ..errors import Error
+from ..state.state import State
+from .drafters import Jacobi, Phrases
+from .generate import chooser, eos_ids, is_whole, read_prompt
+from .ngram_pool import Pool
+from .speculation_controller import Watch
+from .verification import Accepted, Choose, Guesser, passes
 
 WINDOW, NGRAM = 0, 13
 """What pays on a CPU, where a pass of some twelve tokens takes little longer than one of a single token."""
@@ -103,7 +103,7 @@ def stream_jacobi(
     eos_token_id: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Accepted]:
-    """:func:`jacobi`, pass by pass (:class:`~msrnn.passes.Accepted`); each state is a value of its own, as of
+    """:func:`jacobi`, pass by pass (:class:`~msrnn.decoding.verification.Accepted`); each state is a value of its own, as of
     :func:`msrnn.stream`. Arguments and refusals are those of :func:`jacobi`."""
     choose = chooser(do_sample, temperature, top_k, top_p, generator)
     return _begin(cell, tokens, state, max_new_tokens, _jacobi(block), lengths, choose, eos_token_id, False)[1]
@@ -174,7 +174,7 @@ def stream_lookahead(
     eos_token_id: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Accepted]:
-    """:func:`lookahead`, pass by pass (:class:`~msrnn.passes.Accepted`); each state is a value of its own, as of
+    """:func:`lookahead`, pass by pass (:class:`~msrnn.decoding.verification.Accepted`); each state is a value of its own, as of
     :func:`msrnn.stream`. Arguments and refusals are those of :func:`lookahead`."""
     choose = chooser(do_sample, temperature, top_k, top_p, generator)
     guessing = _phrases(cell, window, ngram, guesses, pool)

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .cell.cell import Cell
-from .decode import stream
-from .errors import Error
-from .lookahead import stream_jacobi, stream_lookahead
-from .pool import Pool
-from .state.state import State
+from ..cell.cell import Cell
+from ..errors import Error
+from ..state.state import State
+from .generate import stream
+from .ngram_pool import Pool
+from .speculative import stream_jacobi, stream_lookahead
 
 WAYS = ("plain", "jacobi", "lookahead")
 

@@ -9,9 +9,9 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from .cell.cell import Cell
-from .errors import Error
-from .state.state import State
+from ..cell.cell import Cell
+from ..errors import Error
+from ..state.state import State
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .cell.cell import Cell
-from .pool import Guess
-from .state.state import State
-from .watch import Watch
+from ..cell.cell import Cell
+from ..state.state import State
+from .ngram_pool import Guess
+from .speculation_controller import Watch
 
 Choose = Callable[[Tensor], Tensor]
 """``logits (B, V) -> token (B,)``."""

@@ -2,7 +2,7 @@
 
 from random import Random
 
-from .pool import Guess, Pool
+from .ngram_pool import Guess, Pool
 
 
 class Jacobi:

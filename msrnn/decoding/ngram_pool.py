@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .errors import Error
+from ..errors import Error
 
 
 class Guess(NamedTuple):

@@ -11,16 +11,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .cell.cell import Cell
-from .cell.validation import check_text
-from .errors import Error
-from .layers.attention import attend
-from .recurrence.transition import dearness
-from .recurrence.unroll import Events
-from .reductions.contract import Reduction, Seen
-from .reductions.registry import per_layer
-from .state.multistate import LEARNED, MultiState
-from .state.state import State
+from ..cell.cell import Cell
+from ..cell.validation import check_text
+from ..errors import Error
+from ..layers.attention import attend
+from ..recurrence.transition import dearness
+from ..recurrence.unroll import Events
+from ..reductions.contract import Reduction, Seen
+from ..reductions.registry import per_layer
+from ..state.multistate import LEARNED, MultiState
+from ..state.state import State
 
 
 def prefill(

@@ -1,0 +1,1 @@
+"""Generation: sampling, one-shot prefill eviction, Jacobi and lookahead decoding."""

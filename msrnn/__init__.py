@@ -1,7 +1,7 @@
 """Pretrained decoder-only LLMs as multi-state RNN cells: ``(x_t, H_{t-1}) -> (x_{t+1}, H_t)`` (arXiv:2401.06104)."""
 
 from .cell.cell import Cell
-from .chat import Chat
+from .chat.conversation import Chat
 from .decoding.generate import generate, stream
 from .decoding.ngram_pool import Pool
 from .decoding.prefill import prefill

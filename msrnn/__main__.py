@@ -15,7 +15,7 @@ from .arguments import parser
 from .asked import check_device, choice, once, prompt, read_text
 from .bench.command import run as bench
 from .cell.cell import Cell
-from .chat import Chat
+from .chat.conversation import Chat
 from .compare import continue_prompt, full_nbytes
 from .decoding.methods import write
 from .errors import Error
@@ -171,7 +171,7 @@ def _soak_text(args: argparse.Namespace) -> tuple[Cell, Tensor | None]:
 
 
 def _chat(args: argparse.Namespace) -> None:
-    from .terminal import talk
+    from .chat.repl import talk
 
     if sys.stdin is None:
         raise Error("nothing can be said (standard input is closed)")

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from msrnn.chat.conversation.history import KEPT
 from safetensors.torch import load_file, safe_open, save_file
 from talking import TEMPLATES, talking_cell, tiny_tokenizer
 from tiny import assert_same, tiny_cell
@@ -12,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 
 import converters
 import msrnn
-from msrnn.branch import KEPT
 
 SYSTEM = {"Mistral": None}  # its template knows none
 REWRITES = (

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from .cell.cell import Cell
-from .errors import Error
-from .reductions.contract import Reduction
-from .state.serialization import load_state, save_state
-from .state.state import State
-from .storage.files import read_about
-from .text.chat_template import Message
+from ..cell.cell import Cell
+from ..errors import Error
+from ..reductions.contract import Reduction
+from ..state.serialization import load_state, save_state
+from ..state.state import State
+from ..storage.files import read_about
+from ..text.chat_template import Message
 
 KEPT = 8
 """Turns of a branch whose states are kept for ``undone``; going back further reads the conversation again."""

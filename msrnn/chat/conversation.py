@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .branch import KEPT, Branch, Place, load_branch, text_of
-from .cell.cell import Cell
-from .decoding.methods import write
-from .decoding.ngram_pool import Pool
-from .errors import Error
-from .reductions.contract import Reduction
-from .state.state import State
-from .text.chat_template import Message, Template
-from .text.detokenizer import Spelling
+from ..cell.cell import Cell
+from ..decoding.methods import write
+from ..decoding.ngram_pool import Pool
+from ..errors import Error
+from ..reductions.contract import Reduction
+from ..state.state import State
+from ..text.chat_template import Message, Template
+from ..text.detokenizer import Spelling
+from .history import KEPT, Branch, Place, load_branch, text_of
 
 if TYPE_CHECKING:
     import tokenizers

@@ -4,10 +4,10 @@ import os
 import sys
 from contextlib import closing, suppress
 
-from .chat import Chat
-from .errors import Error
-from .state.state import State
-from .text.stream_printer import Live
+from ..errors import Error
+from ..state.state import State
+from ..text.stream_printer import Live
+from .conversation import Chat
 
 HELP = """/undo          take the last turn back
 /fork [NAME]   start a branch from here and go on in it

@@ -1,0 +1,1 @@
+"""A conversation whose past is a state, and its terminal."""

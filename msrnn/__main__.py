@@ -16,14 +16,14 @@ from .asked import check_device, choice, once, prompt, read_text
 from .bench.command import run as bench
 from .cell.cell import Cell
 from .chat.conversation import Chat
-from .compare import continue_prompt, full_nbytes
 from .decoding.methods import write
+from .diagnostics.comparison import continue_prompt, full_nbytes
+from .diagnostics.retention import retention
+from .diagnostics.soak import soak
 from .errors import Error
 from .eval import command as evaluation
 from .eval.source import Source
 from .info import told
-from .retention import retention
-from .soak import soak
 from .text.detokenizer import Spelling
 from .text.stream_printer import Live
 from .train import command as training

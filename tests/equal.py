@@ -17,8 +17,8 @@ from tqdm import tqdm
 import converters
 import msrnn
 from msrnn.bench.prompts import PROMPTS
-from msrnn.check import BOUNDS, compare_step
 from msrnn.decoding.generate import read_prompt
+from msrnn.diagnostics.invariants import BOUNDS, compare_step
 
 REDUCTIONS = ("full", "window:64", "sinks:96:4", "h2o:128", "tova:64", "tova:256")
 WAYS = {

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 import converters
 import msrnn
 from msrnn.__main__ import main
-from msrnn.compare import continue_prompt
+from msrnn.diagnostics.comparison import continue_prompt
 
 PROMPT = "The sea was calm that morning, and"
 

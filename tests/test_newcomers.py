@@ -14,10 +14,10 @@ from tiny import assert_same, close, fold, held, tiny_cell, tokens
 
 import msrnn
 from msrnn import TOVA, CaM, KeyDiff, Keyformer, Knorm, LastQueries, MorphKV, Random, Scissorhands, parse_reduction, pyramid
+from msrnn.diagnostics.retention import held as share_held
 from msrnn.recurrence import eviction as deciding
 from msrnn.recurrence import unroll as folding
 from msrnn.reductions.hash_rng import uniform
-from msrnn.retention import held as share_held
 
 # What a rule sees: per layer and token the queries, keys and values that the library's own layer computes, as lists. Everything
 # from there on (attention, scores, who goes, what is merged, the layer's output) is written here, token by token.

@@ -6,11 +6,11 @@ from look_at_picture import main as look
 from tiny import tiny_cell
 
 import msrnn
-from msrnn import retention as module
-from msrnn.compare import full_nbytes
+from msrnn.diagnostics import retention as module
+from msrnn.diagnostics.comparison import full_nbytes
+from msrnn.diagnostics.retention import held, leaving, retention
 from msrnn.layers.masks import subsequent_mask, window_mask
 from msrnn.reporting.figures import draw_attention, draw_retention
-from msrnn.retention import held, leaving, retention
 
 CELL = tiny_cell()
 TOKENS = torch.randint(0, CELL.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))

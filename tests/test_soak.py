@@ -19,12 +19,12 @@ from tiny import assert_same, tiny_cell, tiny_decoder, tokens
 
 import msrnn
 from msrnn import Reduction, Sinks, Window
-from msrnn import soak as module
 from msrnn.__main__ import main
-from msrnn.check import check_rows
+from msrnn.diagnostics import soak as module
+from msrnn.diagnostics.invariants import check_rows
+from msrnn.diagnostics.soak import Interval, soak
 from msrnn.recurrence import eviction, transition
 from msrnn.reporting.figures import draw_soak
-from msrnn.soak import Interval, soak
 
 CELL = tiny_cell()
 FORMS = ["window:5", "sinks:7:2", "h2o:6", "h2o-layer:6:0", "tova:5", "tova-head:8"]

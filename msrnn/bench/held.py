@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..compare import full_nbytes
+from ..diagnostics.comparison import full_nbytes
 from ..state.serialization import load_state
 from .context import BLOCK, Bench, block_of, moving
 from .process import apart

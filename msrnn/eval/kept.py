@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..cell.cell import Cell
+from ..diagnostics.retention import leaving, shares
 from ..errors import Error
 from ..reporting.report import Curves, Maps, Report, Table
 from ..reporting.statistics import mean
 from ..reporting.sweep import Sweep, fingerprint
-from ..retention import leaving, shares
 from . import grid
 from .grid import Entry, entries
 from .kinds import check_tagger, kinds, parts_of_speech

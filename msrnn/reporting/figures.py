@@ -12,7 +12,7 @@ from ..storage.files import new_file
 
 if TYPE_CHECKING:
     from ..bench.curve import Point
-    from ..soak import Interval
+    from ..diagnostics.soak import Interval
 
 
 def check_picture(path: str | Path) -> None:

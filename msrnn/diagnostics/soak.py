@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cell.cell import Cell
-from .check import check_logits, check_rows, compare_step
-from .errors import Error
-from .reductions.contract import Reduction
-from .state.serialization import load_state
-from .state.state import State
-from .storage.files import new_file, read_json, write_json
+from ..cell.cell import Cell
+from ..errors import Error
+from ..reductions.contract import Reduction
+from ..state.serialization import load_state
+from ..state.state import State
+from ..storage.files import new_file, read_json, write_json
+from .invariants import check_logits, check_rows, compare_step
 
 BESIDE = 16
 """Tokens that the step reads beside the fold in every interval."""
@@ -38,7 +38,7 @@ class Interval:
     Attributes:
         read: tokens read at its end.
         fold_ms: milliseconds a token by the fold.
-        step_ms, difference, near_ties: of the step beside it (:class:`~msrnn.check.Compared`).
+        step_ms, difference, near_ties: of the step beside it (:class:`~msrnn.diagnostics.invariants.Compared`).
         nbytes: what H held at its end.
         resident: bytes of the process in main memory then.
     """

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, TextIO
 import torch
 from torch import Tensor
 
-from .cell.cell import Cell
-from .reductions.contract import Reduction
+from ..cell.cell import Cell
+from ..reductions.contract import Reduction
+from ..state.state import State
+from ..text.detokenizer import Spelling
 from .retention import held
-from .state.state import State
-from .text.detokenizer import Spelling
 
 if TYPE_CHECKING:
     import tokenizers

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cell.cell import Cell
-from .reductions.contract import Reduction
-from .state.state import State
+from ..cell.cell import Cell
+from ..reductions.contract import Reduction
+from ..state.state import State
 
 AT_ONCE = 256
 """Tokens of a piece: their logits are there at once."""

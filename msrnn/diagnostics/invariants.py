@@ -7,11 +7,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from .cell.cell import Cell
-from .errors import Error
-from .reductions.contract import H2O, Reduction, Sinks, Window
-from .state.multistate import EMPTY, LEARNED, MultiState
-from .state.state import State
+from ..cell.cell import Cell
+from ..errors import Error
+from ..reductions.contract import H2O, Reduction, Sinks, Window
+from ..state.multistate import EMPTY, LEARNED, MultiState
+from ..state.state import State
 
 BOUNDS = {
     torch.float64: (1e-8, 0.0),

@@ -1,0 +1,1 @@
+"""Retention, comparison of operators, invariants, and long runs of a bounded state."""

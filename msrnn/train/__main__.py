@@ -10,7 +10,7 @@ from ..errors import Error
 from ..eval.command import save
 from ..reporting.figures import check_picture
 from ..storage.files import new_file
-from .outcome import report
+from .report import report
 from .variants import run_all
 
 BEGIN, END = "<!-- what came out -->\n", "<!-- until here -->\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..asked import read_text
+from .config import PRESETS, read_recipe
 from .loop import train
-from .recipe import PRESETS, read_recipe
 
 
 def add_arguments(commands: Any, _: list[argparse.ArgumentParser]) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
-from .recipe import Recipe
-from .tokens import Vocabulary, vocabulary
+from .config import Recipe
+from .tokenizer import Vocabulary, vocabulary
 
 
 class Piece(NamedTuple):

@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 from ..errors import Error
 from ..models.loading import new
-from . import saved
+from . import checkpointing
+from .config import Recipe
 from .data import Data, text_digest
-from .recipe import Recipe
-from .run import Run, bits_per_byte
+from .trainer import Run, bits_per_byte
 
 
 def train(recipe: Recipe, text: str, folder: str | Path, *, progress: bool = False) -> Run:
@@ -36,17 +36,19 @@ def train(recipe: Recipe, text: str, folder: str | Path, *, progress: bool = Fal
     folder = Path(folder)
     begun = _holds_something(folder)
     if begun:
-        saved.check_same(folder, recipe, text_digest(text))
+        checkpointing.check_same(folder, recipe, text_digest(text))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        data = Data.of(text, recipe, saved.read_vocabulary(folder) if begun else None)
+        data = Data.of(text, recipe, checkpointing.read_vocabulary(folder) if begun else None)
         torch.manual_seed(recipe.seed)
         run = Run(new(recipe.config(len(data.vocabulary.n_bytes))), recipe)
         run.cell.initial_state(recipe.batch, recipe.reduction)  # or the two do not go together
         if begun:
-            saved.restore(folder, run)
-            saved.save(folder, run, data)  # what a killed run has not come to; and if it cannot be written, it is known now
+            checkpointing.restore(folder, run)
+            checkpointing.save(
+                folder, run, data
+            )  # what a killed run has not come to; and if it cannot be written, it is known now
         else:
-            saved.create(folder, run, data)
+            checkpointing.create(folder, run, data)
         _finish(run, data, folder, progress)
     return run
 
@@ -65,7 +67,7 @@ def _finish(run: Run, data: Data, folder: Path, progress: bool) -> None:
             if (index + 1) % recipe.every == 0 or index + 1 == recipe.steps:
                 bits = bits_per_byte(run.cell, data.held, data.vocabulary.n_bytes, recipe.reduction)
                 run.validation[index + 1] = bits
-                saved.save(folder, run, data)
+                checkpointing.save(folder, run, data)
                 if progress:
                     bar.write(f"step {index + 1:>6}  loss {run.losses[-1]:.4f}  held out {bits:.4f} bits/byte")
 

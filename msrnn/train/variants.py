@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from ..models.loading import new
 from ..reporting.sweep import Sweep, digest
+from .config import Recipe
 from .data import Data, text_digest
-from .recipe import Recipe
-from .run import Diverged, Run, bits_per_byte
 from .tasks import SYMBOLS, TASKS, accuracy, episode_loss, episodes
+from .trainer import Diverged, Run, bits_per_byte
 
 SEEDS = (0, 1, 2)
 BINS = 15

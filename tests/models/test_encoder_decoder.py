@@ -11,7 +11,7 @@ import msrnn
 from msrnn.layers.masks import padding_mask, subsequent_mask
 from msrnn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from msrnn.models.loading import config_to_dict
-from msrnn.train.recipe import Recipe
+from msrnn.train.config import Recipe
 
 FACTS = {"width": 24, "n_layers": 2, "n_heads": 4, "ffn_width": 40, "vocab_size": 50}
 LENGTHS = torch.tensor([6, 2, 1])

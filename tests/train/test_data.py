@@ -10,7 +10,7 @@ from small import recipe, words
 
 import msrnn
 from msrnn.train.data import Data, Streams
-from msrnn.train.tokens import Vocabulary, vocabulary
+from msrnn.train.tokenizer import Vocabulary, vocabulary
 
 
 def test_streams_are_contiguous_and_meet_every_token_once_an_epoch():

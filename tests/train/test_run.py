@@ -13,7 +13,7 @@ import converters
 import msrnn
 from msrnn.models.loading import new
 from msrnn.train.data import IGNORED, Data, Piece
-from msrnn.train.run import BETAS, Run, bits_per_byte, chunk_loss, learning_rate
+from msrnn.train.trainer import BETAS, Run, bits_per_byte, chunk_loss, learning_rate
 
 OPERATORS = ["full", "window:5", "window:1", "sinks:6:2", "tova:5", "tova-head:5", "h2o:6", "h2o-layer:6"]
 

@@ -21,7 +21,7 @@ import msrnn
 from msrnn.__main__ import main
 from msrnn.reporting.figures import draw_training
 from msrnn.train import train
-from msrnn.train.recipe import PRESETS, read_recipe
+from msrnn.train.config import PRESETS, read_recipe
 
 ENCODER_DECODER = {"family": "encoder-decoder", "width": 16, "n_layers": 1, "n_heads": 2, "ffn_width": 24}
 NAMES = ["config.json", "model.safetensors", "state-12.safetensors", "tokenizer.json", "training.safetensors"]

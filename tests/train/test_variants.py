@@ -13,8 +13,8 @@ from msrnn.models.loading import new
 from msrnn.reporting.sweep import Sweep
 from msrnn.train import __main__ as command
 from msrnn.train import tasks, variants
-from msrnn.train.outcome import report, spread
-from msrnn.train.run import Diverged, Run
+from msrnn.train.report import report, spread
+from msrnn.train.trainer import Diverged, Run
 from msrnn.train.variants import SEEDS, TRAINED, VARIANTS, Variant, key_of, measure, run_all
 
 

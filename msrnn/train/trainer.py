@@ -12,8 +12,8 @@ from ..errors import Error
 from ..models.learned_rows import Learned
 from ..reductions.contract import Reduction
 from ..state.state import State
+from .config import Recipe
 from .data import IGNORED, Piece, Streams
-from .recipe import Recipe
 
 LAST_LR = 0.1
 """Where the cosine ends, of the highest rate."""

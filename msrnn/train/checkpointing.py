@@ -18,10 +18,10 @@ from ..models.loading import write
 from ..state.serialization import load_state
 from ..storage.files import new_file, new_folder, read_about, read_bytes, read_tensors
 from ..storage.lazy_tensors import Unread, write_tensors
+from .config import Recipe
 from .data import Data
-from .recipe import Recipe
-from .run import Run
-from .tokens import Vocabulary
+from .tokenizer import Vocabulary
+from .trainer import Run
 
 FORMAT, VERSION = "msrnn-training", "1"
 TRAINING, MODEL, TOKENIZER = "training.safetensors", "model.safetensors", "tokenizer.json"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import Error
 from ..storage.files import parse_json
-from .recipe import BYTES
+from .config import BYTES
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from .diagnostics.retention import retention
 from .diagnostics.soak import soak
 from .errors import Error
 from .eval import command as evaluation
-from .eval.source import Source
+from .eval.inputs import Source
 from .info import told
 from .text.detokenizer import Spelling
 from .text.stream_printer import Live

@@ -8,17 +8,17 @@ from typing import Any
 
 from ..reporting.report import Report
 from ..storage.files import new_file
-from . import beyond, generation, kept, lm, passkey, shortcut, throughput, understanding
-from .source import Source
+from . import extrapolation, generation, lm, passkey, prefill_cost, retention, throughput, understanding
+from .inputs import Source
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "lm": lm,
-    "kept": kept,
+    "kept": retention,
     "understanding": understanding,
     "generation": generation,
     "passkey": passkey,
-    "beyond": beyond,
-    "shortcut": shortcut,
+    "beyond": extrapolation,
+    "shortcut": prefill_cost,
     "throughput": throughput,
 }
 """By name, files with ``add_arguments(parser)`` and ``run(args, source) -> Report``; their docstring begins with the help."""

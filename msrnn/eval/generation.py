@@ -17,11 +17,11 @@ from ..errors import Error
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean
 from ..reporting.sweep import Sweep, fingerprint
-from . import grid
-from .forced import forced
-from .grid import Entry, entries
-from .source import Source, add_text_arguments
-from .text import Chunk, text_digest
+from . import conditions
+from .conditions import Entry, entries
+from .inputs import Source, add_text_arguments
+from .teacher_forcing import forced
+from .texts import Chunk, text_digest
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def write(cell: Cell, chunks: Sequence[Chunk], entry: Entry, max_new_tokens: int
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line's."""
     add_text_arguments(parser, chunk=256)
-    grid.add_arguments(parser, ("tova", "sinks:SIZE:4", "h2o"), (64, 128, 256))
+    conditions.add_arguments(parser, ("tova", "sinks:SIZE:4", "h2o"), (64, 128, 256))
     parser.add_argument(
         "--max-new-tokens", metavar="N", type=count, default=512, help="the longest continuation (default: 512)"
     )

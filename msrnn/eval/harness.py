@@ -18,8 +18,8 @@ from ..cell.cell import Cell
 from ..decoding.generate import stream
 from ..errors import Error
 from ..reductions.contract import Reduction
-from .forced import forced
 from .passkey import padded
+from .teacher_forcing import forced
 
 if TYPE_CHECKING:
     import tokenizers

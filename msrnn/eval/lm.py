@@ -21,11 +21,11 @@ from ..reductions.contract import Reduction
 from ..reporting.report import Curves, Report, Table, figures
 from ..reporting.statistics import mean, paired
 from ..reporting.sweep import Sweep, fingerprint
-from . import grid
-from .forced import forced
-from .grid import Entry, entries
-from .source import Source, add_text_arguments
-from .text import Chunk, text_digest
+from . import conditions
+from .conditions import Entry, entries
+from .inputs import Source, add_text_arguments
+from .teacher_forcing import forced
+from .texts import Chunk, text_digest
 
 AT_ONCE = 1024
 """Tokens of a truncated text that are read side by side."""
@@ -108,7 +108,7 @@ def score(cell: Cell, chunks: Sequence[Chunk], entry: Entry) -> list[Scored]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line's."""
     add_text_arguments(parser, chunk=2048)
-    grid.add_arguments(parser, (*grid.CORE, grid.TRUNCATED))
+    conditions.add_arguments(parser, (*conditions.CORE, conditions.TRUNCATED))
     parser.add_argument(
         "--against", metavar="FORM", default="tova", help="operator to compare with, chunk by chunk (default: tova)"
     )

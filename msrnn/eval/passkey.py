@@ -17,10 +17,10 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Maps, Report, Table
 from ..reporting.sweep import Sweep, fingerprint
-from . import grid
-from .forced import forced
-from .grid import Entry, entries
-from .source import Source
+from . import conditions
+from .conditions import Entry, entries
+from .inputs import Source
+from .teacher_forcing import forced
 
 if TYPE_CHECKING:
     import tokenizers
@@ -98,7 +98,7 @@ def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line's."""
-    grid.add_arguments(parser, ("full", "sinks:SIZE:4", "h2o", "tova"), (128, 512))
+    conditions.add_arguments(parser, ("full", "sinks:SIZE:4", "h2o", "tova"), (128, 512))
     parser.add_argument(
         "--lengths", nargs="+", type=count, metavar="N", default=[256, 512, 1024, 2048], help="of the text, tokens"
     )

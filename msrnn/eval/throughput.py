@@ -18,9 +18,9 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Report, Table, figures
 from ..reporting.sweep import Sweep, fingerprint
-from . import grid
-from .grid import entries
-from .source import Source, total_memory
+from . import conditions
+from .conditions import entries
+from .inputs import Source, total_memory
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def measure(cell: Cell, reduction: Reduction, budget: int, length: int, steps: i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line's."""
-    grid.add_arguments(parser, ("tova", "full"), (64, 128, 256, 512, 1024))
+    conditions.add_arguments(parser, ("tova", "full"), (64, 128, 256, 512, 1024))
     parser.add_argument("--budget", type=count, metavar="MB", default=1000, help="for the states (default: 1000)")
     parser.add_argument("--length", type=count, metavar="N", default=2048, help="tokens of a sequence (default: 2048)")
     parser.add_argument("--steps", type=count, metavar="N", default=9, help="steps that are timed (default: 9)")

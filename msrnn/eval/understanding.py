@@ -21,12 +21,12 @@ from ..reporting.report import Report, Table
 from ..reporting.statistics import mean, paired
 from ..reporting.sweep import Sweep, digest, fingerprint
 from ..state.state import State
-from . import grid
-from .forced import forced
-from .grid import Entry, entries
+from . import conditions
+from .conditions import Entry, entries
+from .inputs import Source
 from .passkey import padded
 from .questions import Question, check_rouge, read_questions
-from .source import Source
+from .teacher_forcing import forced
 
 if TYPE_CHECKING:
     import tokenizers
@@ -118,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="FILE", required=True, help="SQuALITY's .jsonl or QASPER's .json, as published"
     )
-    grid.add_arguments(parser, ("tova", "sinks:SIZE:4", "h2o", grid.TRUNCATED), (256, 512, 1024, 2048))
+    conditions.add_arguments(parser, ("tova", "sinks:SIZE:4", "h2o", conditions.TRUNCATED), (256, 512, 1024, 2048))
     parser.add_argument("--documents", type=count, metavar="N", help="the first so many (default: all)")
     parser.add_argument("--length", type=count, metavar="N", default=4096, help="tokens of a prompt at most (default: 4096)")
     parser.add_argument("--max-new-tokens", type=count, metavar="N", default=256, help="tokens of an answer (default: 256)")

@@ -12,9 +12,9 @@ from tiny import fold, tiny_cell, tokens
 import converters
 import msrnn
 from msrnn.__main__ import main
-from msrnn.eval import beyond
-from msrnn.eval.beyond import Stretch, read, report
-from msrnn.eval.text import chunks, read_texts
+from msrnn.eval import extrapolation
+from msrnn.eval.extrapolation import Stretch, read, report
+from msrnn.eval.texts import chunks, read_texts
 
 TEXTS = {"boat": "The boat was small, the sea was not; and on day three the wind rose again. ", "hill": "A hill; then rain. "}
 
@@ -26,7 +26,7 @@ def test_reading_is_what_the_step_loop_predicts(places, monkeypatch):
     logits, end = fold(cell, text[:, :-1], start)
     expected = -logits.log_softmax(-1).gather(2, text[:, 1:, None])[..., 0]
     for room in (2**24, 50 * 2 * 7):  # whole, and in pieces of 7 tokens
-        monkeypatch.setattr(beyond, "LOGITS", room)
+        monkeypatch.setattr(extrapolation, "LOGITS", room)
         lost, state = read(cell, text, start)
         torch.testing.assert_close(lost, expected, rtol=0, atol=1e-8)
         assert state[1].positions.sort().values.equal(end[1].positions.sort().values)
@@ -67,11 +67,13 @@ def test_the_command_reads_on_where_it_was_stopped(asked, tmp_path, capsys, monk
     # stopped in the middle of a line, then asked for less, the same, and more
     cut, count = [*words, "--out", str(tmp_path / "cut")], []
     with monkeypatch.context() as patch:
-        patch.setattr(beyond, "read", lambda *all: count.append(1) or (read(*all) if len(count) < 7 else pytest.fail("stop")))
+        patch.setattr(
+            extrapolation, "read", lambda *all: count.append(1) or (read(*all) if len(count) < 7 else pytest.fail("stop"))
+        )
         with pytest.raises(pytest.fail.Exception):
             main([*cut, "--tokens", "64"])
     count.clear()
-    monkeypatch.setattr(beyond, "read", lambda *all: count.append(1) or read(*all))
+    monkeypatch.setattr(extrapolation, "read", lambda *all: count.append(1) or read(*all))
     for n, more in ((32, 4 * 2), (64, 2 + 4 * 2), (64, 0)):  # of 24 stretches 6 were there: 4 of one line, 2 of the next
         count.clear()
         assert main([*cut, "--tokens", str(n)]) == 0

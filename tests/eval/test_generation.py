@@ -9,10 +9,10 @@ from tiny import fold
 
 import msrnn
 from msrnn.__main__ import main
-from msrnn.eval.forced import forced
+from msrnn.eval.conditions import entries
 from msrnn.eval.generation import Written, report, write
-from msrnn.eval.grid import entries
-from msrnn.eval.text import chunks
+from msrnn.eval.teacher_forcing import forced
+from msrnn.eval.texts import chunks
 
 CELL, TOKENIZER = talking_cell(), tiny_tokenizer()
 TEXT = "The boat was small, the sea was not; and on the 3rd day the wind rose again. " * 6

@@ -11,10 +11,10 @@ from tiny import tiny_cell, tokens
 
 from msrnn.__main__ import main
 from msrnn.diagnostics.retention import leaving
-from msrnn.eval.grid import entries
-from msrnn.eval.kept import FIRST, Kept, lifetimes, look, recent_share, report
-from msrnn.eval.kinds import kinds, parts_of_speech
-from msrnn.eval.text import chunks
+from msrnn.eval.conditions import entries
+from msrnn.eval.retention import FIRST, Kept, lifetimes, look, recent_share, report
+from msrnn.eval.texts import chunks
+from msrnn.eval.token_classes import kinds, parts_of_speech
 
 CELL = tiny_cell()
 TEXT = "The boat was small, the sea was not; and on the 3rd day the wind rose again. " * 6

@@ -13,11 +13,11 @@ from tiny import close, fold, tiny_cell, tokens
 import converters
 import msrnn
 from msrnn.__main__ import main
-from msrnn.eval import forced as forcing
 from msrnn.eval import lm
-from msrnn.eval.grid import CORE, entries
+from msrnn.eval import teacher_forcing as forcing
+from msrnn.eval.conditions import CORE, entries
 from msrnn.eval.lm import Scored, nll, report, score, truncated_nll
-from msrnn.eval.text import Chunk, chunks, read_dataset
+from msrnn.eval.texts import Chunk, chunks, read_dataset
 
 CELL = tiny_cell()
 TEXT = "The boat was small, the sea was not; and on the third day the wind rose again. " * 12
@@ -218,7 +218,7 @@ def test_a_data_set_of_the_hub(folder, tmp_path, monkeypatch, capsys):
     with pytest.raises(msrnn.Error, match="split test of owner/books has words; expected text"):
         read_dataset("owner/books", "test")
     asked = []
-    monkeypatch.setattr("msrnn.eval.source.read_dataset", lambda *names: asked.append(names) or {"one": "too short"})
+    monkeypatch.setattr("msrnn.eval.inputs.read_dataset", lambda *names: asked.append(names) or {"one": "too short"})
     assert main(command(folder, "far/away", "--split", "train", "--sizes", "8")) == 1
     assert asked == [("far/away", "train")]
     assert "the longest text has" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from talking import talking_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.__main__ import main
-from msrnn.eval.grid import entries
+from msrnn.eval.conditions import entries
 from msrnn.eval.passkey import NEEDLE, QUESTION, TASK, Found, ask, prompt, report
 
 TOKENIZER = tiny_tokenizer()

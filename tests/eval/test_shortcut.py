@@ -14,7 +14,7 @@ from transformers import DynamicCache
 import converters
 import msrnn
 from msrnn.__main__ import main
-from msrnn.eval.shortcut import Compared, common, compare, report
+from msrnn.eval.prefill_cost import Compared, common, compare, report
 
 CELL = tiny_cell()
 

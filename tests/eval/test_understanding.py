@@ -9,7 +9,7 @@ from talking import talking_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.__main__ import main
-from msrnn.eval.grid import entries
+from msrnn.eval.conditions import entries
 from msrnn.eval.questions import Question, f1, read_questions, rouge
 from msrnn.eval.understanding import Answered, answer, report
 

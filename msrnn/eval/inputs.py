@@ -13,7 +13,7 @@ import torch
 from ..arguments import count
 from ..cell.cell import Cell
 from ..errors import Error
-from .text import Chunk, chunks, read_dataset, read_texts
+from .texts import Chunk, chunks, read_dataset, read_texts
 
 if TYPE_CHECKING:
     import tokenizers
@@ -40,7 +40,7 @@ class Source:
         return self._cell()
 
     def chunks(self, args: argparse.Namespace) -> list[Chunk]:
-        """What :func:`add_text_arguments` asked for; raises as :func:`~msrnn.eval.text.chunks`."""
+        """What :func:`add_text_arguments` asked for; raises as :func:`~msrnn.eval.texts.chunks`."""
         hub = not args.text.exists() and HUB.fullmatch(str(args.text)) and not args.text.suffix
         texts = read_dataset(str(args.text), args.split) if hub else read_texts(args.text)
         return chunks(texts, self.tokenizer, args.chunk, args.chunks)

@@ -22,11 +22,11 @@ from ..reporting.report import Report, Table, figures
 from ..reporting.statistics import mean, paired
 from ..reporting.sweep import Sweep, fingerprint
 from ..state.state import State
-from . import grid
-from .forced import forced
-from .grid import entries
-from .source import Source, add_text_arguments
-from .text import text_digest
+from . import conditions
+from .conditions import entries
+from .inputs import Source, add_text_arguments
+from .teacher_forcing import forced
+from .texts import text_digest
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", metavar="N", type=count, default=1024, help="tokens of a chunk that are the prompt (default: 1024)"
     )
-    grid.add_arguments(parser, ("window", "sinks:SIZE:4", "h2o", "tova", "last-queries"), (128, 512))
+    conditions.add_arguments(parser, ("window", "sinks:SIZE:4", "h2o", "tova", "last-queries"), (128, 512))
 
 
 def run(args: argparse.Namespace, source: Source) -> Report:

@@ -21,11 +21,11 @@ from ..errors import Error
 from ..reporting.report import Curves, Maps, Report, Table
 from ..reporting.statistics import mean
 from ..reporting.sweep import Sweep, fingerprint
-from . import grid
-from .grid import Entry, entries
-from .kinds import check_tagger, kinds, parts_of_speech
-from .source import Source, add_text_arguments
-from .text import Chunk, text_digest
+from . import conditions
+from .conditions import Entry, entries
+from .inputs import Source, add_text_arguments
+from .texts import Chunk, text_digest
+from .token_classes import check_tagger, kinds, parts_of_speech
 
 FIRST = 25
 """Tokens whose lifetimes are shown one by one."""
@@ -76,7 +76,7 @@ class Kept:
 
 
 def look(cell: Cell, chunk: Chunk, entry: Entry, kind: Callable[..., list[str]] = kinds, whole: bool = False) -> Kept:
-    """Read one chunk and see what was kept; ``kind`` names each token's kind, as :func:`~msrnn.eval.kinds.kinds` does."""
+    """Read one chunk and see what was kept; ``kind`` names each token's kind, as :func:`~msrnn.eval.token_classes.kinds` does."""
     assert entry.size is not None
     begin = time.perf_counter()
     left = leaving(cell, chunk.ids[None].to(cell.marks[0].device), entry.reduction)[0].cpu()  # (L, K, T)
@@ -104,7 +104,7 @@ def look(cell: Cell, chunk: Chunk, entry: Entry, kind: Callable[..., list[str]] 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line's."""
     add_text_arguments(parser, chunk=2048)
-    grid.add_arguments(parser, ("tova",))
+    conditions.add_arguments(parser, ("tova",))
     parser.add_argument("--parts-of-speech", action="store_true", help="kinds of tokens by HanTa's tags (the extra eval)")
 
 

@@ -25,11 +25,11 @@ from ..reporting.sweep import Sweep, fingerprint
 from ..state.position_remapping import ABSOLUTE, RULES
 from ..state.serialization import load_state
 from ..state.state import State
-from . import grid
-from .forced import LOGITS, judged
-from .grid import Entry, entries
-from .source import Source, add_text_arguments
-from .text import text_digest
+from . import conditions
+from .conditions import Entry, entries
+from .inputs import Source, add_text_arguments
+from .teacher_forcing import LOGITS, judged
+from .texts import text_digest
 
 SPANS = 6
 """Columns of a table."""
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_text_arguments(parser)
     parser.add_argument("--tokens", type=count, metavar="N", default=16384, help="read of each text (default: 16384)")
     parser.add_argument("--stretch", type=count, metavar="N", default=512, help="tokens between two saves (default: 512)")
-    grid.add_arguments(parser, ("sinks:SIZE:4", "tova"), (256,))
+    conditions.add_arguments(parser, ("sinks:SIZE:4", "tova"), (256,))
     rules = [ABSOLUTE, *RULES]
     parser.add_argument(
         "--places",

@@ -20,13 +20,14 @@ from tiny import FACTS, tiny_cell
 import converters
 import msrnn
 from msrnn.__main__ import main
-from msrnn.bench import fold, guesses, held, press, process, step, timing
-from msrnn.bench.context import BLOCK, Bench, block_of
+from msrnn.bench import eviction_passes, memory, step, timing, unroll, worker
+from msrnn.bench.baselines import kvpress
 from msrnn.bench.curve import curve
-from msrnn.bench.held import _resident, now, reset_peak
+from msrnn.bench.memory import _resident, now, reset_peak
 from msrnn.bench.report import markdown
-from msrnn.bench.row import Row, Unmeasured, paired
+from msrnn.bench.result import Row, Unmeasured, paired
 from msrnn.bench.sections import SECTIONS, measure
+from msrnn.bench.settings import BLOCK, Bench, block_of
 
 TOKENS, SIZE = 32, 8
 LAYERS, HEADS, DIM = FACTS["n_layers"], FACTS["n_kv_heads"], FACTS["head_dim"]
@@ -124,11 +125,11 @@ def test_times_of_a_block_become_milliseconds_a_step(monkeypatch, bench):
 
 
 def test_the_share_of_the_bandwidth(monkeypatch, bench):
-    held = sum(x.numel() for x in bench.cell().parameters()) * 4
-    assert step.bytes_read(bench.cell()) == held  # tied: the embedding is the head, which is read
+    memory = sum(x.numel() for x in bench.cell().parameters()) * 4
+    assert step.bytes_read(bench.cell()) == memory  # tied: the embedding is the head, which is read
     given(monkeypatch, step=[0.1, 0.2], sum=[0.3, 0.3])
     (row,) = step.bandwidth(bench)
-    pace, most = BLOCK * held / 1e9, BLOCK * step.LARGE / 0.3 / 1e9
+    pace, most = BLOCK * memory / 1e9, BLOCK * step.LARGE / 0.3 / 1e9
     assert row.ours == pytest.approx((pace / 0.1 + pace / 0.2) / 2)
     assert row.theirs == pytest.approx(most)
     assert row.ratio == pytest.approx(row.ours / most)
@@ -142,26 +143,26 @@ def test_an_embedding_of_its_own_is_not_read():
 
 def test_ragged_texts_are_as_many_tokens_as_equal_ones(monkeypatch, bench):
     read, bench.tokens = {}, 33  # which do not divide well
-    monkeypatch.setattr(fold, "_read", lambda cell, ids, form, lengths: read.update({ids.shape: lengths}))
-    (row,) = fold.ragged(bench)
+    monkeypatch.setattr(unroll, "_read", lambda cell, ids, form, lengths: read.update({ids.shape: lengths}))
+    (row,) = unroll.ragged(bench)
     (equal, ragged) = read.values()
     assert len(set(equal.tolist())) == 1
     assert equal.sum() == ragged.sum()
     assert (ragged.min(), ragged.max()) == (4, 32)
     assert row.unit == "tokens/s"
     given(monkeypatch, equal=[1.0], ragged=[2.0])
-    (row,) = fold.ragged(bench)
+    (row,) = unroll.ragged(bench)
     assert (row.ours, row.theirs, row.ratio) == (equal.sum() / 2, equal.sum(), 0.5)
 
 
 def test_guesses_are_counted_block_by_block(bench):
     before, cell = msrnn.recurrence.unroll.decide, bench.cell()
-    with guesses.counted() as counts:
+    with eviction_passes.counted() as counts:
         cell(bench.text(150), cell.initial_state(1, "tova:8"))
     assert len(counts) == LAYERS * 3  # 150 tokens in blocks of 64, in each layer
     assert min(counts) >= 1
     assert max(counts) <= 64
-    with guesses.counted() as counts:
+    with eviction_passes.counted() as counts:
         cell(bench.text(5), cell.initial_state(1, "tova:8"))
     assert counts == []  # nobody left
     assert msrnn.recurrence.unroll.decide is before
@@ -250,10 +251,10 @@ def test_positions_of_the_picture(bench):
         its = [point for point in points if point.way == way]
         assert [point.position for point in its] == places
         assert all(point.ms > 0 for point in its)
-    held = {(point.way, point.position): point.nbytes for point in points}
-    assert len({held["tova:8", place] for place in places if place > SIZE}) == 1
-    assert [held["transformers", place] for place in places] == [place * 2 * LAYERS * HEADS * DIM * 4 for place in places]
-    assert [held["full", place] for place in places] == [LAYERS * (place * HEADS * (2 * DIM * 4 + 8) + 8) for place in places]
+    memory = {(point.way, point.position): point.nbytes for point in points}
+    assert len({memory["tova:8", place] for place in places if place > SIZE}) == 1
+    assert [memory["transformers", place] for place in places] == [place * 2 * LAYERS * HEADS * DIM * 4 for place in places]
+    assert [memory["full", place] for place in places] == [LAYERS * (place * HEADS * (2 * DIM * 4 + 8) + 8) for place in places]
 
 
 # Other processes.
@@ -284,22 +285,22 @@ def grief(cell, ids, how):
 
 def test_a_peak_is_of_what_was_measured_alone(bench, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    found, threads = process.apart(bench, peak_of, bench.text(1), 300_000_000, 60_000_000)
+    found, threads = worker.apart(bench, peak_of, bench.text(1), 300_000_000, 60_000_000)
     assert 0.9 < found / 60_000_000 < 1.1
     assert threads == 3
 
 
 def test_the_other_process_is_told_more(bench, monkeypatch):
     monkeypatch.delenv("MSRNN_TOLD", raising=False)
-    assert process.apart(bench, told, bench.text(1), environment={"MSRNN_TOLD": "yes"}) == "yes"
+    assert worker.apart(bench, told, bench.text(1), environment={"MSRNN_TOLD": "yes"}) == "yes"
     assert "MSRNN_TOLD" not in os.environ
 
 
 def test_a_peak_is_measured_with_and_without_freed_memory(bench, monkeypatch):
     told = []
-    monkeypatch.setattr(held, "apart", lambda *_, environment: told.append(environment) or 1)
-    list(held.peak(bench))
-    assert told == [{}, {}, held.GIVEN_BACK, held.GIVEN_BACK]
+    monkeypatch.setattr(memory, "apart", lambda *_, environment: told.append(environment) or 1)
+    list(memory.peak(bench))
+    assert told == [{}, {}, memory.GIVEN_BACK, memory.GIVEN_BACK]
 
 
 def test_ctrl_c_waits_until_the_other_process_has_started():
@@ -312,12 +313,12 @@ def test_ctrl_c_waits_until_the_other_process_has_started():
         done.set()
 
     def start():
-        with process._deaf():
+        with worker._deaf():
             begun.set()
             done.wait()
             reached.set()
 
-    thread = threading.Thread(target=press)
+    thread = threading.Thread(target=kvpress)
     thread.start()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -330,7 +331,7 @@ def test_ctrl_c_waits_until_the_other_process_has_started():
 
 
 def test_ctrl_c_is_kept_from_the_other_process(bench):
-    assert process.apart(bench, deaf, bench.text(1))
+    assert worker.apart(bench, deaf, bench.text(1))
     assert not deaf()
 
 
@@ -346,7 +347,7 @@ def test_states_near_and_far_have_read_as_much_as_said(bench, tmp_path):
 @pytest.mark.parametrize(("how", "said"), [("raise", "OSError: no way"), ("exit", "ended with code 7")])
 def test_grief_of_another_process_is_told(how, said, bench):
     with pytest.raises(Unmeasured, match=said):
-        process.apart(bench, grief, bench.text(1), how)
+        worker.apart(bench, grief, bench.text(1), how)
 
 
 KVPRESS = """
@@ -544,4 +545,4 @@ def _lives(group):
 
 
 def test_versions_are_of_that_python(stand_in):
-    assert press.versions(Path(sys.executable)).startswith("0.0, transformers 5.")
+    assert kvpress.versions(Path(sys.executable)).startswith("0.0, transformers 5.")

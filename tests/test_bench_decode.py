@@ -4,26 +4,26 @@ import pytest
 import torch
 from talking import talking_cell, tiny_tokenizer
 
-from msrnn.bench import decode, prompts
-from msrnn.bench.context import Bench
+from msrnn.bench import decoding, prompts
+from msrnn.bench.settings import Bench
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.setattr(decode, "COUNT", 8)
-    monkeypatch.setattr(decode, "PROMPTS", [p for p in prompts.PROMPTS if p.name in ("story", "bread", "stack", "letter")])
+    monkeypatch.setattr(decoding, "COUNT", 8)
+    monkeypatch.setattr(decoding, "PROMPTS", [p for p in prompts.PROMPTS if p.name in ("story", "bread", "stack", "letter")])
     cell = talking_cell(dtype=torch.float32)
     ids = torch.arange(99)
     return Bench(lambda dtype: cell, lambda: None, tiny_tokenizer, ids, torch.device("cpu"), tokens=32, size=8, rounds=1)
 
 
 def test_every_kind_is_set_beside_greedy_decoding(bench):
-    rows = list(decode.decode(bench))
+    rows = list(decoding.decode(bench))
     works = [row.work for row in rows]
     assert len(set(works)) == len(works)
     for form in ("full", "tova:8"):
         told = {work.split(" (")[0] for work in works if f", {form}, " in work}
-        assert told <= {"prose", "chat", "code", "quote", decode.LOOP}
+        assert told <= {"prose", "chat", "code", "quote", decoding.LOOP}
         counts = [int(work.split("(")[1].split(")")[0]) for work in works if f", {form}, auto" in work]
         assert sum(counts) == 4
     for row in rows:
@@ -34,19 +34,19 @@ def test_every_kind_is_set_beside_greedy_decoding(bench):
 
 
 def test_the_papers_setting_counts_tokens_a_pass(bench):
-    rows = list(decode.phrases(bench))
+    rows = list(decoding.phrases(bench))
     for row in rows:
         assert row.ours == row.ratio >= 1
-        bounds = {decode.LOOP: "", "code": "≥ 2.2", "quote": "≥ 2.2"}
+        bounds = {decoding.LOOP: "", "code": "≥ 2.2", "quote": "≥ 2.2"}
         assert row.bound == bounds.get(row.work.split(" (")[0], "≥ 1.5")
         count = row.work.split("(")[1].split(")")[0]
         assert row.note == f"{count} of {count} texts as greedy decoding writes them"
 
 
 def test_what_a_pass_costs(bench):
-    rows = list(decode.passes(bench))
-    assert [row.work for row in rows if "full" in row.work] == [f"a pass of {m} tokens, full" for m in decode.LENGTHS]
-    assert len(rows) == 2 * len(decode.LENGTHS)
+    rows = list(decoding.passes(bench))
+    assert [row.work for row in rows if "full" in row.work] == [f"a pass of {m} tokens, full" for m in decoding.LENGTHS]
+    assert len(rows) == 2 * len(decoding.LENGTHS)
 
 
 @pytest.mark.parametrize(

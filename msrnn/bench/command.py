@@ -18,13 +18,13 @@ from torch import Tensor
 from ..errors import Error
 from ..reductions.registry import parse_reduction
 from ..storage.files import new_file, write_json
-from .context import Bench
+from .baselines.kvpress import versions
+from .baselines.transformers import Transformers, is_hugging_face
 from .curve import Point, curve
-from .peers import Transformers, is_hugging_face
-from .press import versions
 from .report import as_json, line, markdown
-from .row import Row, Unmeasured
+from .result import Row, Unmeasured
 from .sections import SECTIONS, measure, section
+from .settings import Bench
 
 LONGEST = 16
 """Times ``--tokens``: no section reads more."""

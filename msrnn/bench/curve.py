@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from .context import BLOCK, Bench, block_of, moving
-from .peers import NAME, nbytes
+from .baselines.transformers import NAME, nbytes
+from .settings import BLOCK, Bench, block_of, moving
 
 ROUNDS = 3
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .row import Row
+from .result import Row
 
 HEADS = ("", "msrnn", "beside", "", "ratio (low … high)", "bound", "reached")
 

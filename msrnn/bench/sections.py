@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 
-from . import decode, fold, guesses, held, step
-from .context import Bench
-from .row import Row, Unmeasured
+from . import decoding, eviction_passes, memory, step, unroll
+from .result import Row, Unmeasured
+from .settings import Bench
 
 
 class Section(NamedTuple):
@@ -18,25 +18,25 @@ class Section(NamedTuple):
 
 READ, STEP, HELD, GUESSES = "Reading a text", "One token", "Memory", "Guesses"
 SECTIONS = {
-    "fold": Section(READ, fold.operators),
-    "long": Section(READ, fold.long),
-    "half": Section(READ, fold.half),
-    "ragged": Section(READ, fold.ragged),
-    "guesses": Section(READ, guesses.guesses),
+    "fold": Section(READ, unroll.operators),
+    "long": Section(READ, unroll.long),
+    "half": Section(READ, unroll.half),
+    "ragged": Section(READ, unroll.ragged),
+    "guesses": Section(READ, eviction_passes.guesses),
     "step": Section(STEP, step.step),
     "kvpress": Section(STEP, step.kvpress),
     "bandwidth": Section(STEP, step.bandwidth),
     "pure": Section(STEP, step.pure),
     "few": Section(STEP, step.few),
     "batch": Section(STEP, step.batch),
-    "peak": Section(HELD, held.peak),
-    "far": Section(HELD, held.far),
-    "held": Section(HELD, held.held),
+    "peak": Section(HELD, memory.peak),
+    "far": Section(HELD, memory.far),
+    "held": Section(HELD, memory.held),
 }
 GUESSING = {
-    "passes": Section(GUESSES, decode.passes),
-    "decode": Section(GUESSES, decode.decode),
-    "phrases": Section(GUESSES, decode.phrases),
+    "passes": Section(GUESSES, decoding.passes),
+    "decode": Section(GUESSES, decoding.decode),
+    "phrases": Section(GUESSES, decoding.phrases),
 }
 """These are measured where they are asked for: they write two thousand tokens again and again."""
 

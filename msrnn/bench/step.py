@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..state.state import State
-from .context import BLOCK, Bench, block_of, moving
-from .peers import MISSING
-from .press import decoding, versions
-from .row import Row, paired
+from .baselines.kvpress import decoding, versions
+from .baselines.transformers import MISSING
+from .result import Row, paired
+from .settings import BLOCK, Bench, block_of, moving
 from .timing import Ways
 
 FEW, MANY = 16, 16

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..storage.files import read_json
+from ...storage.files import read_json
 
 NAME = "transformers"
 MISSING = "transformers is not installed"

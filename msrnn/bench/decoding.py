@@ -14,9 +14,9 @@ from ..decoding.generate import generate
 from ..decoding.ngram_pool import Pool
 from ..decoding.speculative import lookahead
 from ..state.state import State
-from .context import BLOCK, Bench, block_of, moving
 from .prompts import PROMPTS, loops
-from .row import Row, paired
+from .result import Row, paired
+from .settings import BLOCK, Bench, block_of, moving
 from .timing import Ways
 
 COUNT = 128

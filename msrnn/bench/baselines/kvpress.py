@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import Error
-from .row import Unmeasured
+from ...errors import Error
+from ..result import Unmeasured
 
 if TYPE_CHECKING:
-    from .context import Bench
+    from ..settings import Bench
 
 SCRIPT = Path(__file__).with_name("press_child.py")
 VERSIONS = "from importlib.metadata import version as v; print(v('kvpress') + ', transformers ' + v('transformers'))"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..state.state import State
-from .peers import Transformers
-from .row import Unmeasured
+from .baselines.transformers import Transformers
+from .result import Unmeasured
 from .timing import Ways, seconds
 
 if TYPE_CHECKING:

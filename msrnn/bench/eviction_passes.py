@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from ..recurrence import unroll
 from ..recurrence.eviction import Block, Look
-from .context import Bench
-from .row import Row
+from .result import Row
+from .settings import Bench
 
 
 def guesses(bench: Bench) -> Iterator[Row]:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..state.state import State
-from .context import Bench
-from .peers import MISSING
-from .row import Row, paired
+from .baselines.transformers import MISSING
+from .result import Row, paired
+from .settings import Bench
 from .timing import Ways
 
 DENSE = "transformers, dense"

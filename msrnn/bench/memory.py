@@ -11,10 +11,10 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..diagnostics.comparison import full_nbytes
 from ..state.serialization import load_state
-from .context import BLOCK, Bench, block_of, moving
-from .process import apart
-from .row import Row, Unmeasured, paired
+from .result import Row, Unmeasured, paired
+from .settings import BLOCK, Bench, block_of, moving
 from .timing import wait
+from .worker import apart
 
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 """Lets glibc give every large piece of memory back once it is freed: it grows as the pieces in use do, not with holes between

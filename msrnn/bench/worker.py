@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..cell.cell import Cell
-from .context import Bench
-from .row import Unmeasured
+from .result import Unmeasured
+from .settings import Bench
 
 
 def apart(

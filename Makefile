@@ -60,7 +60,7 @@ paper-small: .venv/eval.ready $(MODEL)/config.json  ## every command on a page o
 	$(EVAL) throughput $(MODEL) --length 128 --steps 3 --budget 50 --sizes 32 --out paper/small/throughput
 
 variants: .venv/demo.ready  ## small models trained alike, within 40 minutes on two cores; the tables of docs/variants.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m msrnn.train $(TEXT) --out variants --chapter docs/variants.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m msrnn.cli.variants $(TEXT) --out variants --chapter docs/variants.md
 
 .venv/demo.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -19,7 +19,6 @@ from tiny import FACTS, tiny_cell
 
 import converters
 import msrnn
-from msrnn.__main__ import main
 from msrnn.bench import eviction_passes, memory, step, timing, unroll, worker
 from msrnn.bench.baselines import kvpress
 from msrnn.bench.curve import curve
@@ -28,6 +27,7 @@ from msrnn.bench.report import markdown
 from msrnn.bench.result import Row, Unmeasured, paired
 from msrnn.bench.sections import SECTIONS, measure
 from msrnn.bench.settings import BLOCK, Bench, block_of
+from msrnn.cli.main import main
 
 TOKENS, SIZE = 32, 8
 LAYERS, HEADS, DIM = FACTS["n_layers"], FACTS["n_kv_heads"], FACTS["head_dim"]

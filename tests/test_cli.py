@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 import converters
 import msrnn
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.diagnostics.comparison import continue_prompt
 
 PROMPT = "The sea was calm that morning, and"

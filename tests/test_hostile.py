@@ -17,7 +17,7 @@ from tiny import FACTS, assert_same, tiny_cell, tokens
 import converters
 import converters.__main__
 import msrnn
-import msrnn.__main__
+import msrnn.cli.main
 from msrnn import H2O, TOVA, Full, Sinks, Window, parse_reduction
 from msrnn.models import Config
 from msrnn.models.loading import config_from_dict, config_to_dict
@@ -388,7 +388,7 @@ def test_any_command_line(model, line, tmp_path_factory, capfd, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("sys.stdin", io.StringIO("the"))
-    main = converters.__main__.main if command == "convert" else msrnn.__main__.main
+    main = converters.__main__.main if command == "convert" else msrnn.cli.main.main
     capfd.readouterr()
     try:
         code = main([model if word == "MODEL" else word for word in words])

@@ -15,7 +15,7 @@ from tiny import tiny_cell
 
 import converters
 import msrnn
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 
 
 @pytest.fixture

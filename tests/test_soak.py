@@ -19,7 +19,7 @@ from tiny import assert_same, tiny_cell, tiny_decoder, tokens
 
 import msrnn
 from msrnn import Reduction, Sinks, Window
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.diagnostics import soak as module
 from msrnn.diagnostics.invariants import check_rows
 from msrnn.diagnostics.soak import Interval, soak

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..arguments import count
+from ..cli.parser import count
 from ..errors import Error
 from ..reductions.contract import Full, Reduction
 from ..reductions.registry import parse_reduction

@@ -16,8 +16,8 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
-from ..arguments import count
 from ..cell.cell import Cell
+from ..cli.parser import count
 from ..errors import Error
 from ..reporting.report import Curves, Report, Table, figures
 from ..reporting.statistics import mean, paired

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..arguments import count
 from ..cell.cell import Cell
+from ..cli.parser import count
 from ..decoding.generate import generate
 from ..errors import Error
 from ..reporting.report import Report, Table

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..arguments import count
 from ..cell.cell import Cell
+from ..cli.parser import count
 from ..errors import Error
 from .texts import Chunk, chunks, read_dataset, read_texts
 

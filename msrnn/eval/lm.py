@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import count
 from ..cell.cell import Cell
+from ..cli.parser import count
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Curves, Report, Table, figures

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..arguments import count
 from ..cell.cell import Cell
+from ..cli.parser import count
 from ..errors import Error
 from ..reporting.report import Maps, Report, Table
 from ..reporting.sweep import Sweep, fingerprint

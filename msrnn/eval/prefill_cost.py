@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import count
 from ..cell.cell import Cell
+from ..cli.parser import count
 from ..decoding.prefill import prefill
 from ..errors import Error
 from ..reductions.contract import Reduction

@@ -12,8 +12,8 @@ from statistics import median
 
 import torch
 
-from ..arguments import count
 from ..cell.cell import Cell
+from ..cli.parser import count
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Report, Table, figures

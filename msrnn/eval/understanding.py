@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..arguments import count
 from ..cell.cell import Cell
+from ..cli.parser import count
 from ..decoding.generate import generate
 from ..errors import Error
 from ..reporting.report import Report, Table

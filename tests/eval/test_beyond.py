@@ -11,7 +11,7 @@ from tiny import fold, tiny_cell, tokens
 
 import converters
 import msrnn
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.eval import extrapolation
 from msrnn.eval.extrapolation import Stretch, read, report
 from msrnn.eval.texts import chunks, read_texts

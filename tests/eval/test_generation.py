@@ -8,7 +8,7 @@ from talking import talking_cell, tiny_tokenizer
 from tiny import fold
 
 import msrnn
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.eval.conditions import entries
 from msrnn.eval.generation import Written, report, write
 from msrnn.eval.teacher_forcing import forced

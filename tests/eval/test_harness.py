@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
-from msrnn.eval.__main__ import main, register  # noqa: E402
+from msrnn.cli.lm_eval import main, register  # noqa: E402
 from msrnn.eval.harness import HarnessLM  # noqa: E402
 
 TOKENIZER = tiny_tokenizer()

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from talking import talking_cell, tiny_tokenizer
 from tiny import tiny_cell, tokens
 
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.diagnostics.retention import leaving
 from msrnn.eval.conditions import entries
 from msrnn.eval.retention import FIRST, Kept, lifetimes, look, recent_share, report

@@ -12,7 +12,7 @@ from tiny import close, fold, tiny_cell, tokens
 
 import converters
 import msrnn
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.eval import lm
 from msrnn.eval import teacher_forcing as forcing
 from msrnn.eval.conditions import CORE, entries

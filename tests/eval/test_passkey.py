@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from talking import talking_cell, tiny_tokenizer
 
 import msrnn
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.eval.conditions import entries
 from msrnn.eval.passkey import NEEDLE, QUESTION, TASK, Found, ask, prompt, report
 

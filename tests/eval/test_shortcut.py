@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 import converters
 import msrnn
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.eval.prefill_cost import Compared, common, compare, report
 
 CELL = tiny_cell()

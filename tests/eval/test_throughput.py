@@ -7,7 +7,7 @@ from tiny import tiny_cell
 
 import msrnn
 from msrnn import Cell
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.eval.throughput import Speed, measure, report
 
 CELL = tiny_cell(dtype=torch.float32)

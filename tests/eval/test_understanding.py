@@ -8,7 +8,7 @@ import torch
 from talking import talking_cell, tiny_tokenizer
 
 import msrnn
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.eval.conditions import entries
 from msrnn.eval.questions import Question, f1, read_questions, rouge
 from msrnn.eval.understanding import Answered, answer, report

@@ -15,7 +15,7 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 import converters
 import msrnn
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.layers.norm import RMSNorm, RMSNormOutside, ScaleNorm
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.decoder_config import CHOICES, POSITIONS

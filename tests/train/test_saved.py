@@ -18,7 +18,7 @@ from small import DECODER, MODEL, recipe, words
 
 import converters
 import msrnn
-from msrnn.__main__ import main
+from msrnn.cli.main import main
 from msrnn.reporting.figures import draw_training
 from msrnn.train import train
 from msrnn.train.config import PRESETS, read_recipe

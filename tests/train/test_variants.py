@@ -9,9 +9,9 @@ from small import DECODER, recipe, words
 from torch.nn.functional import cross_entropy
 
 import msrnn
+from msrnn.cli import variants as command
 from msrnn.models.loading import new
 from msrnn.reporting.sweep import Sweep
-from msrnn.train import __main__ as command
 from msrnn.train import tasks, variants
 from msrnn.train.report import report, spread
 from msrnn.train.trainer import Diverged, Run

@@ -1,17 +1,17 @@
-"""``python -m msrnn.train TEXT --out FOLDER``: the variants, trained side by side; a run that was stopped goes on."""
+"""``python -m msrnn.cli.variants TEXT --out FOLDER``: the variants, trained side by side; a run that was stopped goes on."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from ..arguments import count
-from ..asked import read_text
 from ..errors import Error
-from ..eval.command import save
 from ..reporting.figures import check_picture
 from ..storage.files import new_file
-from .report import report
-from .variants import run_all
+from ..train.report import report
+from ..train.variants import run_all
+from .eval import save
+from .options import read_text
+from .parser import count
 
 BEGIN, END = "<!-- what came out -->\n", "<!-- until here -->\n"
 """Between these two lines of a chapter the tables stand."""
@@ -19,7 +19,7 @@ BEGIN, END = "<!-- what came out -->\n", "<!-- until here -->\n"
 
 def main(argv: list[str] | None = None) -> int:
     """0, 1 after a one-sentence refusal, 130 after ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m msrnn.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m msrnn.cli.variants", description=__doc__)
     parser.add_argument("text", metavar="TEXT", type=Path, help="what is learnt from (UTF-8)")
     parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="every finished run, tables, curves")
     parser.add_argument(

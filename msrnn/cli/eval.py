@@ -6,10 +6,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..eval import extrapolation, generation, lm, passkey, prefill_cost, retention, throughput, understanding
+from ..eval.inputs import Source
 from ..reporting.report import Report
 from ..storage.files import new_file
-from . import extrapolation, generation, lm, passkey, prefill_cost, retention, throughput, understanding
-from .inputs import Source
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "lm": lm,

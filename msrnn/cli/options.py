@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from . import errors
-from .errors import Error
-from .reductions.contract import Reduction
+from .. import errors
+from ..errors import Error
+from ..reductions.contract import Reduction
 
 
 def choice(args: argparse.Namespace) -> dict[str, Any]:

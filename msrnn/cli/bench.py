@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bench.baselines.kvpress import versions
+from ..bench.baselines.transformers import Transformers, is_hugging_face
+from ..bench.curve import Point, curve
+from ..bench.report import as_json, line, markdown
+from ..bench.result import Row, Unmeasured
+from ..bench.sections import SECTIONS, measure, section
+from ..bench.settings import Bench
 from ..errors import Error
 from ..reductions.registry import parse_reduction
 from ..storage.files import new_file, write_json
-from .baselines.kvpress import versions
-from .baselines.transformers import Transformers, is_hugging_face
-from .curve import Point, curve
-from .report import as_json, line, markdown
-from .result import Row, Unmeasured
-from .sections import SECTIONS, measure, section
-from .settings import Bench
 
 LONGEST = 16
 """Times ``--tokens``: no section reads more."""

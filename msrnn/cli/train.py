@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..asked import read_text
-from .config import PRESETS, read_recipe
-from .loop import train
+from ..train.config import PRESETS, read_recipe
+from ..train.loop import train
+from .options import read_text
 
 
 def add_arguments(commands: Any, _: list[argparse.ArgumentParser]) -> None:

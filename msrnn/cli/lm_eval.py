@@ -1,6 +1,6 @@
-"""``python -m msrnn.eval``: the lm-evaluation-harness's own command line, with a model called ``msrnn``.
+"""``python -m msrnn.cli.lm_eval``: the lm-evaluation-harness's own command line, with a model called ``msrnn``.
 
-python -m msrnn.eval --model msrnn --model_args pretrained=MODEL,reduction=tova:512 --tasks TASK
+python -m msrnn.cli.lm_eval --model msrnn --model_args pretrained=MODEL,reduction=tova:512 --tasks TASK
 """
 
 import sys
@@ -25,7 +25,7 @@ def register() -> None:
         from lm_eval.api.registry import register_model
     except ImportError:
         raise Error("the package lm-eval is not installed; pip install 'msrnn[harness]'") from None
-    from .harness import HarnessLM
+    from ..eval.harness import HarnessLM
 
     @register_model("msrnn")
     class Named(HarnessLM):

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .bench.sections import GUESSING, SECTIONS
-from .decoding.methods import WAYS
-from .errors import Error
-from .reductions.contract import Reduction
-from .reductions.registry import parse_reduction
+from ..bench.sections import GUESSING, SECTIONS
+from ..decoding.methods import WAYS
+from ..errors import Error
+from ..reductions.contract import Reduction
+from ..reductions.registry import parse_reduction
 
 EXAMPLES = """examples:
   msrnn info ~/models/SmolLM2-135M-Instruct

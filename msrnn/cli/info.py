@@ -1,7 +1,7 @@
 """What a model is, from its config alone: sizes, heads, positions, what a token takes in H."""
 
-from .models import Config, DecoderConfig
-from .models.loading import on_meta
+from ..models import Config, DecoderConfig
+from ..models.loading import on_meta
 
 
 def told(config: Config | DecoderConfig) -> list[str]:

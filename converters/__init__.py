@@ -19,7 +19,9 @@ from msrnn.models.network import Network
 from msrnn.storage.files import check_new_folder, new_folder, read_bytes, read_json
 from msrnn.storage.lazy_tensors import Unread, open_tensors
 
-from . import carried, hub, huggingface, interleaved, live, meta, mistral, shards
+from . import hub, sidecar_files
+from .files import shards
+from .formats import huggingface, in_memory, meta, meta_layout, mistral
 from .source import Source
 
 if TYPE_CHECKING:
@@ -99,12 +101,12 @@ def config(source: Any, *, revision: str | None = None) -> Config | DecoderConfi
         Error: as :func:`load`.
     """
     if not isinstance(source, str | Path):
-        return source.config if isinstance(source, Source) else live.config_of(source)
+        return source.config if isinstance(source, Source) else in_memory.config_of(source)
     path = _locate(source, revision, weights=False)
     if path.is_file():
-        from . import gguf
+        from .gguf import reader
 
-        return gguf.read(path)[0]
+        return reader.read(path)[0]
     return _own_config(path) if _is_own(path) else _format(path, weights=False).read_config(path)
 
 
@@ -122,15 +124,15 @@ def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokeni
         raise Error(f"a live {type(source).__name__} carries no tokenizer; expected a hub id, a folder or a .gguf file")
     path = _locate(source, revision, weights=False)
     if path.is_file():
-        from . import gguf_tokenizer
+        from .gguf import tokenizer
 
-        return gguf_tokenizer.tokenizer(path)
+        return tokenizer.tokenizer(path)
     if not (path / "tokenizer.json").is_file():
-        if not (path / carried.SENTENCEPIECE).is_file():
-            raise Error(f"{path} has neither tokenizer.json nor {carried.SENTENCEPIECE}")
-        from . import sentencepiece_file
+        if not (path / sidecar_files.SENTENCEPIECE).is_file():
+            raise Error(f"{path} has neither tokenizer.json nor {sidecar_files.SENTENCEPIECE}")
+        from .files import sentencepiece
 
-        return sentencepiece_file.tokenizer(path / carried.SENTENCEPIECE)
+        return sentencepiece.tokenizer(path / sidecar_files.SENTENCEPIECE)
     text = read_bytes(path / "tokenizer.json")
     try:
         found = tokenizers.Tokenizer.from_buffer(text)
@@ -176,12 +178,12 @@ def _open(source: Any, revision: str | None) -> Source:
     if not isinstance(source, str | Path):
         if revision is not None:
             raise Error(f"revision {revision!r} belongs to a hub id; the source is a {type(source).__name__}")
-        return source if isinstance(source, Source) else live.open_live(source)
+        return source if isinstance(source, Source) else in_memory.open_live(source)
     path = _locate(source, revision)
     if path.is_file():
-        from . import gguf  # deferred, as its package is an extra
+        from .gguf import reader  # deferred, as its package is an extra
 
-        return Source(*gguf.read(path), partial(carried.in_gguf, path))
+        return Source(*reader.read(path), partial(sidecar_files.in_gguf, path))
     if not _is_own(path):
         return _format(path).open_folder(path)
     config, files = _own_config(path), loading.read_carried(path)
@@ -198,7 +200,7 @@ def _format(folder: Path, *, weights: bool = True) -> ModuleType:
     native = (mistral if "hidden_dim" in read_json(folder / "params.json") else meta) if params else None
     for name, kind in (
         (huggingface.SAFE, huggingface if facts else None),
-        (interleaved.SINGLE, native),
+        (meta_layout.SINGLE, native),
         (huggingface.PICKLED, huggingface if facts else None),
         ("consolidated.00.pth", native),
     ):
@@ -209,7 +211,7 @@ def _format(folder: Path, *, weights: bool = True) -> ModuleType:
         raise Error(f"{folder} is an adapter (LoRA), a change to a model; expected the model that it was merged into")
     found = f"{', '.join(files[:6])}{', …' if len(files) > 6 else ''}" if files else "nothing"
     wanted = f"config.json and {huggingface.SAFE} or {huggingface.PICKLED} (or an index of shards)"
-    raise Error(f"{folder} holds {found}; expected {wanted}, or params.json and {interleaved.SINGLE} or consolidated.00.pth")
+    raise Error(f"{folder} holds {found}; expected {wanted}, or params.json and {meta_layout.SINGLE} or consolidated.00.pth")
 
 
 def _is_own(folder: Path) -> bool:

@@ -75,7 +75,7 @@ def write_single(folder: Path, model: str, max_shard_size: str = "5GB") -> None:
     """By transformers, which has no Yi and says Mistral's tied head all the same."""
     from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-    from converters.huggingface import NAMES, config_to_hf
+    from converters.formats.huggingface import NAMES, config_to_hf
 
     built = cell(model)
     facts = config_to_hf(built.config, built.norm.weight.dtype)

@@ -13,7 +13,7 @@ import torch
 from reference import saved, tiny_reference
 from safetensors.torch import load_file, save_file
 
-from converters import huggingface
+from converters.formats import huggingface
 
 FAMILIES = {
     "mha": ("llama", {"num_key_value_heads": 4}),

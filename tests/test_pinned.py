@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from msrnn.state.state.multistate import EMPTY, LEARNED
+from msrnn.state.multistate import EMPTY, LEARNED
 
 import msrnn
 from msrnn.reductions.contract import Forms, Reduction, Seen

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from msrnn.state.state.position_remapping import RULES, Places
+from msrnn.state.position_remapping import RULES, Places
 from reference import float64_reference, tiny_reference
 from safetensors.torch import load_file, safe_open, save_file
 from test_laws import laws, settings_of
@@ -194,7 +194,7 @@ def test_reading_is_the_step_loop(data):
 @pytest.mark.parametrize("operator", ["window:0", "window:5", "sinks:6:2", "random:9", "full"])
 def test_operators_that_need_not_look_are_read_in_blocks(operator, rope, monkeypatch):
     """Most distances are those in the text; the rest are taken one by one. Longer than a block, ragged, and on from it."""
-    monkeypatch.setattr("msrnn.state.state.position_remapping.KEYS", 64 * 2 * 2 * 6 * 4)  # four rows of a block at a time
+    monkeypatch.setattr("msrnn.state.position_remapping.KEYS", 64 * 2 * 2 * 6 * 4)  # four rows of a block at a time
     cell, text = tiny_cell(rope=rope), tokens(3, 2, 70)
     for places in BOTH:
         start = cell.initial_state(2, operator, places=places)

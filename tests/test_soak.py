@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from msrnn.state.state.multistate import EMPTY
+from msrnn.state.multistate import EMPTY
 from tiny import assert_same, tiny_cell, tiny_decoder, tokens
 
 import msrnn

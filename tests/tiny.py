@@ -1,7 +1,7 @@
 """Tiny random cells, texts and operators for the tests: attention far from uniform, evictions far from ties."""
 
 import torch
-from msrnn.state.state.multistate import MultiState
+from msrnn.state.multistate import MultiState
 from msrnn.state.state.state import State
 from torch import Tensor
 

@@ -76,7 +76,7 @@ class Kept:
 
 
 def look(cell: Cell, chunk: Chunk, entry: Entry, kind: Callable[..., list[str]] = kinds, whole: bool = False) -> Kept:
-    """Read one chunk and see what was kept; ``kind`` names each token's kind, as :func:`~msrnn.eval.token_classes.kinds` does."""
+    """Read one chunk and see what was kept; ``kind`` names each token's kind, as :func:`kinds` does."""
     assert entry.size is not None
     begin = time.perf_counter()
     left = leaving(cell, chunk.ids[None].to(cell.marks[0].device), entry.reduction)[0].cpu()  # (L, K, T)

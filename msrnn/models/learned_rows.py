@@ -9,8 +9,8 @@ r"""A learned $H_0$: rows that stand in H before the first token is read, and ne
   are learned, so that a state remembers nothing but H.
 
 Learned rows have no place in the text. The clock counts text alone; they are at position −2, and not counted in ``size``
-(:mod:`msrnn.state.state.multistate`). Nothing is added to memory tokens for their position, their queries and keys are not rotated (as at
-the place 0), and to ALiBi they are near to every token. Write tokens are rotated, or lean, as the text's next ones would be.
+(:mod:`msrnn.state.multistate`). Nothing is added to memory tokens for their position, their queries and keys are not rotated (as
+at the place 0), and to ALiBi they are near to every token. Write tokens are rotated, or lean, as the text's next ones would be.
 """
 
 from abc import abstractmethod

@@ -10,14 +10,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from converters.gguf.reader import KINDS, TOP, read
+from converters.gguf.header import open_file
 from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from tiny import tiny_cell
 
-from converters.gguf import KINDS, TOP, read
-from converters.gguf_file import open_file
 from msrnn import Error
 from msrnn.layers.rotary import Linear, Llama3, Rope, Yarn, rotate
 from msrnn.models import Llama

@@ -14,9 +14,9 @@ import regex
 import sentencepiece
 import tokenizers
 import transformers
+from converters.gguf.tokenizer import chat_template, tokenizer
 from test_gguf import write
 
-from converters.gguf_tokenizer import chat_template, tokenizer
 from msrnn import Error
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

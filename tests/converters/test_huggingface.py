@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import converters
 import msrnn
-from converters.huggingface import config_from_hf, config_to_hf
+from converters.formats.huggingface import config_from_hf, config_to_hf
 
 FACTS = {
     **{"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "num_key_value_heads": 2, "eos_token_id": 2},

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import msrnn
-from converters import gguf, huggingface, interleaved
+from converters.formats import huggingface, meta_layout
+from converters.gguf import reader
 
 DOC = (Path(__file__).parents[2] / "docs" / "converting.md").read_text()
-TABLES = {"Hugging Face": huggingface.NAMES, "Meta, Mistral": interleaved.NAMES}
+TABLES = {"Hugging Face": huggingface.NAMES, "Meta, Mistral": meta_layout.NAMES}
 
 
 def documented():
@@ -28,8 +29,8 @@ def test_the_documented_names_are_the_codes():
         ours = {**{k: f"layers.N.{v}" for k, v in table.layer.items()}, **table.outer}
         theirs = {row[format].removeprefix(f"{table.layers}.N."): row["ours"] for row in rows}
         assert theirs == ours
-    blocks = {f"blk.N.{k}": f"layers.N.{v}" for k, (v, _) in gguf.LAYER.items()}
-    assert {row["GGUF"]: row["ours"] for row in rows} == blocks | {k: v for k, (v, _) in gguf.TOP.items()}
+    blocks = {f"blk.N.{k}": f"layers.N.{v}" for k, (v, _) in reader.LAYER.items()}
+    assert {row["GGUF"]: row["ours"] for row in rows} == blocks | {k: v for k, (v, _) in reader.TOP.items()}
     assert all(f"model.layers.N.{name}" in DOC or f"`{name}`" in DOC for name in huggingface.EARLY_YI)
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 import converters
 import msrnn
-from converters import mistral
-from converters.interleaved import half_split
+from converters.formats import mistral
+from converters.formats.meta_layout import half_split
 from msrnn.layers.rotary import Llama3, Rope, rotate
 
 
@@ -250,7 +250,7 @@ def test_names_and_shapes_of_the_published_models(name, sizes, more, count):
     """transformers' own model on the meta device has the tensors that the cell wants, and as many numbers as published."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from converters.huggingface import config_from_hf, from_hf
+    from converters.formats.huggingface import config_from_hf, from_hf
     from msrnn.models.loading import check
     from msrnn.storage.lazy_tensors import Unread
 

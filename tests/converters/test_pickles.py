@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 import converters
 import msrnn
-from converters.pickles import open_pickle
+from converters.files.torch_files import open_pickle
 
 
 class Hostile:

@@ -9,7 +9,7 @@ from formats import folder_of, made, native, params
 
 import converters
 import msrnn
-from converters.sentencepiece_file import tokenizer
+from converters.files.sentencepiece import tokenizer
 
 TEXTS = [
     "the sea was calm that morning, and the boat",

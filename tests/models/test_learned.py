@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from msrnn.state.state.multistate import LEARNED
+from msrnn.state.multistate import LEARNED
 from tiny import DECODER, ROPES, assert_same, close, fold, tiny_decoder, tokens
 from torch.nn.functional import scaled_dot_product_attention, silu
 

@@ -26,19 +26,19 @@ def in_folder(folder: Path) -> Callable[[], dict[str, bytes]]:
     data = read_bytes(model)
 
     def make() -> "Tokenizer":
-        from . import sentencepiece_file  # deferred, as what it stands on is an extra
+        from .files import sentencepiece  # deferred, as what it stands on is an extra
 
-        return sentencepiece_file.tokenizer(model, data)
+        return sentencepiece.tokenizer(model, data)
 
     return lambda: files | _made(make)
 
 
 def in_gguf(path: Path) -> dict[str, bytes]:
     """What a GGUF's metadata says, as files."""
-    from . import gguf_tokenizer
+    from .gguf import tokenizer
 
-    files = _made(lambda: gguf_tokenizer.tokenizer(path))
-    if template := gguf_tokenizer.chat_template(path):
+    files = _made(lambda: tokenizer.tokenizer(path))
+    if template := tokenizer.chat_template(path):
         files["chat_template.jinja"] = template.encode()
     return files
 

@@ -9,10 +9,10 @@ from msrnn.layers.rotary import Rope
 from msrnn.models import Config
 from msrnn.storage.files import read_json
 
-from .carried import in_folder
-from .facts import number, whole
-from .interleaved import check_known, open_pieces, read_tensors
-from .source import Source
+from ..json_fields import number, whole
+from ..sidecar_files import in_folder
+from ..source import Source
+from .meta_layout import check_known, open_pieces, read_tensors
 
 KNOWN = {
     *("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "norm_eps", "vocab_size", "rope_theta"),

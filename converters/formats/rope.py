@@ -7,7 +7,7 @@ from typing import Any
 from msrnn import Error
 from msrnn.layers.rotary import Dynamic, Linear, Llama3, Rope, Yarn
 
-from .facts import number
+from ..json_fields import number
 
 ROPE_KEYS = {
     *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from msrnn import Error
 from msrnn.storage.files import read_bytes
 
-from .gguf_file import File
-from .gguf_tokenizer import USER_DEFINED, rebuild
+from ..gguf.header import File
+from ..gguf.tokenizer import USER_DEFINED, rebuild
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

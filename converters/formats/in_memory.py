@@ -6,9 +6,9 @@ from typing import Any
 from msrnn import Error
 from msrnn.models import Config
 
+from ..files.torch_files import plain
+from ..source import Source
 from .huggingface import config_from_hf, from_hf
-from .pickles import plain
-from .source import Source
 
 
 def open_live(model: Any) -> Source:

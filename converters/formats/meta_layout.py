@@ -17,9 +17,9 @@ from msrnn import Error
 from msrnn.models import Config
 from msrnn.storage.lazy_tensors import Unread
 
-from .pickles import open_pickle
-from .shards import has, open_shards
-from .source import Names
+from ..files.shards import has, open_shards
+from ..files.torch_files import open_pickle
+from ..source import Names
 
 NAMES = Names(
     outer={"tok_embeddings": "embed", "norm": "norm", "output": "head"},

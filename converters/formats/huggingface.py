@@ -15,11 +15,11 @@ from msrnn.models.loading import write_carried
 from msrnn.storage.files import parse_json, read_json, write_json
 from msrnn.storage.lazy_tensors import Unread, write_tensors
 
-from . import shards
-from .carried import in_folder
-from .facts import number, whole
+from ..files import shards
+from ..json_fields import number, whole
+from ..sidecar_files import in_folder
+from ..source import Names, Source
 from .rope import rope_from_hf, rope_to_hf
-from .source import Names, Source
 
 NAMES = Names(
     outer={"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head"},

@@ -6,7 +6,7 @@ from msrnn import Error
 from msrnn.storage.files import read_json
 from msrnn.storage.lazy_tensors import Unread, open_tensors
 
-from .pickles import open_pickle
+from .torch_files import open_pickle
 
 
 def has(folder: Path, single: str) -> bool:

@@ -19,8 +19,8 @@ from msrnn.layers.rotary import Linear, Llama3, Rope, Yarn
 from msrnn.models import Config
 from msrnn.storage.lazy_tensors import Unread
 
-from .gguf_file import File, open_file
-from .interleaved import half_split
+from ..formats.meta_layout import half_split
+from .header import File, open_file
 
 # The name table, GGUF <-> ours, with the shape of each tensor: V vocabulary, E width, F feed-forward width, Q and K
 # all query and all key/value heads side by side.

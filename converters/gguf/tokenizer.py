@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msrnn.errors import Error
 
-from .gguf_file import File, open_file
+from .header import File, open_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

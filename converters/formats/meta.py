@@ -11,10 +11,10 @@ from msrnn.layers.rotary import Llama3, Rope
 from msrnn.models import Config
 from msrnn.storage.files import read_json
 
-from .carried import in_folder
-from .facts import number, whole
-from .interleaved import Pieces, check_known, join, open_pieces, read_tensors
-from .source import Source
+from ..json_fields import number, whole
+from ..sidecar_files import in_folder
+from ..source import Source
+from .meta_layout import Pieces, check_known, join, open_pieces, read_tensors
 
 KNOWN = {
     *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps"),

@@ -1,0 +1,1 @@
+"""Files of tensors and tokenizers: safetensors shards, PyTorch files, SentencePiece."""

@@ -1,0 +1,1 @@
+"""Checkpoint formats: Hugging Face, Meta, Mistral, and models in memory."""

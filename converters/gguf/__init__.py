@@ -1,0 +1,1 @@
+"""GGUF: header, config, weights, tokenizer."""

@@ -20,6 +20,7 @@ check: .venv/test.ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 model: $(MODEL)/config.json
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..argtypes import positive_int
 from ..bench.sections import GUESSING, SECTIONS
 from ..decoding.methods import WAYS
 from ..errors import Error
@@ -64,7 +65,7 @@ def parser(*families: Family) -> argparse.ArgumentParser:
     choice.add_argument("--temperature", type=float, help="flattens (> 1) or sharpens (< 1) what is drawn from")
     choice.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest")
     choice.add_argument("--top-p", type=float, metavar="P", help="draw among the fewest that together reach P")
-    choice.add_argument("--seed", type=count, help="makes the drawing repeatable")
+    choice.add_argument("--seed", type=positive_int, help="makes the drawing repeatable")
     choice.add_argument(
         "--decode", choices=WAYS, default="plain", help="the same tokens, in another way several a pass (default: plain)"
     )
@@ -74,27 +75,27 @@ def parser(*families: Family) -> argparse.ArgumentParser:
     )
     generate.add_argument("--reduction", type=_reduction, help="what bounds H (default: the family's own)")
     generate.add_argument(
-        "--max-new-tokens", metavar="N", type=count, default=128, help="at most so many tokens (default: 128)"
+        "--max-new-tokens", metavar="N", type=positive_int, default=128, help="at most so many tokens (default: 128)"
     )
     generate.add_argument("--ignore-eos", action="store_true", help="go on past the model's end-of-text tokens")
 
     compare = commands.add_parser("compare", parents=[model, cell, text], help="one prompt under several operators")
     compare.add_argument("--reduction", type=_reduction, action="append", required=True, help="may be given several times")
-    compare.add_argument("--max-new-tokens", metavar="N", type=count, default=64, help="tokens under each (default: 64)")
+    compare.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=64, help="tokens under each (default: 64)")
     compare.add_argument("--picture", type=Path, metavar="FILE", help="also draw what each step kept")
 
     kept = commands.add_parser("retention", parents=[model, cell, text], help="draw which positions each step of a text kept")
     kept.add_argument("--reduction", type=_reduction, action="append", required=True, help="one panel each")
-    kept.add_argument("--max-tokens", metavar="N", type=count, default=256, help="read at most so many tokens (default: 256)")
+    kept.add_argument("--max-tokens", metavar="N", type=positive_int, default=256, help="read at most N tokens (default: 256)")
     kept.add_argument("--layer", type=int, help="of this layer only, negative from the end (default: the mean over all)")
     kept.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture: .png, .svg or .pdf")
 
     soak = commands.add_parser("soak", parents=[model, cell], help="run a bounded state for long, checked, killed and resumed")
-    soak.add_argument("--tokens", metavar="N", type=count, required=True, help="tokens to read in all")
+    soak.add_argument("--tokens", metavar="N", type=positive_int, required=True, help="tokens to read in all")
     soak.add_argument("--reduction", type=_reduction, help="what bounds H (default: the family's own)")
     soak.add_argument("--text", metavar="FILE", type=Path, help="what is read, over and over (UTF-8; default: random ids)")
-    soak.add_argument("--seed", type=count, default=1, help="of the random ids and of where fold and step meet (default: 1)")
-    soak.add_argument("--interval", metavar="N", type=count, default=2048, help="tokens from save to save (default: 2048)")
+    soak.add_argument("--seed", type=positive_int, default=1, help="seed of token ids and of checks (default: 1)")
+    soak.add_argument("--interval", metavar="N", type=positive_int, default=2048, help="tokens between saves (default: 2048)")
     soak.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="state, record and picture; it goes on from there"
     )
@@ -103,7 +104,7 @@ def parser(*families: Family) -> argparse.ArgumentParser:
         "--reduction", type=_reduction, default="tova:1024", help="what bounds H (default: tova:1024, so that H never grows)"
     )
     chat.add_argument("--system", metavar="TEXT", help="instructions for the whole conversation")
-    chat.add_argument("--max-new-tokens", metavar="N", type=count, default=512, help="the longest answer (default: 512)")
+    chat.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=512, help="the longest answer (default: 512)")
 
     bench = commands.add_parser("bench", parents=[model], help="times and bytes on this machine, beside transformers")
     bench.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(default: float32)")
@@ -119,10 +120,12 @@ def parser(*families: Family) -> argparse.ArgumentParser:
         help="what guessing gains, as --only with its sections",
     )
     bench.add_argument("--text", metavar="FILE", type=Path, help="what is read (UTF-8; default: random ids)")
-    bench.add_argument("--tokens", metavar="N", type=count, default=2048, help="length of a text (default: 2048)")
-    bench.add_argument("--size", metavar="N", type=count, default=512, help="rows that H holds (default: 512)")
-    bench.add_argument("--rounds", metavar="N", type=count, default=3, help="of whole texts, and 5 N of steps (default: 3)")
-    bench.add_argument("--threads", metavar="N", type=count, help="on a CPU (default: as many as PyTorch takes)")
+    bench.add_argument("--tokens", metavar="N", type=positive_int, default=2048, help="length of a text (default: 2048)")
+    bench.add_argument("--size", metavar="N", type=positive_int, default=512, help="rows that H holds (default: 512)")
+    bench.add_argument(
+        "--rounds", metavar="N", type=positive_int, default=3, help="N rounds of texts, 5 N of steps (default: 3)"
+    )
+    bench.add_argument("--threads", metavar="N", type=positive_int, help="on a CPU (default: as many as PyTorch takes)")
     bench.add_argument("--kvpress-python", metavar="PYTHON", type=Path, help="one that has kvpress, to be measured beside")
     bench.add_argument("--json", metavar="FILE", type=Path, help="also write all figures")
     bench.add_argument("--picture", metavar="FILE", type=Path, help="also measure and draw time and bytes against position")
@@ -145,9 +148,3 @@ def _sections(text: str) -> list[str]:
     if unknown := [name for name in names if name not in SECTIONS and name not in GUESSING]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no section; expected some of {', '.join([*SECTIONS, *GUESSING])}")
     return list(dict.fromkeys(names))
-
-
-def count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..argtypes import positive_int
 from ..errors import Error
 from ..reporting.figures import check_picture
 from ..storage.files import new_file
@@ -11,7 +12,6 @@ from ..train.report import report
 from ..train.variants import run_all
 from .eval import save
 from .options import read_text
-from .parser import count
 
 BEGIN, END = "<!-- what came out -->\n", "<!-- until here -->\n"
 """Between these two lines of a chapter the tables stand."""
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--chapter", metavar="FILE", type=Path, help="a page that the tables are written into, curves beside it"
     )
-    parser.add_argument("--workers", metavar="N", type=count, default=2, help="runs side by side (default: 2)")
+    parser.add_argument("--workers", metavar="N", type=positive_int, default=2, help="runs side by side (default: 2)")
     args = parser.parse_args(argv)
     try:
         check_picture(args.out / "picture.png")

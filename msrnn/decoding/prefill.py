@@ -17,9 +17,9 @@ from ..errors import Error
 from ..layers.attention import attend
 from ..recurrence.transition import dearness
 from ..recurrence.unroll import Events
-from ..reductions.contract import Reduction, Seen
+from ..reductions.contract import LEARNED, Reduction, Seen
 from ..reductions.registry import per_layer
-from ..state.multistate import LEARNED, MultiState
+from ..state.multistate import MultiState
 from ..state.state import State
 
 

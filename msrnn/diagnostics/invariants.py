@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..errors import Error
-from ..reductions.contract import H2O, Reduction, Sinks, Window
-from ..state.multistate import EMPTY, LEARNED, MultiState
+from ..reductions.contract import EMPTY, H2O, LEARNED, Reduction, Sinks, Window
+from ..state.multistate import MultiState
 from ..state.state import State
 
 BOUNDS = {

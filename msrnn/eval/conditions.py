@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..cli.parser import count
+from ..argtypes import positive_int
 from ..errors import Error
 from ..reductions.contract import Full, Reduction
 from ..reductions.registry import parse_reduction
@@ -78,5 +78,5 @@ def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[str] = CORE, s
     )
     shown = " ".join(map(str, sizes))
     parser.add_argument(
-        "--sizes", nargs="+", type=count, metavar="N", default=list(sizes), help=f"tokens carried (default: {shown})"
+        "--sizes", nargs="+", type=positive_int, metavar="N", default=list(sizes), help=f"tokens carried (default: {shown})"
     )

@@ -16,8 +16,8 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
+from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..cli.parser import count
 from ..errors import Error
 from ..reporting.report import Curves, Report, Table, figures
 from ..reporting.statistics import mean, paired
@@ -78,8 +78,8 @@ def read(cell: Cell, tokens: Tensor, state: State) -> tuple[Tensor, State]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line's."""
     add_text_arguments(parser)
-    parser.add_argument("--tokens", type=count, metavar="N", default=16384, help="read of each text (default: 16384)")
-    parser.add_argument("--stretch", type=count, metavar="N", default=512, help="tokens between two saves (default: 512)")
+    parser.add_argument("--tokens", type=positive_int, metavar="N", default=16384, help="read of each text (default: 16384)")
+    parser.add_argument("--stretch", type=positive_int, metavar="N", default=512, help="tokens between saves (default: 512)")
     conditions.add_arguments(parser, ("sinks:SIZE:4", "tova"), (256,))
     rules = [ABSOLUTE, *RULES]
     parser.add_argument(

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..cli.parser import count
 from ..decoding.generate import generate
 from ..errors import Error
 from ..reporting.report import Report, Table
@@ -86,12 +86,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_text_arguments(parser, chunk=256)
     conditions.add_arguments(parser, ("tova", "sinks:SIZE:4", "h2o"), (64, 128, 256))
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=count, default=512, help="the longest continuation (default: 512)"
+        "--max-new-tokens", metavar="N", type=positive_int, default=512, help="the longest continuation (default: 512)"
     )
     parser.add_argument(
-        "--seed", metavar="N", type=count, help="draw, from this seed on (default: the likeliest token is taken)"
+        "--seed", metavar="N", type=positive_int, help="draw, from this seed on (default: the likeliest token is taken)"
     )
-    parser.add_argument("--batch", type=count, metavar="B", default=4, help="prompts side by side (default: 4)")
+    parser.add_argument("--batch", type=positive_int, metavar="B", default=4, help="prompts side by side (default: 4)")
 
 
 def run(args: argparse.Namespace, source: Source) -> Report:

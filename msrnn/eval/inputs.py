@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..cli.parser import count
 from ..errors import Error
 from .texts import Chunk, chunks, read_dataset, read_texts
 
@@ -79,5 +79,5 @@ def add_text_arguments(parser: argparse.ArgumentParser, chunk: int | None = None
     parser.add_argument("--split", metavar="NAME", default="test", help="of a data set on the hub (default: test)")
     if chunk is None:
         return
-    parser.add_argument("--chunk", metavar="N", type=count, default=chunk, help=f"tokens of a chunk (default: {chunk})")
-    parser.add_argument("--chunks", metavar="N", type=count, help="the first so many of each text (default: all)")
+    parser.add_argument("--chunk", metavar="N", type=positive_int, default=chunk, help=f"tokens of a chunk (default: {chunk})")
+    parser.add_argument("--chunks", metavar="N", type=positive_int, help="the first so many of each text (default: all)")

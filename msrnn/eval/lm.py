@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..cli.parser import count
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Curves, Report, Table, figures
@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", metavar="FORM", default="tova", help="operator to compare with, chunk by chunk (default: tova)"
     )
     parser.add_argument(
-        "--batch", type=count, metavar="B", default=1, help="chunks side by side (default: 1; a GPU wants more)"
+        "--batch", type=positive_int, metavar="B", default=1, help="chunks side by side (default: 1; a GPU wants more)"
     )
 
 

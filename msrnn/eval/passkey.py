@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..cli.parser import count
 from ..errors import Error
 from ..reporting.report import Maps, Report, Table
 from ..reporting.sweep import Sweep, fingerprint
@@ -100,13 +100,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line's."""
     conditions.add_arguments(parser, ("full", "sinks:SIZE:4", "h2o", "tova"), (128, 512))
     parser.add_argument(
-        "--lengths", nargs="+", type=count, metavar="N", default=[256, 512, 1024, 2048], help="of the text, tokens"
+        "--lengths", nargs="+", type=positive_int, metavar="N", default=[256, 512, 1024, 2048], help="of the text, tokens"
     )
     parser.add_argument(
         "--depths", nargs="+", type=float, metavar="P", default=[0, 0.25, 0.5, 0.75, 1], help="of the key, 0 to 1"
     )
-    parser.add_argument("--keys", type=count, metavar="N", default=4, help="keys at each place (default: 4)")
-    parser.add_argument("--seed", type=count, default=1, help="of the keys (default: 1)")
+    parser.add_argument("--keys", type=positive_int, metavar="N", default=4, help="keys at each place (default: 4)")
+    parser.add_argument("--seed", type=positive_int, default=1, help="of the keys (default: 1)")
 
 
 def run(args: argparse.Namespace, source: Source) -> Report:

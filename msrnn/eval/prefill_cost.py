@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..cli.parser import count
 from ..decoding.prefill import prefill
 from ..errors import Error
 from ..reductions.contract import Reduction
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line's."""
     add_text_arguments(parser, chunk=2048)
     parser.add_argument(
-        "--prompt", metavar="N", type=count, default=1024, help="tokens of a chunk that are the prompt (default: 1024)"
+        "--prompt", metavar="N", type=positive_int, default=1024, help="tokens of a chunk that are the prompt (default: 1024)"
     )
     conditions.add_arguments(parser, ("window", "sinks:SIZE:4", "h2o", "tova", "last-queries"), (128, 512))
 

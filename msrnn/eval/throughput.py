@@ -12,8 +12,8 @@ from statistics import median
 
 import torch
 
+from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..cli.parser import count
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Report, Table, figures
@@ -74,9 +74,9 @@ def measure(cell: Cell, reduction: Reduction, budget: int, length: int, steps: i
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line's."""
     conditions.add_arguments(parser, ("tova", "full"), (64, 128, 256, 512, 1024))
-    parser.add_argument("--budget", type=count, metavar="MB", default=1000, help="for the states (default: 1000)")
-    parser.add_argument("--length", type=count, metavar="N", default=2048, help="tokens of a sequence (default: 2048)")
-    parser.add_argument("--steps", type=count, metavar="N", default=9, help="steps that are timed (default: 9)")
+    parser.add_argument("--budget", type=positive_int, metavar="MB", default=1000, help="for the states (default: 1000)")
+    parser.add_argument("--length", type=positive_int, metavar="N", default=2048, help="tokens of a sequence (default: 2048)")
+    parser.add_argument("--steps", type=positive_int, metavar="N", default=9, help="steps that are timed (default: 9)")
 
 
 def run(args: argparse.Namespace, source: Source) -> Report:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..cli.parser import count
 from ..decoding.generate import generate
 from ..errors import Error
 from ..reporting.report import Report, Table
@@ -119,9 +119,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, metavar="FILE", required=True, help="SQuALITY's .jsonl or QASPER's .json, as published"
     )
     conditions.add_arguments(parser, ("tova", "sinks:SIZE:4", "h2o", conditions.TRUNCATED), (256, 512, 1024, 2048))
-    parser.add_argument("--documents", type=count, metavar="N", help="the first so many (default: all)")
-    parser.add_argument("--length", type=count, metavar="N", default=4096, help="tokens of a prompt at most (default: 4096)")
-    parser.add_argument("--max-new-tokens", type=count, metavar="N", default=256, help="tokens of an answer (default: 256)")
+    parser.add_argument("--documents", type=positive_int, metavar="N", help="the first so many (default: all)")
+    parser.add_argument("--length", type=positive_int, metavar="N", default=4096, help="maximum prompt tokens (default: 4096)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive_int, metavar="N", default=256, help="maximum new tokens (default: 256)"
+    )
 
 
 def run(args: argparse.Namespace, source: Source) -> Report:

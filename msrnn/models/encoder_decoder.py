@@ -25,9 +25,9 @@ from ..layers.positional import sinusoids
 from ..layers.residual import FeedForward
 from ..layers.rotary import Rotation
 from ..recurrence.unroll import Before, Events
-from ..reductions.contract import Full, Reduction
+from ..reductions.contract import EMPTY, LEARNED, Full, Reduction
 from ..reductions.registry import per_layer
-from ..state.multistate import EMPTY, LEARNED, MultiState
+from ..state.multistate import MultiState
 from ..state.state import State
 from .config import check_whole
 from .encoder import Encoder, EncoderConfig

@@ -9,8 +9,9 @@ r"""A learned $H_0$: rows that stand in H before the first token is read, and ne
   are learned, so that a state remembers nothing but H.
 
 Learned rows have no place in the text. The clock counts text alone; they are at position −2, and not counted in ``size``
-(:mod:`msrnn.state.multistate`). Nothing is added to memory tokens for their position, their queries and keys are not rotated (as
-at the place 0), and to ALiBi they are near to every token. Write tokens are rotated, or lean, as the text's next ones would be.
+(:mod:`msrnn.state.multistate`). Nothing is added to memory tokens for their position, their queries and keys are not rotated
+(as at the place 0), and to ALiBi they are near to every token. Write tokens are rotated, or lean,
+as the next ones of the text would be.
 """
 
 from abc import abstractmethod
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, pad
 
 from ..errors import Error
-from ..reductions.contract import Full, Reduction
-from ..state.multistate import LEARNED, MultiState
+from ..reductions.contract import LEARNED, Full, Reduction
+from ..state.multistate import MultiState
 from ..state.position_remapping import ABSOLUTE
 from ..state.state import State
 from .network import Network

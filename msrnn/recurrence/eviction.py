@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from ..layers.attention import mask
-from ..reductions.contract import Reduction, Seen
-from ..state.multistate import EMPTY
+from ..reductions.contract import EMPTY, Reduction, Seen
 from .block_layout import Frame
 from .transition import dearness, updated
 

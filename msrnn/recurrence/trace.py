@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
-from ..state.multistate import EMPTY, MultiState, alike, join, stack_kept
+from ..reductions.contract import EMPTY
+from ..state.multistate import MultiState, alike, join, stack_kept
 from ..state.state import State
 from .unroll import Events, fold
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import Error
 from ..layers.attention import attend
-from ..reductions.contract import Reduction, Seen
-from ..state.multistate import EMPTY, MultiState
+from ..reductions.contract import EMPTY, Reduction, Seen
+from ..state.multistate import MultiState
 
 
 def updated(operator: Reduction, look: Seen) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..layers.attention import mask, meet
 from ..layers.linear import workable
-from ..reductions.contract import Seen
-from ..state.multistate import EMPTY, MultiState
+from ..reductions.contract import EMPTY, Seen
+from ..state.multistate import MultiState
 from .block_layout import Frame
 from .eviction import Block, Look, decide, left
 from .transition import advance, merged

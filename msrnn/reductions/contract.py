@@ -14,6 +14,9 @@ from torch import Tensor
 
 from ..errors import Error
 
+EMPTY, LEARNED = -1, -2
+"""Positions of a row that holds no token, and of a learned row, which is never evicted."""
+
 MOST = 10**18 - 1
 """Of rows: what 18 digits can say, and a clock can count."""
 

@@ -6,8 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..state.multistate import EMPTY
-from .contract import Forms, Reduction, Seen
+from .contract import EMPTY, Forms, Reduction, Seen
 
 
 @dataclass(frozen=True)

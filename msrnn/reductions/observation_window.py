@@ -7,8 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..state.multistate import EMPTY
-from .contract import Forms, Reduction, Seen
+from .contract import EMPTY, Forms, Reduction, Seen
 
 
 def newest(seen: Seen, count: int) -> Tensor:

@@ -7,18 +7,13 @@ are reused; ``positions`` says what a row is. B sequences, K key/value heads, S 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-if TYPE_CHECKING:
-    from ..reductions.contract import Reduction
-    from .position_remapping import Places
-
-EMPTY, LEARNED = -1, -2
-"""The positions of a row that holds nothing, and of one that no token left: a learned one."""
+from ..reductions.contract import EMPTY, Reduction
+from .position_remapping import Places
 
 
 @dataclass(eq=False)
@@ -65,7 +60,7 @@ class MultiState:
     values: Tensor
     positions: Tensor
     clock: Tensor
-    reduction: "Reduction"
+    reduction: Reduction
     numbers: dict[str, Tensor] = field(default_factory=dict)
     room: "Room | None" = None
     gapless: bool = False

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import Error
 from ..layers.attention import meet
 from ..layers.rotary import Rope, rotate
-from .multistate import EMPTY
+from ..reductions.contract import EMPTY
 
 
 def _compressed(gap: Tensor) -> Tensor:

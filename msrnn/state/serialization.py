@@ -10,12 +10,12 @@ import torch
 
 from ..errors import Error, check_device
 from ..layers.rotary import KINDS
-from ..reductions.contract import Reduction
+from ..reductions.contract import EMPTY, LEARNED, Reduction
 from ..reductions.registry import kinds
 from ..storage.files import each_once, new_file, read_about, read_tensors
 from ..storage.lazy_tensors import Unread, write_tensors
 from .fingerprint import Fingerprint
-from .multistate import EMPTY, LEARNED, MultiState
+from .multistate import MultiState
 from .position_remapping import Places
 from .state import State
 

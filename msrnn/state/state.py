@@ -161,7 +161,7 @@ class State:
         return self.map(lambda x: x.index_select(0, index))
 
     def save(self, path: str | Path) -> None:
-        """Write the state to one safetensors file, operators and their numbers included (see :mod:`msrnn.state.serialization`)."""
+        """Write the state to one safetensors file, operators and their numbers included."""
         from .serialization import save_state  # deferred: this file knows torch only
 
         save_state(self, path)

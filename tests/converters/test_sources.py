@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from formats import FAMILIES, PAIRS, SOURCES, made, ours
-from reference import tiny_reference
+from support.tiny_checkpoints import FAMILIES, PAIRS, SOURCES, made, ours
+from support.transformers_reference import tiny_reference
 
 import converters
 import msrnn

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from talking import talking_cell, tiny_tokenizer
-from tiny import fold
+from support.tiny_models import fold
+from support.tiny_tokenizer import talking_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main

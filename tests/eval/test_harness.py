@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from reference import tiny_reference
-from talking import tiny_tokenizer
+from support.tiny_tokenizer import tiny_tokenizer
+from support.transformers_reference import tiny_reference
 
 import converters
 import msrnn

@@ -6,9 +6,9 @@ import statistics
 from pathlib import Path
 
 import pytest
-from reference import tiny_reference
-from talking import talking_cell, tiny_tokenizer
-from tiny import close, fold, tiny_cell, tokens
+from support.tiny_models import close, fold, tiny_cell, tokens
+from support.tiny_tokenizer import talking_cell, tiny_tokenizer
+from support.transformers_reference import tiny_reference
 
 import converters
 import msrnn

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from talking import talking_cell
-from tiny import tiny_cell
+from support.tiny_models import tiny_cell
+from support.tiny_tokenizer import talking_cell
 
 import msrnn
 from msrnn import Cell

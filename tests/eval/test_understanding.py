@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from talking import talking_cell, tiny_tokenizer
+from support.tiny_tokenizer import talking_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main

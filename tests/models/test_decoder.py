@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import DECODER, FACTS, ROPES, assert_same, close, fold, tiny_cell, tiny_decoder, tokens
+from support.tiny_models import DECODER, FACTS, ROPES, assert_same, close, fold, tiny_cell, tiny_decoder, tokens
 from torch import nn
 from torch.nn.functional import cross_entropy, gelu, relu, scaled_dot_product_attention, silu
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from classic import ours, shaken
-from tiny import assert_same, close, fold, tokens
+from support.tiny_models import assert_same, close, fold, tokens
+from support.torch_nn_reference import ours, shaken
 from torch import nn
 
 import converters

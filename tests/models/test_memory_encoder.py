@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from classic import ours, shaken
-from tiny import close
+from support.tiny_models import close
+from support.torch_nn_reference import ours, shaken
 from torch import nn
 from torch.nn.functional import layer_norm, linear, relu
 

@@ -6,7 +6,7 @@ import random
 import pytest
 import tokenizers
 import torch
-from small import recipe, words
+from support.training import recipe, words
 
 import msrnn
 from msrnn.train.data import Data, Streams

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import DECODER, recipe, words
+from support.training import DECODER, recipe, words
 from torch.nn.functional import cross_entropy
 
 import msrnn

@@ -1,0 +1,94 @@
+"""tokenizer.model, against the sentencepiece package: its own trainer makes the files, its own encoder the ids."""
+
+import io
+import random
+
+import pytest
+import sentencepiece
+from support.tiny_checkpoints import folder_of, made, native, params
+
+import converters
+import msrnn
+from converters.files.sentencepiece import tokenizer
+
+TEXTS = [
+    "the sea was calm that morning, and the boat",
+    "über die See; naïve café 123 4567",
+    "def f(x):\n\treturn x + 1",
+    "世界 hello 世",
+]
+LLAMA = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+
+
+def trained(path, **more):
+    """A model trained as LLaMA's was, on a few words."""
+    rng, written = random.Random(0), io.BytesIO()
+    words = " ".join(TEXTS).split()
+    texts = [" ".join(rng.choices(words, k=8)) for _ in range(200)]
+    settings = {**LLAMA, "vocab_size": 400, "hard_vocab_limit": False, "minloglevel": 2, **more}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=written, **settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(written.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"add_dummy_prefix": False}, {"add_dummy_prefix": False, "user_defined_symbols": ["<tool>", "return"]}]
+)
+def test_ids_are_sentencepieces(more, tmp_path):
+    theirs = trained(tmp_path / "tokenizer.model", **more)
+    ours = tokenizer(tmp_path / "tokenizer.model")
+    assert ours.get_vocab_size() == theirs.vocab_size()
+    rng = random.Random(1)
+    letters = [*sorted(set("".join(TEXTS))), "\n", "  ", "é", "🙂", "<tool>"]
+    for text in [*TEXTS, *("".join(rng.choices(letters, k=20)) for _ in range(100))]:
+        text = text.strip()  # the package's and the library's ways with a space in front of a text are the GGUF tests' matter
+        assert ours.encode(text).ids == [theirs.bos_id(), *theirs.encode(text)], text
+        assert ours.decode(ours.encode(text).ids) == text
+
+
+def test_it_serves_and_goes_along(tmp_path):
+    _, state, facts = made("gqa", tmp_path / "hf")
+    folder = folder_of(tmp_path / "meta", {"params.json": params(facts), "consolidated.00.pth": native(state, facts)})
+    with pytest.raises(msrnn.Error, match=r"has neither tokenizer\.json nor tokenizer\.model"):
+        converters.tokenizer(folder)
+    trained(folder / "tokenizer.model")
+    ids = converters.tokenizer(folder).encode(TEXTS[0]).ids
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    converters.convert(folder, tmp_path / "own")
+    assert converters.tokenizer(tmp_path / "own").encode(TEXTS[0]).ids == ids
+    assert (tmp_path / "own" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"model_type": "unigram"}, "kind 1; expected 2, BPE"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalises a text"),
+        ({"remove_extra_whitespaces": True}, "normalises a text"),
+        ({"user_defined_symbols": ["<tool>"]}, "user-defined tokens"),
+    ],
+)
+def test_other_kinds_are_refused(more, said, tmp_path):
+    trained(tmp_path / "tokenizer.model", **more)
+    with pytest.raises(msrnn.Error, match=said):
+        tokenizer(tmp_path / "tokenizer.model")
+
+
+def test_other_files_and_damaged_ones_are_refused(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    trained(path)
+    data, rng = path.read_bytes(), random.Random(0)
+    for content in (b"", b"IQ== 0\nIg== 1\n", b"\xff" * 40):  # the second is how Llama 3's begins
+        path.write_bytes(content)
+        with pytest.raises(msrnn.Error, match="SentencePiece model" if content else "empty"):
+            tokenizer(path)
+    for _ in range(60):
+        bad = bytearray(data[: rng.randrange(1, len(data) + 1)])
+        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        try:
+            found = tokenizer(path)
+        except msrnn.Error:
+            continue
+        assert found.get_vocab_size() > 0

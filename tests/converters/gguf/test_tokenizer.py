@@ -1,0 +1,317 @@
+"""Tokenizers from GGUF metadata: against transformers, SentencePiece and a naive BPE, on prose, code, digits, Chinese."""
+
+import argparse
+import inspect
+import json
+import random
+import re
+import sys
+import textwrap
+from itertools import pairwise
+
+import pytest
+import regex
+import sentencepiece
+import tokenizers
+import transformers
+from support.gguf_files import write
+
+from converters.gguf.tokenizer import chat_template, tokenizer
+from msrnn import Error
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHINESE = ("今天天气很好，我们去公园散步。", "二〇二四年三月五日，共有１２３个人！", "𠮷野家在哪里？", "「你好」，他说……")
+STRANGE = "naïve façade 🦙🤖 ½²³ ٣٤ ﬁ e\u0301 zero\u200bwidth it's IT'S we'LL we'Llx \r\n\r\n a\t\tb  \n\n\n  x\u00a0y \u3000z"
+
+
+def texts():
+    """100 kB and more of each kind that tokenizers treat in their own way; the same at every run of a Python version."""
+    rng = random.Random(0)
+    code = "".join(inspect.getsource(module) for module in (argparse, json, textwrap))
+    prose = "\n\n".join(inspect.getdoc(x) or "" for module in (argparse, re, random) for x in vars(module).values())
+    numbers = [str(rng.randrange(10 ** rng.randrange(1, 12))) for _ in range(2000)]
+    dates = [f"{rng.randrange(1900, 2030)}-{rng.randrange(13):02}-{rng.randrange(32):02}" for _ in range(500)]
+    spaced = "".join(" " * rng.randrange(1, 30) + rng.choice(["7", "42", "a", "\n", "\t", "if x:", "ß"]) for _ in range(500))
+    chinese = "".join(rng.choice(CHINESE) + rng.choice(["\n", "", " ", "42"]) for _ in range(1000))
+    return {
+        "code": code,
+        "prose": prose,
+        "numbers": " ".join(numbers) + ", ".join(dates),
+        "spaced": spaced,
+        "chinese": chinese,
+        "strange": STRANGE * 20,
+    }
+
+
+TEXTS = texts()
+
+
+def refusing(sentence):
+    return pytest.raises(Error, match=re.escape(sentence))
+
+
+# -- the real file --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(gguf_path):
+    return tokenizer(gguf_path)
+
+
+def test_real_ids_are_those_of_transformers(real, hf_folder):
+    """But for digits of other scripts and runs of spaces before a digit: see the next test; taken out here."""
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(hf_folder / "tokenizer.json"))
+    n_bytes = 0
+    for kind, text in TEXTS.items():
+        text = regex.sub(r"(?![0-9])\p{N}", "", text)
+        text = regex.sub(r"\s+(\s[0-9])", r"\1", text)
+        assert real.encode(text).ids == reference.encode(text, add_special_tokens=False), kind
+        n_bytes += len(text.encode())
+    assert n_bytes > 200_000
+
+
+def test_real_digits_stand_alone(real, hf_folder):
+    """SmolLM2's own tokenizer takes digits out first; what transformers rebuilds from GGUF forgets to, and so differs."""
+    for text, tokens in {
+        "a  5": ["a", "ĠĠ", "5"],
+        "a\n\n12": ["a", "ĊĊ", "1", "2"],
+        "x\n    5": ["x", "ĊĠĠĠĠ", "5"],
+        "½²": ["Â½", "Â²"],
+    }.items():
+        assert real.encode(text).tokens == tokens
+    forgetful = tokenizers.Tokenizer.from_file(str(hf_folder / "tokenizer.json"))
+    assert forgetful.encode("a  5").tokens == ["a", "Ġ", "Ġ", "5"]
+    digits, rest = tokenizers.pre_tokenizers.Digits(individual_digits=True), forgetful.pre_tokenizer
+    forgetful.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, rest])
+    for kind, text in TEXTS.items():
+        assert real.encode(text).ids == forgetful.encode(text).ids, kind
+
+
+def test_real_text_comes_back(real):
+    for kind, text in TEXTS.items():
+        assert real.decode(real.encode(text).ids, skip_special_tokens=False) == text, kind
+
+
+def test_real_special_tokens_and_template(real, gguf_path, hf_folder):
+    encoded = real.encode("<|im_start|>user\nhi<|im_end|>")
+    assert (encoded.ids[0], encoded.ids[-1]) == (1, 2)
+    assert real.decode(encoded.ids) == "user\nhi"
+    assert chat_template(gguf_path).strip() == (hf_folder / "chat_template.jinja").read_text().strip()
+
+
+# -- byte-level -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Vocabulary and merges learned from the texts, and one word that no merges reach."""
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
+    learner.train_from_iterator([text[:30_000] for text in TEXTS.values()], trainer)
+    model = json.loads(learner.to_str())["model"]
+    tokens = ["<s>", "</s>", *sorted(model["vocab"], key=model["vocab"].get), "ĠArgumentParser", "<tool>"]
+    return tokens, [" ".join(merge) for merge in model["merges"]]
+
+
+@pytest.fixture
+def byte_level(tmp_path, trained):
+    def make(**changes):
+        tokens, merges = trained
+        metadata = {
+            "model": "gpt2",
+            "pre": "gpt-2",
+            "tokens": tokens,
+            "token_type": [3, 3, *[1] * (len(tokens) - 3), 4],
+            "merges": merges,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        } | changes
+        return write(tmp_path / "byte.gguf", {f"tokenizer.ggml.{key}": x for key, x in metadata.items() if x is not None}, {})
+
+    return make
+
+
+def words(text, pre):
+    pieces = regex.findall(r"\p{N}|\P{N}+", text) if pre == "smollm" else [text]
+    return [word for piece in pieces for word in regex.findall(LLAMA3 if "llama" in pre else GPT2, piece)]
+
+
+def naive(text, pre, tokens, merges):
+    """Byte-level BPE as the paper has it: of all neighbours merge the pair learned first, again and again."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in printable]
+    letters = {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(rest)}
+    ranks = {tuple(merge.split(" ")): n for n, merge in enumerate(merges)}
+    seen, ids = {}, {token: n for n, token in enumerate(tokens)}
+    for word in set(words(text, pre)):
+        parts = [letters[b] for b in word.encode()]
+        if "llama" in pre and "".join(parts) in ids:
+            parts = ["".join(parts)]
+        while len(parts) > 1:
+            rank, n = min((ranks.get(pair, 1 << 30), n) for n, pair in enumerate(pairwise(parts)))
+            if rank == 1 << 30:
+                break
+            parts[n : n + 2] = [parts[n] + parts[n + 1]]
+        seen[word] = [ids[part] for part in parts]
+    return [n for word in words(text, pre) for n in seen[word]]
+
+
+@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "llama3", "llama-v3"])
+def test_byte_level_ids_are_those_of_the_naive_way(byte_level, trained, pre):
+    rebuilt = tokenizer(byte_level(pre=pre, add_bos_token=False))
+    for kind, text in TEXTS.items():
+        text = text[:40_000]
+        spans = [span for _, span in rebuilt.pre_tokenizer.pre_tokenize_str(text)]
+        assert [text[start:end] for start, end in spans] == words(text, pre), kind
+        found = rebuilt.encode(text).ids
+        assert found == naive(text, pre, *trained), kind
+        assert rebuilt.decode(found) == text
+    whole = "ĠArgumentParser" in rebuilt.encode("an ArgumentParser").tokens
+    assert whole == ("llama" in pre)  # no merges lead there: found only by looking the whole word up
+
+
+def test_specials_are_found_in_the_text(byte_level):
+    rebuilt = tokenizer(byte_level())
+    encoded = rebuilt.encode("</s><tool>a</s>")
+    assert encoded.tokens == ["</s>", "<tool>", "a", "</s>"]
+    assert rebuilt.decode(encoded.ids) == "<tool>a"  # user-defined tokens are text, control tokens are not
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"),
+    [
+        ({}, ["a"]),
+        ({"pre": "llama-bpe"}, ["<s>", "a"]),
+        ({"pre": "llama-bpe", "add_bos_token": False}, ["a"]),
+        ({"add_bos_token": True}, ["<s>", "a"]),
+        ({"add_bos_token": True, "add_eos_token": True}, ["<s>", "a", "</s>"]),
+        ({"add_eos_token": True}, ["a", "</s>"]),
+    ],
+)
+def test_begin_and_end_are_added_where_the_file_says_so(byte_level, said, tokens):
+    rebuilt = tokenizer(byte_level(**said))
+    assert rebuilt.encode("a").tokens == tokens
+    assert rebuilt.encode("a", "a").tokens == tokens + tokens
+    assert rebuilt.encode("a", add_special_tokens=False).tokens == ["a"]
+
+
+# -- SentencePiece --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    """Trains LLaMA's kind of model: BPE, bytes for rare characters, digits alone, spaces kept."""
+    folder = tmp_path_factory.mktemp("spm")
+    lines = [line for text in TEXTS.values() for line in text[:30_000].splitlines() if line]
+
+    def train(**options):
+        target = folder / "-".join(["m", *map(str, options.values())])
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_prefix=str(target),
+            model_type="bpe",
+            vocab_size=900,
+            character_coverage=0.99,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            user_defined_symbols=["<tool>"],
+            minloglevel=2,
+            **options,
+        )
+        return sentencepiece.SentencePieceProcessor(model_file=f"{target}.model")
+
+    return train
+
+
+def pieces(model):
+    n = model.vocab_size()
+    kinds = {2: model.is_unknown, 3: model.is_control, 6: model.is_byte}
+    return {
+        "model": "llama",
+        "pre": "default",
+        "tokens": [model.id_to_piece(i) for i in range(n)],
+        "scores": [model.get_score(i) for i in range(n)],
+        "token_type": [
+            next((kind for kind, is_it in kinds.items() if is_it(i)), 4 if model.id_to_piece(i) == "<tool>" else 1)
+            for i in range(n)
+        ],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+@pytest.mark.parametrize(("prefix", "fallback"), [(True, True), (False, True), (True, False)])
+def test_sentencepiece_ids_are_its_own(trainer, byte_level, prefix, fallback):
+    model = trainer(add_dummy_prefix=prefix, byte_fallback=fallback)
+    rebuilt = tokenizer(byte_level(**pieces(model), add_space_prefix=prefix, merges=None))
+    n_unknown = 0
+    for kind, text in TEXTS.items():
+        text = text if prefix else text[:3000] + "<tool>" + text[3000:]
+        found = rebuilt.encode(text).ids
+        assert found == [1, *model.encode(text)], kind
+        n_unknown += found.count(0)
+        if fallback:
+            assert rebuilt.decode(found) == text, kind
+    assert (n_unknown == 0) == fallback
+    assert rebuilt.encode("a</s>").tokens[-1] == "</s>"
+
+
+def test_rows_never_used_are_never_made(byte_level):
+    """Type 5: what llama.cpp's converter fills a vocabulary up with, among others; SentencePiece takes it apart again."""
+    said = {"tokens": ["<unk>", "▁", "a", "b", "ab", "▁a"], "token_type": [2, 1, 1, 1, 5, 1]}
+    rebuilt = tokenizer(byte_level(model="llama", scores=[0.0, -3.0, -4.0, -5.0, -1.0, -2.0], add_bos_token=False, **said))
+    assert rebuilt.encode("ab").tokens == ["▁a", "b"]
+    assert rebuilt.encode("ac c").tokens == ["▁a", "<unk>", "▁", "<unk>"]
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------
+
+SCORES = {"model": "llama", "tokens": ["<unk>", "a"], "token_type": [2, 1], "scores": [0.0, -1.0]}
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; expected 'gpt2' or 'llama'"),
+        ({"model": None}, "tokenizer.ggml.model is None; expected str"),
+        ({"tokens": None}, "tokenizer.ggml.tokens is None; expected list"),
+        ({"tokens": [1, 2]}, "tokenizer.ggml.tokens is [1, 2]; expected list"),
+        ({"token_type": [1]}, "tokens and 1 token types; expected one type for each"),
+        ({"tokens": ["a", "a"], "token_type": [1, 1]}, "only 1 of 2 tokens differ"),
+        ({"pre": "qwen2"}, "tokenizer.ggml.pre is 'qwen2'; expected 'smollm', 'gpt-2' or 'llama-bpe'"),
+        ({"pre": None}, "tokenizer.ggml.pre is 'default'; expected 'smollm'"),
+        ({"merges": None}, "tokenizer.ggml.merges is None; expected list"),
+        ({"merges": ["ab"]}, "merge 'ab' is not of two tokens that make a third"),
+        ({"merges": ["a <s>"]}, "merge 'a <s>' is not of two tokens that make a third"),
+        ({"add_bos_token": True, "bos_token_id": None}, "tokenizer.ggml.bos_token_id is None; expected int"),
+        ({"add_bos_token": True, "bos_token_id": 99999}, "tokenizer.ggml.bos_token_id is 99999; expected less than"),
+        ({"add_bos_token": 1}, "tokenizer.ggml.add_bos_token is 1; expected bool"),
+        ({**SCORES, "scores": None}, "tokenizer.ggml.scores is None; expected list"),
+        ({**SCORES, "scores": [0.0]}, "2 tokens and 1 scores; expected one score for each"),
+        ({**SCORES, "token_type": [1, 1]}, "neither an unknown token nor byte tokens"),
+    ],
+)
+def test_refused(byte_level, said, sentence):
+    with refusing(sentence):
+        tokenizer(byte_level(**said))
+
+
+def test_chat_template_absent_or_no_text(tmp_path):
+    assert chat_template(write(tmp_path / "x.gguf", {"general.architecture": "llama"}, {})) is None
+    with refusing("tokenizer.chat_template is 3; expected text"):
+        chat_template(write(tmp_path / "y.gguf", {"tokenizer.chat_template": 3}, {}))
+
+
+def test_no_package(byte_level, monkeypatch):
+    path = byte_level()
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with refusing('the package tokenizers is missing; expected it here: pip install "msrnn[gguf]"'):
+        tokenizer(path)

@@ -1,0 +1,198 @@
+"""The shortcut against transformers with eager attention and a cut in plain Python, and where it is the fold and where not."""
+
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import pytest
+import torch
+from support.tiny_models import assert_same, close, fold, held, tiny_cell, tokens
+from support.transformers_reference import float64_reference, saved, tiny_reference
+from transformers import DynamicCache
+
+import converters
+import msrnn
+from msrnn import H2O, TOVA, CaM, Keyformer, Knorm, LastQueries, Random, Reduction, Sinks, Window, prefill
+
+TEXT = torch.randint(0, 61, (2, 30), generator=torch.Generator().manual_seed(1))
+
+
+def dense(model, text):
+    """transformers over the whole prompt: logits, each layer's attention weights ``(B, N, T, T)``, keys and values."""
+    model.set_attn_implementation("eager")
+    with float64_reference(model), patch("torch.float32", torch.float64), torch.no_grad():
+        out = model(text, output_attentions=True, use_cache=True)
+    assert out.attentions[0].dtype == torch.float64
+    return out.logits[:, -1], out.attentions, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+
+
+def top(score, size):
+    """The positions of the ``size`` highest, of equals the newest, in order."""
+    return sorted(sorted(range(len(score)), key=lambda p: (score[p], p))[-size:])
+
+
+def tova(weights, k, size, G):
+    return top([sum(w[-1][p] for w in weights) / len(weights) for p in range(len(weights[0]))], size)
+
+
+def tova_head(weights, k, size, G):
+    return tova(weights[k * G : (k + 1) * G], 0, size, G)
+
+
+def h2o(weights, k, size, G, recent=None):
+    T, recent = len(weights[0]), size // 2 if recent is None else recent
+    total = [sum(row[p] for w in weights[k * G : (k + 1) * G] for row in w) / G for p in range(T)]
+    return top([float("inf") if p >= T - recent else total[p] for p in range(T)], size)
+
+
+def last_queries(weights, k, size, G):
+    T = len(weights[0])
+    total = [sum(row[p] for w in weights[k * G : (k + 1) * G] for row in w[-3:]) / G for p in range(T)]
+    return top([float("inf") if p >= T - 3 else total[p] for p in range(T)], size)
+
+
+RULES = {
+    "tova": (TOVA(7), tova),
+    "tova-head": (TOVA(7, per_head=True), tova_head),
+    "h2o": (H2O(8), h2o),
+    "h2o, nothing recent": (H2O(5, recent=0), lambda *a: h2o(*a, recent=0)),
+    "window": (Window(6), lambda weights, k, size, G: list(range(len(weights[0]) - size, len(weights[0])))),
+    "sinks": (Sinks(6, 2), lambda weights, k, size, G: [0, 1, *range(len(weights[0]) - size + 2, len(weights[0]))]),
+    "last queries": (LastQueries(8, window=3), last_queries),
+    "per layer": (TOVA((4, 9)), tova),
+    "longer than the prompt": (TOVA(64), tova),
+    "full": (msrnn.Full(), lambda weights, k, size, G: list(range(len(weights[0])))),
+}
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1])
+@pytest.mark.parametrize(("operator", "rule"), RULES.values(), ids=RULES)
+def test_the_prompt_is_transformers_and_the_cut_is_by_hand(operator, rule, heads, tmp_path):
+    model = tiny_reference(num_key_value_heads=heads)
+    cell = converters.load(saved(model, tmp_path))
+    logits, weights, rows = dense(model, TEXT)
+    read, state = prefill(cell, TEXT, operator)
+    close(read, logits)
+    carried = DynamicCache()
+    for l, H in enumerate(state):
+        size = operator.at(l).size or 30
+        kept = [[rule(weights[l][b].tolist(), k, size, 4 // heads) for k in range(heads)] for b in range(2)]
+        assert H.positions.tolist() == kept
+        index = torch.tensor(kept)[..., None].expand(-1, -1, -1, H.keys.shape[3])
+        keys, values = (x.gather(2, index) for x in rows[l])
+        close(H.keys, keys)
+        close(H.values, values)
+        carried.update(keys, values, l)
+        assert H.clock.tolist() == [30, 30]
+        assert str(H.reduction) == str(operator.at(l))
+    if len({H.keys.shape[2] for H in state}) == 1:  # transformers goes on from these rows
+        token = torch.tensor([[5], [6]])
+        with float64_reference(model), patch("torch.float32", torch.float64), torch.no_grad():
+            out = model(token, past_key_values=carried, position_ids=torch.full((2, 1), 30), use_cache=True)
+        close(cell.step(token[:, 0], state)[0], out.logits[:, -1])
+
+
+OPERATORS = [TOVA(5), TOVA(4, per_head=True), H2O(6), Window(5), Window(0), Sinks(5, 2), Random(5), Knorm(5), Keyformer(6)]
+OPERATORS += [LastQueries(6, 2), ["tova:4", "h2o:6"], H2O((3, 8), per_head=False)]
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_ragged_prompts_are_read_as_alone_and_what_follows_is_the_fold(operator):
+    generator = torch.Generator().manual_seed(0)
+    cell, text = tiny_cell(), torch.stack([torch.randperm(50, generator=generator)[:20] for _ in range(4)])
+    lengths = torch.tensor([20, 1, 0, 9])
+    logits, state = prefill(cell, text, operator, lengths=lengths)
+    assert state.clock.tolist() == [20, 1, 0, 9]
+    assert logits[2].isnan().all()
+    for b in (0, 1, 3):
+        alone, own = prefill(cell, text[b : b + 1, : lengths[b]], operator)
+        close(logits[b], alone[0], 1e-8)
+        assert_same(state.select([b]), own, 1e-8)
+    assert_same(state.select([2]), cell.initial_state(1, operator))
+    more = tokens(4, 4, 9)
+    by_step, end = fold(cell, more, state)
+    folded, after = cell(more, state)
+    close(folded, by_step, 1e-8)
+    assert_same(after, end, 1e-8)
+    new, written = msrnn.generate(cell, more, state, max_new_tokens=3)
+    assert new.shape == (4, 3)
+    assert written.clock.tolist() == [32, 13, 12, 21]
+
+
+@pytest.mark.parametrize("operator", ["tova:20", "h2o:20", "keyformer:20", "scissorhands:20", "knorm:20", "full"])
+def test_a_prompt_that_fits_is_the_fold(operator):
+    cell, text = tiny_cell(), tokens(1, 2, 20)
+    logits, state = prefill(cell, text, operator)
+    expected, end = cell(text, cell.initial_state(2, operator), last_only=True)
+    close(logits, expected, 1e-8)
+    assert_same(state, end, 1e-8)
+
+
+def test_a_prompt_that_does_not_fit_is_another_transition():
+    cell, text = tiny_cell(), tokens(1, 1, 30)
+    for operator in ("tova:6", "h2o:6"):
+        logits, state = prefill(cell, text, operator)
+        folded, exact = cell(text, cell.initial_state(1, operator), last_only=True)
+        close(logits, cell(text, last_only=True)[0], 1e-8)
+        assert (logits - folded).abs().max() > 0.1
+        assert held(state) != held(exact)
+    for operator in ("window:6", "sinks:6:2"):  # they hold the same positions, made by other attention
+        _, state = prefill(cell, text, operator)
+        _, exact = cell(text, cell.initial_state(1, operator))
+        assert held(state) == held(exact)
+        assert (state[1].keys.sum() - exact[1].keys.sum()).abs() > 1e-3
+
+
+def test_no_text_is_the_initial_state():
+    cell = tiny_cell()
+    logits, state = prefill(cell, tokens(0, 2, 0), "tova:4")
+    assert logits.shape == (2, 50)
+    assert logits.isnan().all()
+    assert_same(state, cell.initial_state(2, "tova:4"))
+
+
+@dataclass(frozen=True)
+class Equal(Reduction):
+    """All rows are as dear as each other."""
+
+    def score(self, seen):
+        return torch.zeros_like(seen.weights.mean(2))
+
+
+def test_of_equals_the_oldest_go():
+    _, state = prefill(tiny_cell(), tokens(1, 1, 12), Equal(5))
+    assert held(state) == [[[[7, 8, 9, 10, 11]] * 2]] * 2
+
+
+def test_memory_is_not_the_prompt_squared(monkeypatch):
+    """An operator without numbers makes no weights but the last query's."""
+    made = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: made.append(x.numel()) or softmax(x, *a, **k))
+    cell = tiny_cell()
+    prefill(cell, tokens(1, 1, 300), "tova:8")
+    assert max(made) == cell.config.n_heads * 300
+    made.clear()
+    prefill(cell, tokens(1, 1, 300), "h2o:8")
+    assert max(made) <= cell.config.n_heads * 64 * 300
+
+
+def test_what_cannot_be_cut_at_once_is_refused():
+    cell = tiny_cell()
+    with pytest.raises(msrnn.Error, match="CaM changes values"):
+        prefill(cell, tokens(1, 1, 9), CaM(5, sinks=1))
+    with pytest.raises(msrnn.Error, match="outside the vocabulary"):
+        prefill(cell, torch.tensor([[50]]), "tova:4")
+    with pytest.raises(msrnn.Error, match="lengths are"):
+        prefill(cell, tokens(1, 1, 9), "tova:4", lengths=torch.tensor([10]))
+    with pytest.raises(msrnn.Error, match="no operator is called"):
+        prefill(cell, tokens(1, 1, 9), "nothing")
+
+
+def test_on_the_real_weights(smollm, figure):
+    text = torch.randint(1000, 20000, (1, 200), generator=torch.Generator().manual_seed(0))
+    logits, state = prefill(smollm, text, "tova:64")
+    full, _ = smollm(text, last_only=True)
+    gap = (logits - full).abs().max().item()
+    figure(f"{gap:.1e} largest difference of logits, prefill from the unbounded model: SmolLM2-135M")
+    assert gap < 1e-3
+    assert {H.keys.shape[2] for H in state} == {64}

@@ -1,0 +1,246 @@
+"""Decoding out of order gives greedy's tokens and greedy's state, whatever is guessed."""
+
+import pytest
+import torch
+from cell.test_laws import laws, settings_of
+from hypothesis import given
+from hypothesis import strategies as st
+from support.tiny_models import assert_same, tiny_cell, tokens
+
+import msrnn
+from msrnn import Error, jacobi
+
+
+@st.composite
+def calls(draw):
+    """A cell, a batch of ragged prompts, a state that has read a little, and ends that come inside accepted runs."""
+    cell, B, reduction = draw(settings_of())
+    text = tokens(draw(st.integers(0, 99)), B, T := draw(st.integers(1, 9)), vocab=draw(st.sampled_from([3, 50])))
+    lengths = torch.tensor(draw(st.lists(st.integers(1, T), min_size=B, max_size=B)))
+    eos = draw(st.none() | st.lists(st.integers(0, 49), min_size=1, max_size=12))
+    state = cell(tokens(7, B, draw(st.integers(0, 3))), cell.initial_state(B, reduction))[1]
+    return cell, text, state, {"max_new_tokens": draw(st.integers(0, 13)), "lengths": lengths, "eos_token_id": eos}
+
+
+def assert_plain(call, decoded):
+    """The tokens, the state and the count are those of ``generate``."""
+    cell, text, state, facts = call
+    (new, after, record), (greedy, end) = decoded, msrnn.generate(cell, text, state, **facts)
+    assert new.equal(greedy)
+    assert_same(after, end, 1e-8)
+    assert record.accepted.sum(0).equal(end.clock - state.clock - facts["lengths"])
+    assert (record.read >= record.accepted).all()
+    assert (record.pooled <= (record.accepted - 1).clamp(min=0)).all()
+
+
+@given(st.data(), calls())
+@laws(30)
+def test_jacobi_is_greedy(data, call):
+    """Any block, operator, batch, ragged prompts, ends inside an accepted run; after j passes at least j tokens are there."""
+    cell, text, state, facts = call
+    found = jacobi(cell, text, state, block=data.draw(st.integers(1, 9)), **facts)
+    assert_plain(call, found)
+    accepted = found[2].accepted
+    going = torch.cat((accepted[1:] > 0, accepted[:0] > 0))
+    assert (accepted[:-1] >= going.long()).all()
+
+
+@given(st.data(), calls())
+@laws(60)
+def test_lookahead_is_greedy(data, call):
+    """Any window, n-gram, number of guesses; an empty pool, a full one, prompts shorter than an n-gram."""
+    cell, text, state, facts = call
+    pool = data.draw(st.sampled_from([None, msrnn.Pool(1, 1), msrnn.Pool(2)]))
+    if pool is not None and data.draw(st.booleans()):
+        end = msrnn.generate(cell, text, state, **facts)[0]
+        pool.add([0, *end[0].tolist(), *range(50), *range(50)])  # what will be written, and much that will not
+    settings = {
+        "window": data.draw(st.integers(0, 9)),
+        "ngram": data.draw(st.integers(2, 9)),
+        "guesses": data.draw(st.sampled_from(["auto", 0, 1, 2, 5])),
+    }
+    assert_plain(call, msrnn.lookahead(cell, text, state, pool=pool, **settings, **facts))
+
+
+@pytest.mark.parametrize("reduction", ["full", "tova:4", "h2o:5", "sinks:4:2"])
+def test_known_words_are_accepted_at_once(reduction):
+    """A pool that knows the answer gives it in as few passes as there are n-grams in it; the next call finds it there too."""
+    cell, text = tiny_cell(), tokens(1, 2, 5)
+    state = cell.initial_state(2, reduction)
+    greedy, end = msrnn.generate(cell, text, state, max_new_tokens=24)
+    pool = msrnn.Pool()
+    for row in torch.cat((text, greedy), dim=1).tolist():
+        pool.add(row)
+    new, after, record = msrnn.lookahead(cell, text, state, max_new_tokens=24, ngram=8, guesses=4, pool=pool)
+    assert new.equal(greedy)
+    assert_same(after, end, 1e-8)
+    assert record.steps == 3
+    assert record.hits == 6
+    assert record.pooled.eq(7).all()
+
+
+@pytest.mark.parametrize(
+    ("whole", "stream", "settings"),
+    [
+        (jacobi, msrnn.stream_jacobi, {"block": 5}),
+        (msrnn.lookahead, msrnn.stream_lookahead, {"window": 4, "ngram": 4, "guesses": 2}),
+    ],
+)
+def test_a_stream_is_the_same_passes_and_its_states_are_values(whole, stream, settings):
+    cell, text = tiny_cell(), tokens(1, 2, 5)
+    state = cell.initial_state(2, "h2o:4")
+    new, _, record = whole(cell, text, state, max_new_tokens=20, **settings)
+    steps = list(stream(cell, text, state, max_new_tokens=20, **settings))
+    assert [[len(x) for x in step.tokens] for step in steps] == record.accepted.tolist()
+    assert [step.read for step in steps] == record.read.tolist()
+    assert [step.pooled for step in steps] == record.pooled.tolist()
+    for b in range(2):
+        assert [x for step in steps for x in step.tokens[b]] == new[b].tolist()
+        written = 0
+        for step in steps:
+            written += len(step.tokens[b])
+            prefix = msrnn.generate(cell, text, state, max_new_tokens=written)[1]
+            assert_same(step.state.select([b]), prefix.select([b]), 1e-8)
+
+
+def test_trajectories_are_what_the_model_would_write():
+    """In each pass every one grows by what the model says behind the text, the newest token and the trajectory's own end."""
+    cell, prompt = tiny_cell(), tokens(1, 1, 6)
+    state, pool, added = cell.initial_state(1, "tova:5"), msrnn.Pool(), []
+    pool.add = lambda text, start=0: added.append((list(text), start))
+    written, grown = prompt[0].tolist(), 0
+    for step in msrnn.stream_lookahead(cell, prompt, state, max_new_tokens=12, window=3, ngram=4, guesses=0, pool=pool):
+        newest = [*written, step.tokens[0][0]]
+        for line in (text for text, start in added if text[:6] != prompt[0].tolist()):
+            said, _ = cell(torch.tensor([newest + line[:-1][-3:]]), state, last_only=True)
+            assert line[-1] == said.argmax()
+            grown += 1
+        written += step.tokens[0]
+        added.clear()
+    assert grown >= 3
+    assert len(written) == 18
+
+
+@pytest.mark.parametrize("settings", [{"window": 3, "ngram": 4, "guesses": 3}, {"guesses": "auto"}, {"block": 5}])
+def test_one_sequence_is_drawn_as_plain_sampling_draws_it(settings):
+    """The generator gives the same numbers in the same order, and is left where plain sampling leaves it."""
+    cell, text = tiny_cell(), tokens(1, 1, 5, vocab=4)
+    for seed in range(8):
+        ours, plain = (torch.Generator().manual_seed(seed) for _ in range(2))
+        shape = {"max_new_tokens": 30, "do_sample": True, "temperature": 0.7, "top_k": 3, "eos_token_id": seed}
+        drawn, end = msrnn.generate(cell, text, cell.initial_state(1, "tova:5"), generator=plain, **shape)
+        decode = jacobi if "block" in settings else msrnn.lookahead
+        new, after, _ = decode(cell, text, cell.initial_state(1, "tova:5"), generator=ours, **settings, **shape)
+        assert new.equal(drawn)
+        assert_same(after, end, 1e-8)
+        assert ours.get_state().equal(plain.get_state())
+
+
+def test_drawn_tokens_are_distributed_as_plain_sampling_draws_them():
+    """A whole batch, guesses right and wrong: how often each sequence of three comes, against what the model says exactly."""
+    cell, B, V = tiny_cell(vocab_size=5), 4000, 5
+    text = torch.tensor([[1, 2, 1, 2, 1]])
+    shape = {"temperature": 1.5, "top_k": 4}
+    exact = torch.ones(1, dtype=torch.float64)
+    words = torch.zeros(1, 0, dtype=torch.int64)
+    for _ in range(3):
+        whole = torch.cat((text.expand(len(words), -1), words), dim=1)
+        logits, _ = cell(whole, cell.initial_state(len(whole), "tova:4"), last_only=True)
+        exact = (exact[:, None] * msrnn.decoding.generate.distribution(logits, **shape)).flatten()
+        words = torch.cat((words.repeat_interleave(V, 0), torch.arange(V).repeat(len(words))[:, None]), dim=1)
+    new, _, record = msrnn.lookahead(
+        cell,
+        text.expand(B, -1),
+        cell.initial_state(B, "tova:4"),
+        max_new_tokens=3,
+        ngram=3,
+        guesses=2,
+        do_sample=True,
+        generator=torch.Generator().manual_seed(0),
+        **shape,
+    )
+    assert 0.05 < (record.pooled[0] > 0).double().mean() < 0.95
+    counts = torch.bincount(new @ torch.tensor([V * V, V, 1]), minlength=V**3).double()
+    assert counts[exact == 0].sum() == 0
+    common = exact * B >= 5
+    found = torch.cat((counts[common], counts[~common].sum()[None]))
+    wanted = B * torch.cat((exact[common], exact[~common].sum()[None]))
+    square = float(((found - wanted) ** 2 / wanted.clamp(min=1e-9)).sum())
+    freedom = len(found) - 1
+    assert square < freedom + 4 * (2 * freedom) ** 0.5, f"chi² {square:.1f} at {freedom} degrees of freedom"
+
+
+def test_every_pass_settles_a_token_and_a_loop_settles_many():
+    """The model's own loops are guessed right from some point on; a block of 1 is greedy decoding."""
+    cell, text = tiny_cell(seed=3), tokens(1, 1, 5)
+    new, _, record = jacobi(cell, text, cell.initial_state(1, "tova:4"), max_new_tokens=60, block=12)
+    assert (record.accepted >= 1).all()
+    assert record.steps < 60
+    assert record.tokens_per_step == pytest.approx(60 / record.steps)
+    same, _, one = jacobi(cell, text, cell.initial_state(1, "tova:4"), max_new_tokens=60, block=1)
+    assert one.accepted.eq(1).all()
+    assert one.steps == 60
+    assert same.equal(new)
+
+
+def test_it_goes_on_where_it_ended():
+    cell, text = tiny_cell(), tokens(1, 2, 5)
+    first, state, _ = jacobi(cell, text, cell.initial_state(2, "h2o:4"), max_new_tokens=7, block=3)
+    logits, _ = cell(text, cell.initial_state(2, "h2o:4"))
+    assert first[:, 0].equal(logits[:, -1].argmax(-1))
+    whole, end = msrnn.generate(cell, text, cell.initial_state(2, "h2o:4"), max_new_tokens=12)
+    assert whole[:, :7].equal(first)
+    more, after = msrnn.generate(cell, whole[:, 7:8], state, max_new_tokens=4)
+    assert whole[:, 8:].equal(more)
+    assert_same(after, end, 1e-8)
+
+
+@pytest.mark.parametrize("block", [0, -1, 2.0, True, "3", None])
+def test_a_block_is_a_number_of_tokens(block):
+    with pytest.raises(Error, match="block is"):
+        jacobi(tiny_cell(), tokens(1, 1, 3), max_new_tokens=3, block=block)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"window": -1}, "window is -1"),
+        ({"window": 2.0}, "window is 2.0"),
+        ({"ngram": 1}, "ngram is 1"),
+        ({"guesses": "many"}, 'guesses is .many.; expected a whole number of at least 0 or "auto"'),
+        ({"guesses": True}, "guesses is True"),
+        ({"pool": []}, "expected a Pool"),
+        ({"temperature": 0.5}, "do_sample"),
+        ({"max_new_tokens": -1}, "max_new_tokens"),
+    ],
+)
+def test_refusals(settings, said):
+    for decode in (msrnn.lookahead, msrnn.stream_lookahead):
+        with pytest.raises(Error, match=said):
+            decode(tiny_cell(), tokens(1, 1, 3), **{"max_new_tokens": 3, **settings})
+
+
+def test_a_pool_of_another_vocabulary_is_refused():
+    pool = msrnn.Pool()
+    pool.add([1, 2, 50])
+    with pytest.raises(Error, match="the pool holds token id 50; the vocabulary has 50"):
+        msrnn.lookahead(tiny_cell(), tokens(1, 1, 3), max_new_tokens=3, pool=pool)
+
+
+@pytest.mark.parametrize("reduction", ["full", "tova:48", "h2o:48", "sinks:48:4", "window:48"])
+def test_on_the_real_weights(reduction, smollm, gguf_path, figure):
+    """Float32: greedy's tokens and kept positions."""
+    import converters
+
+    prompt = converters.tokenizer(gguf_path).encode("def fibonacci(n):\n    if n < 2:\n        return n\n").ids
+    text, state = torch.tensor([prompt]), smollm.initial_state(1, reduction)
+    greedy, end = msrnn.generate(smollm, text, state, max_new_tokens=40)
+    ways = {
+        "jacobi, block 8": jacobi(smollm, text, state, max_new_tokens=40, block=8),
+        "lookahead, one guess of 12": msrnn.lookahead(smollm, text, state, max_new_tokens=40, guesses=1),
+    }
+    for way, (new, after, record) in ways.items():
+        figure(f"{record.tokens_per_step:.2f} tokens a pass by {way}: SmolLM2-135M, {reduction}, 40 tokens of code")
+        assert new.equal(greedy)
+        for G, H in zip(after, end, strict=True):
+            assert G.positions.sort().values.equal(H.positions.sort().values)

@@ -1,0 +1,137 @@
+"""What the shortcut costs, against step loops written out here; the command's table says what the records say."""
+
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from support.tiny_models import fold, held, tiny_cell, tokens
+from support.tiny_tokenizer import talking_cell
+from support.transformers_reference import saved, tiny_reference
+from transformers import DynamicCache
+
+import converters
+import msrnn
+from msrnn.cli.main import main
+from msrnn.eval.prefill_cost import Compared, common, compare, report
+
+CELL = tiny_cell()
+
+
+def follows(logits, state, rest):
+    """−ln p of the tokens after a prompt, by the step loop, on average."""
+    lost = []
+    for token in rest:
+        lost.append(-logits[0].log_softmax(-1)[token].item())
+        logits, state = CELL.step(token[None], state)
+    return statistics.fmean(lost)
+
+
+@pytest.mark.parametrize("operator", ["tova:5", "h2o:6", "sinks:6:2", "last-queries:6:2", "full"])
+def test_both_ways_are_what_the_step_loop_says(operator):
+    text = tokens(4, 1, 40)[0]
+    costs = compare(CELL, text, operator, 25)
+    logits, state = fold(CELL, text[None, :25], CELL.initial_state(1, operator))
+    assert costs.exact == pytest.approx(follows(logits[:, -1], state, text[25:]), abs=1e-8)
+    at_once = msrnn.prefill(CELL, text[None, :25], operator)
+    assert costs.shortcut == pytest.approx(follows(*at_once, text[25:]), abs=1e-8)
+    same = [
+        len(set(one) & set(other)) / len(one)
+        for G, H in zip(held(state), held(at_once[1]), strict=True)
+        for one, other in zip(G[0], H[0], strict=True)
+    ]
+    assert costs.common == pytest.approx(statistics.fmean(same))
+    assert costs.tokens == 15
+    assert min(costs.exact_seconds, costs.shortcut_seconds) > 0
+    if operator == "full":
+        assert costs.common == 1
+        assert costs.shortcut == pytest.approx(costs.exact, abs=1e-8)
+    elif operator in ("tova:5", "h2o:6"):
+        assert costs.common < 1
+        assert abs(costs.shortcut - costs.exact) > 1e-3
+
+
+def test_the_shortcut_with_a_window_is_transformers_over_what_is_left(tmp_path):
+    """Nothing of ours but the conversion: full attention over the prompt, its last rows carried on, the oldest dropped."""
+    model = tiny_reference(dtype=torch.float32)
+    cell, text = converters.load(saved(model, tmp_path)), tokens(1, 1, 30, 61)
+    with torch.no_grad():
+        out = model(text[:, :20], use_cache=True)
+        lost, rows = [], out.past_key_values
+        for t in range(20, 30):
+            lost.append(-out.logits[0, -1].log_softmax(-1)[text[0, t]].item())
+            carried = DynamicCache()
+            for l, layer in enumerate(rows.layers):
+                carried.update(layer.keys[:, :, -6:], layer.values[:, :, -6:], l)
+            out = model(text[:, t : t + 1], past_key_values=carried, position_ids=torch.tensor([[t]]), use_cache=True)
+            rows = out.past_key_values
+    assert compare(cell, text[0], "window:6", 20).shortcut == pytest.approx(statistics.fmean(lost), abs=1e-4)
+
+
+def test_rows_in_common_are_counted_head_by_head():
+    _, one = CELL(tokens(0, 2, 9), CELL.initial_state(2, "window:4"), lengths=torch.tensor([9, 2]))
+    _, other = CELL(tokens(0, 2, 9), CELL.initial_state(2, "sinks:6:3"), lengths=torch.tensor([9, 2]))
+    assert common(one, other) == (3 + 2) / 6  # of 5 6 7 8 the last three; of 0 1 both
+    assert common(other, one) == (3 + 2) / 8
+    assert math.isnan(common(CELL.initial_state(1), one.select([0])))
+
+
+def test_the_table_says_what_the_records_say():
+    exact, shortcut = [2.0, 2.5, 3.0], [2.2, 2.4, 3.4]
+    made = [
+        Compared(a, b, 10, c, 2.0, 0.5, "tova", 8, f"book {c}")
+        for a, b, c in zip(exact, shortcut, (0.5, 0.6, 0.7), strict=True)
+    ]
+    (table,) = report(made).tables
+    gaps = [b - a for a, b in zip(exact, shortcut, strict=True)]
+    beyond = f"{statistics.fmean(gaps):+.4f} ± {statistics.stdev(gaps) / math.sqrt(3):.4f}"
+    expected = ["tova", "8", f"{math.exp(2.5):.1f}", f"{math.exp(8 / 3):.1f}", beyond, "60%", "2.00", "0.50"]
+    assert list(table.rows[0]) == expected
+    assert "10 tokens" in table.note
+    assert "3 chunks" in table.note
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    talking_cell().save(folder / "tiny")
+    (folder / "book.txt").write_text("The boat was small, the sea was not; and on the third day the wind rose again. " * 12)
+    return ["eval", "shortcut", str(folder / "tiny"), "--text", str(folder / "book.txt"), "--chunk", "40", "--chunks", "2"]
+
+
+def test_the_command_prints_its_records_and_resumes(asked, tmp_path, capsys):
+    more = ["--prompt", "25", "--operators", "tova", "last-queries:SIZE:2", "--sizes", "6", "9", "--out", str(tmp_path / "out")]
+    assert main([*asked, *more, "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [(r["operator"], r["size"]) for r in records[::2]] == [
+        ("tova", 6),
+        ("tova", 9),
+        *[("last-queries:SIZE:2", n) for n in (6, 9)],
+    ]
+    assert all(r["tokens"] == 15 and 0 < r["common"] <= 1 for r in records)
+    assert main([*asked, *more]) == 0
+    assert capsys.readouterr().out == (tmp_path / "out" / "report.md").read_text()
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == records  # the times too: nothing was read again
+    assert main([*asked, *more[2:], "--prompt", "26"]) == 1
+    assert "prompt 25" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--prompt", "40"], "--prompt is 40; expected less than --chunk, 40"),
+        (["--prompt", "9", "--operators", "truncated", "--sizes", "4"], "truncated:4 has no shortcut"),
+        (["--prompt", "9", "--operators", "cam", "--sizes", "8"], "cam:8 has no shortcut"),
+        (["--prompt", "9", "--operators", "nothing"], "no operator is called 'nothing'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_sentence(asked, more, said, capsys):
+    assert main([*asked, *more]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_the_whole_text_is_refused():
+    for n in (0, 9, 10):
+        with pytest.raises(msrnn.Error, match=f"the prompt has {n} of 9 tokens"):
+            compare(CELL, tokens(0, 1, 9)[0], "tova:4", n)

@@ -1,0 +1,134 @@
+"""Lifetimes and shares are what looking after every step gives, and what the paper counted."""
+
+import json
+from itertools import accumulate
+
+import pytest
+import torch
+from matplotlib.image import imread
+from support.tiny_models import tiny_cell, tokens
+from support.tiny_tokenizer import talking_cell, tiny_tokenizer
+
+from msrnn.cli.main import main
+from msrnn.diagnostics.retention import leaving
+from msrnn.eval.conditions import entries
+from msrnn.eval.retention import FIRST, Kept, lifetimes, look, recent_share, report
+from msrnn.eval.texts import chunks
+from msrnn.eval.token_classes import kinds, parts_of_speech
+
+CELL = tiny_cell()
+TEXT = "The boat was small, the sea was not; and on the 3rd day the wind rose again. " * 6
+
+
+@pytest.mark.parametrize("reduction", ["tova:6", "h2o:6", "tova-head:4", "sinks:6:2", "window:5"])
+def test_lifetimes_and_shares_by_looking_at_each_step(reduction):
+    T, size = 30, int(reduction.split(":")[1])
+    text = tokens(4, 1, T)
+    left, state = leaving(CELL, text, reduction)[0], CELL.initial_state(1, reduction)
+    seen, held, recent = torch.zeros(2, 2, T, dtype=torch.int64), torch.zeros(2, 2), torch.zeros(2, 2)
+    for t, token in enumerate(text.T):
+        for l, H in enumerate(state):
+            for k in range(2):
+                for p in [*H.positions[0, k].tolist(), t]:
+                    seen[l, k, p] += 1
+        _, state = CELL.step(token, state)
+        for l, H in enumerate(state):
+            if t >= size:
+                held[l] += (H.positions[0] >= 0).sum(-1)
+                recent[l] += (H.positions[0] > t - size).sum(-1)
+    assert torch.equal(lifetimes(left), seen)
+    torch.testing.assert_close(recent_share(left, size), (recent / held).double())
+    assert (recent_share(left, size) == 1).all() == reduction.startswith("window")
+
+
+@pytest.mark.parametrize(("size", "average"), [(256, 249), (512, 481), (1024, 897), (2048, 1537)])
+def test_counted_so_the_mean_is_the_paper_s(size, average):
+    """arXiv:2401.06104, table 2, row Avg: 4,096 tokens. A window stands for any operator."""
+    p = torch.arange(4096)
+    assert round(float(lifetimes((p + size).clamp(max=4096)).double().mean())) == average
+
+
+def laid(*pieces):
+    """A text and the spans of its pieces."""
+    ends = list(accumulate(map(len, pieces)))
+    return "".join(pieces), list(zip([0, *ends], ends, strict=False))
+
+
+def test_kinds_of_tokens():
+    said = {
+        **{"The": "word start", " cap": "word start", "tain": "inside word", "'s": "inside word", " boat": "word start"},
+        **{"—": "punctuation", "white": "word start", " 3": "number", "rd": "inside word", ",": "punctuation"},
+        **{" didn": "word start", "’t": "inside word", "\n\n": "white space", " “": "punctuation", "No": "word start"},
+        **{"!”": "punctuation", " €": "punctuation", "": "other", "x": "word start", "_1": "number", "\u200b": "other"},
+    }
+    text, spans = laid(*said)
+    assert dict(zip(said, kinds(text, spans), strict=True)) == said
+
+
+def test_parts_of_speech():
+    pytest.importorskip("HanTa")
+    said = {
+        **{"The": "AT0", " cap": "NN1", "tain": "NN1", "’s": "POS", " old": "AJ0", " ship": "NN1", "": "–", " quickly": "AV0"},
+        **{" sank": "VVD", ".": "PUN", " It": "PNP", " did": "VDD", "n't": "XX0", " rise": "VVI", "!": "PUN", "\n": "–"},
+    }
+    text, spans = laid(*said)
+    assert dict(zip(said, parts_of_speech(text, spans), strict=True)) == said
+    assert parts_of_speech("", []) == []
+
+
+def test_a_record_is_what_the_trace_says():
+    cell, tokenizer = talking_cell(), tiny_tokenizer()
+    (chunk,) = chunks({"book": TEXT}, tokenizer, 50, 1)
+    for entry in entries(["tova", "h2o"], [7]):
+        kept = look(cell, chunk, entry, whole=True)
+        left = leaving(cell, chunk.ids[None], entry.reduction)[0]
+        life = lifetimes(left).double().mean((0, 1))
+        assert kept.first == life[:FIRST].tolist()
+        assert kept.mean == pytest.approx(float(life.mean()))
+        assert kept.stays == float((left[..., 0] == 50).double().mean())
+        assert torch.tensor(kept.leaving).expand_as(left).equal(left)
+        assert len(kept.leaving[0]) == (1 if entry.row == "tova" else 2)
+        names = kinds(TEXT, chunk.spans)
+        for name, (count, steps) in kept.kinds.items():
+            mine = [life[i] for i in range(1, 50) if names[i] == name]
+            assert (count, steps) == (len(mine), pytest.approx(float(sum(mine) / len(mine))))
+        assert sum(count for count, _ in kept.kinds.values()) == 49
+    assert look(cell, chunk, entry).leaving is None
+
+
+def test_kinds_weigh_by_tokens_and_come_longest_first():
+    cell, tokenizer = talking_cell(), tiny_tokenizer()
+    made = chunks({"a": TEXT.replace("was", "w a s", 2)}, tokenizer, 40, 2)
+    records = [look(cell, c, e, whole=True) for c in made for e in entries(["tova"], [5, 9])]
+    table = next(t for t in report(records).tables if t.title.startswith("Mean lifetime by kind"))
+    assert table.columns == ["kind", "tokens", "5", "9"]
+    assert [float(row[3]) for row in table.rows] == sorted((float(row[3]) for row in table.rows), reverse=True)
+    of = {row[0]: row for row in table.rows}["inside word"]
+    found = [r.kinds["inside word"] for r in records if r.size == 9]
+    assert found[0][0] != found[1][0]
+    assert of[1] == str(found[0][0] + found[1][0])
+    assert of[3] == f"{sum(n * s for n, s in found) / sum(n for n, _ in found):.0f}"
+
+
+def test_kinds_of_several_chunks_weigh_by_tokens():
+    facts = {"operator": "tova", "size": 4, "mean": 5.0, "first": [9.0], "stays": 1.0, "recent": [0.7], "seconds": 1.0}
+    found = [{"word start": (1, 90.0), "number": (2, 40.0)}, {"word start": (9, 10.0)}]
+    made = [Kept(chunk=f"c {i}", kinds=k, leaving=[[[1]]] if i == 0 else None, **facts) for i, k in enumerate(found)]
+    table = next(t for t in report(made).tables if t.title.startswith("Mean lifetime by kind"))
+    assert table.rows == [["number", "2", "40"], ["word start", "10", "18"]]
+
+
+def test_the_command(tmp_path, capsys):
+    talking_cell().save(tmp_path / "model")
+    (tmp_path / "book.txt").write_text(TEXT)
+    asked = ["eval", "kept", str(tmp_path / "model"), "--text", str(tmp_path), "--chunk", "60", "--chunks", "2"]
+    assert main([*asked, "--sizes", "6", "12", "--operators", "tova", "sinks:SIZE:1", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "| sinks:SIZE:1 | 100.0% | 100.0% |" in shown
+    assert [r["size"] for r in json.loads((tmp_path / "out" / "report.json").read_text())] == [6, 6, 12, 12] * 2
+    for name in ("first", "map", "layers"):
+        assert imread(tmp_path / "out" / f"{name}-sinks-SIZE-1.png").std() > 0.05
+    assert main([*asked, "--operators", "full"]) == 1
+    assert "full drops nothing of a chunk of 60 tokens" in capsys.readouterr().err
+    assert main([*asked, "--sizes", "60"]) == 1
+    assert "tova:60 drops nothing" in capsys.readouterr().err

@@ -1,0 +1,29 @@
+"""A thousand damaged checkpoints: each is refused in one sentence or read correctly; `fuzz.py` tries more."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fuzzing.checkpoints import FORMATS
+from fuzzing.corruptions.registry import OPTIONAL
+from fuzzing.fuzz import OUTCOMES, table, trials
+
+LOSSES = ("truncate", "cut_out", "empty", "missing", "tensor_gone", "folder", "pipe", "link")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="how much memory a trial took, Linux says")
+def test_a_thousand_damaged_checkpoints(figure):
+    outcomes = [outcome for _, outcome in trials(range(1000), 0, list(FORMATS))]
+    failed = [f"trial {n}: {x}" for n, x in enumerate(outcomes) if x.outcome == "failed"]
+    assert not failed, "\n".join([*failed, table(outcomes)])
+
+    lost = [x for x in outcomes if x.damage.startswith(LOSSES) and not x.damage.endswith((*OPTIONAL, ".json"))]
+    assert len(lost) > 50
+    assert {x.outcome for x in lost} == {"refused"}  # tensors that are not there, or not whole, are never read
+
+    for name in FORMATS:  # the fuzzer is awake: each format was refused often, and read after damage that does not matter
+        counts = Counter(x.outcome for x in outcomes if x.format == name)
+        assert counts["refused"] > 30, (name, counts)
+        assert counts["same"] + counts["another"] > 2, (name, counts)
+    counts = Counter(x.outcome for x in outcomes)
+    figure("fuzz: " + ", ".join(f"{counts[x]} {x}" for x in OUTCOMES))

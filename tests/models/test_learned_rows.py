@@ -1,0 +1,290 @@
+"""Rows that H has from the first: persistent ones, memory tokens, recurrent memory; against a naive form of whole matrices."""
+
+import copy
+
+import pytest
+import torch
+from support.tiny_models import DECODER, ROPES, assert_same, close, fold, tiny_decoder, tokens
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+import msrnn
+from msrnn.layers.positional import slopes
+from msrnn.layers.rotary import Rope, rotate
+from msrnn.models import Decoder, DecoderConfig
+from msrnn.reductions.contract import LEARNED
+
+TEXT = tokens(1, 3, 20)
+ALL = {"persistent": 3, "memory_tokens": 2}
+POSITIONS = [ROPES["default"], "alibi", "learned", "sinusoidal"]
+
+
+def naive(cell, x, position):
+    """All of ``x (B, T, E)`` at once, causal, at ``position (T,)``, NaN for no place: what leaves the last layer. Persistent
+    rows are columns of one matrix, seen by all, without a place."""
+    c, (B, T, _) = cell.config, x.shape
+    N, K, D, P = c.n_heads, c.n_kv_heads, c.head_dim, c.persistent
+    mask = torch.zeros(N, T, P + T, dtype=torch.float64)
+    mask[..., P:].masked_fill_(torch.ones(T, T).triu(1).bool(), -torch.inf)
+    if c.positions == "alibi":
+        distance = (position[:, None] - position).nan_to_num(0)  # near to all
+        distance = torch.where(position.isnan(), 0, distance)
+        mask[..., P:] -= slopes(N, torch.float64)[:, None, None] * distance
+    if isinstance(c.positions, Rope):
+        rotation = c.positions.rotation(position.nan_to_num(0).long(), D, x.dtype)
+    for l, layer in enumerate(cell.layers):
+        y = layer.attention_norm(x)
+        q, k, v = (m(y).view(B, T, -1, D) for m in (layer.q, layer.k, layer.v))
+        if isinstance(c.positions, Rope):
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        if P:
+            k = torch.cat((cell.persistent_keys[l].expand(B, -1, -1, -1), k), dim=2)
+            v = torch.cat((cell.persistent_values[l].expand(B, -1, -1, -1), v), dim=2)
+        k, v = (rows.repeat_interleave(N // K, dim=1) for rows in (k, v))
+        x = x + layer.o(scaled_dot_product_attention(q.transpose(1, 2), k, v, mask).transpose(1, 2).flatten(2))
+        if c.ffn != "none":
+            y = layer.ffn_norm(x)
+            x = x + layer.down(silu(layer.gate(y)) * layer.up(y))
+    return x
+
+
+def naive_logits(cell, text):
+    m, T = cell.config.memory_tokens, text.shape[1]
+    x = cell.enter(text, torch.arange(T).expand_as(text))
+    position = torch.cat((torch.full((m,), torch.nan), torch.arange(T)))
+    if m:
+        x = torch.cat((cell.memory.expand(len(text), -1, -1), x), dim=1)
+    return cell.read_out(naive(cell, x, position)[:, m:])
+
+
+@pytest.mark.parametrize("facts", [{"persistent": 3, "ffn": "none", "ffn_width": 0}, {"memory_tokens": 2}, ALL], ids=str)
+@pytest.mark.parametrize("positions", POSITIONS, ids=str)
+def test_learned_rows_are_columns_that_all_see(positions, facts, figure):
+    cell = tiny_decoder(positions=positions, **facts)
+    expected = naive_logits(cell, TEXT)
+    close(cell(TEXT)[0], expected, 1e-12)
+    for reduction in ("full", "h2o:20"):  # of these, what is weighted is told too
+        close(fold(cell, TEXT, cell.initial_state(3, reduction))[0], expected, 1e-12)
+    if facts is ALL and positions == "alibi":
+        gap = (cell(TEXT)[0] - expected).abs().max().item()
+        figure(f"persistent rows and memory tokens, against columns of one matrix in float64: {gap:.1e}")
+    P = cell.config.persistent + cell.config.memory_tokens
+    for H in cell.initial_state(3):
+        assert H.positions.tolist() == [[[LEARNED] * P] * 2] * 3
+        assert (H.pinned, H.gapless, H.clock.tolist()) == (P, True, [0, 0, 0])
+    bare = copy.deepcopy(cell)
+    for name in ("persistent_values", "memory"):
+        if name in dict(bare.named_parameters()):
+            bare.get_parameter(name).mul_(2)
+    assert (bare(TEXT)[0] - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("reduction", ["full", "window:4", "sinks:6:3", "tova:5", "tova-head:5", "h2o:6", "h2o-layer:6"])
+@pytest.mark.parametrize("positions", POSITIONS[:3], ids=str)
+def test_the_fold_is_the_step_loop(positions, reduction, tmp_path):
+    """Bounded too; a learned row never leaves, in whatever way the text is read."""
+    cell, lengths = tiny_decoder(positions=positions, **ALL), torch.tensor([20, 7, 0])
+    state = cell.initial_state(3, reduction)
+    logits, after = cell(TEXT, state)
+    stepped, expected = fold(cell, TEXT, state)
+    close(logits, stepped)
+    assert_same(after, expected, 1e-9)
+    size = after[0].reduction.size
+    for H, start in zip(after, state, strict=True):
+        assert H.keys.shape[2] == 5 + (20 if size is None else size)
+        assert torch.equal(H.keys[:, :, :5], start.keys)
+        assert torch.equal(H.values[:, :, :5], start.values)
+    ragged, after = cell(TEXT, state, lengths=lengths)
+    stepped, expected = fold(cell, TEXT, state, lengths)
+    close(ragged, stepped)
+    assert_same(after, expected, 1e-9)
+    assert_same(cell.scan(TEXT, state)[1].at(9), fold(cell, TEXT[:, :9], state)[1], 1e-9)
+    new, end = msrnn.generate(cell, TEXT[:, :9], state, max_new_tokens=9)
+    ahead, same, _ = msrnn.lookahead(cell, TEXT[:, :9], state, max_new_tokens=9, window=3, ngram=3, guesses=2)
+    assert torch.equal(new, ahead)
+    assert_same(end, same, 1e-9)
+    end.save(tmp_path / "state")
+    assert_same(msrnn.load_state(tmp_path / "state"), end)
+    msrnn.prefill(cell, TEXT, reduction)
+    cell.save(tmp_path / "own")
+    assert torch.equal(msrnn.load(tmp_path / "own")(TEXT)[0], cell(TEXT)[0])
+
+
+@pytest.mark.parametrize("reduction", ["full", "tova:4", "h2o:5", "window:3"])
+def test_gradients_reach_what_is_learned_through_the_state(reduction):
+    """As autograd has them through the step loop, and for the full state through the naive matrices."""
+    cell, gradients = tiny_decoder(frozen=False, **ALL, tied=True), []
+    ways = {
+        "fold": lambda: cell(TEXT, cell.initial_state(3, reduction))[0],
+        "steps": lambda: fold(cell, TEXT, cell.initial_state(3, reduction))[0],
+    }
+    if reduction == "full":
+        ways["naive"] = lambda: naive_logits(cell, TEXT)
+    for way in ways.values():
+        cell.zero_grad()
+        way().tanh().sum().backward()
+        gradients.append({name: x.grad.clone() for name, x in cell.named_parameters()})
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            close(gradient, other[name], 1e-8)
+    for name in ("memory", "persistent_keys", "persistent_values"):
+        assert gradients[0][name].abs().amax(-1).min() > 0  # of every row
+
+
+@pytest.mark.parametrize("positions", POSITIONS, ids=str)
+def test_recurrent_memory(positions):
+    """Three chunks: as whole matrices [memory, chunk, write], each memory being what the write before it gave."""
+    cell = tiny_decoder(positions=positions, memory_tokens=2, recurrent=True, persistent=1, frozen=False)
+    state, memory, logits, expected = cell.initial_state(3), cell.memory.expand(3, -1, -1), [], []
+    for chunk in TEXT.split([7, 9, 4], dim=1):
+        T = chunk.shape[1]
+        position = torch.cat((torch.full((2,), torch.nan), torch.arange(T + 2)))
+        x = torch.cat((memory, cell.enter(chunk, torch.arange(T).expand(3, -1)), cell.write.expand(3, -1, -1)), dim=1)
+        x = cell.norm(naive(cell, x, position))
+        memory = x[:, -2:]
+        expected.append(x[:, 2:-2] @ cell.head.weight.T)
+        read, state = cell(chunk, state)
+        logits.append(read)
+        state = cell.carry(state)
+    close(torch.cat(logits, 1), torch.cat(expected, 1), 1e-11)
+    gradients = []
+    for x in (logits, expected):
+        cell.zero_grad()
+        torch.cat(x, 1).tanh().sum().backward(retain_graph=True)
+        gradients.append({name: p.grad.clone() for name, p in cell.named_parameters()})
+    for name, gradient in gradients[0].items():
+        close(gradient, gradients[1][name], 1e-8)
+    assert gradients[0]["write"].abs().min() > 0
+
+
+def test_what_is_left_after_carry():
+    cell = tiny_decoder(memory_tokens=2, recurrent=True)
+    for state in (cell.initial_state(3, "tova:4"), cell.initial_state(3)):
+        _, read = cell(TEXT, state, lengths=torch.tensor([20, 9, 0]))
+        kept = read.clone()
+        begun = cell.carry(read)
+        assert_same(read, kept)
+        assert begun.clock.tolist() == [0, 0, 0]
+        assert [H.reduction for H in begun] == [H.reduction for H in read]
+        assert all(H.positions.eq(LEARNED).all() and H.keys.shape[2] == 2 for H in begun)
+        alone = cell.carry(cell(TEXT[1:2, :9], state.select([1]))[1])
+        assert_same(begun.select([1]), alone, 1e-12)
+
+
+@pytest.mark.parametrize("places", ["inside", "compressed"])
+def test_places_are_carried(places):
+    """Before anything has left, and within ten tokens, all places are the positions."""
+    cell = tiny_decoder(memory_tokens=2, recurrent=True, persistent=1)
+    state, placed, text = cell.initial_state(3), cell.initial_state(3, places=places), TEXT[:, :9]
+    for _ in range(2):
+        logits, state = cell(text, state)
+        found, placed = cell(text, placed)
+        close(found, logits, 1e-9)
+        state, placed = cell.carry(state), cell.carry(placed)
+        assert placed.places.rule == places
+    renewing = tiny_decoder(**ALL)
+    _, placed = renewing(text, renewing.initial_state(3, "tova:4", places=places))
+    assert_same(renewing.renew(placed), placed)
+    assert renewing.renew(placed).places.rule == places
+
+
+def test_a_state_is_renewed_as_parameters_change():
+    """After a step of training the rows that are learned are new, what was read is not; and gradients reach them again."""
+    cell = tiny_decoder(frozen=False, **ALL)
+    _, old = cell(TEXT, cell.initial_state(3, "h2o:6"))
+    with torch.no_grad():
+        for x in (cell.memory, cell.persistent_keys, cell.persistent_values):
+            x.add_(1)
+    state = cell.renew(old.detach())
+    for H, before, start in zip(state, old, cell.initial_state(3, "h2o:6"), strict=True):
+        assert torch.equal(H.keys, torch.cat((start.keys, before.keys[:, :, 5:]), dim=2))
+        assert torch.equal(H.values, torch.cat((start.values, before.values[:, :, 5:]), dim=2))
+        assert torch.equal(H.numbers["received"], before.numbers["received"])
+        assert torch.equal(H.positions, before.positions)
+        assert H.clock is not None
+        assert not torch.equal(H.keys[:, :, :5], before.keys[:, :, :5])
+    assert not old.detach().carries_graph
+    cell(TEXT, state)[0].tanh().sum().backward()
+    for name in ("memory", "persistent_keys", "persistent_values"):
+        assert cell.get_parameter(name).grad.abs().max() > 0
+    plain = tiny_decoder()
+    _, state = plain(TEXT)
+    assert_same(plain.renew(state), state)
+
+
+def test_of_another_type_or_elsewhere():
+    """A state in another dtype than the parameters; and a cell of no numbers at all."""
+    cell = tiny_decoder(**ALL)
+    half = cell.initial_state(2, "h2o:5", dtype=torch.bfloat16)
+    assert half[0].keys.dtype == half[0].values.dtype == torch.bfloat16
+    assert half[0].numbers["received"].shape == (2, 2, 5)
+    close(half[0].keys.double(), cell.initial_state(2)[0].keys, 0.05)
+    assert cell.bfloat16()(TEXT)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["memory", "persistent_keys"])
+def test_a_state_tells_its_learned_rows(name):
+    facts = {"memory_tokens": 2} if name == "memory" else {"persistent": 2}
+    cell = tiny_decoder(**facts)
+    state = cell.initial_state(2)
+    cell.get_parameter(name).add_(1)
+    with pytest.raises(msrnn.Error, match="other parameters"):
+        cell(TEXT, state)
+
+
+def test_dropout_is_of_memory_too(monkeypatch):
+    """Of memory and write tokens as they enter, as of other tokens; none in evaluation."""
+    entered, cell = [], tiny_decoder(memory_tokens=2, recurrent=True, dropout=0.5)
+    through = cell.through
+    monkeypatch.setattr(cell, "through", lambda x, *more: entered.append(x) or through(x, *more))
+    for training in (False, True):
+        cell.train(training)
+        cell.carry(cell.initial_state(9))
+    assert [x.eq(0).any().item() for x in entered] == [False, False, False, True, True, True]
+    for x, whole in zip(entered, [cell.memory, cell.write, None] * 2, strict=True):
+        if whole is not None:
+            left = x != 0
+            close(x[left], (whole * (1 if left.all() else 2)).expand_as(x)[left], 0)
+
+
+def test_how_it_begins():
+    torch.manual_seed(0)
+    facts = {**DECODER, "width": 160, "memory_tokens": 40, "recurrent": True, "persistent": 20}
+    for fixnorm in (True, False):
+        cell = Decoder(DecoderConfig(**facts, fixnorm=fixnorm))
+        for x in (cell.memory, cell.write):
+            assert abs(x.std().item() * (1 if fixnorm else 160**0.5) - 1) < 0.05
+        assert abs(cell.persistent_keys.std().item() - 1) < 0.1
+        assert abs(cell.persistent_values.std().item() - 1) < 0.1
+        assert cell.enter(tokens(0, 9, 9), torch.arange(9).expand(9, -1)).std().item() == pytest.approx(
+            cell.memory.std().item(), rel=0.1
+        )
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"memory_tokens": -1}, "memory_tokens is -1"),
+        ({"persistent": 1.5}, "persistent is 1.5"),
+        ({"recurrent": 1}, "recurrent is 1"),
+        ({"recurrent": True}, "recurrent is True and memory_tokens 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(facts, said):
+    with pytest.raises(msrnn.Error, match=said):
+        DecoderConfig(**{**DECODER, **facts})
+
+
+def test_refusals():
+    plain, recurrent = tiny_decoder(memory_tokens=2), tiny_decoder(memory_tokens=2, recurrent=True)
+    with pytest.raises(msrnn.Error, match="carry: this cell writes no memory"):
+        plain.carry(plain.initial_state(1))
+    with pytest.raises(msrnn.Error, match="renew: the memory of a recurrent cell is what it wrote"):
+        recurrent.renew(recurrent.initial_state(1))
+    with pytest.raises(msrnn.Error, match="another model"):
+        recurrent.carry(plain.initial_state(1))
+    with pytest.raises(msrnn.Error, match="another model"):
+        plain.renew(recurrent.initial_state(1))
+    for call in (recurrent.carry, plain.renew):
+        with pytest.raises(msrnn.Error, match="expected a State"):
+            call(None)

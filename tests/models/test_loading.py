@@ -1,0 +1,123 @@
+"""The library's own folder."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from support.tiny_models import ROPES, tiny_cell, tokens
+
+import converters
+import msrnn
+from msrnn.models.loading import config_from_dict, config_to_dict
+
+CELL = tiny_cell(dtype=torch.float32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    CELL.save(tmp_path / "own")
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_saved_is_loaded(dtype, tmp_path):
+    cell = tiny_cell(dtype=dtype, tied=True)
+    cell.save(tmp_path / "own")
+    for load in (msrnn.load, converters.load):
+        again = load(tmp_path / "own")
+        assert again.config == cell.config
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), cell.parameters(), strict=True))
+        assert not again.training
+        assert not any(p.requires_grad for p in again.parameters())
+        text = tokens(1, 2, 5)
+        assert torch.equal(again(text)[0], cell(text)[0])
+        assert load(tmp_path / "own", dtype=torch.float64).embed.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("rope", ROPES.values() if isinstance(ROPES, dict) else ROPES)
+def test_every_config_survives_json(rope):
+    config = replace(CELL.config, rope=rope, window=3, bos_token_id=1, eos_token_ids=(2, 3), family="mistral")
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": "other"}, "not a folder of this library"),
+        ({"version": 2}, "version is 2"),
+        ({"width": None}, "width is None"),
+        ({"width": 16.0}, "width is 16.0"),
+        ({"colour": "red"}, "'colour' is not known"),
+        ({"family": "banana"}, "banana"),
+        ({"tied": "no"}, "tied"),
+        ({"window": True}, "window is True"),
+        ({"eos_token_ids": [True]}, "True"),
+        ({"eos_token_ids": 3}, "eos_token_ids is 3"),
+        ({"bos_token_id": 999}, "999"),
+        ({"norm_eps": "small"}, "norm_eps is 'small'"),
+        ({"rope": None}, "rope is None"),
+        ({"rope": {"kind": ["x"]}}, "rope is"),
+        ({"rope": {"kind": "spiral"}}, "spiral"),
+        ({"rope": {"kind": "default"}}, "'theta' is missing"),
+        ({"rope": {"kind": "default", "theta": 9.0, "factor": 2.0}}, "'factor' is not known"),
+        ({"n_layers": 3}, "missing"),
+        ({"ffn_width": 8}, "shape"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(change, said, folder):
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(facts | change))
+    with pytest.raises(msrnn.Error, match=said):
+        msrnn.load(folder)
+
+
+def test_loading_a_model_does_not_load_a_compiler(folder):
+    """Drawing a number on the meta device would: some 800 modules."""
+    code = f"import sys, msrnn; msrnn.load({str(folder)!r}); print('sympy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
+def test_a_missing_field_is_named(folder):
+    facts = json.loads((folder / "config.json").read_text())
+    del facts["head_dim"]
+    (folder / "config.json").write_text(json.dumps(facts))
+    with pytest.raises(msrnn.Error, match="'head_dim' is missing"):
+        msrnn.load(folder)
+
+
+@pytest.mark.parametrize("settings", [{"dtype": torch.int8}, {"dtype": "float32"}, {"device": "abacus"}])
+def test_a_place_that_is_none_is_refused(settings, folder):
+    for load in (msrnn.load, converters.load):
+        with pytest.raises(msrnn.Error, match=next(iter(settings))):
+            load(folder, **settings)
+
+
+def test_what_came_along_goes_along_even_when_its_folder_has_gone(folder, tmp_path):
+    (folder / "tokenizer.json").write_text("{}")
+    cell = msrnn.load(folder)
+    folder.rename(tmp_path / "away")
+    cell.save(tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.json").read_text() == "{}"
+
+
+def test_targets(folder, tmp_path, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(msrnn.Error, match="exists already"):
+        CELL.save(folder)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    CELL.save(tmp_path / "link")
+    assert sorted(os.listdir(tmp_path / "empty")) == ["config.json", "model.safetensors"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    CELL.save(tmp_path / "here")
+    with pytest.raises(msrnn.Error, match="cannot write"):
+        CELL.save("/proc/nothing")
+    assert sorted(os.listdir(tmp_path)) == ["empty", "here", "link", "own"]
+    assert (tmp_path / "empty" / "model.safetensors").stat().st_mode == (tmp_path / "empty" / "config.json").stat().st_mode

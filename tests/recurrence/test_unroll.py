@@ -1,0 +1,253 @@
+"""Many tokens at once are the step loop, wherever chunks begin and end. (`test_laws.py` holds the rest of the fold's laws.)"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from support.tiny_models import assert_same, close, fold, tiny_cell, tokens
+
+import converters
+import msrnn
+from msrnn import TOVA, Reduction, Window
+from msrnn.recurrence import eviction as deciding
+from msrnn.recurrence import unroll as folding
+
+OPERATORS = ["full", "window:0", "window:5", "sinks:6:2", "h2o:6", "h2o-layer:6", "h2o:7:0", "tova:5", "tova-head:5"]
+
+
+@dataclass(frozen=True)
+class Spread(Reduction):
+    """An operator of one's own, blind: the row closest to an older neighbour goes. Its choice depends on who left before."""
+
+    blind: ClassVar[bool] = True
+
+    def score(self, seen):
+        older = seen.positions[..., None] - seen.positions[..., None, :]  # (B, K, R, R)
+        older = older.masked_fill((older <= 0) | (seen.positions < 0)[..., None, :], 10**6)
+        return older.amin(-1)[:, :1].double()
+
+
+@dataclass(frozen=True)
+class Popular(Reduction):
+    """Another, additive: the row that was most often the favourite stays; age counts a little."""
+
+    numbers: ClassVar[tuple[str, ...]] = ("wins", "age")
+    additive: ClassVar[bool] = True
+
+    def update(self, seen):
+        best = (seen.weights == seen.weights.amax(-1, keepdim=True)).to(seen.weights.dtype).mean(2)
+        return {"wins": seen.numbers["wins"] + best, "age": seen.numbers["age"] + 1}
+
+    def score(self, seen):
+        return seen.numbers["wins"] - 0.1 * seen.numbers["age"]
+
+
+@dataclass(frozen=True)
+class Stubborn(Reduction):
+    """No row may go, by its score; so the oldest has to."""
+
+    def score(self, seen):
+        return torch.full_like(seen.weights.mean(2), torch.inf)
+
+
+def assert_folds(cell, text, reduction, lengths=None):
+    """The fold gives the step loop's logits and state."""
+    B = len(text)
+    logits, state = cell(text, cell.initial_state(B, reduction), lengths=lengths)
+    expected, end = fold(cell, text, cell.initial_state(B, reduction), lengths)
+    close(logits, expected, 1e-8)
+    assert_same(state, end, 1e-8)
+    return expected
+
+
+@pytest.mark.parametrize(("chunk", "block"), [(1, 64), (9, 2), (24, 3), (63, 64), (300, 5), (1024, 16)])
+@pytest.mark.parametrize("reduction", [*OPERATORS, Spread(5), Popular(5), Stubborn(4)], ids=str)
+def test_chunks_and_blocks_do_not_show(reduction, chunk, block, monkeypatch):
+    monkeypatch.setattr("msrnn.cell.cell.CHUNK", chunk)
+    monkeypatch.setattr(folding, "BLOCK", block)
+    monkeypatch.setattr(folding, "BLIND_BLOCK", block + 1)
+    monkeypatch.setattr("msrnn.models.network.PIECE", block)
+    cell, text = tiny_cell(), tokens(5, 3, 21)
+    lengths = torch.tensor([21, 8, 0])
+    expected = assert_folds(cell, text, reduction, lengths)
+    last, _ = cell(text, cell.initial_state(3, reduction), lengths=lengths, last_only=True)
+    close(last[:2], torch.stack((expected[0, 20], expected[1, 7])), 1e-8)
+    assert last[2].isnan().all()
+
+
+@pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "tova-head:5", "h2o-layer:6"])
+def test_wrong_guesses_are_found(reduction, monkeypatch):
+    """The worst guess there is, the dearest of the cheapest rows first: everything is as before, only later."""
+    looks = []
+    look = deciding._look
+    monkeypatch.setattr(deciding, "_look", lambda *a: looks.append(1) or look(*a))
+    cell, text = tiny_cell(), tokens(5, 2, 40)
+    assert_folds(cell, text, reduction)
+    few = len(looks)
+    guess = deciding._guess
+    monkeypatch.setattr(deciding, "_guess", lambda ranks, *a: guess(ranks.flip(-1), *a))
+    assert_folds(cell, text, reduction)
+    assert len(looks) - few > 2 * few
+
+
+def test_layers_alike_decide_once(monkeypatch):
+    """What a blind operator decides follows from positions; layers that hold others, or are under another, decide anew."""
+    asked = []
+    honest = folding.decide
+    monkeypatch.setattr(folding, "decide", lambda block: asked.append(block.reduction) or honest(block))
+    cell, text = tiny_cell(n_layers=4), tokens(5, 2, 20)
+    assert_folds(cell, text, "window:5")
+    assert len(asked) == 1
+    assert_folds(cell, text, "tova:5")
+    assert len(asked) == 1 + 4
+    assert_folds(cell, text, Window((5, 5, 3, 3)))
+    assert len(asked) == 1 + 4 + 2
+    mixed = [Window(5), msrnn.TOVA(5), Window(5), Window(3)]
+    assert_folds(cell, text, mixed)
+    assert len(asked) == 1 + 4 + 2 + 3
+    _, state = cell(text, cell.initial_state(2, mixed))
+    other = [replace(H, reduction=Window(5)) for H in state]  # the second layer holds what TOVA kept
+    other[3] = state[3]
+    state = state.with_layers(other)
+    logits, after = cell(text, state)
+    expected, end = fold(cell, text, state)
+    close(logits, expected, 1e-8)
+    assert_same(after, end, 1e-8)
+
+
+def test_an_operator_is_asked_for_many_tokens_at_once():
+    """A block costs a few looks, not one a token; an operator whose numbers do not add up is asked token by token."""
+    asked = []
+
+    class Counting(msrnn.TOVA):
+        def score(self, seen):
+            asked.append(len(seen.clock))
+            return super().score(seen)
+
+    cell = tiny_cell(n_layers=1)
+    cell(tokens(5, 1, 64), cell.initial_state(1, Counting(40)))
+    assert len(asked) < 12
+    assert max(asked) == 64
+
+
+@pytest.mark.parametrize("reduction", ["window:40", "sinks:40:4"])
+def test_who_is_blind_guesses_right_and_for_all_layers(reduction, monkeypatch):
+    """One look to guess, one to see that it is right, in the first layer alone."""
+    looks, look = [], deciding._look
+    monkeypatch.setattr(deciding, "_look", lambda *a: looks.append(1) or look(*a))
+    cell = tiny_cell()
+    cell(tokens(5, 1, folding.BLIND_BLOCK), cell.initial_state(1, reduction))
+    assert len(looks) == 2
+
+
+@pytest.mark.parametrize("reduction", ["tova:4", "h2o:5", "window:4", "full", Popular(4)], ids=str)
+@pytest.mark.parametrize("lengths", [None, torch.tensor([13, 0, 6])], ids=["equal", "ragged"])
+def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
+    """Through rows that were carried, appended and read; the choice of rows is not differentiated."""
+    monkeypatch.setattr(folding, "BLOCK", 4)
+    monkeypatch.setattr("msrnn.cell.cell.CHUNK", 24)
+    cell, text = tiny_cell(frozen=False), tokens(5, 3, 13)
+    weight = torch.randn(3, 13, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def gradients(read):
+        cell.zero_grad()
+        logits, state = read(cell.initial_state(3, reduction))
+        loss = (logits.nan_to_num() * weight).sum()
+        for H in state:  # whatever stands in empty rows
+            loss = loss + (H.values.square() + H.keys).masked_fill(H.empty[..., None], 0).sum()
+        loss.backward()
+        return {name: x.grad.clone() for name, x in cell.named_parameters()}
+
+    folded = gradients(lambda state: cell(text, state, lengths=lengths))
+    stepped = gradients(lambda state: fold(cell, text, state, lengths))
+    for name, x in folded.items():
+        close(x, stepped[name], 1e-8)
+
+
+@pytest.mark.parametrize("reduction", ["tova:5", "h2o:5", "window:5"])
+def test_a_text_is_read_over_its_own_rows_and_never_over_the_callers(reduction, monkeypatch):
+    monkeypatch.setattr("msrnn.cell.cell.CHUNK", 4)
+    cell, text, places = tiny_cell(), tokens(5, 1, 24), []
+    _, given = cell(text[:, :8], cell.initial_state(1, reduction))  # full, and in order
+    before, layer = given.clone(), type(cell.layers[0]).fold
+
+    def watched(self, x, H, *rest):
+        x, after = layer(self, x, H, *rest)
+        places.append((after.keys.data_ptr(), after.values.data_ptr()))
+        return x, after
+
+    monkeypatch.setattr(type(cell.layers[0]), "fold", watched)
+    _, end = cell(text[:, 8:], given)
+    assert_same(given, before, 0)
+    first = places[: cell.config.n_layers]
+    assert places == first * 4
+    assert not {H.keys.data_ptr() for H in given} & {keys for keys, _ in first}
+    monkeypatch.undo()
+    assert_same(end, fold(cell, text, cell.initial_state(1, reduction))[1], 1e-8)
+
+
+def test_rows_at_their_end_cost_nothing(monkeypatch):
+    """A ragged batch passes the layers without the rows that have ended."""
+    monkeypatch.setattr("msrnn.cell.cell.CHUNK", 8)
+    monkeypatch.setattr(folding, "BLOCK", 8)
+    cell, text, passed = tiny_cell(), tokens(5, 4, 40), []
+    layer = type(cell.layers[0]).fold
+    monkeypatch.setattr(type(cell.layers[0]), "fold", lambda s, x, *a: passed.append(x[..., 0].numel()) or layer(s, x, *a))
+    lengths = torch.tensor([40, 2, 9, 4])
+    cell(text, cell.initial_state(4, "tova:5"), lengths=lengths)
+    assert sum(passed) / cell.config.n_layers < 1.3 * lengths.sum()
+
+
+def test_a_late_query_may_love_a_row_that_earlier_ones_ignored():
+    """Keys a thousand apart: whatever leaves or stays, no weight may be lost to underflow on the way."""
+    cell, text = tiny_cell(), tokens(5, 2, 30)
+    for layer in cell.layers:
+        layer.q.weight.mul_(40)
+    for reduction in ("tova:8", "h2o:8", "tova-head:8"):
+        logits, state = cell(text, cell.initial_state(2, reduction))
+        expected, end = fold(cell, text, cell.initial_state(2, reduction))
+        close(logits, expected, 1e-8)
+        assert_same(state, end, 1e-8)
+
+
+def test_memory_is_not_the_text_squared(monkeypatch):
+    """No tensor of the fold grows with T beyond T × width: the largest has a chunk by size + chunk weights per head."""
+    seen = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: seen.append(x.numel()) or softmax(x, *a, **k))
+    monkeypatch.setattr(folding, "BLOCK", 4)
+    cell = tiny_cell()
+    cell(tokens(1, 1, 40), cell.initial_state(1, "tova:6"))
+    assert max(seen) <= cell.config.n_heads * 4 * (6 + 4)
+
+
+@pytest.mark.parametrize("reduction", ["tova:64", "h2o:64"])
+def test_on_the_real_weights(reduction, smollm, gguf_path, figure):
+    """Float32: the same positions, here without a single near-tie to excuse."""
+    text = (Path(__file__).parents[2] / "LICENSE").read_text()
+    ids = torch.tensor([converters.tokenizer(gguf_path).encode(text).ids[:160]])
+    folded, state = smollm(ids, smollm.initial_state(1, reduction))
+    by_step, end = fold(smollm, ids, smollm.initial_state(1, reduction))
+    off = sum(
+        sorted(H.positions[0, k].tolist()) != sorted(G.positions[0, k].tolist())
+        for H, G in zip(state, end, strict=True)
+        for k in range(H.positions.shape[1])
+    )
+    gap = (folded - by_step).abs().mean().item()
+    figure(
+        f"{gap:.1e} mean difference of the logits, fold from step loop: SmolLM2-135M, {reduction}, 160 tokens; {off} heads off"
+    )
+    assert off == 0
+    assert gap <= 1e-4
+
+
+def test_a_subclass_of_an_operator_that_needs_no_positions_gets_true_ones():
+    @dataclass(frozen=True)
+    class Scaled(TOVA):
+        def score(self, seen):
+            held = (seen.positions >= 0).sum(-1, keepdim=True)
+            return super().score(seen) * (1 + (seen.positions * 7 + held) % 5)[:, :1]
+
+    assert_folds(tiny_cell(), tokens(7, 2, 30), Scaled(5))

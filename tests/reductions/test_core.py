@@ -1,0 +1,590 @@
+"""What each operator must do, against a dense decoder and plain-Python rules that share no code with the library."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from support.tiny_models import ROPES, assert_same, close, fold, held, tiny_cell, tokens
+
+import msrnn
+from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction
+from msrnn.layers.rotary import Dynamic
+from msrnn.recurrence import transition
+from msrnn.recurrence.transition import reduce
+
+# The oracle: a decoder over a whole text at once, each query seeing the positions a rule left it.
+
+
+def dense(cell, text, rule):
+    """One text ``(T,)`` -> logits ``(T, V)`` and ``after[layer][t][head]``, the sorted positions carried from t on.
+
+    ``rule(layer)`` gives a function of t and ``seen``, per key/value head ``{position: [weight of each query head]}``;
+    it returns per head the positions to carry.
+    """
+    c, T = cell.config, len(text)
+    G = c.n_heads // c.n_kv_heads
+
+    def theta(t):  # a dynamic rope turns token t as a text of t + 1 tokens is turned
+        if not isinstance(c.rope, Dynamic):
+            return c.rope.theta
+        longer = max(t + 1, c.rope.length) / c.rope.length
+        return c.rope.theta * (c.rope.factor * longer - (c.rope.factor - 1)) ** (c.head_dim / (c.head_dim - 2))
+
+    def norm(x, gain):
+        return x / (x.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * gain
+
+    def heads(x, count):  # (T, count · D) -> (count, T, D), turned: pair i of a head is a complex number
+        half = c.head_dim // 2
+        x = x.view(T, count, c.head_dim)
+        angle = torch.tensor([[t * theta(t) ** (-i / half) for i in range(half)] for t in range(T)], dtype=x.dtype)
+        z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+        return torch.cat((z.real, z.imag), -1).transpose(0, 1)
+
+    x, after = cell.embed.weight[text], []
+    for l, layer in enumerate(cell.layers):
+        normed = norm(x, layer.attention_norm.weight)
+        q, k = heads(normed @ layer.q.weight.T, c.n_heads), heads(normed @ layer.k.weight.T, c.n_kv_heads)
+        v = (normed @ layer.v.weight.T).view(T, c.n_kv_heads, c.head_dim).transpose(0, 1)
+        scores = torch.stack([q[n] @ k[n // G].T for n in range(c.n_heads)]) / math.sqrt(c.head_dim)  # (N, T, T)
+        weights, carried, history, decide = torch.zeros_like(scores), [[] for _ in v], [], rule(l)
+        for t in range(T):
+            for n in range(c.n_heads):
+                visible = [*carried[n // G], t]
+                weights[n, t, visible] = scores[n, t, visible].softmax(-1)
+            rows = weights[:, t].tolist()
+            seen = [{p: [rows[h * G + g][p] for g in range(G)] for p in (*carried[h], t)} for h in range(c.n_kv_heads)]
+            carried = decide(t, seen)
+            history.append([sorted(positions) for positions in carried])
+        after.append(history)
+        read = torch.stack([weights[n] @ v[n // G] for n in range(c.n_heads)], 1)  # (T, N, D)
+        x = x + read.flatten(1) @ layer.o.weight.T
+        normed = norm(x, layer.ffn_norm.weight)
+        gate = normed @ layer.gate.weight.T
+        x = x + (gate * gate.sigmoid() * (normed @ layer.up.weight.T)) @ layer.down.weight.T
+    return norm(x, cell.norm.weight) @ (cell.embed if c.tied else cell.head).weight.T, after
+
+
+# The rules, each written as design.md says it.
+
+
+def drop_one(size, worst):
+    """Carry everything seen; above ``size`` rows, drop per head the position ``worst(t, seen)`` names."""
+
+    def decide(t, seen):
+        out = worst(t, seen)
+        return [[p for p in head if len(head) <= size or p != gone] for head, gone in zip(seen, out, strict=True)]
+
+    return decide
+
+
+def window(size):
+    return drop_one(size, lambda t, seen: [min(head) for head in seen])
+
+
+def sinks(size, first):
+    return drop_one(size, lambda t, seen: [min((p for p in head if p >= first), default=None) for head in seen])
+
+
+def mean(numbers):
+    numbers = list(numbers)
+    return sum(numbers) / len(numbers)
+
+
+def lowest(score):
+    """The key with the lowest value; of ties the oldest."""
+    return min(score, key=lambda p: (score[p], p))
+
+
+def tova(size):
+    def worst(t, seen):
+        return [lowest({p: mean(w for head in seen for w in head[p]) for p in seen[0]})] * len(seen)
+
+    return drop_one(size, worst)
+
+
+def tova_head(size):
+    return drop_one(size, lambda t, seen: [lowest({p: mean(w) for p, w in head.items()}) for head in seen])
+
+
+def h2o(size, recent, layerwise=False):
+    received = {}
+
+    def worst(t, seen):
+        for h, head in enumerate(seen):
+            for p, w in head.items():
+                received[h, p] = received.get((h, p), 0.0) + mean(w)
+        out = []
+        for h, head in enumerate(seen):
+            free = sorted(head)[: len(head) - recent]  # the newest `recent` rows cannot go
+            group = range(len(seen)) if layerwise else (h,)
+            out.append(lowest({p: mean(received[i, p] for i in group) for p in free}) if free else None)
+        return out
+
+    return drop_one(size, worst)
+
+
+def full():
+    return drop_one(math.inf, lambda t, seen: [None for _ in seen])
+
+
+CASES = {
+    "full": ("full", lambda l: full()),
+    **{f"window:{n}": (Window(n), lambda l, n=n: window(n)) for n in (0, 1, 5)},
+    "sinks:2:1": (Sinks(2, sinks=1), lambda l: sinks(2, 1)),
+    "sinks:7": (Sinks(7), lambda l: sinks(7, 4)),
+    **{f"tova:{n}": (TOVA(n), lambda l, n=n: tova(n)) for n in (1, 2, 6)},
+    **{f"tova-head:{n}": (TOVA(n, per_head=True), lambda l, n=n: tova_head(n)) for n in (1, 6)},
+    **{f"h2o:{n}": (H2O(n), lambda l, n=n: h2o(n, n // 2)) for n in (1, 2, 7)},
+    "h2o:6:0": (H2O(6, recent=0), lambda l: h2o(6, 0)),
+    "h2o:5:5": (H2O(5, recent=5), lambda l: window(5)),
+    **{f"h2o-layer:{n}": (H2O(n, per_head=False), lambda l, n=n: h2o(n, n // 2, True)) for n in (1, 7)},
+    "tova per layer": (TOVA((3, 7)), lambda l: tova((3, 7)[l])),
+    "h2o per layer": (H2O([2, 6]), lambda l: h2o((2, 6)[l], (1, 3)[l])),
+    "window per layer": (Window((0, 4)), lambda l: window((0, 4)[l])),
+    "one each": (["h2o-layer:4:1", "tova-head:5"], lambda l: (h2o(4, 1, True), tova_head(5))[l]),
+}
+SHAPES = {"alone": (4, 4), "grouped": (4, 2), "six by three": (6, 3), "shared": (4, 1)}
+
+
+@pytest.mark.parametrize("heads", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("operator", "rule"), CASES.values(), ids=CASES)
+def test_operator_is_its_rule_and_attention_sees_exactly_the_rows_held(operator, rule, heads):
+    cell = tiny_cell(seed=sum(heads), n_heads=heads[0], n_kv_heads=heads[1])
+    text, lengths = tokens(3, 3, 16), torch.tensor([16, 9, 13])
+    state, logits, history = cell.initial_state(3, operator), [], []
+    for t in range(16):
+        read, state = cell.step(text[:, t], state, active=t < lengths)
+        logits.append(read)
+        history.append(held(state))
+    for b, length in enumerate(lengths.tolist()):
+        own = torch.stack(logits, 1)[b, :length]
+        masked, _ = dense(cell, text[b, :length], lambda l, b=b: lambda t, seen: history[t][l][b])  # noqa: B023
+        close(own, masked)
+        ruled, after = dense(cell, text[b, :length], rule)
+        assert [[history[t][l][b] for t in range(length)] for l in range(2)] == after
+        close(own, ruled)
+
+
+@pytest.mark.parametrize(("operator", "rule"), [CASES["full"], CASES["tova:6"]], ids=["full", "tova:6"])
+def test_a_dynamic_rope_turns_each_token_by_the_length_it_makes(operator, rule):
+    cell, text = tiny_cell(rope=ROPES["dynamic"]), tokens(3, 1, 16)
+    logits, state = fold(cell, text, cell.initial_state(1, operator))
+    ruled, after = dense(cell, text[0], rule)
+    close(logits[0], ruled)
+    assert [row[0] for row in held(state)] == [history[-1] for history in after]
+    assert (ruled - dense(tiny_cell(), text[0], rule)[0])[6:].abs().max() > 1e-3  # the scaling was at work
+
+
+def test_oracle_tells_operators_apart():
+    cell, text = tiny_cell(), tokens(3, 1, 16)[0]
+    several = [window(6), sinks(6, 4), tova(6), tova_head(6), h2o(6, 3), h2o(6, 3, True), h2o(6, 0)]
+    histories = [dense(cell, text, lambda l, rule=rule: rule)[1][0] for rule in several]
+    assert all(a != b for i, a in enumerate(histories) for b in histories[:i])
+
+
+# TOVA.
+
+FIGURE_2 = {  # arXiv:2401.06104, fig. 2, k = 5: the weights at t, and what leaves
+    5: ({0: 0.2, 1: 0.05, 2: 0.1, 3: 0.1, 4: 0.2, 5: 0.35}, 1),
+    6: ({0: 0.15, 2: 0.15, 3: 0.1, 4: 0.05, 5: 0.25, 6: 0.3}, 4),
+    7: ({0: 0.15, 2: 0.15, 3: 0.1, 5: 0.15, 6: 0.2, 7: 0.25}, 3),
+    8: ({0: 0.2, 2: 0.15, 5: 0.15, 6: 0.1, 7: 0.15, 8: 0.25}, 6),
+}
+
+
+def rows_at(positions, operator, numbers=None, K=1):
+    """An H by hand: ``positions`` as every head's rows, the clock one after the newest, keys that spell the position."""
+    positions = torch.tensor(positions)[None, None].repeat(1, K, 1)
+    keys = positions[..., None].double()
+    return MultiState(keys, -keys, positions, positions.amax((1, 2)) + 1, operator, numbers or {})
+
+
+def reduced(H, weights):
+    """H after one token read with ``weights (K, G, S + 1)``."""
+    key = H.clock.double()[:, None, None].repeat(1, H.keys.shape[1], 1)
+    return reduce(H.append(key, -key, in_place=False), torch.tensor(weights).double()[None], H.clock + 1, None)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.04])
+def test_tova_on_the_papers_worked_example(tilt):
+    """One decision by the mean of both heads, however ``tilt`` moves weight between them (each head alone would differ)."""
+    H = rows_at([3, 0, 4, 1, 2], TOVA(5), K=2)
+    for t, (weights, gone) in FIGURE_2.items():
+        before = H.positions[0, 0].tolist()
+        row = [weights[p] for p in (*before, t)]
+        lean = [tilt if p == gone else -tilt if p == 0 else 0.0 for p in (*before, t)]
+        one, other = ([[w + sign * d for w, d in zip(row, lean, strict=True)]] for sign in (1, -1))
+        H = reduced(H, [one, other])
+        assert H.positions[0, 0].tolist() == H.positions[0, 1].tolist()
+        assert {*before, t} - set(H.positions[0, 0].tolist()) == {gone}
+        assert H.keys[..., 0].equal(H.positions.double())
+        assert H.values.equal(-H.keys)
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (6, 3), (5, 1), (7, 7)])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_tova_without_queries_is_the_window(heads, size):
+    cell = tiny_cell(n_heads=heads[0], n_kv_heads=heads[1])
+    for layer in cell.layers:
+        layer.q.weight.zero_()
+    text = tokens(1, 2, 20)
+    states = [cell.initial_state(2, r) for r in (TOVA(size), TOVA(size, per_head=True), Window(size))]
+    for token in text.T:
+        outs = [cell.step(token, state) for state in states]
+        states = [state for _, state in outs]
+        assert held(states[0]) == held(states[1]) == held(states[2])
+        close(outs[0][0], outs[2][0], 1e-12)
+        close(outs[1][0], outs[2][0], 1e-12)
+
+
+# Mistral.
+
+
+def test_a_sliding_window_of_w_is_the_default_window_of_w_minus_one():
+    W, text = 5, tokens(2, 1, 18)
+    cell = tiny_cell(family="mistral", window=W)
+    assert cell.default_reduction == Window(W - 1)
+    published, _ = dense(cell, text[0], lambda l: lambda t, seen: [range(max(0, t + 1 - (W - 1)), t + 1) for _ in seen])
+    own, state = fold(cell, text)
+    close(own[0], published)
+    assert state[0].reduction == Window(W - 1)
+    wider, _ = fold(cell, text, cell.initial_state(1, Window(W)))
+    assert (wider[0] - published).abs().max() > 1e-3
+    unbounded, _ = fold(cell, text, cell.initial_state(1, "full"))
+    assert (unbounded[0] - published).abs().max() > 1e-3
+
+
+def test_a_window_of_one_sees_the_current_token_only():
+    cell = tiny_cell(window=1)
+    text = tokens(2, 1, 6)
+    own, state = fold(cell, text)
+    assert [H.keys.shape[2] for H in state] == [0, 0]
+    alone, _ = dense(cell, text[0], lambda l: lambda t, seen: [[] for _ in seen])
+    close(own[0], alone)
+
+
+# Ties, protection, empty rows.
+
+
+@dataclass(frozen=True)
+class Dear(Reduction):
+    """Scores given from outside, by position."""
+
+    scores: tuple = ()
+
+    def score(self, seen):
+        table = torch.tensor([*self.scores, 0.0], dtype=torch.float64)
+        return table[seen.positions]
+
+
+def gone(H, weights):
+    before = {*H.positions.flatten().tolist(), int(H.clock)}
+    return before - set(reduced(H, weights).positions.flatten().tolist())
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]])
+def test_of_equal_scores_the_oldest_position_goes_wherever_its_row_is(rows):
+    place = {p: i for i, p in enumerate([*rows, 4])}
+    weights = [0.25] * 5
+    assert gone(rows_at(rows, TOVA(4)), [[weights]]) == {0}
+    weights[place[1]] = weights[place[3]] = weights[place[4]] = 0.1
+    assert gone(rows_at(rows, TOVA(4)), [[weights]]) == {1}
+    assert gone(rows_at(rows, TOVA(4, per_head=True)), [[weights]]) == {1}
+    received = torch.tensor([[[1.0 if p in (0, 2) else 0.5 for p in rows]]], dtype=torch.float64)
+    assert gone(rows_at(rows, H2O(4, recent=1), {"received": received}), [[[0.2] * 5]]) == {1}
+    assert gone(rows_at(rows, Window(4)), [[weights]]) == {0}
+    assert gone(rows_at(rows, Sinks(4, sinks=2)), [[weights]]) == {2}
+
+
+def test_what_scores_infinity_never_goes():
+    inf = math.inf
+    for stays in range(5):
+        scores = tuple(1.0 if p == stays else inf for p in range(5))
+        assert gone(rows_at([2, 0, 3, 1], Dear(4, scores)), [[[0.2] * 5]]) == {stays}
+    assert gone(rows_at([2, 0, 3, 1], Dear(4, (inf, 3.0, 2.0, inf, 9.0))), [[[0.2] * 5]]) == {2}
+
+
+@pytest.mark.parametrize("scores", [(-5.0,) * 5, (-math.inf,) * 5, (1.0,) * 5])
+def test_an_empty_row_goes_before_any_other(scores):
+    H = rows_at([2, -1, 3, 1], Dear(4, scores))
+    assert sorted(reduced(H, [[[0.25, 0.0, 0.25, 0.25, 0.25]]]).positions.flatten().tolist()) == [1, 2, 3, 4]
+    for operator in (TOVA(4), Window(4), Sinks(4, sinks=1), H2O(4)):
+        numbers = {name: torch.zeros(1, 1, 4).double() for name in operator.numbers}
+        after = reduced(rows_at([2, -1, 3, 1], operator, numbers), [[[0.25, 0.0, 0.25, 0.25, 0.25]]])
+        assert sorted(after.positions.flatten().tolist()) == [1, 2, 3, 4]
+
+
+def test_lowest_takes_one_decision_per_score_row():
+    positions = torch.tensor([[[4, 0, 2, 5], [0, 1, 4, 5]]])
+    assert transition.lowest(torch.tensor([[[3.0, 2.0, 1.0, 1.0], [0.0, 7.0, 7.0, 0.0]]]), positions).tolist() == [[2, 0]]
+    assert transition.lowest(torch.tensor([[[3.0, 2.0, 2.0, 9.0]]]), positions[:, :1].repeat(1, 2, 1)).tolist() == [[1]]
+
+
+# An operator of one's own.
+
+
+@dataclass(frozen=True)
+class KeepEven(Reduction):
+    """Odd positions go first, the oldest of them; a decision for the layer."""
+
+    def score(self, seen):
+        return (seen.positions[:, :1] % 2 == 0).to(seen.weights.dtype)
+
+
+@dataclass(frozen=True)
+class LeastRecentlyRead(Reduction):
+    """Each row remembers when, and how strongly at its best, it was last read with more than ``share``."""
+
+    share: float = 0.2
+    numbers: ClassVar[tuple[str, ...]] = ("last", "best")
+
+    def update(self, seen):
+        weights = seen.weights.mean(2)
+        now = seen.clock[:, None, None].to(weights.dtype)
+        return {
+            "last": torch.where(weights > self.share, now, seen.numbers["last"]),
+            "best": torch.maximum(seen.numbers["best"], weights),
+        }
+
+    def score(self, seen):
+        return seen.numbers["last"] + seen.numbers["best"] / 2
+
+
+def keep_even(size):
+    return drop_one(size, lambda t, seen: [lowest({p: p % 2 == 0 for p in head}) for head in seen])
+
+
+def least_recently_read(size, share):
+    last, best = {}, {}
+
+    def worst(t, seen):
+        for h, head in enumerate(seen):
+            for p, w in head.items():
+                last[h, p] = t if mean(w) > share else last.get((h, p), 0)
+                best[h, p] = max(best.get((h, p), 0.0), mean(w))
+        return [lowest({p: last[h, p] + best[h, p] / 2 for p in head}) for h, head in enumerate(seen)]
+
+    return drop_one(size, worst)
+
+
+OWN = {
+    "keep even": (KeepEven(5), lambda l: keep_even(5)),
+    "keep even per layer": (KeepEven((1, 6)), lambda l: keep_even((1, 6)[l])),
+    "least recently read": (LeastRecentlyRead(5), lambda l: least_recently_read(5, 0.2)),
+    "least recently read per layer": (LeastRecentlyRead((2, 6), share=0.1), lambda l: least_recently_read((2, 6)[l], 0.1)),
+}
+
+
+@pytest.mark.parametrize(("operator", "rule"), OWN.values(), ids=OWN)
+def test_an_operator_of_ones_own_works_in_step_fold_select_clone_and_on_disk(operator, rule, tmp_path):
+    cell, text, lengths = tiny_cell(), tokens(5, 2, 15), torch.tensor([15, 11])
+    expected = [dense(cell, text[b, :n], rule) for b, n in enumerate(lengths.tolist())]
+    by_step, end = fold(cell, text, cell.initial_state(2, operator), lengths)
+    for b, (logits, after) in enumerate(expected):
+        close(by_step[b, : lengths[b]], logits)
+        assert [held(end)[l][b] for l in range(2)] == [history[-1] for history in after]
+    folded, state = cell(text, cell.initial_state(2, operator), lengths=lengths)
+    close(folded, by_step, 1e-8)
+    assert_same(state, end, 1e-8)
+    more = tokens(6, 2, 8)
+    swapped, other = fold(cell, more[[1, 0]], end.select([1, 0]))
+    end.save(tmp_path / "state")
+    for start in (end, end.clone(), msrnn.load_state(tmp_path / "state")):
+        straight, after = fold(cell, more, start)
+        close(swapped[[1, 0]], straight)
+        assert_same(other.select([1, 0]), after, 1e-9)
+    moving = end.clone()
+    for t in range(8):
+        read, moving = cell.step_(more[:, t], moving)
+        close(read, straight[:, t])
+    assert_same(moving, after, 1e-9)
+
+
+@dataclass(frozen=True)
+class Views(Reduction):
+    """Keeps the time each row was last seen (always now), as a view of the clock."""
+
+    numbers: ClassVar[tuple[str, ...]] = ("now",)
+
+    def update(self, seen):
+        return {"now": seen.clock[:, None, None].to(seen.weights.dtype).expand_as(seen.positions)}
+
+    def score(self, seen):
+        return seen.numbers["now"] + seen.weights.mean(2)
+
+
+@dataclass(frozen=True)
+class Edits(Reduction):
+    """Adds to the numbers it is given, in place."""
+
+    numbers: ClassVar[tuple[str, ...]] = ("sum",)
+
+    def update(self, seen):
+        seen.numbers["sum"].add_(seen.weights.mean(2))
+        return seen.numbers
+
+    def score(self, seen):
+        return seen.numbers["sum"]
+
+
+@pytest.mark.parametrize("operator", [Views(3), Edits(3)], ids=["views", "edits"])
+def test_what_update_returns_is_free_to_be_a_view_or_its_argument(operator):
+    cell, text, lengths = tiny_cell(), tokens(5, 2, 9), torch.tensor([9, 6])
+    by_step, end = fold(cell, text, cell.initial_state(2, operator), lengths)
+    folded, state = cell(text, cell.initial_state(2, operator), lengths=lengths)
+    close(folded, by_step, 1e-8)
+    assert_same(state, end, 1e-8)
+    alone, own = fold(cell, text[1:, :6], cell.initial_state(1, operator))
+    close(by_step[1, :6], alone[0])
+    assert_same(end.select([1]), own, 1e-9)
+
+
+@dataclass(frozen=True)
+class KeepEvenIn(Reduction):
+    """:class:`KeepEven` with scores of another type."""
+
+    type: str = "bool"
+
+    def score(self, seen):
+        return (seen.positions % 2 == 0).to(getattr(torch, self.type))
+
+
+@pytest.mark.parametrize("type", ["float32", "bfloat16", "bool", "int64", "uint8"])
+def test_a_score_of_any_type_decides_alike(type):
+    cell, text, lengths = tiny_cell(), tokens(5, 2, 9), torch.tensor([9, 2])
+    _, state = fold(cell, text, cell.initial_state(2, KeepEvenIn(4, type)), lengths)
+    _, state = cell.step(text[:, 0], state)  # the short row still has empty rows to give
+    assert held(state)[0] == [[[2, 4, 6, 8]] * 2, [[0, 1, 2]] * 2]
+
+
+@pytest.mark.parametrize("shape", ["(B, R)", "(B, K, S)", "(B, N, R)"])
+def test_a_score_of_another_shape_is_refused(shape):
+    @dataclass(frozen=True)
+    class Odd(Reduction):
+        def score(self, seen):
+            shapes = {
+                "(B, R)": seen.positions[:, 0],
+                "(B, K, S)": seen.positions[..., 1:],
+                "(B, N, R)": seen.weights.flatten(1, 2),
+            }
+            return shapes[shape].double()
+
+    cell = tiny_cell()
+    with pytest.raises(msrnn.Error, match=r"Odd\.score gives shape"):
+        cell(tokens(5, 2, 9), cell.initial_state(2, Odd(4)))
+
+
+def test_an_operator_that_forgets_a_number_is_refused():
+    @dataclass(frozen=True)
+    class Forgets(Reduction):
+        numbers: ClassVar[tuple[str, ...]] = ("one", "other")
+
+        def update(self, seen):
+            return {"one": seen.weights.mean(2)}
+
+    cell = tiny_cell()
+    with pytest.raises(msrnn.Error, match=r"Forgets.*other"):
+        cell.step(torch.tensor([1]), cell.initial_state(1, Forgets(3)))
+
+
+# What is refused, and the text form.
+
+
+@pytest.mark.parametrize(
+    ("build", "thing"),
+    [
+        (lambda: TOVA(0), "TOVA: size is 0"),
+        (lambda: TOVA(-1), "TOVA: size is -1"),
+        (lambda: TOVA(2.0), "TOVA: size is 2.0"),
+        (lambda: TOVA("4"), "TOVA: size is '4'"),
+        (lambda: TOVA(True), "TOVA: size is True"),
+        (lambda: TOVA(None), "TOVA: size is None"),
+        (lambda: TOVA((4, 0)), "TOVA: size is 0"),
+        (lambda: H2O(0), "H2O: size is 0"),
+        (lambda: H2O(4, recent=5), "H2O: recent is 5"),
+        (lambda: H2O((8, 4), recent=5), "H2O: recent is 5"),
+        (lambda: H2O(4, recent=-1), "H2O: recent is -1"),
+        (lambda: Sinks(4), "Sinks: sinks is 4"),
+        (lambda: Sinks(4, sinks=4), "Sinks: sinks is 4"),
+        (lambda: Sinks((9, 4), sinks=4), "Sinks: sinks is 4"),
+        (lambda: Sinks(4, sinks=9), "Sinks: sinks is 9"),
+        (lambda: Sinks(0, sinks=0), "Sinks: size is 0"),
+        (lambda: Window(-1), "Window: size is -1"),
+        (lambda: Full(5), "Full: size is 5"),
+    ],
+)
+def test_senseless_sizes_are_refused(build, thing):
+    with pytest.raises(msrnn.Error, match=thing):
+        build()
+
+
+def test_the_smallest_legal_sizes():
+    assert Window(0).size == 0
+    assert H2O(4, recent=4).recent == 4
+    assert H2O(1, recent=0).recent == 0
+    assert Sinks(5).sinks == 4
+    assert TOVA([3, 2]) == TOVA((3, 2))
+    assert hash(TOVA([3, 2])) == hash(TOVA((3, 2)))
+
+
+FORMS = {
+    "full": Full(),
+    "window:512": Window(512),
+    "window:0": Window(0),
+    "sinks:512:4": Sinks(512, 4),
+    "sinks:16:1": Sinks(16, sinks=1),
+    "h2o:512": H2O(512),
+    "h2o-layer:512": H2O(512, per_head=False),
+    "tova:512": TOVA(512),
+    "tova-head:512": TOVA(512, per_head=True),
+}
+
+
+@pytest.mark.parametrize(("text", "operator"), FORMS.items(), ids=FORMS)
+def test_the_text_form_of_every_operator_goes_both_ways(text, operator):
+    assert parse_reduction(text) == operator
+    assert str(parse_reduction(text)) == text
+    assert parse_reduction(str(operator)) == operator
+    assert [H.reduction for H in tiny_cell().initial_state(1, text)] == [operator, operator]
+
+
+def test_what_an_operator_says_beyond_the_documented_forms_is_read_back():
+    for operator in (H2O(8, recent=3), H2O(8, recent=0, per_head=False)):
+        assert parse_reduction(str(operator)) == operator
+
+
+BAD = (
+    *("", ":5", "nothing:5", "full:3", "window", "tova", "tova:", "tova:x", "tova:-3", "tova:1.5", "tova:1e3", "tova: 3"),
+    *("tova:5:6", "tova:512,256", "tova:٣", "tova:0", "sinks:3", "sinks:4:4", "h2o:4:5"),
+)
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_text_is_refused_by_name(text):
+    with pytest.raises(msrnn.Error) as refusal:
+        parse_reduction(text)
+    named = {
+        "tova:0": "TOVA: size is 0",
+        "sinks:4:4": "Sinks: sinks is 4",
+        "sinks:3": "Sinks: sinks is 4",
+        "h2o:4:5": "H2O: recent is 5",
+    }
+    assert named.get(text, repr(text)) in str(refusal.value)
+
+
+@pytest.mark.parametrize("thing", [None, 5, ["tova:4"], b"tova:4"])
+def test_what_is_no_text_is_refused(thing):
+    with pytest.raises(msrnn.Error, match="reduction"):
+        parse_reduction(thing)
+
+
+def test_operators_must_fit_the_cell():
+    cell = tiny_cell()
+    with pytest.raises(msrnn.Error, match="3 sizes for a cell of 2 layers"):
+        cell.initial_state(1, TOVA((3, 4, 5)))
+    with pytest.raises(msrnn.Error, match="1 reductions for a cell of 2 layers"):
+        cell.initial_state(1, ["tova:4"])
+    with pytest.raises(msrnn.Error, match="batch_size is 0"):
+        cell.initial_state(0)

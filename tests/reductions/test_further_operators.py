@@ -1,0 +1,488 @@
+"""The operators beyond the core: each against a loop in plain Python written from its paper, then the laws of all."""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import fmean
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tiny_models import assert_same, close, fold, held, tiny_cell, tokens
+
+import msrnn
+from msrnn import TOVA, CaM, KeyDiff, Keyformer, Knorm, LastQueries, MorphKV, Random, Scissorhands, parse_reduction, pyramid
+from msrnn.diagnostics.retention import held as share_held
+from msrnn.recurrence import eviction as deciding
+from msrnn.recurrence import unroll as folding
+from msrnn.reductions.hash_rng import uniform
+
+# What a rule sees: per layer and token the queries, keys and values that the library's own layer computes, as lists. Everything
+# from there on (attention, scores, who goes, what is merged, the layer's output) is written here, token by token.
+
+
+def distinct(seed, B, T):
+    """``(B, T)`` ids, each once: in the first layer the keys of equal tokens are equally long, and rounding would choose."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(50, generator=generator)[:T] for _ in range(B)])
+
+
+class Row:
+    """One token of one key/value head: where it is, its key and value, and room for a rule's own numbers."""
+
+    def __init__(self, position, key, value):
+        self.position, self.key, self.value = position, key, value
+        self.by_query = {}  # what each query gave it, by the query's position
+
+
+def softmax(xs):
+    top = max(xs)
+    es = [math.exp(x - top) for x in xs]
+    return [e / sum(es) for e in es]
+
+
+def dot(a, b):
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def naive(cell, text, rule, size):
+    """One text ``(T,)`` -> logits ``(T, V)`` and per layer and head the positions held at the end.
+
+    ``rule(layer)`` gives a function of t, the head's number, its rows (the current one last) and the logits of its query heads,
+    ``[g][row]``, that returns the row to go once there are more than ``size(layer)``; it may change values.
+    """
+    c = cell.config
+    G = c.n_heads // c.n_kv_heads
+    rules, H = [rule(l) for l in range(c.n_layers)], [[[] for _ in range(c.n_kv_heads)] for _ in range(c.n_layers)]
+    out = []
+    for t, token in enumerate(text.tolist()):
+        x = cell.embed.weight[token][None]  # (1, E)
+        for l, layer in enumerate(cell.layers):
+            q, k, v = (y[0].tolist() for y in layer.look(x, c.rope.rotation(torch.tensor([t]), c.head_dim, x.dtype)))
+            read = []
+            for h, rows in enumerate(H[l]):
+                rows.append(Row(t, k[h], v[h]))
+                logits = [[dot(q[h * G + g], row.key) / math.sqrt(c.head_dim) for row in rows] for g in range(G)]
+                for z in logits:
+                    weights = softmax(z)
+                    read.append([dot(weights, column) for column in zip(*(row.value for row in rows), strict=True)])
+                for i, row in enumerate(rows):
+                    row.by_query[t] = fmean(softmax(z)[i] for z in logits)
+                gone = rules[l](t, h, rows, logits, len(rows) > size(l))
+                if gone is not None:
+                    rows.remove(gone)
+            x = layer.think(x, torch.tensor([read], dtype=x.dtype))
+        out.append(cell.read_out(x)[0])
+    return torch.stack(out), [[[row.position for row in rows] for rows in layer] for layer in H]
+
+
+def cheapest(rows, score):
+    """The row with the lowest score, of ties the oldest; rows are in order."""
+    return min(rows, key=lambda row: (score(row), row.position))
+
+
+def draws(seed, layer, head, position, clock):
+    """splitmix64, round by round, in Python's own numbers."""
+    mask, x = 2**64 - 1, seed
+    for part in (layer, clock, head, position):
+        x = (x + part + 0x9E3779B97F4A7C15) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        x ^= x >> 31
+    return ((x >> 41) + 0.5) / 2**23
+
+
+def random(seed):
+    def at(l):
+        def rule(t, h, rows, logits, full):
+            return cheapest(rows, lambda row: draws(seed, l, h, row.position, t)) if full else None
+
+        return rule
+
+    return at
+
+
+def knorm(l):
+    return lambda t, h, rows, logits, full: max(rows, key=lambda row: dot(row.key, row.key)) if full else None
+
+
+def keydiff(l):
+    def rule(t, h, rows, logits, full):
+        if not full:
+            return None
+        units = [[x / math.sqrt(dot(row.key, row.key)) for x in row.key] for row in rows]
+        mean = [fmean(column) for column in zip(*units, strict=True)]
+        return max(zip(rows, units, strict=True), key=lambda pair: dot(pair[1], mean) / math.sqrt(dot(mean, mean)))[0]
+
+    return rule
+
+
+def last_queries(window):
+    def rule(t, h, rows, logits, full):
+        free = [row for row in rows if row.position <= t - window]
+        last = range(t - window + 1, t + 1)
+        return cheapest(free or rows, lambda row: math.fsum(row.by_query.get(s, 0.0) for s in last)) if full else None
+
+    return lambda l: rule
+
+
+def morphkv(window, fuse):
+    def rule(t, h, rows, logits, full):
+        for row, share in zip(rows, softmax([math.fsum(z) for z in zip(*logits, strict=True)]), strict=True):
+            row.by_query[t] = share  # instead of the mean
+        free = [row for row in rows if row.position <= t - window]
+        last = range(t - window + 1, t + 1)
+        return cheapest(free or rows, lambda row: fuse(row.by_query.get(s, 0.0) for s in last)) if full else None
+
+    return lambda l: rule
+
+
+def scissorhands(recent, history):
+    def rule(t, h, rows, logits, full):
+        def counter(row):
+            if row.position > t - recent:
+                return 0
+            return sum(share < 1 / (s + 1) for s, share in row.by_query.items() if s > t - history)
+
+        return cheapest(rows, lambda row: -counter(row)) if full else None
+
+    return lambda l: rule
+
+
+def keyformer(recent, steps, seed):
+    def at(l):
+        total = {}
+
+        def rule(t, h, rows, logits, full):
+            tau = 1 + min(1, t / steps)
+            noisy = []
+            for g, z in enumerate(logits):
+                noise = [-math.log(-math.log(draws(seed, l, h * len(logits) + g, row.position, t))) for row in rows]
+                noisy.append(softmax([(a + b) / tau for a, b in zip(z, noise, strict=True)]))
+            for i, row in enumerate(rows):
+                total[h, row.position] = total.get((h, row.position), 0.0) + fmean(y[i] for y in noisy)
+            free = [row for row in rows if row.position <= t - recent]
+            return cheapest(free or rows, lambda row: total[h, row.position]) if full else None
+
+        return rule
+
+    return at
+
+
+def cam(sinks, into, seed):
+    def at(l):
+        def rule(t, h, rows, logits, full):
+            if not full:
+                return None
+            gone = next(row for row in rows if row.position >= sinks)
+            after = [row for row in rows if row.position > gone.position]
+            likely = gone.by_query[t] / fmean(row.by_query[t] for row in after)
+            if draws(seed, l, h, gone.position, t) < min(1, likely):
+                for row in after[:into]:
+                    row.value = [x + y / into for x, y in zip(row.value, gone.value, strict=True)]
+            return gone
+
+        return rule
+
+    return at
+
+
+CASES = {
+    "random": (Random(5), random(0)),
+    "random, seed 3": (Random(6, seed=3), random(3)),
+    "knorm": (Knorm(5), knorm),
+    "keydiff": (KeyDiff(6), keydiff),
+    "last queries": (LastQueries(7, window=3), last_queries(3)),
+    "last queries, all rows their own": (LastQueries(4, window=4), last_queries(4)),
+    "morphkv": (MorphKV(7, window=3), morphkv(3, math.fsum)),
+    "morphkv-max": (MorphKV(6, window=2, largest=True), morphkv(2, max)),
+    "scissorhands": (Scissorhands(6, recent=2), scissorhands(2, 400)),
+    "scissorhands, short history": (Scissorhands(6, recent=0, history=5), scissorhands(0, 5)),
+    "scissorhands, history in two numbers": (Scissorhands(4, recent=1, history=30), scissorhands(1, 30)),
+    "keyformer": (Keyformer(7, steps=9), keyformer(2, 9, 0)),
+    "keyformer, seed 2": (Keyformer(6, recent=0, steps=100, seed=2), keyformer(0, 100, 2)),
+    "cam": (CaM(6, sinks=2, into=3), cam(2, 3, 0)),
+    "cam, seed 1": (CaM(5, sinks=1, into=9, seed=1), cam(1, 9, 1)),
+    "per layer": (MorphKV((6, 4), window=2), morphkv(2, math.fsum)),
+    "cam per layer": (CaM((4, 7), sinks=1, into=2), cam(1, 2, 0)),
+    "random per layer": (Random((3, 6)), random(0)),
+}
+OPERATORS = [operator for operator, _ in CASES.values()]
+
+
+@dataclass(frozen=True)
+class Heirs(TOVA):
+    """One of one's own: whoever goes, all others inherit."""
+
+    merges: ClassVar[bool] = True
+
+    def merge(self, seen, values, row):
+        return values + values.gather(2, row[..., None, None].expand(-1, -1, 1, values.shape[3]))
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)], ids=str)
+@pytest.mark.parametrize(("operator", "rule"), CASES.values(), ids=CASES)
+def test_operator_is_its_papers_rule(operator, rule, heads):
+    cell, text = tiny_cell(n_heads=heads[0], n_kv_heads=heads[1]), distinct(3, 2, 40 if "scissor" in str(operator) else 22)
+    logits, state = fold(cell, text, cell.initial_state(2, operator))
+    for b in range(2):
+        ruled, kept = naive(cell, text[b], rule, lambda l: operator.at(l).size)
+        assert [held(state)[l][b] for l in range(2)] == kept
+        close(logits[b], ruled)
+
+
+def test_the_rules_tell_operators_apart():
+    cell, text = tiny_cell(), distinct(3, 1, 40)
+    ends = [held(fold(cell, text, cell.initial_state(1, replace(o, size=7)))[1]) for o in OPERATORS[:15] if "cam" not in str(o)]
+    assert all(a != b for i, a in enumerate(ends) for b in ends[:i])
+
+
+@st.composite
+def places(draw):
+    operator = draw(st.sampled_from([*OPERATORS, Heirs(4), Heirs((2, 6), per_head=True)]))
+    heads, shared = draw(st.sampled_from([(2, 1), (4, 2), (3, 3), (6, 2)]))
+    cell = tiny_cell(seed=draw(st.integers(0, 99)), n_heads=heads, n_kv_heads=shared)
+    B, T = draw(st.integers(1, 3)), draw(st.integers(0, 24))
+    lengths = torch.tensor(draw(st.lists(st.integers(0, T), min_size=B, max_size=B)), dtype=torch.int64)
+    return cell, operator, distinct(draw(st.integers(0, 999)), B, T), lengths, draw(st.integers(0, T))
+
+
+@given(places(), st.sampled_from([3, 7, 64]))
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def test_the_fold_is_the_step_loop(place, block):
+    """However it is split; the trace's state after any token is that of the step loop."""
+    cell, operator, text, lengths, cut = place
+    B = len(text)
+    whole = folding.BLOCK
+    folding.BLOCK = block
+    try:
+        by_step, end = fold(cell, text, cell.initial_state(B, operator), lengths)
+        logits, state = cell(text, cell.initial_state(B, operator), lengths=lengths)
+        close(logits, by_step, 1e-8)
+        assert_same(state, end, 1e-8)
+        first, state = cell(text[:, :cut], cell.initial_state(B, operator), lengths=lengths.clamp(max=cut))
+        second, state = cell(text[:, cut:], state, lengths=(lengths - cut).clamp(min=0))
+        close(torch.cat((first, second), 1), by_step, 1e-8)
+        assert_same(state, end, 1e-8)
+        scanned, trace = cell.scan(text, lengths=lengths, state=cell.initial_state(B, operator), weights=True)
+        close(scanned, by_step, 1e-8)
+        _, before = fold(cell, text[:, :cut], cell.initial_state(B, operator), lengths.clamp(max=cut))
+        assert_same(trace.at(cut), before, 1e-8)
+        assert_same(trace.at(lengths), end, 1e-8)
+    finally:
+        folding.BLOCK = whole
+
+
+@pytest.mark.parametrize("operator", [Heirs(4), Heirs((2, 6), per_head=True)], ids=["layer", "head"])
+def test_where_nobody_leaves_nobody_inherits(operator):
+    cell, text, lengths = tiny_cell(), tokens(5, 4, 14), torch.tensor([14, 9, 3, 0])
+    by_step, end = fold(cell, text, cell.initial_state(4, operator), lengths)
+    for b, n in enumerate(lengths.tolist()):
+        alone, own = fold(cell, text[b : b + 1, :n], cell.initial_state(1, operator))
+        close(by_step[b, :n], alone[0])
+        assert_same(end.select([b]), own, 1e-9)
+    scanned, trace = cell.scan(text, cell.initial_state(4, operator), lengths=lengths)
+    close(scanned, by_step, 1e-8)
+    assert_same(trace.at(14), end, 1e-8)
+
+
+@dataclass(frozen=True)
+class Thirds(msrnn.Reduction):
+    """One of one's own: looks at positions, which differ from head to head, and at numbers that do not add up."""
+
+    numbers: ClassVar[tuple[str, ...]] = ("best",)
+
+    def update(self, seen):
+        return {"best": torch.maximum(seen.numbers["best"], seen.weights.mean(2) * (1 + seen.positions % 3))}
+
+    def score(self, seen):
+        return seen.numbers["best"] + (seen.positions % 3 == 0)
+
+
+@pytest.mark.parametrize("operator", [Thirds(6), Random(6)], ids=["own", "random"])
+def test_heads_that_hold_as_many_rows_may_hold_other_ones(operator, monkeypatch):
+    monkeypatch.setattr(folding, "BLOCK", 5)
+    cell, text = tiny_cell(), distinct(5, 2, 40)
+    by_step, end = fold(cell, text, cell.initial_state(2, operator))
+    logits, state = cell(text, cell.initial_state(2, operator))
+    close(logits, by_step, 1e-8)
+    assert_same(state, end, 1e-8)
+
+
+def test_what_does_not_depend_on_who_left_is_guessed_right(monkeypatch):
+    looks, look = [], deciding._look
+    cell, text = tiny_cell(), distinct(5, 1, 40)
+    _, state = cell(text[:, :20], cell.initial_state(1, "random:12"))
+    monkeypatch.setattr(deciding, "_look", lambda *a: looks.append(1) or look(*a))
+    cell(text[:, 20:], state)
+    assert len(looks) == 2 * 2  # a layer: if nobody left, and as guessed
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=CASES)
+def test_on_disk_in_place_and_in_a_batch(operator, tmp_path):
+    cell, text = tiny_cell(), distinct(5, 3, 30)
+    lengths = torch.tensor([20, 3, 12])
+    _, state = cell(text[:, :20], cell.initial_state(3, operator), lengths=lengths)
+    state.save(tmp_path / "state")
+    loaded = msrnn.load_state(tmp_path / "state")
+    assert_same(loaded, state)
+    straight, after = fold(cell, text[:, 20:], state)
+    on, end = cell(text[[1, 2, 0], 20:], loaded.select([1, 2, 0]))
+    close(on[[2, 0, 1]], straight, 1e-8)
+    assert_same(end.select([2, 0, 1]), after, 1e-8)
+    moving = state.clone()
+    for t, token in enumerate(text[:, 20:].T):
+        read, moving = cell.step_(token, moving)
+        close(read, straight[:, t])
+    assert_same(moving, after, 1e-9)
+    for b, n in enumerate(lengths.tolist()):
+        alone, own = cell(torch.cat((text[b, :n], text[b, 20:]))[None], cell.initial_state(1, operator))
+        close(alone[0, n:], straight[b], 1e-8)
+        assert_same(own, after.select([b]), 1e-8)
+
+
+@pytest.mark.parametrize("operator", [Random(4), KeyDiff(4), CaM(4, sinks=1, into=2), LastQueries(4, 2)], ids=str)
+def test_gradients_are_those_of_the_step_loop(operator):
+    """Through merged values too."""
+    cell, text = tiny_cell(frozen=False), distinct(5, 2, 12)
+    weight = torch.randn(2, 12, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def gradients(read):
+        cell.zero_grad()
+        (read(cell.initial_state(2, operator))[0] * weight).sum().backward()
+        return {name: x.grad.clone() for name, x in cell.named_parameters()}
+
+    stepped = gradients(lambda state: fold(cell, text, state))
+    for name, x in gradients(lambda state: cell(text, state)).items():
+        close(x, stepped[name], 1e-8)
+
+
+def test_a_step_never_edits_the_state_it_was_given():
+    cell, text = tiny_cell(), distinct(5, 1, 9)
+    for operator in (CaM(4, sinks=1, into=2), LastQueries(4, 2), Scissorhands(4, recent=1)):
+        _, state = cell(text, cell.initial_state(1, operator))
+        before = [{name: x.clone() for name, x in H.rows.items()} for H in state]
+        for token in text.T:
+            cell.step(token, state)
+        assert all(x.equal(H.rows[name]) for H, rows in zip(state, before, strict=True) for name, x in rows.items())
+
+
+def test_float32_and_16_bits_read():
+    for dtype in (torch.float32, torch.bfloat16):
+        cell = tiny_cell(dtype=dtype)
+        for operator in OPERATORS:
+            logits, state = cell(distinct(1, 2, 20), cell.initial_state(2, operator))
+            assert logits.isfinite().all()
+            for H in state:
+                assert all(x.dtype == torch.float32 for x in H.numbers.values())
+                assert H.values.dtype == dtype
+
+
+# Chance.
+
+
+def test_what_is_drawn_is_spread_evenly_and_depends_on_everything():
+    head, position = torch.arange(8)[:, None], torch.arange(5000)
+    drawn = uniform(0, 0, head, position, torch.tensor(7))
+    assert drawn.shape == (8, 5000)
+    assert drawn.min() > 0
+    assert drawn.max() < 1
+    assert drawn[3, 41].item() == draws(0, 0, 3, 41, 7)
+    counts = torch.histc(drawn, 20, 0, 1)
+    assert ((counts - 2000) ** 2 / 2000).sum() < 50  # χ² with 19 degrees of freedom
+    for other in (uniform(1, 0, head, position, 7), uniform(0, 1, head, position, 7), uniform(0, 0, head, position, 8)):
+        assert (other == drawn).float().mean() < 1e-3
+        assert torch.corrcoef(torch.stack((other.flatten(), drawn.flatten())))[0, 1].abs() < 0.03
+    assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.06
+    big = uniform(10**18 - 1, 999, head, position + 2**40, torch.tensor(2**62))
+    assert big.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_random_is_repeatable_and_its_rows_live_on_average_as_long_as_there_are_rows():
+    cell, text = tiny_cell(n_layers=1, n_kv_heads=4), tokens(1, 1, 400)
+    ends = [cell(text, cell.initial_state(1, Random(20, seed)))[1] for seed in (0, 0, 1)]
+    assert held(ends[0]) == held(ends[1]) != held(ends[2])
+    age = torch.stack([399 - H.positions.double() for state in ends[1:] for H in state])
+    assert age.mean().item() == pytest.approx(20, rel=0.25)  # geometric, 1 in 21 a step
+    assert share_held(ends[0], 400).sum().item() == pytest.approx(20)
+    four = held(cell(text, cell.initial_state(1, "random:20"))[1])[0][0]
+    assert all(a != b for i, a in enumerate(four) for b in four[:i])  # heads draw apart
+    layers = held(tiny_cell(n_layers=2)(text, tiny_cell(n_layers=2).initial_state(1, Random(20)))[1])
+    assert layers[0] != layers[1]
+
+
+# Sizes, text forms, refusals.
+
+
+def test_a_pyramid_shrinks_evenly_and_is_its_size_on_average():
+    sizes = pyramid(512, 30)
+    assert sizes[0] == 998
+    assert sizes[-1] == round(512 / 20)
+    steps = [a - b for a, b in pairwise(sizes)]
+    assert max(steps) - min(steps) <= 1
+    assert sum(sizes) / 30 == pytest.approx(512, abs=0.5)
+    assert pyramid(64, 3, window=32, beta=2) == (80, 64, 48)
+    assert pyramid(7, 1) == (7,)
+    assert min(pyramid(4, 8)) == 1
+    cell = tiny_cell()
+    state = cell(tokens(1, 1, 20), cell.initial_state(1, msrnn.TOVA(pyramid(5, 2, beta=4))))[1]
+    assert [H.keys.shape[2] for H in state] == [9, 1]
+
+
+@pytest.mark.parametrize(
+    ("build", "thing"),
+    [
+        (lambda: pyramid(0, 3), "size is 0"),
+        (lambda: pyramid(4, True), "n_layers is True"),
+        (lambda: pyramid(4, 2, window=4), "window is 4"),
+        (lambda: pyramid(4, 2, beta=0.5), "beta is 0.5"),
+        (lambda: Random(4, seed=-1), "Random: seed is -1"),
+        (lambda: Random(4, layer="a"), "Random: layer is 'a'"),
+        (lambda: LastQueries(4), "LastQueries: window is 32; expected a whole number from 1 to 4"),
+        (lambda: MorphKV(64, largest=1), "MorphKV: largest is 1"),
+        (lambda: MorphKV((64, 8)), "MorphKV: window is 32"),
+        (lambda: Scissorhands(4), "Scissorhands: recent is 10"),
+        (lambda: Scissorhands(64, history=0), "Scissorhands: history is 0"),
+        (lambda: Keyformer(4, recent=5), "Keyformer: recent is 5"),
+        (lambda: Keyformer(4, steps=0), "Keyformer: steps is 0"),
+        (lambda: CaM(4), "CaM: sinks is 4"),
+        (lambda: CaM(8, into=0), "CaM: into is 0"),
+        (lambda: Knorm(0), "Knorm: size is 0"),
+    ],
+)
+def test_senseless_settings_are_refused(build, thing):
+    with pytest.raises(msrnn.Error, match=thing):
+        build()
+
+
+FORMS = {
+    "random:512": Random(512),
+    "random:512:7": Random(512, seed=7),
+    "knorm:512": Knorm(512),
+    "keydiff:512": KeyDiff(512),
+    "last-queries:512": LastQueries(512),
+    "last-queries:512:64": LastQueries(512, window=64),
+    "morphkv:512": MorphKV(512),
+    "morphkv-max:512:16": MorphKV(512, window=16, largest=True),
+    "scissorhands:512": Scissorhands(512),
+    "scissorhands:512:10:100": Scissorhands(512, history=100),
+    "keyformer:512": Keyformer(512),
+    "keyformer:512:0:64:3": Keyformer(512, recent=0, steps=64, seed=3),
+    "cam:512": CaM(512),
+    "cam:512:1:16": CaM(512, sinks=1, into=16),
+}
+
+
+@pytest.mark.parametrize(("text", "operator"), FORMS.items(), ids=FORMS)
+def test_the_text_form_goes_both_ways(text, operator):
+    assert parse_reduction(text) == operator
+    assert str(operator) == text
+    assert [str(H.reduction) for H in tiny_cell().initial_state(1, text)] == [text, text]
+
+
+@pytest.mark.parametrize("text", ["random", "random:4:1:1", "knorm:4:1", "last-queries:4", "cam:4", "keyformer:x"])
+def test_bad_text_is_refused(text):
+    with pytest.raises(msrnn.Error):
+        parse_reduction(text)

@@ -1,0 +1,128 @@
+"""Tiny random cells, texts and operators for the tests: attention far from uniform, evictions far from ties."""
+
+import torch
+from torch import Tensor
+
+from msrnn.layers.rotary import Dynamic, Linear, Llama3, Rope, Yarn
+from msrnn.models import Decoder, DecoderConfig
+from msrnn.models.config import Config
+from msrnn.models.llama import Llama
+from msrnn.state.multistate import MultiState
+from msrnn.state.state import State
+
+torch.set_num_threads(1)
+
+ROPES = {
+    "default": Rope(100.0),
+    "linear": Linear(100.0, 2.0),
+    "dynamic": Dynamic(100.0, 2.0, 6),
+    "llama3": Llama3(100.0, 4.0, 1.0, 4.0, 16),
+    "yarn": Yarn(100.0, 4.0, 16, 1.1, 2.0, 0.5),
+}
+"""One of every kind, its scaling at work within a dozen tokens."""
+
+FACTS = {
+    "family": "llama",
+    "vocab_size": 50,
+    "width": 24,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "head_dim": 6,
+    "ffn_width": 32,
+    "norm_eps": 1e-5,
+    "rope": ROPES["default"],
+    "length": 64,
+}
+
+
+def tiny_cell(seed: int = 0, dtype: torch.dtype = torch.float64, frozen: bool = True, **facts) -> Llama:
+    """A random cell; ``facts`` override ``FACTS``. The logits of its attention have a standard deviation of about 2."""
+    cell = Llama(Config(**{**FACTS, **facts})).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, x in cell.named_parameters():
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            if "norm" in name:
+                x.copy_(1 + 0.2 * noise)
+            elif "embed" in name:
+                x.copy_(noise)
+            else:
+                gain = 1.5 if name.endswith(("q.weight", "k.weight")) else 1.0
+                x.copy_(gain * noise * x.shape[1] ** -0.5)
+    return cell.eval().requires_grad_(not frozen)
+
+
+DECODER = {
+    **{"vocab_size": 50, "width": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "ffn_width": 32},
+    "length": 40,
+}
+
+
+def tiny_decoder(seed=0, frozen=True, **facts) -> Decoder:
+    """A random Decoder, its attention far from uniform and its norms and biases from where they begin."""
+    cell = Decoder(DecoderConfig(**{**DECODER, **facts})).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, x in cell.named_parameters():
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            if "norm" in name:
+                x.copy_(x + 0.2 * noise)
+            elif name.startswith(("embed", "place", "memory", "write", "persistent")) or name.endswith("bias"):
+                x.copy_(noise)
+            else:
+                x.copy_(noise * (1.5 if ".q." in name or ".k." in name else 1) * x.shape[1] ** -0.5)
+    return cell.eval().requires_grad_(not frozen)
+
+
+def tokens(seed: int, B: int, T: int, vocab: int = FACTS["vocab_size"]) -> Tensor:
+    """``(B, T)`` random ids."""
+    return torch.randint(vocab, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def fold(cell, text: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+    """The definition: the step, token by token, ragged rows standing still; logits past the end NaN."""
+    B, T = text.shape
+    state = cell.initial_state(B) if state is None else state
+    logits = torch.full((B, T, cell.config.vocab_size), torch.nan, dtype=cell.embed.weight.dtype)
+    for t in range(T):
+        active = None if lengths is None else t < lengths
+        token = text[:, t] if lengths is None else text[:, t].masked_fill(~active, 0)
+        read, state = cell.step(token, state, active=active)
+        logits[:, t] = read if lengths is None else read.masked_fill(~active[:, None], torch.nan)
+    return logits, state
+
+
+def held(state: State) -> list:
+    """``[layer][batch row][key/value head]``: the positions held, in order."""
+    return [[[sorted(p for p in head if p != -1) for head in row] for row in H.positions.tolist()] for H in state]
+
+
+def in_order(H: MultiState, b: int) -> list[dict[str, Tensor]]:
+    """Per key/value head, the real rows of batch row b by position: row order and empty rows mean nothing."""
+    heads = []
+    for k, positions in enumerate(H.positions[b]):
+        order = positions.argsort(stable=True)  # rows that are learned have no order but their own
+        order = order[positions[order] != -1]
+        heads.append({name: x[b, k, order] for name, x in H.rows.items()})
+    return heads
+
+
+def assert_same(a: State, b: State, atol: float = 0.0) -> None:
+    """Equal clocks, operators and positions; equal rows, exactly or to ``atol``."""
+    assert len(a) == len(b)
+    for G, H in zip(a, b, strict=True):
+        assert G.reduction == H.reduction
+        assert G.clock.tolist() == H.clock.tolist()
+        for row in range(len(G.clock)):
+            for one, other in zip(in_order(G, row), in_order(H, row), strict=True):
+                assert one["positions"].tolist() == other["positions"].tolist()
+                assert one.keys() == other.keys()
+                for name in one:
+                    gap = (one[name] - other[name]).abs().amax().item() if one[name].numel() else 0.0
+                    assert gap <= atol, f"{name} of row {row} differs by {gap}"
+
+
+def close(a: Tensor, b: Tensor, atol: float = 1e-9) -> None:
+    """Equal to ``atol``, NaN where the other is NaN."""
+    torch.testing.assert_close(a, b, rtol=0, atol=atol, equal_nan=True)

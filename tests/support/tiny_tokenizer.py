@@ -1,0 +1,100 @@
+"""A tiny cell that can talk: a byte-level tokenizer made on the spot, and the chat templates of well-known families."""
+
+from functools import partial
+
+import torch
+from support.tiny_models import tiny_cell
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from msrnn.models.llama import Llama
+
+ALTERNATE = """{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must \
+alternate user/assistant/user/assistant/...') }}{% endif %}"""
+TEMPLATES = {
+    "ChatML": """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' \
++ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
+    "Yi": """{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\
+{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}{% endif %}\
+{% if system_message is defined %}{{ system_message }}{% endif %}{% for message in messages %}{% set content = \
+message['content'] %}{% if message['role'] == 'user' %}{{ '<|im_start|>user\\n' + content + '<|im_end|>\\n<|im_start|>\
+assistant\\n' }}{% elif message['role'] == 'assistant' %}{{ content + '<|im_end|>' + '\\n' }}{% endif %}{% endfor %}""",
+    "Llama 2": """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = \
+messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}\
+{% for message in loop_messages %}"""
+    + ALTERNATE
+    + """{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + \
+'\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}\
+{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}\
+{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}""",
+    "Mistral": "{{ bos_token }}{% for message in messages %}"
+    + ALTERNATE
+    + """{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == \
+'assistant' %}{{ message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and assistant roles are supported!') \
+}}{% endif %}{% endfor %}""",
+    "Llama 3": """{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' \
++ message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}\
+{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}\
+{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}""",
+    "Zephyr": """{% for message in messages %}
+{% if message['role'] == 'user' %}
+{{ '<|user|>\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'system' %}
+{{ '<|system|>\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'assistant' %}
+{{ '<|assistant|>\n'  + message['content'] + eos_token }}
+{% endif %}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}""",
+    "the system text moves": """{{- bos_token }}
+{%- set ns = namespace(system='') %}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}{% set ns.system = message.content %}{% continue %}{% endif %}
+    {%- if message.role == 'user' %}
+        {%- if loop.last and ns.system %}{{- '[INST] ' + ns.system + '\\n\\n' + message.content + '[/INST]' }}
+        {%- else %}{{- '[INST] ' + message.content + '[/INST]' }}{%- endif %}
+    {%- else %}{{- ' ' + message.content | trim + eos_token }}{%- endif %}
+{%- endfor %}""",
+    "thoughts are taken out": """{%- if strftime_now is defined %}{{- strftime_now('%Y') + ' ' + {'a<b': tools is none} | \
+tojson }}{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+{%- generation %}
+{{- '<|im_start|>assistant\\n' + message.content.split('e')[-1].lstrip('\\n') + '<|im_end|>\\n' }}
+{%- endgeneration %}
+    {% else %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}""",
+}
+"""Written from memory of what the families' checkpoints carry, and two that rewrite what is past."""
+
+MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Printable ASCII, byte-level, a few merges, and the marks of ``MARKS``, the ids 0 to 4; it puts ``<s>`` first."""
+    letters = [*map(chr, range(33, 127)), "Ġ", "Ċ"]  # byte-level BPE writes space and newline so
+    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("e", "r"), ("Ġ", "the"), ("a", "b"), ("ab", "a"), ("Ċ", "Ċ"), ("o", "n")]
+    vocab = {token: n for n, token in enumerate([*MARKS, *letters, *map("".join, merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS])
+    return tokenizer
+
+
+def talking_cell(
+    template: str | None = TEMPLATES["ChatML"],
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    eos_token_ids: tuple[int, ...] = (2,),
+) -> Llama:
+    """A random cell with that tokenizer and ``template`` carried along; its first token is ``<s>``, its last ``<|im_end|>``."""
+    tokenizer = tiny_tokenizer()
+    size = tokenizer.get_vocab_size()
+    cell = tiny_cell(seed, dtype, vocab_size=size, length=4096, bos_token_id=3, eos_token_ids=eos_token_ids)
+    files = {"tokenizer.json": tokenizer.to_str().encode()}
+    cell.carried = partial(dict, files if template is None else {**files, "chat_template.jinja": template.encode()})
+    return cell

@@ -1,0 +1,323 @@
+"""A run goes on bit for bit, whatever killed it, and another run's folder is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+import torch
+from matplotlib.image import imread
+from support.training import DECODER, MODEL, recipe, words
+
+import converters
+import msrnn
+from msrnn.cli.main import main
+from msrnn.reporting.figures import draw_training
+from msrnn.train import train
+from msrnn.train.config import PRESETS, read_recipe
+
+ENCODER_DECODER = {"family": "encoder-decoder", "width": 16, "n_layers": 1, "n_heads": 2, "ffn_width": 24}
+NAMES = ["config.json", "model.safetensors", "state-12.safetensors", "tokenizer.json", "training.safetensors"]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".png"}
+
+
+def test_stopped_before_any_file_it_ends_bit_for_bit_as_if_it_had_not_been(tmp_path, monkeypatch):
+    """The carried state, its numbers, the optimizer, the random numbers: every byte of every file."""
+    text, wholes, replace_file, stopped = words(), {}, os.replace, 0
+    settings = [recipe(reduction="tova:6"), recipe(reduction="h2o:6"), recipe(model=DECODER, reduction="full")]
+    for kind in settings:
+        train(kind, text, tmp_path / kind.reduction)
+        wholes[kind.reduction] = contents(tmp_path / kind.reduction)
+        assert sorted(wholes[kind.reduction]) == NAMES
+    for n in range(11):  # the folder, and three times state, training, model; then none is left to stop before
+        left, kind = [n], settings[n % 3]
+
+        def stop(source, target, left=left):
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            replace_file(source, target)
+
+        monkeypatch.setattr(os, "replace", stop)
+        try:
+            train(kind, text, tmp_path / str(n))
+        except KeyboardInterrupt:
+            stopped += 1
+        monkeypatch.undo()
+        train(kind, text, tmp_path / str(n))
+        assert contents(tmp_path / str(n)) == wholes[kind.reduction]
+    assert stopped == 10
+
+
+def test_a_parameter_that_was_never_used_is_no_damage(tmp_path):
+    """Chunks that stand alone are never written into a memory."""
+    settings = recipe(model={**DECODER, "memory_tokens": 2, "recurrent": True}, carry=1)
+    done = train(settings, words(), tmp_path)
+    assert train(settings, words(), tmp_path).losses == done.losses
+
+
+def test_what_is_carried_matters(tmp_path):
+    """Or the test above could not see that it was lost."""
+    whole = train(recipe(), words(), tmp_path / "carried")
+    alone = train(recipe(carry=1), words(), tmp_path / "alone")
+    assert whole.losses[0] == alone.losses[0]
+    assert whole.losses[1] != alone.losses[1]
+
+
+def test_the_random_numbers_of_the_caller_are_left_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one = train(recipe(), words(), tmp_path / "one")
+    assert torch.equal(torch.rand(3), expected)
+    other = train(recipe(seed=1), words(), tmp_path / "other")
+    assert one.losses[0] != other.losses[0]
+
+
+def test_a_finished_run_is_given_back_as_it_is(tmp_path):
+    done = train(recipe(), words(), tmp_path)
+    before = contents(tmp_path)
+    again = train(recipe(), words(), tmp_path)
+    assert (again.losses, again.validation) == (done.losses, done.validation)
+    assert [*done.validation] == [4, 8, 12]
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"lr": 0.5}, "holds a run with lr 0.003; this one has 0.5"),
+        ({"reduction": "tova:7"}, "holds a run with reduction 'tova:6'; this one has 'tova:7'"),
+        ({"model": {**MODEL, "width": 32}}, "holds a run with model {"),
+        ({"tokenizer": "bpe:300"}, "holds a run with tokenizer 'bytes'; this one has 'bpe:300'"),
+    ],
+)
+def test_another_run_is_refused(facts, said, tmp_path):
+    train(recipe(), words(), tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(msrnn.Error) as refused:
+        train(recipe(**facts), words(), tmp_path)
+    assert said in str(refused.value)
+    with pytest.raises(msrnn.Error, match="holds a run on another text"):
+        train(recipe(), words() + "!", tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_another_folder_is_refused_and_left_as_it_was(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(msrnn.Error, match=r"has no training\.safetensors; expected the folder of a training run, or a new one"):
+        train(recipe(), words(), tmp_path)
+    assert os.listdir(tmp_path) == ["letter.txt"]
+
+
+def damaged(folder, name, change):
+    tensors = dict(msrnn.storage.files.read_tensors(folder / name))
+    about = msrnn.storage.files.read_about(folder / name)
+    change(tensors, about)
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / name, about)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda out: (out / "training.safetensors").write_bytes(b"no"), "safetensors"),
+        (lambda out: (out / "state-12.safetensors").unlink(), "cannot read"),
+        (lambda out: (out / "state-12.safetensors").write_bytes(b"no"), "safetensors"),
+        (lambda out: damaged(out, "training.safetensors", lambda x, _: x.pop("adam.norm.weight.step")), "is not part"),
+        (lambda out: damaged(out, "training.safetensors", lambda x, _: x.update(more=torch.zeros(1))), "'more' is not part"),
+        (lambda out: damaged(out, "training.safetensors", lambda x, _: x.pop("losses")), "incomplete"),
+        (lambda out: damaged(out, "training.safetensors", lambda x, _: x.update(random=torch.zeros(1))), "incomplete"),
+        (lambda out: damaged(out, "training.safetensors", lambda x, _: x.update({"model.norm.weight": torch.zeros(12)})), "16"),
+        (lambda out: damaged(out, "training.safetensors", lambda _, a: a.update(recipe="{")), "damaged"),
+        (lambda out: damaged(out, "training.safetensors", lambda _, a: a.update(version="2")), "damaged"),
+        (lambda out: (out / "tokenizer.json").write_text("[]"), "tokenizer.json"),
+    ],
+)
+def test_a_damaged_run_is_refused(change, said, tmp_path):
+    train(recipe(), words(), tmp_path)
+    change(tmp_path)
+    with pytest.raises(msrnn.Error) as refused:
+        train(recipe(), words(), tmp_path)
+    assert said in str(refused.value)
+
+
+# The command.
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text(words(), "utf-8")
+    return path
+
+
+def config(path, **facts):
+    path.write_text(json.dumps(asdict(recipe(**facts))))
+    return path
+
+
+def command(text, config, out):
+    return ["train", str(text), "--config", str(config), "--out", str(out)]
+
+
+def test_what_it_writes_the_other_commands_read(text, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(command(text, config(tmp_path / "c.json", tokenizer="bpe:280"), out)) == 0
+    assert "12 steps, held out" in capsys.readouterr().out
+    look(out / "loss.png")
+    tokenizer, cell = converters.tokenizer(out), msrnn.load(out)
+    assert cell.config.vocab_size == tokenizer.get_vocab_size() == 280
+    for more in (
+        ["generate", str(out), "--prompt", "the sea", "--max-new-tokens", "5", "--decode", "lookahead"],
+        ["eval", "lm", str(out), "--text", str(text), "--chunk", "32", "--chunks", "2", "--operators", "tova", "--sizes", "8"],
+        ["bench", str(out), "--only", "step", "--tokens", "20", "--size", "8", "--rounds", "1"],
+        ["info", str(out)],
+    ):
+        assert main(more) == 0, more
+        assert capsys.readouterr().out
+    done = train(recipe(tokenizer="bpe:280"), text.read_text("utf-8"), out)
+    for name, x in done.cell.named_parameters():
+        assert torch.equal(x, cell.get_parameter(name))
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"chunk": 5000}, "the text has"),
+        ({"stepz": 3}, "field 'stepz' is not known; expected model, tokenizer"),
+        ({"preset": "tony"}, "preset is 'tony'; expected one of tiny, "),
+        ({"model": {**MODEL, "widht": 3}}, "field 'widht' is not known"),
+        ({"model": {**MODEL, "vocab_size": 3}}, "vocab_size is said"),
+        ({"model": 3}, "model is 3"),
+        ({"model": {k: v for k, v in MODEL.items() if k != "width"}}, "field 'width' is missing"),
+        ({"steps": 0}, "steps is 0; expected a whole number of at least 1"),
+        ({"steps": True}, "steps is True"),
+        ({"lr": "fast"}, "lr is 'fast'; expected a number above 0, at most 1"),
+        ({"clip": 0}, "clip is 0; expected a number above 0, at most 1e+09"),
+        ({"weight_decay": -1}, "weight_decay is -1; expected a number of at least 0, at most 1"),
+        ({"reduction": "tofa:8"}, "no operator is called 'tofa'"),
+        ({"model": {**DECODER, "positions": "learned", "length": 29}}, "carry 3 times chunk 10 is beyond the 29 positions"),
+        ({"model": ENCODER_DECODER}, "model.family is 'encoder-decoder', which answers a source"),
+        ({"model": {**DECODER, "positions": "alibi"}, "reduction": "keydiff:8"}, "alibi"),
+        ({"tokenizer": "words"}, "tokenizer is 'words'; expected bytes, or bpe with a size, such as bpe:4096"),
+        ({"tokenizer": "bpe:256"}, "tokenizer is 'bpe:256'"),
+    ],
+)  # fmt: skip
+def test_refusals_leave_nothing(facts, said, text, tmp_path, capsys):
+    (tmp_path / "c.json").write_text(json.dumps({**asdict(recipe()), **facts}))
+    before = sorted(os.listdir(tmp_path))
+    assert main(command(text, tmp_path / "c.json", tmp_path / "out")) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("msrnn: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_text_of_nothing_is_refused(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("")
+    assert main(command(tmp_path / "empty.txt", config(tmp_path / "c.json"), tmp_path / "out")) == 1
+    assert "the text has 0 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fields_are_judged_by_what_they_are_of():
+    """Special tokens by the tokenizer's size, learned positions by what a memory that is written anew leaves of the text."""
+    assert recipe(tokenizer="bpe:400", model={**MODEL, "eos_token_ids": [300]}).config(400).eos_token_ids == (300,)
+    with pytest.raises(msrnn.Error, match="300 is outside the vocabulary of 256"):
+        recipe(model={**MODEL, "eos_token_ids": [300]})
+    learned = {**DECODER, "positions": "learned", "length": 10, "memory_tokens": 2, "recurrent": True}
+    assert recipe(model=MappingProxyType(learned)).model == learned
+
+
+@torch.no_grad()
+def test_it_learns_where_gradients_are_off(text, tmp_path):
+    assert len(train(recipe(steps=1), words(), tmp_path / "run").losses) == 1
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (tmp_path / "words.txt" / "out", tmp_path / "words.txt", Path(".")):
+        assert main(command(text, config(tmp_path / "c.json"), out)) == 1
+        err = capsys.readouterr().err
+        assert (
+            err.startswith("msrnn: cannot write") or "exists already" in err or "expected the folder of a training run" in err
+        )
+        assert err.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["c.json", "words.txt"]
+
+
+def test_a_config_is_a_preset_or_a_file(tmp_path):
+    assert read_recipe("tiny") == PRESETS["tiny"]
+    (tmp_path / "c.json").write_text(json.dumps({"preset": "tiny-bounded", "steps": 7, "model": {"n_layers": 3}}))
+    expected = PRESETS["tiny-bounded"]
+    assert read_recipe(str(tmp_path / "c.json")) == replace(expected, steps=7, model={**expected.model, "n_layers": 3})
+    with pytest.raises(msrnn.Error, match=r"--config is 'huge'; expected one of tiny, .*, or a \.json file"):
+        read_recipe("huge")
+
+
+def started(arguments, out, before):
+    """A run in a process of its own that has made more than ``before`` steps."""
+    process = subprocess.Popen([sys.executable, "-m", "msrnn", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(6000):
+        if process.poll() is not None or steps(out) > before:
+            return process
+        time.sleep(0.01)
+    raise AssertionError("it does not begin")
+
+
+def steps(out):
+    try:
+        return len(dict(msrnn.storage.files.read_tensors(out / "training.safetensors"))["losses"])
+    except msrnn.Error:
+        return -1
+
+
+def test_killed_at_random_moments_and_stopped_by_ctrl_c(text, tmp_path):
+    chance, out = random.Random(0), tmp_path / "killed"
+    arguments, reached = command(text, config(tmp_path / "c.json", steps=100, every=5), out), [0]
+    for last in (signal.SIGKILL, signal.SIGINT):
+        with started(arguments, out, reached[-1]) as process:
+            time.sleep(0.1 * chance.random())  # an interval takes about as long
+            process.send_signal(last)
+            _, err = process.communicate()
+        reached.append(steps(out))
+    assert process.returncode == 130, err
+    assert b"the same command goes on" in err
+    assert reached == sorted(set(reached))
+    assert reached[-1] < 100
+    msrnn.load(out)  # whole, at any moment
+    assert main(arguments) == 0
+    assert main(command(text, tmp_path / "c.json", tmp_path / "whole")) == 0
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def look(path):
+    """Losses in one panel, bits per byte in the other."""
+    picture = imread(path)[..., :3]
+    half = picture.shape[1] // 2
+    for panel, colour, other in (
+        (picture[:, :half], (31, 119, 180), (214, 39, 40)),
+        (picture[:, half:], (214, 39, 40), (31, 119, 180)),
+    ):
+        own, foreign = (int((abs(panel - [c / 255 for c in rgb]).max(-1) < 0.03).sum()) for rgb in (colour, other))
+        assert own > 100
+        assert foreign == 0
+
+
+def test_the_picture_shows_losses_and_validations(tmp_path):
+    draw_training([1.0], {1: 2.0}, tmp_path / "one.svg")
+    draw_training([5 / (i + 1) for i in range(100)], {i: 2.0 / i for i in range(10, 100, 10)}, tmp_path / "many.png", title="x")
+    look(tmp_path / "many.png")

@@ -1,45 +1,86 @@
-"""The one exception of the library, and the refusals that many calls share."""
+"""The exception of the library, and the argument checks that many modules share."""
+
+import math
 
 import torch
 
-LONGEST = 800
-"""Characters of a sentence."""
+MAX_MESSAGE_CHARACTERS = 800
 
 
 class Error(ValueError):
-    """Something was refused: one sentence names the thing, what was found and what was expected.
+    """A refusal: one sentence that names the thing, the value that was found and the values that are expected.
 
-    What it quotes may come from a damaged file: whatever does not print is escaped, and a long quotation loses its middle.
+    Messages may quote damaged files. Unprintable characters are escaped, and a long message loses its middle.
     """
 
-    def __init__(self, sentence: str):
-        printed = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
-        super().__init__(printed if len(printed) <= LONGEST else f"{printed[: LONGEST // 2]} … {printed[-LONGEST // 2 + 3 :]}")
+    def __init__(self, message: str):
+        printed = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        if len(printed) > MAX_MESSAGE_CHARACTERS:
+            printed = f"{printed[: MAX_MESSAGE_CHARACTERS // 2]} … {printed[-MAX_MESSAGE_CHARACTERS // 2 + 3 :]}"
+        super().__init__(printed)
+
+
+def is_int(value: object) -> bool:
+    """Return True for an int that is not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_int(name: str, value: object, at_least: int = 1, at_most: int | None = None) -> None:
+    """Refuse a value that is not an int within the bounds.
+
+    Raises:
+        Error: ``value`` is of another type (bool included) or out of bounds; the message begins with ``name``.
+    """
+    if not isinstance(value, int) or not is_int(value) or value < at_least or (at_most is not None and value > at_most):
+        bounds = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+        raise Error(f"{name} is {value!r:.60}; expected an int {bounds}")
+
+
+def check_number(name: str, value: object, above: float, at_most: float = math.inf) -> None:
+    """Refuse a value that is not a finite int or float in the interval (``above``, ``at_most``].
+
+    Raises:
+        Error: ``value`` is of another type (bool included), not finite or out of bounds; the message begins with ``name``.
+    """
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not finite or not above < value <= at_most:  # type: ignore[operator]
+        bounds = f"above {above:g}" + (f" and at most {at_most:g}" if at_most < math.inf else "")
+        raise Error(f"{name} is {value!r:.60}; expected a number {bounds}")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Refuse a value that is not a bool.
+
+    Raises:
+        Error: ``value`` is of another type; the message begins with ``name``.
+    """
+    if not isinstance(value, bool):
+        raise Error(f"{name} is {value!r:.60}; expected a bool")
 
 
 def can_compute(dtype: torch.dtype) -> bool:
-    """Whether it is float64, float32, float16 or bfloat16: smaller ones are for storage, and have no arithmetic."""
+    """Return True for float64, float32, float16 and bfloat16. Smaller floating-point dtypes have no arithmetic."""
     return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def check_dtype(dtype: object) -> None:
-    """Refuse what is neither None nor a floating-point dtype.
+    """Refuse a value that is neither None nor a floating-point dtype with arithmetic.
 
     Raises:
-        Error: it is something else.
+        Error: ``dtype`` is another value.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and can_compute(dtype)):
         raise Error(f"dtype is {dtype!r}; expected a floating-point torch.dtype")
 
 
 def check_device(device: torch.device | str | None) -> None:
-    """Refuse a device that torch does not know or this machine does not have; None is any.
+    """Refuse a device that torch does not know or this machine does not have; None is accepted.
 
     Raises:
-        Error: no such device.
+        Error: ``device`` is not available.
     """
     try:
         if device is not None:
             torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, ValueError) as wrong:
-        raise Error(f"device is {device!r}; {str(wrong).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise Error(f"device is {device!r}; {str(error).splitlines()[0]}") from None

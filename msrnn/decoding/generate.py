@@ -1,10 +1,6 @@
 """Closing the loop: a token is chosen from the logits and fed back."""
 
-import operator
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,6 +8,7 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..errors import Error
 from ..state.state import State
+from .sampling import chooser, is_whole
 
 
 @torch.no_grad()
@@ -116,15 +113,6 @@ def eos_ids(cell: Cell, eos: int | Sequence[int] | None) -> Tensor:
     return torch.tensor([int(i) for i in ids], dtype=torch.int64)
 
 
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether ``value`` counts: an int or one of numpy's, no bool."""
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return not isinstance(value, bool | Tensor)
-
-
 def read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor | None, count: int) -> tuple[Tensor, State]:
     """The prompt, read: logits ``(B, V)`` and the state; ``count`` new tokens are to follow."""
     if not is_whole(count) or count < 0:
@@ -135,51 +123,3 @@ def read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor
         raise Error(f"lengths are {lengths.tolist()}; expected at least one token per prompt")
     logits, state = cell(tokens, state, lengths=lengths, last_only=True)
     return logits, state.detach() if state.carries_graph else state  # rows that no token left, and that none will change
-
-
-def chooser(
-    do_sample: bool, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
-) -> Callable[[Tensor], Tensor]:
-    """``logits (B, V) -> token (B,)``."""
-    for name, value in {"temperature": temperature, "top_k": top_k, "top_p": top_p}.items():
-        if value is None and name != "temperature":
-            continue
-        if not (is_whole(value) if name == "top_k" else isinstance(value, Real) and not isinstance(value, bool)):
-            raise Error(f"{name} is {value!r}; expected a {'whole ' if name == 'top_k' else ''}number")
-        if not do_sample and (name != "temperature" or value != 1):
-            raise Error(f"{name} shapes sampling; it needs do_sample=True")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise Error(f"generator is {generator!r:.60}; expected a torch.Generator")
-    if not do_sample:
-        return lambda logits: logits.argmax(-1)
-    if not 0 < temperature <= sys.float_info.max:
-        raise Error(f"temperature is {temperature!r}; expected a number above 0")
-    if top_k is not None and top_k < 1:
-        raise Error(f"top_k is {top_k!r}; expected a whole number of at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise Error(f"top_p is {top_p!r}; expected a number above 0 and up to 1")
-
-    def draw(logits: Tensor) -> Tensor:
-        return torch.multinomial(distribution(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0]
-
-    return draw
-
-
-def distribution(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """What sampling draws from: ``(B, V)`` logits -> ``(B, V)`` probabilities in at least float32.
-
-    Temperature first; of that the ``top_k`` likeliest (and those as likely as the last of them); of those the fewest
-    that together reach ``top_p``.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # 0 at most, however small the temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probs = logits.softmax(-1)
-    if top_p is not None and top_p < 1:
-        ordered, index = probs.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered  # what the likelier ones reach without this one
-        probs = torch.zeros_like(probs).scatter(-1, index, ordered.masked_fill(before >= top_p, 0))
-        probs = probs / probs.sum(-1, keepdim=True)
-    return probs

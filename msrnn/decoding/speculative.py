@@ -14,8 +14,9 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..state.state import State
 from .drafters import Jacobi, Phrases
-from .generate import chooser, eos_ids, is_whole, read_prompt
+from .generate import eos_ids, read_prompt
 from .ngram_pool import Pool
+from .sampling import chooser, is_whole
 from .speculation_controller import Watch
 from .verification import Accepted, Choose, Guesser, passes
 

@@ -139,7 +139,7 @@ def test_draws_follow_the_shaped_distribution():
     expected = torch.zeros(6, dtype=torch.float64)
     expected[kept[:count]] = share[:count] / share[:count].sum()
     assert 1 < count < 4
-    probs = msrnn.decoding.generate.distribution(logits, temperature=0.7, top_k=4, top_p=0.8)
+    probs = msrnn.decoding.sampling.distribution(logits, temperature=0.7, top_k=4, top_p=0.8)
     assert torch.allclose(probs[0], expected)
 
 

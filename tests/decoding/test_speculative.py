@@ -146,7 +146,7 @@ def test_drawn_tokens_are_distributed_as_plain_sampling_draws_them():
     for _ in range(3):
         whole = torch.cat((text.expand(len(words), -1), words), dim=1)
         logits, _ = cell(whole, cell.initial_state(len(whole), "tova:4"), last_only=True)
-        exact = (exact[:, None] * msrnn.decoding.generate.distribution(logits, **shape)).flatten()
+        exact = (exact[:, None] * msrnn.decoding.sampling.distribution(logits, **shape)).flatten()
         words = torch.cat((words.repeat_interleave(V, 0), torch.arange(V).repeat(len(words))[:, None]), dim=1)
     new, _, record = msrnn.lookahead(
         cell,

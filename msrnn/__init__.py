@@ -9,7 +9,7 @@ from .decoding.speculative import jacobi, lookahead, stream_jacobi, stream_looka
 from .errors import Error
 from .models.loading import load
 from .reductions.budgets import pyramid
-from .reductions.contract import H2O, TOVA, Full, Reduction, Seen, Sinks, Window
+from .reductions.contract import H2O, TOVA, Full, Observation, Reduction, Sinks, Window
 from .reductions.key_based import KeyDiff, Knorm
 from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
 from .reductions.registry import parse_reduction
@@ -32,11 +32,11 @@ __all__ = [
     "LastQueries",
     "MorphKV",
     "MultiState",
+    "Observation",
     "Pool",
     "Random",
     "Reduction",
     "Scissorhands",
-    "Seen",
     "Sinks",
     "State",
     "Window",

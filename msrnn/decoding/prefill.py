@@ -17,7 +17,7 @@ from ..errors import Error
 from ..layers.attention import attend
 from ..recurrence.transition import dearness
 from ..recurrence.unroll import Events
-from ..reductions.contract import LEARNED, Reduction, Seen
+from ..reductions.contract import LEARNED, Observation, Reduction
 from ..reductions.registry import per_layer
 from ..state.multistate import MultiState
 from ..state.state import State
@@ -53,7 +53,7 @@ def prefill(
     tokens, lengths = check_text(tokens, lengths, cell.config.vocab_size)
     operators = per_layer(reduction, len(cell.layers))
     for operator in operators:
-        if operator.merges:
+        if operator.merges_values:
             name = type(operator).__name__
             raise Error(f"prefill: {name} changes values as a row leaves; expected an operator that only drops rows")
     B, T = tokens.shape
@@ -78,31 +78,31 @@ class Uncut(Reduction):
     operator: Reduction = field(kw_only=True)
 
     @property
-    def numbers(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.operator.numbers
+    def stat_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.operator.stat_names
 
     @property
-    def additive(self) -> bool:  # type: ignore[override]
-        return self.operator.additive
+    def update_is_additive(self) -> bool:  # type: ignore[override]
+        return self.operator.update_is_additive
 
     @property
-    def blind(self) -> bool:  # type: ignore[override]
-        return self.operator.blind or not self.operator.numbers
+    def needs_weights(self) -> bool:  # type: ignore[override]
+        return self.operator.needs_weights and bool(self.operator.stat_names)
 
     @property
-    def keyed(self) -> bool:  # type: ignore[override]
-        return self.operator.keyed and bool(self.operator.numbers)
+    def needs_keys(self) -> bool:  # type: ignore[override]
+        return self.operator.needs_keys and bool(self.operator.stat_names)
 
-    def check(self, size: int | None) -> None:
+    def validate(self, size: int | None) -> None:
         pass
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.operator.shape(name)
+    def stat_shape(self, name: str) -> tuple[int, ...]:
+        return self.operator.stat_shape(name)
 
-    def update(self, seen: Seen) -> dict[str, Tensor]:
+    def update(self, seen: Observation) -> dict[str, Tensor]:
         return self.operator.update(seen)
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Observation) -> Tensor:
         return torch.full_like(seen.positions[:, :1], torch.inf, dtype=seen.weights.dtype)
 
 
@@ -114,7 +114,7 @@ def _cut(H: MultiState, query: Tensor) -> MultiState:
     if bound is None or bound >= S:
         return H
     _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), H.empty)
-    seen = Seen(weights, H.positions, H.clock - 1, H.numbers, H.keys.detach() if operator.keyed else None)
+    seen = Observation(weights, H.positions, H.clock - 1, H.row_stats, H.keys.detach() if operator.needs_keys else None)
     score = dearness(operator, seen, H.pinned).expand(H.positions.shape)
     last = H.positions.masked_fill(H.positions == LEARNED, torch.iinfo(torch.int64).max)
     order = last.argsort(dim=-1, stable=True)  # empty rows first, then the oldest, and what is learned last

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, source: Source) -> Report:
     """All chunks under all operators and sizes, both ways."""
     places = entries(args.operators, args.sizes)
     for entry in places:
-        if entry.truncated or entry.reduction.merges:
+        if entry.truncated or entry.reduction.merges_values:
             raise Error(f"{entry} has no shortcut; expected operators that drop rows")
     if args.prompt >= args.chunk:
         raise Error(f"--prompt is {args.prompt}; expected less than --chunk, {args.chunk}, so that something follows")

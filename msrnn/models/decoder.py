@@ -149,7 +149,7 @@ class Decoder(Learned):
 
     def empty_layer(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
         if self.config.positions == "alibi":
-            if reduction.keyed:
+            if reduction.needs_keys:
                 raise Error(
                     f"{type(reduction).__name__} looks at keys, and alibi writes positions there; expected another operator"
                 )

@@ -122,7 +122,7 @@ def _pinned(state: State, rows: list[tuple[Tensor, Tensor]]) -> list[MultiState]
         (B, K, _), P = H.positions.shape, keys.shape[2]
         keys, values = (x.to(H.keys).expand(B, -1, -1, -1).contiguous() for x in (keys, values))
         positions = H.positions.new_full((B, K, P), LEARNED)
-        numbers = {name: x.new_zeros(B, K, P, *x.shape[3:]) for name, x in H.numbers.items()}
-        return replace(H, keys=keys, values=values, positions=positions, numbers=numbers, pinned=P)
+        row_stats = {name: x.new_zeros(B, K, P, *x.shape[3:]) for name, x in H.row_stats.items()}
+        return replace(H, keys=keys, values=values, positions=positions, row_stats=row_stats, pinned=P)
 
     return [pinned(H, *of) for H, of in zip(state, rows, strict=True)] if rows else list(state)

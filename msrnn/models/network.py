@@ -148,8 +148,8 @@ class Network(Cell):
         keys = torch.empty(*shape, self.row_width, dtype=dtype, device=clock.device)
         positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
         wide = torch.promote_types(dtype, torch.float32)
-        numbers = {name: keys.new_empty(*shape, *reduction.shape(name), dtype=wide) for name in reduction.numbers}
-        return MultiState(keys, keys.clone(), positions, clock, reduction, numbers, gapless=True)
+        row_stats = {name: keys.new_empty(*shape, *reduction.stat_shape(name), dtype=wide) for name in reduction.stat_names}
+        return MultiState(keys, keys.clone(), positions, clock, reduction, row_stats, gapless=True)
 
     def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation | None:
         """That of every layer."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..layers.attention import mask
-from ..reductions.contract import EMPTY, Reduction, Seen
+from ..reductions.contract import EMPTY, Observation, Reduction
 from .block_layout import Frame
 from .transition import dearness, updated
 
@@ -44,7 +44,7 @@ class Block:
     logits: Tensor
     positions: Tensor
     until: Tensor
-    numbers: dict[str, Tensor]
+    row_stats: dict[str, Tensor]
     keys: Tensor | None = None
     pinned: int = 0
 
@@ -74,7 +74,7 @@ class Look:
     """
 
     weights: Tensor
-    numbers: dict[str, Tensor]
+    row_stats: dict[str, Tensor]
     score: Tensor
     hidden: Tensor
     pinned: int
@@ -88,37 +88,37 @@ class Look:
 
     def first(self, stop: int) -> "Look":
         """The first ``stop`` tokens of it."""
-        numbers = {name: x[:, :stop] for name, x in self.numbers.items()}
-        return Look(self.weights[:, :, :, :stop], numbers, self.score[:, :stop], self.hidden[:, :stop], self.pinned)
+        row_stats = {name: x[:, :stop] for name, x in self.row_stats.items()}
+        return Look(self.weights[:, :, :, :stop], row_stats, self.score[:, :stop], self.hidden[:, :stop], self.pinned)
 
     def last(self) -> dict[str, Tensor]:
         """The numbers after the last token, ``(B, K, R)`` each."""
-        return {name: x[:, -1].clone() for name, x in self.numbers.items()}
+        return {name: x[:, -1].clone() for name, x in self.row_stats.items()}
 
 
 @torch.no_grad()
 def decide(block: Block) -> tuple[Block, list[Look]]:
     """The block with ``until`` as the operator decides, and what its tokens see then, in one look or several in a row."""
-    T, leaves, numbers = block.T, block.frame.leaves, block.numbers
-    if numbers and not block.reduction.additive:
+    T, leaves, row_stats = block.T, block.frame.leaves, block.row_stats
+    if row_stats and not block.reduction.update_is_additive:
         looks = []
         for t in range(T):
-            looks.append(_look(block, t, t + 1, numbers))
-            numbers = looks[-1].last()
+            looks.append(_look(block, t, t + 1, row_stats))
+            row_stats = looks[-1].last()
             block = _gone(block, _lowest(looks[-1].cost(), leaves[:, t : t + 1]), t)
         return block, looks
-    look = _look(block, 0, T, numbers)
+    look = _look(block, 0, T, row_stats)
     if block.frame.still:
         return block, [look]
     nobody = look.cost()
     leaves = leaves[..., : nobody.shape[2]].expand(-1, -1, nobody.shape[2])  # (B, T, 1 or K)
-    cheapest = _cheapest(nobody, min(T, nobody.shape[3]), ties=block.reduction.blind)
+    cheapest = _cheapest(nobody, min(T, nobody.shape[3]), ties=not block.reduction.needs_weights)
     guess, settled = torch.full_like(leaves, -1, dtype=torch.int64), torch.zeros_like(leaves[:, 0], dtype=torch.int64)
     start, stop, looks = 0, T, []
     while start < T:
         guess = _guess(cheapest, leaves, guess, settled)
         guessed = _gone(block, guess)
-        look = _look(guessed, start, stop, numbers)
+        look = _look(guessed, start, stop, row_stats)
         choice = _lowest(look.cost(), leaves[:, start:stop])
         if stop == T and choice.equal(guess[:, start:]):
             return guessed, [*looks, look]
@@ -127,7 +127,7 @@ def decide(block: Block) -> tuple[Block, list[Look]]:
         guess.scatter_(1, start + first[:, None], choice.gather(1, first[:, None]))
         settled, more = start + first + 1, int(first.amin()) + 1
         looks.append(look.first(more))
-        numbers = looks[-1].last()
+        row_stats = looks[-1].last()
         start += more
         stop = min(T, start + 4 * more)  # not much further than the guess was good for
     return _gone(block, guess), looks
@@ -139,12 +139,12 @@ def left(positions: Tensor, until: Tensor, T: int) -> Tensor:
     return nobody.scatter_(2, until.masked_fill(until < 0, T).expand_as(positions), positions)[..., :T]
 
 
-def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Look:
+def _look(block: Block, start: int, stop: int, row_stats: dict[str, Tensor]) -> Look:
     """Tokens ``start`` to ``stop``, given the numbers before the first of them."""
     operator, (B, T) = block.reduction, (block.frame.clock.shape[0], stop - start)
     hidden = block.hidden(start, stop)  # (B, 1 or K, t, R)
     weights = block.logits[..., start:stop, :]
-    if not operator.blind:
+    if operator.needs_weights:
         weights = (weights if block.until is block.frame.until else mask(weights, hidden[:, :, None])).softmax(dim=-1)
     hidden = hidden.transpose(1, 2)  # (B, t, 1 or K, R)
 
@@ -154,21 +154,23 @@ def _look(block: Block, start: int, stop: int, numbers: dict[str, Tensor]) -> Lo
     positions = block.positions[:, None]
     if vars(type(operator)).get("placed", True):
         positions = positions.masked_fill(hidden, EMPTY)  # heads that hold as many rows may hold other ones
-    before = {name: torch.zeros_like(x) if operator.additive else x.clone() for name, x in numbers.items()}  # may be edited
+    before = {
+        name: torch.zeros_like(x) if operator.update_is_additive else x.clone() for name, x in row_stats.items()
+    }  # may be edited
     clock, before = aside(block.frame.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
     keys = None if block.keys is None else aside(block.keys[:, None])
-    seen = Seen(aside(weights.movedim(3, 1)), aside(positions), clock, before, keys)
+    seen = Observation(aside(weights.movedim(3, 1)), aside(positions), clock, before, keys)
     after = {name: x.unflatten(0, (B, T)) for name, x in updated(operator, seen).items()}  # (B, t, K, R)
     for name, x in after.items():
         idle = hidden | ~block.frame.active[:, start:stop, None, None]
-        old, still = numbers[name][:, None], idle.view(*idle.shape, *(1,) * (x.ndim - 4))  # (B, 1, K, R), (B, t, 1 or K, R)
-        if operator.additive:
+        old, still = row_stats[name][:, None], idle.view(*idle.shape, *(1,) * (x.ndim - 4))  # (B, 1, K, R), (B, t, 1 or K, R)
+        if operator.update_is_additive:
             more = torch.where(still, 0, x)
             more[:, :1] += old
             after[name] = more.cumsum_(1)  # in the step loop's order
         else:
             after[name] = torch.where(still, old, x)
-    seen = seen._replace(numbers={name: aside(x) for name, x in after.items()}) if after else seen
+    seen = seen._replace(row_stats={name: aside(x) for name, x in after.items()}) if after else seen
     score = dearness(operator, seen, block.pinned)
     score = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(0, (B, T))
     return Look(weights, after, score, hidden[:, :, : score.shape[2]], block.pinned)

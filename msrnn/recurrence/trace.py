@@ -90,7 +90,7 @@ class LayerTrace:
         operator, n, rows = self._before.reduction, cut.n, cut.rows
         if not self._events:
             return self._before.select(rows)
-        if operator.merges:  # values have changed on the way; all of it is read again
+        if operator.merges_values:  # values have changed on the way; all of it is read again
             most, S = int(n.amax()), self._before.positions.shape[2]
             q = torch.cat([e.q for e in self._events], dim=2).index_select(0, rows)[:, :, :most]
             k, v = (x.index_select(0, rows)[:, :, S : S + most] for x in (self._keys, self._values))
@@ -112,7 +112,7 @@ class LayerTrace:
             begin = Cut.of(self.active, starts[i].expand_as(some), rows[some])
             H = self.every(begin).keep(begin.stay(self.until), even=self.gapless and begin.level)
             S = H.positions.shape[2]  # of some rows, no more columns than the fullest of them needs
-            H = replace(H, numbers={name: x.index_select(0, rows[some])[:, :, :S] for name, x in e.numbers.items()})
+            H = replace(H, row_stats={name: x.index_select(0, rows[some])[:, :, :S] for name, x in e.row_stats.items()})
             more = n[some] - starts[i]
             most = int(more.amax())
             q, k, v = (x.index_select(0, rows[some])[:, :, :most] for x in (e.q, e.k, e.v))
@@ -124,7 +124,7 @@ class LayerTrace:
 
     def _since(self, name: str, after: Tensor) -> Tensor:
         """``(B, T + 1, K, R, …)``: one of the operator's numbers before the first token, and after each."""
-        start = self._before.numbers[name]  # (B, K, S, …)
+        start = self._before.row_stats[name]  # (B, K, S, …)
         start = torch.cat((start, start.new_zeros(*start.shape[:2], after.shape[1], *start.shape[3:])), dim=2)
         return torch.cat((start[:, None], after), dim=1)
 
@@ -132,7 +132,7 @@ class LayerTrace:
     def simple(self) -> bool:
         """Whether all that :meth:`at` needs is at hand, and has only to be picked."""
         operator, after = self._before.reduction, self._events[0].after if len(self._events) == 1 else None
-        return bool(self._events) and not operator.merges and (after is not None or not operator.numbers)
+        return bool(self._events) and not operator.merges_values and (after is not None or not operator.stat_names)
 
     @property
     def gapless(self) -> bool:
@@ -144,9 +144,9 @@ class LayerTrace:
         before, after = self._before, self._events[0].after if len(self._events) == 1 else None
         rows = (self._keys, self._values, self.rows)
         keys, values, positions = rows if cut.every else (x.index_select(0, cut.rows) for x in rows)
-        numbers = {name: self._since(name, x)[cut.rows, cut.n] for name, x in (after or {}).items()}
+        row_stats = {name: self._since(name, x)[cut.rows, cut.n] for name, x in (after or {}).items()}
         clock = before.clock[cut.rows] + cut.read
-        return replace(before, keys=keys, values=values, positions=positions, clock=clock, numbers=numbers, gapless=False)
+        return replace(before, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, gapless=False)
 
     @cached_property
     def until(self) -> Tensor:

@@ -11,24 +11,24 @@ from torch import Tensor
 
 from ..errors import Error
 from ..layers.attention import attend
-from ..reductions.contract import EMPTY, Reduction, Seen
+from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
 
 
-def updated(operator: Reduction, look: Seen) -> dict[str, Tensor]:
+def updated(operator: Reduction, look: Observation) -> dict[str, Tensor]:
     """The operator's numbers after this step, as it gives them, in the dtype of the weights.
 
     Raises:
         Error: another name or shape than the rows have.
     """
-    numbers = {name: x.to(look.weights.dtype) for name, x in operator.update(look).items()}
-    expected = {name: tuple(x.shape) for name, x in look.numbers.items()}
-    if (found := {name: tuple(x.shape) for name, x in numbers.items()}) != expected:
+    row_stats = {name: x.to(look.weights.dtype) for name, x in operator.update(look).items()}
+    expected = {name: tuple(x.shape) for name, x in look.row_stats.items()}
+    if (found := {name: tuple(x.shape) for name, x in row_stats.items()}) != expected:
         raise Error(f"{type(operator).__name__}.update gives {found}; expected {expected}")
-    return numbers
+    return row_stats
 
 
-def dearness(operator: Reduction, look: Seen, pinned: int) -> Tensor:
+def dearness(operator: Reduction, look: Observation, pinned: int) -> Tensor:
     """The operator's score, ``(B, 1 or K, R)`` floating; +inf of the first ``pinned`` rows.
 
     Raises:
@@ -42,7 +42,7 @@ def dearness(operator: Reduction, look: Seen, pinned: int) -> Tensor:
     return score.index_fill(-1, torch.arange(pinned, device=score.device), torch.inf) if pinned else score
 
 
-def merged(operator: Reduction, look: Seen, values: Tensor, row: Tensor, leaves: Tensor) -> Tensor:
+def merged(operator: Reduction, look: Observation, values: Tensor, row: Tensor, leaves: Tensor) -> Tensor:
     """The values ``(B, K, R, D)`` once row ``row (B, K)`` has gone where ``leaves (B, K)``: the operator's, a new tensor.
 
     Raises:
@@ -100,20 +100,20 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
     """
     operator, positions = seen.reduction, seen.positions
     S = positions.shape[2] - 1
-    before = seen.numbers if active is None else {name: x.clone() for name, x in seen.numbers.items()}
-    keys = (seen.keys if met is None else met).detach() if operator.keyed else None
-    look = Seen(weights.detach(), positions, seen.clock, dict(seen.numbers), keys)  # the choice is not differentiated
-    numbers = updated(operator, look)
+    before = seen.row_stats if active is None else {name: x.clone() for name, x in seen.row_stats.items()}
+    keys = (seen.keys if met is None else met).detach() if operator.needs_keys else None
+    look = Observation(weights.detach(), positions, seen.clock, dict(seen.row_stats), keys)  # the choice is not differentiated
+    row_stats = updated(operator, look)
     grows = seen.bound is None or seen.bound > S
-    look = look._replace(numbers=numbers)
+    look = look._replace(row_stats=row_stats)
     score = None if grows else dearness(operator, look, seen.pinned)
     if active is not None:
-        numbers = {name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, before[name]) for name, x in numbers.items()}
+        row_stats = {name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, before[name]) for name, x in row_stats.items()}
     if score is None:
         if active is not None:
             positions[..., S].masked_fill_(~active[:, None], EMPTY)
-        numbers = {name: x.contiguous() for name, x in numbers.items()}
-        return replace(seen, clock=clock, numbers=numbers, gapless=seen.gapless and active is None)
+        row_stats = {name: x.contiguous() for name, x in row_stats.items()}
+        return replace(seen, clock=clock, row_stats=row_stats, gapless=seen.gapless and active is None)
     if not seen.gapless:
         score = score.masked_fill(seen.empty[:, : score.shape[1]], -torch.inf)  # an empty row goes before any other
     row = lowest(score, positions, seen.pinned).expand(positions.shape[:2])  # (B, K)
@@ -121,16 +121,16 @@ def reduce(seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | No
         row = torch.where(active[:, None], row, S)  # the row of a token that is not read goes
     graph = weights.requires_grad or seen.values.requires_grad  # it keeps all that was read, gradient or not
     values = seen.values
-    if operator.merges:
+    if operator.merges_values:
         real = positions.gather(2, row[..., None])[..., 0] != EMPTY
         values = merged(operator, look, values, row, real if active is None else real & active[:, None])
         values = values if graph else seen.values.copy_(values)
     keys, values, positions = (_overwrite(x, row, not graph) for x in (seen.keys, values, positions))
-    numbers = {name: _overwrite(x, row, False) for name, x in numbers.items()}
+    row_stats = {name: _overwrite(x, row, False) for name, x in row_stats.items()}
     keys, values, positions = keys[:, :, :S], values[:, :, :S], positions[:, :, :S]
-    numbers = {name: x[:, :, :S].clone() for name, x in numbers.items()}
+    row_stats = {name: x[:, :, :S].clone() for name, x in row_stats.items()}
     room = None if graph else seen.room
-    return replace(seen, keys=keys, values=values, positions=positions, clock=clock, numbers=numbers, room=room)
+    return replace(seen, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, room=room)
 
 
 def _overwrite(rows: Tensor, row: Tensor, in_place: bool) -> Tensor:

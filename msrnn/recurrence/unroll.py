@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..layers.attention import mask, meet
 from ..layers.linear import workable
-from ..reductions.contract import EMPTY, Seen
+from ..reductions.contract import EMPTY, Observation
 from ..state.multistate import MultiState
 from .block_layout import Frame
 from .eviction import Block, Look, decide, left
@@ -41,7 +41,7 @@ class Event(NamedTuple):
     v: Tensor
     active: Tensor
     """``(B, T)`` bool."""
-    numbers: dict[str, Tensor]
+    row_stats: dict[str, Tensor]
     """The operator's before the first token, ``(B, K, S)`` each."""
     rows: Tensor
     """``(B, K, S + T)`` int64, positions; −1 where there is no row. The last T are ``entered``."""
@@ -146,7 +146,7 @@ def _by_steps(q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | N
 def _at_once(H: MultiState) -> bool:
     """Whether the places of many tokens' rows can be counted at once: nobody has to look to know who leaves."""
     o = H.reduction
-    looks = not o.blind or o.keyed or o.merges or o.numbers
+    looks = o.needs_weights or o.needs_keys or o.merges_values or o.stat_names
     return H.places is not None and H.places.rope.relative and not (looks or H.pinned)
 
 
@@ -155,11 +155,11 @@ def _length(H: MultiState) -> int:
     operator = H.reduction
     if H.places and _at_once(H):
         return BLOCK
-    if operator.merges or H.places:
+    if operator.merges_values or H.places:
         return 1  # what the next token reads is not known before
-    if operator.keyed:
+    if operator.needs_keys:
         return min(BLOCK, max(1, KEYS // max(1, H.keys.numel())))
-    return BLIND_BLOCK if operator.blind else BLOCK
+    return BLOCK if operator.needs_weights else BLIND_BLOCK
 
 
 def _block(
@@ -188,13 +188,13 @@ def _block(
         block = known
     else:
         block, looks = decide(block)
-        if H.reduction.blind and not (H.reduction.keyed or H.reduction.merges or H.numbers):
+        if not H.reduction.needs_weights and not (H.reduction.needs_keys or H.reduction.merges_values or H.row_stats):
             before.blind[start] = block
     if H.places and not one:
         hidden = block.hidden(0, T)
         logits = mask(H.places.logits(queries, keys, positions, hidden), hidden[:, :, None])
         read = logits.softmax(dim=-1).to(values.dtype).flatten(2, 3) @ values  # (B, K, G T, D)
-    elif H.reduction.blind:
+    elif not H.reduction.needs_weights:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
         read = scaled_dot_product_attention(workable(queries.flatten(2, 3)), workable(keys), workable(values), seen)
     else:
@@ -207,16 +207,16 @@ def _block(
         score = None
         if events.scores:
             score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
-        after = {name: torch.cat([look.numbers[name] for look in looks], dim=1) for name in H.numbers} if T <= FEW else None
+        after = {name: torch.cat([look.row_stats[name] for look in looks], dim=1) for name in H.row_stats} if T <= FEW else None
         held = (kept, values) if last and not events else None
-        events.append(Event(q, k, v, frame.active, H.numbers, block.positions, block.until, score, after, held))
+        events.append(Event(q, k, v, frame.active, H.row_stats, block.positions, block.until, score, after, held))
     read = read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2)  # (B, N, T, D)
     if last:
         return read, H
-    clock, numbers = H.clock + (T if frame.even else frame.active.sum(1)), looks[-1].last() if looks else {}
-    if H.reduction.merges:
+    clock, row_stats = H.clock + (T if frame.even else frame.active.sum(1)), looks[-1].last() if looks else {}
+    if H.reduction.merges_values:
         values = _merged(block, looks[-1], values)
-    rows = {"keys": kept, "values": values, "positions": positions, **numbers}
+    rows = {"keys": kept, "values": values, "positions": positions, **row_stats}
     grown = H.with_rows(rows, clock, gapless=frame.even)
     if frame.still and frame.even:
         return read, grown
@@ -226,7 +226,7 @@ def _block(
 def _merged(block: Block, look: Look, values: Tensor) -> Tensor:
     """The values after a block of one token."""
     positions = block.positions.masked_fill(block.hidden(0, 1)[:, :, 0], EMPTY)
-    seen = Seen(look.weights[..., 0, :], positions, block.frame.clock[:, 0], look.last(), block.keys)
+    seen = Observation(look.weights[..., 0, :], positions, block.frame.clock[:, 0], look.last(), block.keys)
     gone = (block.until == 0) & (positions != EMPTY)  # (B, K, R), one row at most
     return merged(block.reduction, seen, values, gone.byte().argmax(-1), gone.any(-1))
 
@@ -239,11 +239,11 @@ def _logits(q: Tensor, keys: Tensor) -> Tensor:
 def _entered(q: Tensor, keys: Tensor, positions: Tensor, H: MultiState, frame: Frame) -> Block:
     """The block if nobody leaves."""
     (B, K, R), T = positions.shape, frame.clock.shape[1]
-    if H.reduction.blind:
+    if not H.reduction.needs_weights:
         wide = torch.promote_types(keys.dtype, torch.float32)
         logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, T, R)
     else:
         logits = _logits(q, keys).detach().add_(frame.veil)
-    numbers = {name: torch.cat((x, x.new_zeros(B, K, T, *x.shape[3:])), dim=2) for name, x in H.numbers.items()}
-    seen = keys.detach() if H.reduction.keyed else None
-    return Block(H.reduction, frame, logits, positions, frame.until, numbers, seen, H.pinned)
+    row_stats = {name: torch.cat((x, x.new_zeros(B, K, T, *x.shape[3:])), dim=2) for name, x in H.row_stats.items()}
+    seen = keys.detach() if H.reduction.needs_keys else None
+    return Block(H.reduction, frame, logits, positions, frame.until, row_stats, seen, H.pinned)

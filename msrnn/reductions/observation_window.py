@@ -7,12 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .contract import EMPTY, Forms, Reduction, Seen
+from .contract import EMPTY, Observation, Reduction, SpecNames
 
 
-def newest(seen: Seen, count: int) -> Tensor:
+def is_recent(observation: Observation, count: int) -> Tensor:
     """``(B, K, R)`` bool: the rows of the last ``count`` tokens, the current one included."""
-    return seen.positions > seen.clock[:, None, None] - count
+    return observation.positions > observation.clock[:, None, None] - count
 
 
 @dataclass(frozen=True)
@@ -24,30 +24,34 @@ class LastQueries(Reduction):
     """
 
     window: int = 32
-    forms: ClassVar[Forms] = {"last-queries": {}}
-    numbers: ClassVar[tuple[str, ...]] = ("read",)
+    spec_names: ClassVar[SpecNames] = {"last-queries": {}}
+    stat_names: ClassVar[tuple[str, ...]] = ("read",)
 
-    def check(self, size: int | None) -> None:
-        super().check(size)
-        self._whole("window", self.window, at_least=1, at_most=size)
+    def validate(self, size: int | None) -> None:
+        super().validate(size)
+        self._check_int("window", self.window, at_least=1, at_most=size)
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def stat_shape(self, name: str) -> tuple[int, ...]:
         return (self.window,)
 
-    def profile(self, seen: Seen) -> Tensor:
+    def query_weights(self, observation: Observation) -> Tensor:
         """``(B, K, R)``: what the current query reads."""
-        return seen.weights.mean(2)
+        return observation.weights.mean(2)
 
-    def fused(self, read: Tensor) -> Tensor:
+    def aggregate(self, read: Tensor) -> Tensor:
         """``(B, K, R, window) -> (B, K, R)``."""
         return read.sum(-1)
 
-    def update(self, seen: Seen) -> dict[str, Tensor]:
-        now = seen.clock[:, None] % self.window == torch.arange(self.window, device=seen.clock.device)  # (B, window)
-        return {"read": torch.where(now[:, None, None], self.profile(seen)[..., None], seen.numbers["read"])}
+    def update(self, observation: Observation) -> dict[str, Tensor]:
+        now = observation.clock[:, None] % self.window == torch.arange(
+            self.window, device=observation.clock.device
+        )  # (B, window)
+        return {
+            "read": torch.where(now[:, None, None], self.query_weights(observation)[..., None], observation.row_stats["read"])
+        }
 
-    def score(self, seen: Seen) -> Tensor:
-        return self.fused(seen.numbers["read"]).masked_fill(newest(seen, self.window), torch.inf)
+    def score(self, observation: Observation) -> Tensor:
+        return self.aggregate(observation.row_stats["read"]).masked_fill(is_recent(observation, self.window), torch.inf)
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,21 @@ class MorphKV(LastQueries):
     """MorphKV (arXiv:2503.00979): as :class:`LastQueries`, but query heads that share keys speak with one voice, the softmax of
     the sum of their logits; the last queries' voices are added up, or the loudest counts (``largest``)."""
 
-    largest: bool = False
-    forms: ClassVar[Forms] = {"morphkv": {"largest": False}, "morphkv-max": {"largest": True}}
+    max_fusion: bool = False
+    spec_names: ClassVar[SpecNames] = {"morphkv": {"max_fusion": False}, "morphkv-max": {"max_fusion": True}}
 
-    def check(self, size: int | None) -> None:
-        super().check(size)
-        self._flag("largest", self.largest)
+    def validate(self, size: int | None) -> None:
+        super().validate(size)
+        self._check_bool("max_fusion", self.max_fusion)
 
-    def profile(self, seen: Seen) -> Tensor:
-        logits = seen.weights.clamp(min=torch.finfo(seen.weights.dtype).tiny).log().sum(2)  # but for a constant of each query
-        return logits.masked_fill(seen.positions == EMPTY, -torch.inf).softmax(-1)
+    def query_weights(self, observation: Observation) -> Tensor:
+        logits = (
+            observation.weights.clamp(min=torch.finfo(observation.weights.dtype).tiny).log().sum(2)
+        )  # but for a constant of each query
+        return logits.masked_fill(observation.positions == EMPTY, -torch.inf).softmax(-1)
 
-    def fused(self, read: Tensor) -> Tensor:
-        return read.amax(-1) if self.largest else read.sum(-1)
+    def aggregate(self, read: Tensor) -> Tensor:
+        return read.amax(-1) if self.max_fusion else read.sum(-1)
 
 
 @dataclass(frozen=True)
@@ -82,30 +88,33 @@ class Scissorhands(Reduction):
 
     recent: int = 10
     history: int = 400
-    forms: ClassVar[Forms] = {"scissorhands": {}}
-    numbers: ClassVar[tuple[str, ...]] = ("times", "when")
+    spec_names: ClassVar[SpecNames] = {"scissorhands": {}}
+    stat_names: ClassVar[tuple[str, ...]] = ("low_count", "low_history")
 
-    def check(self, size: int | None) -> None:
-        super().check(size)
-        self._whole("recent", self.recent, at_least=0, at_most=size)
-        self._whole("history", self.history, at_least=1)
+    def validate(self, size: int | None) -> None:
+        super().validate(size)
+        self._check_int("recent", self.recent, at_least=0, at_most=size)
+        self._check_int("history", self.history, at_least=1)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return (-(-self.history // BITS),) if name == "when" else ()
+    def stat_shape(self, name: str) -> tuple[int, ...]:
+        return (-(-self.history // BITS_PER_WORD),) if name == "low_history" else ()
 
-    def update(self, seen: Seen) -> dict[str, Tensor]:
-        times, when = seen.numbers["times"], seen.numbers["when"]  # (B, K, R), (B, K, R, words of BITS yes or no)
-        unimportant = (seen.weights.mean(2) * (seen.clock + 1)[:, None, None] < 1).to(times.dtype)
-        turn = (seen.clock % self.history)[:, None, None, None]
-        bit = 2.0 ** (turn % BITS).to(times.dtype)
-        here = torch.arange(when.shape[-1], device=turn.device) == turn // BITS
-        before = torch.where(here, (when / bit).floor() % 2, 0)
+    def update(self, observation: Observation) -> dict[str, Tensor]:
+        low_count, low_history = (
+            observation.row_stats["low_count"],
+            observation.row_stats["low_history"],
+        )  # (B, K, R), (B, K, R, words of BITS yes or no)
+        unimportant = (observation.weights.mean(2) * (observation.clock + 1)[:, None, None] < 1).to(low_count.dtype)
+        turn = (observation.clock % self.history)[:, None, None, None]
+        bit = 2.0 ** (turn % BITS_PER_WORD).to(low_count.dtype)
+        here = torch.arange(low_history.shape[-1], device=turn.device) == turn // BITS_PER_WORD
+        before = torch.where(here, (low_history / bit).floor() % 2, 0)
         after = torch.where(here, unimportant[..., None], 0)
-        return {"times": times + (after - before).sum(-1), "when": when + (after - before) * bit}
+        return {"low_count": low_count + (after - before).sum(-1), "low_history": low_history + (after - before) * bit}
 
-    def score(self, seen: Seen) -> Tensor:
-        return -seen.numbers["times"].masked_fill(newest(seen, self.recent), 0)
+    def score(self, observation: Observation) -> Tensor:
+        return -observation.row_stats["low_count"].masked_fill(is_recent(observation, self.recent), 0)
 
 
-BITS = 24
+BITS_PER_WORD = 24
 """Answers in one number: what float32 holds exactly."""

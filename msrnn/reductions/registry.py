@@ -28,11 +28,11 @@ def parse_reduction(text: str) -> Reduction:
     if not isinstance(text, str):
         raise Error(f"a reduction is {text!r}; expected an operator or its text form, such as 'tova:512'")
     name, *numbers = text.strip().lower().split(":")
-    forms = {form: (kind, fixed) for kind in kinds() for form, fixed in kind.__dict__.get("forms", {}).items()}
+    forms = {form: (kind, fixed) for kind in kinds() for form, fixed in kind.__dict__.get("spec_names", {}).items()}
     if name not in forms:
         raise Error(f"reduction {text!r}: no operator is called {name!r}; expected one of {', '.join(forms)}")
     kind, fixed = forms[name]
-    said = kind.said(fixed)
+    said = kind.spec_fields(fixed)
     least = sum(f.default is MISSING for f in said)
     if not all(n.isascii() and n.isdigit() and len(n) <= 18 for n in numbers) or not least <= len(numbers) <= len(said):
         expected = ":".join([name, *(f"<{f.name}>" for f in said)])
@@ -51,4 +51,4 @@ def per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_layers: 
         raise Error(
             f"{type(operator).__name__}: {len(operator.size)} sizes for a cell of {n_layers} layers; expected one per layer"
         )
-    return [operator.at(layer) for layer in range(n_layers)]
+    return [operator.for_layer(layer) for layer in range(n_layers)]

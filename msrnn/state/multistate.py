@@ -61,7 +61,7 @@ class MultiState:
     positions: Tensor
     clock: Tensor
     reduction: Reduction
-    numbers: dict[str, Tensor] = field(default_factory=dict)
+    row_stats: dict[str, Tensor] = field(default_factory=dict)
     room: "Room | None" = None
     gapless: bool = False
     pinned: int = 0
@@ -76,7 +76,7 @@ class MultiState:
     @property
     def rows(self) -> dict[str, Tensor]:
         """Everything that is row-aligned, by name."""
-        return {"keys": self.keys, "values": self.values, "positions": self.positions, **self.numbers}
+        return {"keys": self.keys, "values": self.values, "positions": self.positions, **self.row_stats}
 
     @property
     def empty(self) -> Tensor:
@@ -86,9 +86,9 @@ class MultiState:
     def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, gapless: bool = False) -> "MultiState":
         """The same layer with other rows, named as in ``rows``, no room beyond them, and another clock."""
         keys, values, positions = (rows[name] for name in ("keys", "values", "positions"))
-        numbers = {name: rows[name] for name in self.numbers}
+        row_stats = {name: rows[name] for name in self.row_stats}
         return replace(
-            self, keys=keys, values=values, positions=positions, clock=clock, numbers=numbers, room=None, gapless=gapless
+            self, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, room=None, gapless=gapless
         )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "MultiState":
@@ -117,7 +117,7 @@ class MultiState:
             return seen
         keys, values, positions = (torch.cat((x, row.unsqueeze(2)), dim=2) for x, row in zip(rows, new, strict=True))
         room = Room(keys, values, positions, keys.shape[2])
-        return replace(self, keys=keys, values=values, positions=positions, numbers=self._one_more(), room=room)
+        return replace(self, keys=keys, values=values, positions=positions, row_stats=self._one_more(), room=room)
 
     def opened(self, *, in_place: bool) -> "MultiState":
         """H and, last, a row at the clock's position whose key and value are still to be written.
@@ -131,11 +131,11 @@ class MultiState:
         room.filled = S + 1  # before anything is written: another thread may stand at the same end
         room.positions.data[:, :, S] = self.clock[:, None]
         keys, values, positions = room.first(S + 1)
-        return replace(self, keys=keys, values=values, positions=positions, numbers=self._one_more(), room=room)
+        return replace(self, keys=keys, values=values, positions=positions, row_stats=self._one_more(), room=room)
 
     def _one_more(self) -> dict[str, Tensor]:
         """The operator's numbers and, last, zeros."""
-        return {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1, *x.shape[3:])), dim=2) for name, x in self.numbers.items()}
+        return {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1, *x.shape[3:])), dim=2) for name, x in self.row_stats.items()}
 
     def unstacked(self, n: int) -> "tuple[MultiState, ...]":
         """What :func:`stack` laid together: views, without room."""
@@ -213,10 +213,10 @@ def stack(parts: Sequence[MultiState]) -> MultiState | None:
     if not alike(parts):
         return None
     one, room = parts[0], _room(parts)
-    numbers = {name: torch.cat([H.numbers[name] for H in parts]) for name in one.numbers}
+    row_stats = {name: torch.cat([H.row_stats[name] for H in parts]) for name in one.row_stats}
     gapless = all(H.gapless for H in parts)
     keys, values, positions = room.first(one.keys.shape[2])
-    return replace(one, keys=keys, values=values, positions=positions, numbers=numbers, room=room, gapless=gapless)
+    return replace(one, keys=keys, values=values, positions=positions, row_stats=row_stats, room=room, gapless=gapless)
 
 
 def stack_kept(parts: Sequence[MultiState], stay: Tensor) -> MultiState:
@@ -238,8 +238,8 @@ def stack_kept(parts: Sequence[MultiState], stay: Tensor) -> MultiState:
 
     room = Room(picked("keys"), picked("values"), picked("positions"), n)
     keys, values, positions = room.first(n)
-    numbers = {name: picked(name)[:, :, :n].contiguous() for name in one.numbers}
-    return replace(one, keys=keys, values=values, positions=positions, numbers=numbers, room=room, gapless=True)
+    row_stats = {name: picked(name)[:, :, :n].contiguous() for name in one.row_stats}
+    return replace(one, keys=keys, values=values, positions=positions, row_stats=row_stats, room=room, gapless=True)
 
 
 def join(parts: Sequence[MultiState]) -> MultiState:

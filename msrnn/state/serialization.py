@@ -67,9 +67,9 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
         fingerprint = _fingerprint(json.loads(about["cell"], object_pairs_hook=each_once))
         layers = []
         for i, reduction in enumerate(reductions):
-            rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.numbers)}
-            numbers = {name: rows[name] for name in reduction.numbers}
-            H = MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, numbers, places=places)
+            rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.stat_names)}
+            row_stats = {name: rows[name] for name in reduction.stat_names}
+            H = MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, row_stats, places=places)
             pinned = int((H.positions == LEARNED).all(0).all(0).sum())
             layers.append(replace(H, gapless=not bool(H.empty.any()), pinned=pinned))
     except Error:
@@ -121,7 +121,9 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
         and H.positions.shape == (B, K, S)
         and H.positions.dtype == clock.dtype == torch.int64
         and clock.shape == (B,)
-        and all(x.shape == (B, K, S, *H.reduction.shape(name)) and x.is_floating_point() for name, x in H.numbers.items())
+        and all(
+            x.shape == (B, K, S, *H.reduction.stat_shape(name)) and x.is_floating_point() for name, x in H.row_stats.items()
+        )
         and not isinstance(H.reduction.size, tuple)
         and (H.bound is None or H.bound >= S)
         and bool(((clock >= 0) & (clock < 2**62)).all())

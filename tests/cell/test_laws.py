@@ -19,13 +19,13 @@ class Peak(Reduction):
     """An operator of one's own: the row whose best weight so far is lowest goes, ``kept`` first ones excepted."""
 
     kept: int = 0
-    numbers: ClassVar[tuple[str, ...]] = ("peak",)
+    stat_names: ClassVar[tuple[str, ...]] = ("peak",)
 
     def update(self, seen):
-        return {"peak": torch.maximum(seen.numbers["peak"], seen.weights.amax(2))}
+        return {"peak": torch.maximum(seen.row_stats["peak"], seen.weights.amax(2))}
 
     def score(self, seen):
-        return seen.numbers["peak"].masked_fill(seen.positions < self.kept, torch.inf)
+        return seen.row_stats["peak"].masked_fill(seen.positions < self.kept, torch.inf)
 
 
 def laws(examples):
@@ -56,7 +56,7 @@ def settings_of(draw, operators=True):
     )
     size = st.integers(1, 7)
     operator = (size | st.tuples(*[size] * L)).flatmap(lambda n: st.sampled_from(bounded(n)))
-    several = st.lists(operator.map(lambda o: o.at(0)), min_size=L, max_size=L)
+    several = st.lists(operator.map(lambda o: o.for_layer(0)), min_size=L, max_size=L)
     reduction = draw(st.none() | st.sampled_from([Full(), Window(0)]) | operator | several)
     return cell, draw(st.integers(1, 3)), reduction
 
@@ -403,7 +403,7 @@ def test_the_gradient_flows_through_a_state_until_it_is_detached():
     _, state = cell(tokens(1, 1, 6), cell.initial_state(1, TOVA(3)))
     assert state.carries_graph
     _, scored = cell(tokens(1, 1, 6), cell.initial_state(1, H2O(3)))
-    assert not any(x.requires_grad for H in scored for x in H.numbers.values())  # what decides is not differentiated
+    assert not any(x.requires_grad for H in scored for x in H.row_stats.values())  # what decides is not differentiated
     token = tokens(2, 1, 1)[:, 0]
     for cut in (False, True):
         cell.zero_grad()

@@ -29,7 +29,7 @@ def test_layers_of_one_size_and_several_operators(forms):
 class Lump(Window):
     """Blind, and what leaves is added to the newest row."""
 
-    merges: ClassVar[bool] = True
+    merges_values: ClassVar[bool] = True
 
     def merge(self, seen, values, row):
         gone = values.gather(2, row[..., None, None].expand(-1, -1, 1, values.shape[-1]))

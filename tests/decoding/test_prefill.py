@@ -74,7 +74,7 @@ def test_the_prompt_is_transformers_and_the_cut_is_by_hand(operator, rule, heads
     close(read, logits)
     carried = DynamicCache()
     for l, H in enumerate(state):
-        size = operator.at(l).size or 30
+        size = operator.for_layer(l).size or 30
         kept = [[rule(weights[l][b].tolist(), k, size, 4 // heads) for k in range(heads)] for b in range(2)]
         assert H.positions.tolist() == kept
         index = torch.tensor(kept)[..., None].expand(-1, -1, -1, H.keys.shape[3])
@@ -83,7 +83,7 @@ def test_the_prompt_is_transformers_and_the_cut_is_by_hand(operator, rule, heads
         close(H.values, values)
         carried.update(keys, values, l)
         assert H.clock.tolist() == [30, 30]
-        assert str(H.reduction) == str(operator.at(l))
+        assert str(H.reduction) == str(operator.for_layer(l))
     if len({H.keys.shape[2] for H in state}) == 1:  # transformers goes on from these rows
         token = torch.tensor([[5], [6]])
         with float64_reference(model), patch("torch.float32", torch.float64), torch.no_grad():

@@ -122,7 +122,7 @@ def an_infinite_key(x):
 
 
 def no_number(x):
-    x["received"][0, 0, 0] = torch.nan
+    x["accumulated_attention"][0, 0, 0] = torch.nan
 
 
 def the_clock(logits, state):
@@ -156,7 +156,7 @@ WRONG = [
     (rows(one_that_never_was), "layer 1: positions -7 to"),
     (rows(the_newest_lost), "layer 1: h2o:6 keeps the first 0 and the newest 3 tokens; some have left"),
     (rows(an_infinite_key), "layer 1: keys are not finite"),
-    (rows(no_number), "layer 1: received are not finite"),
+    (rows(no_number), "layer 1: accumulated_attention are not finite"),
     (the_clock, "the clock says"),
     (one_clock, "layer 1: the clock says"),
     (storage_that_grows, "H grew from"),

@@ -35,7 +35,7 @@ def test_16_bits_fold_as_they_step(reduction, dtype, native, monkeypatch):
     logits, state = cell(text, cell.initial_state(2, reduction))
     stepped, _ = fold(cell, text, cell.initial_state(2, reduction))
     assert logits.dtype == state[0].keys.dtype == dtype
-    assert all(x.dtype == torch.float32 for x in state[0].numbers.values())
+    assert all(x.dtype == torch.float32 for x in state[0].row_stats.values())
     assert (logits - stepped).abs().mean() < 0.1 * stepped.abs().mean()
     wide, _ = tiny_cell(dtype=torch.float32)(text, None)
     if reduction == "full":

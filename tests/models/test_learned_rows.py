@@ -199,7 +199,7 @@ def test_a_state_is_renewed_as_parameters_change():
     for H, before, start in zip(state, old, cell.initial_state(3, "h2o:6"), strict=True):
         assert torch.equal(H.keys, torch.cat((start.keys, before.keys[:, :, 5:]), dim=2))
         assert torch.equal(H.values, torch.cat((start.values, before.values[:, :, 5:]), dim=2))
-        assert torch.equal(H.numbers["received"], before.numbers["received"])
+        assert torch.equal(H.row_stats["accumulated_attention"], before.row_stats["accumulated_attention"])
         assert torch.equal(H.positions, before.positions)
         assert H.clock is not None
         assert not torch.equal(H.keys[:, :, :5], before.keys[:, :, :5])
@@ -217,7 +217,7 @@ def test_of_another_type_or_elsewhere():
     cell = tiny_decoder(**ALL)
     half = cell.initial_state(2, "h2o:5", dtype=torch.bfloat16)
     assert half[0].keys.dtype == half[0].values.dtype == torch.bfloat16
-    assert half[0].numbers["received"].shape == (2, 2, 5)
+    assert half[0].row_stats["accumulated_attention"].shape == (2, 2, 5)
     close(half[0].keys.double(), cell.initial_state(2)[0].keys, 0.05)
     assert cell.bfloat16()(TEXT)[0].isfinite().all()
 

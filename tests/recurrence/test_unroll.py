@@ -21,7 +21,7 @@ OPERATORS = ["full", "window:0", "window:5", "sinks:6:2", "h2o:6", "h2o-layer:6"
 class Spread(Reduction):
     """An operator of one's own, blind: the row closest to an older neighbour goes. Its choice depends on who left before."""
 
-    blind: ClassVar[bool] = True
+    needs_weights: ClassVar[bool] = False
 
     def score(self, seen):
         older = seen.positions[..., None] - seen.positions[..., None, :]  # (B, K, R, R)
@@ -33,15 +33,15 @@ class Spread(Reduction):
 class Popular(Reduction):
     """Another, additive: the row that was most often the favourite stays; age counts a little."""
 
-    numbers: ClassVar[tuple[str, ...]] = ("wins", "age")
-    additive: ClassVar[bool] = True
+    stat_names: ClassVar[tuple[str, ...]] = ("wins", "age")
+    update_is_additive: ClassVar[bool] = True
 
     def update(self, seen):
         best = (seen.weights == seen.weights.amax(-1, keepdim=True)).to(seen.weights.dtype).mean(2)
-        return {"wins": seen.numbers["wins"] + best, "age": seen.numbers["age"] + 1}
+        return {"wins": seen.row_stats["wins"] + best, "age": seen.row_stats["age"] + 1}
 
     def score(self, seen):
-        return seen.numbers["wins"] - 0.1 * seen.numbers["age"]
+        return seen.row_stats["wins"] - 0.1 * seen.row_stats["age"]
 
 
 @dataclass(frozen=True)

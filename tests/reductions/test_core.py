@@ -293,7 +293,7 @@ def test_of_equal_scores_the_oldest_position_goes_wherever_its_row_is(rows):
     assert gone(rows_at(rows, TOVA(4)), [[weights]]) == {1}
     assert gone(rows_at(rows, TOVA(4, per_head=True)), [[weights]]) == {1}
     received = torch.tensor([[[1.0 if p in (0, 2) else 0.5 for p in rows]]], dtype=torch.float64)
-    assert gone(rows_at(rows, H2O(4, recent=1), {"received": received}), [[[0.2] * 5]]) == {1}
+    assert gone(rows_at(rows, H2O(4, recent=1), {"accumulated_attention": received}), [[[0.2] * 5]]) == {1}
     assert gone(rows_at(rows, Window(4)), [[weights]]) == {0}
     assert gone(rows_at(rows, Sinks(4, sinks=2)), [[weights]]) == {2}
 
@@ -311,7 +311,7 @@ def test_an_empty_row_goes_before_any_other(scores):
     H = rows_at([2, -1, 3, 1], Dear(4, scores))
     assert sorted(reduced(H, [[[0.25, 0.0, 0.25, 0.25, 0.25]]]).positions.flatten().tolist()) == [1, 2, 3, 4]
     for operator in (TOVA(4), Window(4), Sinks(4, sinks=1), H2O(4)):
-        numbers = {name: torch.zeros(1, 1, 4).double() for name in operator.numbers}
+        numbers = {name: torch.zeros(1, 1, 4).double() for name in operator.stat_names}
         after = reduced(rows_at([2, -1, 3, 1], operator, numbers), [[[0.25, 0.0, 0.25, 0.25, 0.25]]])
         assert sorted(after.positions.flatten().tolist()) == [1, 2, 3, 4]
 
@@ -338,18 +338,18 @@ class LeastRecentlyRead(Reduction):
     """Each row remembers when, and how strongly at its best, it was last read with more than ``share``."""
 
     share: float = 0.2
-    numbers: ClassVar[tuple[str, ...]] = ("last", "best")
+    stat_names: ClassVar[tuple[str, ...]] = ("last", "best")
 
     def update(self, seen):
         weights = seen.weights.mean(2)
         now = seen.clock[:, None, None].to(weights.dtype)
         return {
-            "last": torch.where(weights > self.share, now, seen.numbers["last"]),
-            "best": torch.maximum(seen.numbers["best"], weights),
+            "last": torch.where(weights > self.share, now, seen.row_stats["last"]),
+            "best": torch.maximum(seen.row_stats["best"], weights),
         }
 
     def score(self, seen):
-        return seen.numbers["last"] + seen.numbers["best"] / 2
+        return seen.row_stats["last"] + seen.row_stats["best"] / 2
 
 
 def keep_even(size):
@@ -406,27 +406,27 @@ def test_an_operator_of_ones_own_works_in_step_fold_select_clone_and_on_disk(ope
 class Views(Reduction):
     """Keeps the time each row was last seen (always now), as a view of the clock."""
 
-    numbers: ClassVar[tuple[str, ...]] = ("now",)
+    stat_names: ClassVar[tuple[str, ...]] = ("now",)
 
     def update(self, seen):
         return {"now": seen.clock[:, None, None].to(seen.weights.dtype).expand_as(seen.positions)}
 
     def score(self, seen):
-        return seen.numbers["now"] + seen.weights.mean(2)
+        return seen.row_stats["now"] + seen.weights.mean(2)
 
 
 @dataclass(frozen=True)
 class Edits(Reduction):
     """Adds to the numbers it is given, in place."""
 
-    numbers: ClassVar[tuple[str, ...]] = ("sum",)
+    stat_names: ClassVar[tuple[str, ...]] = ("sum",)
 
     def update(self, seen):
-        seen.numbers["sum"].add_(seen.weights.mean(2))
-        return seen.numbers
+        seen.row_stats["sum"].add_(seen.weights.mean(2))
+        return seen.row_stats
 
     def score(self, seen):
-        return seen.numbers["sum"]
+        return seen.row_stats["sum"]
 
 
 @pytest.mark.parametrize("operator", [Views(3), Edits(3)], ids=["views", "edits"])
@@ -479,7 +479,7 @@ def test_a_score_of_another_shape_is_refused(shape):
 def test_an_operator_that_forgets_a_number_is_refused():
     @dataclass(frozen=True)
     class Forgets(Reduction):
-        numbers: ClassVar[tuple[str, ...]] = ("one", "other")
+        stat_names: ClassVar[tuple[str, ...]] = ("one", "other")
 
         def update(self, seen):
             return {"one": seen.weights.mean(2)}

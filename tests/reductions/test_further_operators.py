@@ -197,16 +197,16 @@ CASES = {
     "last queries": (LastQueries(7, window=3), last_queries(3)),
     "last queries, all rows their own": (LastQueries(4, window=4), last_queries(4)),
     "morphkv": (MorphKV(7, window=3), morphkv(3, math.fsum)),
-    "morphkv-max": (MorphKV(6, window=2, largest=True), morphkv(2, max)),
+    "morphkv-max": (MorphKV(6, window=2, max_fusion=True), morphkv(2, max)),
     "scissorhands": (Scissorhands(6, recent=2), scissorhands(2, 400)),
     "scissorhands, short history": (Scissorhands(6, recent=0, history=5), scissorhands(0, 5)),
     "scissorhands, history in two numbers": (Scissorhands(4, recent=1, history=30), scissorhands(1, 30)),
     "keyformer": (Keyformer(7, steps=9), keyformer(2, 9, 0)),
     "keyformer, seed 2": (Keyformer(6, recent=0, steps=100, seed=2), keyformer(0, 100, 2)),
-    "cam": (CaM(6, sinks=2, into=3), cam(2, 3, 0)),
-    "cam, seed 1": (CaM(5, sinks=1, into=9, seed=1), cam(1, 9, 1)),
+    "cam": (CaM(6, sinks=2, merge_window=3), cam(2, 3, 0)),
+    "cam, seed 1": (CaM(5, sinks=1, merge_window=9, seed=1), cam(1, 9, 1)),
     "per layer": (MorphKV((6, 4), window=2), morphkv(2, math.fsum)),
-    "cam per layer": (CaM((4, 7), sinks=1, into=2), cam(1, 2, 0)),
+    "cam per layer": (CaM((4, 7), sinks=1, merge_window=2), cam(1, 2, 0)),
     "random per layer": (Random((3, 6)), random(0)),
 }
 OPERATORS = [operator for operator, _ in CASES.values()]
@@ -216,7 +216,7 @@ OPERATORS = [operator for operator, _ in CASES.values()]
 class Heirs(TOVA):
     """One of one's own: whoever goes, all others inherit."""
 
-    merges: ClassVar[bool] = True
+    merges_values: ClassVar[bool] = True
 
     def merge(self, seen, values, row):
         return values + values.gather(2, row[..., None, None].expand(-1, -1, 1, values.shape[3]))
@@ -228,7 +228,7 @@ def test_operator_is_its_papers_rule(operator, rule, heads):
     cell, text = tiny_cell(n_heads=heads[0], n_kv_heads=heads[1]), distinct(3, 2, 40 if "scissor" in str(operator) else 22)
     logits, state = fold(cell, text, cell.initial_state(2, operator))
     for b in range(2):
-        ruled, kept = naive(cell, text[b], rule, lambda l: operator.at(l).size)
+        ruled, kept = naive(cell, text[b], rule, lambda l: operator.for_layer(l).size)
         assert [held(state)[l][b] for l in range(2)] == kept
         close(logits[b], ruled)
 
@@ -292,13 +292,13 @@ def test_where_nobody_leaves_nobody_inherits(operator):
 class Thirds(msrnn.Reduction):
     """One of one's own: looks at positions, which differ from head to head, and at numbers that do not add up."""
 
-    numbers: ClassVar[tuple[str, ...]] = ("best",)
+    stat_names: ClassVar[tuple[str, ...]] = ("best",)
 
     def update(self, seen):
-        return {"best": torch.maximum(seen.numbers["best"], seen.weights.mean(2) * (1 + seen.positions % 3))}
+        return {"best": torch.maximum(seen.row_stats["best"], seen.weights.mean(2) * (1 + seen.positions % 3))}
 
     def score(self, seen):
-        return seen.numbers["best"] + (seen.positions % 3 == 0)
+        return seen.row_stats["best"] + (seen.positions % 3 == 0)
 
 
 @pytest.mark.parametrize("operator", [Thirds(6), Random(6)], ids=["own", "random"])
@@ -343,7 +343,7 @@ def test_on_disk_in_place_and_in_a_batch(operator, tmp_path):
         assert_same(own, after.select([b]), 1e-8)
 
 
-@pytest.mark.parametrize("operator", [Random(4), KeyDiff(4), CaM(4, sinks=1, into=2), LastQueries(4, 2)], ids=str)
+@pytest.mark.parametrize("operator", [Random(4), KeyDiff(4), CaM(4, sinks=1, merge_window=2), LastQueries(4, 2)], ids=str)
 def test_gradients_are_those_of_the_step_loop(operator):
     """Through merged values too."""
     cell, text = tiny_cell(frozen=False), distinct(5, 2, 12)
@@ -361,7 +361,7 @@ def test_gradients_are_those_of_the_step_loop(operator):
 
 def test_a_step_never_edits_the_state_it_was_given():
     cell, text = tiny_cell(), distinct(5, 1, 9)
-    for operator in (CaM(4, sinks=1, into=2), LastQueries(4, 2), Scissorhands(4, recent=1)):
+    for operator in (CaM(4, sinks=1, merge_window=2), LastQueries(4, 2), Scissorhands(4, recent=1)):
         _, state = cell(text, cell.initial_state(1, operator))
         before = [{name: x.clone() for name, x in H.rows.items()} for H in state]
         for token in text.T:
@@ -376,7 +376,7 @@ def test_float32_and_16_bits_read():
             logits, state = cell(distinct(1, 2, 20), cell.initial_state(2, operator))
             assert logits.isfinite().all()
             for H in state:
-                assert all(x.dtype == torch.float32 for x in H.numbers.values())
+                assert all(x.dtype == torch.float32 for x in H.row_stats.values())
                 assert H.values.dtype == dtype
 
 
@@ -441,14 +441,14 @@ def test_a_pyramid_shrinks_evenly_and_is_its_size_on_average():
         (lambda: Random(4, seed=-1), "Random: seed is -1"),
         (lambda: Random(4, layer="a"), "Random: layer is 'a'"),
         (lambda: LastQueries(4), "LastQueries: window is 32; expected a whole number from 1 to 4"),
-        (lambda: MorphKV(64, largest=1), "MorphKV: largest is 1"),
+        (lambda: MorphKV(64, max_fusion=1), "MorphKV: max_fusion is 1"),
         (lambda: MorphKV((64, 8)), "MorphKV: window is 32"),
         (lambda: Scissorhands(4), "Scissorhands: recent is 10"),
         (lambda: Scissorhands(64, history=0), "Scissorhands: history is 0"),
         (lambda: Keyformer(4, recent=5), "Keyformer: recent is 5"),
         (lambda: Keyformer(4, steps=0), "Keyformer: steps is 0"),
         (lambda: CaM(4), "CaM: sinks is 4"),
-        (lambda: CaM(8, into=0), "CaM: into is 0"),
+        (lambda: CaM(8, merge_window=0), "CaM: merge_window is 0"),
         (lambda: Knorm(0), "Knorm: size is 0"),
     ],
 )
@@ -465,13 +465,13 @@ FORMS = {
     "last-queries:512": LastQueries(512),
     "last-queries:512:64": LastQueries(512, window=64),
     "morphkv:512": MorphKV(512),
-    "morphkv-max:512:16": MorphKV(512, window=16, largest=True),
+    "morphkv-max:512:16": MorphKV(512, window=16, max_fusion=True),
     "scissorhands:512": Scissorhands(512),
     "scissorhands:512:10:100": Scissorhands(512, history=100),
     "keyformer:512": Keyformer(512),
     "keyformer:512:0:64:3": Keyformer(512, recent=0, steps=64, seed=3),
     "cam:512": CaM(512),
-    "cam:512:1:16": CaM(512, sinks=1, into=16),
+    "cam:512:1:16": CaM(512, sinks=1, merge_window=16),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from support.tiny_models import tiny_cell, tokens
 
 import msrnn
-from msrnn.reductions.contract import EMPTY, LEARNED, Forms, Reduction, Seen
+from msrnn.reductions.contract import EMPTY, LEARNED, Observation, Reduction, SpecNames
 from msrnn.reductions.registry import parse_reduction
 
 P, SIZE = 3, 5
@@ -24,17 +24,17 @@ class Sparing(Reduction):
     def __post_init__(self) -> None:
         pass
 
-    numbers = property(lambda self: self.of.numbers)  # type: ignore[assignment]
-    additive = property(lambda self: self.of.additive)  # type: ignore[assignment]
-    keyed = property(lambda self: self.of.keyed)  # type: ignore[assignment]
+    stat_names = property(lambda self: self.of.stat_names)  # type: ignore[assignment]
+    update_is_additive = property(lambda self: self.of.update_is_additive)  # type: ignore[assignment]
+    needs_keys = property(lambda self: self.of.needs_keys)  # type: ignore[assignment]
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.of.shape(name)
+    def stat_shape(self, name: str) -> tuple[int, ...]:
+        return self.of.stat_shape(name)
 
-    def update(self, seen: Seen) -> dict[str, torch.Tensor]:
+    def update(self, seen: Observation) -> dict[str, torch.Tensor]:
         return self.of.update(seen)
 
-    def score(self, seen: Seen) -> torch.Tensor:
+    def score(self, seen: Observation) -> torch.Tensor:
         """Below infinity, so that what is spared is dearer than what the operator itself would not give."""
         score = self.of.score(seen).double().clamp(max=1e300)
         spared = (seen.positions < self.first) & (seen.positions != EMPTY)
@@ -45,9 +45,9 @@ class Sparing(Reduction):
 class Dear(Reduction):
     """No row may go, so the oldest does; not the learned ones."""
 
-    forms: ClassVar[Forms] = {"all-dear": {}}
+    spec_names: ClassVar[SpecNames] = {"all-dear": {}}
 
-    def score(self, seen: Seen) -> torch.Tensor:
+    def score(self, seen: Observation) -> torch.Tensor:
         return torch.full_like(seen.weights[:, :, 0], torch.inf)
 
 
@@ -57,8 +57,8 @@ def states(cell, form: str, B: int = 2):
     operator = parse_reduction(form)
 
     def layer(H, reduction: Reduction, **more):
-        zeros = {n: H.keys.new_zeros(*H.positions.shape, *reduction.shape(n)) for n in reduction.numbers}
-        return replace(H, reduction=reduction, numbers=zeros, room=None, **more)
+        zeros = {n: H.keys.new_zeros(*H.positions.shape, *reduction.stat_shape(n)) for n in reduction.stat_names}
+        return replace(H, reduction=reduction, row_stats=zeros, room=None, **more)
 
     learned = [layer(H, operator, positions=torch.full_like(H.positions, LEARNED), pinned=P) for H in state]
     spared = [layer(H, Sparing(SIZE + P, operator, P)) for H in state]

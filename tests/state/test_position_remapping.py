@@ -343,7 +343,7 @@ def test_learned_rows_stand_nowhere(places):
     assert met[:, :, 2:].equal(rest)
     start = cell.initial_state(2, "h2o:5", places=places)
     rows = {"keys": keys[:, :, :2], "values": keys[:, :, 2:4], "positions": positions[:, :, :2]}
-    rows |= {"received": torch.zeros(2, 2, 2).double()}
+    rows |= {"accumulated_attention": torch.zeros(2, 2, 2).double()}
     start = start.with_layers(replace(H.with_rows(rows, H.clock, gapless=True), pinned=2) for H in start)
     whole, end = fold(cell, text, start)
     logits, state = cell(text, start)

@@ -62,7 +62,7 @@ DAMAGE = {
     "cell no object": (lambda t, a: a.update(cell="3"), "incomplete"),
     "no clock": (lambda t, a: t.pop("clock"), "incomplete"),
     "no keys": (lambda t, a: t.pop("layers.0.keys"), r"layers\.0\.keys"),
-    "no numbers": (lambda t, a: t.pop("layers.0.received"), r"layers\.0\.received"),
+    "no numbers": (lambda t, a: t.pop("layers.0.accumulated_attention"), r"layers\.0\.accumulated_attention"),
     "a tensor more": (lambda t, a: t.update(more=torch.zeros(1)), "'more'"),
     "more rows than size": (lambda t, a: a.update(operators=a["operators"].replace('"size": 4', '"size": 3')), "contradict"),
     "a position to come": (lambda t, a: t["layers.0.positions"].add_(9), "contradict"),
@@ -71,7 +71,10 @@ DAMAGE = {
     "another shape": (lambda t, a: t.update({"layers.1.values": t["layers.1.values"][..., 1:].clone()}), "contradict"),
     "integer keys": (lambda t, a: t.update({"layers.0.keys": t["layers.0.keys"].long()}), "contradict"),
     "float positions": (lambda t, a: t.update({"layers.0.positions": t["layers.0.positions"].float()}), "contradict"),
-    "flat numbers": (lambda t, a: t.update({"layers.0.received": t["layers.0.received"].flatten()}), "contradict"),
+    "flat numbers": (
+        lambda t, a: t.update({"layers.0.accumulated_attention": t["layers.0.accumulated_attention"].flatten()}),
+        "contradict",
+    ),
 }
 
 

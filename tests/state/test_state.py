@@ -42,8 +42,8 @@ def test_fields_have_the_contracts_shapes_and_types(reduction, dtype):
             assert H.positions.dtype == torch.int64
             assert H.clock.tolist() == [T, T]
             assert H.reduction == reduction
-            assert H.numbers.keys() == ({"received"} if isinstance(reduction, H2O) else set())
-            for numbers in H.numbers.values():
+            assert H.row_stats.keys() == ({"accumulated_attention"} if isinstance(reduction, H2O) else set())
+            for numbers in H.row_stats.values():
                 assert numbers.shape == (2, 2, S)
                 assert numbers.dtype == torch.promote_types(dtype, torch.float32)
 
@@ -62,7 +62,7 @@ def test_the_numbers_of_h2o_are_what_each_row_received():
     cell = tiny_cell()
     _, state = fold(cell, tokens(1, 2, 7), cell.initial_state(2, H2O(16)))
     for H in state:  # nothing left: every query gave 1 in all
-        close(H.numbers["received"].sum(-1), torch.full((2, 2), 7.0).double(), 1e-12)
+        close(H.row_stats["accumulated_attention"].sum(-1), torch.full((2, 2), 7.0).double(), 1e-12)
 
 
 @pytest.mark.parametrize("reduction", OPERATORS, ids=str)
@@ -118,7 +118,7 @@ def test_to_changes_floats_keeps_integers_and_keeps_numbers_wide(reduction):
         for H in moved:
             assert H.keys.dtype == H.values.dtype == dtype
             assert H.positions.dtype == H.clock.dtype == torch.int64
-            assert all(x.dtype == torch.promote_types(dtype, torch.float32) for x in H.numbers.values())
+            assert all(x.dtype == torch.promote_types(dtype, torch.float32) for x in H.row_stats.values())
         assert moved.clock.tolist() == [9, 9]
     assert_same(state.to(torch.float32).to(torch.float64), state, 1e-5)
     assert all(x.device.type == "meta" for H in state.to("meta") for x in [*H.rows.values(), H.clock])
@@ -345,7 +345,7 @@ class Numbered(Reduction):
     """An operator whose numbers are whatever `what` makes of what was seen."""
 
     what: str = ""
-    numbers: ClassVar[tuple[str, ...]] = ("a", "b")
+    stat_names: ClassVar[tuple[str, ...]] = ("a", "b")
 
     def update(self, seen):
         one = {"shared": seen.weights.mean(2), "integer": seen.positions, "narrow": seen.weights.mean((1, 2))[:, None]}[
@@ -354,7 +354,7 @@ class Numbered(Reduction):
         return {"a": one, "b": one}
 
     def score(self, seen):
-        return seen.numbers["a"]
+        return seen.row_stats["a"]
 
 
 @pytest.mark.parametrize("what", ["shared", "integer"])
@@ -376,7 +376,7 @@ def test_numbers_of_another_shape_or_name_are_refused():
 
     @dataclass(frozen=True)
     class Takes(Reduction):
-        numbers: ClassVar[tuple[str, ...]] = ("keys",)
+        stat_names: ClassVar[tuple[str, ...]] = ("keys",)
 
     with pytest.raises(msrnn.Error, match="'keys'"):
         Takes(4)

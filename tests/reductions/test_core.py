@@ -6,128 +6,13 @@ from typing import ClassVar
 
 import pytest
 import torch
+from support.eviction_rules import dense, drop_one, full, h2o, lowest, mean, sinks, tova, tova_head, window
 from support.tiny_models import ROPES, assert_same, close, fold, held, tiny_cell, tokens
 
 import msrnn
 from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction
-from msrnn.layers.rotary import Dynamic
 from msrnn.recurrence import transition
 from msrnn.recurrence.transition import reduce
-
-# The oracle: a decoder over a whole text at once, each query seeing the positions a rule left it.
-
-
-def dense(cell, text, rule):
-    """One text ``(T,)`` -> logits ``(T, V)`` and ``after[layer][t][head]``, the sorted positions carried from t on.
-
-    ``rule(layer)`` gives a function of t and ``seen``, per key/value head ``{position: [weight of each query head]}``;
-    it returns per head the positions to carry.
-    """
-    c, T = cell.config, len(text)
-    G = c.n_heads // c.n_kv_heads
-
-    def theta(t):  # a dynamic rope turns token t as a text of t + 1 tokens is turned
-        if not isinstance(c.rope, Dynamic):
-            return c.rope.theta
-        longer = max(t + 1, c.rope.length) / c.rope.length
-        return c.rope.theta * (c.rope.factor * longer - (c.rope.factor - 1)) ** (c.head_dim / (c.head_dim - 2))
-
-    def norm(x, gain):
-        return x / (x.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * gain
-
-    def heads(x, count):  # (T, count · D) -> (count, T, D), turned: pair i of a head is a complex number
-        half = c.head_dim // 2
-        x = x.view(T, count, c.head_dim)
-        angle = torch.tensor([[t * theta(t) ** (-i / half) for i in range(half)] for t in range(T)], dtype=x.dtype)
-        z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)[:, None]
-        return torch.cat((z.real, z.imag), -1).transpose(0, 1)
-
-    x, after = cell.embed.weight[text], []
-    for l, layer in enumerate(cell.layers):
-        normed = norm(x, layer.attention_norm.weight)
-        q, k = heads(normed @ layer.q.weight.T, c.n_heads), heads(normed @ layer.k.weight.T, c.n_kv_heads)
-        v = (normed @ layer.v.weight.T).view(T, c.n_kv_heads, c.head_dim).transpose(0, 1)
-        scores = torch.stack([q[n] @ k[n // G].T for n in range(c.n_heads)]) / math.sqrt(c.head_dim)  # (N, T, T)
-        weights, carried, history, decide = torch.zeros_like(scores), [[] for _ in v], [], rule(l)
-        for t in range(T):
-            for n in range(c.n_heads):
-                visible = [*carried[n // G], t]
-                weights[n, t, visible] = scores[n, t, visible].softmax(-1)
-            rows = weights[:, t].tolist()
-            seen = [{p: [rows[h * G + g][p] for g in range(G)] for p in (*carried[h], t)} for h in range(c.n_kv_heads)]
-            carried = decide(t, seen)
-            history.append([sorted(positions) for positions in carried])
-        after.append(history)
-        read = torch.stack([weights[n] @ v[n // G] for n in range(c.n_heads)], 1)  # (T, N, D)
-        x = x + read.flatten(1) @ layer.o.weight.T
-        normed = norm(x, layer.ffn_norm.weight)
-        gate = normed @ layer.gate.weight.T
-        x = x + (gate * gate.sigmoid() * (normed @ layer.up.weight.T)) @ layer.down.weight.T
-    return norm(x, cell.norm.weight) @ (cell.embed if c.tied else cell.head).weight.T, after
-
-
-# The rules, each written as design.md says it.
-
-
-def drop_one(size, worst):
-    """Carry everything seen; above ``size`` rows, drop per head the position ``worst(t, seen)`` names."""
-
-    def decide(t, seen):
-        out = worst(t, seen)
-        return [[p for p in head if len(head) <= size or p != gone] for head, gone in zip(seen, out, strict=True)]
-
-    return decide
-
-
-def window(size):
-    return drop_one(size, lambda t, seen: [min(head) for head in seen])
-
-
-def sinks(size, first):
-    return drop_one(size, lambda t, seen: [min((p for p in head if p >= first), default=None) for head in seen])
-
-
-def mean(numbers):
-    numbers = list(numbers)
-    return sum(numbers) / len(numbers)
-
-
-def lowest(score):
-    """The key with the lowest value; of ties the oldest."""
-    return min(score, key=lambda p: (score[p], p))
-
-
-def tova(size):
-    def worst(t, seen):
-        return [lowest({p: mean(w for head in seen for w in head[p]) for p in seen[0]})] * len(seen)
-
-    return drop_one(size, worst)
-
-
-def tova_head(size):
-    return drop_one(size, lambda t, seen: [lowest({p: mean(w) for p, w in head.items()}) for head in seen])
-
-
-def h2o(size, recent, layerwise=False):
-    received = {}
-
-    def worst(t, seen):
-        for h, head in enumerate(seen):
-            for p, w in head.items():
-                received[h, p] = received.get((h, p), 0.0) + mean(w)
-        out = []
-        for h, head in enumerate(seen):
-            free = sorted(head)[: len(head) - recent]  # the newest `recent` rows cannot go
-            group = range(len(seen)) if layerwise else (h,)
-            out.append(lowest({p: mean(received[i, p] for i in group) for p in free}) if free else None)
-        return out
-
-    return drop_one(size, worst)
-
-
-def full():
-    return drop_one(math.inf, lambda t, seen: [None for _ in seen])
-
 
 CASES = {
     "full": ("full", lambda l: full()),

@@ -11,8 +11,8 @@ import torch
 from cell.test_laws import laws, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
-from reductions.test_core import full, h2o, sinks, tova, tova_head, window
 from safetensors.torch import load_file, safe_open, save_file
+from support.eviction_rules import full, h2o, sinks, tova, tova_head, window
 from support.tiny_models import ROPES, assert_same, close, fold, held, tiny_cell, tokens
 from support.transformers_reference import float64_reference, tiny_reference
 

@@ -60,7 +60,7 @@ def load(
     opened = _open(source, revision)
     with _counted(opened, "reading") as tensors:
         cell = loading.build(opened.config, tensors, dtype=dtype, device=device)
-    cell.carried = opened.carried
+    cell.extra_files = opened.extra_files
     return cell
 
 
@@ -85,13 +85,13 @@ def convert(
     if to == "hf" and isinstance(config, DecoderConfig):
         raise Error("to is 'hf', but the source is a Decoder, which transformers does not know; expected 'msrnn'")
     kind = loading.check(config, opened.tensors, dtype)
-    along = opened.carried()
+    extra_files = dict(opened.extra_files)
     with new_folder(target) as folder, _counted(opened, "converting") as tensors:
         cast = {name: x.to(kind) for name, x in tensors.items()}
         if isinstance(config, DecoderConfig) or to == "msrnn":
-            loading.write(config, cast, along, folder)
+            loading.write(config, cast, extra_files, folder)
         else:
-            huggingface.write(config, cast, along, folder)
+            huggingface.write(config, cast, extra_files, folder)
 
 
 def config(source: Any, *, revision: str | None = None) -> Config | DecoderConfig:
@@ -183,11 +183,10 @@ def _open(source: Any, revision: str | None) -> Source:
     if path.is_file():
         from .gguf import reader  # deferred, as its package is an extra
 
-        return Source(*reader.read(path), partial(sidecar_files.in_gguf, path))
+        return Source(*reader.read(path), sidecar_files.in_gguf(path))
     if not _is_own(path):
         return _format(path).open_folder(path)
-    config, files = _own_config(path), loading.read_carried(path)
-    return Source(config, open_tensors(path / "model.safetensors"), lambda: files)
+    return Source(_own_config(path), open_tensors(path / "model.safetensors"), loading.read_extra_files(path))
 
 
 def _format(folder: Path, *, weights: bool = True) -> ModuleType:

@@ -1,8 +1,8 @@
 """What every kind of checkpoint is read into, and how one names its tensors."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from msrnn import Error
 from msrnn.models import Config, DecoderConfig
@@ -16,12 +16,12 @@ class Source:
     Attributes:
         config: the facts.
         tensors: by our names, none of them read yet.
-        carried: gives the small files that go along, by name (tokenizer, chat template).
+        extra_files: the small files of the model (tokenizer, chat template) by name.
     """
 
     config: Config | DecoderConfig
     tensors: Mapping[str, Unread]
-    carried: Callable[[], dict[str, bytes]] = dict
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

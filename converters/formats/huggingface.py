@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msrnn import Error
 from msrnn.models import Config
-from msrnn.models.loading import write_carried
+from msrnn.models.loading import write_extra_files
 from msrnn.storage.files import parse_json, read_json, write_json
 from msrnn.storage.lazy_tensors import Unread, write_tensors
 
@@ -88,12 +88,12 @@ def _tied(embed: Unread, head: Unread) -> Tensor:
     return x
 
 
-def write(config: Config, tensors: Mapping[str, Unread], carried: Mapping[str, bytes], target: Path) -> None:
+def write(config: Config, tensors: Mapping[str, Unread], extra_files: Mapping[str, bytes], target: Path) -> None:
     """A folder that transformers loads, into one that is there and empty; ``config.json`` comes last."""
     write_tensors(target / SAFE, {NAMES.theirs(name): x for name, x in tensors.items()}, {"format": "pt"})
-    write_carried(carried, target)
-    if "tokenizer.json" in carried:
-        write_json(target / "tokenizer_config.json", tokenizer_config(config, carried["tokenizer.json"]))
+    write_extra_files(extra_files, target)
+    if "tokenizer.json" in extra_files:
+        write_json(target / "tokenizer_config.json", tokenizer_config(config, extra_files["tokenizer.json"]))
     facts = config_to_hf(config, tensors["norm.weight"].dtype)
     write_json(target / "generation_config.json", {name: facts[name] for name in ("bos_token_id", "eos_token_id")})
     write_json(target / "config.json", facts)

@@ -26,7 +26,7 @@ def open_live(model: Any) -> Source:
         config = config_from_hf(config, generation)
     if "embed.weight" not in tensors:
         tensors = from_hf(tensors, config.family == "yi", config.tied)
-    return Source(config, tensors, getattr(model, "carried", dict))
+    return Source(config, tensors, getattr(model, "extra_files", {}))
 
 
 def config_of(model: Any) -> Config:

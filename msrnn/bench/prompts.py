@@ -25,7 +25,7 @@ class Prompt(NamedTuple):
 
     def encode(self, cell: Cell, tokenizer: "tokenizers.Tokenizer") -> list[int]:
         """Its ids; what is said in a chat as the model's own template writes it, if it has one."""
-        text, template = self.text, cell.carried().get("chat_template.jinja")
+        text, template = self.text, cell.extra_files.get("chat_template.jinja")
         if self.chat and template is not None:
             marks = (cell.config.bos_token_id, next(iter(cell.config.eos_token_ids), None))
             names = ("" if i is None else tokenizer.id_to_token(i) or "" for i in marks)

@@ -5,9 +5,10 @@ and every faster way has to give the same.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ class Cell(nn.Module, ABC):
 
     config: Any
     layers: nn.ModuleList
-    carried: Callable[[], dict[str, bytes]] = dict
-    """Gives the small files that came along (tokenizer, chat template), by name; ``save`` lays them beside the rest."""
+    extra_files: Mapping[str, bytes] = MappingProxyType({})
+    """Small files of the model (tokenizer, chat template) by name. :meth:`save` writes them next to the parameters."""
 
     # What a family says.
 
@@ -247,7 +248,7 @@ class Cell(nn.Module, ABC):
         return logits.masked_fill(~active[..., None], torch.nan) if ragged else logits, Trace(state, events)
 
     def save(self, folder: str | Path) -> None:
-        """Write the library's own folder: config, parameters, and what came along (see :mod:`msrnn.models.loading`)."""
+        """Write the library's own folder: config, parameters and extra files (see :mod:`msrnn.models.loading`)."""
         from ..models.loading import save  # deferred: a cell does not know files
 
         save(self, folder)

@@ -53,7 +53,7 @@ class Chat:
     """A conversation with a cell, in its own chat template.
 
     Args:
-        cell: the model; its template is the ``chat_template.jinja`` that came along.
+        cell: the model; its template is ``chat_template.jinja`` of ``cell.extra_files``.
         tokenizer: as ``converters.tokenizer`` gives it.
         reduction: what bounds H.
         system: instructions for the whole conversation.
@@ -88,7 +88,7 @@ class Chat:
             choice,
         )
         self._pool = Pool()  # of all that was said: guesses
-        source = cell.carried().get("chat_template.jinja")
+        source = cell.extra_files.get("chat_template.jinja")
         if source is None:
             raise Error("the model has no chat template (a base model?); msrnn generate continues a text")
         start = Place((), cell.initial_state(1, reduction), 0)

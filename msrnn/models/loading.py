@@ -1,13 +1,12 @@
 """A model on disk: the library's own folder. Safetensors and JSON; nothing is unpickled.
 
-A folder is ``config.json``, ``model.safetensors`` under the parameters' own names, and small files carried along
+A folder is ``config.json``, ``model.safetensors`` under the parameters' own names, and small extra files
 (``tokenizer.json``, ``chat_template.jinja``).
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ from .network import Network
 
 FORMAT, VERSION = "msrnn", 1
 Facts = Config | DecoderConfig | EncoderDecoderConfig
-CARRIED = ("tokenizer.json", "chat_template.jinja")
-"""Small files that go along with a model when they are there."""
+EXTRA_FILES = ("tokenizer.json", "chat_template.jinja")
+"""Names of the small files that are stored with a model."""
 
 
 def save(cell: Cell, folder: str | Path) -> None:
-    """Write ``cell`` as the library's own folder, with the files that came along with it.
+    """Write ``cell`` as the library's own folder, with its extra files.
 
     Args:
         cell: of any family.
@@ -42,25 +41,25 @@ def save(cell: Cell, folder: str | Path) -> None:
         Error: the target exists and is not empty.
     """
     with new_folder(folder) as target:
-        write(cell.config, {name: Unread.of(x) for name, x in cell.state_dict().items()}, cell.carried(), target)
+        write(cell.config, {name: Unread.of(x) for name, x in cell.state_dict().items()}, cell.extra_files, target)
 
 
-def write(config: Facts, tensors: Mapping[str, Unread], carried: Mapping[str, bytes], target: Path) -> None:
+def write(config: Facts, tensors: Mapping[str, Unread], extra_files: Mapping[str, bytes], target: Path) -> None:
     """:func:`save` into a folder that is there and empty, the tensors one by one; ``config.json`` comes last."""
     write_tensors(target / "model.safetensors", tensors, {"format": "pt"})
-    write_carried(carried, target)
+    write_extra_files(extra_files, target)
     write_json(target / "config.json", {"format": FORMAT, "version": VERSION, **config_to_dict(config)})
 
 
-def write_carried(carried: Mapping[str, bytes], target: Path) -> None:
-    """The small files that go along.
+def write_extra_files(extra_files: Mapping[str, bytes], target: Path) -> None:
+    """Write the small files of a model into the folder ``target``.
 
     Raises:
         Error: a name that leads out of the folder, or to a file of the model's own.
     """
-    for name, content in carried.items():
+    for name, content in extra_files.items():
         if Path(name).name != name or (target / name).exists() or name == "config.json":
-            raise Error(f"a file called {name!r:.60} cannot go along; expected one such as {', '.join(CARRIED)}")
+            raise Error(f"a file called {name!r:.60} cannot go along; expected one such as {', '.join(EXTRA_FILES)}")
         (target / name).write_bytes(content)
 
 
@@ -77,7 +76,7 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.
     """
     folder = Path(folder)
     cell = build(read_config(folder), open_tensors(folder / "model.safetensors"), dtype=dtype, device=device)
-    cell.carried = partial(dict, read_carried(folder))
+    cell.extra_files = read_extra_files(folder)
     return cell
 
 
@@ -97,9 +96,9 @@ def read_config(folder: Path) -> Facts:
     return config_from_dict(facts)
 
 
-def read_carried(folder: Path) -> dict[str, bytes]:
-    """The files of ``CARRIED`` that a folder has, and that are not empty."""
-    paths = [folder / name for name in CARRIED]
+def read_extra_files(folder: Path) -> dict[str, bytes]:
+    """Return the files of ``EXTRA_FILES`` in ``folder`` by name, without empty ones."""
+    paths = [folder / name for name in EXTRA_FILES]
     return {path.name: read_bytes(path) for path in paths if path.is_file() and path.stat().st_size}
 
 

@@ -1,7 +1,6 @@
 """A chat: its state has read the ids of the conversation and no others, and is a value."""
 
 import json
-from functools import partial
 
 import pytest
 import torch
@@ -236,7 +235,7 @@ def test_bytes_that_make_no_text_do_not_end_a_chat():
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     cell = tiny_cell(vocab_size=len(vocab), bos_token_id=1)
-    cell.carried = partial(dict, {"chat_template.jinja": TEMPLATES["Mistral"].encode()})
+    cell.extra_files = {"chat_template.jinja": TEMPLATES["Mistral"].encode()}
     generator = torch.Generator().manual_seed(0)
     settings = {"max_new_tokens": 200, "do_sample": True, "temperature": 9.0, "generator": generator}
     chat = msrnn.Chat(cell, tokenizer, reduction="window:8", **settings)

@@ -77,7 +77,7 @@ import json, os, signal, sys
 import torch
 import converters
 from converters.__main__ import main
-from msrnn.tensors import Unread
+from msrnn.storage.lazy_tensors import Unread
 
 def run(job, report):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it

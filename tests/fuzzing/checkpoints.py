@@ -31,7 +31,7 @@ STATES = {"llama": [H2O(4), TOVA(3)], "tied": [Full(), Window(5)], "mistral": No
 PIECES = ["<unk>", "<s>", "</s>", "▁", *"etaoinshrdlucmfwypvbgkjqxz", *"0123456789"]
 PAIRS = ["th", "he", "in", "er", "an", "re", "on", "at", "nd", "st"]
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
-CARRIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+EXTRA_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 Read = tuple[dict[str, Any], dict[str, bytes]]
 """Facts by the name of our config's field (``rope.`` before a rope's), and the bytes of each tensor by our name."""
 
@@ -66,8 +66,8 @@ def files(model: str) -> dict[str, str]:
 
 
 def write_own(folder: Path, model: str) -> None:
-    built, carried = cell(model), {name: text.encode() for name, text in files(model).items()}
-    built.carried = lambda: {name: carried[name] for name in carried if name in ("tokenizer.json", "chat_template.jinja")}
+    built, kept = cell(model), ("tokenizer.json", "chat_template.jinja")
+    built.extra_files = {name: text.encode() for name, text in files(model).items() if name in kept}
     built.save(folder)
 
 

@@ -200,7 +200,7 @@ def test_a_damaged_tokenizer_stops_a_conversion_that_needs_it(content, made, tmp
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "..", "", "config.json", "model.safetensors"])
 def test_nothing_that_goes_along_leads_out(name, tmp_path):
     cell = tiny_cell()
-    cell.carried = lambda: {name: b"x"}
+    cell.extra_files = {name: b"x"}
     with refusing("cannot go along"):
         cell.save(tmp_path / "here" / "target")
     with refusing("cannot go along"):

@@ -1,7 +1,5 @@
 """A tiny cell that can talk: a byte-level tokenizer made on the spot, and the chat templates of well-known families."""
 
-from functools import partial
-
 import torch
 from support.tiny_models import tiny_cell
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -96,5 +94,5 @@ def talking_cell(
     size = tokenizer.get_vocab_size()
     cell = tiny_cell(seed, dtype, vocab_size=size, length=4096, bos_token_id=3, eos_token_ids=eos_token_ids)
     files = {"tokenizer.json": tokenizer.to_str().encode()}
-    cell.carried = partial(dict, files if template is None else {**files, "chat_template.jinja": template.encode()})
+    cell.extra_files = files if template is None else {**files, "chat_template.jinja": template.encode()}
     return cell

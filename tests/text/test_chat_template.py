@@ -37,7 +37,7 @@ def test_the_real_template(smollm, hf_folder):
     from transformers import AutoTokenizer
 
     reference = AutoTokenizer.from_pretrained(hf_folder)
-    template = Template(smollm.carried()["chat_template.jinja"].decode())
+    template = Template(smollm.extra_files["chat_template.jinja"].decode())
     for talk in (TALK, TALK[1:]):
         expected = reference.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
         assert template(talk, ask=True) == expected

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 import converters
 import msrnn
+from converters.files import torch_files
 from converters.files.torch_files import open_pickle
 
 
@@ -95,7 +96,7 @@ def test_parameters_views_and_shared_storage_are_read(tmp_path):
 
 
 def test_a_file_that_is_mapped_anew_is_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(converters.pickles, "MAPPED", 100)
+    monkeypatch.setattr(torch_files, "MAPPED", 100)
     state = {str(n): torch.randn(10) for n in range(20)}
     torch.save(state, tmp_path / "x.bin")
     found = open_pickle(tmp_path / "x.bin")

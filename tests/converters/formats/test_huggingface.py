@@ -11,6 +11,7 @@ from support.transformers_reference import ROPES, TINY, saved, tiny_reference
 import converters
 import msrnn
 from converters.formats.huggingface import config_from_hf, config_to_hf
+from msrnn.models import loading
 
 FACTS = {
     **{"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "num_key_value_heads": 2, "eos_token_id": 2},
@@ -236,7 +237,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(converters.checkpoint, "write", interrupt)
+    monkeypatch.setattr(loading, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
         converters.convert(folder, tmp_path / "target")
     assert os.listdir(tmp_path) == ["source"]

@@ -14,7 +14,7 @@ TABLES = {"Hugging Face": huggingface.NAMES, "Meta, Mistral": meta_layout.NAMES}
 
 
 def documented():
-    head, _, *rows = ([cell.strip() for cell in row.strip("|").split("|")] for row in table("| ours |"))
+    head, _, *rows = ([cell.strip() for cell in row.strip("|").split("|")] for row in table("| msrnn |"))
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
@@ -27,17 +27,17 @@ def test_the_documented_names_are_the_codes():
     assert len(rows) == 12
     for format, table in TABLES.items():
         ours = {**{k: f"layers.N.{v}" for k, v in table.layer.items()}, **table.outer}
-        theirs = {row[format].removeprefix(f"{table.layers}.N."): row["ours"] for row in rows}
+        theirs = {row[format].removeprefix(f"{table.layers}.N."): row["msrnn"] for row in rows}
         assert theirs == ours
     blocks = {f"blk.N.{k}": f"layers.N.{v}" for k, (v, _) in reader.LAYER.items()}
-    assert {row["GGUF"]: row["ours"] for row in rows} == blocks | {k: v for k, (v, _) in reader.TOP.items()}
+    assert {row["GGUF"]: row["msrnn"] for row in rows} == blocks | {k: v for k, (v, _) in reader.TOP.items()}
     assert all(f"model.layers.N.{name}" in DOC or f"`{name}`" in DOC for name in huggingface.EARLY_YI)
 
 
 @pytest.mark.parametrize("format", TABLES)
 def test_names_go_both_ways(format):
     for row in documented():
-        theirs, ours = (row[column].replace(".N.", ".17.") + ".weight" for column in (format, "ours"))
+        theirs, ours = (row[column].replace(".N.", ".17.") + ".weight" for column in (format, "msrnn"))
         assert TABLES[format].ours(theirs) == ours
         assert TABLES[format].theirs(ours) == theirs
 
@@ -68,7 +68,7 @@ def test_every_documented_refusal_is_a_sentence_of_the_code():
     root = Path(__file__).parents[2]
     code = "".join(path.read_text() for folder in ("converters", "msrnn") for path in (root / folder).rglob("*.py"))
     said = re.sub(r"\{[^{}]*\}|\"\n\s*f?\"", "", code)
-    rows = table("| the sentence says |")[2:]
+    rows = table("| the message contains |")[2:]
     assert len(rows) >= 15
     for row in rows:
         for part in row.split("|")[1].split("…"):

@@ -16,8 +16,9 @@ from msrnn import Error
 from msrnn.errors import check_device, check_dtype
 from msrnn.models import Config, DecoderConfig, EncoderDecoderConfig, loading
 from msrnn.models.network import Network
-from msrnn.storage.files import check_new_folder, new_folder, read_bytes, read_json
-from msrnn.storage.lazy_tensors import Unread, open_tensors
+from msrnn.storage.files import atomic_dir, check_new_folder, read_bytes, read_json
+from msrnn.storage.lazy_tensors import LazyTensor
+from msrnn.storage.safetensors_io import open_tensors
 
 from . import hub, sidecar_files
 from .files import shards
@@ -86,7 +87,7 @@ def convert(
         raise Error("to is 'hf', but the source is a Decoder, which transformers does not know; expected 'msrnn'")
     kind = loading.check(config, opened.tensors, dtype)
     extra_files = dict(opened.extra_files)
-    with new_folder(target) as folder, _counted(opened, "converting") as tensors:
+    with atomic_dir(target) as folder, _counted(opened, "converting") as tensors:
         cast = {name: x.to(kind) for name, x in tensors.items()}
         if isinstance(config, DecoderConfig) or to == "msrnn":
             loading.write(config, cast, extra_files, folder)
@@ -229,12 +230,12 @@ def _own_config(folder: Path) -> Config | DecoderConfig:
 
 
 @contextmanager
-def _counted(source: Source, what: str) -> Iterator[dict[str, Unread]]:
+def _counted(source: Source, what: str) -> Iterator[dict[str, LazyTensor]]:
     """The tensors of ``source``, with a bar that counts those read and shows after two seconds."""
     with tqdm(total=len(source.tensors), desc=what, unit="tensor", delay=2, leave=False, disable=None) as bar:
 
-        def read(x: Unread) -> Tensor:
+        def read(x: LazyTensor) -> Tensor:
             bar.update()
             return x.read()
 
-        yield {name: replace(x, fetch=partial(read, x)) for name, x in source.tensors.items()}
+        yield {name: replace(x, load=partial(read, x)) for name, x in source.tensors.items()}

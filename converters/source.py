@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from msrnn import Error
 from msrnn.models import Config, DecoderConfig
-from msrnn.storage.lazy_tensors import Unread
+from msrnn.storage.lazy_tensors import LazyTensor
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Source:
     """
 
     config: Config | DecoderConfig
-    tensors: Mapping[str, Unread]
+    tensors: Mapping[str, LazyTensor]
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from msrnn import Error
 from msrnn.storage.files import read_json
-from msrnn.storage.lazy_tensors import Unread, open_tensors
+from msrnn.storage.lazy_tensors import LazyTensor
+from msrnn.storage.safetensors_io import open_tensors
 
 from .torch_files import open_pickle
 
@@ -14,7 +15,7 @@ def has(folder: Path, single: str) -> bool:
     return (folder / single).is_file() or (folder / f"{single}.index.json").is_file()
 
 
-def open_shards(folder: Path, single: str) -> dict[str, Unread]:
+def open_shards(folder: Path, single: str) -> dict[str, LazyTensor]:
     """The tensors in the file ``single`` of ``folder``, or in the shards that stand for it.
 
     Raises:
@@ -36,7 +37,7 @@ def open_shards(folder: Path, single: str) -> dict[str, Unread]:
             raise Error(f"{index}: shard {file!r} is not the name of a {path.suffix} file in the folder")
         if not (folder / file).is_file():
             raise Error(f"{index}: shard {file!r} is missing")
-    tensors: dict[str, Unread] = {}
+    tensors: dict[str, LazyTensor] = {}
     for file in shards:
         said, held = {name for name, f in weight_map.items() if f == file}, opened(folder / file)
         if wrong := said ^ held.keys():

@@ -11,13 +11,13 @@ from torch.nn import Parameter
 
 from msrnn import Error
 from msrnn.storage.files import check_file
-from msrnn.storage.lazy_tensors import Unread
+from msrnn.storage.lazy_tensors import LazyTensor
 
 MAPPED = 128 * 2**20
 """Bytes handed out before a file is mapped anew: its pages, once looked at, would stay."""
 
 
-def open_pickle(path: Path) -> dict[str, Unread]:
+def open_pickle(path: Path) -> dict[str, LazyTensor]:
     """What a file of ``torch.save(state_dict)`` holds, none of it read (all of it in the format of before PyTorch 1.6).
 
     Raises:
@@ -29,10 +29,10 @@ def open_pickle(path: Path) -> dict[str, Unread]:
     if not isinstance(held, dict):
         raise Error(f"{path} holds a {type(held).__name__}; expected tensors by name")
     tensors, file = plain(held, str(path)), _File(path)
-    return {name: Unread(x.shape, x.dtype, partial(file.get, name)) for name, x in tensors.items()} if mapped else tensors
+    return {name: LazyTensor(x.shape, x.dtype, partial(file.get, name)) for name, x in tensors.items()} if mapped else tensors
 
 
-def plain(tensors: Any, where: str) -> dict[str, Unread]:
+def plain(tensors: Any, where: str) -> dict[str, LazyTensor]:
     """Tensors by name, refused where one is something cleverer than numbers in memory.
 
     Raises:
@@ -46,7 +46,7 @@ def plain(tensors: Any, where: str) -> dict[str, Unread]:
             raise Error(f"{where}: tensor {name!r} is a {what}; expected plain numbers in memory")
         if x.nbytes > x.untyped_storage().nbytes():  # a few numbers, said to be as many as one likes
             raise Error(f"{where}: tensor {name!r} has shape {tuple(x.shape)} but fewer numbers; expected one for each place")
-    return {name: Unread.of(x) for name, x in tensors.items()}
+    return {name: LazyTensor.of(x) for name, x in tensors.items()}
 
 
 class _File:

@@ -13,7 +13,8 @@ from msrnn import Error
 from msrnn.models import Config
 from msrnn.models.loading import write_extra_files
 from msrnn.storage.files import parse_json, read_json, write_json
-from msrnn.storage.lazy_tensors import Unread, write_tensors
+from msrnn.storage.lazy_tensors import LazyTensor
+from msrnn.storage.safetensors_io import write_tensors
 
 from ..files import shards
 from ..json_fields import number, whole
@@ -61,7 +62,7 @@ def read_config(folder: Path) -> Config:
     return config_from_hf(read_json(folder / "config.json"), read_json(generation) if generation.exists() else {})
 
 
-def from_hf(tensors: Mapping[str, Unread], early_yi: bool, tied: bool) -> dict[str, Unread]:
+def from_hf(tensors: Mapping[str, LazyTensor], early_yi: bool, tied: bool) -> dict[str, LazyTensor]:
     """The same tensors under our names. Stored rotary tables are left out; a tied head stored all the same has to be the
     embedding.
 
@@ -69,7 +70,7 @@ def from_hf(tensors: Mapping[str, Unread], early_yi: bool, tied: bool) -> dict[s
         Error: a name that no LLaMA has, or two names for one tensor.
     """
     names = replace(NAMES, layer={**NAMES.layer, **EARLY_YI}) if early_yi else NAMES
-    ours: dict[str, Unread] = {}
+    ours: dict[str, LazyTensor] = {}
     for name, x in tensors.items():
         if name.endswith("rotary_emb.inv_freq"):
             continue
@@ -77,18 +78,18 @@ def from_hf(tensors: Mapping[str, Unread], early_yi: bool, tied: bool) -> dict[s
             raise Error(f"tensor {name!r} is there under another name too")
         ours[names.ours(name)] = x
     if tied and "head.weight" in ours and (embed := ours.get("embed.weight")):
-        ours["embed.weight"] = Unread(embed.shape, embed.dtype, partial(_tied, embed, ours.pop("head.weight")))
+        ours["embed.weight"] = LazyTensor(embed.shape, embed.dtype, partial(_tied, embed, ours.pop("head.weight")))
     return ours
 
 
-def _tied(embed: Unread, head: Unread) -> Tensor:
+def _tied(embed: LazyTensor, head: LazyTensor) -> Tensor:
     x = embed.read()
     if head.shape != embed.shape or not torch.equal(x, head.read()):
         raise Error("config.json ties the head to the embedding, but 'lm_head.weight' differs from it")
     return x
 
 
-def write(config: Config, tensors: Mapping[str, Unread], extra_files: Mapping[str, bytes], target: Path) -> None:
+def write(config: Config, tensors: Mapping[str, LazyTensor], extra_files: Mapping[str, bytes], target: Path) -> None:
     """A folder that transformers loads, into one that is there and empty; ``config.json`` comes last."""
     write_tensors(target / SAFE, {NAMES.theirs(name): x for name, x in tensors.items()}, {"format": "pt"})
     write_extra_files(extra_files, target)

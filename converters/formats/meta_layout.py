@@ -15,7 +15,7 @@ from torch import Tensor
 
 from msrnn import Error
 from msrnn.models import Config
-from msrnn.storage.lazy_tensors import Unread
+from msrnn.storage.lazy_tensors import LazyTensor
 
 from ..files.shards import has, open_shards
 from ..files.torch_files import open_pickle
@@ -37,7 +37,7 @@ NAMES = Names(
     layers="layers",
 )
 SINGLE = "consolidated.safetensors"
-Pieces = Sequence[Mapping[str, Unread]]
+Pieces = Sequence[Mapping[str, LazyTensor]]
 
 
 def half_split(x: Tensor, n_heads: int) -> Tensor:
@@ -67,7 +67,7 @@ def open_pieces(folder: Path) -> Pieces:
     return pieces
 
 
-def read_tensors(pieces: Pieces, config: Config) -> dict[str, Unread]:
+def read_tensors(pieces: Pieces, config: Config) -> dict[str, LazyTensor]:
     """The same tensors under our names, pieces joined, rotary half-split. Stored rotary tables are left out, and so is a
     head that is tied.
 
@@ -86,11 +86,11 @@ def read_tensors(pieces: Pieces, config: Config) -> dict[str, Unread]:
     return tensors
 
 
-def _rows_moved(x: Unread, n_heads: int) -> Unread:
-    return Unread(x.shape, x.dtype, lambda: half_split(x.read(), n_heads))
+def _rows_moved(x: LazyTensor, n_heads: int) -> LazyTensor:
+    return LazyTensor(x.shape, x.dtype, lambda: half_split(x.read(), n_heads))
 
 
-def join(name: str, parts: Sequence[Unread], part: str, width: int) -> Unread:
+def join(name: str, parts: Sequence[LazyTensor], part: str, width: int) -> LazyTensor:
     """One tensor of its pieces: heads, feed-forward and vocabulary are cut, the norms are there in every piece.
 
     Llama 3 cuts the embedding along the vocabulary (axis 0), the models before it along the width (axis 1).
@@ -101,13 +101,13 @@ def join(name: str, parts: Sequence[Unread], part: str, width: int) -> Unread:
     if any(x.dtype != first.dtype or x.shape != first.shape for x in parts):
         raise Error(f"the pieces of tensor {name!r} are {[(*x.shape,) for x in parts]}; expected equal shapes and types")
     if len(first.shape) < 2:
-        return Unread(first.shape, first.dtype, lambda: _equal(name, parts))
+        return LazyTensor(first.shape, first.dtype, lambda: _equal(name, parts))
     axis = 1 if part in ("o", "down") or (part == "embed" and first.shape[1] != width) else 0
     shape = tuple(n * len(parts) if i == axis else n for i, n in enumerate(first.shape))
-    return Unread(shape, first.dtype, lambda: torch.cat([x.read() for x in parts], dim=axis))
+    return LazyTensor(shape, first.dtype, lambda: torch.cat([x.read() for x in parts], dim=axis))
 
 
-def _equal(name: str, parts: Sequence[Unread]) -> Tensor:
+def _equal(name: str, parts: Sequence[LazyTensor]) -> Tensor:
     first = parts[0].read()
     if not all(torch.equal(first, x.read()) for x in parts[1:]):
         raise Error(f"the pieces of tensor {name!r} differ; expected the same in each")

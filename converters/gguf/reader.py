@@ -17,7 +17,7 @@ from torch import Tensor
 from msrnn.errors import Error
 from msrnn.layers.rotary import Linear, Llama3, Rope, Yarn
 from msrnn.models import Config
-from msrnn.storage.lazy_tensors import Unread
+from msrnn.storage.lazy_tensors import LazyTensor
 
 from ..formats.meta_layout import half_split
 from .header import File, open_file
@@ -44,7 +44,7 @@ ROWS = 2**22
 EOS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
-def read(path: Path) -> tuple[Config, dict[str, Unread]]:
+def read(path: Path) -> tuple[Config, dict[str, LazyTensor]]:
     """The config, and the tensors by our names: float32, a fresh copy whenever one is read.
 
     Whatever can be refused is refused with :class:`msrnn.Error` before the first tensor is read: other architectures,
@@ -66,7 +66,7 @@ def read(path: Path) -> tuple[Config, dict[str, Unread]]:
     _check_places(file, library)
     heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
     return config, {
-        ours: Unread(shape, torch.float32, partial(_fetch, file, name, heads.get(name.split(".")[-2]), library))
+        ours: LazyTensor(shape, torch.float32, partial(_fetch, file, name, heads.get(name.split(".")[-2]), library))
         for name, (ours, shape) in expected.items()
     }
 

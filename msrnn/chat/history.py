@@ -9,7 +9,7 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..state.serialization import load_state, save_state
 from ..state.state import State
-from ..storage.files import read_about
+from ..storage.safetensors_io import read_metadata
 from ..text.chat_template import Message
 
 KEPT = 8
@@ -47,7 +47,7 @@ class Branch(NamedTuple):
         Raises:
             Error: something else has that name; it cannot be written.
         """
-        if Path(path).is_file() and "chat" not in read_about(path):
+        if Path(path).is_file() and "chat" not in read_metadata(path):
             raise Error(f"{path} exists and is no saved chat; expected a new name")
         words = {"messages": self.messages, "ids": self.trail[-1].ids}
         save_state(self.trail[-1].state, path, {"chat": json.dumps(words)})
@@ -65,7 +65,7 @@ def load_branch(path: str | Path, cell: Cell, start: Place) -> Branch:
         odd = next((a, b) for a, b in zip([*found, None], [*own, None], strict=False) if a != b)
         raise Error(f"{path}: the state is under {_operator(odd[0])}, this chat under {_operator(odd[1])}")
     try:
-        words = json.loads(read_about(path)["chat"])
+        words = json.loads(read_metadata(path)["chat"])
         messages = tuple({"role": m["role"], "content": text_of(m["content"])} for m in words["messages"])
         ids = tuple(words["ids"])
     except (KeyError, TypeError, ValueError, RecursionError):

@@ -24,7 +24,7 @@ from ..bench.sections import SECTIONS, measure, section
 from ..bench.settings import Bench
 from ..errors import Error
 from ..reductions.registry import parse_reduction
-from ..storage.files import new_file, write_json
+from ..storage.files import atomic_file, write_json
 
 LONGEST = 16
 """Times ``--tokens``: no section reads more."""
@@ -71,7 +71,7 @@ def _tell(
 ) -> None:
     print(markdown(about, tables), flush=True)
     if args.json:
-        with new_file(args.json) as beside:
+        with atomic_file(args.json) as beside:
             write_json(beside, {**as_json(about, tables, complete), "curve": list(map(asdict, points))})
     if points:
         from ..reporting.figures import draw_bench

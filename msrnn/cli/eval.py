@@ -9,7 +9,7 @@ from typing import Any
 from ..eval import extrapolation, generation, lm, passkey, prefill_cost, retention, throughput, understanding
 from ..eval.inputs import Source
 from ..reporting.report import Report
-from ..storage.files import new_file
+from ..storage.files import atomic_file
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "lm": lm,
@@ -68,7 +68,7 @@ def save(report: Report, folder: Path) -> None:
 
     records = [dict(record) for record in report.records]
     for name, text in {"report.md": str(report), "report.json": json.dumps(records, indent=1) + "\n"}.items():
-        with new_file(folder / name) as beside:
+        with atomic_file(folder / name) as beside:
             beside.write_text(text, encoding="utf-8")
     for name, picture in report.pictures.items():
         draw(picture, folder / name)

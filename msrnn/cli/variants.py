@@ -7,7 +7,7 @@ from pathlib import Path
 from ..argtypes import positive_int
 from ..errors import Error
 from ..reporting.figures import check_picture
-from ..storage.files import new_file
+from ..storage.files import atomic_file
 from ..train.report import report
 from ..train.variants import run_all
 from .eval import save
@@ -52,7 +52,7 @@ def publish(folder: Path, chapter: Path) -> None:
         (chapter.parent / f"{chapter.stem}-{picture.name}").write_bytes(picture.read_bytes())
     shown = "\n".join(f"![{picture.stem}]({chapter.stem}-{picture.name})" for picture in pictures)
     page = replaced(read_text(chapter), f"\n{tables}\n{shown}\n\n")
-    with new_file(chapter) as beside:
+    with atomic_file(chapter) as beside:
         beside.write_text(page, "utf-8")
 
 

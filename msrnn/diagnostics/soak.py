@@ -23,7 +23,7 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..state.serialization import load_state
 from ..state.state import State
-from ..storage.files import new_file, read_json, write_json
+from ..storage.files import atomic_file, read_json, write_json
 from .invariants import check_logits, check_rows, compare_step
 
 BESIDE = 16
@@ -147,7 +147,7 @@ def _fold(cell: Cell, ids: Tensor, state: State) -> tuple[State, float]:
 
 def _save(folder: Path, state: State, record: dict[str, Any]) -> None:
     """The record first: killed before the state has followed, the record is one row ahead, which :func:`_resume` drops."""
-    with new_file(folder / RECORD) as beside:
+    with atomic_file(folder / RECORD) as beside:
         write_json(beside, record)
     state.save(folder / STATE)
 

@@ -15,8 +15,9 @@ import torch
 from ..cell.cell import Cell
 from ..errors import Error, can_compute, check_device, check_dtype
 from ..layers.rotary import KINDS, Rope
-from ..storage.files import new_folder, read_bytes, read_json, write_json
-from ..storage.lazy_tensors import Unread, open_tensors, write_tensors
+from ..storage.files import atomic_dir, read_bytes, read_json, write_json
+from ..storage.lazy_tensors import LazyTensor
+from ..storage.safetensors_io import open_tensors, write_tensors
 from .config import Config
 from .decoder import Decoder
 from .decoder_config import DecoderConfig
@@ -40,11 +41,11 @@ def save(cell: Cell, folder: str | Path) -> None:
     Raises:
         Error: the target exists and is not empty.
     """
-    with new_folder(folder) as target:
-        write(cell.config, {name: Unread.of(x) for name, x in cell.state_dict().items()}, cell.extra_files, target)
+    with atomic_dir(folder) as target:
+        write(cell.config, {name: LazyTensor.of(x) for name, x in cell.state_dict().items()}, cell.extra_files, target)
 
 
-def write(config: Facts, tensors: Mapping[str, Unread], extra_files: Mapping[str, bytes], target: Path) -> None:
+def write(config: Facts, tensors: Mapping[str, LazyTensor], extra_files: Mapping[str, bytes], target: Path) -> None:
     """:func:`save` into a folder that is there and empty, the tensors one by one; ``config.json`` comes last."""
     write_tensors(target / "model.safetensors", tensors, {"format": "pt"})
     write_extra_files(extra_files, target)
@@ -102,7 +103,7 @@ def read_extra_files(folder: Path) -> dict[str, bytes]:
     return {path.name: read_bytes(path) for path in paths if path.is_file() and path.stat().st_size}
 
 
-def check(config: Facts, tensors: Mapping[str, Unread], dtype: torch.dtype | None = None) -> torch.dtype:
+def check(config: Facts, tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None = None) -> torch.dtype:
     """Whether ``tensors`` are the parameters of ``config``, before any is read; the one type they are to have.
 
     Raises:
@@ -130,7 +131,7 @@ def check(config: Facts, tensors: Mapping[str, Unread], dtype: torch.dtype | Non
 
 def build(
     config: Facts,
-    tensors: Mapping[str, Unread],
+    tensors: Mapping[str, LazyTensor],
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import Error
-from ..storage.files import new_file
+from ..storage.files import atomic_file
 
 if TYPE_CHECKING:
     from ..bench.curve import Point
@@ -89,7 +89,7 @@ def _draw_tables(
     if image is not None:
         figure.colorbar(image, ax=figure.axes, label=labels[2], shrink=0.8)
     figure.suptitle(title)
-    with new_file(path) as beside:
+    with atomic_file(path) as beside:
         figure.savefig(beside, dpi=130)
 
 
@@ -130,7 +130,7 @@ def draw_soak(rows: Sequence["Interval"], path: str | Path, *, title: str = "") 
     for axes in (time, process):
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    with new_file(path) as beside:
+    with atomic_file(path) as beside:
         figure.savefig(beside, dpi=130)
 
 
@@ -164,7 +164,7 @@ def draw_bench(points: Sequence["Point"], path: str | Path, *, title: str = "") 
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title)
-    with new_file(path) as beside:
+    with atomic_file(path) as beside:
         figure.savefig(beside, dpi=130)
 
 
@@ -199,5 +199,5 @@ def draw_training(losses: Sequence[float], validation: Mapping[int, float], path
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    with new_file(path) as beside:
+    with atomic_file(path) as beside:
         figure.savefig(beside, dpi=130)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..storage.files import new_file
+from ..storage.files import atomic_file
 from .figures import check_picture
 from .report import Curves, Maps
 
@@ -15,7 +15,7 @@ def draw(picture: Curves | Maps, path: Path) -> None:
     """
     check_picture(path)
     figure = _curves(picture) if isinstance(picture, Curves) else _maps(picture)
-    with new_file(path) as beside:
+    with atomic_file(path) as beside:
         figure.savefig(beside, dpi=130)
 
 

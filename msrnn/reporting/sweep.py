@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..cell.cell import Cell
 from ..errors import Error
-from ..storage.files import new_file, read_json, write_json
+from ..storage.files import atomic_file, read_json, write_json
 
 Row = TypeVar("Row")
 Item = TypeVar("Item")
@@ -42,7 +42,7 @@ class Sweep:
                 if found.get(name) != settings.get(name):
                     raise Error(f"{folder} holds a sweep with {name} {found.get(name)!r}; this one has {settings.get(name)!r}")
         else:
-            with new_file(folder / SETTINGS) as beside:
+            with atomic_file(folder / SETTINGS) as beside:
                 write_json(beside, settings)
         for path in sorted((folder / CELLS).glob("*.json")):
             if not path.name.startswith("."):  # left by a run that was killed
@@ -58,7 +58,7 @@ class Sweep:
     def __setitem__(self, key: str, record: dict[str, Any]) -> None:
         """Keep a finished cell, whole or not at all."""
         if self._folder is not None:
-            with new_file(self._path(key)) as beside:
+            with atomic_file(self._path(key)) as beside:
                 write_json(beside, {"key": key, "record": record})
         self._cells[key] = record
 

@@ -12,8 +12,9 @@ from ..errors import Error, check_device
 from ..layers.rotary import KINDS
 from ..reductions.contract import EMPTY, LEARNED, Reduction
 from ..reductions.registry import kinds
-from ..storage.files import each_once, new_file, read_about, read_tensors
-from ..storage.lazy_tensors import Unread, write_tensors
+from ..storage.files import atomic_file, reject_duplicate_keys
+from ..storage.lazy_tensors import LazyTensor
+from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
 from .fingerprint import Fingerprint
 from .multistate import MultiState
 from .position_remapping import Places
@@ -24,12 +25,12 @@ FORMAT, VERSION = "msrnn-state", "1"
 
 def save_state(state: State, path: str | Path, more: Mapping[str, str] | None = None) -> None:
     """Write ``state`` to one safetensors file: rows, clock, operators with their numbers, the cell's fingerprint; and ``more``
-    text beside them, by name, for ``files.read_about``.
+    text beside them, by name, for ``safetensors_io.read_metadata``.
 
     Raises:
         Error: an operator whose settings are not JSON; a place that cannot be written to.
     """
-    tensors = {f"layers.{i}.{name}": Unread.of(x) for i, H in enumerate(state) for name, x in H.rows.items()}
+    tensors = {f"layers.{i}.{name}": LazyTensor.of(x) for i, H in enumerate(state) for name, x in H.rows.items()}
     operators = [{"operator": type(H.reduction).__name__, **asdict(H.reduction)} for H in state]
     try:
         operators_text = json.dumps(operators)
@@ -45,8 +46,8 @@ def save_state(state: State, path: str | Path, more: Mapping[str, str] | None = 
     if state.places is not None:
         kind = next(name for name, rope in KINDS.items() if type(state.places.rope) is rope)
         about["places"] = json.dumps({"rule": state.places.rule, "rope": {"kind": kind, **asdict(state.places.rope)}})
-    with new_file(path) as beside:
-        write_tensors(beside, {**tensors, "clock": Unread.of(state.clock)}, about)
+    with atomic_file(path) as beside:
+        write_tensors(beside, {**tensors, "clock": LazyTensor.of(state.clock)}, about)
 
 
 def load_state(path: str | Path, *, device: torch.device | str | None = None) -> State:
@@ -56,15 +57,15 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
         Error: a file that is missing, corrupt or no state; rows that contradict the operator or the clock.
     """
     check_device(device)
-    about, tensors = read_about(path), dict(read_tensors(path))
+    about, tensors = read_metadata(path), dict(read_tensors(path))
     if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
         raise Error(f"{path} is not a saved state (format {about.get('format')!r}, version {about.get('version')!r})")
     try:
-        operators = json.loads(about["operators"], object_pairs_hook=each_once)
+        operators = json.loads(about["operators"], object_pairs_hook=reject_duplicate_keys)
         reductions = [_operator(facts) for facts in operators]
         places = _places(about["places"]) if "places" in about else None
         clock = tensors.pop("clock")
-        fingerprint = _fingerprint(json.loads(about["cell"], object_pairs_hook=each_once))
+        fingerprint = _fingerprint(json.loads(about["cell"], object_pairs_hook=reject_duplicate_keys))
         layers = []
         for i, reduction in enumerate(reductions):
             rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.stat_names)}
@@ -95,7 +96,7 @@ def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
 
 
 def _places(text: str) -> Places:
-    facts = json.loads(text, object_pairs_hook=each_once)
+    facts = json.loads(text, object_pairs_hook=reject_duplicate_keys)
     rope = KINDS[facts["rope"].pop("kind")](**facts.pop("rope"))
     return Places(**facts, rope=rope)
 

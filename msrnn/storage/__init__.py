@@ -1,1 +1,1 @@
-"""Files: atomic writes, JSON and safetensors. Nothing here knows a model."""
+"""Files: atomic writes, JSON, safetensors and model folders. No module here imports a model class."""

@@ -16,8 +16,9 @@ from torch import Tensor
 from ..errors import Error
 from ..models.loading import write
 from ..state.serialization import load_state
-from ..storage.files import new_file, new_folder, read_about, read_bytes, read_tensors
-from ..storage.lazy_tensors import Unread, write_tensors
+from ..storage.files import atomic_dir, atomic_file, read_bytes
+from ..storage.lazy_tensors import LazyTensor
+from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
 from .config import Recipe
 from .data import Data
 from .tokenizer import Vocabulary
@@ -35,7 +36,7 @@ def create(folder: Path, run: Run, data: Data) -> None:
     Raises:
         Error: something is there already, or it cannot be written.
     """
-    with new_folder(folder) as beside:
+    with atomic_dir(folder) as beside:
         write(run.cell.config, _parameters(run), {TOKENIZER: data.vocabulary.json}, beside)
         _write_training(beside / TRAINING, run, data)
 
@@ -49,9 +50,9 @@ def save(folder: Path, run: Run, data: Data) -> None:
     now = _state_path(folder, len(run.losses))
     if run.state is not None:
         run.state.save(now)
-    with new_file(folder / TRAINING) as beside:
+    with atomic_file(folder / TRAINING) as beside:
         _write_training(beside, run, data)
-    with new_file(folder / MODEL) as beside:
+    with atomic_file(folder / MODEL) as beside:
         write_tensors(beside, _parameters(run), {"format": "pt"})
     for path in folder.glob(_state_path(folder, "*").name):
         if path != now:
@@ -66,7 +67,7 @@ def check_same(folder: Path, recipe: Recipe, digest: str) -> None:
     """
     if not (folder / TRAINING).exists():
         raise Error(f"{folder} has no {TRAINING}; expected the folder of a training run, or a new one")
-    about = read_about(folder / TRAINING)
+    about = read_metadata(folder / TRAINING)
     try:
         if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
             raise ValueError
@@ -122,8 +123,8 @@ def _state_path(folder: Path, step: int | str) -> Path:
     return folder / f"state-{step}.safetensors"
 
 
-def _parameters(run: Run) -> Mapping[str, Unread]:
-    return {name: Unread.of(x) for name, x in run.cell.named_parameters()}
+def _parameters(run: Run) -> Mapping[str, LazyTensor]:
+    return {name: LazyTensor.of(x) for name, x in run.cell.named_parameters()}
 
 
 def _write_training(path: Path, run: Run, data: Data) -> None:
@@ -134,4 +135,4 @@ def _write_training(path: Path, run: Run, data: Data) -> None:
     tensors["losses"] = torch.tensor(run.losses, dtype=torch.float64)
     tensors["validation"] = torch.tensor([*run.validation.items()], dtype=torch.float64).reshape(-1, 2)
     about = {"format": FORMAT, "version": VERSION, "recipe": json.dumps(asdict(run.recipe)), "text": data.digest}
-    write_tensors(path, {name: Unread.of(x) for name, x in tensors.items()}, about)
+    write_tensors(path, {name: LazyTensor.of(x) for name, x in tensors.items()}, about)

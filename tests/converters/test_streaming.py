@@ -77,7 +77,7 @@ import json, os, signal, sys
 import torch
 import converters
 from converters.__main__ import main
-from msrnn.storage.lazy_tensors import Unread
+from msrnn.storage.lazy_tensors import LazyTensor
 
 def run(job, report):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
@@ -87,14 +87,14 @@ def run(job, report):
         events += 1
         if events == job.get("event"):
             os.kill(os.getpid(), signal.SIGKILL)
-    tensors, read = 0, Unread.read
+    tensors, read = 0, LazyTensor.read
     def reading(x):
         nonlocal tensors
         tensors += 1
         if tensors == job.get("tensor"):
             os.kill(os.getpid(), getattr(signal, job["signal"]))
         return read(x)
-    Unread.read = reading
+    LazyTensor.read = reading
     if "event" in job:
         sys.setprofile(count)
     sys.stdout = open(os.devnull, "w")

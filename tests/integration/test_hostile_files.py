@@ -79,8 +79,8 @@ def test_a_tokenizer_of_gigabytes_is_not_read(made, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"norm_eps": 1e-05', '"norm_eps": NaN', "NaN is no number"),
-        ('"tied": false', '"tied": false, "tied": true', "'tied' is there twice"),
+        ('"norm_eps": 1e-05', '"norm_eps": NaN', "NaN is not a JSON number"),
+        ('"tied": false', '"tied": false, "tied": true', "'tied' occurs twice"),
         ('"n_layers": 2', '"n_layers": 1000000000', "n_layers is 1000000000; expected at most"),
         ('"vocab_size": 50', '"vocab_size": 1000000000000000', "vocab_size is 1000000000000000; expected at most"),
         ('"n_heads": 4', '"n_heads": 100000000', "side by side"),
@@ -124,7 +124,7 @@ def test_a_tensor_named_twice_in_safetensors(made):
 
     safetensors_header.edit_header(path, twice)
     assert "norm.weight" in load_file(path)  # the package takes the last
-    with refusing(r"'norm\.weight' is there twice"):
+    with refusing(r"'norm\.weight' occurs twice"):
         converters.load(path.parent)
 
 

@@ -121,8 +121,8 @@ def test_another_folder_is_refused_and_left_as_it_was(tmp_path):
 
 
 def damaged(folder, name, change):
-    tensors = dict(msrnn.storage.files.read_tensors(folder / name))
-    about = msrnn.storage.files.read_about(folder / name)
+    tensors = dict(msrnn.storage.safetensors_io.read_tensors(folder / name))
+    about = msrnn.storage.safetensors_io.read_metadata(folder / name)
     change(tensors, about)
     from safetensors.torch import save_file
 
@@ -280,7 +280,7 @@ def started(arguments, out, before):
 
 def steps(out):
     try:
-        return len(dict(msrnn.storage.files.read_tensors(out / "training.safetensors"))["losses"])
+        return len(dict(msrnn.storage.safetensors_io.read_tensors(out / "training.safetensors"))["losses"])
     except msrnn.Error:
         return -1
 

@@ -252,14 +252,14 @@ def test_names_and_shapes_of_the_published_models(name, sizes, more, count):
 
     from converters.formats.huggingface import config_from_hf, from_hf
     from msrnn.models.loading import check
-    from msrnn.storage.lazy_tensors import Unread
+    from msrnn.storage.lazy_tensors import LazyTensor
 
     facts = {**LLAMA, **dict(zip(SIZES, sizes, strict=True)), **more}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**facts), dtype=torch.bfloat16)
     assert sum(x.numel() for x in model.parameters()) == count
     config = config_from_hf(facts, {})
-    tensors = from_hf({name: Unread.of(x) for name, x in model.state_dict().items()}, False, config.tied)
+    tensors = from_hf({name: LazyTensor.of(x) for name, x in model.state_dict().items()}, False, config.tied)
     assert check(config, tensors) == torch.bfloat16
     assert sum(torch.Size(x.shape).numel() for x in tensors.values()) == count
     preset = getattr(msrnn.models, name, None)

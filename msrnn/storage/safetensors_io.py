@@ -1,0 +1,142 @@
+"""Safetensors files: header check, lazy and eager reading, metadata, and a streaming writer."""
+
+import ctypes
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import Error
+from .files import MAX_SMALL_FILE_BYTES, check_file, parse_json
+from .lazy_tensors import LazyTensor
+
+SAFETENSORS_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool},
+}
+"""The dtypes that are read and written, by their names in the header."""
+
+
+def open_tensors(path: Path) -> dict[str, LazyTensor]:
+    """Return the tensors of a safetensors file, none of them loaded.
+
+    The file is mapped again for every tensor, because pages of one long-lived mapping would stay in memory.
+
+    Raises:
+        Error: the file does not exist, is truncated or corrupt, or has an unsupported dtype; also when a tensor is read.
+    """
+
+    def load(name: str) -> Tensor:
+        with _open_safetensors(path) as file:
+            return file.get_tensor(name)
+
+    tensors = {}
+    check_header(path)
+    with _open_safetensors(path) as file:
+        for name in file.keys():  # noqa: SIM118  (not a mapping)
+            piece = file.get_slice(name)
+            if (dtype := piece.get_dtype()) not in SAFETENSORS_DTYPES:
+                raise Error(f"{path}: tensor {name!r} is {dtype}; expected one of {', '.join(SAFETENSORS_DTYPES)}")
+            tensors[name] = LazyTensor(tuple(piece.get_shape()), SAFETENSORS_DTYPES[dtype], partial(load, name))
+    return tensors
+
+
+def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and tensors of a safetensors file, one at a time, on the CPU.
+
+    Raises:
+        Error: the file does not exist, is truncated or corrupt.
+    """
+    check_header(path)
+    with _open_safetensors(path) as file:
+        for name in list(file.keys()):
+            yield name, file.get_tensor(name)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return the ``__metadata__`` of a safetensors file.
+
+    Raises:
+        Error: as :func:`read_tensors`.
+    """
+    check_header(path)
+    with _open_safetensors(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _open_safetensors(path: str | Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise Error(f"cannot read {path} as safetensors ({error})") from None
+
+
+def check_header(path: str | Path) -> None:
+    """Check the header of a safetensors file before the file is mapped.
+
+    The safetensors package does not detect duplicate tensor names. It also maps a truncated file before it fails.
+
+    Raises:
+        Error: the file does not exist, its header is not valid, a tensor name occurs twice, or the file is truncated.
+    """
+    path = Path(path)
+    check_file(path)
+    try:
+        with path.open("rb") as file:
+            start, size = 8 + int.from_bytes(file.read(8), "little"), path.stat().st_size
+            if not 8 < start <= min(size, MAX_SMALL_FILE_BYTES):
+                raise Error(f"{path} is truncated or not a safetensors file: a header of {start - 8} bytes in a file of {size}")
+            header = parse_json(file.read(start - 8), f"{path}: the header of a safetensors file")
+    except OSError as error:
+        raise Error(f"cannot read {path} ({error.strerror})") from None
+    try:
+        end = max((x["data_offsets"][1] for name, x in header.items() if name != "__metadata__"), default=0)
+        complete = start + end == size
+    except (TypeError, KeyError, IndexError):
+        raise Error(f"{path}: the header of a safetensors file has no valid data_offsets") from None
+    if not complete:
+        raise Error(f"{path} has {size} bytes; its safetensors header expects {start + end!r:.60}")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> None:
+    """Write ``tensors`` and ``metadata`` as one safetensors file, loading one tensor at a time.
+
+    Format (github.com/huggingface/safetensors, README): 8 bytes, the length of the header, little-endian; the header, JSON
+    padded with spaces to a multiple of 8; the bytes of the tensors without gaps.
+
+    Raises:
+        Error: the file cannot be written, or the format does not have a dtype.
+    """
+    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    order, end = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize), 0  # every tensor is aligned in this order
+    for name in order:
+        x = tensors[name]
+        if x.dtype not in names:
+            raise Error(f"tensor {name!r} is {x.dtype}; expected one of {', '.join(map(str, names))}")
+        start, end = end, end + torch.Size(x.shape).numel() * x.dtype.itemsize
+        header[name] = {"dtype": names[x.dtype], "shape": list(x.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in order:
+                _write_bytes(file, tensors[name].read())
+    except (OSError, NotImplementedError) as error:  # no space left; a tensor on the meta device
+        raise Error(f"cannot write {path.name} ({error})") from None
+
+
+def _write_bytes(file: BinaryIO, x: Tensor) -> None:
+    x = x.cpu().contiguous()
+    if x.nbytes:
+        file.write((ctypes.c_char * x.nbytes).from_address(x.data_ptr()))

@@ -1,4 +1,4 @@
-"""``python -m msrnn``: the command line."""
+"""Entry point of ``python -m msrnn``."""
 
 import sys
 

@@ -1,14 +1,29 @@
-"""Types of command-line arguments that several commands share."""
+"""Values of command-line arguments that several packages share."""
 
 import argparse
+from pathlib import Path
+
+from .errors import Error
 
 
 def positive_int(text: str) -> int:
-    """Parse an integer of at least 1.
+    """Parse an integer of at least 1, as an argparse type.
 
     Raises:
-        ArgumentTypeError: ``text`` is not one.
+        ArgumentTypeError: ``text`` is not such an integer.
     """
     if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        Error: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise Error(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from filelock import FileLock  # comes with huggingface-hub
 
 import converters
 from msrnn import Cell
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent that ignores SIGINT would disable the tests of ctrl-C
 
 
 @pytest.fixture

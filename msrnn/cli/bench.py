@@ -1,42 +1,86 @@
-"""``msrnn bench``: what was asked for is looked at first, then measured, and what was measured is told even after ctrl-C."""
+"""Measure time and memory of a model on this machine, compared with transformers and kvpress.
+
+docs/bench.md describes the sections. ctrl-C stops the run and prints the rows measured so far.
+"""
 
 import argparse
 import datetime
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..argtypes import positive_int, read_text
 from ..bench.baselines.kvpress import versions
 from ..bench.baselines.transformers import Transformers, is_hugging_face
 from ..bench.curve import Point, curve
 from ..bench.report import as_json, line, markdown
 from ..bench.result import Row, Unmeasured
-from ..bench.sections import SECTIONS, measure, section
+from ..bench.sections import GUESSING, SECTIONS, measure, section
 from ..bench.settings import Bench
 from ..errors import Error
 from ..reductions.registry import parse_reduction
+from ..reporting.figures import check_picture, draw_bench
 from ..storage.files import atomic_file, write_json
+from .options import add_model_arguments, check_device
 
-LONGEST = 16
-"""Times ``--tokens``: no section reads more."""
+MAX_FACTOR = 16
+"""Maximum number of tokens that a section reads, as a multiple of ``--tokens``."""
 
 
-def run(args: argparse.Namespace, converters: Any) -> None:
-    """Measure what the command line asks for; ``converters`` is the package, which only the command line knows."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``msrnn bench``."""
+    add_model_arguments(parser, dtype="float32")
+    sections = parser.add_mutually_exclusive_group()
+    names, last = ", ".join([*SECTIONS, *GUESSING]), list(SECTIONS)[-1]
+    sections.add_argument(
+        "--only", type=section_names, metavar="NAME,...", help=f"sections to run, of: {names} (default: all up to {last})"
+    )
+    sections.add_argument(
+        "--decode",
+        action="store_const",
+        const=list(GUESSING),
+        dest="only",
+        help=f"run the sections on speculative decoding: {', '.join(GUESSING)}",
+    )
+    parser.add_argument("--text", metavar="FILE", type=Path, help="UTF-8 text to read (default: random ids)")
+    parser.add_argument("--tokens", metavar="N", type=positive_int, default=2048, help="length of a text (default: 2048)")
+    parser.add_argument("--size", metavar="N", type=positive_int, default=512, help="size of the operators (default: 512)")
+    parser.add_argument("--rounds", metavar="N", type=positive_int, default=3, help="N per text, 5 N per step (default: 3)")
+    parser.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--kvpress-python", metavar="PYTHON", type=Path, help="Python with kvpress, for the section kvpress")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write all figures as JSON")
+    parser.add_argument("--picture", metavar="FILE", type=Path, help="also plot time and bytes against position")
+
+
+def section_names(text: str) -> list[str]:
+    """Parse comma-separated section names, as an argparse type.
+
+    Raises:
+        ArgumentTypeError: a name is unknown.
+    """
+    names, known = text.split(","), [*SECTIONS, *GUESSING]
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a section; expected some of {', '.join(known)}")
+    return list(dict.fromkeys(names))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check the arguments, measure, and print what was measured, also after ctrl-C."""
+    import converters
+
     _check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
-    ids, source = _ids(args, converters)
-    with _folder(args, converters) as export:
+    ids, source = _ids(args)
+    with _hugging_face_folder(args) as export:
         bench = Bench(
             load=partial(converters.load, args.model, device=args.device, revision=args.revision),
             export=export,
@@ -63,20 +107,55 @@ def run(args: argparse.Namespace, converters: Any) -> None:
                 points += _points(bench)
             complete = True
         finally:
-            _tell(args, about, tables, points, complete)
+            _write(args, about, tables, points, complete)
 
 
-def _tell(
-    args: argparse.Namespace, about: dict[str, str], tables: dict[str, list[Row]], points: list[Point], complete: bool
-) -> None:
-    print(markdown(about, tables), flush=True)
-    if args.json:
-        with atomic_file(args.json) as beside:
-            write_json(beside, {**as_json(about, tables, complete), "curve": list(map(asdict, points))})
-    if points:
-        from ..reporting.figures import draw_bench
+def _check(args: argparse.Namespace) -> None:
+    check_device(args)
+    for form in (f"tova:{args.size}", f"h2o:{args.size}", f"sinks:{args.size}:4"):
+        parse_reduction(form)
+    if args.tokens <= max(args.size, 15):
+        raise Error(f"--tokens is {args.tokens}; expected at least 16, and more than --size, {args.size}, so that H is full")
+    if args.kvpress_python:
+        versions(args.kvpress_python)
+    if args.picture:
+        check_picture(args.picture)
+    if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        raise Error(f"cannot write {args.json}; expected a file in an existing folder")
 
-        draw_bench(points, args.picture, title=f"{Path(args.model).name}, one token after another")
+
+def _ids(args: argparse.Namespace) -> tuple[Tensor, str]:
+    """Return ``(N,)`` int64 ids to read, and a description of their source."""
+    import converters
+
+    if args.text is None:
+        vocabulary = converters.config(args.model, revision=args.revision).vocab_size
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(vocabulary, (MAX_FACTOR * args.tokens,), generator=generator), "random ids"
+    words = read_text(args.text)
+    ids = torch.tensor(converters.tokenizer(args.model, revision=args.revision).encode(words).ids, dtype=torch.int64)
+    if len(ids) <= args.size:
+        raise Error(f"--text has {len(ids)} tokens; expected more than --size, {args.size}, so that H is full")
+    return ids, f"{args.text.name}, {len(ids):,} tokens"
+
+
+@contextmanager
+def _hugging_face_folder(args: argparse.Namespace) -> Iterator[Callable[[], Path]]:
+    """Yield a function that returns MODEL as a Hugging Face folder; a converted folder is temporary."""
+    import converters
+
+    if is_hugging_face(args.model):
+        yield lambda: Path(args.model)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+
+        @lru_cache
+        def convert() -> Path:
+            target = Path(folder) / "hf"
+            converters.convert(args.model, target, to="hf", revision=args.revision)
+            return target
+
+        yield convert
 
 
 def _points(bench: Bench) -> Iterator[Point]:
@@ -84,58 +163,18 @@ def _points(bench: Bench) -> Iterator[Point]:
         with torch.no_grad():
             yield from curve(bench)
     except Unmeasured as reason:
-        print(f"no picture: {reason}", file=sys.stderr)
+        print(f"no plot: {reason}", file=sys.stderr)
 
 
-# Before any work.
-
-
-def _check(args: argparse.Namespace) -> None:
-    for form in (f"tova:{args.size}", f"h2o:{args.size}", f"sinks:{args.size}:4"):
-        parse_reduction(form)
-    if args.tokens <= max(args.size, 15):
-        raise Error(f"--tokens is {args.tokens}; expected at least 16, and more than --size, {args.size}, or H is never full")
-    if args.kvpress_python:
-        versions(args.kvpress_python)
-    if args.picture:
-        from ..reporting.figures import check_picture
-
-        check_picture(args.picture)
-    if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-        raise Error(f"cannot write {args.json}; expected a file in a folder that is there")
-
-
-def _ids(args: argparse.Namespace, converters: Any) -> tuple[Tensor, str]:
-    """``(N,)`` ids that can be read, and what they are."""
-    if args.text is None:
-        vocabulary = converters.config(args.model, revision=args.revision).vocab_size
-        some = torch.randint(vocabulary, (LONGEST * args.tokens,), generator=torch.Generator().manual_seed(0))
-        return some, "random ids"
-    try:
-        words = args.text.read_text("utf-8")
-    except (OSError, UnicodeError) as wrong:
-        raise Error(f"cannot read the text ({wrong})") from None
-    ids = torch.tensor(converters.tokenizer(args.model, revision=args.revision).encode(words).ids, dtype=torch.int64)
-    if len(ids) <= args.size:
-        raise Error(f"{args.text} has {len(ids)} tokens; expected more than --size, {args.size}, or H is never full")
-    return ids, f"{args.text.name}, {len(ids):,} tokens"
-
-
-@contextmanager
-def _folder(args: argparse.Namespace, converters: Any) -> Iterator[Any]:
-    """Gives a Hugging Face folder of the model when asked: its own, or one that is made then and goes in the end."""
-    if is_hugging_face(args.model):
-        yield lambda: Path(args.model)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-
-        @lru_cache
-        def made() -> Path:
-            target = Path(folder) / "hf"
-            converters.convert(args.model, target, to="hf", revision=args.revision)
-            return target
-
-        yield made
+def _write(
+    args: argparse.Namespace, about: dict[str, str], tables: dict[str, list[Row]], points: list[Point], complete: bool
+) -> None:
+    print(markdown(about, tables), flush=True)
+    if args.json:
+        with atomic_file(args.json) as path:
+            write_json(path, {**as_json(about, tables, complete), "curve": list(map(asdict, points))})
+    if points:
+        draw_bench(points, args.picture, title=f"{Path(args.model).name}, one step")
 
 
 def _about(args: argparse.Namespace, bench: Bench, source: str) -> dict[str, str]:
@@ -144,18 +183,17 @@ def _about(args: argparse.Namespace, bench: Bench, source: str) -> dict[str, str
     gpu = bench.device.type == "cuda"
     return {
         "model": f"{Path(args.model).name}, {parameters / 1e6:,.1f} million parameters, {args.dtype}",
-        "made for": f"{cell.config.length:,} tokens; time and bytes are measured beyond them too",
-        "read": source,
-        "machine": torch.cuda.get_device_name(bench.device) if gpu else f"{_processor()}, {torch.get_num_threads()} threads",
-        "with": f"torch {torch.__version__}, transformers {Transformers.version() or 'not installed'}",
-        "each": f"medians of {args.rounds} rounds of texts, {5 * args.rounds} of steps, all ways in turn",
-        "on": datetime.date.today().isoformat(),
+        "training length": f"{cell.config.length:,} tokens; time and bytes are also measured beyond it",
+        "text": source,
+        "machine": torch.cuda.get_device_name(bench.device) if gpu else f"{_cpu_name()}, {torch.get_num_threads()} threads",
+        "versions": f"torch {torch.__version__}, transformers {Transformers.version() or 'not installed'}",
+        "medians": f"{args.rounds} rounds for texts, {5 * args.rounds} for steps; implementations interleaved",
+        "date": datetime.date.today().isoformat(),
     }
 
 
-def _processor() -> str:
-    """The processor's name, or at least its kind."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -1,15 +1,18 @@
-"""``msrnn eval``: what the experiments have in common on the command line."""
+"""Run an experiment of the TOVA paper, or a related one (docs/paper.md)."""
 
 import argparse
 import json
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from ..eval import extrapolation, generation, lm, passkey, prefill_cost, retention, throughput, understanding
 from ..eval.inputs import Source
+from ..reporting.figures import check_picture
+from ..reporting.pictures import draw
 from ..reporting.report import Report
 from ..storage.files import atomic_file
+from .loading import load_cell, load_tokenizer
+from .options import add_model_arguments
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "lm": lm,
@@ -21,36 +24,33 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "shortcut": prefill_cost,
     "throughput": throughput,
 }
-"""By name, files with ``add_arguments(parser)`` and ``run(args, source) -> Report``; their docstring begins with the help."""
+"""Modules with ``add_arguments(parser)`` and ``run(args, source) -> Report``. The module docstring is the help text; its first
+paragraph is listed by ``msrnn eval --help``."""
 
 
-def add_arguments(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the family to the command line's ``commands``; ``parents`` say how a model is named."""
-    family = commands.add_parser("eval", help="the paper's experiments, one command each")
-    experiments = family.add_subparsers(dest="experiment", metavar="EXPERIMENT", required=True)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one subcommand per experiment."""
+    experiments = parser.add_subparsers(dest="experiment", metavar="EXPERIMENT", required=True)
     for name, module in EXPERIMENTS.items():
-        about, _, _ = (module.__doc__ or "").partition("\n\n")
-        parser = experiments.add_parser(name, parents=parents, help=about.replace("\n", " "), description=module.__doc__)
-        module.add_arguments(parser)
-        parser.add_argument(
+        text = (module.__doc__ or "").replace("``", "")
+        summary = text.partition("\n\n")[0].replace("\n", " ")
+        experiment = experiments.add_parser(name, help=summary, description=text)
+        add_model_arguments(experiment)
+        module.add_arguments(experiment)
+        experiment.add_argument(
             "--out",
             type=Path,
             metavar="FOLDER",
-            help="tables, records, pictures, and every finished cell: a run goes on from there",
+            help="tables, records, plots; a stopped run resumes from it",
         )
-        parser.add_argument("--json", action="store_true", help="print the records instead of the tables")
+        experiment.add_argument("--json", action="store_true", help="print the records instead of the tables")
 
 
-def run(args: argparse.Namespace, source: Source) -> None:
-    """One experiment: its tables to standard output, and everything to ``--out``.
-
-    Raises:
-        Error: what is refused, before the model reads a token.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Run the experiment, print its tables, and write the report to ``--out``."""
     if args.out is not None:
-        from ..reporting.figures import check_picture
-
         check_picture(args.out / "picture.png")
+    source = Source(lambda: load_tokenizer(args), lambda: load_cell(args), progress=True)
     report: Report = EXPERIMENTS[args.experiment].run(args, source)
     text = json.dumps([dict(record) for record in report.records], indent=1) + "\n" if args.json else str(report)
     print(text, end="")
@@ -59,16 +59,14 @@ def run(args: argparse.Namespace, source: Source) -> None:
 
 
 def save(report: Report, folder: Path) -> None:
-    """``report.md``, ``report.json`` and the pictures.
+    """Write ``report.md``, ``report.json`` and the plots.
 
     Raises:
-        Error: they cannot be written.
+        Error: a file cannot be written.
     """
-    from ..reporting.pictures import draw
-
     records = [dict(record) for record in report.records]
     for name, text in {"report.md": str(report), "report.json": json.dumps(records, indent=1) + "\n"}.items():
-        with atomic_file(folder / name) as beside:
-            beside.write_text(text, encoding="utf-8")
+        with atomic_file(folder / name) as path:
+            path.write_text(text, encoding="utf-8")
     for name, picture in report.pictures.items():
         draw(picture, folder / name)

@@ -1,11 +1,29 @@
-"""What a model is, from its config alone: sizes, heads, positions, what a token takes in H."""
+"""Print the sizes of a model and of its KV cache.
+
+The command reads the config only, not the weights.
+"""
+
+import argparse
 
 from ..models import Config, DecoderConfig
 from ..models.loading import on_meta
+from .options import add_source_arguments
 
 
-def told(config: Config | DecoderConfig) -> list[str]:
-    """One line a fact, its name before it. No parameter is read."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``msrnn info``."""
+    add_source_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print MODEL and its summary."""
+    import converters
+
+    print(args.model, *describe(converters.config(args.model, revision=args.revision)), sep="\n")
+
+
+def describe(config: Config | DecoderConfig) -> list[str]:
+    """Return the lines of the summary, each with a name and a value."""
     cell = on_meta(config)
     parameters = sum(x.numel() for x in cell.parameters())
     rows, D = config.n_layers * config.n_kv_heads, cell.row_width
@@ -13,12 +31,12 @@ def told(config: Config | DecoderConfig) -> list[str]:
     lines = {
         "family": config.family,
         "parameters": f"{parameters / 1e6:,.1f} million",
-        "layers": f"{config.n_layers} of width {config.width}, feed-forward {config.ffn_width}",
-        "heads": f"{config.n_heads} query, {config.n_kv_heads} key/value, of {config.head_dim}",
-        "vocabulary": f"{config.vocab_size:,}{', head tied to the embedding' if config.tied else ''}",
-        "positions": f"{positions}, made for {config.length:,} tokens",
-        "reduction": f"{cell.default_reduction} (the family's own)",
-        "ends at": ", ".join(map(str, config.eos_token_ids)) or "no token known",
-        "a token in H": f"{rows * (4 * D + 8):,} bytes in 16 bits, {rows * (8 * D + 8):,} in float32",
+        "layers": f"{config.n_layers} of width {config.width}, MLP width {config.ffn_width}",
+        "heads": f"{config.n_heads} query, {config.n_kv_heads} key/value, of dimension {config.head_dim}",
+        "vocabulary": f"{config.vocab_size:,}{', LM head tied to the embedding' if config.tied else ''}",
+        "positions": f"{positions}, context length {config.length:,}",
+        "reduction": f"{cell.default_reduction} (default of the family)",
+        "eos token ids": ", ".join(map(str, config.eos_token_ids)) or "none",
+        "KV cache": f"{rows * (4 * D + 8):,} bytes per token in 16 bits, {rows * (8 * D + 8):,} in float32",
     }
     return [f"  {name:14}{value}" for name, value in lines.items()]

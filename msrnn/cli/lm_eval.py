@@ -1,4 +1,4 @@
-"""``python -m msrnn.cli.lm_eval``: the lm-evaluation-harness's own command line, with a model called ``msrnn``.
+"""The command line of the lm-evaluation-harness with a model called ``msrnn``.
 
 python -m msrnn.cli.lm_eval --model msrnn --model_args pretrained=MODEL,reduction=tova:512 --tasks TASK
 """
@@ -15,11 +15,12 @@ from ..errors import Error
 
 @cache
 def register() -> None:
-    """Tell the harness of the model ``msrnn``, which takes ``pretrained``, ``reduction``, ``dtype``, ``device``, ``revision``,
-    ``batch_size`` and ``max_length``.
+    """Register the model ``msrnn`` with the harness.
+
+    Its arguments are ``pretrained``, ``reduction``, ``dtype``, ``device``, ``revision``, ``batch_size`` and ``max_length``.
 
     Raises:
-        Error: the package is not there.
+        Error: the package lm-eval is not installed.
     """
     try:
         from lm_eval.api.registry import register_model
@@ -28,7 +29,7 @@ def register() -> None:
     from ..eval.harness import HarnessLM
 
     @register_model("msrnn")
-    class Named(HarnessLM):
+    class PretrainedLM(HarnessLM):
         def __init__(
             self,
             pretrained: str,
@@ -38,12 +39,12 @@ def register() -> None:
             revision: str | None = None,
             batch_size: int = 1,
             max_length: int | None = None,
-            max_batch_size: int | None = None,  # of the harness's automatic batches, which there are none of
+            max_batch_size: int | None = None,  # the harness passes it, for automatic batch sizes, which are not supported
         ):
             number = getattr(torch, dtype, None) if dtype else None
             if dtype and not isinstance(number, torch.dtype):
                 raise Error(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
-            # The harness says cuda:0 where nobody said anything; its own models then take what there is.
+            # The default device of the harness is cuda:0; its own models use the CPU where there is no GPU.
             device = None if device == "cuda:0" and not torch.cuda.is_available() else device
             cell = converters.load(pretrained, dtype=number, device=device, revision=revision)
             tokenizer = converters.tokenizer(pretrained, revision=revision)
@@ -51,14 +52,14 @@ def register() -> None:
 
 
 def main() -> int:
-    """The harness's command line; 1 after a refusal."""
+    """Run the harness; return 0, or 1 after an error, which is printed as one sentence."""
     try:
         register()
         from lm_eval.__main__ import cli_evaluate
 
         cli_evaluate()
-    except Error as refused:
-        print(f"msrnn: {refused}", file=sys.stderr)
+    except Error as error:
+        print(f"msrnn: {error}", file=sys.stderr)
         return 1
     return 0
 

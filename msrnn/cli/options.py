@@ -1,4 +1,4 @@
-"""What was asked for on the command line, once it is read: texts, and how tokens are chosen; each refused in one sentence."""
+"""Options that several commands share, and the values that the options stand for."""
 
 import argparse
 import sys
@@ -8,60 +8,127 @@ from typing import Any
 import torch
 
 from .. import errors
+from ..argtypes import positive_int, read_text
+from ..decoding.methods import WAYS
 from ..errors import Error
 from ..reductions.contract import Reduction
+from ..reductions.registry import parse_reduction
 
 
-def choice(args: argparse.Namespace) -> dict[str, Any]:
-    """How tokens are chosen, as ``stream`` takes it."""
-    shaping = {"--temperature": args.temperature, "--top-k": args.top_k, "--top-p": args.top_p, "--seed": args.seed}
-    if not args.sample and (given := [name for name, value in shaping.items() if value is not None]):
-        raise Error(f"{given[0]} is about drawing tokens; it needs --sample")
+def add_model_arguments(parser: argparse.ArgumentParser, dtype: str | None = None) -> None:
+    """Add MODEL, ``--revision``, ``--dtype`` (default: ``dtype``) and ``--device``."""
+    add_source_arguments(parser)
+    names = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=names, default=dtype, help=f"of the parameters (default: {dtype or 'as stored'})")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL and ``--revision``."""
+    parser.add_argument("model", metavar="MODEL", help="hub id (owner/name), model folder, or .gguf file")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--prompt``, ``--prompt-file`` and ``--stdin``; exactly one is required."""
+    prompt = parser.add_argument_group("prompt, one of").add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt itself")
+    prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="UTF-8 file that contains the prompt")
+    prompt.add_argument("--stdin", action="store_true", help="read the prompt from standard input")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--decode``, ``--sample`` and the parameters of sampling."""
+    group = parser.add_argument_group("decoding")
+    group.add_argument(
+        "--decode",
+        choices=WAYS,
+        default="plain",
+        help="plain: one token per forward pass; jacobi, lookahead: the same tokens by speculative decoding (default: plain)",
+    )
+    group.add_argument("--sample", action="store_true", help="sample; without this option decoding is greedy")
+    group.add_argument("--temperature", type=float, metavar="X", help="sampling temperature (default: 1)")
+    group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
+    group.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of tokens with probability P")
+    group.add_argument("--seed", metavar="N", type=positive_int, help="seed of the sampling (default: random)")
+
+
+def add_reduction_argument(parser: argparse.ArgumentParser, default: str | None = None, repeated: bool = False) -> None:
+    """Add ``--reduction``; a list of at least one operator if ``repeated``."""
+    if repeated:
+        text = "eviction operator, such as tova:512; may be repeated"
+        parser.add_argument("--reduction", type=reduction, metavar="SPEC", action="append", required=True, help=text)
+    else:
+        text = f"eviction operator, such as tova:512 (default: {default or 'that of the model family'})"
+        parser.add_argument("--reduction", type=reduction, metavar="SPEC", default=default, help=text)
+
+
+def reduction(text: str) -> Reduction:
+    """Parse a spec string such as ``tova:512``, as an argparse type.
+
+    Raises:
+        ArgumentTypeError: no operator has this spec string.
+    """
+    try:
+        return parse_reduction(text)
+    except Error as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the sampling keywords of :func:`msrnn.stream`.
+
+    Raises:
+        Error: a sampling option without ``--sample``, or an unusable device.
+    """
+    given = {"--temperature": args.temperature, "--top-k": args.top_k, "--top-p": args.top_p, "--seed": args.seed}
+    if not args.sample and (unused := [name for name, value in given.items() if value is not None]):
+        raise Error(f"{unused[0]} is an option of sampling; it needs --sample")
     generator = None
     if args.sample:
         check_device(args)
         generator = torch.Generator(args.device)
         generator.seed() if args.seed is None else generator.manual_seed(args.seed)
     temperature = 1.0 if args.temperature is None else args.temperature
-    top = {"top_k": args.top_k, "top_p": args.top_p}
-    return {"do_sample": args.sample, "temperature": temperature, **top, "generator": generator}
+    limits = {"top_k": args.top_k, "top_p": args.top_p}
+    return {"do_sample": args.sample, "temperature": temperature, **limits, "generator": generator}
 
 
 def check_device(args: argparse.Namespace) -> None:
-    """Refuse a ``--device`` that is not there, or where nothing is computed."""
+    """Refuse an unusable ``--device``.
+
+    Raises:
+        Error: the device does not exist, or is ``meta``.
+    """
     errors.check_device(args.device)
     if args.device == "meta":
-        raise Error("--device is 'meta'; nothing is computed there")
+        raise Error("--device is 'meta'; expected a device that computes")
 
 
-def prompt(args: argparse.Namespace) -> str:
-    """``--prompt``, ``--prompt-file`` or standard input."""
+def check_distinct(reductions: list[Reduction]) -> None:
+    """Refuse repeated ``--reduction`` options.
+
+    Raises:
+        Error: two of ``reductions`` are equal.
+    """
+    for i, operator in enumerate(reductions):
+        if operator in reductions[:i]:
+            raise Error(f"--reduction {operator} is given twice; expected distinct operators")
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """Return the prompt of ``--prompt``, ``--prompt-file`` or ``--stdin``.
+
+    Raises:
+        Error: the prompt is empty, cannot be read, or is not UTF-8.
+    """
     if args.stdin and sys.stdin is None:
         raise Error("cannot read the prompt (standard input is closed)")
     try:
         text = args.prompt if args.prompt is not None else sys.stdin.read() if args.stdin else read_text(args.prompt_file)
-        text.encode()  # bytes that were no text come in as lone surrogates
-    except (OSError, UnicodeError) as wrong:
-        raise Error(f"cannot read the prompt ({wrong})") from None
+        text.encode()  # invalid bytes of the command line arrive as lone surrogates
+    except (OSError, UnicodeError) as error:
+        raise Error(f"cannot read the prompt ({error})") from None
     if not text:
         raise Error("the prompt is empty")
     return text
-
-
-def once(reductions: list[Reduction]) -> None:
-    """Refuse a ``--reduction`` that is given twice."""
-    for i, reduction in enumerate(reductions):
-        if reduction in reductions[:i]:
-            raise Error(f"--reduction {reduction} is given twice; expected each once")
-
-
-def read_text(path: Path) -> str:
-    """A text file.
-
-    Raises:
-        Error: it cannot be read, or is no UTF-8.
-    """
-    try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError) as wrong:
-        raise Error(f"cannot read {path} ({getattr(wrong, 'strerror', None) or wrong})") from None

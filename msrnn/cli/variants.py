@@ -1,72 +1,78 @@
-"""``python -m msrnn.cli.variants TEXT --out FOLDER``: the variants, trained side by side; a run that was stopped goes on."""
+"""Train the model variants of docs/variants.md and report their losses; a stopped run can be resumed.
+
+python -m msrnn.cli.variants TEXT --out FOLDER
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
-from ..argtypes import positive_int
+from ..argtypes import positive_int, read_text
 from ..errors import Error
 from ..reporting.figures import check_picture
 from ..storage.files import atomic_file
 from ..train.report import report
 from ..train.variants import run_all
 from .eval import save
-from .options import read_text
+from .main import exit_code
 
 BEGIN, END = "<!-- what came out -->\n", "<!-- until here -->\n"
-"""Between these two lines of a chapter the tables stand."""
+"""Lines of a page that enclose the generated tables."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0, 1 after a one-sentence refusal, 130 after ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m msrnn.cli.variants", description=__doc__)
-    parser.add_argument("text", metavar="TEXT", type=Path, help="what is learnt from (UTF-8)")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="every finished run, tables, curves")
-    parser.add_argument(
-        "--chapter", metavar="FILE", type=Path, help="a page that the tables are written into, curves beside it"
-    )
-    parser.add_argument("--workers", metavar="N", type=positive_int, default=2, help="runs side by side (default: 2)")
-    args = parser.parse_args(argv)
+    """Parse ``argv``, train, and return the exit code of :func:`msrnn.cli.main.exit_code`."""
+    parser = argparse.ArgumentParser(prog="python -m msrnn.cli.variants", description=(__doc__ or "").partition("\n\n")[0])
+    add_arguments(parser)
+    return exit_code(run, parser.parse_args(argv))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``python -m msrnn.cli.variants``."""
+    parser.add_argument("text", metavar="TEXT", type=Path, help="UTF-8 training text")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="finished runs, tables, plots")
+    parser.add_argument("--chapter", metavar="FILE", type=Path, help="Markdown page to insert the tables and plots into")
+    parser.add_argument("--workers", metavar="N", type=positive_int, default=2, help="parallel runs (default: 2)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train all variants that ``--out`` does not contain yet, and print the tables."""
+    check_picture(args.out / "picture.png")
+    if args.chapter is not None:
+        replace_tables(read_text(args.chapter), "")
     try:
-        check_picture(args.out / "picture.png")
-        if args.chapter is not None:
-            replaced(read_text(args.chapter), "")
         found = report(run_all(read_text(args.text), args.out, args.workers))
-        save(found, args.out)
-        print(found, end="")
-        if args.chapter is not None:
-            publish(args.out, args.chapter)
-    except Error as refused:
-        print(f"msrnn: {refused}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+        print(f"\nthe same command resumes from the runs in {args.out}", file=sys.stderr)
+        raise
+    save(found, args.out)
+    print(found, end="")
+    if args.chapter is not None:
+        publish(args.out, args.chapter)
 
 
 def publish(folder: Path, chapter: Path) -> None:
-    """The tables of ``folder`` into a page, and its curves beside it."""
+    """Insert the tables of ``folder`` into the page ``chapter``, and copy the plots next to it."""
     tables, pictures = (folder / "report.md").read_text("utf-8"), sorted(folder.glob("*.png"))
     for picture in pictures:
         (chapter.parent / f"{chapter.stem}-{picture.name}").write_bytes(picture.read_bytes())
-    shown = "\n".join(f"![{picture.stem}]({chapter.stem}-{picture.name})" for picture in pictures)
-    page = replaced(read_text(chapter), f"\n{tables}\n{shown}\n\n")
-    with atomic_file(chapter) as beside:
-        beside.write_text(page, "utf-8")
+    images = "\n".join(f"![{picture.stem}]({chapter.stem}-{picture.name})" for picture in pictures)
+    page = replace_tables(read_text(chapter), f"\n{tables}\n{images}\n\n")
+    with atomic_file(chapter) as path:
+        path.write_text(page, "utf-8")
 
 
-def replaced(page: str, between: str) -> str:
-    """``page`` with other words between the two marks.
+def replace_tables(page: str, tables: str) -> str:
+    """Return ``page`` with ``tables`` between the lines ``BEGIN`` and ``END``.
 
     Raises:
-        Error: it has none.
+        Error: one of the lines is missing.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise Error(f"the chapter has no place for tables; expected the lines {BEGIN.strip()} and {END.strip()}")
-    return before + begin + between + end + after
+        raise Error(f"--chapter has no place for the tables; expected the lines {BEGIN.strip()} and {END.strip()}")
+    return before + begin + tables + end + after
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ class Run:
 
     Attributes:
         new: the N tokens written.
-        kept: ``(T, T)`` float32, T = prompt + N: the share of layers and heads that hold position p after step t.
+        retained: ``(T, T)`` float32, T = prompt + N: the share of layers and heads that hold position p after step t.
         tokens_per_second: of the answer, one token at a time.
         nbytes, full_nbytes: what H held at the end, and what an unbounded H would hold then.
     """
 
     new: list[int]
-    kept: Tensor
+    retained: Tensor
     tokens_per_second: float
     nbytes: int
     full_nbytes: int
@@ -41,6 +41,12 @@ def full_nbytes(state: State) -> int:
     """Bytes an unbounded H of the same cell would hold after as many tokens, rows and clock alone."""
     read = int(state.clock.sum())
     return state.clock.nbytes + sum(read * H.keys.shape[1] * (2 * H.keys.shape[3] * H.keys.element_size() + 8) for H in state)
+
+
+def memory_summary(nbytes: int, full_nbytes: int) -> str:
+    """Return a clause on the bytes of H, and on those of an unbounded H where they differ."""
+    unbounded = f"; an unbounded H would hold {full_nbytes / 1e6:.2f} MB" if nbytes < full_nbytes else ""
+    return f"H holds {nbytes / 1e6:.2f} MB{unbounded}"
 
 
 @torch.no_grad()

@@ -483,7 +483,7 @@ def test_a_converted_folder_goes_in_the_end(folders, monkeypatch):
         (["--tokens", "8"], "--tokens is 8; expected at least 16"),
         (["--size", "32"], "expected at least 16, and more than --size, 32"),
         (["--size", "4"], "sinks is 4"),
-        (["--text", "/nowhere.txt"], "cannot read the text"),
+        (["--text", "/nowhere.txt"], "cannot read /nowhere.txt"),
         (["--device", "abacus"], "device is 'abacus'"),
         (["--device", "meta"], "meta"),
         (["--picture", "b.xyz"], "b.xyz"),
@@ -508,7 +508,7 @@ def test_refusals_are_one_sentence_before_any_work(args, said, folders, capsys, 
 def test_no_such_section(folders, capsys):
     with pytest.raises(SystemExit):
         main(command(folders, "--only", "fold,speed"))
-    assert "'speed' is no section; expected some of fold, long" in capsys.readouterr().err
+    assert "'speed' is not a section; expected some of fold, long" in capsys.readouterr().err
 
 
 def test_ctrl_c_leaves_what_was_measured(folders, tmp_path):

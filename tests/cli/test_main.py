@@ -31,7 +31,7 @@ def test_generate_writes_what_generate_gives(gguf_path, smollm, capfd):
     assert main(["generate", str(gguf_path), "--prompt", PROMPT, "--reduction", "tova:8", "--max-new-tokens", "12"]) == 0
     out, err = capfd.readouterr()
     assert out == tokenizer.decode(new[0].tolist()) + "\n"
-    assert f"{tokens.shape[1]} tokens read" in err
+    assert f"{tokens.shape[1]} prompt tokens read" in err
     assert f"{state.nbytes / 1e6:.2f} MB" in err
 
 
@@ -47,7 +47,7 @@ def test_another_way_to_decode_writes_the_same(way, gguf_path, capfd):
         assert main([*command, "--decode", way]) == 0
         out, err = capfd.readouterr()
         assert out == plain
-        assert "24 written" in err
+        assert "24 generated" in err
         assert "tokens a pass" in err or more or way == "jacobi"
 
 
@@ -65,11 +65,11 @@ def test_operators_keep_different_things(gguf_path, smollm, capsys):
     prompt = tokenizer.encode(PROMPT).ids
     runs = {r: continue_prompt(smollm, tokenizer, prompt, r, 8) for r in ("full", "tova:6", "sinks:6:2", "window:6")}
     for name, a in runs.items():
-        assert a.kept.shape == (len(prompt) + len(a.new),) * 2
+        assert a.retained.shape == (len(prompt) + len(a.new),) * 2
         assert a.nbytes < a.full_nbytes or name == "full"
         for other, b in runs.items():
-            n = min(len(a.kept), len(b.kept))
-            assert name == other or not torch.equal(a.kept[:n, :n], b.kept[:n, :n])
+            n = min(len(a.retained), len(b.retained))
+            assert name == other or not torch.equal(a.retained[:n, :n], b.retained[:n, :n])
     assert tokenizer.decode(runs["full"].new) in capsys.readouterr().out
 
 
@@ -115,7 +115,10 @@ def test_info_needs_no_weights(hf_folder, tmp_path, capsys):
         (["compare", "MODEL", "--prompt", "x", "--reduction", "full", "--picture", "x.xyz"], "x.xyz"),
         (["retention", "MODEL", "--prompt", "x", "--reduction", "full", "--out", "x"], "expected a name that ends"),
         (["generate", "MODEL", "--prompt", "x", "--device", "abacus"], "device is 'abacus'"),
-        (["retention", "MODEL", "--prompt", "x", "--reduction", "full", "--out", "x.png", "--layer", "30"], "layers 0 to 29"),
+        (
+            ["retention", "MODEL", "--prompt", "x", "--reduction", "full", "--out", "x.png", "--layer", "30"],
+            "a layer from 0 to 29",
+        ),
     ],
 )
 def test_refusals_are_one_sentence(args, said, gguf_path, capsys, tmp_path, monkeypatch):
@@ -162,7 +165,7 @@ def test_ctrl_c_ends_cleanly(gguf_path):
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"Traceback" not in err
-    assert b"written at" in err
+    assert b"generated at" in err
     assert err.rstrip().endswith(b"stopped")
 
 

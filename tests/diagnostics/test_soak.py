@@ -317,7 +317,7 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert f"the same command goes on from the state saved last in {tmp_path}" in err
+    assert f"the same command resumes from the last saved state in {tmp_path}" in err
     assert sorted(os.listdir(tmp_path)) == ["record.json", "state.safetensors"]
 
 

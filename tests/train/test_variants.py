@@ -167,6 +167,6 @@ def test_the_page_gets_tables_and_curves_and_keeps_the_rest(tmp_path, monkeypatc
     page.write_text("no place")
     capsys.readouterr()
     assert command.main(arguments) == 1
-    assert capsys.readouterr().err.startswith("msrnn: the chapter has no place for tables")
+    assert capsys.readouterr().err.startswith("msrnn: --chapter has no place for the tables")
     assert command.main([str(tmp_path / "nowhere.txt"), "--out", str(tmp_path / "new")]) == 1
     assert capsys.readouterr().err.startswith("msrnn: cannot read")

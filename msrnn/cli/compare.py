@@ -1,0 +1,44 @@
+"""Continue one prompt under several eviction operators.
+
+Each operator continues the prompt greedily, with the same weights. The output shows texts, tokens per second and bytes of H.
+"""
+
+import argparse
+from pathlib import Path
+
+from torch import Tensor
+
+from ..argtypes import positive_int
+from ..diagnostics.comparison import continue_prompt, memory_summary
+from ..reporting.figures import check_picture, draw_retention
+from .loading import encode, load_model
+from .options import add_model_arguments, add_prompt_arguments, add_reduction_argument, check_distinct, read_prompt
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``msrnn compare``."""
+    add_model_arguments(parser)
+    add_reduction_argument(parser, repeated=True)
+    parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=64, help="limit per operator (default: 64)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also plot the positions that H holds after each step")
+    add_prompt_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Continue the prompt greedily under each operator in turn."""
+    text = read_prompt(args)
+    check_distinct(args.reduction)
+    if args.picture:
+        check_picture(args.picture)
+    cell, tokenizer = load_model(args)
+    ids = encode(tokenizer, text, args)[0].tolist()
+    print(f"{args.model}: {len(ids)} prompt tokens, up to {args.max_new_tokens} new\n\n{text}\n")
+    panels: dict[str, Tensor] = {}
+    for operator in args.reduction:
+        print(f"── {operator} {'─' * (76 - len(str(operator)))}")
+        result = continue_prompt(cell, tokenizer, ids, operator, args.max_new_tokens)
+        print(f"\n   {result.tokens_per_second:.1f} tokens/s; {memory_summary(result.nbytes, result.full_nbytes)}\n")
+        panels[str(operator)] = result.retained
+    if args.picture:
+        draw_retention(panels, args.picture, prompt=len(ids), title="positions in H after each step")
+        print(f"positions in H after each step: {args.picture}")

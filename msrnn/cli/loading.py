@@ -1,0 +1,44 @@
+"""Model, tokenizer and token ids for the options of a command.
+
+Only this package imports :mod:`converters`, and only when a command needs a model: ``msrnn --help`` imports no reader.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..cell.cell import Cell
+from .options import check_device
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+def load_model(args: argparse.Namespace) -> tuple[Cell, "tokenizers.Tokenizer"]:
+    """Load the tokenizer and the cell of MODEL. Raises as :func:`converters.load`."""
+    tokenizer = load_tokenizer(args)  # first, because a missing tokenizer is found before the weights are read
+    return load_cell(args), tokenizer
+
+
+def load_tokenizer(args: argparse.Namespace) -> "tokenizers.Tokenizer":
+    """Load the tokenizer of MODEL. Raises as :func:`converters.tokenizer`."""
+    import converters
+
+    check_device(args)
+    return converters.tokenizer(args.model, revision=args.revision)
+
+
+def load_cell(args: argparse.Namespace) -> Cell:
+    """Load the cell of MODEL in ``--dtype`` on ``--device``. Raises as :func:`converters.load`."""
+    import converters
+
+    check_device(args)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
+
+
+def encode(tokenizer: "tokenizers.Tokenizer", text: str, args: argparse.Namespace) -> Tensor:
+    """Return the ids of ``text``, ``(1, T)`` int64 on ``--device``."""
+    return torch.tensor([tokenizer.encode(text).ids], device=args.device)

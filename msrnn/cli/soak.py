@@ -1,0 +1,64 @@
+"""Read many tokens with a bounded KV cache and check the cache on the way.
+
+In every interval the rows of H are checked, and the many-token path is compared with the step loop on 16 tokens. The
+result shows whether time per token and memory depend on the position. A killed run resumes from the last saved state.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from ..argtypes import positive_int, read_text
+from ..cell.cell import Cell
+from ..diagnostics.soak import soak
+from ..errors import Error
+from ..reporting.figures import check_picture, draw_soak
+from .loading import encode, load_cell, load_model
+from .options import add_model_arguments, add_reduction_argument
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``msrnn soak``."""
+    add_model_arguments(parser)
+    add_reduction_argument(parser)
+    parser.add_argument("--tokens", metavar="N", type=positive_int, required=True, help="tokens to read in total")
+    parser.add_argument("--text", metavar="FILE", type=Path, help="UTF-8 text, repeated as needed (default: random ids)")
+    parser.add_argument("--seed", metavar="N", type=positive_int, default=1, help="for ids and checks (default: 1)")
+    parser.add_argument("--interval", metavar="N", type=positive_int, default=2048, help="tokens per save (default: 2048)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="state, record and plot; resumes from it")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read the tokens, print first and last interval, and plot."""
+    check_picture(args.out.parent / "soak.png")  # in the parent folder, so that a refused run creates no folder
+    cell, text = _cell_and_text(args)
+    settings = {"text": text, "seed": args.seed, "interval": args.interval}
+    try:
+        rows = soak(cell, args.out, args.tokens, args.reduction, **settings, progress=True)
+    except KeyboardInterrupt:
+        print(f"\nthe same command resumes from the last saved state in {args.out}", file=sys.stderr)
+        raise
+    first, last, operator = rows[0], rows[-1], args.reduction or cell.default_reduction
+    draw_soak(rows, args.out / "soak.png", title=f"{Path(args.model).name} under {operator}")
+    source = "random ids" if text is None else f"{args.text}, {len(text):,} tokens, {last.read / len(text):.2f} times"
+    print(f"{args.model} under {operator}: {last.read:,} tokens read ({source})\n")
+    print(f"{'':18}{'first':>10}{'last':>10}{'ratio':>10}   (of {len(rows)} intervals)")
+    columns = [("fold, ms/token", "fold_ms", 1), ("step, ms/token", "step_ms", 1), ("H, MB", "nbytes", 1e6)]
+    for name, field, unit in [*columns, ("process, MB", "resident", 1e6)]:
+        start, end = getattr(first, field) / unit, getattr(last, field) / unit
+        print(f"{name:18}{start:10.2f}{end:10.2f}{end / start:10.3f}")
+    difference, ties = max(row.difference for row in rows), sum(row.near_ties for row in rows)
+    print(f"\nfold and step met {len(rows)} times: mean difference of the logits {difference:.1e} at most, {ties} near-ties")
+    print(args.out / "soak.png")
+
+
+def _cell_and_text(args: argparse.Namespace) -> tuple[Cell, Tensor | None]:
+    if args.text is None:
+        return load_cell(args), None
+    words = read_text(args.text)
+    if not words:
+        raise Error(f"{args.text} is empty")
+    cell, tokenizer = load_model(args)
+    return cell, encode(tokenizer, words, args)[0]

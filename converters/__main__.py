@@ -1,4 +1,4 @@
-"""``python -m converters SOURCE TARGET``: another format into a folder."""
+"""The command ``python -m converters SOURCE TARGET``: convert a checkpoint into a folder."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from . import convert
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Convert as the command line says; 0, or 1 after a one-sentence refusal."""
+    """Run the command and return its exit status: 0, 1 after an error in one sentence, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m converters", description="Convert a checkpoint into a folder.")
     parser.add_argument("source", help="a hub id (owner/name), a folder, or a .gguf file")
     parser.add_argument("target", help="the folder to write; new or empty")

@@ -1,4 +1,4 @@
-"""What every kind of checkpoint is read into, and how one names its tensors."""
+"""The common form of every checkpoint, and the tables that map its tensor names."""
 
 import re
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from msrnn.storage.lazy_tensors import LazyTensor
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint opened: facts, tensors, files that go along.
+    """An open checkpoint.
 
     Attributes:
-        config: the facts.
-        tensors: by our names, none of them read yet.
+        config: the config of the model.
+        tensors: the parameters under msrnn's names, not read yet.
         extra_files: the small files of the model (tokenizer, chat template) by name.
     """
 
@@ -25,34 +25,34 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Names:
-    """A name table: a format's names for ours, all without the ``.weight`` at the end.
+class NameTable:
+    """The tensor names of a format and msrnn's names for them, both without the suffix ``.weight``.
 
     Attributes:
-        outer: of what stands outside the layers.
-        layer: of what is in a layer.
-        layers: what stands before a layer's number.
+        outer: names outside the layers.
+        layer: names within a layer.
+        layers: the prefix before the number of a layer.
     """
 
     outer: Mapping[str, str]
     layer: Mapping[str, str]
     layers: str
 
-    def ours(self, name: str) -> str:
-        """A tensor's name -> our name.
+    def to_msrnn(self, name: str) -> str:
+        """Return msrnn's name for a tensor of the format.
 
         Raises:
-            Error: a name that the table does not have.
+            Error: the table does not contain the name.
         """
-        stem, _, kind = name.rpartition(".")
+        stem, _, suffix = name.rpartition(".")
         match = re.fullmatch(rf"{re.escape(self.layers)}\.(0|[1-9]\d*)\.(.+)", stem)
         part = self.layer.get(match[2]) if match else self.outer.get(stem)
-        if kind != "weight" or part is None:
+        if suffix != "weight" or part is None:
             raise Error(f"tensor {name!r} is not part of this architecture (a bias, an adapter or another model?)")
         return f"layers.{match[1]}.{part}.weight" if match else f"{part}.weight"
 
-    def theirs(self, name: str) -> str:
-        """The inverse of :meth:`ours`."""
+    def from_msrnn(self, name: str) -> str:
+        """Return the format's name for a tensor of msrnn."""
         stem = name.removesuffix(".weight")
         if not stem.startswith("layers."):
             return f"{_inverse(self.outer)[stem]}.weight"
@@ -61,4 +61,4 @@ class Names:
 
 
 def _inverse(table: Mapping[str, str]) -> dict[str, str]:
-    return {ours: theirs for theirs, ours in table.items()}
+    return {msrnn_name: name for name, msrnn_name in table.items()}

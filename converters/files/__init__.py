@@ -1,1 +1,1 @@
-"""Files of tensors and tokenizers: safetensors shards, PyTorch files, SentencePiece."""
+"""Files of tensors: safetensors or PyTorch files, with or without an index of shards."""

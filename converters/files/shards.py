@@ -1,4 +1,4 @@
-"""The files that a checkpoint's tensors lie in: a single one, or several and an index; safetensors or PyTorch's own."""
+"""The tensors of a checkpoint in one file, or in several files with an index; safetensors or PyTorch files."""
 
 from pathlib import Path
 
@@ -11,21 +11,21 @@ from .torch_files import open_pickle
 
 
 def has(folder: Path, single: str) -> bool:
-    """Whether ``folder`` has the file ``single``, or an index of shards in its place."""
+    """Return True if ``folder`` has the file ``single`` or an index of its shards."""
     return (folder / single).is_file() or (folder / f"{single}.index.json").is_file()
 
 
 def open_shards(folder: Path, single: str) -> dict[str, LazyTensor]:
-    """The tensors in the file ``single`` of ``folder``, or in the shards that stand for it.
+    """Open the tensors of the file ``single`` of ``folder``, or of its shards.
 
     Raises:
-        Error: neither a single file nor an index; an index that names files outside the folder, or that lies about
-            what is in them.
+        Error: neither a single file nor an index; an index with files outside the folder, or with tensors that are not in
+            the named file.
     """
     path, index = folder / single, folder / f"{single}.index.json"
-    opened = open_tensors if path.suffix == ".safetensors" else open_pickle
+    open_file = open_tensors if path.suffix == ".safetensors" else open_pickle
     if path.is_file():
-        return opened(path)
+        return open_file(path)
     if not index.is_file():
         raise Error(f"{folder} has neither {path.name} nor {index.name}")
     weight_map = read_json(index).get("weight_map")
@@ -39,8 +39,8 @@ def open_shards(folder: Path, single: str) -> dict[str, LazyTensor]:
             raise Error(f"{index}: shard {file!r} is missing")
     tensors: dict[str, LazyTensor] = {}
     for file in shards:
-        said, held = {name for name, f in weight_map.items() if f == file}, opened(folder / file)
-        if wrong := said ^ held.keys():
+        indexed, stored = {name for name, f in weight_map.items() if f == file}, open_file(folder / file)
+        if wrong := indexed ^ stored.keys():
             raise Error(f"{folder / file}: the index and the shard disagree about tensor {min(wrong)!r}")
-        tensors |= held
+        tensors |= stored
     return tensors

@@ -1,4 +1,4 @@
-"""Hugging Face names and configs of the LLaMA family. Rotary is half-split on both sides, so conversion is a rename."""
+"""Hugging Face's folders of the LLaMA family. Both sides have half-split rows, so the tensors are only renamed."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,13 +16,13 @@ from msrnn.storage.files import parse_json, read_json, write_json
 from msrnn.storage.lazy_tensors import LazyTensor
 from msrnn.storage.safetensors_io import write_tensors
 
+from ..extra_files import read_folder
+from ..fields import Fields
 from ..files import shards
-from ..json_fields import number, whole
-from ..sidecar_files import in_folder
-from ..source import Names, Source
+from ..source import NameTable, Source
 from .rope import rope_from_hf, rope_to_hf
 
-NAMES = Names(
+NAMES = NameTable(
     outer={"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head"},
     layer={
         "input_layernorm": "attention_norm",
@@ -37,52 +37,54 @@ NAMES = Names(
     },
     layers="model.layers",
 )
-EARLY_YI = {"ln1": "attention_norm", "ln2": "ffn_norm"}
-"""How the first Yi checkpoints (model_type ``Yi``, November 2023) called the two norms."""
+EARLY_YI_NORMS = {"ln1": "attention_norm", "ln2": "ffn_norm"}
+"""Names of the two norms in the first Yi checkpoints (model_type ``Yi``, November 2023)."""
 
-SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 FAMILIES = {"llama": "llama", "mistral": "mistral", "Yi": "yi", "yi": "yi"}
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "YiForCausalLM")
 
 
-def open_folder(folder: Path) -> Source:
-    """A folder of ``config.json`` and tensors, single or sharded, as safetensors or, where there are none, PyTorch's files.
+def open_checkpoint(folder: Path) -> Source:
+    """Open a folder of ``config.json`` and one or several files of safetensors or, without these, PyTorch files.
 
     Raises:
-        Error: whatever the config, the index or a tensor's name says that this library is not.
+        Error: the folder is damaged or has another kind of model.
     """
     config = read_config(folder)
-    stored = shards.open_shards(folder, SAFE if shards.has(folder, SAFE) else PICKLED)
-    return Source(config, from_hf(stored, config.family == "yi", config.tied), in_folder(folder))
+    stored = shards.open_shards(folder, SAFETENSORS if shards.has(folder, SAFETENSORS) else PICKLE)
+    return Source(config, tensors_from_hf(stored, config.family == "yi", config.tied), read_folder(folder))
 
 
 def read_config(folder: Path) -> Config:
-    """The facts of a folder; ``generation_config.json``, where there is one, knows all eos ids."""
+    """Return the config of a folder, with all eos ids of ``generation_config.json`` if it exists."""
     generation = folder / "generation_config.json"
     return config_from_hf(read_json(folder / "config.json"), read_json(generation) if generation.exists() else {})
 
 
-def from_hf(tensors: Mapping[str, LazyTensor], early_yi: bool, tied: bool) -> dict[str, LazyTensor]:
-    """The same tensors under our names. Stored rotary tables are left out; a tied head stored all the same has to be the
-    embedding.
+def tensors_from_hf(tensors: Mapping[str, LazyTensor], early_yi: bool, tied: bool) -> dict[str, LazyTensor]:
+    """Return the tensors under msrnn's names, without stored rotary tables.
+
+    A tied head that is stored nevertheless is compared with the embedding when the embedding is read.
 
     Raises:
-        Error: a name that no LLaMA has, or two names for one tensor.
+        Error: a name that LLaMA does not have, or two names of one tensor.
     """
-    names = replace(NAMES, layer={**NAMES.layer, **EARLY_YI}) if early_yi else NAMES
-    ours: dict[str, LazyTensor] = {}
+    names = replace(NAMES, layer={**NAMES.layer, **EARLY_YI_NORMS}) if early_yi else NAMES
+    renamed: dict[str, LazyTensor] = {}
     for name, x in tensors.items():
         if name.endswith("rotary_emb.inv_freq"):
             continue
-        if names.ours(name) in ours:
+        if names.to_msrnn(name) in renamed:
             raise Error(f"tensor {name!r} is there under another name too")
-        ours[names.ours(name)] = x
-    if tied and "head.weight" in ours and (embed := ours.get("embed.weight")):
-        ours["embed.weight"] = LazyTensor(embed.shape, embed.dtype, partial(_tied, embed, ours.pop("head.weight")))
-    return ours
+        renamed[names.to_msrnn(name)] = x
+    if tied and "head.weight" in renamed and (embed := renamed.get("embed.weight")):
+        head = renamed.pop("head.weight")
+        renamed["embed.weight"] = LazyTensor(embed.shape, embed.dtype, partial(_read_tied, embed, head))
+    return renamed
 
 
-def _tied(embed: LazyTensor, head: LazyTensor) -> Tensor:
+def _read_tied(embed: LazyTensor, head: LazyTensor) -> Tensor:
     x = embed.read()
     if head.shape != embed.shape or not torch.equal(x, head.read()):
         raise Error("config.json ties the head to the embedding, but 'lm_head.weight' differs from it")
@@ -90,73 +92,70 @@ def _tied(embed: LazyTensor, head: LazyTensor) -> Tensor:
 
 
 def write(config: Config, tensors: Mapping[str, LazyTensor], extra_files: Mapping[str, bytes], target: Path) -> None:
-    """A folder that transformers loads, into one that is there and empty; ``config.json`` comes last."""
-    write_tensors(target / SAFE, {NAMES.theirs(name): x for name, x in tensors.items()}, {"format": "pt"})
+    """Write files that transformers loads into the empty folder ``target``; ``config.json`` is written last."""
+    write_tensors(target / SAFETENSORS, {NAMES.from_msrnn(name): x for name, x in tensors.items()}, {"format": "pt"})
     write_extra_files(extra_files, target)
     if "tokenizer.json" in extra_files:
         write_json(target / "tokenizer_config.json", tokenizer_config(config, extra_files["tokenizer.json"]))
-    facts = config_to_hf(config, tensors["norm.weight"].dtype)
-    write_json(target / "generation_config.json", {name: facts[name] for name in ("bos_token_id", "eos_token_id")})
-    write_json(target / "config.json", facts)
+    fields = config_to_hf(config, tensors["norm.weight"].dtype)
+    write_json(target / "generation_config.json", {name: fields[name] for name in ("bos_token_id", "eos_token_id")})
+    write_json(target / "config.json", fields)
 
 
-def config_from_hf(facts: Mapping[str, Any], generation: Mapping[str, Any]) -> Config:
-    """``config.json`` (and ``generation_config.json``, which knows all eos ids) -> :class:`Config`.
+def config_from_hf(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Config:
+    """Return the config that ``config.json`` and ``generation_config.json`` (which has all eos ids) describe.
 
     Raises:
-        Error: another model type, architecture, activation or rope type, biases, quantised weights, a missing field.
+        Error: another model type, architecture, activation or rope type, biases, quantised weights, or a missing field.
     """
-    family = FAMILIES.get(str(facts.get("model_type")))
+    family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
-        raise Error(f"config.json: model_type is {facts.get('model_type')!r}; expected llama, mistral or Yi")
-    architectures = facts.get("architectures") or []
+        raise Error(f"config.json: model_type is {config.get('model_type')!r}; expected llama, mistral or Yi")
+    architectures = config.get("architectures") or []
     for name in architectures if isinstance(architectures, list) else [architectures]:
         if name not in ARCHITECTURES:
             raise Error(f"config.json: architecture {name!r} is not supported; expected one of {', '.join(ARCHITECTURES)}")
     plain = {"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,), "quantization_config": ()}
     for name, known in plain.items():
-        if facts.get(name) not in (None, *known):
-            raise Error(f"config.json: {name} is {facts[name]!r:.60}; expected {known[0] if known else None!r}")
-    width, heads = whole(facts, "hidden_size"), whole(facts, "num_attention_heads")
-    head_dim = facts.get("head_dim")
+        if config.get(name) not in (None, *known):
+            raise Error(f"config.json: {name} is {config[name]!r:.60}; expected {known[0] if known else None!r}")
+    fields = Fields(config, "config.json")
+    width, heads = fields.get_int("hidden_size"), fields.get_int("num_attention_heads")
+    head_dim = config.get("head_dim")
     if head_dim is None and width % heads:
-        raise Error(
-            f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is not given"
-        )
-    if family == "mistral" or facts.get("num_key_value_heads") is not None:
-        kv_heads = whole(facts, "num_key_value_heads")
-    else:
-        kv_heads = heads  # LLaMA 1: no grouping
-    length = whole(facts, "max_position_embeddings")
-    eos = generation.get("eos_token_id", facts.get("eos_token_id"))
+        raise Error(f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is missing")
+    length = fields.get_int("max_position_embeddings")
+    eos = generation.get("eos_token_id", config.get("eos_token_id"))
     eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
     return Config(
         family=family,
-        vocab_size=whole(facts, "vocab_size"),
+        vocab_size=fields.get_int("vocab_size"),
         width=width,
-        n_layers=whole(facts, "num_hidden_layers"),
+        n_layers=fields.get_int("num_hidden_layers"),
         n_heads=heads,
-        n_kv_heads=kv_heads,
+        # LLaMA 1 has no grouped queries and no such field
+        n_kv_heads=fields.get_int("num_key_value_heads", None if family == "mistral" else heads),
         head_dim=width // heads if head_dim is None else head_dim,
-        ffn_width=whole(facts, "intermediate_size"),
-        norm_eps=number(facts, "rms_norm_eps"),
-        rope=rope_from_hf(facts, length),
+        ffn_width=fields.get_int("intermediate_size"),
+        norm_eps=fields.get_float("rms_norm_eps"),
+        rope=rope_from_hf(config, length),
         length=length,
-        tied=facts.get("tie_word_embeddings") or False,
-        # an absent key is transformers' default, 4096, which v0.1 has; later versions say null
-        window=facts.get("sliding_window", 4096) if family == "mistral" else None,
-        bos_token_id=facts.get("bos_token_id"),
+        tied=config.get("tie_word_embeddings") or False,
+        # a missing key means 4096, transformers' default, as in v0.1; later versions have null
+        window=config.get("sliding_window", 4096) if family == "mistral" else None,
+        bos_token_id=config.get("bos_token_id"),
         eos_token_ids=tuple(eos),
     )
 
 
 def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    """:class:`Config` -> what transformers, before and from version 5, reads from ``config.json``.
+    """Return the fields of ``config.json`` that transformers reads, before and from version 5.
 
-    transformers has no Yi: it is a LLaMA there; and what has a window (a GGUF of Mistral says llama) is a Mistral.
+    transformers has no Yi, which is written as a LLaMA. A model with a window is written as a Mistral, because the family in
+    a GGUF of Mistral is llama.
     """
     family = "mistral" if config.family == "mistral" or config.window is not None else "llama"
-    facts = {
+    fields = {
         "architectures": ["MistralForCausalLM" if family == "mistral" else "LlamaForCausalLM"],
         "model_type": family,
         "vocab_size": config.vocab_size,
@@ -176,16 +175,24 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         "eos_token_id": list(config.eos_token_ids) if len(config.eos_token_ids) > 1 else next(iter(config.eos_token_ids), None),
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    return facts | ({"sliding_window": config.window} if family == "mistral" else {"attention_bias": False, "mlp_bias": False})
+    return fields | ({"sliding_window": config.window} if family == "mistral" else {"attention_bias": False, "mlp_bias": False})
 
 
 def tokenizer_config(config: Config, tokenizer: bytes) -> dict[str, Any]:
-    """A ``tokenizer_config.json`` under which transformers takes ``tokenizer``, the file beside it, as it is."""
-    facts: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length}
+    """Return a ``tokenizer_config.json`` with which transformers uses ``tokenizer.json`` without changes.
+
+    Args:
+        config: has the ids of the begin and end tokens.
+        tokenizer: the content of ``tokenizer.json``.
+
+    Raises:
+        Error: ``tokenizer`` is no JSON, or its added tokens have no id or content.
+    """
+    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length}
     added = parse_json(tokenizer, "tokenizer.json").get("added_tokens") or []
     try:
         texts = {token["id"]: str(token["content"]) for token in added}
     except (TypeError, KeyError):
         raise Error("tokenizer.json: added_tokens is no list of tokens with an id and a content each") from None
     special = {"bos_token": config.bos_token_id, "eos_token": next(iter(config.eos_token_ids), None)}
-    return facts | {name: texts[i] for name, i in special.items() if i in texts}
+    return fields | {name: texts[i] for name, i in special.items() if i in texts}

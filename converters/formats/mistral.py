@@ -1,18 +1,15 @@
 """Mistral's own folders: ``params.json`` and ``consolidated.safetensors`` (v0.1 and v0.2: ``consolidated.00.pth``)."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from msrnn import Error
+from msrnn.errors import is_int
 from msrnn.layers.rotary import Rope
 from msrnn.models import Config
-from msrnn.storage.files import read_json
 
-from ..json_fields import number, whole
-from ..sidecar_files import in_folder
+from ..extra_files import read_folder
+from ..fields import Fields
 from ..source import Source
-from .meta_layout import check_known, open_pieces, read_tensors
+from .meta_layout import open_model_parallel, read_params, read_tensors
 
 KNOWN = {
     *("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "norm_eps", "vocab_size", "rope_theta"),
@@ -20,55 +17,48 @@ KNOWN = {
 }
 
 
-def open_folder(folder: Path) -> Source:
-    """A folder of Mistral's.
+def open_checkpoint(folder: Path) -> Source:
+    """Open a folder of Mistral's.
 
     Raises:
-        Error: whatever params.json or a tensor's name says that this library is not.
+        Error: the folder is damaged or has another kind of model.
     """
     config = read_config(folder)
-    return Source(config, read_tensors(open_pieces(folder), config), in_folder(folder))
+    return Source(config, read_tensors(open_model_parallel(folder), config), read_folder(folder))
 
 
 def read_config(folder: Path) -> Config:
-    """The facts of a folder."""
-    return config_from_params(read_json(folder / "params.json"))
+    """Return the config of a folder; raises as :func:`open_checkpoint`."""
+    return config_from_params(read_params(folder, KNOWN))
 
 
-def config_from_params(params: Mapping[str, Any]) -> Config:
-    """``params.json`` -> :class:`Config`.
+def config_from_params(params: Fields) -> Config:
+    """Return the config that ``params.json`` describes.
 
-    Two facts are not in the file. A theta that is absent is 10000 beside a sliding window (v0.1) and 1000000 without one, the
-    rule of mistral-inference 1.0. The length is 32768, as of all published 7B models, and the special tokens are 1 and 2.
+    Three values are not always in the file. A missing theta is 10000 with a sliding window (v0.1) and 1000000 without one, the
+    rule of mistral-inference 1.0. The length is 32768, as in all published 7B models. The special tokens are 1 and 2.
 
     Raises:
-        Error: a fact that is missing, ill-typed or not known.
+        Error: a field is missing or has a wrong value.
     """
-    check_known(params, KNOWN)
-    where = "params.json"
-    window = params.get("sliding_window")
+    window = params.values.get("sliding_window")
     if isinstance(window, str) and window.isdecimal():
         window = int(window)
-    if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
-        raise Error(f"{where}: sliding_window is {window!r:.60}; expected one number of tokens, the same for all layers")
-    theta = 1e6 if window is None else 1e4
+    if window is not None and not is_int(window):
+        raise params.error("sliding_window", "one number of tokens, the same for all layers")
     return Config(
         family="mistral",
-        vocab_size=whole(params, "vocab_size", where),
-        width=whole(params, "dim", where),
-        n_layers=whole(params, "n_layers", where),
-        n_heads=whole(params, "n_heads", where),
-        n_kv_heads=whole(params, "n_kv_heads", where),
-        head_dim=whole(params, "head_dim", where),
-        ffn_width=whole(params, "hidden_dim", where),
-        norm_eps=number(params, "norm_eps", where),
-        rope=Rope(number({"rope_theta": theta} | _given(params), "rope_theta", where)),
-        length=whole({"max_seq_len": 32768} | _given(params), "max_seq_len", where),
+        vocab_size=params.get_int("vocab_size"),
+        width=params.get_int("dim"),
+        n_layers=params.get_int("n_layers"),
+        n_heads=params.get_int("n_heads"),
+        n_kv_heads=params.get_int("n_kv_heads"),
+        head_dim=params.get_int("head_dim"),
+        ffn_width=params.get_int("hidden_dim"),
+        norm_eps=params.get_float("norm_eps"),
+        rope=Rope(params.get_float("rope_theta", 1e6 if window is None else 1e4)),
+        length=params.get_int("max_seq_len", 32768),
         window=window,
         bos_token_id=1,
         eos_token_ids=(2,),
     )
-
-
-def _given(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value is not None}

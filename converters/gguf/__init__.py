@@ -1,1 +1,1 @@
-"""GGUF: header, config, weights, tokenizer."""
+"""GGUF, the format of llama.cpp: header, config and weights."""

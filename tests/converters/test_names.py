@@ -7,10 +7,10 @@ import pytest
 
 import msrnn
 from converters.formats import huggingface, meta_layout
-from converters.gguf import reader
+from converters.gguf import weights
 
 DOC = (Path(__file__).parents[2] / "docs" / "converting.md").read_text()
-TABLES = {"Hugging Face": huggingface.NAMES, "Meta, Mistral": meta_layout.NAMES}
+TABLES = {"Hugging Face": huggingface.NAMES, "Meta, Mistral": meta_layout.NAMES, "GGUF": weights.NAMES}
 
 
 def documented():
@@ -29,17 +29,15 @@ def test_the_documented_names_are_the_codes():
         ours = {**{k: f"layers.N.{v}" for k, v in table.layer.items()}, **table.outer}
         theirs = {row[format].removeprefix(f"{table.layers}.N."): row["msrnn"] for row in rows}
         assert theirs == ours
-    blocks = {f"blk.N.{k}": f"layers.N.{v}" for k, (v, _) in reader.LAYER.items()}
-    assert {row["GGUF"]: row["msrnn"] for row in rows} == blocks | {k: v for k, (v, _) in reader.TOP.items()}
-    assert all(f"model.layers.N.{name}" in DOC or f"`{name}`" in DOC for name in huggingface.EARLY_YI)
+    assert all(f"model.layers.N.{name}" in DOC or f"`{name}`" in DOC for name in huggingface.EARLY_YI_NORMS)
 
 
 @pytest.mark.parametrize("format", TABLES)
 def test_names_go_both_ways(format):
     for row in documented():
         theirs, ours = (row[column].replace(".N.", ".17.") + ".weight" for column in (format, "msrnn"))
-        assert TABLES[format].ours(theirs) == ours
-        assert TABLES[format].theirs(ours) == theirs
+        assert TABLES[format].to_msrnn(theirs) == ours
+        assert TABLES[format].from_msrnn(ours) == theirs
 
 
 OTHERS = """
@@ -60,7 +58,7 @@ OTHERS = """
 @pytest.mark.parametrize("name", ["", *OTHERS.split()])
 def test_other_names_are_refused(name):
     with pytest.raises(msrnn.Error, match="not part of this architecture"):
-        huggingface.NAMES.ours(name)
+        huggingface.NAMES.to_msrnn(name)
 
 
 def test_every_documented_refusal_is_a_sentence_of_the_code():

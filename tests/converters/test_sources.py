@@ -11,7 +11,7 @@ from support.transformers_reference import tiny_reference
 import converters
 import msrnn
 
-pytestmark = pytest.mark.filterwarnings("ignore:no tokenizer goes along")  # these GGUF files have none
+pytestmark = pytest.mark.filterwarnings("ignore:the model has no tokenizer")  # these GGUF files have none
 TOKENS = torch.randint(60, (2, 12), generator=torch.Generator().manual_seed(0))
 
 

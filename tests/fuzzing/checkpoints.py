@@ -81,7 +81,7 @@ def write_single(folder: Path, model: str, max_shard_size: str = "5GB") -> None:
     facts = config_to_hf(built.config, built.norm.weight.dtype)
     make_config, make = (MistralConfig, MistralForCausalLM) if model == "mistral" else (LlamaConfig, LlamaForCausalLM)
     theirs = make(make_config(**facts)).to(built.norm.weight.dtype)
-    theirs.load_state_dict({NAMES.theirs(name): x for name, x in built.state_dict().items()}, strict=model != "tied")
+    theirs.load_state_dict({NAMES.from_msrnn(name): x for name, x in built.state_dict().items()}, strict=model != "tied")
     theirs.save_pretrained(folder, max_shard_size=max_shard_size)
     for name, text in files(model).items():
         (folder / name).write_text(text)

@@ -157,7 +157,7 @@ def gguf_file(path, state, facts):
 
 def ours(state, early_yi):
     """By the library's own names, which a test of the name tables holds."""
-    names = {**huggingface.NAMES.layer, **(huggingface.EARLY_YI if early_yi else {}), **huggingface.NAMES.outer}
+    names = {**huggingface.NAMES.layer, **(huggingface.EARLY_YI_NORMS if early_yi else {}), **huggingface.NAMES.outer}
     tensors = {}
     for name, x in state.items():
         for theirs, own in names.items():

@@ -96,7 +96,7 @@ def test_parameters_views_and_shared_storage_are_read(tmp_path):
 
 
 def test_a_file_that_is_mapped_anew_is_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_files, "MAPPED", 100)
+    monkeypatch.setattr(torch_files, "REMAP_BYTES", 100)
     state = {str(n): torch.randn(10) for n in range(20)}
     torch.save(state, tmp_path / "x.bin")
     found = open_pickle(tmp_path / "x.bin")

@@ -10,8 +10,9 @@ from support.tiny_checkpoints import cut, folder_of, interleave, made, mistral_p
 
 import converters
 import msrnn
+from converters.fields import Fields
 from converters.formats import mistral
-from converters.formats.meta_layout import half_split
+from converters.row_order import half_split
 from msrnn.layers.rotary import Llama3, Rope, rotate
 
 
@@ -63,7 +64,7 @@ def test_what_meta_leaves_out_comes_from_shapes_and_generation(tiny, tmp_path):
 
 def test_scaled_rope(tiny, tmp_path):
     said = {"use_scaled_rope": True, "rope_theta": 5e5, "max_seq_len": ...}
-    with pytest.raises(msrnn.Error, match=r"use_scaled_rope is true, but the factor is not said, .* 2 layers of width 24"):
+    with pytest.raises(msrnn.Error, match=r"use_scaled_rope is true, but the factor is missing, .* 2 layers of width 24"):
         converters.load(meta(tmp_path / "unsaid", tiny, **said))
     config = converters.config(meta(tmp_path / "said", tiny, rope_scaling_factor=8, **said))
     assert (config.rope, config.length) == (Llama3(5e5, 8.0, 1.0, 4.0, 8192), 131072)
@@ -91,8 +92,10 @@ def test_mistral_says_its_window_and_v01_its_theta():
         "MISTRAL_7B_V03": {"vocab_size": 32768, "rope_theta": 1e6},
     }
     for name, more in published.items():
-        assert mistral.config_from_params(said | more) == getattr(msrnn.models, name)
-    assert mistral.config_from_params(said | {"vocab_size": 32000, "sliding_window": "4096"}).window == 4096
+        assert mistral.config_from_params(Fields(said | more, "params.json")) == getattr(msrnn.models, name)
+    assert (
+        mistral.config_from_params(Fields(said | {"vocab_size": 32000, "sliding_window": "4096"}, "params.json")).window == 4096
+    )
 
 
 # Refusals.
@@ -100,13 +103,13 @@ def test_mistral_says_its_window_and_v01_its_theta():
 META_REFUSED = {
     "vision": ({"vision_chunk_size": 448}, "vision_chunk_size is 448, which this library does not know"),
     "lora": ({"lora_args": {"rank": 16}}, "lora_args"),
-    "no width": ({"dim": ...}, "dim is None"),
+    "no width": ({"dim": ...}, "dim is missing"),
     "no heads": ({"n_heads": "4"}, "n_heads is '4'"),
     "width": ({"dim": 25}, "dim 25 is no multiple of n_heads 4"),
     "layers": ({"n_layers": 10**12}, "n_layers is 1000000000000; expected at most"),
     "more layers than tensors": ({"n_layers": 40}, "40 layers, but there are only"),
     "vocabulary": ({"vocab_size": 61}, "shape"),
-    "eps": ({"norm_eps": None}, "norm_eps is None"),
+    "eps": ({"norm_eps": None}, "norm_eps is missing"),
     "theta": ({"rope_theta": "big"}, "rope_theta is 'big'"),
     "groups": ({"n_kv_heads": 3}, "cannot share"),
 }
@@ -123,7 +126,7 @@ MISTRAL_REFUSED = {
     "lora": ({"lora": {"rank": 64}}, "lora is"),
     "windows": ({"sliding_window": [4096, None]}, "sliding_window is"),
     "width": ({"dim": 0}, "dim is 0"),
-    "kv": ({"n_kv_heads": None}, "n_kv_heads is None"),
+    "kv": ({"n_kv_heads": None}, "n_kv_heads is missing"),
     "layers": ({"n_layers": 10**12}, "n_layers is 1000000000000; expected at most"),
     "more layers than tensors": ({"n_layers": 40}, "40 layers, but there are only"),
     "ffn": ({"hidden_dim": 41}, "shape"),
@@ -250,7 +253,7 @@ def test_names_and_shapes_of_the_published_models(name, sizes, more, count):
     """transformers' own model on the meta device has the tensors that the cell wants, and as many numbers as published."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from converters.formats.huggingface import config_from_hf, from_hf
+    from converters.formats.huggingface import config_from_hf, tensors_from_hf
     from msrnn.models.loading import check
     from msrnn.storage.lazy_tensors import LazyTensor
 
@@ -259,7 +262,7 @@ def test_names_and_shapes_of_the_published_models(name, sizes, more, count):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**facts), dtype=torch.bfloat16)
     assert sum(x.numel() for x in model.parameters()) == count
     config = config_from_hf(facts, {})
-    tensors = from_hf({name: LazyTensor.of(x) for name, x in model.state_dict().items()}, False, config.tied)
+    tensors = tensors_from_hf({name: LazyTensor.of(x) for name, x in model.state_dict().items()}, False, config.tied)
     assert check(config, tensors) == torch.bfloat16
     assert sum(torch.Size(x.shape).numel() for x in tensors.values()) == count
     preset = getattr(msrnn.models, name, None)

@@ -9,7 +9,7 @@ from support.tiny_checkpoints import folder_of, made, native, params
 
 import converters
 import msrnn
-from converters.files.sentencepiece import tokenizer
+from converters.tokenization.sentencepiece import read_tokenizer
 
 TEXTS = [
     "the sea was calm that morning, and the boat",
@@ -37,7 +37,7 @@ def trained(path, **more):
 )
 def test_ids_are_sentencepieces(more, tmp_path):
     theirs = trained(tmp_path / "tokenizer.model", **more)
-    ours = tokenizer(tmp_path / "tokenizer.model")
+    ours = read_tokenizer(tmp_path / "tokenizer.model")
     assert ours.get_vocab_size() == theirs.vocab_size()
     rng = random.Random(1)
     letters = [*sorted(set("".join(TEXTS))), "\n", "  ", "é", "🙂", "<tool>"]
@@ -64,15 +64,15 @@ def test_it_serves_and_goes_along(tmp_path):
     ("more", "said"),
     [
         ({"model_type": "unigram"}, "kind 1; expected 2, BPE"),
-        ({"normalization_rule_name": "nmt_nfkc"}, "normalises a text"),
-        ({"remove_extra_whitespaces": True}, "normalises a text"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalises texts"),
+        ({"remove_extra_whitespaces": True}, "normalises texts"),
         ({"user_defined_symbols": ["<tool>"]}, "user-defined tokens"),
     ],
 )
 def test_other_kinds_are_refused(more, said, tmp_path):
     trained(tmp_path / "tokenizer.model", **more)
     with pytest.raises(msrnn.Error, match=said):
-        tokenizer(tmp_path / "tokenizer.model")
+        read_tokenizer(tmp_path / "tokenizer.model")
 
 
 def test_other_files_and_damaged_ones_are_refused(tmp_path):
@@ -82,13 +82,13 @@ def test_other_files_and_damaged_ones_are_refused(tmp_path):
     for content in (b"", b"IQ== 0\nIg== 1\n", b"\xff" * 40):  # the second is how Llama 3's begins
         path.write_bytes(content)
         with pytest.raises(msrnn.Error, match="SentencePiece model" if content else "empty"):
-            tokenizer(path)
+            read_tokenizer(path)
     for _ in range(60):
         bad = bytearray(data[: rng.randrange(1, len(data) + 1)])
         bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
         try:
-            found = tokenizer(path)
+            found = read_tokenizer(path)
         except msrnn.Error:
             continue
         assert found.get_vocab_size() > 0

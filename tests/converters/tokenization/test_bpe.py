@@ -16,7 +16,9 @@ import tokenizers
 import transformers
 from support.gguf_files import write
 
-from converters.gguf.tokenizer import chat_template, tokenizer
+from converters.gguf.header import read_header
+from converters.gguf.weights import read_tokenizer
+from converters.tokenization import bpe
 from msrnn import Error
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -50,6 +52,10 @@ def texts():
 TEXTS = texts()
 
 
+def chat_template(path):
+    return bpe.chat_template(read_header(path).metadata, path)
+
+
 def refusing(sentence):
     return pytest.raises(Error, match=re.escape(sentence))
 
@@ -59,7 +65,7 @@ def refusing(sentence):
 
 @pytest.fixture(scope="module")
 def real(gguf_path):
-    return tokenizer(gguf_path)
+    return read_tokenizer(gguf_path)
 
 
 def test_real_ids_are_those_of_transformers(real, hf_folder):
@@ -164,7 +170,7 @@ def naive(text, pre, tokens, merges):
 
 @pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "llama3", "llama-v3"])
 def test_byte_level_ids_are_those_of_the_naive_way(byte_level, trained, pre):
-    rebuilt = tokenizer(byte_level(pre=pre, add_bos_token=False))
+    rebuilt = read_tokenizer(byte_level(pre=pre, add_bos_token=False))
     for kind, text in TEXTS.items():
         text = text[:40_000]
         spans = [span for _, span in rebuilt.pre_tokenizer.pre_tokenize_str(text)]
@@ -177,7 +183,7 @@ def test_byte_level_ids_are_those_of_the_naive_way(byte_level, trained, pre):
 
 
 def test_specials_are_found_in_the_text(byte_level):
-    rebuilt = tokenizer(byte_level())
+    rebuilt = read_tokenizer(byte_level())
     encoded = rebuilt.encode("</s><tool>a</s>")
     assert encoded.tokens == ["</s>", "<tool>", "a", "</s>"]
     assert rebuilt.decode(encoded.ids) == "<tool>a"  # user-defined tokens are text, control tokens are not
@@ -195,7 +201,7 @@ def test_specials_are_found_in_the_text(byte_level):
     ],
 )
 def test_begin_and_end_are_added_where_the_file_says_so(byte_level, said, tokens):
-    rebuilt = tokenizer(byte_level(**said))
+    rebuilt = read_tokenizer(byte_level(**said))
     assert rebuilt.encode("a").tokens == tokens
     assert rebuilt.encode("a", "a").tokens == tokens + tokens
     assert rebuilt.encode("a", add_special_tokens=False).tokens == ["a"]
@@ -251,7 +257,7 @@ def pieces(model):
 @pytest.mark.parametrize(("prefix", "fallback"), [(True, True), (False, True), (True, False)])
 def test_sentencepiece_ids_are_its_own(trainer, byte_level, prefix, fallback):
     model = trainer(add_dummy_prefix=prefix, byte_fallback=fallback)
-    rebuilt = tokenizer(byte_level(**pieces(model), add_space_prefix=prefix, merges=None))
+    rebuilt = read_tokenizer(byte_level(**pieces(model), add_space_prefix=prefix, merges=None))
     n_unknown = 0
     for kind, text in TEXTS.items():
         text = text if prefix else text[:3000] + "<tool>" + text[3000:]
@@ -267,7 +273,7 @@ def test_sentencepiece_ids_are_its_own(trainer, byte_level, prefix, fallback):
 def test_rows_never_used_are_never_made(byte_level):
     """Type 5: what llama.cpp's converter fills a vocabulary up with, among others; SentencePiece takes it apart again."""
     said = {"tokens": ["<unk>", "▁", "a", "b", "ab", "▁a"], "token_type": [2, 1, 1, 1, 5, 1]}
-    rebuilt = tokenizer(byte_level(model="llama", scores=[0.0, -3.0, -4.0, -5.0, -1.0, -2.0], add_bos_token=False, **said))
+    rebuilt = read_tokenizer(byte_level(model="llama", scores=[0.0, -3.0, -4.0, -5.0, -1.0, -2.0], add_bos_token=False, **said))
     assert rebuilt.encode("ab").tokens == ["▁a", "b"]
     assert rebuilt.encode("ac c").tokens == ["▁a", "<unk>", "▁", "<unk>"]
 
@@ -281,27 +287,27 @@ SCORES = {"model": "llama", "tokens": ["<unk>", "a"], "token_type": [2, 1], "sco
     ("said", "sentence"),
     [
         ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; expected 'gpt2' or 'llama'"),
-        ({"model": None}, "tokenizer.ggml.model is None; expected str"),
-        ({"tokens": None}, "tokenizer.ggml.tokens is None; expected list"),
+        ({"model": None}, "tokenizer.ggml.model is missing; expected str"),
+        ({"tokens": None}, "tokenizer.ggml.tokens is missing; expected list"),
         ({"tokens": [1, 2]}, "tokenizer.ggml.tokens is [1, 2]; expected list"),
         ({"token_type": [1]}, "tokens and 1 token types; expected one type for each"),
         ({"tokens": ["a", "a"], "token_type": [1, 1]}, "only 1 of 2 tokens differ"),
         ({"pre": "qwen2"}, "tokenizer.ggml.pre is 'qwen2'; expected 'smollm', 'gpt-2' or 'llama-bpe'"),
         ({"pre": None}, "tokenizer.ggml.pre is 'default'; expected 'smollm'"),
-        ({"merges": None}, "tokenizer.ggml.merges is None; expected list"),
-        ({"merges": ["ab"]}, "merge 'ab' is not of two tokens that make a third"),
-        ({"merges": ["a <s>"]}, "merge 'a <s>' is not of two tokens that make a third"),
-        ({"add_bos_token": True, "bos_token_id": None}, "tokenizer.ggml.bos_token_id is None; expected int"),
+        ({"merges": None}, "tokenizer.ggml.merges is missing; expected list"),
+        ({"merges": ["ab"]}, "merge 'ab' is no pair of tokens that join to a third"),
+        ({"merges": ["a <s>"]}, "merge 'a <s>' is no pair of tokens that join to a third"),
+        ({"add_bos_token": True, "bos_token_id": None}, "tokenizer.ggml.bos_token_id is missing; expected int"),
         ({"add_bos_token": True, "bos_token_id": 99999}, "tokenizer.ggml.bos_token_id is 99999; expected less than"),
         ({"add_bos_token": 1}, "tokenizer.ggml.add_bos_token is 1; expected bool"),
-        ({**SCORES, "scores": None}, "tokenizer.ggml.scores is None; expected list"),
+        ({**SCORES, "scores": None}, "tokenizer.ggml.scores is missing; expected list"),
         ({**SCORES, "scores": [0.0]}, "2 tokens and 1 scores; expected one score for each"),
-        ({**SCORES, "token_type": [1, 1]}, "neither an unknown token nor byte tokens"),
+        ({**SCORES, "token_type": [1, 1]}, "no unknown token and no byte tokens"),
     ],
 )
 def test_refused(byte_level, said, sentence):
     with refusing(sentence):
-        tokenizer(byte_level(**said))
+        read_tokenizer(byte_level(**said))
 
 
 def test_chat_template_absent_or_no_text(tmp_path):
@@ -313,5 +319,5 @@ def test_chat_template_absent_or_no_text(tmp_path):
 def test_no_package(byte_level, monkeypatch):
     path = byte_level()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with refusing('the package tokenizers is missing; expected it here: pip install "msrnn[gguf]"'):
-        tokenizer(path)
+    with refusing('the package tokenizers is missing; install it: pip install "msrnn[gguf]"'):
+        read_tokenizer(path)

@@ -1,0 +1,120 @@
+"""Find a source on this machine or on the hub, and detect its format."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from msrnn import Error
+from msrnn.models import Config, DecoderConfig
+from msrnn.storage.files import read_json
+
+from . import hub
+from .files import shards
+from .formats import huggingface, in_memory, meta, meta_layout, mistral, own
+from .source import Source
+
+
+def open_source(source: Any, revision: str | None) -> Source:
+    """Open a source of any kind (see :func:`converters.load`) without reading its tensors.
+
+    Raises:
+        Error: the source does not exist, is damaged, or has an unknown format or another kind of model.
+    """
+    if not isinstance(source, str | Path):
+        _check_no_revision(source, revision)
+        return source if isinstance(source, Source) else in_memory.open_checkpoint(source)
+    path = locate(source, revision)
+    return _format(path).open_checkpoint(path)
+
+
+def read_config(source: Any, revision: str | None) -> Config | DecoderConfig:
+    """Return the config of a source of any kind; its weights are not needed. Raises as :func:`open_source`."""
+    if not isinstance(source, str | Path):
+        _check_no_revision(source, revision)
+        return source.config if isinstance(source, Source) else in_memory.read_config(source)
+    path = locate(source, revision, weights=False)
+    return _format(path, weights=False).read_config(path)
+
+
+def locate(source: str | Path, revision: str | None, *, weights: bool = True) -> Path:
+    """Return the folder or the GGUF file of ``source`` on this machine, after a download if it is a hub id.
+
+    Args:
+        source: a path or a hub id.
+        revision: branch, tag or commit of a hub id.
+        weights: download the weights too, not only the small files.
+
+    Raises:
+        Error: no such path and no hub id, a path with a revision, or a failed download.
+    """
+    if not str(source):
+        raise Error("source is empty; expected a hub id (owner/name), a folder or a .gguf file")
+    path = Path(source)
+    try:
+        path.exists()
+    except OSError as wrong:  # a name that is too long, or a part without permission
+        raise Error(f"cannot read {source} ({wrong.strerror})") from None
+    if path.is_dir() or _is_gguf(path):
+        if revision is not None:
+            raise Error(f"revision is {revision!r}, but {path} is a local path; expected a revision with a hub id only")
+        return path
+    if not path.exists() and hub.is_id(str(source)):
+        return hub.fetch(str(source), revision, weights=weights)
+    found = "is neither a folder nor a GGUF file" if path.exists() else "does not exist, and is no hub id (owner/name) either"
+    raise Error(f"{source} {found}")
+
+
+def _check_no_revision(source: Any, revision: str | None) -> None:
+    if revision is not None:
+        kind = type(source).__name__
+        raise Error(f"revision is {revision!r}, but the source is a {kind}; expected a revision with a hub id only")
+
+
+def _is_gguf(path: Path) -> bool:
+    """Return True for the magic bytes or the suffix, because a damaged file needs an error message of the GGUF reader."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF" or path.suffix.lower() == ".gguf"
+    except OSError as wrong:
+        raise Error(f"cannot read {path} ({wrong.strerror})") from None
+
+
+def _format(path: Path, *, weights: bool = True) -> ModuleType:
+    """Return the module that reads ``path``; it has the functions ``open_checkpoint`` and ``read_config``.
+
+    Safetensors are preferred to pickles, and then Hugging Face's files to others.
+
+    Args:
+        path: a folder or a GGUF file.
+        weights: the files of the weights must be present.
+
+    Raises:
+        Error: the format is unknown.
+    """
+    if path.is_file():
+        from .gguf import weights as gguf  # deferred, because it needs an extra
+
+        return gguf
+    if own.matches(path):
+        return own
+    params = path / meta_layout.PARAMS
+    has_config, native = (path / "config.json").is_file(), None
+    if params.is_file():
+        native = mistral if "hidden_dim" in read_json(params) else meta
+    for name, module in (
+        (huggingface.SAFETENSORS, huggingface if has_config else None),
+        (meta_layout.SAFETENSORS, native),
+        (huggingface.PICKLE, huggingface if has_config else None),
+        (meta_layout.PICKLE, native),
+    ):
+        if module is not None and (shards.has(path, name) or not weights):
+            return module
+    files = sorted(file.name for file in path.iterdir())
+    if "adapter_config.json" in files:
+        raise Error(f"{path} is an adapter (LoRA), a change to a model; expected the model after the adapter is merged")
+    found = f"{', '.join(files[:6])}{', …' if len(files) > 6 else ''}" if files else "nothing"
+    expected = f"config.json and {huggingface.SAFETENSORS} or {huggingface.PICKLE} (or an index of shards)"
+    expected += f", or {meta_layout.PARAMS} and {meta_layout.SAFETENSORS} or {meta_layout.PICKLE}"
+    raise Error(f"{path} holds {found}; expected {expected}")

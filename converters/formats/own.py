@@ -1,0 +1,33 @@
+"""The library's own folders, as ``msrnn.load`` reads them."""
+
+from pathlib import Path
+
+from msrnn import Error
+from msrnn.models import Config, DecoderConfig, EncoderDecoderConfig, loading
+from msrnn.storage.files import read_json
+from msrnn.storage.safetensors_io import open_tensors
+
+from ..source import Source
+
+
+def matches(folder: Path) -> bool:
+    """Return True for a folder of the library's own."""
+    path = folder / "config.json"
+    return path.is_file() and read_json(path).get("format") == loading.FORMAT
+
+
+def open_checkpoint(folder: Path) -> Source:
+    """Open a folder.
+
+    Raises:
+        Error: the folder is damaged or has an encoder-decoder.
+    """
+    return Source(read_config(folder), open_tensors(folder / "model.safetensors"), loading.read_extra_files(folder))
+
+
+def read_config(folder: Path) -> Config | DecoderConfig:
+    """Return the config of a folder; raises as :func:`open_checkpoint`."""
+    config = loading.read_config(folder)
+    if isinstance(config, EncoderDecoderConfig):
+        raise Error(f"{folder} is an encoder-decoder; expected a decoder-only model (msrnn.load reads both)")
+    return config

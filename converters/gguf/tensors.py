@@ -1,0 +1,75 @@
+"""The tensors of a GGUF file: byte counts, offsets, dequantisation to float32."""
+
+import math
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msrnn.errors import Error
+
+from .header import Header
+
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+"""The quantisation types that can be read."""
+CHUNK = 2**22
+"""Number of values that are dequantised at once, because the gguf package makes several copies of its input."""
+
+
+def read_tensor(header: Header, name: str) -> Tensor:
+    """Return one tensor, dequantised to float32, in memory of its own."""
+    gguf, info, n_bytes = _gguf(), header.tensors[name], byte_count(header, name)
+    values = np.empty((math.prod(info.shape[:-1]), info.shape[-1]), np.float32)
+    row_bytes, chunk_rows = n_bytes // len(values), max(1, CHUNK // info.shape[-1])
+    for start in range(0, len(values), chunk_rows):
+        rows = values[start : start + chunk_rows]
+        data = np.fromfile(header.path, np.uint8, rows.shape[0] * row_bytes, offset=info.offset + start * row_bytes)
+        rows[:] = gguf.quants.dequantize(data.reshape(-1, row_bytes), gguf.GGMLQuantizationType(info.ggml_type))
+    return torch.from_numpy(values.reshape(info.shape))
+
+
+def byte_count(header: Header, name: str) -> int:
+    """Return the number of bytes of a tensor.
+
+    Raises:
+        Error: the quantisation type is not in ``TYPES``, a row is no multiple of the type's block, or the file is too short.
+    """
+    gguf, info, path = _gguf(), header.tensors[name], header.path
+    ggml_type = {int(x): x for x in gguf.GGMLQuantizationType}.get(info.ggml_type)
+    if ggml_type is None or ggml_type.name not in TYPES:
+        label = info.ggml_type if ggml_type is None else ggml_type.name
+        raise Error(f"{path}: tensor {name} is quantised as {label}; expected one of {', '.join(TYPES)}")
+    block_values, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
+    if info.shape[-1] % block_values:
+        raise Error(
+            f"{path}: tensor {name} has rows of {info.shape[-1]}; {ggml_type.name} expects a multiple of {block_values}"
+        )
+    count = math.prod(info.shape) // block_values * block_bytes
+    if info.offset + count > header.size:
+        raise Error(f"{path}: ends inside tensor {name}, at {header.size} bytes; expected {info.offset + count}")
+    return count
+
+
+def check_offsets(header: Header) -> None:
+    """Refuse tensors with gaps or overlaps, as llama.cpp does: each begins at the first aligned byte after the one before it.
+
+    Raises:
+        Error: an offset differs, bytes follow the last tensor, or :func:`byte_count` refuses a tensor.
+    """
+    at = end = header.start
+    for name, info in sorted(header.tensors.items(), key=lambda item: item[1].offset):
+        if info.offset != at:
+            raise Error(f"{header.path}: tensor {name} is at byte {info.offset}; expected {at}, after the one before it")
+        end = at + byte_count(header, name)
+        at = -(-end // header.alignment) * header.alignment
+    if not end <= header.size <= at:
+        raise Error(f"{header.path} has {header.size} bytes; expected {at}, where its last tensor ends")
+
+
+def _gguf() -> ModuleType:
+    try:
+        import gguf
+    except ImportError as fault:
+        raise Error('the package gguf is missing; install it to read GGUF files: pip install "msrnn[gguf]"') from fault
+    return gguf

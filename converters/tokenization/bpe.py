@@ -1,0 +1,183 @@
+"""Build the tokenizer that the metadata of a GGUF file describes, and return its chat template.
+
+LLaMA, Mistral and Yi need two kinds. ``llama`` is SentencePiece's BPE with a score per piece. ``gpt2`` is byte-level BPE, for
+which the file only names the rule that splits a text into words (``tokenizer.ggml.pre``); the regular expressions are those of
+the models' own tokenizers. Missing keys have llama.cpp's defaults (``src/llama-vocab.cpp``).
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msrnn.errors import Error
+
+from ..fields import Fields
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+"""Token types (``tokenizer.ggml.token_type``); tokens of type 5 are unused."""
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPACE = "▁"
+"""SentencePiece's character for a space."""
+MAX_TOKEN_CHARACTERS = 1000
+"""Real tokens have at most some hundreds, in runs of spaces."""
+
+
+def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> "Tokenizer":
+    """Return the tokenizer of a file: ``encode(text).ids`` are the token ids of the model.
+
+    Args:
+        metadata: the metadata of the GGUF file, or the same keys from another format.
+        path: the file, named in error messages.
+
+    Raises:
+        Error: the metadata have no tokenizer, an unknown kind or word splitting, or inconsistent values.
+    """
+    try:
+        import tokenizers
+    except ImportError as fault:
+        raise Error('the package tokenizers is missing; install it: pip install "msrnn[gguf]"') from fault
+    meta = Fields(metadata, path)
+    kind, tokens = _get(meta, "model", str), _get(meta, "tokens", list, of=str)
+    types = _get(meta, "token_type", list, [NORMAL] * len(tokens), of=int)
+    if len(types) != len(tokens) or not tokens:
+        raise Error(f"{path}: {len(tokens)} tokens and {len(types)} token types; expected one type for each token")
+    if (longest := max(map(len, tokens))) > MAX_TOKEN_CHARACTERS:
+        raise Error(f"{path}: a token has {longest} characters; expected at most {MAX_TOKEN_CHARACTERS}")
+    if len(set(tokens)) != len(tokens):
+        raise Error(f"{path}: only {len(set(tokens))} of {len(tokens)} tokens differ; expected each to be there once")
+    build = {"gpt2": _byte_level, "llama": _sentencepiece}.get(kind)
+    if build is None:
+        raise Error(f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2' or 'llama'")
+    try:
+        result = build(meta, tokens, types)
+        for token, token_type in zip(tokens, types, strict=True):
+            if token_type in (UNKNOWN, CONTROL, USER_DEFINED):  # matched in the text before it is split
+                added = tokenizers.AddedToken(token, special=token_type != USER_DEFINED, normalized=False)
+                (result.add_tokens if token_type == USER_DEFINED else result.add_special_tokens)([added])
+        _add_bos_and_eos(result, meta, tokens, bos_default=kind == "llama" or _pre(meta) in LLAMA3)
+    except (Error, KeyboardInterrupt):
+        raise
+    except BaseException as wrong:  # tokenizers raises no narrower class, and its panics are not even an Exception
+        raise Error(f"{path}: these tokens make no tokenizer ({wrong})") from None
+    return result
+
+
+def chat_template(metadata: Mapping[str, Any], path: Path) -> str | None:
+    """Return the Jinja chat template, or None if the file has none.
+
+    Raises:
+        Error: the template is no text; ``path`` is the file, named in the message.
+    """
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise Error(f"{path}: tokenizer.chat_template is {template!r:.60}; expected text")
+    return template
+
+
+def _get(meta: Fields, name: str, kind: type, default: Any = None, of: type = object) -> Any:
+    """Return ``tokenizer.ggml.<name>``, checked; without a default the key is required."""
+    key = f"tokenizer.ggml.{name}"
+    value = meta.values.get(key, default)
+    if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(x, of) for x in value)):
+        raise meta.error(key, f"{kind.__name__} for a tokenizer")
+    return value
+
+
+def _pre(meta: Fields) -> str:
+    return _get(meta, "pre", str, "default")
+
+
+def _byte_level(meta: Fields, tokens: list[str], types: list[int]) -> "Tokenizer":
+    """Return byte-level BPE: bytes are written as printable characters and merged within words in the order of ``merges``."""
+    from tokenizers import Tokenizer, decoders, models
+
+    vocab = {token: n for n, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ")) for merge in _get(meta, "merges", list, of=str)]
+    for merge in merges:
+        if len(merge) != 2 or not {*merge, "".join(merge)} <= vocab.keys():
+            raise Error(
+                f"{meta.where}: merge {' '.join(merge)!r} is no pair of tokens that join to a third; expected such a pair"
+            )
+    # Llama 3 first searches the vocabulary for the whole word, because no sequence of merges produces some of its tokens
+    result = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=_pre(meta) in LLAMA3))
+    result.pre_tokenizer = _word_splitter(meta)
+    result.decoder = decoders.ByteLevel()
+    return result
+
+
+def _word_splitter(meta: Fields) -> "PreTokenizer":
+    """Return the rule that splits a text into words. "default" is refused because it means that the rule is unknown."""
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+    pre = _pre(meta)
+    if pre in LLAMA3:
+        return Sequence([Split(Regex(LLAMA3_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
+    if pre == "gpt-2":
+        return gpt2
+    if pre == "smollm":
+        return Sequence([Digits(individual_digits=True), gpt2])
+    raise Error(f"{meta.where}: tokenizer.ggml.pre is {pre!r}; expected 'smollm', 'gpt-2' or {', '.join(map(repr, LLAMA3))}")
+
+
+def _sentencepiece(meta: Fields, tokens: list[str], types: list[int]) -> "Tokenizer":
+    """Return SentencePiece's BPE: characters are merged, best score first.
+
+    A character outside the vocabulary becomes its byte tokens or, without them, the unknown token.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    scores = _get(meta, "scores", list, of=float)
+    if len(scores) != len(tokens):
+        raise Error(f"{meta.where}: {len(tokens)} tokens and {len(scores)} scores; expected one score for each token")
+    has_bytes = BYTE in types
+    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
+    if unknown is None and not has_bytes:
+        raise Error(f"{meta.where} has no unknown token and no byte tokens; expected one kind for unknown characters")
+    pieces = {x: score for x, score, kind in zip(tokens, scores, types, strict=True) if kind == NORMAL}
+    vocab = {token: n for n, token in enumerate(tokens)}
+    result = Tokenizer(
+        models.BPE(vocab=vocab, merges=list(_merges(pieces)), unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes)
+    )
+    prefix = _get(meta, "add_space_prefix", bool, True)
+    start = [normalizers.Prepend(SPACE)] if prefix else []
+    result.normalizer = normalizers.Sequence([*start, normalizers.Replace(" ", SPACE)])
+    end = [decoders.Strip(" ", 1, 0)] if prefix else []
+    result.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *end])
+    return result
+
+
+def _merges(pieces: dict[str, float]) -> Iterator[tuple[str, str]]:
+    """Yield all pairs of pieces that join to a piece, best score first, as SentencePiece merges any two such neighbours."""
+    for piece in sorted(pieces, key=pieces.__getitem__, reverse=True):  # stable, so equal scores are in the order of ids
+        for cut in range(1, len(piece)):
+            if piece[:cut] in pieces and piece[cut:] in pieces:
+                yield piece[:cut], piece[cut:]
+
+
+def _add_bos_and_eos(result: "Tokenizer", meta: Fields, tokens: list[str], bos_default: bool) -> None:
+    """Add the begin and end tokens to every text if the file requests it; ``bos_default`` applies where the key is missing."""
+    from tokenizers.processors import TemplateProcessing
+
+    def special(name: str, default: bool) -> list[str]:
+        if not _get(meta, f"add_{name}_token", bool, default):
+            return []
+        n = _get(meta, f"{name}_token_id", int)
+        if not 0 <= n < len(tokens):
+            raise Error(f"{meta.where}: tokenizer.ggml.{name}_token_id is {n}; expected less than {len(tokens)}")
+        return [tokens[n]]
+
+    first, last = special("bos", bos_default), special("eos", False)
+    if first or last:
+        names = [(token, result.token_to_id(token)) for token in dict.fromkeys(first + last)]
+        pair = [*first, "$A:0", *last, *(f"{x}:1" for x in first), "$B:1", *(f"{x}:1" for x in last)]
+        result.post_processor = TemplateProcessing(single=[*first, "$A", *last], pair=pair, special_tokens=names)

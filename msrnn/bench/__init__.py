@@ -1,4 +1,4 @@
-"""``msrnn bench``: times and bytes on the machine at hand, beside other people's code.
+"""Benchmarks of time and memory on this machine, compared with transformers and kvpress.
 
-A section is a function ``(Bench) -> rows``; ``sections.py`` names them all.
+A section is a function ``(Bench) -> results``; ``sections.py`` lists all sections.
 """

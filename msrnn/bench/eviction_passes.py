@@ -1,26 +1,26 @@
-"""How many guesses the fold takes to decide a block (``msrnn/decide.py``)."""
+"""Number of iterations that the unroll needs to compute the evictions of a block (``msrnn/recurrence/eviction.py``)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..recurrence import unroll
 from ..recurrence.eviction import Block, Look
-from .result import Row
+from .result import Result
 from .settings import Bench
 
 
-def guesses(bench: Bench) -> Iterator[Row]:
-    """Looks at a block until all its evictions are right; 1 is a guess that was right at once."""
+def iterations(bench: Bench) -> Iterator[Result]:
+    """Yield the mean number of iterations per block with evictions; 1 is the minimum."""
     cell, ids = bench.cell(), bench.text(bench.tokens)
-    for form in (bench.tova, f"h2o:{bench.size}"):
+    for spec in (bench.tova, f"h2o:{bench.size}"):
         with counted() as counts:
-            cell(ids, cell.initial_state(1, form), last_only=True)
-        yield Row(f"guesses a block, {ids.shape[1]:,} tokens, {form}", "", sum(counts) / max(len(counts), 1))
+            cell(ids, cell.initial_state(1, spec), last_only=True)
+        yield Result(f"iterations per block, {ids.shape[1]:,} tokens, {spec}", "", sum(counts) / max(len(counts), 1))
 
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """Folds inside the block add how many looks each block of tokens took in which a row left."""
+    """Record the number of iterations of each block with evictions, for unrolls inside the ``with`` statement."""
     decide, counts = unroll.decide, list[int]()
 
     def counting(block: Block) -> tuple[Block, list[Look]]:

@@ -1,4 +1,4 @@
-"""Twenty prompts, written for this library: what decoding is measured with, by kind."""
+"""Twenty prompts of several kinds for measurements of decoding, written for this library."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,12 +10,14 @@ if TYPE_CHECKING:
 
 
 class Prompt(NamedTuple):
-    """A text to go on from.
+    """A text to continue.
 
     Attributes:
-        kind: ``prose``, ``chat``, ``code``, ``list``, ``language`` (another than English) or ``quote`` (the answer
-            repeats what was given).
-        text: said by the user of a chat where ``chat``, otherwise continued as it stands.
+        kind: ``prose``, ``chat``, ``code``, ``list``, ``language`` (not English) or ``quote`` (the answer repeats a part of the
+            prompt).
+        name: unique name.
+        text: the text.
+        chat: True if ``text`` is a user message, which the chat template renders; False if it is continued directly.
     """
 
     kind: str
@@ -24,7 +26,7 @@ class Prompt(NamedTuple):
     chat: bool = True
 
     def encode(self, cell: Cell, tokenizer: "tokenizers.Tokenizer") -> list[int]:
-        """Its ids; what is said in a chat as the model's own template writes it, if it has one."""
+        """Return the ids; a user message is rendered by the chat template of the model, if it has one."""
         text, template = self.text, cell.extra_files.get("chat_template.jinja")
         if self.chat and template is not None:
             marks = (cell.config.bos_token_id, next(iter(cell.config.eos_token_ids), None))
@@ -33,8 +35,8 @@ class Prompt(NamedTuple):
         return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def loops(tokens: list[int]) -> bool:
-    """Whether a text ends in a loop: its second half repeats itself, every quarter of the text at the latest."""
+def ends_in_loop(tokens: list[int]) -> bool:
+    """Return True if the second half of a text is periodic, with a period of at most a quarter of the text."""
     half = len(tokens) // 2
     return any(tokens[half:] == tokens[half - n : len(tokens) - n] for n in range(1, half // 2 + 1))
 

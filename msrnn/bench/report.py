@@ -1,47 +1,48 @@
-"""What was measured, as Markdown and as JSON."""
+"""Results as Markdown and as JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .result import Row
+from .result import Result
 
-HEADS = ("", "msrnn", "beside", "", "ratio (low … high)", "bound", "reached")
+HEADINGS = ("", "msrnn", "baseline", "", "ratio (low … high)", "target", "reached")
 
 
-def markdown(about: Mapping[str, str], tables: Mapping[str, Sequence[Row]]) -> str:
-    """The facts of the run, then every table under its heading."""
+def markdown(about: Mapping[str, str], tables: Mapping[str, Sequence[Result]]) -> str:
+    """Return the facts about the run as a list, followed by one table per heading."""
     lines = [f"- {name}: {value}" for name, value in about.items()]
-    for heading, rows in tables.items():
-        lines += ["", f"**{heading}**", "", *_table([HEADS, *map(_cells, rows)])]
+    for heading, results in tables.items():
+        lines += ["", f"**{heading}**", "", *_table([HEADINGS, *map(_cells, results)])]
     return "\n".join(lines)
 
 
-def as_json(about: Mapping[str, str], tables: Mapping[str, Sequence[Row]], complete: bool) -> dict[str, Any]:
-    """The same for programs; ``Row(**row)`` of what stands under ``row`` is the row again."""
+def as_json(about: Mapping[str, str], tables: Mapping[str, Sequence[Result]], complete: bool) -> dict[str, Any]:
+    """Return the same contents as a JSON object; ``Result(**row["row"])`` restores a result."""
     rows = [{"table": heading, "reached": row.reached, "row": asdict(row)} for heading in tables for row in tables[heading]]
     return {"about": dict(about), "complete": complete, "rows": rows}
 
 
-def line(row: Row) -> str:
-    """A row by itself, for who waits."""
-    work, ours, beside, theirs, ratio, bound, reached = _cells(row)
-    against = f", {beside} {theirs}" if theirs else ""
-    verdict = f" ({bound}: {reached})" if bound and reached else f" ({reached})" if reached else ""
-    return f"{work}: {ours}{against}{f', × {ratio}' if ratio else ''}{verdict}" if ours else f"{work}: {reached}"
+def line(result: Result) -> str:
+    """Return one result as a line of text, for progress output."""
+    workload, value, name, baseline, ratio, target, reached = _cells(result)
+    comparison = f", {name} {baseline}" if baseline else ""
+    verdict = f" ({target}: {reached})" if target and reached else f" ({reached})" if reached else ""
+    return f"{workload}: {value}{comparison}{f', × {ratio}' if ratio else ''}{verdict}" if value else f"{workload}: {reached}"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
-    if ratio and row.low != row.high:
-        ratio += f" ({row.low:.2f} … {row.high:.2f})"
-    reached = {None: "", True: "yes", False: "no"}[row.reached]
-    ours, theirs = ("" if x is None else f"{_number(x)} {row.unit}".strip() for x in (row.ours, row.theirs))
-    return row.work, ours, row.beside, theirs, ratio, row.bound, "; ".join(filter(None, (reached, row.note)))
+def _cells(result: Result) -> tuple[str, ...]:
+    ratio = "" if result.ratio is None else f"{result.ratio:.3f}"
+    if ratio and result.low != result.high:
+        ratio += f" ({result.low:.2f} … {result.high:.2f})"
+    reached = {None: "", True: "yes", False: "no"}[result.reached]
+    value, baseline = ("" if x is None else f"{_number(x)} {result.unit}".strip() for x in (result.value, result.baseline))
+    remarks = "; ".join(filter(None, (reached, result.note)))
+    return result.workload, value, result.baseline_name, baseline, ratio, result.target, remarks
 
 
 def _number(x: float) -> str:
-    """Three digits, or all before the point."""
+    """Format ``x`` with three significant digits, or with all digits before the point."""
     return f"{x:,.0f}" if x >= 100 else f"{x:#.3g}"
 
 

@@ -1,4 +1,4 @@
-"""One line of a table: what was measured, what it is set beside, and the bound that it should keep."""
+"""One line of a benchmark table: the value, the baseline, their ratio and the target for the ratio."""
 
 import operator
 from collections.abc import Sequence
@@ -8,49 +8,57 @@ from statistics import median
 SIGNS = {"≤": operator.le, "<": operator.lt, "≥": operator.ge}
 
 
-class Unmeasured(Exception):
-    """Why a row cannot be measured here; a section that raises it has no more rows."""
+class SkipBenchmark(Exception):
+    """The reason why a section cannot be measured; the section ends there."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one line says.
+class Result:
+    """One measured workload.
 
     Attributes:
-        work: what is done.
-        unit: of ``ours`` and ``theirs``.
-        ours, theirs: medians over the rounds; None where there is none.
-        beside: what ``theirs`` is.
-        ratio, low, high: ours ÷ theirs, taken round by round: the median, the lowest and the highest.
-        bound: such as ``≤ 1.25``, of the ratio; words may follow.
-        note: why something is missing, or what else there is to know.
+        workload: description of the work.
+        unit: unit of ``value`` and ``baseline``.
+        value, baseline: medians over the rounds, or None.
+        baseline_name: description of the baseline.
+        ratio, low, high: value ÷ baseline, computed within each round: the median, the minimum and the maximum.
+        target: a bound for ``ratio`` such as ``≤ 1.25``; other words may follow the number.
+        note: a remark, or the reason for missing values.
     """
 
-    work: str
+    workload: str
     unit: str = ""
-    ours: float | None = None
-    beside: str = ""
-    theirs: float | None = None
+    value: float | None = None
+    baseline_name: str = ""
+    baseline: float | None = None
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
-    bound: str = ""
+    target: str = ""
     note: str = ""
 
     @property
     def reached(self) -> bool | None:
-        """Whether the ratio keeps the bound; None where one of them is missing."""
-        if self.ratio is None or not self.bound:
+        """True if ``ratio`` is within ``target``; None without a ratio or a target."""
+        if self.ratio is None or not self.target:
             return None
-        sign, number, *_ = self.bound.split()
+        sign, number, *_ = self.target.split()
         return SIGNS[sign](self.ratio, float(number))
 
 
 def paired(
-    work: str, unit: str, ours: Sequence[float], beside: str = "", theirs: Sequence[float] = (), bound: str = "", note: str = ""
-) -> Row:
-    """The row of two ways that were measured in the same rounds; without ``theirs`` there is no ratio."""
-    if not theirs:
-        return Row(work, unit, median(ours), beside, bound=bound, note=note)
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return Row(work, unit, median(ours), beside, median(theirs), median(ratios), min(ratios), max(ratios), bound, note)
+    workload: str,
+    unit: str,
+    values: Sequence[float],
+    baseline_name: str = "",
+    baselines: Sequence[float] = (),
+    target: str = "",
+    note: str = "",
+) -> Result:
+    """Return the result of a workload and its baseline, measured in the same rounds; without ``baselines`` it has no ratio."""
+    if not baselines:
+        return Result(workload, unit, median(values), baseline_name, target=target, note=note)
+    ratios = [value / baseline for value, baseline in zip(values, baselines, strict=True)]
+    medians = {"value": median(values), "baseline": median(baselines), "ratio": median(ratios)}
+    spread = {"low": min(ratios), "high": max(ratios)}
+    return Result(workload, unit, baseline_name=baseline_name, **medians, **spread, target=target, note=note)

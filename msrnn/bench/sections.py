@@ -1,4 +1,4 @@
-"""What can be measured, by name and in order; a section is a function ``(Bench) -> rows``."""
+"""The sections of ``msrnn bench``, by name and in order."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -6,51 +6,53 @@ from typing import NamedTuple
 import torch
 
 from . import decoding, eviction_passes, memory, step, unroll
-from .result import Row, Unmeasured
+from .result import Result, SkipBenchmark
 from .settings import Bench
 
 
 class Section(NamedTuple):
+    """Heading of the table, and the function that measures the results."""
+
     table: str
-    """The heading its rows stand under."""
-    rows: Callable[[Bench], Iterable[Row]]
+    measure: Callable[[Bench], Iterable[Result]]
 
 
-READ, STEP, HELD, GUESSES = "Reading a text", "One token", "Memory", "Guesses"
+READING, STEP, MEMORY, SPECULATIVE = "Reading a text", "One token", "Memory", "Speculative decoding"
 SECTIONS = {
-    "fold": Section(READ, unroll.operators),
-    "long": Section(READ, unroll.long),
-    "half": Section(READ, unroll.half),
-    "ragged": Section(READ, unroll.ragged),
-    "guesses": Section(READ, eviction_passes.guesses),
+    "unroll": Section(READING, unroll.operators),
+    "long": Section(READING, unroll.long),
+    "bfloat16": Section(READING, unroll.bfloat16),
+    "ragged": Section(READING, unroll.ragged),
+    "guesses": Section(READING, eviction_passes.iterations),
     "step": Section(STEP, step.step),
     "kvpress": Section(STEP, step.kvpress),
     "bandwidth": Section(STEP, step.bandwidth),
-    "pure": Section(STEP, step.pure),
-    "few": Section(STEP, step.few),
+    "pure-step": Section(STEP, step.pure_step),
+    "small-unroll": Section(STEP, step.small_unroll),
     "batch": Section(STEP, step.batch),
-    "peak": Section(HELD, memory.peak),
-    "far": Section(HELD, memory.far),
-    "held": Section(HELD, memory.held),
+    "peak": Section(MEMORY, memory.peak),
+    "far-position": Section(MEMORY, memory.far_position),
+    "state-bytes": Section(MEMORY, memory.state_bytes),
 }
-GUESSING = {
-    "passes": Section(GUESSES, decoding.passes),
-    "decode": Section(GUESSES, decoding.decode),
-    "phrases": Section(GUESSES, decoding.phrases),
+SPECULATIVE_SECTIONS = {
+    "passes": Section(SPECULATIVE, decoding.passes),
+    "decode": Section(SPECULATIVE, decoding.decode),
+    "phrases": Section(SPECULATIVE, decoding.phrases),
 }
-"""These are measured where they are asked for: they write two thousand tokens again and again."""
+"""Sections that do not run by default, because they generate two thousand tokens several times."""
 
 
 def section(name: str) -> Section:
-    return SECTIONS[name] if name in SECTIONS else GUESSING[name]
+    """Return the section called ``name``."""
+    return SECTIONS[name] if name in SECTIONS else SPECULATIVE_SECTIONS[name]
 
 
-def measure(bench: Bench, name: str) -> Iterator[Row]:
-    """The rows of a section as they come; one that says why where it cannot go on."""
+def measure(bench: Bench, name: str) -> Iterator[Result]:
+    """Yield the results of a section; if the section fails, the last result states the reason in ``note``."""
     try:
         with torch.no_grad():
-            yield from section(name).rows(bench)
-    except Unmeasured as reason:
-        yield Row(name, note=str(reason))
-    except (MemoryError, RuntimeError) as wrong:  # torch's, mostly for want of room; the other sections can still be measured
-        yield Row(name, note=f"{type(wrong).__name__}: {(str(wrong) or 'out of memory').splitlines()[0]}")
+            yield from section(name).measure(bench)
+    except SkipBenchmark as reason:
+        yield Result(name, note=str(reason))
+    except (MemoryError, RuntimeError) as error:  # mostly torch out of memory; the other sections can still be measured
+        yield Result(name, note=f"{type(error).__name__}: {(str(error) or 'out of memory').splitlines()[0]}")

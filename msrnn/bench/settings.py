@@ -1,4 +1,4 @@
-"""What a section is given: the model, a text, how long and how often, and the peers."""
+"""Settings of a benchmark run, and the models that its sections share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,35 +7,37 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..cell.cell import Cell
 from ..state.state import State
 from .baselines.transformers import Transformers
-from .result import Unmeasured
-from .timing import Ways, seconds
+from .result import SkipBenchmark
+from .timing import Contenders, seconds
 
 if TYPE_CHECKING:
     import tokenizers
 
-BLOCK = 8
-"""Steps that are timed together."""
+STEPS = 8
+"""Number of steps that are timed together."""
 
 
 @dataclass
 class Bench:
-    """One run's settings, and what is loaded when a section asks for it.
+    """Settings of one run. Models are loaded when a section needs them.
 
     Attributes:
-        load: ``load(dtype=…) -> Cell`` on the device; can be pickled, so that another process can call it too.
-        export: gives a Hugging Face folder of the same weights, and the same one again.
-        tokenizer: gives the model's tokenizer; an :class:`~msrnn.Error` where it has none.
-        ids: ``(N,)`` int64 on the CPU, the text that is read.
-        dtype: in which all is measured but for what says otherwise.
-        tokens: of a text; some sections read multiples.
-        size: rows that H holds.
-        rounds: how often whole texts are read; steps, which are short, five times as often.
-        kvpress: a Python that has kvpress.
-        progress: whether to show bars.
+        load: ``load(dtype=…) -> Cell`` on the device; picklable, because worker processes call it too.
+        export: returns a Hugging Face folder of the same weights, the same one at every call.
+        tokenizer: returns the tokenizer of the model; raises :class:`~msrnn.Error` if it has none.
+        ids: ``(N,)`` int64 on the CPU, the text to read.
+        device: device of all models.
+        dtype: dtype of all models, except in sections that name another one.
+        tokens: length of a text; some sections read a multiple.
+        size: size of the eviction operators.
+        rounds: repetitions of whole texts; steps are short and have five times as many.
+        kvpress: a Python interpreter with kvpress installed, or None.
+        progress: True to show progress bars.
     """
 
     load: Callable[..., Cell]
@@ -50,74 +52,77 @@ class Bench:
     kvpress: Path | None = None
     progress: bool = False
     _cell: tuple[torch.dtype, Cell] | None = field(default=None, repr=False)
-    _peer: tuple[torch.dtype, Transformers | None] | None = field(default=None, repr=False)
+    _transformers: tuple[torch.dtype, Transformers | None] | None = field(default=None, repr=False)
 
     @property
     def tova(self) -> str:
-        """The operator that is measured where one is enough."""
+        """Spec string of the operator for sections that need only one."""
         return f"tova:{self.size}"
 
+    @property
+    def bars_disabled(self) -> bool | None:
+        """The ``disable`` argument of tqdm; None shows a bar only in a terminal."""
+        return None if self.progress else True
+
     def cell(self, dtype: torch.dtype | None = None) -> Cell:
-        """The cell in ``dtype`` (the run's, unless said); the last one asked for is kept."""
+        """Return the cell in ``dtype`` (default: that of the run); the last one is cached."""
         dtype = dtype or self.dtype
         if self._cell is None or self._cell[0] != dtype:
-            self._cell = None  # the old one goes first
+            self._cell = None  # frees the old cell before the new one is loaded
             self._cell = dtype, self.load(dtype=dtype)
         return self._cell[1]
 
-    def peer(self, dtype: torch.dtype | None = None) -> Transformers | None:
-        """transformers with the same weights, None where it is not installed; the last one asked for is kept."""
+    def transformers(self, dtype: torch.dtype | None = None) -> Transformers | None:
+        """Return the same model in transformers, or None if it is not installed; the last one is cached."""
         dtype = dtype or self.dtype
-        if self._peer is None or self._peer[0] != dtype:
-            self._peer = None
-            self._peer = dtype, Transformers(self.export, dtype, self.device) if Transformers.version() else None
-        return self._peer[1]
+        if self._transformers is None or self._transformers[0] != dtype:
+            self._transformers = None
+            self._transformers = dtype, Transformers(self.export, dtype, self.device) if Transformers.version() else None
+        return self._transformers[1]
 
     def text(self, count: int, start: int = 0) -> Tensor:
-        """``(1, count)`` ids from ``start`` on.
+        """Return ``(1, count)`` ids, beginning at ``start``.
 
         Raises:
-            Unmeasured: the text is too short.
+            SkipBenchmark: the text is too short.
         """
         if len(self.ids) < start + count:
-            raise Unmeasured(f"the text has {len(self.ids):,} tokens; {start + count:,} are needed")
+            raise SkipBenchmark(f"the text has {len(self.ids):,} tokens; expected at least {start + count:,}")
         return self.ids[None, start : start + count].to(self.device)
 
-    def full(self, cell: Cell, form: str | None = None, tokens: int | None = None) -> State:
-        """The state after so many tokens, one more than H holds unless said; under TOVA unless said."""
+    def full_state(self, cell: Cell, reduction: str | None = None, tokens: int | None = None) -> State:
+        """Return the state after ``tokens`` tokens (default: size + 1) under ``reduction`` (default: TOVA)."""
         ids = self.text(self.size + 1 if tokens is None else tokens)
-        return cell(ids, cell.initial_state(1, form or self.tova), last_only=True)[1]
+        return cell(ids, cell.initial_state(1, reduction or self.tova), last_only=True)[1]
 
-    def time(self, ways: Ways, rounds: int, *, warm: bool = True) -> dict[str, list[float]]:
-        """As :func:`~msrnn.bench.timing.seconds`, each way once unmeasured before if ``warm``, with a bar."""
-        from tqdm import tqdm
+    def time(self, contenders: Contenders, rounds: int, *, warm_up: bool = True) -> dict[str, list[float]]:
+        """Call :func:`~msrnn.bench.timing.seconds` with a progress bar; ``warm_up`` adds a round that is not counted."""
+        total, description = len(contenders) * (rounds + warm_up), ", ".join(contenders)[:60]
+        with tqdm(total=total, desc=description, leave=False, disable=self.bars_disabled) as bar:
+            if warm_up:
+                seconds(contenders, 1, self.device, bar.update)
+            return seconds(contenders, rounds, self.device, bar.update)
 
-        total = len(ways) * (rounds + warm)
-        with tqdm(total=total, desc=", ".join(ways)[:60], leave=False, disable=None if self.progress else True) as bar:
-            if warm:
-                seconds(ways, 1, self.device, bar.update)
-            return seconds(ways, rounds, self.device, bar.update)
-
-    def step_ms(self, ways: Ways) -> dict[str, list[float]]:
-        """Milliseconds a step of ways that take ``BLOCK`` steps each."""
-        spent = self.time(ways, 5 * self.rounds)
-        return {name: [1e3 * t / BLOCK for t in times] for name, times in spent.items()}
+    def step_ms(self, contenders: Contenders) -> dict[str, list[float]]:
+        """Return milliseconds per step of contenders that make ``STEPS`` steps per call."""
+        spent = self.time(contenders, 5 * self.rounds)
+        return {name: [1e3 * t / STEPS for t in times] for name, times in spent.items()}
 
 
-def moving(cell: Cell, state: State) -> Callable[[Tensor], object]:
-    """``step_`` of this state by a token ``(B,)``."""
+def in_place_step(cell: Cell, state: State) -> Callable[[Tensor], object]:
+    """Return the function ``token (B,) -> cell.step_(token, state)``."""
     return lambda token: cell.step_(token, state)
 
 
-def block_of(step: Callable[[Tensor], object], tokens: Tensor) -> Callable[[], None]:
-    """``BLOCK`` steps, on the tokens ``(B, T)`` one after the other, from the first again after the last."""
+def repeated(step: Callable[[Tensor], object], tokens: Tensor) -> Callable[[], None]:
+    """Return a function that makes ``STEPS`` steps per call, cycling through the columns of ``tokens (B, T)``."""
     columns = tokens.T.contiguous()
     n = 0
 
-    def some() -> None:
+    def steps() -> None:
         nonlocal n
-        for _ in range(BLOCK):
+        for _ in range(STEPS):
             step(columns[n % len(columns)])
             n += 1
 
-    return some
+    return steps

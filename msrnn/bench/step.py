@@ -1,4 +1,4 @@
-"""One token: the step beside transformers' and kvpress', beside the memory's pace, and beside itself in other dress."""
+"""One token: a step compared with transformers, with kvpress, with the memory bandwidth, and with other uses of the cell."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,107 +9,113 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..state.state import State
 from .baselines.kvpress import decoding, versions
-from .baselines.transformers import MISSING
-from .result import Row, paired
-from .settings import BLOCK, Bench, block_of, moving
-from .timing import Ways
+from .baselines.transformers import MISSING, NAME
+from .result import Result, paired
+from .settings import STEPS, Bench, in_place_step, repeated
+from .timing import Contenders
 
-FEW, MANY = 16, 16
-"""Tokens folded at once, and sequences side by side."""
-LARGE = 2**29
-"""Bytes that are summed to know the machine's pace: more than a processor keeps near itself."""
+UNROLL_TOKENS, BATCH_SIZE = 16, 16
+SUMMED_BYTES = 2**29
+"""Size of the tensor whose sum measures the memory bandwidth; larger than the CPU caches."""
 
 
-def step(bench: Bench) -> Iterator[Row]:
-    """``step_`` on a full H beside transformers' step at that length."""
+def step(bench: Bench) -> Iterator[Result]:
+    """Compare ``step_`` on a full H with a step of transformers at the same length."""
     for dtype in dict.fromkeys((bench.dtype, torch.bfloat16)):
         cell = bench.cell(dtype)
-        ways = {"ours": block_of(_moving(bench, cell), bench.text(bench.size))}
-        work = f"step_, {bench.tova}, {_name(cell)}"
-        yield from _beside_step(bench, dtype, work, ways, "≤ 0.65" if dtype == torch.float32 else "≤ 0.7")
+        steps = repeated(_step_on_full_state(bench, cell), bench.text(bench.size))
+        workload = f"step_, {bench.tova}, {_dtype_name(cell)}"
+        target = "≤ 0.65" if dtype == torch.float32 else "≤ 0.7"
+        yield from _against_transformers(bench, dtype, workload, steps, target, "ms/token")
 
 
-def few(bench: Bench) -> Iterator[Row]:
-    """A fold of some tokens on a full H, with all their logits, beside one step of transformers."""
+def small_unroll(bench: Bench) -> Iterator[Result]:
+    """Compare the unroll of a few tokens on a full H, with all logits, with one step of transformers."""
     cell = bench.cell()
-    full, ids = bench.full(cell), bench.text(FEW)
-    ways = {"ours": lambda: [cell(ids, full) for _ in range(BLOCK)]}
-    yield from _beside_step(bench, bench.dtype, f"fold of {FEW} tokens on {bench.tova}", ways, "≤ 1.5 (aim 1.3)", "ms")
+    state, ids = bench.full_state(cell), bench.text(UNROLL_TOKENS)
+    workload = f"unroll of {UNROLL_TOKENS} tokens on {bench.tova}"
+
+    def unroll() -> None:
+        for _ in range(STEPS):
+            cell(ids, state)
+
+    yield from _against_transformers(bench, bench.dtype, workload, unroll, "≤ 1.5 (aim 1.3)", "ms")
 
 
-def batch(bench: Bench) -> Iterator[Row]:
-    """``step_`` of some sequences at once beside one step of transformers for one."""
+def batch(bench: Bench) -> Iterator[Result]:
+    """Compare ``step_`` of a batch with one step of transformers at batch size 1."""
     cell = bench.cell()
-    ids = bench.text(MANY * bench.size).view(MANY, -1)
-    ways = {"ours": block_of(_moving(bench, cell, MANY), ids)}
-    yield from _beside_step(bench, bench.dtype, f"step_ at batch {MANY}, {bench.tova}", ways, "≤ 2", "ms")
+    ids = bench.text(BATCH_SIZE * bench.size).view(BATCH_SIZE, -1)
+    steps = repeated(_step_on_full_state(bench, cell, BATCH_SIZE), ids)
+    yield from _against_transformers(bench, bench.dtype, f"step_ at batch {BATCH_SIZE}, {bench.tova}", steps, "≤ 2", "ms")
 
 
-def _beside_step(bench: Bench, dtype: torch.dtype, work: str, ways: Ways, bound: str, unit: str = "ms/token") -> Iterator[Row]:
-    peer = bench.peer(dtype)
-    if peer:
+def _against_transformers(
+    bench: Bench, dtype: torch.dtype, workload: str, steps: Callable[[], object], target: str, unit: str
+) -> Iterator[Result]:
+    contenders: Contenders = {"msrnn": steps}
+    baseline = bench.transformers(dtype)
+    if baseline:
         ids = bench.text(bench.size)
-        ways = {**ways, "transformers": block_of(partial(peer.step, cache=peer.read(ids)), ids)}
-    spent = bench.step_ms(ways)
-    beside, note = f"transformers, step at length {bench.size}", "" if peer else MISSING
-    yield paired(work, unit, spent["ours"], beside, spent.get("transformers", ()), bound, note)
+        contenders = {**contenders, NAME: repeated(partial(baseline.step, cache=baseline.read(ids)), ids)}
+    spent = bench.step_ms(contenders)
+    name, note = f"{NAME}, step at length {bench.size}", "" if baseline else MISSING
+    yield paired(workload, unit, spent["msrnn"], name, spent.get(NAME, ()), target, note)
 
 
-def kvpress(bench: Bench) -> Iterator[Row]:
-    """``step_`` beside kvpress, which cuts as often, in its own environment."""
+def kvpress(bench: Bench) -> Iterator[Result]:
+    """Compare ``step_`` with kvpress, which also evicts after every token."""
     cell = bench.cell()
     ids = bench.text(bench.size)
-    with decoding(bench, ids, BLOCK) as block:
-        spent = bench.step_ms({"ours": block_of(_moving(bench, cell), ids), "kvpress": block})
+    with decoding(bench, ids, STEPS) as decode:
+        spent = bench.step_ms({"msrnn": repeated(_step_on_full_state(bench, cell), ids), "kvpress": decode})
     assert bench.kvpress is not None
-    work, beside = f"step_, {bench.tova}, {_name(cell)}", f"kvpress {versions(bench.kvpress)}"
-    yield paired(work, "ms/token", spent["ours"], beside, spent["kvpress"], "≤ 0.5")
+    workload, name = f"step_, {bench.tova}, {_dtype_name(cell)}", f"kvpress {versions(bench.kvpress)}"
+    yield paired(workload, "ms/token", spent["msrnn"], name, spent["kvpress"], "≤ 0.5")
 
 
-def bandwidth(bench: Bench) -> Iterator[Row]:
-    """The parameters' bytes that a token needs, over its time, beside the pace at which a large tensor is summed."""
-    cell, large = bench.cell(), torch.ones(LARGE // 4, device=bench.device)
-    ways: Ways = {
-        "step": block_of(_moving(bench, cell), bench.text(bench.size)),
-        "sum": lambda: [large.sum() for _ in range(BLOCK)],
-    }
-    spent = bench.time(ways, 5 * bench.rounds)
-    ours = [BLOCK * bytes_read(cell) / t / 1e9 for t in spent["step"]]
-    theirs = [BLOCK * LARGE / t / 1e9 for t in spent["sum"]]
-    work = f"parameters read in a step_, {bench.tova}, {_name(cell)}"
-    yield paired(work, "GB/s", ours, f"summing {LARGE / 1e6:.0f} MB", theirs, "≥ 0.45 (aim 0.5)")
+def bandwidth(bench: Bench) -> Iterator[Result]:
+    """Compare the parameter bytes that a step reads per second with the rate at which a large tensor is summed."""
+    cell, large = bench.cell(), torch.ones(SUMMED_BYTES // 4, device=bench.device)
+
+    def sums() -> None:
+        for _ in range(STEPS):
+            large.sum()
+
+    steps = repeated(_step_on_full_state(bench, cell), bench.text(bench.size))
+    spent = bench.time({"step": steps, "sum": sums}, 5 * bench.rounds)
+    values = [STEPS * bytes_read(cell) / t / 1e9 for t in spent["step"]]
+    baselines = [STEPS * SUMMED_BYTES / t / 1e9 for t in spent["sum"]]
+    workload, name = f"parameters read in a step_, {bench.tova}, {_dtype_name(cell)}", f"summing {SUMMED_BYTES / 1e6:.0f} MB"
+    yield paired(workload, "GB/s", values, name, baselines, "≥ 0.45 (aim 0.5)")
 
 
 def bytes_read(cell: Cell) -> int:
-    """Bytes of the parameters that a step reads: all, but for the rows of an embedding that is not the head as well."""
+    """Return the bytes of the parameters that a step reads: all of them, except an embedding that is not also the LM head."""
     everything = sum(x.nbytes for x in cell.parameters())
     return everything if cell.config.tied else everything - cell.get_parameter("embed.weight").nbytes
 
 
-def pure(bench: Bench) -> Iterator[Row]:
-    """``step``, which leaves the state as it was, beside ``step_``."""
+def pure_step(bench: Bench) -> Iterator[Result]:
+    """Compare ``step``, which does not modify its state, with ``step_``."""
     cell = bench.cell()
-    for form, tokens, bound in ((bench.tova, bench.size + 1, "≤ 1.1"), ("full", deep(bench), "≤ 1.15")):
-        start = bench.full(cell, form, tokens)
-        kept = {"step": start, "step_": start.clone()}
+    far = 4000 * bench.tokens // 2048  # 4,000 for the default length of a text
+    for spec, tokens, target in ((bench.tova, bench.size + 1, "≤ 1.1"), ("full", far, "≤ 1.15")):
+        start = bench.full_state(cell, spec, tokens)
+        states = {"step": start, "step_": start.clone()}
 
-        def move(token: Tensor, name: str, kept: dict[str, State] = kept) -> None:
-            _, kept[name] = getattr(cell, name)(token, kept[name])
+        def advance(token: Tensor, name: str, states: dict[str, State] = states) -> None:
+            _, states[name] = getattr(cell, name)(token, states[name])
 
-        spent = bench.step_ms({name: block_of(partial(move, name=name), bench.text(bench.size)) for name in kept})
-        work = f"step, {form}, position {tokens:,}"
-        yield paired(work, "ms/token", spent["step"], "step_", spent["step_"], bound)
-
-
-def deep(bench: Bench) -> int:
-    """4,000 tokens where texts are of 2,048."""
-    return 4000 * bench.tokens // 2048
+        spent = bench.step_ms({name: repeated(partial(advance, name=name), bench.text(bench.size)) for name in states})
+        workload = f"step, {spec}, position {tokens:,}"
+        yield paired(workload, "ms/token", spent["step"], "step_", spent["step_"], target)
 
 
-def _moving(bench: Bench, cell: Cell, batch_size: int = 1) -> Callable[[Tensor], object]:
-    """``step_`` on a full H of its own, as many times side by side as asked."""
-    return moving(cell, bench.full(cell).select([0] * batch_size))
+def _step_on_full_state(bench: Bench, cell: Cell, batch_size: int = 1) -> Callable[[Tensor], object]:
+    """Return ``step_`` on a new full H, repeated to ``batch_size`` sequences."""
+    return in_place_step(cell, bench.full_state(cell).select([0] * batch_size))
 
 
-def _name(cell: Cell) -> str:
-    return str(cell.marks[0].dtype).removeprefix("torch.")
+def _dtype_name(cell: Cell) -> str:
+    return str(next(cell.parameters()).dtype).removeprefix("torch.")

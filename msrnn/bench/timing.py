@@ -1,35 +1,35 @@
-"""Times of several ways to do a thing, taken in turn: what disturbs the machine for a while disturbs them all."""
+"""Interleaved timing of several implementations, so that temporary load affects all of them."""
 
 import time
 from collections.abc import Callable, Mapping
 
 import torch
 
-Ways = Mapping[str, Callable[[], object]]
+Contenders = Mapping[str, Callable[[], object]]
 
 
-def seconds(ways: Ways, rounds: int, device: torch.device, tick: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of every way in every round. Each round takes all ways in turn, every other one backwards.
+def seconds(contenders: Contenders, rounds: int, device: torch.device, tick: Callable[[], object]) -> dict[str, list[float]]:
+    """Return the seconds of every contender in every round. Every second round runs the contenders in reverse order.
 
     Args:
-        ways: by name.
-        rounds: how many.
-        device: where they compute; a GPU is waited for.
-        tick: called after each.
+        contenders: functions to time, by name.
+        rounds: number of rounds.
+        device: the device of the functions; a GPU is synchronised before and after each call.
+        tick: called after each call.
     """
-    spent: dict[str, list[float]] = {name: [] for name in ways}
+    spent: dict[str, list[float]] = {name: [] for name in contenders}
     for n in range(rounds):
-        for name, way in list(ways.items())[:: -1 if n % 2 else 1]:
-            wait(device)
+        for name, function in list(contenders.items())[:: -1 if n % 2 else 1]:
+            synchronize(device)
             start = time.perf_counter()
-            way()
-            wait(device)
+            function()
+            synchronize(device)
             spent[name].append(time.perf_counter() - start)
             tick()
     return spent
 
 
-def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was told; a CPU has."""
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU to finish its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

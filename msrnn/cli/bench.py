@@ -22,8 +22,8 @@ from ..bench.baselines.kvpress import versions
 from ..bench.baselines.transformers import Transformers, is_hugging_face
 from ..bench.curve import Point, curve
 from ..bench.report import as_json, line, markdown
-from ..bench.result import Row, Unmeasured
-from ..bench.sections import GUESSING, SECTIONS, measure, section
+from ..bench.result import Result, SkipBenchmark
+from ..bench.sections import SECTIONS, SPECULATIVE_SECTIONS, measure, section
 from ..bench.settings import Bench
 from ..errors import Error
 from ..reductions.registry import parse_reduction
@@ -39,16 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn bench``."""
     add_model_arguments(parser, dtype="float32")
     sections = parser.add_mutually_exclusive_group()
-    names, last = ", ".join([*SECTIONS, *GUESSING]), list(SECTIONS)[-1]
+    names, last = ", ".join([*SECTIONS, *SPECULATIVE_SECTIONS]), list(SECTIONS)[-1]
     sections.add_argument(
         "--only", type=section_names, metavar="NAME,...", help=f"sections to run, of: {names} (default: all up to {last})"
     )
     sections.add_argument(
         "--decode",
         action="store_const",
-        const=list(GUESSING),
+        const=list(SPECULATIVE_SECTIONS),
         dest="only",
-        help=f"run the sections on speculative decoding: {', '.join(GUESSING)}",
+        help=f"run the sections on speculative decoding: {', '.join(SPECULATIVE_SECTIONS)}",
     )
     parser.add_argument("--text", metavar="FILE", type=Path, help="UTF-8 text to read (default: random ids)")
     parser.add_argument("--tokens", metavar="N", type=positive_int, default=2048, help="length of a text (default: 2048)")
@@ -66,7 +66,7 @@ def section_names(text: str) -> list[str]:
     Raises:
         ArgumentTypeError: a name is unknown.
     """
-    names, known = text.split(","), [*SECTIONS, *GUESSING]
+    names, known = text.split(","), [*SECTIONS, *SPECULATIVE_SECTIONS]
     if unknown := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a section; expected some of {', '.join(known)}")
     return list(dict.fromkeys(names))
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
             progress=True,
         )
         about = _about(args, bench, source)
-        tables: dict[str, list[Row]] = {}
+        tables: dict[str, list[Result]] = {}
         points: list[Point] = []
         complete = False
         try:
@@ -112,8 +112,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     check_device(args)
-    for form in (f"tova:{args.size}", f"h2o:{args.size}", f"sinks:{args.size}:4"):
-        parse_reduction(form)
+    for spec in (f"tova:{args.size}", f"h2o:{args.size}", f"sinks:{args.size}:4"):
+        parse_reduction(spec)
     if args.tokens <= max(args.size, 15):
         raise Error(f"--tokens is {args.tokens}; expected at least 16, and more than --size, {args.size}, so that H is full")
     if args.kvpress_python:
@@ -162,12 +162,12 @@ def _points(bench: Bench) -> Iterator[Point]:
     try:
         with torch.no_grad():
             yield from curve(bench)
-    except Unmeasured as reason:
+    except SkipBenchmark as reason:
         print(f"no plot: {reason}", file=sys.stderr)
 
 
 def _write(
-    args: argparse.Namespace, about: dict[str, str], tables: dict[str, list[Row]], points: list[Point], complete: bool
+    args: argparse.Namespace, about: dict[str, str], tables: dict[str, list[Result]], points: list[Point], complete: bool
 ) -> None:
     print(markdown(about, tables), flush=True)
     if args.json:

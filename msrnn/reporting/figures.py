@@ -151,8 +151,8 @@ def draw_bench(points: Sequence["Point"], path: str | Path, *, title: str = "") 
     figure = Figure(figsize=(10, 4), layout="constrained")
     time, held = figure.subplots(1, 2)
     markers = iter("os^Dv")
-    for way in dict.fromkeys(point.way for point in points):
-        its, marker = [point for point in points if point.way == way], next(markers)
+    for way in dict.fromkeys(point.name for point in points):
+        its, marker = [point for point in points if point.name == way], next(markers)
         positions = [point.position for point in its]
         time.plot(positions, [point.ms for point in its], label=way, marker=marker, markersize=5)
         held.plot(positions, [point.nbytes / 1e6 for point in its], label=way, marker=marker, markersize=5)

@@ -1,1 +1,1 @@
-"""The libraries that the benchmark compares with."""
+"""Other libraries that the benchmarks compare with."""

@@ -1,7 +1,7 @@
-"""kvpress' side of a comparison, run by a Python that has it; nothing of msrnn is needed here. See ``press.py``.
+"""The worker process of ``kvpress.py``. It runs in an environment with kvpress and without msrnn.
 
-Reads the ids given, then for every line of standard input, a number, decodes as many tokens and answers with the length of its
-cache.
+The first line of standard input is a JSON object with the arguments of ``main``. Every further line is a number of tokens to
+decode. Each line is answered with the length of the cache.
 """
 
 import json
@@ -13,8 +13,9 @@ import torch
 
 
 def main(folder: str, ids: list[int], size: int, dtype: str, device: str, threads: int) -> None:
+    """Read ``ids`` in one dense forward pass, then decode as many tokens as each line of standard input requests."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keeps the prints of libraries apart from the answers
     torch.set_num_threads(threads)
     import kvpress
     import transformers
@@ -30,12 +31,12 @@ def main(folder: str, ids: list[int], size: int, dtype: str, device: str, thread
         print(cache.get_seq_length(), file=answers, flush=True)
         for line in sys.stdin:
             for _ in range(int(line)):
-                token, place = text[:, position % len(ids), None], torch.tensor([[position]], device=device)
-                model(token, past_key_values=cache, position_ids=place)
+                token, position_ids = text[:, position % len(ids), None], torch.tensor([[position]], device=device)
+                model(token, past_key_values=cache, position_ids=position_ids)
                 position += 1
             if device.startswith("cuda"):
                 torch.cuda.synchronize()
             print(cache.get_seq_length(), file=answers, flush=True)
 
 
-main(**json.loads(sys.argv[1]))
+main(**json.loads(sys.stdin.readline()))

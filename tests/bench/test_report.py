@@ -1,0 +1,20 @@
+"""Results as Markdown and as lines of text."""
+
+from msrnn.bench.report import line, markdown
+from msrnn.bench.result import Result, paired
+
+ROWS = [paired("a, b", "ms", [1.5, 3.0, 0.5], "c", [1.0, 1000.0, 0.25], "≤ 2", "so"), Result("d", note="why")]
+
+
+def test_table_is_markdown():
+    assert markdown({"on": "a day"}, {"One token": ROWS}) == (
+        "- on: a day\n\n**One token**\n\n"
+        "|      | msrnn   | baseline |         | ratio (low … high)  | target | reached |\n"
+        "|------|---------|----------|---------|---------------------|--------|---------|\n"
+        "| a, b | 1.50 ms | c        | 1.00 ms | 1.500 (0.00 … 2.00) | ≤ 2    | yes; so |\n"
+        "| d    |         |          |         |                     |        | why     |"
+    )
+
+
+def test_line_has_the_same_cells():
+    assert [line(row) for row in ROWS] == ["a, b: 1.50 ms, c 1.00 ms, × 1.500 (0.00 … 2.00) (≤ 2: yes; so)", "d: why"]

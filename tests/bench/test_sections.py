@@ -1,0 +1,65 @@
+"""Every section yields its rows; failures become notes."""
+
+import sys
+
+import pytest
+from support.benchmarks import TOKENS
+
+from msrnn.bench.curve import curve
+from msrnn.bench.sections import SECTIONS, measure
+from msrnn.bench.settings import Bench
+
+WORKLOADS = {
+    "unroll": ["read 32 tokens, tova:8", "… h2o:8", "… window:8", "… sinks:8:4", "… full"],
+    "long": ["read 128 tokens, tova:8"],
+    "bfloat16": ["read 32 tokens, tova:8, bfloat16"],
+    "ragged": ["read 8 texts of 4 … 32 tokens, tova:8"],
+    "guesses": ["iterations per block, 32 tokens, tova:8", "… h2o:8"],
+    "step": ["step_, tova:8, float32", "… bfloat16"],
+    "bandwidth": ["parameters read in a step_, tova:8, float32"],
+    "pure-step": ["step, tova:8, position 9", "step, full, position 62"],
+    "small-unroll": ["unroll of 16 tokens on tova:8"],
+    "batch": ["step_ at batch 16, tova:8"],
+    "peak": [f"peak over the parameters, read 512 tokens, tova:8{more}" for more in ("", ", freed memory given back")],
+    "far-position": ["step_, tova:8, position 312", "resident memory, tova:8, position 312"],
+    "state-bytes": ["H after 32 tokens, tova:8", "… h2o:8", "… window:8"],
+}
+WITHOUT_TARGET = {"guesses", "state-bytes"}
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_section_has_its_rows(name, bench):
+    rows = list(measure(bench, name))
+    for row, workload in zip(rows, WORKLOADS[name], strict=True):
+        assert row.workload.endswith(workload.removeprefix("… ")), row
+        assert row.value > 0
+        assert row.note == ""
+        assert (row.reached is None) == (name in WITHOUT_TARGET)
+
+
+def test_every_section_is_tested():
+    assert SECTIONS.keys() - WORKLOADS.keys() == {"kvpress"}
+
+
+def test_without_transformers_rows_have_a_note(monkeypatch, bench):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for name in ("unroll", "long", "step", "small-unroll", "batch"):
+        for row in measure(bench, name):
+            assert row.value > 0
+            assert (row.ratio, row.reached) == (None, None)
+            assert row.note == "transformers is not installed"
+    assert {point.name for point in curve(bench)} == {"tova:8", "full"}
+
+
+def test_text_that_is_too_short_is_the_note(bench):
+    bench.ids = bench.ids[: TOKENS + 3]
+    assert [row.note for row in measure(bench, "long")] == ["the text has 35 tokens; expected at least 128"]
+    assert all(row.ratio for row in measure(bench, "small-unroll"))
+
+
+def test_out_of_memory_is_the_note(monkeypatch, bench):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nand more")
+
+    monkeypatch.setattr(Bench, "cell", fail)
+    assert [row.note for row in measure(bench, "state-bytes")] == ["RuntimeError: DefaultCPUAllocator: can't allocate memory"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.tiny_tokenizer import talking_cell, tiny_tokenizer
+from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.bench import decoding, prompts
 from msrnn.bench.settings import Bench
@@ -12,7 +12,7 @@ from msrnn.bench.settings import Bench
 def bench(monkeypatch):
     monkeypatch.setattr(decoding, "MAX_NEW_TOKENS", 8)
     monkeypatch.setattr(decoding, "PROMPTS", [p for p in prompts.PROMPTS if p.name in ("story", "bread", "stack", "letter")])
-    cell = talking_cell(dtype=torch.float32)
+    cell = chat_cell(dtype=torch.float32)
     ids = torch.arange(99)
     return Bench(lambda dtype: cell, lambda: None, tiny_tokenizer, ids, torch.device("cpu"), tokens=32, size=8, rounds=1)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open, save_file
 from support.tiny_models import assert_same, tiny_cell
-from support.tiny_tokenizer import TEMPLATES, talking_cell, tiny_tokenizer
+from support.tiny_tokenizer import TEMPLATES, chat_cell, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import converters
@@ -15,7 +15,7 @@ from msrnn.chat.history import KEPT
 
 SYSTEM = {"Mistral": None}  # its template knows none
 REWRITES = (
-    *("Llama 2", "the system text moves", "thoughts are taken out"),
+    *("Llama 2", "the system text moves", "reasoning is removed"),
     "Llama 3",  # because of the tokenizer here: two newlines are one token at the end of a text, and two before a letter
 )
 LINES = ("hello the other", "what on earth is it?", "the end", "one more")
@@ -23,7 +23,7 @@ LINES = ("hello the other", "what on earth is it?", "the end", "one more")
 
 def tiny_chat(template=TEMPLATES["ChatML"], seed=1, **settings):
     settings = {"reduction": "tova:24", "max_new_tokens": 20, **settings}
-    return msrnn.Chat(talking_cell(template, seed), tiny_tokenizer(), **settings)
+    return msrnn.Chat(chat_cell(template, seed), tiny_tokenizer(), **settings)
 
 
 def said(chat, text):
@@ -211,7 +211,7 @@ def test_marks_are_not_heard():
 
 def test_the_mark_behind_an_answer_ends_it():
     known = tiny_chat(seed=4)
-    unknown = msrnn.Chat(talking_cell(seed=4, eos_token_ids=()), tiny_tokenizer(), reduction="tova:24", max_new_tokens=30)
+    unknown = msrnn.Chat(chat_cell(seed=4, eos_token_ids=()), tiny_tokenizer(), reduction="tova:24", max_new_tokens=30)
     known.max_new_tokens = 30
     assert said(known, LINES[0]) == said(unknown, LINES[0])
     assert known.last == unknown.last

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from support.tiny_tokenizer import TEMPLATES, talking_cell, tiny_tokenizer
+from support.tiny_tokenizer import TEMPLATES, chat_cell, tiny_tokenizer
 
 import msrnn
 
@@ -21,7 +21,7 @@ ENVIRONMENT = {**os.environ, "TERM": "dumb", "INPUTRC": os.devnull, "OMP_NUM_THR
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny"
-    talking_cell(seed=3, dtype=torch.float32).save(path)
+    chat_cell(seed=3, dtype=torch.float32).save(path)
     return path
 
 
@@ -218,7 +218,7 @@ def test_drawing_is_repeatable(folder):
     ],
 )
 def test_refused_before_the_first_prompt(template, args, complaint, tmp_path):
-    talking_cell(template, dtype=torch.float32).save(tmp_path / "model")
+    chat_cell(template, dtype=torch.float32).save(tmp_path / "model")
     done = piped(tmp_path / "model", b"hello\n", *args)
     assert done.returncode == 1
     assert done.stderr.decode().startswith("msrnn: ")

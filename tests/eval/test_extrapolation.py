@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 from support.tiny_models import fold, tiny_cell, tokens
-from support.tiny_tokenizer import talking_cell
+from support.tiny_tokenizer import chat_cell
 
 import converters
 import msrnn
@@ -36,7 +36,7 @@ def test_reading_is_what_the_step_loop_predicts(places, monkeypatch):
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("beyond")
-    talking_cell().save(folder / "tiny")
+    chat_cell().save(folder / "tiny")
     (folder / "books").mkdir()
     for name, text in TEXTS.items():
         (folder / "books" / f"{name}.txt").write_text(text * 9)

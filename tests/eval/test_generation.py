@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from support.tiny_models import fold
-from support.tiny_tokenizer import talking_cell, tiny_tokenizer
+from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main
@@ -14,7 +14,7 @@ from msrnn.eval.generation import Written, report, write
 from msrnn.eval.teacher_forcing import forced
 from msrnn.eval.texts import chunks
 
-CELL, TOKENIZER = talking_cell(), tiny_tokenizer()
+CELL, TOKENIZER = chat_cell(), tiny_tokenizer()
 TEXT = "The boat was small, the sea was not; and on the 3rd day the wind rose again. " * 6
 PROMPTS = chunks({"book": TEXT}, TOKENIZER, 20, 3)
 
@@ -34,7 +34,7 @@ def test_forced_is_the_step_loop(reduction):
 
 
 def test_a_record_is_one_prompt_s_own_text():
-    cell = talking_cell(eos_token_ids=(40, 41, 42, 43, 44, 45))
+    cell = chat_cell(eos_token_ids=(40, 41, 42, 43, 44, 45))
     (full, tova), ended = entries(["full", "tova"], [6]), 0
     for entry in (full, tova):
         for found, chunk in zip(write(cell, PROMPTS, entry, 25), PROMPTS, strict=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.tiny_models import close, fold, tiny_cell, tokens
-from support.tiny_tokenizer import talking_cell, tiny_tokenizer
+from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 from support.transformers_reference import tiny_reference
 
 import converters
@@ -110,7 +110,7 @@ def test_tables_say_what_the_records_say():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    talking_cell().save(folder)
+    chat_cell().save(folder)
     return folder
 
 

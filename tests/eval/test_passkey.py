@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from matplotlib.image import imread
-from support.tiny_tokenizer import talking_cell, tiny_tokenizer
+from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main
@@ -38,7 +38,7 @@ def test_a_text_without_room_is_refused():
 @pytest.mark.parametrize("row", ["full", "tova:9"])
 def test_found_is_what_greedy_decoding_writes(row):
     """The cell is random: an answer is put into the mouth of some rows by asking for what it does write."""
-    cell, (entry,) = talking_cell(), entries([row], [9])
+    cell, (entry,) = chat_cell(), entries([row], [9])
     result = ask(cell, TOKENIZER, entry, 320, 0.5, 3, seed=1)
     assert (result.found, result.keys) == (0, 3)
     texts = [torch.tensor([prompt(TOKENIZER, key, 320, 0.5)]) for key in ("11111", "22222", "33333")]
@@ -79,7 +79,7 @@ def test_the_maps_and_tables_are_the_records():
 
 
 def test_the_command(tmp_path, capsys):
-    talking_cell().save(tmp_path / "model")
+    chat_cell().save(tmp_path / "model")
     asked = ["eval", "passkey", str(tmp_path / "model"), "--sizes", "9", "--operators", "sinks:SIZE:2", "--keys", "2"]
     out = tmp_path / "out"
     assert main([*asked, "--lengths", "330", "400", "--depths", "0", "0.5", "--out", str(out)]) == 0

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 from support.tiny_models import fold, held, tiny_cell, tokens
-from support.tiny_tokenizer import talking_cell
+from support.tiny_tokenizer import chat_cell
 from support.transformers_reference import saved, tiny_reference
 from transformers import DynamicCache
 
@@ -95,7 +95,7 @@ def test_the_table_says_what_the_records_say():
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    talking_cell().save(folder / "tiny")
+    chat_cell().save(folder / "tiny")
     (folder / "book.txt").write_text("The boat was small, the sea was not; and on the third day the wind rose again. " * 12)
     return ["eval", "shortcut", str(folder / "tiny"), "--text", str(folder / "book.txt"), "--chunk", "40", "--chunks", "2"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from support.tiny_models import tiny_cell, tokens
-from support.tiny_tokenizer import talking_cell, tiny_tokenizer
+from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.cli.main import main
 from msrnn.diagnostics.retention import leaving
@@ -77,7 +77,7 @@ def test_parts_of_speech():
 
 
 def test_a_record_is_what_the_trace_says():
-    cell, tokenizer = talking_cell(), tiny_tokenizer()
+    cell, tokenizer = chat_cell(), tiny_tokenizer()
     (chunk,) = chunks({"book": TEXT}, tokenizer, 50, 1)
     for entry in entries(["tova", "h2o"], [7]):
         kept = look(cell, chunk, entry, whole=True)
@@ -97,7 +97,7 @@ def test_a_record_is_what_the_trace_says():
 
 
 def test_kinds_weigh_by_tokens_and_come_longest_first():
-    cell, tokenizer = talking_cell(), tiny_tokenizer()
+    cell, tokenizer = chat_cell(), tiny_tokenizer()
     made = chunks({"a": TEXT.replace("was", "w a s", 2)}, tokenizer, 40, 2)
     records = [look(cell, c, e, whole=True) for c in made for e in entries(["tova"], [5, 9])]
     table = next(t for t in report(records).tables if t.title.startswith("Mean lifetime by kind"))
@@ -119,7 +119,7 @@ def test_kinds_of_several_chunks_weigh_by_tokens():
 
 
 def test_the_command(tmp_path, capsys):
-    talking_cell().save(tmp_path / "model")
+    chat_cell().save(tmp_path / "model")
     (tmp_path / "book.txt").write_text(TEXT)
     asked = ["eval", "kept", str(tmp_path / "model"), "--text", str(tmp_path), "--chunk", "60", "--chunks", "2"]
     assert main([*asked, "--sizes", "6", "12", "--operators", "tova", "sinks:SIZE:1", "--out", str(tmp_path / "out")]) == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.tiny_models import tiny_cell
-from support.tiny_tokenizer import talking_cell
+from support.tiny_tokenizer import chat_cell
 
 import msrnn
 from msrnn import Cell
@@ -53,7 +53,7 @@ def test_speed_is_relative_to_the_unbounded():
 
 
 def test_the_command(tmp_path, capsys):
-    talking_cell().save(tmp_path / "model")
+    chat_cell().save(tmp_path / "model")
     asked = ["eval", "throughput", str(tmp_path / "model"), "--sizes", "4", "8"]
     asked += ["--length", "30", "--steps", "2", "--budget", "1"]
     assert main([*asked, "--out", str(tmp_path / "out")]) == 0

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from support.tiny_tokenizer import talking_cell, tiny_tokenizer
+from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main
@@ -13,7 +13,7 @@ from msrnn.eval.conditions import entries
 from msrnn.eval.questions import Question, f1, read_questions, rouge
 from msrnn.eval.understanding import Answered, answer, report
 
-CELL, TOKENIZER = talking_cell(), tiny_tokenizer()
+CELL, TOKENIZER = chat_cell(), tiny_tokenizer()
 STORY = "The boat was small, the sea was not; and on the 3rd day the wind rose again.\n" * 5
 
 

@@ -1,4 +1,4 @@
-"""A tiny cell that can talk: a byte-level tokenizer made on the spot, and the chat templates of well-known families."""
+"""A tiny cell for chats: a byte-level tokenizer without training, and the chat templates of well-known families."""
 
 import torch
 from support.tiny_models import tiny_cell
@@ -54,7 +54,7 @@ messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set syst
         {%- else %}{{- '[INST] ' + message.content + '[/INST]' }}{%- endif %}
     {%- else %}{{- ' ' + message.content | trim + eos_token }}{%- endif %}
 {%- endfor %}""",
-    "thoughts are taken out": """{%- if strftime_now is defined %}{{- strftime_now('%Y') + ' ' + {'a<b': tools is none} | \
+    "reasoning is removed": """{%- if strftime_now is defined %}{{- strftime_now('%Y') + ' ' + {'a<b': tools is none} | \
 tojson }}{%- endif %}
 {%- for message in messages %}
     {%- if message.role == 'assistant' %}
@@ -65,31 +65,34 @@ tojson }}{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}""",
 }
-"""Written from memory of what the families' checkpoints carry, and two that rewrite what is past."""
+"""Chat templates as in the checkpoints of the families, and two that render earlier turns differently."""
 
-MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """Printable ASCII, byte-level, a few merges, and the marks of ``MARKS``, the ids 0 to 4; it puts ``<s>`` first."""
+    """Return a byte-level tokenizer of printable ASCII with a few merges and ``SPECIAL_TOKENS`` (ids 0 to 4).
+
+    It adds ``<s>`` before every text.
+    """
     letters = [*map(chr, range(33, 127)), "Ġ", "Ċ"]  # byte-level BPE writes space and newline so
     merges = [("t", "h"), ("th", "e"), ("i", "n"), ("e", "r"), ("Ġ", "the"), ("a", "b"), ("ab", "a"), ("Ċ", "Ċ"), ("o", "n")]
-    vocab = {token: n for n, token in enumerate([*MARKS, *letters, *map("".join, merges)])}
+    vocab = {token: n for n, token in enumerate([*SPECIAL_TOKENS, *letters, *map("".join, merges)])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
-    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return tokenizer
 
 
-def talking_cell(
+def chat_cell(
     template: str | None = TEMPLATES["ChatML"],
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     eos_token_ids: tuple[int, ...] = (2,),
 ) -> Llama:
-    """A random cell with that tokenizer and ``template`` carried along; its first token is ``<s>``, its last ``<|im_end|>``."""
+    """Return a random cell with :func:`tiny_tokenizer` and ``template`` as extra files; bos is ``<s>``, eos ``<|im_end|>``."""
     tokenizer = tiny_tokenizer()
     size = tokenizer.get_vocab_size()
     cell = tiny_cell(seed, dtype, vocab_size=size, length=4096, bos_token_id=3, eos_token_ids=eos_token_ids)

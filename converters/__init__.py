@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from msrnn import Error
 from msrnn.errors import check_device, check_dtype
-from msrnn.models import Config, DecoderConfig, loading
+from msrnn.models import Config, DecoderConfig
+from msrnn.models.loading import build_frozen, check_tensors
 from msrnn.models.network import Network
 from msrnn.storage.files import atomic_dir, check_new_folder
 from msrnn.storage.lazy_tensors import LazyTensor
+from msrnn.storage.model_folder import write_model_folder
 
 from . import detect
 from .formats import huggingface
@@ -65,7 +67,7 @@ def load(
     check_device(device)
     opened = detect.open_source(source, revision)
     with _with_progress(opened, "reading") as tensors:
-        cell = loading.build(opened.config, tensors, dtype=dtype, device=device)
+        cell = build_frozen(opened.config, tensors, dtype=dtype, device=device)
     cell.extra_files = opened.extra_files
     return cell
 
@@ -94,12 +96,12 @@ def convert(
     config = opened.config
     if to == "hf" and isinstance(config, DecoderConfig):
         raise Error("to is 'hf', but the source is a Decoder, which transformers does not support; expected 'msrnn'")
-    dtype = loading.check(config, opened.tensors, dtype)
+    dtype = check_tensors(config, opened.tensors, dtype)
     extra_files = dict(opened.extra_files)  # built before the folder is begun
     with atomic_dir(target) as folder, _with_progress(opened, "converting") as tensors:
         cast = {name: x.to(dtype) for name, x in tensors.items()}
         if isinstance(config, DecoderConfig) or to == "msrnn":
-            loading.write(config, cast, extra_files, folder)
+            write_model_folder(folder, config.to_dict(), cast, extra_files)
         else:
             huggingface.write(config, cast, extra_files, folder)
 

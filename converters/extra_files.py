@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msrnn import Error
-from msrnn.models.loading import read_extra_files
 from msrnn.storage.files import read_bytes, read_json
+from msrnn.storage.model_folder import read_extra_files
 
 from .tokenization import sentencepiece
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from msrnn import Error
 from msrnn.models import Config
-from msrnn.models.loading import write_extra_files
 from msrnn.storage.files import parse_json, read_json, write_json
 from msrnn.storage.lazy_tensors import LazyTensor
+from msrnn.storage.model_folder import write_extra_files
 from msrnn.storage.safetensors_io import write_tensors
 
 from ..extra_files import read_folder

@@ -24,6 +24,9 @@ from ..state.fingerprint import Fingerprint, version
 from ..state.multistate import MultiState, join
 from ..state.position_remapping import ABSOLUTE, Places
 from ..state.state import State
+from ..storage.files import atomic_dir
+from ..storage.lazy_tensors import LazyTensor
+from ..storage.model_folder import write_model_folder
 from .validation import check_ids, check_state, check_text, check_token
 
 CHUNK = 1024
@@ -248,10 +251,17 @@ class Cell(nn.Module, ABC):
         return logits.masked_fill(~active[..., None], torch.nan) if ragged else logits, Trace(state, events)
 
     def save(self, folder: str | Path) -> None:
-        """Write the library's own folder: config, parameters and extra files (see :mod:`msrnn.models.loading`)."""
-        from ..models.loading import save  # deferred: a cell does not know files
+        """Write a model folder: config, parameters and extra files (:mod:`msrnn.storage.model_folder`).
 
-        save(self, folder)
+        Args:
+            folder: a path that does not exist, or an empty folder.
+
+        Raises:
+            Error: the folder exists and is not empty, or it cannot be written.
+        """
+        tensors = {name: LazyTensor.of(x) for name, x in self.state_dict().items()}
+        with atomic_dir(folder) as target:
+            write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
 
     # What guards them.
 

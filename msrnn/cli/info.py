@@ -6,7 +6,7 @@ The command reads the config only, not the weights.
 import argparse
 
 from ..models import Config, DecoderConfig
-from ..models.loading import on_meta
+from ..models.registry import build_on_meta
 from .options import add_source_arguments
 
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
 
 def describe(config: Config | DecoderConfig) -> list[str]:
     """Return the lines of the summary, each with a name and a value."""
-    cell = on_meta(config)
+    cell = build_on_meta(config)
     parameters = sum(x.numel() for x in cell.parameters())
     rows, D = config.n_layers * config.n_kv_heads, cell.row_width
     positions = config.positions if isinstance(config, DecoderConfig) else config.rope

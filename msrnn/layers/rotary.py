@@ -7,7 +7,7 @@ to choose the frequencies f, each a frozen record of what a model's configuratio
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,10 +30,14 @@ class Rope:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if name == "truncate" and not isinstance(value, bool):
                 raise Error(f"{type(self).__name__}.{name} is {value!r}; expected a bool")
-            if name != "truncate" and not (number and 0 < value < 1e30):
+            if name != "truncate" and not (number and 0 < value <= 1e15):
                 raise Error(f"{type(self).__name__}.{name} is {value!r}; expected a number above 0")
         if self.theta <= 1:
             raise Error(f"{type(self).__name__}.theta is {self.theta!r}; expected a number above 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the kind and the fields, for JSON."""
+        return {"kind": next(name for name, kind in KINDS.items() if type(self) is kind), **vars(self)}
 
     @property
     def gain(self) -> float:

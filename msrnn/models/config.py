@@ -10,8 +10,17 @@ MOST, MOST_LAYERS = 2**28, 1000
 """Of anything that is counted: no model comes near, products of two fit into 64 bits, and no number makes a giant."""
 
 
+class ModelConfig:
+    """Base class of the configs that a model folder can contain. Each one is a frozen dataclass with a ``family``."""
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        """Return the family and the fields, for JSON."""
+        values = {name: x.to_dict() if isinstance(x, Rope) else x for name, x in vars(self).items()}
+        return {"family": self.family, **values}
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(ModelConfig):
     """What one checkpoint is: facts, no switches.
 
     ``window`` is the number of tokens a layer attends to, the current one included (Mistral v0.1), or None;

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from ..errors import Error
 from ..layers.rotary import Rope
-from .config import MOST, check_part, check_rotary, check_sizes, check_whole
+from .config import MOST, ModelConfig, check_part, check_rotary, check_sizes, check_whole
 
 CHOICES = {
     "norm": ("rms", "rms-outside", "layer", "scale"),
@@ -17,7 +17,7 @@ POSITIONS = ("learned", "sinusoidal", "alibi")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(ModelConfig):
     """A small decoder-only network, to be trained. Those left as they are make it a LLaMA.
 
     Attributes:

@@ -29,13 +29,13 @@ from ..reductions.contract import EMPTY, LEARNED, Full, Reduction
 from ..reductions.registry import per_layer
 from ..state.multistate import MultiState
 from ..state.state import State
-from .config import check_whole
+from .config import ModelConfig, check_whole
 from .encoder import Encoder, EncoderConfig
 from .network import Block, Embedding, Network
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderDecoderConfig(EncoderConfig):
+class EncoderDecoderConfig(EncoderConfig, ModelConfig):
     """The facts of both stacks, and the one vocabulary of source and text. In the decoder, ``dropout`` leaves attention weights
     alone, by which operators go; it is on what enters a stack, too."""
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
-from ..models.loading import write
 from ..state.serialization import load_state
 from ..storage.files import atomic_dir, atomic_file, read_bytes
 from ..storage.lazy_tensors import LazyTensor
+from ..storage.model_folder import write_model_folder
 from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
 from .config import Recipe
 from .data import Data
@@ -37,7 +37,7 @@ def create(folder: Path, run: Run, data: Data) -> None:
         Error: something is there already, or it cannot be written.
     """
     with atomic_dir(folder) as beside:
-        write(run.cell.config, _parameters(run), {TOKENIZER: data.vocabulary.json}, beside)
+        write_model_folder(beside, run.cell.config.to_dict(), _parameters(run), {TOKENIZER: data.vocabulary.json})
         _write_training(beside / TRAINING, run, data)
 
 

@@ -9,7 +9,7 @@ from ..errors import Error
 from ..models.config import Config
 from ..models.decoder_config import DecoderConfig
 from ..models.encoder_decoder import EncoderDecoderConfig
-from ..models.loading import config_from_dict
+from ..models.registry import config_from_dict
 from ..reductions.registry import parse_reduction, per_layer
 from ..storage.files import read_json
 

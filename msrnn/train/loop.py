@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import Error
-from ..models.loading import new
+from ..models.registry import build_random
 from . import checkpointing
 from .config import Recipe
 from .data import Data, text_digest
@@ -40,7 +40,7 @@ def train(recipe: Recipe, text: str, folder: str | Path, *, progress: bool = Fal
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         data = Data.of(text, recipe, checkpointing.read_vocabulary(folder) if begun else None)
         torch.manual_seed(recipe.seed)
-        run = Run(new(recipe.config(len(data.vocabulary.n_bytes))), recipe)
+        run = Run(build_random(recipe.config(len(data.vocabulary.n_bytes))), recipe)
         run.cell.initial_state(recipe.batch, recipe.reduction)  # or the two do not go together
         if begun:
             checkpointing.restore(folder, run)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..models.loading import new
+from ..models.registry import build_random
 from ..reporting.sweep import Sweep, digest
 from .config import Recipe
 from .data import Data, text_digest
@@ -97,7 +97,7 @@ def measure(variant: Variant, seed: int, text: str) -> dict[str, Any]:
     begin, recipe = time.process_time(), replace(variant.recipe, seed=seed)
     torch.manual_seed(seed)
     data = None if variant.task else Data.of(text, recipe)
-    run = Run(new(recipe.config(len(data.vocabulary.n_bytes) if data else SYMBOLS + 1)), recipe)
+    run = Run(build_random(recipe.config(len(data.vocabulary.n_bytes) if data else SYMBOLS + 1)), recipe)
     draw, end = torch.Generator().manual_seed(seed), {}
     try:
         for index in range(recipe.steps):

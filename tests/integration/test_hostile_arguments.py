@@ -20,7 +20,7 @@ import msrnn
 import msrnn.cli.main
 from msrnn import H2O, TOVA, Full, Sinks, Window, parse_reduction
 from msrnn.models import Config
-from msrnn.models.loading import config_from_dict, config_to_dict
+from msrnn.models.registry import config_from_dict
 
 CELL = tiny_cell()
 V = CELL.config.vocab_size
@@ -232,14 +232,14 @@ def test_any_settings_of_decoding(chosen):
 @some
 @given(st.sampled_from([f.name for f in fields(Config)] + ["rope.theta", "rope.factor", "rope.length", "rope.kind"]), JSON)
 def test_any_fact_of_a_config(name, value):
-    facts = config_to_dict(CELL.config)
+    facts = CELL.config.to_dict()
     if name.startswith("rope."):
         facts["rope"] = {"kind": "dynamic", "theta": 100.0, "factor": 2.0, "length": 8, name[5:]: value}
     else:
         facts[name] = value
     config = allowed(lambda: config_from_dict(facts))
     if config is not None:
-        again = config_from_dict(json.loads(json.dumps(config_to_dict(config))))
+        again = config_from_dict(json.loads(json.dumps(config.to_dict())))
         assert again == config
         assert all(math.isfinite(x) for x in (*vars(config).values(), *vars(config.rope).values()) if isinstance(x, float))
         if all(getattr(config, key) == value for key, value in FACTS.items() if key not in ("rope", "norm_eps", "length")):

@@ -19,7 +19,7 @@ from msrnn.cli.main import main
 from msrnn.layers.norm import RMSNorm, RMSNormOutside, ScaleNorm
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.decoder_config import CHOICES, POSITIONS
-from msrnn.models.loading import config_from_dict, config_to_dict, on_meta
+from msrnn.models.registry import build_on_meta, config_from_dict
 
 
 def naive(cell, text, rotated=lambda x, position: x, entered=None, bias=None):
@@ -411,7 +411,7 @@ def test_every_config_survives_json(positions):
         **DECODER, positions=positions, norm="rms-outside", norm_eps=1e-3, placement="post", bias=True, tied=True, fixnorm=True,
         small_init=False, dropout=0.5, ffn="geglu", bos_token_id=1, eos_token_ids=(2, 3),
     )  # fmt: skip
-    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(
@@ -445,13 +445,13 @@ def test_what_does_not_fit_is_refused_by_name(facts, said):
         DecoderConfig(**{**DECODER, **facts})
 
 
-@pytest.mark.parametrize("field", [*config_to_dict(tiny_decoder().config)])
+@pytest.mark.parametrize("field", [*tiny_decoder().config.to_dict()])
 def test_a_damaged_field_is_refused_in_one_sentence_or_makes_a_cell(field):
-    facts, said = config_to_dict(DecoderConfig(**DECODER)), list[str]()
+    facts, said = DecoderConfig(**DECODER).to_dict(), list[str]()
     damages = [None, -1, 0, 1, 2**28, 2**70, 1.5, float("nan"), "", "rms", [], [1], {}, {"kind": "default"}, True, "decoder"]
     for wrong in damages:
         try:
-            on_meta(config_from_dict({**facts, field: wrong}))
+            build_on_meta(config_from_dict({**facts, field: wrong}))
         except msrnn.Error as error:
             said.append(str(error))
     assert len(said) >= 5

@@ -12,7 +12,7 @@ from support.tiny_models import ROPES, tiny_cell, tokens
 
 import converters
 import msrnn
-from msrnn.models.loading import config_from_dict, config_to_dict
+from msrnn.models.registry import config_from_dict
 
 CELL = tiny_cell(dtype=torch.float32)
 
@@ -41,7 +41,7 @@ def test_saved_is_loaded(dtype, tmp_path):
 @pytest.mark.parametrize("rope", ROPES.values() if isinstance(ROPES, dict) else ROPES)
 def test_every_config_survives_json(rope):
     config = replace(CELL.config, rope=rope, window=3, bos_token_id=1, eos_token_ids=(2, 3), family="mistral")
-    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(

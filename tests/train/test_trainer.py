@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import converters
 import msrnn
-from msrnn.models.loading import new
+from msrnn.models.registry import build_random
 from msrnn.train.data import IGNORED, Data, Piece
 from msrnn.train.trainer import BETAS, Run, bits_per_byte, chunk_loss, learning_rate
 
@@ -43,7 +43,7 @@ def test_the_gradient_of_a_chunk_is_that_of_its_steps(reduction, figure):
 def test_learned_rows_go_on_learning_in_every_chunk(facts):
     """Those of the state that was carried have no graph; they are made anew, or written."""
     torch.manual_seed(0)
-    cell = new(recipe(model={**DECODER, "dropout": 0.0, **facts}).config(50)).double()
+    cell = build_random(recipe(model={**DECODER, "dropout": 0.0, **facts}).config(50)).double()
     text = tokens(0, 2, 25)
     _, state = chunk_loss(cell, Piece(text[:, :12], text[:, 1:13], True), None, "tova:5")
     state = state.detach()
@@ -133,7 +133,8 @@ def test_bits_per_byte_by_hand():
     """Streams of the held-out text, token by token; a token counts as many bytes as it stands for."""
     settings = recipe(model=DECODER, batch=2, chunk=7, carry=2, reduction="tova:5")
     torch.manual_seed(0)
-    cell, data = new(settings.config(256)).double().eval(), Data.of(words(150), settings)  # its dropout is not for reading
+    cell = build_random(settings.config(256)).double().eval()  # without dropout
+    data = Data.of(words(150), settings)
     n_bytes = torch.arange(256) % 3 + 1
     streams, nats, many = data.held, 0.0, 0
     long = streams.n_chunks * 7

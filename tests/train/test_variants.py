@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import msrnn
 from msrnn.cli import variants as command
-from msrnn.models.loading import new
+from msrnn.models.registry import build_random
 from msrnn.reporting.sweep import Sweep
 from msrnn.train import tasks, variants
 from msrnn.train.report import report, spread
@@ -20,7 +20,7 @@ from msrnn.train.variants import SEEDS, TRAINED, VARIANTS, Variant, key_of, meas
 
 def cell(**facts):
     torch.manual_seed(0)
-    return new(recipe(model={**DECODER, "dropout": 0.0, **facts}).config(tasks.SYMBOLS + 1)).double()
+    return build_random(recipe(model={**DECODER, "dropout": 0.0, **facts}).config(tasks.SYMBOLS + 1)).double()
 
 
 def test_an_episode_asks_for_its_first_chunk_in_order_or_from_the_end():
@@ -68,7 +68,8 @@ def test_accuracy_is_the_share_of_right_symbols(monkeypatch):
 
 def test_a_table_compares_what_has_as_many_parameters_steps_and_tokens():
     sizes = {
-        name: sum(x.numel() for x in new(v.recipe.config(11 if v.task else 256)).parameters()) for name, v in VARIANTS.items()
+        name: sum(x.numel() for x in build_random(v.recipe.config(11 if v.task else 256)).parameters())
+        for name, v in VARIANTS.items()
     }
     for task in (False, True):
         some = [name for name, v in VARIANTS.items() if bool(v.task) is task]

@@ -11,7 +11,6 @@ from support.transformers_reference import ROPES, TINY, saved, tiny_reference
 import converters
 import msrnn
 from converters.formats.huggingface import config_from_hf, config_to_hf
-from msrnn.models import loading
 
 FACTS = {
     **{"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "num_key_value_heads": 2, "eos_token_id": 2},
@@ -126,7 +125,7 @@ WRONG = {
     "unknown": (lambda t: t.update({"model.layers.0.self_attn.rope.weight": torch.zeros(2)}), "self_attn.rope"),
     "misshapen": (lambda t: t.update({Q: t[Q][:-1].clone()}), "shape"),
     "integers": (lambda t: t.update({Q: t[Q].to(torch.int8)}), "int8"),
-    "mixed": (lambda t: t.update({Q: t[Q].bfloat16()}), "several types"),
+    "mixed": (lambda t: t.update({Q: t[Q].bfloat16()}), "several dtypes"),
 }
 
 
@@ -237,7 +236,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading, "write", interrupt)
+    monkeypatch.setattr(converters, "write_model_folder", interrupt)
     with pytest.raises(KeyboardInterrupt):
         converters.convert(folder, tmp_path / "target")
     assert os.listdir(tmp_path) == ["source"]

@@ -23,7 +23,7 @@ from converters.gguf.weights import NAMES, open_checkpoint
 from msrnn import Error
 from msrnn.layers.rotary import Linear, Llama3, Rope, Yarn, rotate
 from msrnn.models import Llama
-from msrnn.models.loading import check
+from msrnn.models.loading import check_tensors
 
 LLAMA = {  # what a small file says
     "general.architecture": "llama",
@@ -74,7 +74,7 @@ def small(tmp_path, cell):
 
 def read(path):
     source = open_checkpoint(path)
-    check(source.config, source.tensors)
+    check_tensors(source.config, source.tensors)
     return source.config, source.tensors
 
 

@@ -109,7 +109,7 @@ def join_shards(name: str, parts: Sequence[LazyTensor], part: str, width: int) -
     if len(parts) == 1:
         return first
     if any(x.dtype != first.dtype or x.shape != first.shape for x in parts):
-        raise Error(f"the pieces of tensor {name!r} are {[(*x.shape,) for x in parts]}; expected equal shapes and types")
+        raise Error(f"the parts of tensor {name!r} are {[(*x.shape,) for x in parts]}; expected equal shapes and types")
     if len(first.shape) < 2:
         return LazyTensor(first.shape, first.dtype, lambda: _equal_in_all(name, parts))
     axis = 1 if part in ("o", "down") or (part == "embed" and first.shape[1] != width) else 0
@@ -120,5 +120,5 @@ def join_shards(name: str, parts: Sequence[LazyTensor], part: str, width: int) -
 def _equal_in_all(name: str, parts: Sequence[LazyTensor]) -> Tensor:
     first = parts[0].read()
     if not all(torch.equal(first, x.read()) for x in parts[1:]):
-        raise Error(f"the pieces of tensor {name!r} differ; expected the same in each")
+        raise Error(f"the parts of tensor {name!r} differ; expected the same in each")
     return first

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.tiny_checkpoints import FAMILIES, PAIRS, SOURCES, made, ours
+from support.tiny_checkpoints import FAMILIES, PAIRS, SOURCES, make_checkpoint, to_msrnn
 from support.transformers_reference import tiny_reference
 
 import converters
@@ -21,7 +21,7 @@ def models(tmp_path_factory):
     found = {}
     for family in FAMILIES:
         folder = tmp_path_factory.mktemp("hf") / "hf"
-        found[family] = (folder, *made(family, folder), converters.load(folder))
+        found[family] = (folder, *make_checkpoint(family, folder), converters.load(folder))
     return found
 
 
@@ -66,7 +66,7 @@ def test_every_source_is_the_folder(source, family, models, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_our_names_and_our_config(family, models):
     *_, state, _, expected = models[family]
-    same(converters.load((ours(state, family == "early yi"), expected.config)), expected)
+    same(converters.load((to_msrnn(state, family == "early yi"), expected.config)), expected)
     same(converters.load((state, expected.config)), expected)
     same(converters.load(expected), expected)
 
@@ -90,7 +90,7 @@ def test_a_cell_of_ours_goes_out(models, tmp_path):
     assert converters.load(tmp_path / "hf").embed.weight.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("source", ["bin", "meta, 2 pieces", "live", "gguf", "mistral"])
+@pytest.mark.parametrize("source", ["bin", "meta, 2 shards", "live", "gguf", "mistral"])
 def test_dtypes(source, models, tmp_path):
     family = "mistral" if source == "mistral" else "gqa"
     _, model, state, facts, expected = models[family]

@@ -166,7 +166,7 @@ def write_old_bin(folder: Path, model: str) -> None:
 def write_sharded_bin(folder: Path, model: str) -> None:
     write_single(folder, model)
     files = sources.sharded(load_file(folder / "model.safetensors"), "pytorch_model", ".bin")
-    sources.folder_of(folder, files)
+    sources.write_folder(folder, files)
     (folder / "model.safetensors").unlink()
 
 
@@ -174,18 +174,18 @@ def write_mistral(folder: Path, model: str) -> None:
     """Mistral's own folder, as safetensors or, as v0.1, in one pickle."""
     state, facts = hugging_face(folder, model)
     said = sources.mistral_params({"sliding_window": None} | facts, head_dim=6)
-    native = sources.native(state, facts)
-    weights = sources.pieces([native]) if model == "tied" else {"consolidated.safetensors": native}
-    sources.folder_of(folder, {"params.json": said, **weights})
+    native = sources.to_meta(state, facts)
+    weights = sources.pth_files([native]) if model == "tied" else {"consolidated.safetensors": native}
+    sources.write_folder(folder, {"params.json": said, **weights})
 
 
 def write_meta(folder: Path, model: str) -> None:
     """Meta's own folder, whole or in two pieces, cut along either axis of the embedding."""
     state, facts = hugging_face(folder, model)
-    native, axis = sources.native(state, facts), {"llama": 0, "tied": 1}.get(model)
-    pieces = [native] if axis is None else sources.cut(native, 2, axis)
+    native, axis = sources.to_meta(state, facts), {"llama": 0, "tied": 1}.get(model)
+    pieces = [native] if axis is None else sources.split_model_parallel(native, 2, axis)
     more = {"use_scaled_rope": True, "rope_scaling_factor": 8} if model == "llama" else {}
-    sources.folder_of(folder, {"params.json": sources.params(facts, **more), **sources.pieces(pieces)})
+    sources.write_folder(folder, {"params.json": sources.meta_params(facts, **more), **sources.pth_files(pieces)})
 
 
 def sentencepiece_model() -> bytes:

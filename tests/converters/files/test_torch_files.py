@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from support.tiny_checkpoints import folder_of, made
+from support.tiny_checkpoints import make_checkpoint, write_folder
 from torch.nn import Parameter
 
 import converters
@@ -34,7 +34,7 @@ def test_nothing_runs(zipped, hidden, tmp_path):
     torch.save(hidden(Hostile(tmp_path / "ran")), tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
     with pytest.raises(msrnn.Error, match=r"x\.bin is damaged, or more than tensors .*system"):
         open_pickle(tmp_path / "x.bin")
-    folder_of(tmp_path / "hf", {"config.json": {"model_type": "llama"}})
+    write_folder(tmp_path / "hf", {"config.json": {"model_type": "llama"}})
     (tmp_path / "x.bin").rename(tmp_path / "hf" / "pytorch_model.bin")
     with pytest.raises(msrnn.Error):
         converters.load(tmp_path / "hf")
@@ -104,8 +104,8 @@ def test_a_file_that_is_mapped_anew_is_the_same(tmp_path, monkeypatch):
 
 
 def test_damaged_files_are_read_or_refused_never_worse(tmp_path):
-    _, state, facts = made("gqa", tmp_path / "ref")
-    folder = folder_of(tmp_path / "hf", {"config.json": facts, "pytorch_model.bin": state})
+    _, state, facts = make_checkpoint("gqa", tmp_path / "ref")
+    folder = write_folder(tmp_path / "hf", {"config.json": facts, "pytorch_model.bin": state})
     path = folder / "pytorch_model.bin"
     data, rng = path.read_bytes(), random.Random(0)
     expected = converters.load(tmp_path / "ref")

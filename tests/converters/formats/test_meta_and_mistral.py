@@ -6,7 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.tiny_checkpoints import cut, folder_of, interleave, made, mistral_params, native, params, pieces
+from support.tiny_checkpoints import (
+    interleave,
+    make_checkpoint,
+    meta_params,
+    mistral_params,
+    pth_files,
+    split_model_parallel,
+    to_meta,
+    write_folder,
+)
 
 import converters
 import msrnn
@@ -19,14 +28,14 @@ from msrnn.layers.rotary import Llama3, Rope, rotate
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Tensors by Meta's names and config.json, of a tiny LLaMA."""
-    _, state, facts = made("gqa", tmp_path_factory.mktemp("hf") / "hf")
-    return native(state, facts), facts
+    _, state, facts = make_checkpoint("gqa", tmp_path_factory.mktemp("hf") / "hf")
+    return to_meta(state, facts), facts
 
 
 def meta(path, tiny, change=None, **more):
     tensors, facts = tiny
-    said = {k: v for k, v in params(facts, **more).items() if v is not ...}
-    return folder_of(path, {"params.json": said, **pieces(change or [tensors])})
+    said = {k: v for k, v in meta_params(facts, **more).items() if v is not ...}
+    return write_folder(path, {"params.json": said, **pth_files(change or [tensors])})
 
 
 # The order of rows.
@@ -78,7 +87,7 @@ def test_a_head_that_is_the_embedding_is_tied(stored, tied, n, tiny, tmp_path):
     head = tensors.pop("output.weight")
     if stored != "none":
         tensors["output.weight"] = head if stored == "other" else tensors["tok_embeddings.weight"].clone()
-    cell = converters.load(meta(tmp_path / "x", tiny, cut(tensors, n, 0)))
+    cell = converters.load(meta(tmp_path / "x", tiny, split_model_parallel(tensors, n, 0)))
     assert cell.config.tied == tied
     assert torch.equal(cell.embed.weight, tensors["tok_embeddings.weight"])
 
@@ -138,7 +147,7 @@ def test_mistrals_facts_are_refused_by_name(more, said, tiny, tmp_path):
     tensors, facts = tiny
     said_ = mistral_params({**facts, "sliding_window": None}, head_dim=6) | more
     with pytest.raises(msrnn.Error, match=said):
-        converters.load(folder_of(tmp_path / "x", {"params.json": said_, "consolidated.safetensors": tensors}))
+        converters.load(write_folder(tmp_path / "x", {"params.json": said_, "consolidated.safetensors": tensors}))
 
 
 Q, NORM = "layers.0.attention.wq.weight", "layers.1.ffn_norm.weight"
@@ -147,23 +156,23 @@ PIECES_REFUSED = {
     "adapter": (lambda a, b: [p.update({"layers.0.attention.wq.lora_A.weight": torch.zeros(2)}) for p in (a, b)], "lora_A"),
     "one has more": (lambda a, b: b.update({"x.weight": torch.zeros(1)}), r"disagree about tensor 'x.weight'"),
     "one has less": (lambda a, b: b.pop(Q), "disagree about tensor"),
-    "shapes": (lambda a, b: b.update({Q: b[Q][:-1].clone()}), r"the pieces of tensor 'layers.0.attention.wq.weight' are"),
+    "shapes": (lambda a, b: b.update({Q: b[Q][:-1].clone()}), r"the parts of tensor 'layers.0.attention.wq.weight' are"),
     "types": (lambda a, b: b.update({Q: b[Q].bfloat16()}), "expected equal shapes and types"),
-    "norms": (lambda a, b: b[NORM].mul_(2), r"pieces of tensor 'layers.1.ffn_norm.weight' differ"),
+    "norms": (lambda a, b: b[NORM].mul_(2), r"parts of tensor 'layers.1.ffn_norm.weight' differ"),
     "head twice": (lambda a, b: [p.update({Q: torch.zeros(24, 24)}) for p in (a, b)], r"shape \(48, 24\)"),
 }
 
 
 @pytest.mark.parametrize(("change", "said"), PIECES_REFUSED.values(), ids=PIECES_REFUSED)
 def test_pieces_that_do_not_fit_are_refused(change, said, tiny, tmp_path):
-    files = cut(tiny[0], 2, 1)
+    files = split_model_parallel(tiny[0], 2, 1)
     change(*files)
     with pytest.raises(msrnn.Error, match=said):
         converters.load(meta(tmp_path / "x", tiny, files))
 
 
 def test_a_missing_piece_is_noticed(tiny, tmp_path):
-    folder = meta(tmp_path / "x", tiny, cut(tiny[0], 4, 1))
+    folder = meta(tmp_path / "x", tiny, split_model_parallel(tiny[0], 4, 1))
     (folder / "consolidated.01.pth").unlink()
     with pytest.raises(msrnn.Error, match=r"consolidated\.01\.pth is missing"):
         converters.load(folder)
@@ -174,7 +183,7 @@ def test_a_missing_piece_is_noticed(tiny, tmp_path):
 
 
 def test_stored_rotary_tables_are_let_pass(tiny, tmp_path):
-    files = [{**piece, "rope.freqs": torch.ones(3)} for piece in cut(tiny[0], 2, 1)]
+    files = [{**piece, "rope.freqs": torch.ones(3)} for piece in split_model_parallel(tiny[0], 2, 1)]
     assert converters.load(meta(tmp_path / "x", tiny, files)).config.n_layers == 2
 
 
@@ -183,9 +192,9 @@ def test_stored_rotary_tables_are_let_pass(tiny, tmp_path):
 
 def test_what_is_preferred_and_what_is_nobodys(tiny, tmp_path):
     hf = tmp_path / "hf"
-    _, state, facts = made("gqa", hf)
+    _, state, facts = make_checkpoint("gqa", hf)
     other = {name: torch.zeros_like(x) for name, x in tiny[0].items()}
-    folder_of(hf, {"params.json": params(facts), "consolidated.00.pth": other, "consolidated.safetensors": other})
+    write_folder(hf, {"params.json": meta_params(facts), "consolidated.00.pth": other, "consolidated.safetensors": other})
     torch.save({name: torch.zeros_like(x) for name, x in state.items()}, hf / "pytorch_model.bin")
     assert converters.load(hf).norm.weight.any()  # Hugging Face's safetensors
     (hf / "model.safetensors").unlink()

@@ -15,11 +15,11 @@ import sentencepiece
 import tokenizers
 import transformers
 from support.gguf_files import write
+from support.refusals import refusing
 
 from converters.gguf.header import read_header
 from converters.gguf.weights import read_tokenizer
 from converters.tokenization import bpe
-from msrnn import Error
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
@@ -54,10 +54,6 @@ TEXTS = texts()
 
 def chat_template(path):
     return bpe.chat_template(read_header(path).metadata, path)
-
-
-def refusing(sentence):
-    return pytest.raises(Error, match=re.escape(sentence))
 
 
 # -- the real file --------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import sentencepiece
-from support.tiny_checkpoints import folder_of, made, native, params
+from support.tiny_checkpoints import make_checkpoint, meta_params, to_meta, write_folder
 
 import converters
 import msrnn
@@ -48,8 +48,8 @@ def test_ids_are_sentencepieces(more, tmp_path):
 
 
 def test_it_serves_and_goes_along(tmp_path):
-    _, state, facts = made("gqa", tmp_path / "hf")
-    folder = folder_of(tmp_path / "meta", {"params.json": params(facts), "consolidated.00.pth": native(state, facts)})
+    _, state, facts = make_checkpoint("gqa", tmp_path / "hf")
+    folder = write_folder(tmp_path / "meta", {"params.json": meta_params(facts), "consolidated.00.pth": to_meta(state, facts)})
     with pytest.raises(msrnn.Error, match=r"has neither tokenizer\.json nor tokenizer\.model"):
         converters.tokenizer(folder)
     trained(folder / "tokenizer.model")

@@ -1,9 +1,11 @@
 """Time and bytes against position, for the plot: a bounded H, an unbounded H, and transformers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+from ..reporting.figures import new_figure, save_figure
 from .baselines.transformers import NAME, nbytes
 from .settings import STEPS, Bench, in_place_step, repeated
 
@@ -37,3 +39,31 @@ def curve(bench: Bench) -> Iterator[Point]:
             contenders[NAME], memory[NAME] = repeated(partial(baseline.step, cache=cache), ids), nbytes(cache)
         for name, times in bench.time(contenders, ROUNDS).items():
             yield Point(name, position, 1e3 * sorted(times)[ROUNDS // 2] / STEPS, memory[name])
+
+
+def draw_bench(points: Sequence[Point], path: str | Path, *, title: str = "") -> None:
+    """Draw two panels against the position: milliseconds per step and megabytes of KV cache, one line per implementation.
+
+    Args:
+        points: at least one; the points of each implementation in order of position.
+        path: output file; its ending selects the format (png, svg, pdf).
+        title: title of the figure.
+
+    Raises:
+        Error: as :func:`~msrnn.reporting.figures.check_output_path`.
+    """
+    figure = new_figure(path, 10, 4)
+    time, memory = figure.subplots(1, 2)
+    for i, name in enumerate(dict.fromkeys(point.name for point in points)):
+        line = [point for point in points if point.name == name]
+        style = {"label": name, "marker": "os^Dv"[i % 5], "markersize": 5}
+        time.plot([point.position for point in line], [point.ms for point in line], **style)
+        memory.plot([point.position for point in line], [point.nbytes / 1e6 for point in line], **style)
+    for axes, quantity in ((time, "ms per token"), (memory, "MB of state")):
+        axes.set_title(quantity)
+        axes.set_xlabel("position")
+        axes.set_xlim(0)
+        axes.set_ylim(0, 1.1 * max(max(line.get_ydata()) for line in axes.lines))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save_figure(figure, path, title)

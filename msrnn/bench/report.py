@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ..reporting.report import markdown_table
 from .result import Result
 
 HEADINGS = ("", "msrnn", "baseline", "", "ratio (low … high)", "target", "reached")
@@ -13,7 +14,7 @@ def markdown(about: Mapping[str, str], tables: Mapping[str, Sequence[Result]]) -
     """Return the facts about the run as a list, followed by one table per heading."""
     lines = [f"- {name}: {value}" for name, value in about.items()]
     for heading, results in tables.items():
-        lines += ["", f"**{heading}**", "", *_table([HEADINGS, *map(_cells, results)])]
+        lines += ["", f"**{heading}**", "", markdown_table(HEADINGS, list(map(_cells, results)))]
     return "\n".join(lines)
 
 
@@ -44,9 +45,3 @@ def _cells(result: Result) -> tuple[str, ...]:
 def _number(x: float) -> str:
     """Format ``x`` with three significant digits, or with all digits before the point."""
     return f"{x:,.0f}" if x >= 100 else f"{x:#.3g}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    padded = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    return [padded[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *padded[1:]]

@@ -20,14 +20,14 @@ from torch import Tensor
 from ..argtypes import positive_int, read_text
 from ..bench.baselines.kvpress import versions
 from ..bench.baselines.transformers import Transformers, is_hugging_face
-from ..bench.curve import Point, curve
+from ..bench.curve import Point, curve, draw_bench
 from ..bench.report import as_json, line, markdown
 from ..bench.result import Result, SkipBenchmark
 from ..bench.sections import SECTIONS, SPECULATIVE_SECTIONS, measure, section
 from ..bench.settings import Bench
 from ..errors import Error
 from ..reductions.registry import parse_reduction
-from ..reporting.figures import check_picture, draw_bench
+from ..reporting.figures import check_output_path
 from ..storage.files import atomic_file, write_json
 from .options import add_model_arguments, check_device
 
@@ -119,7 +119,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.kvpress_python:
         versions(args.kvpress_python)
     if args.picture:
-        check_picture(args.picture)
+        check_output_path(args.picture)
     if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
         raise Error(f"cannot write {args.json}; expected a file in an existing folder")
 

@@ -7,8 +7,7 @@ from types import ModuleType
 
 from ..eval import extrapolation, generation, lm, passkey, prefill_cost, retention, throughput, understanding
 from ..eval.inputs import Source
-from ..reporting.figures import check_picture
-from ..reporting.pictures import draw
+from ..reporting.figures import check_output_path, draw
 from ..reporting.report import Report
 from ..storage.files import atomic_file
 from .loading import load_cell, load_tokenizer
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the experiment, print its tables, and write the report to ``--out``."""
     if args.out is not None:
-        check_picture(args.out / "picture.png")
+        check_output_path(args.out / "picture.png")
     source = Source(lambda: load_tokenizer(args), lambda: load_cell(args), progress=True)
     report: Report = EXPERIMENTS[args.experiment].run(args, source)
     text = json.dumps([dict(record) for record in report.records], indent=1) + "\n" if args.json else str(report)
@@ -68,5 +67,5 @@ def save(report: Report, folder: Path) -> None:
     for name, text in {"report.md": str(report), "report.json": json.dumps(records, indent=1) + "\n"}.items():
         with atomic_file(folder / name) as path:
             path.write_text(text, encoding="utf-8")
-    for name, picture in report.pictures.items():
+    for name, picture in report.figures.items():
         draw(picture, folder / name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..argtypes import positive_int
 from ..diagnostics.retention import retention
 from ..errors import Error
-from ..reporting.figures import check_picture, draw_retention
+from ..reporting.figures import check_output_path, draw_retention
 from .loading import encode, load_model
 from .options import add_model_arguments, add_prompt_arguments, add_reduction_argument, check_distinct, read_prompt
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     """Read the text under each operator, print the share of positions in H at the end, and plot."""
     text = read_prompt(args)
     check_distinct(args.reduction)
-    check_picture(args.out)
+    check_output_path(args.out)
     cell, tokenizer = load_model(args)
     layers = cell.config.n_layers
     if args.layer is not None and not -layers <= args.layer < layers:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..argtypes import positive_int, read_text
 from ..cell.cell import Cell
-from ..diagnostics.soak import soak
+from ..diagnostics.soak import draw_soak, soak
 from ..errors import Error
-from ..reporting.figures import check_picture, draw_soak
+from ..reporting.figures import check_output_path
+from ..reporting.report import markdown_table
 from .loading import encode, load_cell, load_model
 from .options import add_model_arguments, add_reduction_argument
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the tokens, print first and last interval, and plot."""
-    check_picture(args.out.parent / "soak.png")  # in the parent folder, so that a refused run creates no folder
+    check_output_path(args.out.parent / "soak.png")  # in the parent folder, so that a refused run creates no folder
     cell, text = _cell_and_text(args)
     settings = {"text": text, "seed": args.seed, "interval": args.interval}
     try:
@@ -44,11 +45,12 @@ def run(args: argparse.Namespace) -> None:
     draw_soak(rows, args.out / "soak.png", title=f"{Path(args.model).name} under {operator}")
     source = "random ids" if text is None else f"{args.text}, {len(text):,} tokens, {last.read / len(text):.2f} times"
     print(f"{args.model} under {operator}: {last.read:,} tokens read ({source})\n")
-    print(f"{'':18}{'first':>10}{'last':>10}{'ratio':>10}   (of {len(rows)} intervals)")
+    table = []
     columns = [("fold, ms/token", "fold_ms", 1), ("step, ms/token", "step_ms", 1), ("H, MB", "nbytes", 1e6)]
     for name, field, unit in [*columns, ("process, MB", "resident", 1e6)]:
         start, end = getattr(first, field) / unit, getattr(last, field) / unit
-        print(f"{name:18}{start:10.2f}{end:10.2f}{end / start:10.3f}")
+        table.append([name, f"{start:.2f}", f"{end:.2f}", f"{end / start:.3f}"])
+    print(markdown_table([f"of {len(rows)} intervals", "first", "last", "ratio"], table))
     difference, ties = max(row.difference for row in rows), sum(row.near_ties for row in rows)
     print(f"\nfold and step met {len(rows)} times: mean difference of the logits {difference:.1e} at most, {ties} near-ties")
     print(args.out / "soak.png")

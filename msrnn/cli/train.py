@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 from ..argtypes import read_text
-from ..reporting.figures import check_picture, draw_training
+from ..reporting.figures import check_output_path
 from ..train.config import PRESETS, read_recipe
 from ..train.loop import train
+from ..train.report import draw_training
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train, plot the losses, and print the validation loss."""
     recipe = read_recipe(args.config)
-    check_picture(args.out.parent / "loss.png")  # in the parent folder, so that a refused run creates no folder
+    check_output_path(args.out.parent / "loss.png")  # in the parent folder, so that a refused run creates no folder
     text = read_text(args.text)
     try:
         done = train(recipe, text, args.out, progress=True)

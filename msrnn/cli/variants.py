@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..argtypes import positive_int, read_text
 from ..errors import Error
-from ..reporting.figures import check_picture
+from ..reporting.figures import check_output_path
 from ..storage.files import atomic_file
 from ..train.report import report
 from ..train.variants import run_all
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train all variants that ``--out`` does not contain yet, and print the tables."""
-    check_picture(args.out / "picture.png")
+    check_output_path(args.out / "picture.png")
     if args.chapter is not None:
         replace_tables(read_text(args.chapter), "")
     try:

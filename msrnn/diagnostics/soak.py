@@ -5,7 +5,6 @@ and has to agree (``check.py``). Then H is looked at, and saved. Everything that
 the seed and the clock, so a run that was killed goes on as if it had not been.
 """
 
-import hashlib
 import os
 import random
 import sys
@@ -21,8 +20,12 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
+from ..reporting.figures import new_figure, save_figure
+from ..reporting.progress import progress_bar
+from ..reporting.resume import check_same_settings
 from ..state.serialization import load_state
 from ..state.state import State
+from ..storage.digest import digest
 from ..storage.files import atomic_file, read_json, write_json
 from .invariants import check_logits, check_rows, compare_step
 
@@ -93,11 +96,11 @@ def soak(
     if text is not None and (text.amin() < 0 or text.amax() >= cell.config.vocab_size):
         found = f"ids from {int(text.amin())} to {int(text.amax())}"
         raise Error(f"soak: the text has {found}; the vocabulary has {cell.config.vocab_size}")
-    digest = "random ids" if text is None else hashlib.sha256(str(text.tolist()).encode()).hexdigest()[:16]
-    about = {"seed": seed, "text": digest, "interval": interval}
+    source = "random ids" if text is None else digest(str(text.tolist()))
+    about = {"seed": seed, "text": source, "interval": interval}
     state, rows = _resume(folder, cell, fresh, about)
     device, full = fresh.clock.device, max(size for H in fresh if isinstance(size := H.reduction.size, int))
-    with _bar(n_tokens, int(state.clock), progress) as bar:
+    with progress_bar(n_tokens, "token", initial=int(state.clock), label="reading", enabled=progress, unit_scale=True) as bar:
         while (clock := int(state.clock)) < n_tokens:
             block = clock // interval
             ids = _ids(cell, text, seed, interval, block)[clock - block * interval : n_tokens - block * interval]
@@ -163,9 +166,7 @@ def _resume(folder: Path, cell: Cell, fresh: State, about: dict[str, Any]) -> tu
             raise Error(f"{folder} has a {STATE} and no {RECORD}; expected the folder of a soak, or a new one")
         return fresh, []
     record = read_json(folder / RECORD)
-    for name, value in about.items():
-        if record.get(name) != value:
-            raise Error(f"{folder} holds a run with {name} {record.get(name)!r}; this one has {value!r}")
+    check_same_settings(folder, {name: record.get(name) for name in about}, about)
     if not (folder / STATE).exists():
         return fresh, []
     state = load_state(folder / STATE, device=fresh.clock.device)
@@ -195,7 +196,43 @@ def _resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _bar(total: int, read: int, progress: bool) -> Any:
-    from tqdm import tqdm
+def draw_soak(rows: Sequence[Interval], path: str | Path, *, title: str = "") -> None:
+    """Draw two panels against the number of tokens read: milliseconds per token, and bytes of H and of the process.
 
-    return tqdm(total=total, initial=read, desc="reading", unit="token", unit_scale=True, disable=None if progress else True)
+    Args:
+        rows: one per interval, at least one.
+        path: output file; its ending selects the format (png, svg, pdf).
+        title: title of the figure.
+
+    Raises:
+        Error: as :func:`~msrnn.reporting.figures.check_output_path`.
+    """
+    figure = new_figure(path, 8, 6)
+    time, process = figure.subplots(2, 1, sharex=True)
+    state = process.twinx()  # its own axis, because H is about a hundredth of the process
+    read = [row.read / 1000 for row in rows]
+    curves = [
+        (time, "step", [row.step_ms for row in rows], "tab:orange", 1.3),
+        (time, "fold", [row.fold_ms for row in rows], "tab:blue", 1.3),
+        (process, "process, resident (left)", [row.resident / 1e6 for row in rows], "tab:green", 1.3),
+        (
+            state,
+            "H (right)",
+            [row.nbytes / 1e6 for row in rows],
+            "tab:red",
+            2.2,
+        ),  # headroom avoids an overlap
+    ]
+    for axes, name, values, colour, headroom in curves:
+        axes.plot(read, values, color=colour, label=name, marker="." if len(rows) < 40 else "")
+        axes.set_ylim(0, headroom * max(max(line.get_ydata()) for line in axes.lines))
+    time.set_ylabel("ms per token")
+    time.legend(loc="upper right", ncols=2)
+    process.set_ylabel("process, MB", color="tab:green")
+    state.set_ylabel("H, MB", color="tab:red")
+    process.legend(handles=[*process.lines, *state.lines], loc="upper right", ncols=2)
+    process.set_xlabel("thousand tokens read")
+    process.set_xlim(0, 1.01 * read[-1])
+    for axes in (time, process):
+        axes.grid(alpha=0.3)
+    save_figure(figure, path, title)

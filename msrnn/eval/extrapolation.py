@@ -19,9 +19,9 @@ from torch import Tensor
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..errors import Error
-from ..reporting.report import Curves, Report, Table, figures
+from ..reporting.report import Curves, Report, Table, format_significant
 from ..reporting.statistics import mean, paired
-from ..reporting.sweep import Sweep, fingerprint
+from ..reporting.sweep import Sweep
 from ..state.position_remapping import ABSOLUTE, RULES
 from ..state.serialization import load_state
 from ..state.state import State
@@ -101,7 +101,12 @@ def run(args: argparse.Namespace, source: Source) -> Report:
     args.chunk, args.chunks = args.tokens + 1, 1
     texts = source.chunks(args)
     source.check_memory(len(texts), [entry.size for entry in asked], args.tokens)
-    about = {"experiment": "beyond", "model": fingerprint(source.cell), "text": text_digest(texts), "stretch": args.stretch}
+    about = {
+        "experiment": "beyond",
+        "model": source.cell.fingerprint().digest(),
+        "text": text_digest(texts),
+        "stretch": args.stretch,
+    }
     ids = torch.stack([text.ids for text in texts]).to(source.cell.marks[0].device)
     rows = {
         (entry, rule): {f"{entry} {rule} from {start}": start for start in range(0, args.tokens, args.stretch)}
@@ -113,7 +118,7 @@ def run(args: argparse.Namespace, source: Source) -> Report:
         raise Error(f"--places are {', '.join(args.places)}, and nothing is bounded; expected {ABSOLUTE}")
     sweep = Sweep(args.out, about)
     at, state = None, None
-    for (entry, rule), now in sweep.missing(rows, 1, source.progress):
+    for (entry, rule), now in sweep.pending(rows, 1, source.progress):
         kept = None if args.out is None else args.out / "states" / f"{quote(f'{entry} {rule}', safe=' ')}.safetensors"
         for key, start in now.items():
             if state is None or at != (entry, rule):
@@ -172,13 +177,13 @@ def report(records: Sequence[Stretch], length: int) -> Report:
         table(
             "Perplexity, span by span",
             f"Of {texts}, read in one go; the model was trained on texts of {length:,} tokens.",
-            lambda found, span: figures(perplexity(found[span])),
+            lambda found, span: format_significant(perplexity(found[span])),
             to,
         ),
         table(
             "Perplexity of all tokens so far",
             "As the paper's fig. 7 has it.",
-            lambda found, span: figures(perplexity(found[: span.stop])),
+            lambda found, span: format_significant(perplexity(found[: span.stop])),
             to,
         ),
         table(
@@ -202,7 +207,7 @@ def report(records: Sequence[Stretch], length: int) -> Report:
         curves,
         log_x=False,
         log_y=True,
-        stops={"training length": length},
+        vertical_lines={"training length": length},
     )
     return Report(tables, [asdict(r) for r in records], {"beyond.png": picture})
 

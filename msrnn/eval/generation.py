@@ -16,7 +16,7 @@ from ..decoding.generate import generate
 from ..errors import Error
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean
-from ..reporting.sweep import Sweep, fingerprint
+from ..reporting.sweep import Sweep
 from . import conditions
 from .conditions import Entry, entries
 from .inputs import Source, add_text_arguments
@@ -103,11 +103,16 @@ def run(args: argparse.Namespace, source: Source) -> Report:
         places = entries(["full", *args.operators], args.sizes)
     chunks = source.chunks(args)
     source.check_memory(args.batch, [None], args.chunk + args.max_new_tokens)
-    about = {"experiment": "generation", "model": fingerprint(source.cell), "text": text_digest(chunks), "chunk": args.chunk}
+    about = {
+        "experiment": "generation",
+        "model": source.cell.fingerprint().digest(),
+        "text": text_digest(chunks),
+        "chunk": args.chunk,
+    }
     sweep = Sweep(args.out, about | {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "batch": args.batch})
     groups = [chunks[i : i + args.batch] for i in range(0, len(chunks), args.batch)]  # drawing depends on who is beside
     rows = {(e, i): {f"{e} after {c.name}": c for c in group} for e in places for i, group in enumerate(groups)}
-    for (entry, i), now in sweep.missing(rows, args.batch, source.progress):
+    for (entry, i), now in sweep.pending(rows, args.batch, source.progress):
         seed = None if args.seed is None else args.seed + i
         for written in write(source.cell, groups[i], entry, args.max_new_tokens, seed):
             if (key := f"{entry} after {written.chunk}") in now:

@@ -18,9 +18,9 @@ from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
-from ..reporting.report import Curves, Report, Table, figures
+from ..reporting.report import Curves, Report, Table, format_significant
 from ..reporting.statistics import mean, paired
-from ..reporting.sweep import Sweep, fingerprint
+from ..reporting.sweep import Sweep
 from . import conditions
 from .conditions import Entry, entries
 from .inputs import Source, add_text_arguments
@@ -124,10 +124,15 @@ def run(args: argparse.Namespace, source: Source) -> Report:
         raise Error(f"--against is {args.against!r}; expected one of the operators, {', '.join(args.operators)}")
     chunks = source.chunks(args)
     source.check_memory(args.batch, [entry.size for entry in places], args.chunk)
-    settings = {"experiment": "lm", "model": fingerprint(source.cell), "text": text_digest(chunks), "chunk": args.chunk}
+    settings = {
+        "experiment": "lm",
+        "model": source.cell.fingerprint().digest(),
+        "text": text_digest(chunks),
+        "chunk": args.chunk,
+    }
     sweep = Sweep(args.out, settings)
     rows = {entry: {f"{entry} on {chunk.name}": chunk for chunk in chunks} for entry in places}
-    for entry, now in sweep.missing(rows, args.batch, source.progress):
+    for entry, now in sweep.pending(rows, args.batch, source.progress):
         for key, record in zip(now, score(source.cell, list(now.values()), entry), strict=True):
             sweep[key] = asdict(record)
     found = [Scored(**{**sweep[key], "operator": e.row, "size": e.size}) for e, row in rows.items() for key in row]
@@ -177,7 +182,9 @@ def _tables(records: Sequence[Scored], against: str, of: str) -> list[Table]:
 
     def perplexity(scored: list[Scored], _: object) -> str:
         value, error = mean([r.mean for r in scored])
-        return f"{figures(math.exp(value))}" + ("" if math.isnan(error) else f" ± {figures(math.exp(value) * error, 2)}")
+        return f"{format_significant(math.exp(value))}" + (
+            "" if math.isnan(error) else f" ± {format_significant(math.exp(value) * error, 2)}"
+        )
 
     def bits(scored: list[Scored], _: object) -> str:
         return f"{sum(r.nll for r in scored) / math.log(2) / sum(r.n_bytes for r in scored):.4f}"

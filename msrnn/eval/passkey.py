@@ -15,8 +15,8 @@ import torch
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..errors import Error
-from ..reporting.report import Maps, Report, Table
-from ..reporting.sweep import Sweep, fingerprint
+from ..reporting.report import HeatMaps, Report, Table
+from ..reporting.sweep import Sweep
 from . import conditions
 from .conditions import Entry, entries
 from .inputs import Source
@@ -118,10 +118,10 @@ def run(args: argparse.Namespace, source: Source) -> Report:
         raise Error(f"--depths has {wrong[0]}; expected numbers from 0 to 1")
     prompt(source.tokenizer, "12345", min(args.lengths), 0)  # what it refuses, it refuses now
     source.check_memory(args.keys, [entry.size for entry in places], max(args.lengths))
-    settings = {"experiment": "passkey", "model": fingerprint(source.cell), "keys": args.keys, "seed": args.seed}
+    settings = {"experiment": "passkey", "model": source.cell.fingerprint().digest(), "keys": args.keys, "seed": args.seed}
     sweep = Sweep(args.out, settings)
     rows = {e: {f"{e} at {d:g} of {n}": (n, d) for n in args.lengths for d in args.depths} for e in places}
-    for entry, now in sweep.missing(rows, 1, source.progress):
+    for entry, now in sweep.pending(rows, 1, source.progress):
         for key, (length, depth) in now.items():
             sweep[key] = asdict(ask(source.cell, source.tokenizer, entry, length, depth, args.keys, args.seed))
     found = [Found(**{**sweep[key], "operator": e.row, "size": e.size}) for e, row in rows.items() for key in row]
@@ -144,5 +144,5 @@ def report(records: Sequence[Found]) -> Report:
         Table("Nats per token of the key", columns, nats, "A digit drawn at random costs 2.30."),
     ]
     ticks = ([f"{d:g}" for d in depths], [str(n) for n in lengths])
-    maps = Maps("pass keys found", "depth", "tokens", panels, "share of keys found", ticks=ticks)
+    maps = HeatMaps("pass keys found", "depth", "tokens", panels, "share of keys found", ticks=ticks)
     return Report(tables, [asdict(r) for r in records], {"passkey.png": maps})

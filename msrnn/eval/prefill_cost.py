@@ -18,9 +18,9 @@ from ..cell.cell import Cell
 from ..decoding.prefill import prefill
 from ..errors import Error
 from ..reductions.contract import Reduction
-from ..reporting.report import Report, Table, figures
+from ..reporting.report import Report, Table, format_significant
 from ..reporting.statistics import mean, paired
-from ..reporting.sweep import Sweep, fingerprint
+from ..reporting.sweep import Sweep
 from ..state.state import State
 from . import conditions
 from .conditions import entries
@@ -107,11 +107,11 @@ def run(args: argparse.Namespace, source: Source) -> Report:
         raise Error(f"--prompt is {args.prompt}; expected less than --chunk, {args.chunk}, so that something follows")
     chunks = source.chunks(args)
     source.check_memory(1, [None], args.chunk)  # the shortcut holds the whole prompt
-    settings = {"experiment": "shortcut", "model": fingerprint(source.cell), "text": text_digest(chunks)}
+    settings = {"experiment": "shortcut", "model": source.cell.fingerprint().digest(), "text": text_digest(chunks)}
     sweep = Sweep(args.out, {**settings, "chunk": args.chunk, "prompt": args.prompt})
     rows = {entry: {f"{entry} on {chunk.name}": chunk for chunk in chunks} for entry in places}
     device = source.cell.marks[0].device
-    for entry, now in sweep.missing(rows, 1, source.progress):
+    for entry, now in sweep.pending(rows, 1, source.progress):
         for key, chunk in now.items():
             found = compare(source.cell, chunk.ids.to(device), entry.reduction, args.prompt)
             sweep[key] = {**asdict(found), "operator": entry.row, "size": entry.size, "chunk": chunk.name}
@@ -131,8 +131,8 @@ def report(records: Sequence[Compared]) -> Report:
             [
                 row,
                 "" if size is None else str(size),
-                figures(math.exp(mean(exact).value)),
-                figures(math.exp(mean(shortcut).value)),
+                format_significant(math.exp(mean(exact).value)),
+                format_significant(math.exp(mean(shortcut).value)),
                 f"{value:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}"),
                 f"{mean([r.common for r in found]).value:.0%}",
                 f"{mean([r.exact_seconds for r in found]).value:.2f}",

@@ -18,9 +18,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ..cell.cell import Cell
 from ..diagnostics.retention import leaving, shares
 from ..errors import Error
-from ..reporting.report import Curves, Maps, Report, Table
+from ..reporting.report import Curves, HeatMaps, Report, Table
 from ..reporting.statistics import mean
-from ..reporting.sweep import Sweep, fingerprint
+from ..reporting.sweep import Sweep
 from . import conditions
 from .conditions import Entry, entries
 from .inputs import Source, add_text_arguments
@@ -118,10 +118,15 @@ def run(args: argparse.Namespace, source: Source) -> Report:
         check_tagger()
     chunks, kind = source.chunks(args), parts_of_speech if args.parts_of_speech else kinds
     source.check_memory(1, [entry.size for entry in places], args.chunk)
-    settings = {"experiment": "kept", "model": fingerprint(source.cell), "text": text_digest(chunks), "chunk": args.chunk}
+    settings = {
+        "experiment": "kept",
+        "model": source.cell.fingerprint().digest(),
+        "text": text_digest(chunks),
+        "chunk": args.chunk,
+    }
     sweep = Sweep(args.out, settings | {"kinds": kind.__name__})
     rows = {entry: {f"{entry} on {chunk.name}": chunk for chunk in chunks} for entry in places}
-    for entry, now in sweep.missing(rows, 1, source.progress):
+    for entry, now in sweep.pending(rows, 1, source.progress):
         for key, chunk in now.items():
             sweep[key] = asdict(look(source.cell, chunk, entry, kind, whole=chunk is chunks[0]))
     found = [Kept(**{**sweep[key], "operator": e.row, "size": e.size}) for e, row in rows.items() for key in row]
@@ -152,7 +157,7 @@ def report(records: Sequence[Kept]) -> Report:
         over("Share of layers and heads that hold the very first token to the end", lambda r: r.stays, "{:.1%}", about),
         over("Mean lifetime, steps", lambda r: r.mean, "{:,.0f}", "The same for all operators whose H is always full."),
     ]
-    pictures: dict[str, Curves | Maps] = {}
+    pictures: dict[str, Curves | HeatMaps] = {}
     for name, p in rows.items():
         tables += [_kinds_table(name, p, sizes), _first_table(name, p, sizes)]
         pictures |= _pictures(name, p)
@@ -188,23 +193,25 @@ def _first(records: Sequence[Kept]) -> list[float]:
     return torch.tensor([r.first for r in records]).mean(0).tolist()
 
 
-def _pictures(name: str, places: Places) -> dict[str, Curves | Maps]:
+def _pictures(name: str, places: Places) -> dict[str, Curves | HeatMaps]:
     lines = {f"size {s}": [(float(i), life, 0.0) for i, life in enumerate(_first(places[s]))] for s in sorted(places)}
     maps = {s: torch.tensor(rs[0].leaving) for s, rs in sorted(places.items()) if rs[0].leaving}  # (L, K, T)
     size, layers = max(maps.items())
     axes: dict[str, Any] = {
-        "across": "position",
-        "down": "step",
-        "label": "share of heads that hold it",
-        "span": layers.shape[-1],
+        "x_label": "position",
+        "y_label": "step",
+        "colour_label": "share of heads that hold it",
+        "extent": layers.shape[-1],
     }
     last = {f"size {s}": _map(x[-1]) for s, x in maps.items()}
     every = {f"layer {l}": _map(x) for l, x in enumerate(layers)}
     file = name.replace(":", "-")
     return {
         f"first-{file}.png": Curves(f"lifetime of the first tokens, {name}", "token", "steps", lines, log_x=False),
-        f"map-{file}.png": Maps(title=f"what the last layer held after each step, {name}", panels=last, **axes),
-        f"layers-{file}.png": Maps(title=f"what each layer held after each step, {name}, size {size}", panels=every, **axes),
+        f"map-{file}.png": HeatMaps(title=f"what the last layer held after each step, {name}", panels=last, **axes),
+        f"layers-{file}.png": HeatMaps(
+            title=f"what each layer held after each step, {name}, size {size}", panels=every, **axes
+        ),
     }
 
 

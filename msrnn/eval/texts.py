@@ -1,6 +1,5 @@
 """Texts as chunks of tokens: each is read on its own, from an empty state."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..argtypes import read_text
 from ..errors import Error
+from ..storage.digest import digest
 
 if TYPE_CHECKING:
     import tokenizers
@@ -50,13 +51,7 @@ def read_texts(path: Path) -> dict[str, str]:
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file()) if path.is_dir() else [path]
     if not files:
         raise Error(f"{path} has no text; expected files that end in {' or '.join(ENDINGS)}")
-    texts = {}
-    for file in files:
-        try:
-            texts[file.stem] = file.read_text("utf-8")
-        except (OSError, ValueError) as wrong:
-            raise Error(f"cannot read the text {file} ({getattr(wrong, 'strerror', None) or wrong})") from None
-    return texts
+    return {file.stem: read_text(file) for file in files}
 
 
 def read_dataset(name: str, split: str) -> dict[str, str]:
@@ -105,7 +100,4 @@ def chunks(texts: dict[str, str], tokenizer: "tokenizers.Tokenizer", length: int
 
 def text_digest(chunks: Sequence[Chunk]) -> str:
     """A few letters that tell these texts from others, however many chunks of them are read."""
-    whole = hashlib.sha256()
-    for text in dict.fromkeys(chunk.text for chunk in chunks):
-        whole.update(hashlib.sha256(text.encode()).digest())
-    return whole.hexdigest()[:16]
+    return digest("".join(map(digest, dict.fromkeys(chunk.text for chunk in chunks))))

@@ -16,8 +16,8 @@ from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
-from ..reporting.report import Report, Table, figures
-from ..reporting.sweep import Sweep, fingerprint
+from ..reporting.report import Report, Table, format_significant
+from ..reporting.sweep import Sweep
 from . import conditions
 from .conditions import entries
 from .inputs import Source, total_memory
@@ -88,9 +88,9 @@ def run(args: argparse.Namespace, source: Source) -> Report:
         raise Error(f"{cut[0]} is not full after {args.length - args.steps} tokens; expected a longer --length")
     if (budget := args.budget * 10**6) > (memory := total_memory(source.cell.marks[0].device)):
         raise Error(f"--budget is {budget / 1e9:,.1f} GB; the machine has {memory / 1e9:,.1f} GB")
-    about = {"experiment": "throughput", "model": fingerprint(source.cell), "device": args.device}
+    about = {"experiment": "throughput", "model": source.cell.fingerprint().digest(), "device": args.device}
     sweep = Sweep(args.out, about | {"budget": args.budget, "length": args.length, "steps": args.steps})
-    for entry, now in sweep.missing({entry: {str(entry): entry} for entry in places}, 1, source.progress):
+    for entry, now in sweep.pending({entry: {str(entry): entry} for entry in places}, 1, source.progress):
         sweep[next(iter(now))] = asdict(
             Speed(entry.row, entry.size, *measure(source.cell, entry.reduction, budget, args.length, args.steps))
         )
@@ -104,7 +104,7 @@ def report(records: Sequence[Speed], budget: int, length: int) -> Report:
     rows = [
         [
             *(r.operator, "unbounded" if r.size is None else str(r.size), f"{r.sequence / 1e6:,.2f}", str(r.batch)),
-            *(f"{r.held / 1e6:,.0f}", figures(r.tokens_per_second), f"{r.tokens_per_second / one:.2f}"),
+            *(f"{r.held / 1e6:,.0f}", format_significant(r.tokens_per_second), f"{r.tokens_per_second / one:.2f}"),
         ]
         for r in records
     ]

@@ -19,8 +19,9 @@ from ..decoding.generate import generate
 from ..errors import Error
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean, paired
-from ..reporting.sweep import Sweep, digest, fingerprint
+from ..reporting.sweep import Sweep
 from ..state.state import State
+from ..storage.digest import digest
 from . import conditions
 from .conditions import Entry, entries
 from .inputs import Source
@@ -142,10 +143,10 @@ def run(args: argparse.Namespace, source: Source) -> Report:
     if longest >= least:
         raise Error(f"a prompt of {least} tokens has no room for a question of {longest} (--length, --sizes)")
     source.check_memory(max(len(q.references) for q in asked), [None], args.length + args.max_new_tokens)
-    about = {"experiment": "understanding", "model": fingerprint(source.cell), "data": digest([asked])}
+    about = {"experiment": "understanding", "model": source.cell.fingerprint().digest(), "data": digest(repr([asked]))}
     sweep = Sweep(args.out, about | {"length": args.length, "max_new_tokens": args.max_new_tokens})
     cells = {(e, d): {f"{e} on {name(q)}": q for q in group} for e in places for d, group in groups.items()}
-    for (entry, document), now in sweep.missing(cells, max(map(len, groups.values())), source.progress):
+    for (entry, document), now in sweep.pending(cells, max(map(len, groups.values())), source.progress):
         group = groups[document]  # where a part is missing it is answered again as a whole: it shares one cut of the document
         own = None if entry.row == "full" else [sweep[f"full on {name(q)}"]["ids"] for q in group]
         answers = answer(source.cell, source.tokenizer, group, entry, args.length, args.max_new_tokens, own)

@@ -1,4 +1,4 @@
-"""What an experiment hands over: tables, records, and pictures that are not drawn yet."""
+"""Results of an experiment: tables, records and descriptions of figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,20 @@ from typing import Any
 from torch import Tensor
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with padded cells. The first column is left-aligned, the other columns are right-aligned."""
+    widths = [max(4, *map(len, column)) for column in zip(columns, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [
+        [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        for line in (columns, rule, *rows)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table of finished words; ``note`` says what stands in it and how it was made."""
+    """A table of formatted cells; ``note`` explains its content."""
 
     title: str
     columns: Sequence[str]
@@ -18,55 +29,71 @@ class Table:
     note: str = ""
 
     def __str__(self) -> str:
-        """As Markdown; the first column is text, the others numbers."""
-        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return "\n\n".join(part for part in (f"**{self.title}**", table, self.note) if part)
+        """Return the table as Markdown."""
+        parts = (f"**{self.title}**" if self.title else "", markdown_table(self.columns, self.rows), self.note)
+        return "\n\n".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines: by name the points ``(x, y, spread)`` of each; ``levels`` are lines across, ``stops`` lines down."""
+    """A line plot.
+
+    Attributes:
+        title, x_label, y_label: texts of the figure.
+        lines: by name, the points ``(x, y, error)``; an error of NaN has no bar.
+        horizontal_lines, vertical_lines: by name, the y or x coordinate of a reference line.
+        log_x, log_y: whether an axis is logarithmic (base 2).
+    """
 
     title: str
-    across: str
-    up: str
+    x_label: str
+    y_label: str
     lines: Mapping[str, Sequence[tuple[float, float, float]]]
-    levels: Mapping[str, float] = field(default_factory=dict)
+    horizontal_lines: Mapping[str, float] = field(default_factory=dict)
     log_x: bool = True
     log_y: bool = False
-    stops: Mapping[str, float] = field(default_factory=dict)
+    vertical_lines: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Maps:
-    """Panels by name, ``(rows, columns)`` numbers from 0 to ``high`` each, dark where high. ``span`` is what both axes count up
-    to, where that is not pixels; ``ticks`` name columns and rows where they are few."""
+class HeatMaps:
+    """Heat maps side by side.
+
+    Attributes:
+        title, x_label, y_label, colour_label: texts of the figure.
+        panels: by name, values ``(height, width)`` from 0 to ``maximum``; high values are dark.
+        maximum: the value of the darkest colour.
+        extent: largest coordinate of both axes; None counts pixels.
+        ticks: names of the columns and of the rows; the values are then written into the cells.
+        prompt: if positive, a horizontal line below row ``prompt - 1`` marks the end of the prompt.
+    """
 
     title: str
-    across: str
-    down: str
+    x_label: str
+    y_label: str
     panels: Mapping[str, Tensor]
-    label: str
-    high: float = 1.0
-    span: float | None = None
+    colour_label: str
+    maximum: float = 1.0
+    extent: float | None = None
     ticks: tuple[Sequence[str], Sequence[str]] | None = None
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
 class Report:
-    """The whole of it; pictures by the name of the file they become."""
+    """All results of an experiment; ``figures`` are keyed by file name."""
 
     tables: Sequence[Table]
     records: Sequence[Mapping[str, Any]]
-    pictures: Mapping[str, Curves | Maps] = field(default_factory=dict)
+    figures: Mapping[str, Curves | HeatMaps] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        """Return all tables as Markdown."""
         return "\n\n".join(map(str, self.tables)) + "\n"
 
 
-def figures(value: float, digits: int = 3) -> str:
-    """A number with so many figures, no exponent, digits before the point never cut."""
+def format_significant(value: float, digits: int = 3) -> str:
+    """Return ``value`` with ``digits`` significant digits, without an exponent; digits before the point are never dropped."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else str(value)
     whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0

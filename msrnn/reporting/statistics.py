@@ -1,4 +1,4 @@
-"""Means over chunks and how sure they are. Chunks of one book are not independent: read the errors as lower bounds."""
+"""Means over chunks and their errors. Chunks of one book are not independent, so the errors are lower bounds."""
 
 import math
 from collections.abc import Sequence
@@ -8,18 +8,30 @@ import torch
 
 
 class Mean(NamedTuple):
-    """A mean over n numbers and its standard error, the sample's standard deviation / √n; NaN of fewer than two."""
+    """A mean and its error; the error is NaN for fewer than two values."""
 
     value: float
     error: float
 
+    def __format__(self, spec: str) -> str:
+        """Return ``value ± error``, both in the format ``spec``; the error has no sign and is omitted if it is NaN."""
+        error = "" if math.isnan(self.error) else f" ± {self.error:{spec.lstrip('+')}}"
+        return f"{self.value:{spec}}{error}"
+
 
 def mean(values: Sequence[float]) -> Mean:
-    """The mean of at least one number."""
+    """Return the mean of at least one value and its standard error (sample standard deviation / √n)."""
+    value, deviation = mean_and_deviation(values)
+    return Mean(value, deviation / math.sqrt(len(values)))
+
+
+def mean_and_deviation(values: Sequence[float]) -> Mean:
+    """Return the mean of at least one value and the sample standard deviation."""
     x = torch.tensor(values, dtype=torch.float64)
-    return Mean(float(x.mean()), float(x.std() / math.sqrt(len(x))) if len(x) > 1 else math.nan)
+    return Mean(float(x.mean()), float(x.std()) if len(x) > 1 else math.nan)
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> Mean:
-    """The mean of ``values − others``, each of the same chunk: what chunks have in common falls out."""
+    """Return the mean of ``values − others`` and its standard error. Both sequences are measured on the same chunks, so
+    differences between chunks cancel."""
     return mean([a - b for a, b in zip(values, others, strict=True)])

@@ -1,31 +1,31 @@
-"""A table that takes long: each cell is kept as soon as it is finished, and found again by the next run."""
+"""A resumable table: each cell is saved as soon as it is finished, and a later run reuses it."""
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from tqdm import tqdm
-
-from ..cell.cell import Cell
 from ..errors import Error
 from ..storage.files import atomic_file, read_json, write_json
+from .progress import progress_bar
+from .resume import check_same_settings
 
 Row = TypeVar("Row")
 Item = TypeVar("Item")
 SETTINGS, CELLS = "settings.json", "cells"
+VERSION = 2
+"""Version of the files in the folder."""
 
 
 class Sweep:
     """The finished cells of a table.
 
     Args:
-        folder: where they are kept, one file each; None keeps them for as long as the sweep lives.
-        settings: what all cells have in common, as JSON has it; a folder with cells made by others is refused.
+        folder: folder with one file per cell; None keeps the cells in memory only.
+        settings: settings that all cells share, as JSON values. A folder with other settings is refused.
 
     Raises:
-        Error: the folder holds another sweep, or cannot be written.
+        Error: the folder contains another sweep or files of an earlier version, or it cannot be written.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]):
@@ -36,60 +36,50 @@ class Sweep:
             (folder / CELLS).mkdir(parents=True, exist_ok=True)
         except OSError as wrong:
             raise Error(f"cannot write to {folder} ({wrong.strerror})") from None
+        settings = {"version": VERSION, **settings}
         if (folder / SETTINGS).exists():
-            found = read_json(folder / SETTINGS)
-            for name in {**found, **settings}:
-                if found.get(name) != settings.get(name):
-                    raise Error(f"{folder} holds a sweep with {name} {found.get(name)!r}; this one has {settings.get(name)!r}")
+            check_same_settings(folder, read_json(folder / SETTINGS), settings)
         else:
-            with atomic_file(folder / SETTINGS) as beside:
-                write_json(beside, settings)
+            with atomic_file(folder / SETTINGS) as staged:
+                write_json(staged, settings)
         for path in sorted((folder / CELLS).glob("*.json")):
-            if not path.name.startswith("."):  # left by a run that was killed
-                kept = read_json(path)
-                if set(kept) != {"key", "record"} or self._path(str(kept["key"])) != path:
-                    raise Error(f"{path} is no cell of a sweep")
-                self._cells[kept["key"]] = kept["record"]
+            if not path.name.startswith("."):  # an incomplete file of a killed run
+                cell = read_json(path)
+                if set(cell) != {"key", "record"} or self._path(str(cell["key"])) != path:
+                    raise Error(f"{path} is not a cell of a sweep")
+                self._cells[cell["key"]] = cell["record"]
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        """The record of a finished cell."""
+        """Return the record of a finished cell."""
         return self._cells[key]
 
     def __setitem__(self, key: str, record: dict[str, Any]) -> None:
-        """Keep a finished cell, whole or not at all."""
+        """Save a finished cell atomically."""
         if self._folder is not None:
-            with atomic_file(self._path(key)) as beside:
-                write_json(beside, {"key": key, "record": record})
+            with atomic_file(self._path(key)) as staged:
+                write_json(staged, {"key": key, "record": record})
         self._cells[key] = record
 
-    def missing(
-        self, rows: Mapping[Row, Mapping[str, Item]], at_once: int = 1, progress: bool = False
+    def pending(
+        self, rows: Mapping[Row, Mapping[str, Item]], batch_size: int = 1, progress: bool = False
     ) -> Iterator[tuple[Row, dict[str, Item]]]:
-        """Of the cells of each row, those that are not finished, some at a time; behind a bar where asked for."""
-        total, left = (
-            sum(map(len, rows.values())),
-            {row: [key for key in row_keys if key not in self._cells] for row, row_keys in rows.items()},
-        )
-        done = total - sum(map(len, left.values()))
-        with tqdm(total=total, initial=done, unit="cell", disable=None if progress else True) as bar:
-            for row, keys in left.items():
-                for i in range(0, len(keys), at_once):
-                    now = keys[i : i + at_once]
-                    bar.set_postfix_str(now[0])
-                    yield row, {key: rows[row][key] for key in now}
-                    bar.update(len(now))
+        """Yield the unfinished cells of each row, at most ``batch_size`` at a time.
+
+        Args:
+            rows: by row, the cells by key.
+            batch_size: maximum number of cells yielded together.
+            progress: whether to show a progress bar.
+        """
+        unfinished = {row: [key for key in cells if key not in self._cells] for row, cells in rows.items()}
+        total = sum(map(len, rows.values()))
+        with progress_bar(total, "cell", initial=total - sum(map(len, unfinished.values())), enabled=progress) as bar:
+            for row, keys in unfinished.items():
+                for i in range(0, len(keys), batch_size):
+                    batch = keys[i : i + batch_size]
+                    bar.set_postfix_str(batch[0])
+                    yield row, {key: rows[row][key] for key in batch}
+                    bar.update(len(batch))
 
     def _path(self, key: str) -> Path:
         assert self._folder is not None
         return self._folder / CELLS / f"{quote(key, safe=' ').replace('.', '%2E')}.json"
-
-
-def fingerprint(cell: Cell) -> str:
-    """A few letters that tell this model from another, across processes."""
-    known = cell.fingerprint()
-    return digest([known.facts, known.dtype, known.values])
-
-
-def digest(anything: Sequence[object]) -> str:
-    """A few letters that tell this from anything else, by what it looks like in Python."""
-    return hashlib.sha256(repr(anything).encode()).hexdigest()[:16]

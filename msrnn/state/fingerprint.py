@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..storage.digest import digest
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -27,6 +29,10 @@ class Fingerprint:
             return cls(facts)
         few = [x.detach().flatten()[:: max(1, x.numel() // 16)][:16].double().cpu() for x in marks]
         return cls(facts, str(marks[0].dtype).removeprefix("torch."), tuple(torch.cat(few).tolist()))
+
+    def digest(self) -> str:
+        """Return 16 hex digits that identify the model in the settings of a saved run."""
+        return digest(repr([self.facts, self.dtype, self.values]))
 
     def matches(self, other: "Fingerprint") -> bool:
         """Whether both can be the same model: equal facts and equal numbers, up to rounding where the dtypes differ."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
+from ..reporting.resume import check_same_settings
 from ..state.serialization import load_state
 from ..storage.files import atomic_dir, atomic_file, read_bytes
 from ..storage.lazy_tensors import LazyTensor
@@ -73,14 +74,9 @@ def check_same(folder: Path, recipe: Recipe, digest: str) -> None:
             raise ValueError
         found, text = json.loads(about["recipe"]), about["text"]
         wanted = json.loads(json.dumps(asdict(recipe)))
-        differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     except (KeyError, ValueError, AttributeError, TypeError):
         raise Error(f"{folder / TRAINING} is not what a training run has written, or it is damaged") from None
-    if differing:
-        name = differing[0]
-        raise Error(f"{folder} holds a run with {name} {found.get(name)!r:.200}; this one has {wanted.get(name)!r:.200}")
-    if text != digest:
-        raise Error(f"{folder} holds a run on another text ({text:.16}; this one is {digest})")
+    check_same_settings(folder, {**found, "text": text}, {**wanted, "text": digest})
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:

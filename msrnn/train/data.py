@@ -3,7 +3,6 @@
 What is read at a step follows from the seed and the number of the step alone, so a run that goes on needs no other bookmark.
 """
 
-import hashlib
 import random
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
+from ..storage.digest import digest
 from .config import Recipe
 from .tokenizer import Vocabulary, vocabulary
 
@@ -84,7 +84,7 @@ class Data:
         Raises:
             Error: a text that is too short.
         """
-        digest = text_digest(text)
+        text_digest = digest(text)
         cut = len(text) - int(recipe.held_out * len(text))
         tokens = tokens or vocabulary(recipe.tokenizer, text[:cut])
         ids, held, B, T = tokens.encode(text[:cut]), tokens.encode(text[cut:]), recipe.batch, recipe.chunk
@@ -93,16 +93,4 @@ class Data:
         if rows < 1 or not learnt.n_chunks:
             least = f"{(B + 1) * T} to learn from (batch {B}, chunk {T}) and {2 * T} held out (held_out {recipe.held_out:g})"
             raise Error(f"the text has {len(ids)} tokens and {len(held)} at its end; expected at least {least}")
-        return cls(learnt, Streams(held, rows, T, recipe.carry), tokens, digest)
-
-
-def text_digest(text: str) -> str:
-    """A few letters that tell a text from others.
-
-    Raises:
-        Error: it is no Unicode: bytes that came in as lone surrogates.
-    """
-    try:
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-    except UnicodeEncodeError as wrong:
-        raise Error(f"the text is no Unicode ({wrong.reason})") from None
+        return cls(learnt, Streams(held, rows, T, recipe.carry), tokens, text_digest)

@@ -4,13 +4,14 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ..errors import Error
 from ..models.registry import build_random
+from ..reporting.progress import progress_bar
+from ..storage.digest import digest
 from . import checkpointing
 from .config import Recipe
-from .data import Data, text_digest
+from .data import Data
 from .trainer import Run, bits_per_byte
 
 
@@ -36,7 +37,7 @@ def train(recipe: Recipe, text: str, folder: str | Path, *, progress: bool = Fal
     folder = Path(folder)
     begun = _holds_something(folder)
     if begun:
-        checkpointing.check_same(folder, recipe, text_digest(text))
+        checkpointing.check_same(folder, recipe, digest(text))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         data = Data.of(text, recipe, checkpointing.read_vocabulary(folder) if begun else None)
         torch.manual_seed(recipe.seed)
@@ -56,8 +57,7 @@ def train(recipe: Recipe, text: str, folder: str | Path, *, progress: bool = Fal
 def _finish(run: Run, data: Data, folder: Path, progress: bool) -> None:
     """The steps that are missing."""
     recipe, here = run.recipe, len(run.losses)
-    disable = None if progress else True
-    with tqdm(total=recipe.steps, initial=here, desc="learning", unit="step", disable=disable) as bar:
+    with progress_bar(recipe.steps, "step", initial=here, label="training", enabled=progress) as bar:
         begin = time.perf_counter()
         for index in range(here, recipe.steps):
             run.step(data.learnt[index])

@@ -1,10 +1,12 @@
 """What came out of the variants: tables with the spread over seeds, and curves."""
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ..reporting.figures import new_figure, save_figure
 from ..reporting.report import Curves, Report, Table
+from ..reporting.statistics import mean_and_deviation
 from ..reporting.sweep import Sweep
 from .tasks import SYMBOLS, TASKS
 from .variants import BASE, BOUNDED, LEARNED, LENGTH, NORMS, READ, SEEDS, TASK, TEXT, TRAINED, VARIANTS, WAYS, key_of
@@ -60,16 +62,44 @@ def report(sweep: Sweep) -> Report:
     return Report(tables, [{"run": name, **run} for name, some in runs.items() for run in some], pictures)
 
 
-def spread(values: Sequence[float | None], times: float = 1) -> str:
-    """Mean ± standard deviation; of runs that diverged, how many did."""
-    there = [times * value for value in values if value is not None]
-    lost = f"{len(values) - len(there)} of {len(values)} diverged" if len(there) < len(values) else ""
-    digits = 3 if times == 1 else 1
-    said = f"{statistics.fmean(there):.{digits}f} ± {statistics.stdev(there):.{digits}f}" if len(there) > 1 else ""
-    return ", ".join(filter(None, (said, lost)))
+def spread(values: Sequence[float | None], factor: float = 1) -> str:
+    """Return mean ± standard deviation of ``factor`` times the values; None stands for a run that diverged."""
+    finished = [factor * value for value in values if value is not None]
+    diverged = f"{len(values) - len(finished)} of {len(values)} diverged" if len(finished) < len(values) else ""
+    result = f"{mean_and_deviation(finished):.{3 if factor == 1 else 1}f}" if finished else ""
+    return ", ".join(filter(None, (result, diverged)))
 
 
 def _curve(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, float, float]]:
     for points in zip(*(run["curve"] for run in runs), strict=False):
-        losses = [loss for _, loss in points]
-        yield points[0][0], statistics.fmean(losses), statistics.stdev(losses)
+        yield (points[0][0], *mean_and_deviation([loss for _, loss in points]))
+
+
+def draw_training(losses: Sequence[float], validation: Mapping[int, float], path: str | Path, *, title: str = "") -> None:
+    """Draw two panels against the step: the training loss, raw and smoothed, and bits per byte of the validation split.
+
+    Args:
+        losses: nats per token of each step, at least one.
+        validation: bits per byte, by number of steps.
+        path: output file; its ending selects the format (png, svg, pdf).
+        title: title of the figure.
+
+    Raises:
+        Error: as :func:`~msrnn.reporting.figures.check_output_path`.
+    """
+    figure = new_figure(path, 10, 4)
+    left, right = figure.subplots(1, 2, sharex=True)
+    smoothed = [losses[0]]
+    for loss in losses[1:]:
+        smoothed.append(0.95 * smoothed[-1] + 0.05 * loss)
+    steps = range(1, len(losses) + 1)
+    left.plot(steps, losses, color="tab:blue", alpha=0.3, label="each step")
+    left.plot(steps, smoothed, color="tab:blue", label="smoothed")
+    left.set_ylabel("training loss, nats per token")
+    left.legend()
+    right.plot([*validation], [*validation.values()], color="tab:red", marker="o", markersize=4)
+    right.set_ylabel("validation, bits per byte")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    save_figure(figure, path, title)

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..models.registry import build_random
-from ..reporting.sweep import Sweep, digest
+from ..reporting.progress import progress_bar
+from ..reporting.sweep import Sweep
+from ..storage.digest import digest
 from .config import Recipe
-from .data import Data, text_digest
+from .data import Data
 from .tasks import SYMBOLS, TASKS, accuracy, episode_loss, episodes
 from .trainer import Diverged, Run, bits_per_byte
 
@@ -126,13 +127,13 @@ def run_all(text: str, folder: Path, workers: int, variants: Mapping[str, Varian
     for variant in variants.values():
         if not variant.task:
             Data.of(text, variant.recipe)
-    sweep = Sweep(folder, {"text": text_digest(text)})
+    sweep = Sweep(folder, {"text": digest(text)})
     jobs = {key_of(name, seed, variant): (variant, seed) for seed in SEEDS for name, variant in variants.items()}
-    missing = dict(pair for _, some in sweep.missing({"": jobs}) for pair in some.items())
+    missing = dict(pair for _, some in sweep.pending({"": jobs}) for pair in some.items())
     if not missing:
         return sweep
     pool = multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,))
-    with pool, tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="run", disable=None) as bar:
+    with pool, progress_bar(len(jobs), "run", initial=len(jobs) - len(missing)) as bar:
         for key, record in pool.imap_unordered(partial(_job, text), missing.items()):
             sweep[key] = record
             bar.update()
@@ -146,4 +147,4 @@ def _job(text: str, job: tuple[str, tuple[Variant, int]]) -> tuple[str, dict[str
 
 def key_of(name: str, seed: int, variant: Variant) -> str:
     """What a run is called: another recipe is another run."""
-    return f"{name}, seed {seed}, {digest([sorted(asdict(variant).items(), key=str)])[:8]}"
+    return f"{name}, seed {seed}, {digest(repr(sorted(asdict(variant).items(), key=str)))[:8]}"

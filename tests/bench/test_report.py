@@ -9,10 +9,10 @@ ROWS = [paired("a, b", "ms", [1.5, 3.0, 0.5], "c", [1.0, 1000.0, 0.25], "≤ 2",
 def test_table_is_markdown():
     assert markdown({"on": "a day"}, {"One token": ROWS}) == (
         "- on: a day\n\n**One token**\n\n"
-        "|      | msrnn   | baseline |         | ratio (low … high)  | target | reached |\n"
-        "|------|---------|----------|---------|---------------------|--------|---------|\n"
-        "| a, b | 1.50 ms | c        | 1.00 ms | 1.500 (0.00 … 2.00) | ≤ 2    | yes; so |\n"
-        "| d    |         |          |         |                     |        | why     |"
+        "|      |   msrnn | baseline |         |  ratio (low … high) | target | reached |\n"
+        "| ---- | ------: | -------: | ------: | ------------------: | -----: | ------: |\n"
+        "| a, b | 1.50 ms |        c | 1.00 ms | 1.500 (0.00 … 2.00) |    ≤ 2 | yes; so |\n"
+        "| d    |         |          |         |                     |        |     why |"
     )
 
 

@@ -21,10 +21,9 @@ from msrnn import Reduction, Sinks, Window
 from msrnn.cli.main import main
 from msrnn.diagnostics import soak as module
 from msrnn.diagnostics.invariants import check_rows
-from msrnn.diagnostics.soak import Interval, soak
+from msrnn.diagnostics.soak import Interval, draw_soak, soak
 from msrnn.recurrence import eviction, transition
 from msrnn.reductions.contract import EMPTY
-from msrnn.reporting.figures import draw_soak
 
 CELL = tiny_cell()
 FORMS = ["window:5", "sinks:7:2", "h2o:6", "h2o-layer:6:0", "tova:5", "tova-head:8"]

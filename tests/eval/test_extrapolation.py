@@ -108,9 +108,9 @@ def test_the_tables_say_what_the_records_say():
     gap = statistics.stdev([-0.4, -0.4]) / math.sqrt(2)
     assert beyond_first.rows == [["tova:8 absolute", "", ""], ["tova:8 inside", "+0.0000 ± 0.1000", f"-0.4000 ± {gap:.4f}"]]
     assert times.rows[0] == ["tova:8 absolute", "50.0"]
-    picture = whole.pictures["beyond.png"]
+    picture = whole.figures["beyond.png"]
     assert [x for x, _, _ in picture.lines["tova:8 inside"]] == [10, 20]
-    assert picture.stops == {"training length": 15}
+    assert picture.vertical_lines == {"training length": 15}
 
 
 @pytest.mark.parametrize(

@@ -169,9 +169,9 @@ def test_the_command_resumes_and_its_report_is_whole(folder, book, tmp_path, cap
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--text", "/nowhere.txt"], "cannot read the text /nowhere.txt (No such file"),
+        (["--text", "/nowhere.txt"], "cannot read /nowhere.txt (No such file"),
         (["--text", "EMPTY"], "has no text; expected files that end in .txt or .md"),
-        (["--text", "BINARY"], "cannot read the text"),
+        (["--text", "BINARY"], "cannot read "),
         (["--chunk", "100000"], "the longest text has"),
         (["--chunk", "1"], "a chunk has 1 tokens; expected at least 2"),
         (["--operators", "tovaa"], "no operator is called 'tovaa'"),

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from matplotlib.image import imread
+from support.tables import unpadded
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
@@ -74,8 +75,8 @@ def test_the_maps_and_tables_are_the_records():
     whole = report(made)
     assert whole.tables[0].rows == [["tova:8", "50%", "50%"]]
     assert whole.tables[1].rows == [["tova:8", "1.50", "1.50"]]
-    assert whole.pictures["passkey.png"].panels["tova:8"].tolist() == [[0.25, 0.75], [0, 1]]
-    assert whole.pictures["passkey.png"].ticks == (["0", "1"], ["64", "128"])
+    assert whole.figures["passkey.png"].panels["tova:8"].tolist() == [[0.25, 0.75], [0, 1]]
+    assert whole.figures["passkey.png"].ticks == (["0", "1"], ["64", "128"])
 
 
 def test_the_command(tmp_path, capsys):
@@ -83,7 +84,7 @@ def test_the_command(tmp_path, capsys):
     asked = ["eval", "passkey", str(tmp_path / "model"), "--sizes", "9", "--operators", "sinks:SIZE:2", "--keys", "2"]
     out = tmp_path / "out"
     assert main([*asked, "--lengths", "330", "400", "--depths", "0", "0.5", "--out", str(out)]) == 0
-    assert "| sinks:9:2 | 0% | 0% |" in capsys.readouterr().out
+    assert "| sinks:9:2 | 0% | 0% |" in unpadded(capsys.readouterr().out)
     assert [(r["length"], r["depth"]) for r in json.loads((out / "report.json").read_text())] == [
         (330, 0),
         (330, 0.5),

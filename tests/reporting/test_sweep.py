@@ -7,7 +7,7 @@ from support.tiny_models import tiny_cell
 
 import msrnn
 from msrnn.reporting import sweep as module
-from msrnn.reporting.sweep import Sweep, fingerprint
+from msrnn.reporting.sweep import Sweep
 
 ROWS = {"a": {"a 0": 0, "a 1": 1, "a 2": 2}, "b": {"b 0": 3}}
 
@@ -15,11 +15,11 @@ ROWS = {"a": {"a 0": 0, "a 1": 1, "a 2": 2}, "b": {"b 0": 3}}
 @pytest.mark.parametrize("kept", [True, False])
 def test_cells_are_kept_and_missing_ones_come_in_rows(kept, tmp_path):
     sweep = Sweep(tmp_path / "x" if kept else None, {"chunk": 8})
-    assert list(sweep.missing(ROWS, 2)) == [("a", {"a 0": 0, "a 1": 1}), ("a", {"a 2": 2}), ("b", {"b 0": 3})]
+    assert list(sweep.pending(ROWS, 2)) == [("a", {"a 0": 0, "a 1": 1}), ("a", {"a 2": 2}), ("b", {"b 0": 3})]
     sweep["a 1"] = {"value": 0.5}
     again = Sweep(tmp_path / "x", {"chunk": 8}) if kept else sweep
     assert again["a 1"] == {"value": 0.5}
-    assert list(again.missing(ROWS, 2)) == [("a", {"a 0": 0, "a 2": 2}), ("b", {"b 0": 3})]
+    assert list(again.pending(ROWS, 2)) == [("a", {"a 0": 0, "a 2": 2}), ("b", {"b 0": 3})]
 
 
 @pytest.mark.parametrize("key", ["tova:64 on a/b 0", "ünï", "..", "a%2Fb", "con.json"])
@@ -50,17 +50,17 @@ def test_a_cell_that_was_being_written_is_not_there(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             sweep["a 0"] = {}
     (tmp_path / "cells" / ".a 1.partial-1.json").write_text("{")
-    assert len(list(Sweep(tmp_path, {}).missing(ROWS))) == 4
+    assert len(list(Sweep(tmp_path, {}).pending(ROWS))) == 4
 
 
 def test_a_damaged_cell_is_refused(tmp_path):
     Sweep(tmp_path, {})["a 0"] = {"n": 1}
     path = tmp_path / "cells" / "a 0.json"
-    for damaged, said in (("{", "is not JSON"), (json.dumps({"key": "b", "record": {}}), "no cell of a sweep")):
+    for damaged, said in (("{", "is not JSON"), (json.dumps({"key": "b", "record": {}}), "is not a cell of a sweep")):
         path.write_text(damaged)
         with pytest.raises(msrnn.Error, match=said):
             Sweep(tmp_path, {})
 
 
 def test_models_are_told_apart():
-    assert fingerprint(tiny_cell(0)) == fingerprint(tiny_cell(0)) != fingerprint(tiny_cell(1))
+    assert tiny_cell(0).fingerprint().digest() == tiny_cell(0).fingerprint().digest() != tiny_cell(1).fingerprint().digest()

@@ -19,9 +19,9 @@ from support.training import DECODER, MODEL, recipe, words
 import converters
 import msrnn
 from msrnn.cli.main import main
-from msrnn.reporting.figures import draw_training
 from msrnn.train import train
 from msrnn.train.config import PRESETS, read_recipe
+from msrnn.train.report import draw_training
 
 ENCODER_DECODER = {"family": "encoder-decoder", "width": 16, "n_layers": 1, "n_heads": 2, "ffn_width": 24}
 NAMES = ["config.json", "model.safetensors", "state-12.safetensors", "tokenizer.json", "training.safetensors"]
@@ -96,10 +96,10 @@ def test_a_finished_run_is_given_back_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ({"lr": 0.5}, "holds a run with lr 0.003; this one has 0.5"),
-        ({"reduction": "tova:7"}, "holds a run with reduction 'tova:6'; this one has 'tova:7'"),
-        ({"model": {**MODEL, "width": 32}}, "holds a run with model {"),
-        ({"tokenizer": "bpe:300"}, "holds a run with tokenizer 'bytes'; this one has 'bpe:300'"),
+        ({"lr": 0.5}, "contains a run with lr 0.003; this one has 0.5"),
+        ({"reduction": "tova:7"}, "contains a run with reduction 'tova:6'; this one has 'tova:7'"),
+        ({"model": {**MODEL, "width": 32}}, "contains a run with model {"),
+        ({"tokenizer": "bpe:300"}, "contains a run with tokenizer 'bytes'; this one has 'bpe:300'"),
     ],
 )
 def test_another_run_is_refused(facts, said, tmp_path):
@@ -108,7 +108,7 @@ def test_another_run_is_refused(facts, said, tmp_path):
     with pytest.raises(msrnn.Error) as refused:
         train(recipe(**facts), words(), tmp_path)
     assert said in str(refused.value)
-    with pytest.raises(msrnn.Error, match="holds a run on another text"):
+    with pytest.raises(msrnn.Error, match="contains a run with text"):
         train(recipe(), words() + "!", tmp_path)
     assert contents(tmp_path) == before
 

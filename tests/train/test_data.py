@@ -48,7 +48,7 @@ def test_as_little_text_as_is_accepted():
         Data.of("a" * 190, recipe(batch=3, chunk=10, held_out=0.1))
     with pytest.raises(msrnn.Error, match="the text has 0 tokens and 0 at its end"):
         Data.of("", settings)
-    with pytest.raises(msrnn.Error, match="no Unicode"):
+    with pytest.raises(msrnn.Error, match="not valid Unicode"):
         Data.of("a\udc80" * 400, settings)
 
 

@@ -99,7 +99,7 @@ def test_runs_are_made_once_and_kept(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(variants, "multiprocessing", None)  # nobody to do anything
         run_all(words(), tmp_path, 1, SMALL)
-    with pytest.raises(msrnn.Error, match="holds a sweep with text"):
+    with pytest.raises(msrnn.Error, match="contains a run with text"):
         run_all(words(seed=1), tmp_path, 1, SMALL)
     other = replace(SMALL["text"], recipe=replace(SMALL["text"].recipe, lr=0.1))
     assert key_of("text", 0, other) != key_of("text", 0, SMALL["text"])
@@ -140,7 +140,7 @@ def test_the_tables_say_mean_and_spread(tmp_path):
     assert all("1 of 3 diverged" in cell for cell in trained.rows[1][1:])
     place = [*VARIANTS].index("copy, window:8")
     assert answered.rows[1][2] == f"{10 * (place + 1):.1f} ± 10.0"
-    line = made.pictures["learned.png"].lines["plain"]
+    line = made.figures["learned.png"].lines["plain"]
     assert line == [(10, 4.0, 1.0), (20, 3.0, 1.0)]
     assert spread([None, None, None]) == "3 of 3 diverged"
 

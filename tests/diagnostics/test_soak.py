@@ -334,8 +334,8 @@ def test_refusals_leave_a_run_as_it_was(folder, tmp_path, capsys):
         (command(tmp_path / "other model", out), "another run: state belongs to another model"),
         (command(tmp_path / "float64", out), "another run: state is torch.float32"),
         (command(folder, out, "--reduction", "tova:8"), "holds a run under tova:9; this one is under tova:8"),
-        (command(folder, out, "--seed", 2), "holds a run with seed 1; this one has 2"),
-        (command(folder, out, "--interval", 41), "holds a run with interval 40; this one has 41"),
+        (command(folder, out, "--seed", 2), "contains a run with seed 1; this one has 2"),
+        (command(folder, out, "--interval", 41), "contains a run with interval 40; this one has 41"),
     ):
         assert main(arguments) == 1
         err = capsys.readouterr().err
@@ -343,7 +343,7 @@ def test_refusals_leave_a_run_as_it_was(folder, tmp_path, capsys):
         assert err.count("\n") == 1
         assert said in err
     cell = msrnn.load(folder)
-    with pytest.raises(msrnn.Error, match=r"holds a run with text 'random ids'; this one has '[0-9a-f]{16}'"):
+    with pytest.raises(msrnn.Error, match=r"contains a run with text 'random ids'; this one has '[0-9a-f]{16}'"):
         soak(cell, out, 120, "tova:9", text=tokens(0, 1, 20)[0], seed=1, interval=40)
     assert before == {path: (out / path).read_bytes() for path in os.listdir(out)}
 
@@ -423,7 +423,7 @@ def test_the_table_and_the_picture(folder, tmp_path, capsys):
     assert "120 tokens read (random ids)" in out
     assert "3 intervals" in out
     assert "fold and step met 3 times" in out
-    assert re.search(r"H, MB +0\.00 +0\.00 +1\.000", out)
+    assert re.search(r"H, MB +\| +0\.00 \| +0\.00 \| +1\.000", out)
     assert main(command(folder, tmp_path / "out", n_tokens=120)) == 0  # nothing left to do: the same again
     assert capsys.readouterr().out == out
     look(tmp_path / "out" / "soak.png")

@@ -3,7 +3,7 @@
 from .cell.cell import Cell
 from .chat.conversation import Chat
 from .decoding.generate import generate, stream
-from .decoding.ngram_pool import Pool
+from .decoding.ngram_pool import NgramPool
 from .decoding.prefill import prefill
 from .decoding.speculative import jacobi, lookahead, stream_jacobi, stream_lookahead
 from .errors import Error
@@ -32,8 +32,8 @@ __all__ = [
     "LastQueries",
     "MorphKV",
     "MultiState",
+    "NgramPool",
     "Observation",
-    "Pool",
     "Random",
     "Reduction",
     "Scissorhands",

@@ -42,7 +42,7 @@ def check_number(name: str, value: object, above: float, at_most: float = math.i
     Raises:
         Error: ``value`` is of another type (bool included), not finite or out of bounds; the message begins with ``name``.
     """
-    finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
     if not finite or not above < value <= at_most:  # type: ignore[operator]
         bounds = f"above {above:g}" + (f" and at most {at_most:g}" if at_most < math.inf else "")
         raise Error(f"{name} is {value!r:.60}; expected a number {bounds}")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..cell.cell import Cell
 from ..decoding.generate import generate
-from ..decoding.ngram_pool import Pool
+from ..decoding.ngram_pool import NgramPool
 from ..decoding.speculative import lookahead
 from ..state.state import State
 from .prompts import PROMPTS, ends_in_loop
@@ -44,7 +44,7 @@ class Continuation(NamedTuple):
 
     def speculative(self, method: dict[str, Any]) -> tuple[list[int], float]:
         """Return the tokens of :func:`~msrnn.lookahead` and the tokens per forward pass."""
-        pool = Pool()
+        pool = NgramPool()
         pool.add(self.ids)
         last = torch.tensor([self.ids[-1:]], device=self.state.clock.device)
         limits = {"max_new_tokens": MAX_NEW_TOKENS, "eos_token_id": self.cell.config.eos_token_ids}

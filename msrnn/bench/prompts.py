@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..cell.cell import Cell
-from ..text.chat_template import Template
+from ..text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,11 +27,10 @@ class Prompt(NamedTuple):
 
     def encode(self, cell: Cell, tokenizer: "tokenizers.Tokenizer") -> list[int]:
         """Return the ids; a user message is rendered by the chat template of the model, if it has one."""
-        text, template = self.text, cell.extra_files.get("chat_template.jinja")
-        if self.chat and template is not None:
-            marks = (cell.config.bos_token_id, next(iter(cell.config.eos_token_ids), None))
-            names = ("" if i is None else tokenizer.id_to_token(i) or "" for i in marks)
-            text = Template(template.decode(errors="replace"), *names)([{"role": "user", "content": text}], ask=True)
+        text, file, config = self.text, cell.extra_files.get("chat_template.jinja"), cell.config
+        if self.chat and file is not None:
+            template = ChatTemplate.from_file(file, tokenizer, config.bos_token_id, config.eos_token_ids)
+            text = template([{"role": "user", "content": text}], add_generation_prompt=True)
         return tokenizer.encode(text, add_special_tokens=False).ids
 
 

@@ -1,13 +1,13 @@
-"""A conversation whose whole past is a state: bounded, and a value, so that undo and branches are variables.
+"""A conversation with a model. The KV cache of the whole conversation is a state H, so undo and branches are variables.
 
-What holds at every turn: before the model answers, the state has read exactly the ids of the whole conversation as the chat
-template writes it. Only what is new is read. Where the template writes what is past otherwise than it was written (it trims an
-answer, puts a space before the end mark, takes the thoughts out; or the model spelt a word in other tokens than the tokenizer
-does), a state from before that place is still there, and reading goes on from it.
+Before each reply, the state has read exactly the ids of the conversation as the chat template renders it. Only new ids are
+read. A template can render earlier turns differently than before: it may strip a reply, add a space, or remove reasoning. The
+tokenizer can also split a reply into other tokens than the model generated. In these cases reading resumes from the newest
+checkpoint whose ids are a prefix of the new rendering.
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,58 +15,67 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..cell.cell import Cell
-from ..decoding.methods import write
-from ..decoding.ngram_pool import Pool
+from ..decoding.methods import StreamedTokens, stream_by_method
+from ..decoding.ngram_pool import NgramPool
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..state.state import State
-from ..text.chat_template import Message, Template
-from ..text.detokenizer import Spelling
-from .history import KEPT, Branch, Place, load_branch, text_of
+from ..text.chat_template import ChatTemplate, Message
+from ..text.detokenizer import StreamingDetokenizer
+from .history import CHECKPOINTED_TURNS, Branch, Checkpoint, load_branch, require_text
 
 if TYPE_CHECKING:
     import tokenizers
 
-PROBE = "ANSWER"
+QUESTION, ANSWER = "QUESTION", "ANSWER"
+"""Contents of a test conversation that shows how the template ends an answer."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What an answer took: tokens ``read`` before it, of these ``again``; tokens ``written``, in so many ``passes``; whether it
-    came to its ``end``; ``seconds`` of writing."""
+class ReplyStats:
+    """Counts of one reply.
 
-    read: int
-    again: int
-    written: int
-    passes: int
-    end: bool
+    Attributes:
+        prompt_tokens: tokens read before the reply.
+        reread_tokens: tokens of earlier turns among them, read again because the template rendered them differently.
+        completion_tokens: tokens generated.
+        forward_passes: forward passes that generated them.
+        finished: True if the reply ended with an end token; False if it was stopped or reached ``max_new_tokens``.
+        seconds: time of generation.
+    """
+
+    prompt_tokens: int
+    reread_tokens: int
+    completion_tokens: int
+    forward_passes: int
+    finished: bool
     seconds: float = field(compare=False)
 
 
-class Piece(str):
-    """Text that came in one pass, in so many ``tokens``."""
+class TextChunk(str):
+    """Text of one forward pass, which generated ``n_tokens`` tokens."""
 
-    tokens: int
+    n_tokens: int
 
 
 class Chat:
-    """A conversation with a cell, in its own chat template.
+    """A conversation with a cell, in the chat template of its model.
 
     Args:
-        cell: the model; its template is ``chat_template.jinja`` of ``cell.extra_files``.
-        tokenizer: as ``converters.tokenizer`` gives it.
-        reduction: what bounds H.
-        system: instructions for the whole conversation.
-        max_new_tokens: the longest answer.
-        decode: ``plain``, ``jacobi`` or ``lookahead``; the same answers, in other ways several tokens a pass.
-        choice: ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``generator``, as :func:`msrnn.stream` takes them.
+        cell: the model. Its ``chat_template.jinja`` was copied with its weights.
+        tokenizer: the result of ``converters.tokenizer``.
+        reduction: the eviction operator that bounds H.
+        system: the system prompt.
+        max_new_tokens: maximum number of tokens of a reply.
+        decode: ``plain``, ``jacobi`` or ``lookahead``. The replies are the same; the last two need fewer forward passes.
+        sampling: ``do_sample``, ``temperature``, ``top_k``, ``top_p`` and ``generator`` of :func:`msrnn.stream`.
 
     Attributes:
-        branches: every conversation there is, by name; ``name`` is the one that goes on.
-        last: what the last answer took.
+        branches: all conversations by name; ``name`` is the current one.
+        last_reply: the :class:`ReplyStats` of the last reply.
 
     Raises:
-        Error: no template, one that cannot hold a conversation, settings that ``stream`` refuses.
+        Error: the model has no chat template or one that drops messages, or :func:`msrnn.stream` refuses the settings.
     """
 
     def __init__(
@@ -78,153 +87,155 @@ class Chat:
         system: str | None = None,
         max_new_tokens: int = 512,
         decode: str = "plain",
-        **choice: Any,
+        **sampling: Any,
     ):
-        self.cell, self.tokenizer, self.max_new_tokens, self.decode, self.choice = (
-            cell,
-            tokenizer,
-            max_new_tokens,
-            decode,
-            choice,
-        )
-        self._pool = Pool()  # of all that was said: guesses
-        source = cell.extra_files.get("chat_template.jinja")
-        if source is None:
-            raise Error("the model has no chat template (a base model?); msrnn generate continues a text")
-        start = Place((), cell.initial_state(1, reduction), 0)
-        messages = () if system is None else ({"role": "system", "content": text_of(system)},)
-        bos, eos = cell.config.bos_token_id, next(iter(cell.config.eos_token_ids), None)
-        names = ("" if i is None else tokenizer.id_to_token(i) or "" for i in (bos, eos))
-        self.template = Template(source.decode(errors="replace"), *names)
-        self._ends = self._end_ids(messages)
+        self.cell, self.tokenizer, self.max_new_tokens = cell, tokenizer, max_new_tokens
+        self.decode, self.sampling = decode, sampling
+        self._pool = NgramPool()  # of the whole conversation
+        template = cell.extra_files.get("chat_template.jinja")
+        if template is None:
+            raise Error("the model has no chat template (a base model?); `msrnn generate` continues a text")
+        start = Checkpoint((), cell.initial_state(1, reduction), 0)
+        messages = () if system is None else ({"role": "system", "content": require_text(system)},)
+        self.template = ChatTemplate.from_file(template, tokenizer, cell.config.bos_token_id, cell.config.eos_token_ids)
+        self._end_ids = self._find_end_ids(messages)
         self.name, self.branches = "main", {"main": Branch(messages, (start,))}
-        self.last: Answer | None = None
-        token = torch.zeros(1, 1, dtype=torch.int64, device=start.state.clock.device)
-        write(cell, token, start.state, decode, max_new_tokens=max_new_tokens, **choice)  # what it refuses, it refuses now
+        self.last_reply: ReplyStats | None = None
+        self._stream(torch.zeros(1, 1, dtype=torch.int64, device=start.state.clock.device), start.state)  # checks the settings
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The conversation of this branch."""
+        """The messages of the current branch."""
         return self.branches[self.name].messages
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """All that ``state`` has read."""
-        return self.branches[self.name].trail[-1].ids
+        """All ids that ``state`` has read."""
+        return self.branches[self.name].checkpoints[-1].ids
 
     @property
     def state(self) -> State:
-        """H after the last answer; what the template puts behind an answer is read with the next question."""
-        return self.branches[self.name].trail[-1].state
+        """H after the last reply. The template's text behind the reply is read with the next question."""
+        return self.branches[self.name].checkpoints[-1].state
 
-    def say(self, text: str) -> Generator[Piece, None, None]:
-        """The answer to ``text``, piece by piece. Whoever stops listening (``close``, ctrl-C) ends the answer there: what was
-        said stays in the conversation. Where it had not begun, the conversation is as it was before.
+    def reply(self, text: str) -> Generator[TextChunk, None, None]:
+        """Send a user message and yield the reply in chunks.
+
+        If the generator is closed or interrupted, the reply ends there, and the conversation contains the part that was
+        generated. If no token was generated, the conversation is unchanged.
 
         Raises:
-            Error: no text, or a conversation that the template refuses.
+            Error: ``text`` is not valid text, or the template rejects the conversation.
         """
         name, branch = self.name, self.branches[self.name]
-        messages = (*branch.messages, {"role": "user", "content": text_of(text)})
-        said, ids = len(messages) + 1, self._encode(self.template(messages, ask=True))
+        messages = (*branch.messages, {"role": "user", "content": require_text(text)})
+        ids = self._encode(self.template(messages, add_generation_prompt=True))
         if not ids:
-            raise Error("the conversation becomes no token; expected a template or a text that does")
-        on_the_way = [p for p in branch.trail if len(p.ids) < len(ids) and p.ids == ids[: len(p.ids)]]
-        start, *trail = {p.said: p for p in on_the_way}.values()  # of each turn the longest
-        trail = [start, *trail[-KEPT:]]
-        known = trail[-1]
+            raise Error("the rendered conversation is empty: the chat template produced no tokens")
+        checkpoints = _prefixes(branch.checkpoints, ids)
+        known = checkpoints[-1]
         new = torch.tensor([ids[len(known.ids) :]], device=known.state.clock.device)  # (1, T)
         with torch.no_grad():
             _, state = self.cell(new[:, :-1], known.state, last_only=True)
-        asked = Place(ids[:-1], state, said)
+        prompt = Checkpoint(ids[:-1], state, len(messages) + 1)
         if self.decode == "lookahead":
             self._pool.add(new[0].tolist())
-        spelt, written, pieces = Spelling(self.tokenizer), list[int](), list[Piece]()
-        settings = {"max_new_tokens": self.max_new_tokens, "eos_token_id": self._ends, **self.choice}
-        answer = write(self.cell, new[:, -1:], state, self.decode, self._pool, **settings)
-        begun, passes = time.perf_counter(), 0
+        detokenize, generated, chunks = StreamingDetokenizer(self.tokenizer), list[int](), list[TextChunk]()
+        stream = self._stream(new[:, -1:], state)
+        start, passes = time.perf_counter(), 0
         try:
-            for tokens, now in answer:
-                written += tokens
-                state = now  # after the tokens: ctrl-C may come between the two
+            for tokens, after in stream:
+                generated += tokens
+                state = after  # last, because an interrupt can come between the two statements
                 passes += 1
-                piece = Piece("".join(spelt(token) for token in tokens if token not in self._ends))
-                if piece:
-                    piece.tokens = len(tokens)
-                    pieces.append(piece)
-                    yield piece
+                chunk = TextChunk("".join(detokenize(token) for token in tokens if token not in self._end_ids))
+                if chunk:
+                    chunk.n_tokens = len(tokens)
+                    chunks.append(chunk)
+                    yield chunk
         finally:
-            if (count := int(state.clock) - len(ids)) > 0:  # tokens of the answer that were read
-                answered = Place((*ids, *written[:count]), state, said)
-                messages = (*messages, {"role": "assistant", "content": "".join(pieces)})
-                self.branches[name] = Branch(messages, (*trail, asked, answered))
-                again = len(branch.trail[-1].ids) - len(known.ids)
-                end, seconds = written[count - 1] in self._ends, time.perf_counter() - begun
-                self.last = Answer(new.shape[1], again, count, passes, end, seconds)
+            if (count := int(state.clock) - len(ids)) > 0:  # number of generated tokens that the state has read
+                answer = Checkpoint((*ids, *generated[:count]), state, len(messages) + 1)
+                messages = (*messages, {"role": "assistant", "content": "".join(chunks)})
+                self.branches[name] = Branch(messages, (*checkpoints, prompt, answer))
+                reread = len(branch.checkpoints[-1].ids) - len(known.ids)
+                finished, seconds = generated[count - 1] in self._end_ids, time.perf_counter() - start
+                self.last_reply = ReplyStats(new.shape[1], reread, count, passes, finished, seconds)
 
     def undo(self) -> None:
-        """Take back the last turn: question and answer.
+        """Remove the last question and its reply.
 
         Raises:
-            Error: there is none.
+            Error: the branch has no turn.
         """
-        self.branches[self.name] = self.branches[self.name].undone()
+        self.branches[self.name] = self.branches[self.name].without_last_turn()
 
     def fork(self, name: str | None = None) -> str:
-        """Start a branch from here and go on in it; gives its name.
+        """Start a branch with the current history, make it the current one and return its name.
 
         Raises:
-            Error: the name is taken.
+            Error: a branch has this name.
         """
         if name in self.branches:
-            raise Error(f"branch {name!r} exists already; switch goes there")
-        name = name or self._free(self.name)
+            raise Error(f"branch {name!r} exists already; expected a new name (switch makes it the current branch)")
+        name = name or self._free_name(self.name)
         self.branches[name] = self.branches[self.name]
         self.name = name
         return name
 
     def switch(self, name: str) -> None:
-        """Go on in another branch.
+        """Make another branch the current one.
 
         Raises:
-            Error: there is none of this name.
+            Error: no branch has this name.
         """
         if name not in self.branches:
-            raise Error(f"no branch is called {name!r}; there are {', '.join(self.branches)}")
+            raise Error(f"branch {name!r} does not exist; expected one of {', '.join(self.branches)}")
         self.name = name
 
     def save(self, path: str | Path) -> None:
-        """Write this branch to one file: a saved state (``msrnn.load_state`` reads it too) that also holds the words.
+        """Write the current branch to one file: a saved state (also for ``msrnn.load_state``) that contains the messages.
 
         Raises:
-            Error: something else has that name; it cannot be written.
+            Error: ``path`` exists and is not a saved chat, or cannot be written.
         """
         self.branches[self.name].save(path)
 
     def load(self, path: str | Path) -> str:
-        """Go on, in a new branch, from what :meth:`save` wrote; gives the branch's name.
+        """Read a file of :meth:`save` into a new branch, make it the current one and return its name.
 
         Raises:
-            Error: no saved chat, a damaged one, one of another model or under another operator.
+            Error: the file is not a saved chat, is damaged, or belongs to another model or operator.
         """
-        branch = load_branch(path, self.cell, self.branches[self.name].trail[0])
-        self.name = self._free(Path(path).stem)
+        branch = load_branch(path, self.cell, self.branches[self.name].checkpoints[0])
+        self.name = self._free_name(Path(path).stem)
         self.branches[self.name] = branch
         return self.name
 
+    def _stream(self, tokens: torch.Tensor, state: State) -> Iterator[StreamedTokens]:
+        settings = {"max_new_tokens": self.max_new_tokens, "eos_token_id": self._end_ids, **self.sampling}
+        return stream_by_method(self.cell, tokens, state, self.decode, self._pool, **settings)
+
     def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)  # the template writes its own marks
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)  # the template contains the special tokens
 
-    def _end_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """Ids that end an answer: the model's own, and the mark that the template puts behind one."""
-        turn = ({"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": PROBE})
-        before, found, tail = self.template((*messages, *turn), ask=False).rpartition(PROBE)
-        if not found or "QUESTION" not in before:
-            raise Error("the chat template leaves out what was said; expected it to write the conversation")
-        marks = self.tokenizer.get_added_tokens_decoder()
-        mark = [i for i in self._encode(tail) if i in marks and not marks[i].content.isspace()][:1]
-        return tuple({*self.cell.config.eos_token_ids, *(i for i in mark if i < self.cell.config.vocab_size)})
+    def _find_end_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """Return the ids that end a reply: the model's eos ids, and the special token behind an answer in the template."""
+        turn = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER})
+        before, found, after = self.template((*messages, *turn), add_generation_prompt=False).rpartition(ANSWER)
+        if not found or QUESTION not in before:
+            raise Error("the chat template drops messages; expected a template that renders the whole conversation")
+        special = self.tokenizer.get_added_tokens_decoder()
+        end = [i for i in self._encode(after) if i in special and not special[i].content.isspace()][:1]
+        return tuple({*self.cell.config.eos_token_ids, *(i for i in end if i < self.cell.config.vocab_size)})
 
-    def _free(self, name: str) -> str:
+    def _free_name(self, name: str) -> str:
         names = (name if n == 1 else f"{name}-{n}" for n in range(1, len(self.branches) + 2))
         return next(n for n in names if n not in self.branches)
+
+
+def _prefixes(checkpoints: tuple[Checkpoint, ...], ids: tuple[int, ...]) -> list[Checkpoint]:
+    """Return the checkpoints that have read a proper prefix of ``ids``: the first, and the newest one of each recent turn."""
+    valid = [c for c in checkpoints if len(c.ids) < len(ids) and c.ids == ids[: len(c.ids)]]
+    first, *newest = {c.n_messages: c for c in valid}.values()
+    return [first, *newest[-CHECKPOINTED_TURNS:]]

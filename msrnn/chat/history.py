@@ -1,4 +1,4 @@
-"""A conversation, and the states that have read it: as a value, and on disk."""
+"""The history of a chat branch: its messages and state checkpoints, in memory and in a file."""
 
 import json
 from pathlib import Path
@@ -12,87 +12,94 @@ from ..state.state import State
 from ..storage.safetensors_io import read_metadata
 from ..text.chat_template import Message
 
-KEPT = 8
-"""Turns of a branch whose states are kept for ``undone``; going back further reads the conversation again."""
+CHECKPOINTED_TURNS = 8
+"""Number of turns of a branch with a checkpoint. After ``undo`` past these, the conversation is read from its start."""
 
 
-class Place(NamedTuple):
-    """A state and every id it has read, when the conversation had ``said`` messages."""
+class Checkpoint(NamedTuple):
+    """A state, all ids that it has read, and the number of messages of the conversation at that time."""
 
     ids: tuple[int, ...]
     state: State
-    said: int
+    n_messages: int
 
 
 class Branch(NamedTuple):
-    """A conversation, and states that have read ever longer beginnings of it: the empty one first, the newest last."""
+    """A conversation.
+
+    Attributes:
+        messages: the conversation.
+        checkpoints: states after growing prefixes of the conversation. The first is the initial state, the last is the newest.
+    """
 
     messages: tuple[Message, ...]
-    trail: tuple[Place, ...]
+    checkpoints: tuple[Checkpoint, ...]
 
-    def undone(self) -> "Branch":
-        """Without the last turn.
+    def without_last_turn(self) -> "Branch":
+        """Return the branch before the last question.
 
         Raises:
-            Error: there is none.
+            Error: the branch has no turn.
         """
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise Error("there is no turn to undo")
-        left = self.messages[:-2]
-        return Branch(left, tuple(p for p in self.trail if p.said <= len(left)))
+        messages = self.messages[:-2]
+        return Branch(messages, tuple(c for c in self.checkpoints if c.n_messages <= len(messages)))
 
     def save(self, path: str | Path) -> None:
-        """Write the newest state to one file, as ``State.save`` does, and the words beside it.
+        """Write the newest state to one file, as ``State.save`` does, with the messages in its metadata.
 
         Raises:
-            Error: something else has that name; it cannot be written.
+            Error: ``path`` exists and is not a saved chat, or cannot be written.
         """
         if Path(path).is_file() and "chat" not in read_metadata(path):
-            raise Error(f"{path} exists and is no saved chat; expected a new name")
-        words = {"messages": self.messages, "ids": self.trail[-1].ids}
-        save_state(self.trail[-1].state, path, {"chat": json.dumps(words)})
+            raise Error(f"{path} exists and is not a saved chat; expected a new name")
+        chat = {"messages": self.messages, "ids": self.checkpoints[-1].ids}
+        save_state(self.checkpoints[-1].state, path, {"chat": json.dumps(chat)})
 
 
-def load_branch(path: str | Path, cell: Cell, start: Place) -> Branch:
-    """What :meth:`Branch.save` wrote, for a chat of ``cell`` that began at ``start``.
+def load_branch(path: str | Path, cell: Cell, start: Checkpoint) -> Branch:
+    """Read a file of :meth:`Branch.save` for a chat with ``cell`` whose first checkpoint is ``start``.
 
     Raises:
-        Error: no saved chat, a damaged one, one of another model or under another operator.
+        Error: the file is not a saved chat, is damaged, or belongs to another model or operator.
     """
     state = load_state(path, device=start.state.clock.device)
     cell.check_state(state, 1)
-    if (found := _form(state)) != (own := _form(start.state)):
-        odd = next((a, b) for a, b in zip([*found, None], [*own, None], strict=False) if a != b)
-        raise Error(f"{path}: the state is under {_operator(odd[0])}, this chat under {_operator(odd[1])}")
+    if (found := _row_formats(state)) != (expected := _row_formats(start.state)):
+        one, other = next((a, b) for a, b in zip([*found, None], [*expected, None], strict=False) if a != b)
+        raise Error(f"{path}: the state has {_printed(one)}; expected {_printed(other)}, as in this chat")
     try:
-        words = json.loads(read_metadata(path)["chat"])
-        messages = tuple({"role": m["role"], "content": text_of(m["content"])} for m in words["messages"])
-        ids = tuple(words["ids"])
+        chat = json.loads(read_metadata(path)["chat"])
+        messages = tuple({"role": m["role"], "content": require_text(m["content"])} for m in chat["messages"])
+        ids = tuple(chat["ids"])
     except (KeyError, TypeError, ValueError, RecursionError):
-        raise Error(f"{path} holds a state but no chat") from None
+        raise Error(f"{path} holds a state but no chat; msrnn.load_state reads it") from None
     roles = [m["role"] for m in messages]
     turns = ["user", "assistant"] * (len(roles) // 2)
     if roles not in (turns, ["system", *turns]) or not all(type(i) is int for i in ids) or len(ids) != int(state.clock):
-        raise Error(f"{path}: the words of the chat are damaged, or are not what its state has read")
-    return Branch(messages, (start, Place(ids, state, len(messages))))
+        raise Error(
+            f"{path}: the messages or the ids of the chat are damaged; expected the conversation that the state has read"
+        )
+    return Branch(messages, (start, Checkpoint(ids, state, len(messages))))
 
 
-def text_of(text: str) -> str:
-    """``text``, if it is text.
+def require_text(text: str) -> str:
+    """Return ``text`` if it is valid text.
 
     Raises:
-        Error: it is something else, or holds what is no Unicode.
+        Error: ``text`` is not a str, or contains lone surrogates.
     """
     try:
-        text.encode()  # bytes that were no text come in as lone surrogates
+        text.encode()  # undecodable input bytes are lone surrogates
     except (AttributeError, UnicodeError):
-        raise Error(f"what is said is {text!r:.60}; expected text") from None
+        raise Error(f"the message is {text!r:.60}; expected text") from None
     return text
 
 
-def _form(state: State) -> list[tuple[Reduction, int, int]]:
+def _row_formats(state: State) -> list[tuple[Reduction, int, int]]:
     return [(H.reduction, H.keys.shape[1], H.keys.shape[3]) for H in state]
 
 
-def _operator(form: tuple[Reduction, int, int] | None) -> str:
-    return "no more layers" if form is None else f"{form[0]} with rows {form[1]} × {form[2]}"
+def _printed(row_format: tuple[Reduction, int, int] | None) -> str:
+    return "no further layer" if row_format is None else f"{row_format[0]} with rows {row_format[1]} × {row_format[2]}"

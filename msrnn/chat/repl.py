@@ -1,4 +1,4 @@
-"""The terminal's side of a chat: lines in, the answer as it comes, and the commands."""
+"""The read-eval-print loop of ``msrnn chat``: messages, streamed replies and commands."""
 
 import os
 import sys
@@ -6,111 +6,115 @@ from contextlib import closing, suppress
 
 from ..errors import Error
 from ..state.state import State
-from ..text.stream_printer import Live
+from ..text.stream_printer import StreamPrinter
 from .conversation import Chat
 
-HELP = """/undo          take the last turn back
-/fork [NAME]   start a branch from here and go on in it
-/switch NAME   go on in another branch
-/save FILE     write this branch, state and words, to one file
-/load FILE     go on, in a new branch, from what /save wrote
-/state         what is held
-/help          this
-/quit          leave; so does ctrl-D. ctrl-C stops an answer"""
+HELP = """/undo          remove the last question and its reply
+/fork [NAME]   start a branch with the current history and continue in it
+/switch NAME   continue in another branch
+/save FILE     write this branch (state and messages) to one file
+/load FILE     read a file of /save into a new branch
+/state         show the KV cache and the branches
+/help          show this list
+/quit          exit, as ctrl-D does; ctrl-C stops a reply"""
 
 
-def talk(chat: Chat) -> None:
-    """Read lines from standard input until it ends or ``/quit``: a line is said, or is a command. Answers go to standard
-    output, notes and refusals to standard error. ctrl-C stops an answer; at the prompt, twice, it leaves."""
-    typed = sys.stdin.isatty() and sys.stdout.isatty()
-    if typed:
+def run_repl(chat: Chat) -> None:
+    """Read lines from standard input until its end or ``/quit``; a line is a message or a command.
+
+    Replies go to standard output, notes and errors to standard error. ctrl-C stops a reply. At the prompt ctrl-C twice exits.
+    """
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
         with suppress(ImportError):
-            import readline  # noqa: F401  (input() edits lines with it)
+            import readline  # noqa: F401  (enables line editing in input())
         _note("/help lists the commands")
     warned = False
     while True:
         try:
-            line = input(f"{chat.name}> " if typed else "").strip()
+            line = input(f"{chat.name}> " if interactive else "").strip()
             warned = False
             if line in ("/quit", "/exit"):
                 return
             if line.startswith("/"):
-                print(_command(chat, line), flush=True)
+                print(_run_command(chat, line), flush=True)
             elif line:
-                _answer(chat, line)
+                _print_reply(chat, line)
         except EOFError:
-            if typed:
+            if interactive:
                 print()
             return
         except KeyboardInterrupt:
-            if warned or not typed:
+            if warned or not interactive:
                 raise
             warned = True
             print()
-            _note("ctrl-C again leaves; so do ctrl-D and /quit")
-        except Error as refused:
-            print(f"msrnn: {refused}", file=sys.stderr, flush=True)
-        except (RuntimeError, MemoryError) as wrong:  # torch's, for want of room; the conversation is worth keeping
-            print(f"msrnn: {(str(wrong) or 'out of memory').splitlines()[0]}", file=sys.stderr, flush=True)
+            _note("ctrl-C again exits; so do ctrl-D and /quit")
+        except Error as error:
+            print(f"msrnn: {error}", file=sys.stderr, flush=True)
+        except (RuntimeError, MemoryError) as error:  # torch out of memory: the conversation is still valid
+            print(f"msrnn: {(str(error) or 'out of memory').splitlines()[0]}", file=sys.stderr, flush=True)
 
 
-def _answer(chat: Chat, line: str) -> None:
-    stopped, before, live = False, chat.last, Live()
+def _print_reply(chat: Chat, line: str) -> None:
+    stopped, before, printer = False, chat.last_reply, StreamPrinter()
     try:
-        with closing(chat.say(line)) as pieces:
-            for piece in pieces:
-                live.show(piece, piece.tokens)
+        with closing(chat.reply(line)) as chunks:
+            for chunk in chunks:
+                printer.show(chunk, chunk.n_tokens)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
         stopped = True
     print(flush=True)
-    took = chat.last
-    if took is None or took is before:
-        _note("stopped before the answer began; nothing was said")
+    stats = chat.last_reply
+    if stats is None or stats is before:
+        _note("stopped before the first token; the conversation is unchanged")
         return
-    again = f" ({took.again} of them again: the template writes them otherwise)" if took.again else ""
-    how = "stopped; " if stopped else "" if took.end else f"cut short at {chat.max_new_tokens} tokens; "
-    pace = f"{took.written} written, {took.written / max(took.seconds, 1e-9):.1f} tokens/s"
-    if took.passes < took.written:
-        pace += f", {took.written / took.passes:.2f} tokens a pass"
-    _note(f"{how}{took.read} tokens read{again}, {pace}; H holds {chat.state.nbytes / 1e6:.2f} MB")
+    reread = (
+        f" ({stats.reread_tokens} re-read: the chat template rendered earlier turns differently)" if stats.reread_tokens else ""
+    )
+    ending = "stopped; " if stopped else "" if stats.finished else f"cut off at {chat.max_new_tokens} tokens; "
+    speed = f"{stats.completion_tokens} generated, {stats.completion_tokens / max(stats.seconds, 1e-9):.1f} tokens/s"
+    if stats.forward_passes < stats.completion_tokens:
+        speed += f", {stats.completion_tokens / stats.forward_passes:.2f} tokens per forward pass"
+    _note(f"{ending}{stats.prompt_tokens} tokens read{reread}, {speed}; H holds {chat.state.nbytes / 1e6:.2f} MB")
 
 
-def _command(chat: Chat, line: str) -> str:
-    """Carry out one command; what there is to say about it."""
+def _run_command(chat: Chat, line: str) -> str:
+    """Run one command and return its output."""
     name, _, argument = line.partition(" ")
     argument = argument.strip()
     if not argument.isprintable():
-        raise Error(f"{name} takes a name; found {argument!r:.60}")
+        raise Error(f"{name}: the argument is {argument!r:.60}; expected printable text")
     if name in ("/switch", "/save", "/load") and not argument:
-        raise Error(f"{name} needs a {'name' if name == '/switch' else 'file'}; /help lists the commands")
+        raise Error(f"{name} needs a {'branch name' if name == '/switch' else 'file'}; /help lists the commands")
     if name in ("/undo", "/state", "/help") and argument:
-        raise Error(f"{name} takes nothing; found {argument!r:.60}")
+        raise Error(f"{name}: the argument is {argument!r:.60}; expected none")
     path = os.path.expanduser(argument)
     if name == "/undo":
         chat.undo()
-        return _where(chat)
+        return _summary(chat)
     if name == "/fork":
         chat.fork(argument or None)
-        return _where(chat)
+        return _summary(chat)
     if name == "/switch":
         chat.switch(argument)
-        return _where(chat)
+        return _summary(chat)
     if name == "/save":
         chat.save(path)
         return f"{argument}: {_turns(chat, chat.name)}, {os.path.getsize(path) / 1e6:.2f} MB"
     if name == "/load":
         chat.load(path)
-        return _where(chat)
+        return _summary(chat)
     if name == "/state":
         return _state(chat)
     if name == "/help":
         return HELP
-    raise Error(f"no command is called {name!r:.60}; /help lists them")
+    raise Error(f"{name!r:.60} is not a command; /help lists the commands")
 
 
-def _where(chat: Chat) -> str:
+def _summary(chat: Chat) -> str:
     return f"{chat.name}: {_turns(chat, chat.name)}, {int(chat.state.clock)} tokens read"
 
 
@@ -120,10 +124,10 @@ def _turns(chat: Chat, name: str) -> str:
 
 
 def _state(chat: Chat) -> str:
-    kept: dict[int, State] = {id(p.state): p.state for branch in chat.branches.values() for p in branch.trail}
+    states: dict[int, State] = {id(c.state): c.state for branch in chat.branches.values() for c in branch.checkpoints}
     branches = ", ".join(f"{name} ({_turns(chat, name)})" for name in chat.branches)
-    nbytes = sum(state.nbytes for state in kept.values())
-    return f"{chat.state}\nbranches: {branches}; for undo and branches {len(kept)} states are kept, {nbytes / 1e6:.2f} MB"
+    nbytes = sum(state.nbytes for state in states.values())
+    return f"{chat.state}\nbranches: {branches}; {len(states)} states are kept for undo and branches, {nbytes / 1e6:.2f} MB"
 
 
 def _note(text: str) -> None:

@@ -9,7 +9,7 @@ import sys
 
 from ..argtypes import positive_int
 from ..chat.conversation import Chat
-from ..chat.repl import talk
+from ..chat.repl import run_repl
 from ..errors import Error
 from .loading import load_model
 from .options import add_model_arguments, add_reduction_argument, add_sampling_arguments, sampling_settings
@@ -33,4 +33,4 @@ def run(args: argparse.Namespace) -> None:
     sampling = sampling_settings(args)
     cell, tokenizer = load_model(args)
     settings = {"reduction": args.reduction, "system": args.system, "decode": args.decode}
-    talk(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **settings, **sampling))
+    run_repl(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **settings, **sampling))

@@ -5,10 +5,10 @@ import sys
 import time
 
 from ..argtypes import positive_int
-from ..decoding.methods import write
+from ..decoding.methods import stream_by_method
 from ..diagnostics.comparison import full_nbytes, memory_summary
-from ..text.detokenizer import Spelling
-from ..text.stream_printer import Live
+from ..text.detokenizer import StreamingDetokenizer
+from ..text.stream_printer import StreamPrinter
 from .loading import encode, load_model
 from .options import (
     add_model_arguments,
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> None:
     cell, tokenizer = load_model(args)
     state = cell.initial_state(1, args.reduction)
     tokens = encode(tokenizer, text, args)
-    detokenize, printer, start = Spelling(tokenizer), Live(), time.perf_counter()
-    generated = write(
+    detokenize, printer, start = StreamingDetokenizer(tokenizer), StreamPrinter(), time.perf_counter()
+    generated = stream_by_method(
         cell,
         tokens,
         state,
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
             printer.show("".join(map(detokenize, step.tokens)), len(step.tokens))
     finally:
         print()
-        n, speed = printer.written, printer.written / max(time.perf_counter() - prompt_read, 1e-9)
+        n, speed = printer.n_tokens, printer.n_tokens / max(time.perf_counter() - prompt_read, 1e-9)
         counts = f"{tokens.shape[1]} prompt tokens read in {prompt_read - start:.1f} s, {n} generated at {speed:.1f} tokens/s"
         summary = filter(None, (counts, printer.summary(), memory_summary(state.nbytes, full_nbytes(state))))
         print(f"[{'; '.join(summary)}]", file=sys.stderr)

@@ -9,7 +9,7 @@ import torch
 
 from .. import errors
 from ..argtypes import positive_int, read_text
-from ..decoding.methods import WAYS
+from ..decoding.methods import DECODING_METHODS
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reductions.registry import parse_reduction
@@ -42,7 +42,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
     group.add_argument(
         "--decode",
-        choices=WAYS,
+        choices=DECODING_METHODS,
         default="plain",
         help="plain: one token per forward pass; jacobi, lookahead: the same tokens by speculative decoding (default: plain)",
     )

@@ -1,70 +1,84 @@
-"""Guesses at how one text goes on: a block that the model itself refines, or phrases, the model's own and those of texts."""
+"""Drafters of speculative decoding: a Jacobi block, and n-grams with the trajectories of lookahead decoding."""
 
 from random import Random
 
-from .ngram_pool import Guess, Pool
+from .ngram_pool import Draft, NgramPool
 
 
-class Jacobi:
-    """A block of tokens that may follow a text. Every pass reads it, and each token becomes what the model says after the ones
-    before it."""
-
-    def __init__(self, block: int):
-        self.block, self._ahead = block, list[int]()
-
-    def branches(self, token: int, room: int) -> list[Guess]:
-        """``token`` is written; what may follow it, if there is room for more."""
-        self._ahead += [self._ahead[-1] if self._ahead else token] * (self.block - len(self._ahead))
-        return [Guess(self._ahead[:room], 0)] if self.block and room > 0 else []
-
-    def learn(self, right: list[int], said: list[list[int]]) -> None:
-        """``right`` followed. ``said``: what the model says after ``token`` and after each one of the block, if it was read."""
-        self._ahead = (said[0] if said else self._ahead)[len(right) + 1 :]  # without the token that is written next
-
-
-class Phrases:
-    """What a pool knows to follow a text, and what feeds the pool: the text, and the model's own trajectories.
-
-    A trajectory begins with some token of the text. Every pass reads its end behind the newest token, and it grows by what the
-    model says there: a text that the model would write here, if it began so. One that reads like another begins anew.
+class JacobiDrafter:
+    """One block of drafted tokens, which every forward pass replaces by the model's predictions (Jacobi iteration).
 
     Args:
-        text: the prompt.
-        window: how many trajectories there are at a time.
-        length: tokens of a guess, and of the end of a trajectory that is read.
-        guesses: how many guesses out of the pool are read.
-        pool: what followed what.
+        length: number of drafted tokens.
     """
 
-    def __init__(self, text: list[int], window: int, length: int, guesses: int, pool: Pool):
-        self.text, self.window, self.length, self.guesses, self.pool = text, window, length, guesses, pool
+    def __init__(self, length: int):
+        self.length, self._draft = length, list[int]()
+
+    def propose(self, token: int, room: int) -> list[Draft]:
+        """Return the block as a draft of at most ``room`` tokens after ``token``."""
+        self._draft += [self._draft[-1] if self._draft else token] * (self.length - len(self._draft))
+        return [Draft(self._draft[:room], 0)] if self.length and room > 0 else []
+
+    def update(self, accepted: list[int], predictions: list[list[int]]) -> None:
+        """Move the block behind the accepted tokens.
+
+        Args:
+            accepted: the drafted tokens that were accepted.
+            predictions: the model's choices after the token and after each drafted token; empty if no draft was read.
+        """
+        # One more token is skipped, because the next call of `propose` gets it as `token`.
+        self._draft = (predictions[0] if predictions else self._draft)[len(accepted) + 1 :]
+
+
+class NgramDrafter:
+    """Drafts from an n-gram pool, which the text and the model's own trajectories extend (arXiv:2402.02057).
+
+    A trajectory starts at a random token of the text. Every forward pass reads the last tokens of each trajectory behind the
+    newest token and appends the model's prediction. A trajectory that ends like another one is replaced by a new one.
+
+    Args:
+        text: the prompt ids.
+        window: number of trajectories.
+        length: number of tokens of a draft; also the number of tokens at the end of a trajectory that are read.
+        max_drafts: maximum number of drafts from the pool per forward pass.
+        pool: the pool.
+    """
+
+    def __init__(self, text: list[int], window: int, length: int, max_drafts: int, pool: NgramPool):
+        self.text, self.window, self.length, self.max_drafts, self.pool = text, window, length, max_drafts, pool
         self._trajectories: list[list[int]] = []
-        self._random = Random(0)  # a guess may be anything; the same call makes the same ones
+        self._random = Random(0)  # a fixed seed, so that equal calls draft equally
         pool.add(text)
 
-    def branches(self, token: int, room: int) -> list[Guess]:
-        """``token`` is written; ways in which at most ``room`` more may follow, first the ends of all trajectories."""
-        self._write(token)
+    def propose(self, token: int, room: int) -> list[Draft]:
+        """Append ``token`` to the text; return drafts of at most ``room`` tokens, the ends of the trajectories first."""
+        self._append(token)
         if room <= 0:
             return []
         self._trajectories += [[self._random.choice(self.text)] for _ in range(self.window - len(self._trajectories))]
-        ends = [Guess(line[-self.length :], 0) for line in self._trajectories]
+        ends = [Draft(trajectory[-self.length :], 0) for trajectory in self._trajectories]
         if any(len(end.tokens) > room for end in ends):
-            ends = []  # a model may have no position beyond the last token asked for
-        return ends + self.pool.after(self.text, self.guesses, min(self.length, room))
+            ends = []  # the model may have no position beyond the last requested token
+        return ends + self.pool.lookup(self.text, self.max_drafts, min(self.length, room))
 
-    def learn(self, right: list[int], said: list[list[int]]) -> None:
-        """``right`` followed. ``said``: what the model says after each token of every end that was read."""
-        for token in right:
-            self._write(token)
-        known = dict[tuple[int, ...], list[int]]()
-        for line, after in zip(self._trajectories, said, strict=False):
-            line.append(after[-1])
-            self.pool.add(line, len(line) - 1)
-            known.setdefault(tuple(line[-self.length :]), line)
-        if said:
-            self._trajectories = list(known.values())
+    def update(self, accepted: list[int], predictions: list[list[int]]) -> None:
+        """Append the accepted tokens to the text, and one predicted token to each trajectory.
 
-    def _write(self, token: int) -> None:
+        Args:
+            accepted: the drafted tokens that were accepted.
+            predictions: for each trajectory the model's choices after each token that was read; empty if none was read.
+        """
+        for token in accepted:
+            self._append(token)
+        by_end = dict[tuple[int, ...], list[int]]()
+        for trajectory, predicted in zip(self._trajectories, predictions, strict=False):
+            trajectory.append(predicted[-1])
+            self.pool.add(trajectory, len(trajectory) - 1)
+            by_end.setdefault(tuple(trajectory[-self.length :]), trajectory)
+        if predictions:
+            self._trajectories = list(by_end.values())
+
+    def _append(self, token: int) -> None:
         self.text.append(token)
         self.pool.add(self.text, len(self.text) - 1)

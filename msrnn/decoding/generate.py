@@ -1,14 +1,28 @@
-"""Closing the loop: a token is chosen from the logits and fed back."""
+"""Plain decoding: sample a token, read it with the step, repeat."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, check_int, is_int
 from ..state.state import State
-from .sampling import chooser, is_whole
+from .sampling import Sampler, as_python_number, make_sampler
+
+
+class GenerationSettings(TypedDict, total=False):
+    """Optional keyword arguments that all decoding functions share; :func:`generate` documents them."""
+
+    lengths: Tensor | None
+    do_sample: bool
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    eos_token_id: int | Sequence[int] | None
+    generator: torch.Generator | None
 
 
 @torch.no_grad()
@@ -26,30 +40,30 @@ def generate(
     eos_token_id: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, State]:
-    """Read a prompt and continue it. No graph is built; ``state`` is not edited.
+    """Read a prompt and generate its continuation. No graph is built, and ``state`` is not modified.
 
     Args:
         cell: the cell.
-        tokens: the prompt, ``(B, T)`` int64, T at least 1, right-padded where ragged.
-        state: H before the prompt; None is ``cell.initial_state(B)``.
-        max_new_tokens: how many tokens to write at most.
-        lengths: ``(B,)`` int64, the prompts' real lengths, each at least 1.
-        do_sample: draw from the distribution; otherwise the likeliest token is taken.
-        temperature, top_k, top_p: shape the distribution, in this order; they need ``do_sample``.
-        eos_token_id: one id or several that end a row; None never ends. A row that ended repeats its eos.
-        generator: where randomness comes from.
+        tokens: the prompt, ``(B, T)`` int64 with T at least 1. Prompts of different lengths are padded on the right.
+        state: H before the prompt. None is ``cell.initial_state(B)``.
+        max_new_tokens: maximum number of tokens to generate.
+        lengths: lengths of the prompts without padding, ``(B,)`` int64, each at least 1.
+        do_sample: sample from the distribution; otherwise the most likely token is taken.
+        temperature, top_k, top_p: change the distribution, in this order; they require ``do_sample``.
+        eos_token_id: one id or several that end a row. With None no row ends. A finished row repeats its eos.
+        generator: the random generator for sampling.
 
     Returns:
-        The new tokens ``(B, N)``, N below ``max_new_tokens`` only where every row has ended; and the state, which has
-        read the prompt and all new tokens (of a row that ended: up to its eos), so that decoding can go on from it.
+        The new tokens ``(B, N)`` int64 and the state. N is below ``max_new_tokens`` only if all rows are finished. The state
+        has read the prompt and all new tokens, of a finished row up to its eos. Decoding can continue from it.
 
     Raises:
-        Error: an empty prompt, settings out of range or without ``do_sample``, and as the cell's call.
+        Error: the prompt is empty, or a setting is out of range or needs ``do_sample``; also the errors of the cell's call.
     """
-    choose, ids = chooser(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
+    sampler, eos = make_sampler(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
     logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
-    written = [token for token, _ in _loop(cell.step_, logits, state, choose, ids, max_new_tokens)]  # state moves along
-    return torch.stack(written, dim=1) if written else tokens[:, :0], state
+    new = [token for token, _ in _decode(cell.step_, logits, state, sampler, eos, max_new_tokens)]  # step_ updates `state`
+    return torch.stack(new, dim=1) if new else tokens[:, :0], state
 
 
 def stream(
@@ -66,60 +80,78 @@ def stream(
     eos_token_id: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[Tensor, State]]:
-    """:func:`generate`, token by token: yields ``(token (B,), state)``, the state having read that token.
+    """Yield the tokens of :func:`generate` one at a time, as ``(token (B,), state)``; the state has read the token.
 
-    Arguments and refusals are those of :func:`generate`. Each state is a value of its own: it may be kept, and
-    decoding can branch from it.
+    The arguments and errors are those of :func:`generate`. Every state is a separate value: it can be kept, and decoding can
+    branch from it.
     """
-    choose, ids = chooser(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
+    sampler, eos = make_sampler(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
     with torch.no_grad():
         logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
-    return _loop(cell.step, logits, state, choose, ids, max_new_tokens)
+    return _decode(cell.step, logits, state, sampler, eos, max_new_tokens)
 
 
-def _loop(
+def _decode(
     step: Callable[..., tuple[Tensor, State]],
     logits: Tensor,
     state: State,
-    choose: Callable[[Tensor], Tensor],
+    sampler: Sampler,
     eos: Tensor,
-    count: int,
+    max_new_tokens: int,
 ) -> Iterator[tuple[Tensor, State]]:
-    """Tokens ``(B,)`` as they are chosen, each with the state that has read it; a row past its eos repeats it unread."""
-    last = ended = None
-    for _ in range(count):
-        token = choose(logits)
-        if last is not None and ended is not None:
-            token = torch.where(ended, last, token)
-        with torch.no_grad():  # not around the yield: the caller's own gradients stay as they are
-            logits, state = step(token, state, active=None if ended is None else ~ended)
+    """Yield each sampled token ``(B,)`` with the state that has read it. A finished row repeats its eos without reading it."""
+    last_token = finished = None
+    for _ in range(max_new_tokens):
+        token = sampler(logits)
+        if last_token is not None and finished is not None:
+            token = torch.where(finished, last_token, token)
+        with torch.no_grad():  # not around the yield, because the caller's gradient mode must not change
+            logits, state = step(token, state, active=None if finished is None else ~finished)
         yield token, state
         if eos.numel():
-            now = torch.isin(token, eos.to(token.device))
-            if ended is not None or now.any():  # as long as none has, a step need not tell rows apart
-                last, ended = token, now if ended is None else ended | now
-                if ended.all():
+            is_eos = torch.isin(token, eos.to(token.device))
+            if finished is not None or is_eos.any():  # until a row is finished, the step needs no mask
+                last_token, finished = token, is_eos if finished is None else finished | is_eos
+                if finished.all():
                     return
 
 
-def eos_ids(cell: Cell, eos: int | Sequence[int] | None) -> Tensor:
-    """``eos_token_id`` as ``(n,)`` int64, checked."""
-    if isinstance(eos, Tensor):
-        eos = eos.flatten().tolist()
-    ids = [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
-    for i in ids:
-        if not is_whole(i) or not 0 <= i < cell.config.vocab_size:
-            raise Error(f"eos_token_id is {i!r}; expected ids below {cell.config.vocab_size}, the size of the vocabulary")
-    return torch.tensor([int(i) for i in ids], dtype=torch.int64)
-
-
-def read_prompt(cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor | None, count: int) -> tuple[Tensor, State]:
-    """The prompt, read: logits ``(B, V)`` and the state; ``count`` new tokens are to follow."""
-    if not is_whole(count) or count < 0:
-        raise Error(f"max_new_tokens is {count!r}; expected a whole number of at least 0")
+def read_prompt(
+    cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor | None, max_new_tokens: int
+) -> tuple[Tensor, State]:
+    """Check the arguments of a decoding function and read its prompt; return the last logits ``(B, V)`` and the state."""
+    check_int("max_new_tokens", as_python_number(max_new_tokens), at_least=0)
     if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[1] == 0:
-        raise Error("the prompt is empty; expected at least one token to continue from")
+        raise Error("the prompt is empty; expected at least one token")
     if isinstance(lengths, Tensor) and lengths.dtype == torch.int64 and (lengths < 1).any():
         raise Error(f"lengths are {lengths.tolist()}; expected at least one token per prompt")
     logits, state = cell(tokens, state, lengths=lengths, last_only=True)
-    return logits, state.detach() if state.carries_graph else state  # rows that no token left, and that none will change
+    return logits, state.detach() if state.carries_graph else state  # rows from parameters carry a graph
+
+
+def eos_ids(cell: Cell, eos_token_id: int | Sequence[int] | None) -> Tensor:
+    """Return ``eos_token_id`` as ``(n,)`` int64.
+
+    Raises:
+        Error: an id is not an int or is outside the vocabulary.
+    """
+    if isinstance(eos_token_id, Tensor):
+        eos_token_id = eos_token_id.flatten().tolist()
+    values = [] if eos_token_id is None else list(eos_token_id) if isinstance(eos_token_id, Sequence) else [eos_token_id]
+    ids = [as_python_number(value) for value in values]
+    for i in ids:
+        if not is_int(i) or not 0 <= i < cell.config.vocab_size:
+            raise Error(f"eos_token_id is {i!r}; expected ids below {cell.config.vocab_size}, the vocabulary size")
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+Decoder = TypeVar("Decoder", bound=Callable[..., object])
+
+
+def list_shared_settings(decoder: Decoder) -> Decoder:
+    """Decorate a decoding function so that ``help`` lists the arguments of :func:`generate` in place of ``**settings``."""
+    signature = inspect.signature(decoder)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    shared = [p for p in inspect.signature(generate).parameters.values() if p.name not in signature.parameters]
+    vars(decoder)["__signature__"] = signature.replace(parameters=[*own, *shared])
+    return decoder

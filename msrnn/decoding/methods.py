@@ -1,45 +1,58 @@
-"""The ways to write, by name: one sequence, pass by pass. They all write the same tokens; what differs is how many a pass."""
+"""Decoding methods by name, for one sequence. All methods generate the same tokens in different numbers of forward passes."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from ..cell.cell import Cell
 from ..errors import Error
 from ..state.state import State
-from .generate import stream
-from .ngram_pool import Pool
+from .generate import GenerationSettings, stream
+from .ngram_pool import NgramPool
 from .speculative import stream_jacobi, stream_lookahead
 
-WAYS = ("plain", "jacobi", "lookahead")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DECODING_METHODS = ("plain", "jacobi", "lookahead")
 
 
-class Written(NamedTuple):
-    """Tokens that one pass added, and the state that has read them."""
+class StreamedTokens(NamedTuple):
+    """Tokens of one forward pass, and the state that has read them."""
 
     tokens: list[int]
     state: State
 
 
-def write(cell: Cell, tokens: Tensor, state: State, way: str, pool: Pool | None = None, **settings: Any) -> Iterator[Written]:
-    """Continue ``tokens (1, T)``.
+def stream_by_method(
+    cell: Cell,
+    tokens: Tensor,
+    state: State,
+    method: str,
+    pool: NgramPool | None = None,
+    *,
+    max_new_tokens: int,
+    **settings: "Unpack[GenerationSettings]",
+) -> Iterator[StreamedTokens]:
+    """Generate a continuation of ``tokens (1, T)``, one forward pass at a time.
 
     Args:
-        cell, tokens, state: as of :func:`msrnn.stream`.
-        way: ``plain``, ``jacobi`` or ``lookahead``.
-        pool: of :func:`msrnn.lookahead`; plain decoding and Jacobi's need none.
-        settings: the others of :func:`msrnn.stream`.
+        cell, tokens, state, max_new_tokens: see :func:`msrnn.stream`.
+        method: ``plain``, ``jacobi`` or ``lookahead``.
+        pool: the n-gram pool of :func:`msrnn.lookahead`; the other methods do not use it.
+        settings: the other arguments of :func:`msrnn.stream`.
 
     Raises:
-        Error: as :func:`msrnn.stream`; no such way.
+        Error: the method is unknown; also the errors of :func:`msrnn.stream`.
     """
-    if way not in WAYS:
-        raise Error(f"decode is {way!r:.60}; expected one of {', '.join(WAYS)}")
-    if way == "plain":
-        return (Written([int(token)], now) for token, now in stream(cell, tokens, state, **settings))
-    if way == "jacobi":
-        passes = stream_jacobi(cell, tokens, state, **settings)
+    if method not in DECODING_METHODS:
+        raise Error(f"decode is {method!r:.60}; expected one of {', '.join(DECODING_METHODS)}")
+    if method == "plain":
+        plain = stream(cell, tokens, state, max_new_tokens=max_new_tokens, **settings)
+        return (StreamedTokens([int(token)], after) for token, after in plain)
+    if method == "jacobi":
+        passes = stream_jacobi(cell, tokens, state, max_new_tokens=max_new_tokens, **settings)
     else:
-        passes = stream_lookahead(cell, tokens, state, pool=pool, **settings)
-    return (Written(step.tokens[0], step.state) for step in passes)
+        passes = stream_lookahead(cell, tokens, state, max_new_tokens=max_new_tokens, pool=pool, **settings)
+    return (StreamedTokens(accepted.tokens[0], accepted.state) for accepted in passes)

@@ -1,69 +1,73 @@
-"""How a token is chosen from logits: the likeliest, or one that is drawn."""
+"""Sampling: the next token from logits, greedily or by temperature, top-k and top-p."""
 
-import operator
 import sys
 from collections.abc import Callable
-from numbers import Real
-from typing import TypeGuard
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import Error
+from ..errors import Error, check_int, check_number
+
+Sampler = Callable[[Tensor], Tensor]
+"""``logits (B, V) -> token (B,)``."""
 
 
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether ``value`` counts: an int or one of numpy's, no bool."""
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return not isinstance(value, bool | Tensor)
+def make_sampler(
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Sampler:
+    """Return the sampler for these settings, which are those of :func:`msrnn.generate`.
 
-
-def chooser(
-    do_sample: bool, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
-) -> Callable[[Tensor], Tensor]:
-    """``logits (B, V) -> token (B,)``."""
-    for name, value in {"temperature": temperature, "top_k": top_k, "top_p": top_p}.items():
-        if value is None and name != "temperature":
-            continue
-        if not (is_whole(value) if name == "top_k" else isinstance(value, Real) and not isinstance(value, bool)):
-            raise Error(f"{name} is {value!r}; expected a {'whole ' if name == 'top_k' else ''}number")
-        if not do_sample and (name != "temperature" or value != 1):
-            raise Error(f"{name} shapes sampling; it needs do_sample=True")
+    Raises:
+        Error: a setting is out of range, or is set without ``do_sample``.
+    """
+    temperature, top_k, top_p = map(as_python_number, (temperature, top_k, top_p))
+    check_number("temperature", temperature, above=0, at_most=sys.float_info.max)
+    if top_k is not None:
+        check_int("top_k", top_k)
+    if top_p is not None:
+        check_number("top_p", top_p, above=0, at_most=1)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise Error(f"generator is {generator!r:.60}; expected a torch.Generator")
     if not do_sample:
+        for name, value, default in (("temperature", temperature, 1), ("top_k", top_k, None), ("top_p", top_p, None)):
+            if value != default:
+                raise Error(f"{name} is {value!r}, but do_sample is False; expected do_sample=True")
         return lambda logits: logits.argmax(-1)
-    if not 0 < temperature <= sys.float_info.max:
-        raise Error(f"temperature is {temperature!r}; expected a number above 0")
-    if top_k is not None and top_k < 1:
-        raise Error(f"top_k is {top_k!r}; expected a whole number of at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise Error(f"top_p is {top_p!r}; expected a number above 0 and up to 1")
 
-    def draw(logits: Tensor) -> Tensor:
-        return torch.multinomial(distribution(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0]
+    def sample(logits: Tensor) -> Tensor:
+        return torch.multinomial(sampling_probs(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0]
 
-    return draw
+    return sample
 
 
-def distribution(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """What sampling draws from: ``(B, V)`` logits -> ``(B, V)`` probabilities in at least float32.
+def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Return the distribution that sampling uses: logits ``(B, V)`` -> probabilities ``(B, V)`` in at least float32.
 
-    Temperature first; of that the ``top_k`` likeliest (and those as likely as the last of them); of those the fewest
-    that together reach ``top_p``.
+    The settings apply in this order. ``temperature`` divides the logits. ``top_k`` retains the k most likely tokens, and all
+    tokens as likely as the last of them. ``top_p`` retains the smallest set of most likely tokens whose sum reaches it.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # 0 at most, however small the temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0, so that a small temperature cannot overflow
     if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        lowest = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
     probs = logits.softmax(-1)
     if top_p is not None and top_p < 1:
         ordered, index = probs.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered  # what the likelier ones reach without this one
+        before = ordered.cumsum(-1) - ordered  # sum of the more likely tokens
         probs = torch.zeros_like(probs).scatter(-1, index, ordered.masked_fill(before >= top_p, 0))
         probs = probs / probs.sum(-1, keepdim=True)
     return probs
+
+
+def as_python_number(value: Any) -> Any:
+    """Return a NumPy integer or float as an int or float, and any other value unchanged."""
+    if isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value) if isinstance(value, Real) else value

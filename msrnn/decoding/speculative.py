@@ -1,58 +1,64 @@
-"""Decoding that breaks the one-token-at-a-time order and gives, token for token, what plain decoding gives.
+"""Speculative decoding: Jacobi and lookahead decoding generate the tokens of plain decoding in fewer forward passes.
 
-Guesses are read many at a time (``passes.py``); they come from the model's own trajectories and from texts (``guess.py``).
+``drafters.py`` proposes drafts, from the model's own predictions and from an n-gram pool. ``verification.py`` reads many drafts
+in one forward pass and accepts the correct tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, check_int
 from ..state.state import State
-from .drafters import Jacobi, Phrases
-from .generate import eos_ids, read_prompt
-from .ngram_pool import Pool
-from .sampling import chooser, is_whole
-from .speculation_controller import Watch
-from .verification import Accepted, Choose, Guesser, passes
+from .drafters import JacobiDrafter, NgramDrafter
+from .generate import GenerationSettings, eos_ids, list_shared_settings, read_prompt
+from .ngram_pool import NgramPool
+from .sampling import as_python_number, make_sampler
+from .speculation_controller import SpeculationController
+from .verification import Accepted, Drafter, draft_and_verify
 
-WINDOW, NGRAM = 0, 13
-"""What pays on a CPU, where a pass of some twelve tokens takes little longer than one of a single token."""
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DEFAULT_WINDOW, DEFAULT_NGRAM = 0, 13
+"""Fast on a CPU, where a forward pass of 12 tokens takes little longer than one of a single token."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """How a text came about. A step is one pass over the parameters after the prompt.
+class SpeculationStats:
+    """Counts per forward pass after the prompt, called a step here.
 
     Attributes:
-        accepted: ``(steps, B)`` int64, the tokens that each step added to each row; 0 once a row has ended.
-        read: ``(steps, B)`` int64, the tokens that it read for each row, guesses included.
-        pooled: ``(steps, B)`` int64, how many of the tokens added were guessed out of the pool.
+        accepted: new tokens, ``(steps, B)`` int64; 0 once a row is finished.
+        tokens_read: tokens read, drafts included, ``(steps, B)`` int64.
+        accepted_from_pool: new tokens that were drafted from the pool, ``(steps, B)`` int64.
     """
 
     accepted: Tensor
-    read: Tensor
-    pooled: Tensor
+    tokens_read: Tensor
+    accepted_from_pool: Tensor
 
     @property
     def steps(self) -> int:
+        """Number of forward passes."""
         return len(self.accepted)
 
     @property
     def tokens_per_step(self) -> float:
-        """The mean over steps and rows, as long as a row goes on; plain decoding has 1."""
+        """Mean number of new tokens per forward pass of an unfinished row; 1 for plain decoding."""
         return float(self.accepted.sum()) / max(1, int((self.accepted > 0).sum()))
 
     @property
     def hits(self) -> int:
-        """Steps, counted for each row, in which the pool knew what came next."""
-        return int((self.pooled > 0).sum())
+        """Number of forward passes, summed over the rows, that accepted a draft from the pool."""
+        return int((self.accepted_from_pool > 0).sum())
 
 
+@list_shared_settings
 def jacobi(
     cell: Cell,
     tokens: Tensor,
@@ -60,35 +66,30 @@ def jacobi(
     *,
     max_new_tokens: int,
     block: int = 8,
-    lengths: Tensor | None = None,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    eos_token_id: int | Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, State, Record]:
-    """Decoding by fixed-point iteration on a block of guesses (Jacobi decoding, arXiv:2305.10427).
+    **settings: "Unpack[GenerationSettings]",
+) -> tuple[Tensor, State, SpeculationStats]:
+    """Generate by fixed-point iteration on a block of drafted tokens (Jacobi decoding, arXiv:2305.10427).
 
-    Every pass replaces each guess by what the model says after the ones before it. After j passes the first j tokens at least
-    are greedy's, whatever the first guesses; those found right are kept, and the block moves on behind them.
+    Each forward pass replaces every token of the block by the model's choice after the tokens before it. After j forward passes
+    at least the first j tokens are those of greedy decoding, for any initial block. Correct tokens are accepted, and the block
+    moves behind them.
 
     Args:
-        cell, tokens, state, max_new_tokens, lengths, eos_token_id: as of :func:`msrnn.generate`.
-        block: tokens read at once.
-        do_sample, temperature, top_k, top_p, generator: as of :func:`msrnn.generate`.
+        cell, tokens, state, max_new_tokens: see :func:`msrnn.generate`.
+        block: number of tokens read per forward pass.
+        settings: the other arguments of :func:`msrnn.generate`.
 
     Returns:
-        The new tokens ``(B, N)`` and the state, both as :func:`msrnn.generate` gives them; and the :class:`Record`.
+        The new tokens ``(B, N)`` int64 and the state, as :func:`msrnn.generate` returns them, and the
+        :class:`SpeculationStats`.
 
     Raises:
-        Error: as :func:`msrnn.generate`; a block below 1.
+        Error: ``block`` is below 1; also the errors of :func:`msrnn.generate`.
     """
-    choose = chooser(do_sample, temperature, top_k, top_p, generator)
-    guessing = _jacobi(block)
-    return _collected(tokens, *_begin(cell, tokens, state, max_new_tokens, guessing, lengths, choose, eos_token_id, True))
+    return _collect(tokens, *_start(cell, tokens, state, max_new_tokens, _jacobi_drafter(block), in_place=True, **settings))
 
 
+@list_shared_settings
 def stream_jacobi(
     cell: Cell,
     tokens: Tensor,
@@ -96,146 +97,139 @@ def stream_jacobi(
     *,
     max_new_tokens: int,
     block: int = 8,
-    lengths: Tensor | None = None,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    eos_token_id: int | Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
+    **settings: "Unpack[GenerationSettings]",
 ) -> Iterator[Accepted]:
-    """:func:`jacobi`, pass by pass (:class:`~msrnn.decoding.verification.Accepted`); each state is a value of its own, as of
-    :func:`msrnn.stream`. Arguments and refusals are those of :func:`jacobi`."""
-    choose = chooser(do_sample, temperature, top_k, top_p, generator)
-    return _begin(cell, tokens, state, max_new_tokens, _jacobi(block), lengths, choose, eos_token_id, False)[1]
+    """Yield the result of each forward pass of :func:`jacobi` (:class:`~msrnn.decoding.verification.Accepted`).
+
+    The arguments and errors are those of :func:`jacobi`. Every state is a separate value, as in :func:`msrnn.stream`.
+    """
+    return _start(cell, tokens, state, max_new_tokens, _jacobi_drafter(block), in_place=False, **settings)[1]
 
 
+@list_shared_settings
 def lookahead(
     cell: Cell,
     tokens: Tensor,
     state: State | None = None,
     *,
     max_new_tokens: int,
-    window: int = WINDOW,
-    ngram: int = NGRAM,
+    window: int = DEFAULT_WINDOW,
+    ngram: int = DEFAULT_NGRAM,
     guesses: int | Literal["auto"] = "auto",
-    pool: Pool | None = None,
-    lengths: Tensor | None = None,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    eos_token_id: int | Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, State, Record]:
-    """Lookahead decoding (arXiv:2402.02057): guesses are n-grams of the prompt, of the answer and of the model's trajectories.
+    pool: NgramPool | None = None,
+    **settings: "Unpack[GenerationSettings]",
+) -> tuple[Tensor, State, SpeculationStats]:
+    """Generate by lookahead decoding (arXiv:2402.02057): drafts are n-grams of the prompt, the answer and trajectories.
 
-    Every pass reads, side by side, up to ``guesses`` n-grams that begin as the text ends, and the ends of ``window``
-    trajectories, which grow by a token each (``guess.py``). ``window=0`` is prompt lookup; ``window=15, ngram=5, guesses=15``
-    is what the paper takes for 7B parameters on a GPU.
+    Each forward pass verifies up to ``guesses`` n-grams that match the end of the text. It also extends ``window`` trajectories
+    (``drafters.py``) by one token each. ``window=0`` is prompt lookup. ``window=15, ngram=5, guesses=15`` (W, N and G) is the
+    paper's setting for 7B parameters on a GPU.
 
-    Tokens that are drawn (``do_sample``) are drawn one after the other, each from the distribution after those before it, and a
-    guess is right where it is what was drawn. So they are distributed as :func:`msrnn.generate` draws them; and of one sequence
-    (B = 1) they are those very tokens, if the generator is the same.
+    With ``do_sample`` tokens are sampled one after the other, and a drafted token is accepted if it equals the sampled token.
+    The output has the distribution of :func:`msrnn.generate`. For one sequence (B = 1) and equal generators the tokens are
+    identical.
 
     Args:
-        cell, tokens, state, max_new_tokens, lengths, eos_token_id: as of :func:`msrnn.generate`.
-        window: how many trajectories grow at a time; 0 is none.
-        ngram: tokens of an n-gram, the one before the guess included.
-        guesses: how many n-grams a pass reads for each row, 0 is none; "auto": one, and only where it pays (``watch.py``).
-        pool: where n-grams are found and kept; None is a new one. It may be handed on from call to call.
-        do_sample, temperature, top_k, top_p, generator: as of :func:`msrnn.generate`.
+        cell, tokens, state, max_new_tokens: see :func:`msrnn.generate`.
+        window: number of trajectories; 0 is none.
+        ngram: number of tokens of an n-gram. The last matching token is included, so a draft has ``ngram - 1`` tokens.
+        guesses: maximum number of n-grams that a forward pass verifies for each row; 0 is none. "auto" is 1, and only while
+            drafts save time (``speculation_controller.py``).
+        pool: the n-gram pool, which is extended; None is a new pool. A pool can be passed from call to call.
+        settings: the other arguments of :func:`msrnn.generate`.
 
     Returns:
-        The new tokens ``(B, N)`` and the state, both as :func:`msrnn.generate` gives them; and the :class:`Record`.
+        The new tokens ``(B, N)`` int64 and the state, as :func:`msrnn.generate` returns them, and the
+        :class:`SpeculationStats`.
 
     Raises:
-        Error: as :func:`msrnn.generate`; a window or guesses below 0, an n-gram below 2, a pool of another vocabulary.
+        Error: ``window`` or ``guesses`` is below 0, ``ngram`` is below 2, or the pool holds ids outside the vocabulary; also
+            the errors of :func:`msrnn.generate`.
     """
-    choose = chooser(do_sample, temperature, top_k, top_p, generator)
-    guessing = _phrases(cell, window, ngram, guesses, pool)
-    return _collected(tokens, *_begin(cell, tokens, state, max_new_tokens, guessing, lengths, choose, eos_token_id, True))
+    factory = _ngram_drafter(cell, window, ngram, guesses, pool)
+    return _collect(tokens, *_start(cell, tokens, state, max_new_tokens, factory, in_place=True, **settings))
 
 
+@list_shared_settings
 def stream_lookahead(
     cell: Cell,
     tokens: Tensor,
     state: State | None = None,
     *,
     max_new_tokens: int,
-    window: int = WINDOW,
-    ngram: int = NGRAM,
+    window: int = DEFAULT_WINDOW,
+    ngram: int = DEFAULT_NGRAM,
     guesses: int | Literal["auto"] = "auto",
-    pool: Pool | None = None,
-    lengths: Tensor | None = None,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    eos_token_id: int | Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
+    pool: NgramPool | None = None,
+    **settings: "Unpack[GenerationSettings]",
 ) -> Iterator[Accepted]:
-    """:func:`lookahead`, pass by pass (:class:`~msrnn.decoding.verification.Accepted`); each state is a value of its own, as of
-    :func:`msrnn.stream`. Arguments and refusals are those of :func:`lookahead`."""
-    choose = chooser(do_sample, temperature, top_k, top_p, generator)
-    guessing = _phrases(cell, window, ngram, guesses, pool)
-    return _begin(cell, tokens, state, max_new_tokens, guessing, lengths, choose, eos_token_id, False)[1]
+    """Yield the result of each forward pass of :func:`lookahead` (:class:`~msrnn.decoding.verification.Accepted`).
+
+    The arguments and errors are those of :func:`lookahead`. Every state is a separate value, as in :func:`msrnn.stream`.
+    """
+    factory = _ngram_drafter(cell, window, ngram, guesses, pool)
+    return _start(cell, tokens, state, max_new_tokens, factory, in_place=False, **settings)[1]
 
 
-Guessing = tuple[Callable[[list[int]], Guesser], Watch | None]
-"""What guesses at a prompt's continuation, and who says when to."""
+DrafterFactory = tuple[Callable[[list[int]], Drafter], SpeculationController | None]
+"""A function from prompt ids to a drafter, and the controller; None: drafts are read in every forward pass."""
 
 
-def _jacobi(block: int) -> Guessing:
-    if not is_whole(block) or block < 1:
-        raise Error(f"block is {block!r:.60}; expected a whole number of at least 1")
-    return lambda _: Jacobi(block - 1), None
+def _jacobi_drafter(block: int) -> DrafterFactory:
+    block = as_python_number(block)
+    check_int("block", block)
+    return lambda _: JacobiDrafter(block - 1), None
 
 
-def _phrases(cell: Cell, window: int, ngram: int, guesses: int | str, pool: Pool | None) -> Guessing:
-    for name, value, least in (("window", window, 0), ("ngram", ngram, 2), ("guesses", guesses, 0)):
-        if not ((is_whole(value) and value >= least) or (name, value) == ("guesses", "auto")):
-            also = ' or "auto"' if name == "guesses" else ""
-            raise Error(f"{name} is {value!r:.60}; expected a whole number of at least {least}{also}")
-    if pool is not None and not isinstance(pool, Pool):
-        raise Error(f"pool is {pool!r:.60}; expected a Pool")
-    if pool is not None and pool.largest >= cell.config.vocab_size:
-        raise Error(f"the pool holds token id {pool.largest}; the vocabulary has {cell.config.vocab_size}")
-    known = Pool() if pool is None else pool
-    most = guesses if is_whole(guesses) else 1
-    return lambda text: Phrases(text, window, ngram - 1, most, known), None if is_whole(guesses) else Watch()
+def _ngram_drafter(cell: Cell, window: int, ngram: int, guesses: int | str, pool: NgramPool | None) -> DrafterFactory:
+    window, ngram = as_python_number(window), as_python_number(ngram)
+    check_int("window", window, at_least=0)
+    check_int("ngram", ngram, at_least=2)
+    controller = SpeculationController() if guesses == "auto" else None
+    max_drafts: Any = 1 if guesses == "auto" else as_python_number(guesses)
+    if isinstance(max_drafts, str):
+        raise Error(f'guesses is {guesses!r:.60}; expected an int of at least 0 or "auto"')
+    check_int("guesses", max_drafts, at_least=0)
+    if pool is not None and not isinstance(pool, NgramPool):
+        raise Error(f"pool is {pool!r:.60}; expected an NgramPool")
+    if pool is not None and pool.max_token_id >= cell.config.vocab_size:
+        raise Error(
+            f"pool holds token id {pool.max_token_id}; expected ids below {cell.config.vocab_size}, the vocabulary size"
+        )
+    ngrams = NgramPool() if pool is None else pool
+    return lambda text: NgramDrafter(text, window, ngram - 1, max_drafts, ngrams), controller
 
 
-def _begin(
+def _start(
     cell: Cell,
     tokens: Tensor,
     state: State | None,
-    count: int,
-    guessing: Guessing,
-    lengths: Tensor | None,
-    choose: Choose,
-    eos: int | Sequence[int] | None,
+    max_new_tokens: int,
+    factory: DrafterFactory,
+    *,
     in_place: bool,
+    lengths: Tensor | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    **sampling: Any,
 ) -> tuple[State, Iterator[Accepted]]:
-    """Read the prompt: the state after it, and the passes to come."""
-    ends, (guesser, watch) = frozenset(eos_ids(cell, eos).tolist()), guessing
+    """Read the prompt; return the state after it and the iterator over forward passes."""
+    sampler, eos = make_sampler(**sampling), frozenset(eos_ids(cell, eos_token_id).tolist())
     with torch.no_grad():
-        logits, state = read_prompt(cell, tokens, state, lengths, count)
+        logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
     real = [tokens.shape[1]] * len(tokens) if lengths is None else lengths.tolist()
-    guessers = [guesser(text[:n]) for text, n in zip(tokens.tolist(), real, strict=True)]
-    return state, passes(cell, logits, state, guessers, choose, ends, count, watch, in_place)
+    make_drafter, controller = factory
+    drafters = [make_drafter(text[:n]) for text, n in zip(tokens.tolist(), real, strict=True)]
+    return state, draft_and_verify(cell, logits, state, drafters, sampler, eos, max_new_tokens, controller, in_place)
 
 
-def _collected(prompt: Tensor, state: State, steps: Iterator[Accepted]) -> tuple[Tensor, State, Record]:
-    B = len(prompt)
-    new, accepted, read, pooled = [list[int]() for _ in range(B)], list[list[int]](), list[list[int]](), list[list[int]]()
-    for step in steps:
-        state = step.state
-        for row, tokens in zip(new, step.tokens, strict=True):
-            row += tokens
-        accepted.append([len(tokens) for tokens in step.tokens])
-        read.append(step.read)
-        pooled.append(step.pooled)
+def _collect(prompt: Tensor, state: State, passes: Iterator[Accepted]) -> tuple[Tensor, State, SpeculationStats]:
+    """Run all forward passes; return the new tokens ``(B, N)``, the last state and the counts."""
+    B, new, counts = len(prompt), [list[int]() for _ in prompt], list[list[list[int]]]()
+    for accepted in passes:
+        state = accepted.state
+        for row, added in zip(new, accepted.tokens, strict=True):
+            row += added
+        counts.append([[len(tokens) for tokens in accepted.tokens], accepted.tokens_read, accepted.accepted_from_pool])
     N = max(map(len, new))
-    whole = prompt.new_tensor([row + row[-1:] * (N - len(row)) for row in new]).view(B, N)  # a row that ended repeats its end
-    return whole, state, Record(*(prompt.new_tensor(x).view(-1, B) for x in (accepted, read, pooled)))
+    tokens = prompt.new_tensor([row + row[-1:] * (N - len(row)) for row in new]).view(B, N)  # a finished row repeats its eos
+    return tokens, state, SpeculationStats(*prompt.new_tensor(counts).view(-1, 3, B).unbind(1))

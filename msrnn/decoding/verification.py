@@ -1,8 +1,9 @@
-"""The loop that reads guesses: of a pass over the parameters as many tokens are kept as are right.
+"""Verification of the drafts of lookahead and Jacobi decoding.
 
-Each guess is a row of the batch that starts from the same state, so no mask says who may see whom. A guessed token is right
-where it is what is chosen after the ones before it, and the state after the right ones is at hand (``cell.scan``), bounded or
-not: nothing is read twice and nothing has to be undone.
+One forward pass reads all drafts, and the correct tokens are kept. Each draft is one row of the batch and starts from the same
+state, so no attention mask is needed. A drafted token is accepted if it equals the token that the sampler chooses after the
+tokens before it. ``cell.scan`` supplies the state after the accepted tokens for bounded and unbounded states, so no token is
+read twice and no eviction has to be undone.
 """
 
 import time
@@ -14,141 +15,162 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..state.state import State
-from .ngram_pool import Guess
-from .speculation_controller import Watch
-
-Choose = Callable[[Tensor], Tensor]
-"""``logits (B, V) -> token (B,)``."""
+from .ngram_pool import Draft
+from .sampling import Sampler
+from .speculation_controller import SpeculationController
 
 
-class Guesser(Protocol):
-    """Where guesses at one text come from (``guess.py``). Those not out of a pool come first."""
+class Drafter(Protocol):
+    """Proposes drafts for one sequence (``drafters.py``). Drafts that are not from a pool come first."""
 
-    def branches(self, token: int, room: int) -> list[Guess]: ...
+    def propose(self, token: int, room: int) -> list[Draft]:
+        """Return drafts of at most ``room`` tokens that may follow ``token``, the newest token of the sequence."""
 
-    def learn(self, right: list[int], said: list[list[int]]) -> None: ...
+    def update(self, accepted: list[int], predictions: list[list[int]]) -> None:
+        """Receive the accepted draft tokens, and the model's choices after each token of each draft not from a pool."""
 
 
 class Accepted(NamedTuple):
-    """What one pass over the parameters added.
+    """Result of one forward pass.
 
     Attributes:
-        tokens: for each row of the batch the tokens added; none once it has ended.
-        state: H, having read them.
-        read: for each row, how many tokens the pass read, guesses included.
-        pooled: for each row, how many of the tokens added were guessed out of the pool.
+        tokens: for each sequence the new tokens; empty if the sequence is finished.
+        state: H after the new tokens.
+        tokens_read: for each sequence the number of tokens read, drafts included.
+        accepted_from_pool: for each sequence the number of new tokens that were drafted from the pool.
     """
 
     tokens: list[list[int]]
     state: State
-    read: list[int]
-    pooled: list[int]
+    tokens_read: list[int]
+    accepted_from_pool: list[int]
 
 
 @torch.no_grad()
-def passes(
+def draft_and_verify(
     cell: Cell,
     logits: Tensor,
     state: State,
-    guessers: Sequence[Guesser],
-    choose: Choose,
-    ends: frozenset[int],
-    count: int,
-    watch: Watch | None,
+    drafters: Sequence[Drafter],
+    sampler: Sampler,
+    eos: frozenset[int],
+    max_new_tokens: int,
+    controller: SpeculationController | None,
     in_place: bool,
 ) -> Iterator[Accepted]:
-    """Pass after pass, until every row has ``count`` new tokens or one of ``ends``.
+    """Yield the accepted tokens of each forward pass until every sequence has ``max_new_tokens`` new tokens or its eos.
 
     Args:
         logits: ``(B, V)``, after the prompts.
-        state: that has read them.
-        guessers: one for each row.
-        watch: says when guesses are read; None is always.
-        in_place: whether ``state`` may move along; otherwise every state is a value of its own.
+        state: H after the prompts.
+        drafters: one per sequence.
+        controller: decides whether drafts are read; None: always.
+        in_place: update ``state`` in place; otherwise every yielded state is a separate value.
     """
-    B, written = len(guessers), [0] * len(guessers)
-    chosen = dict(enumerate(choose(logits).tolist())) if count else {}
+    B, generated = len(drafters), [0] * len(drafters)
+    chosen = dict(enumerate(sampler(logits).tolist())) if max_new_tokens else {}  # the next token of each unfinished sequence
     while chosen:
-        begin, going = time.perf_counter(), list(chosen)
-        guesses = {b: guessers[b].branches(x, 0 if x in ends else count - written[b] - 1) for b, x in chosen.items()}
-        contexts = [max((guess.context for guess in guesses[b]), default=None) for b in going]
-        guessing = any(guesses.values()) and (watch is None or watch.pays(contexts))
-        lines, owner = list[list[int]](), list[int]()
+        start, room = time.perf_counter(), {b: max_new_tokens - generated[b] for b in chosen}
+        drafts = {b: drafters[b].propose(token, 0 if token in eos else room[b] - 1) for b, token in chosen.items()}
+        match_lengths = [max((draft.match_length for draft in found), default=None) for found in drafts.values()]
+        speculate = any(drafts.values()) and (controller is None or controller.should_speculate(match_lengths))
+        if not speculate:
+            drafts = {b: [] for b in chosen}
+        candidates, batch_index = list[list[int]](), list[int]()  # what the forward pass reads, and for which sequence
         for b in range(B):
-            branches = guesses.get(b, []) if guessing else []
-            lines += [[chosen[b], *guess.tokens] for guess in branches] or [[chosen[b]] if b in chosen else []]
-            owner += [b] * max(1, len(branches))
-        logits, after = _read(cell, state, lines, owner, in_place)
-        room = {b: count - written[b] for b in going}
-        best, kept, chosen = _walk(logits, lines, owner, room, choose, ends)
-        state = after(best, kept)
-        said = _said(logits, lines, owner, {b: guesses[b] for b in going} if guessing else {})
-        new = [lines[row][:n] for row, n in zip(best, kept, strict=True)]
-        pooled = [_pooled(new[b], guesses.get(b, []) if guessing else []) for b in range(B)]
-        for b in going:
-            guessers[b].learn(new[b][1:], said.get(b, []))
-            written[b] += kept[b]
-        if watch is not None:
-            seconds, gains = time.perf_counter() - begin, [kept[b] - 1 for b in going]
-            watch.guessed(seconds, contexts, gains) if guessing else watch.plain(seconds)
-        read = [sum(len(line) for line, o in zip(lines, owner, strict=True) if o == b) for b in range(B)]
-        yield Accepted(new, state, read, pooled)
+            rows = [[chosen[b], *draft.tokens] for draft in drafts[b]] or [[chosen[b]]] if b in chosen else [[]]
+            candidates += rows
+            batch_index += [b] * len(rows)
+        logits, state_after = _read(cell, state, candidates, batch_index, in_place)
+        best, counts, chosen = _verify(logits, candidates, batch_index, room, sampler, eos)
+        state = state_after(best, counts)
+        predictions = _argmax_after(logits, candidates, batch_index, drafts) if speculate else {}
+        tokens = [candidates[row][:n] for row, n in zip(best, counts, strict=True)]
+        for b in room:
+            drafters[b].update(tokens[b][1:], predictions.get(b, []))
+            generated[b] += counts[b]
+        if controller is not None:
+            seconds = time.perf_counter() - start
+            if speculate:
+                controller.record_speculative(seconds, match_lengths, [counts[b] - 1 for b in room])
+            else:
+                controller.record_plain(seconds)
+        tokens_read = [sum(len(row) for row, i in zip(candidates, batch_index, strict=True) if i == b) for b in range(B)]
+        yield Accepted(tokens, state, tokens_read, [_from_pool(tokens[b], drafts.get(b, [])) for b in range(B)])
 
 
 def _read(
-    cell: Cell, state: State, lines: list[list[int]], owner: list[int], in_place: bool
+    cell: Cell, state: State, candidates: list[list[int]], batch_index: list[int], in_place: bool
 ) -> tuple[Tensor, Callable[[list[int], list[int]], State]]:
-    """Every line, from the state of its owner: logits ``(B', T, V)``, and the states after any beginning of any line."""
+    """Read every candidate from the state of its sequence.
+
+    Returns:
+        The logits ``(B', T, V)``, and a function that returns the state after the first ``counts[b]`` tokens of the candidate
+        ``best[b]`` of each sequence.
+    """
     B, device = state.clock.shape[0], state.clock.device
-    lengths = torch.tensor([len(line) for line in lines], device=device)
+    lengths = torch.tensor([len(row) for row in candidates], device=device)
     T = int(lengths.amax())
-    tokens = torch.tensor([line + [0] * (T - len(line)) for line in lines], device=device)
-    if T == 1 and len(owner) == B:
-        active = None if all(lines) else lengths > 0
+    tokens = torch.tensor([row + [0] * (T - len(row)) for row in candidates], device=device)
+    if T == 1 and len(candidates) == B:
+        active = None if all(candidates) else lengths > 0
         logits, state = (cell.step_ if in_place else cell.step)(tokens[:, 0], state, active=active)
-        return logits[:, None], lambda best, kept: state
-    logits, trace = cell.scan(tokens, state if len(owner) == B else state.select(owner), lengths=lengths)
+        return logits[:, None], lambda best, counts: state
+    logits, trace = cell.scan(tokens, state if len(candidates) == B else state.select(batch_index), lengths=lengths)
 
-    def after(best: list[int], kept: list[int]) -> State:
-        return trace.at(torch.tensor(kept, device=device), torch.tensor(best, device=device))
+    def state_after(best: list[int], counts: list[int]) -> State:
+        return trace.at(torch.tensor(counts, device=device), torch.tensor(best, device=device))
 
-    return logits, after
+    return logits, state_after
 
 
-def _walk(
-    logits: Tensor, lines: list[list[int]], owner: list[int], room: dict[int, int], choose: Choose, ends: frozenset[int]
+def _verify(
+    logits: Tensor,
+    candidates: list[list[int]],
+    batch_index: list[int],
+    room: dict[int, int],
+    sampler: Sampler,
+    eos: frozenset[int],
 ) -> tuple[list[int], list[int], dict[int, int]]:
-    """For each row of the batch: a line that is right the longest, how many of its tokens are, and what was chosen to follow
-    them; of rows that have ended nothing was. Tokens are chosen one by one, as plain decoding does: only what is needed is."""
-    B = max(owner) + 1
-    alive = [[i for i, o in enumerate(owner) if o == b] for b in range(B)]
-    kept, chosen = [int(b in room) for b in range(B)], dict[int, int]()
-    walking = list(room)
-    while walking := [b for b in walking if lines[alive[b][0]][kept[b] - 1] not in ends and kept[b] < room[b]]:
-        here = logits[[alive[b][0] for b in walking], [kept[b] - 1 for b in walking]]  # (B', V)
-        for b, token in zip(walking, choose(here).tolist(), strict=True):
-            stay = [i for i in alive[b] if lines[i][kept[b] : kept[b] + 1] == [token]]
-            if stay:
-                alive[b], kept[b] = stay, kept[b] + 1
+    """Accept the longest correct prefix among the candidates of each sequence.
+
+    The sampler is called once per accepted token, in the order of plain decoding. The random generator is therefore left in the
+    same state as after plain decoding.
+
+    Returns:
+        For each sequence the index of the best candidate and the number of its accepted tokens; and for each unfinished
+        sequence the next token.
+    """
+    B = max(batch_index) + 1
+    matching = [[row for row, i in enumerate(batch_index) if i == b] for b in range(B)]
+    counts, chosen = [int(b in room) for b in range(B)], dict[int, int]()
+    open_ = list(room)
+    while open_ := [b for b in open_ if candidates[matching[b][0]][counts[b] - 1] not in eos and counts[b] < room[b]]:
+        last = logits[[matching[b][0] for b in open_], [counts[b] - 1 for b in open_]]  # (B', V)
+        for b, token in zip(open_, sampler(last).tolist(), strict=True):
+            agreeing = [row for row in matching[b] if candidates[row][counts[b] : counts[b] + 1] == [token]]
+            if agreeing:
+                matching[b], counts[b] = agreeing, counts[b] + 1
             else:
                 chosen[b] = token
-        walking = [b for b in walking if b not in chosen]
-    return [rows[0] for rows in alive], kept, chosen
+        open_ = [b for b in open_ if b not in chosen]
+    return [rows[0] for rows in matching], counts, chosen
 
 
-def _said(
-    logits: Tensor, lines: list[list[int]], owner: list[int], guesses: dict[int, list[Guess]]
+def _argmax_after(
+    logits: Tensor, candidates: list[list[int]], batch_index: list[int], drafts: dict[int, list[Draft]]
 ) -> dict[int, list[list[int]]]:
-    """What the model says after every token of each line that is not out of a pool; these are the first of their rows."""
-    said: dict[int, list[list[int]]] = {}
-    for b, found in guesses.items():
-        first, count = owner.index(b), sum(guess.context == 0 for guess in found)
-        tokens = logits[first : first + count].argmax(-1).tolist()
-        said[b] = [after[: len(line)] for after, line in zip(tokens, lines[first : first + count], strict=True)]
-    return said
+    """Return the model's most likely token after each token of each candidate whose draft is not from a pool."""
+    predictions: dict[int, list[list[int]]] = {}
+    for b, found in drafts.items():
+        first = batch_index.index(b)
+        rows = slice(first, first + sum(draft.match_length == 0 for draft in found))  # these come first
+        tokens = logits[rows].argmax(-1).tolist()
+        predictions[b] = [after[: len(row)] for after, row in zip(tokens, candidates[rows], strict=True)]
+    return predictions
 
 
-def _pooled(new: list[int], guesses: list[Guess]) -> int:
-    """How many of the tokens after the first were guessed out of the pool."""
-    right = [g for g in guesses if g.context and g.tokens[: len(new) - 1] == new[1:]]
-    return len(new) - 1 if right else 0
+def _from_pool(tokens: list[int], drafts: list[Draft]) -> int:
+    """Return the number of tokens after the first if a draft from the pool contains all of them, otherwise 0."""
+    found = any(draft.match_length and draft.tokens[: len(tokens) - 1] == tokens[1:] for draft in drafts)
+    return len(tokens) - 1 if found else 0

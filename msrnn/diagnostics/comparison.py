@@ -12,7 +12,7 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..reductions.contract import Reduction
 from ..state.state import State
-from ..text.detokenizer import Spelling
+from ..text.detokenizer import StreamingDetokenizer
 from .retention import held
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def continue_prompt(
     out = out or sys.stdout
     state = cell.initial_state(1, reduction)
     total = len(prompt) + max_new_tokens
-    spelt, kept, new, spent = Spelling(tokenizer), [], [], 0.0
+    detokenize, kept, new, spent = StreamingDetokenizer(tokenizer), [], [], 0.0
     logits = torch.empty(0)
     for t in range(total):
         start = time.perf_counter()
@@ -75,7 +75,7 @@ def continue_prompt(
         if t >= len(prompt):
             spent += time.perf_counter() - start
             new.append(int(token))
-            out.write(spelt(new[-1]))
+            out.write(detokenize(new[-1]))
             out.flush()
         kept.append(held(state, total)[0].mean(0))  # over layers
         if new and new[-1] in cell.config.eos_token_ids:

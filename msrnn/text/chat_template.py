@@ -1,7 +1,7 @@
-"""A model's own chat template: how a conversation becomes the text that the model was trained to read.
+"""Chat templates: rendering of a conversation in the text format of a model.
 
-Templates are programs in Jinja that come with a model from anywhere, so they run in Jinja's sandbox, with the names that
-transformers gives them (``apply_chat_template``, transformers 5.23, ``utils/chat_template_utils.py``) and no others.
+Templates are Jinja programs from untrusted model folders, so they run in Jinja's sandbox. They get the names that
+``apply_chat_template`` of transformers 5.23 defines (``utils/chat_template_utils.py``), and no others.
 """
 
 import json
@@ -13,20 +13,21 @@ from ..errors import Error
 
 if TYPE_CHECKING:
     import jinja2
+    import tokenizers
 
 Message = dict[str, str]
 """``role`` (system, user, assistant) and ``content``."""
 
 
-class Template:
-    """A chat template, compiled.
+class ChatTemplate:
+    """A compiled chat template.
 
     Args:
-        source: its Jinja text.
-        bos_token, eos_token: what the template may write by these names.
+        source: the Jinja text.
+        bos_token, eos_token: values of these names in the template.
 
     Raises:
-        Error: Jinja is not installed, or the text is no template.
+        Error: Jinja is not installed, or the text is not a template.
     """
 
     def __init__(self, source: str, bos_token: str = "", eos_token: str = ""):
@@ -37,27 +38,40 @@ class Template:
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._compiled = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as wrong:
-            raise Error(f"the chat template cannot be read ({_sentence(wrong)})") from None
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise Error(f"the chat template is not valid Jinja ({_sentence(error)})") from None
 
-    def __call__(self, messages: Sequence[Message], *, ask: bool) -> str:
-        """The conversation as text; with ``ask`` it ends where the assistant's answer begins.
+    @classmethod
+    def from_file(
+        cls, file: bytes, tokenizer: "tokenizers.Tokenizer", bos_token_id: int | None, eos_token_ids: Sequence[int]
+    ) -> "ChatTemplate":
+        """Compile the contents of ``chat_template.jinja``, with the text of the bos token and of the first eos token."""
+        ids = (bos_token_id, next(iter(eos_token_ids), None))
+        special = ("" if i is None else tokenizer.id_to_token(i) or "" for i in ids)
+        return cls(file.decode(errors="replace"), *special)
+
+    def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """Render the conversation.
+
+        Args:
+            messages: the conversation.
+            add_generation_prompt: end the text where the assistant's answer begins.
 
         Raises:
-            Error: the template refuses this conversation, or fails in whatever way a program can.
+            Error: the template rejects the conversation or fails.
         """
-        names = {"tools": None, "documents": None, "add_generation_prompt": ask, **self._special}
+        names = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **self._special}
         try:
             return self._compiled.render(messages=[dict(m) for m in messages], **names)
-        except Exception as wrong:  # a foreign program: any
-            raise Error(f"the chat template refuses the conversation ({_sentence(wrong)})") from None
+        except Exception as error:  # an untrusted program can raise any exception
+            raise Error(f"the chat template rejects the conversation ({_sentence(error)})") from None
 
 
 def _environment() -> "jinja2.Environment":
     from jinja2 import TemplateError, ext, nodes, parser, sandbox
 
     class Generation(ext.Extension):
-        """``{% generation %}`` marks what an assistant wrote, for training; as text it is what it holds."""
+        """The ``{% generation %}`` block, which marks the assistant's text for training; it renders as its contents."""
 
         tags = {"generation"}  # noqa: RUF012  (Jinja's own convention)
 
@@ -65,7 +79,7 @@ def _environment() -> "jinja2.Environment":
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    def refuse(message: str) -> None:
+    def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
     def tojson(x: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False):
@@ -74,11 +88,11 @@ def _environment() -> "jinja2.Environment":
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
     )
-    environment.filters["tojson"] = tojson  # Jinja's own writes for HTML
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.filters["tojson"] = tojson  # Jinja's own filter escapes HTML
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
     return environment
 
 
-def _sentence(wrong: BaseException) -> str:
-    return " ".join(str(wrong).split())[:200] or type(wrong).__name__
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Tokens as they come, spelt as text."""
+"""Streaming detokenizer: token ids to text, one id at a time."""
 
 from typing import TYPE_CHECKING
 
@@ -6,22 +6,22 @@ if TYPE_CHECKING:
     import tokenizers
 
 
-class Spelling:
-    """Text piece by piece: ids go in one at a time, characters come out once they are whole; special tokens are left out."""
+class StreamingDetokenizer:
+    """Converts ids to text one at a time. Characters are returned once they are complete; special tokens are omitted."""
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer"):
         self._tokenizer = tokenizer
         self._restart()
 
     def __call__(self, token: int) -> str:
-        """What ``token`` adds to the text; bytes that make no character become U+FFFD."""
+        """Return the text that ``token`` completes; invalid bytes become U+FFFD."""
         try:
             return self._stream.step(self._tokenizer, token) or ""
-        except Exception:  # tokenizers raises nothing narrower where bytes make no text
+        except Exception:  # tokenizers raises a bare Exception for invalid bytes
             self._restart()
             return "\N{REPLACEMENT CHARACTER}"
 
     def _restart(self) -> None:
-        from tokenizers.decoders import DecodeStream  # deferred: the package is an extra
+        from tokenizers.decoders import DecodeStream  # deferred, because the package is an extra
 
         self._stream = DecodeStream(skip_special_tokens=True)

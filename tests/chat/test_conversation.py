@@ -1,4 +1,4 @@
-"""A chat: its state has read the ids of the conversation and no others, and is a value."""
+"""Chat: the state has read exactly the ids of the conversation, and undo, branches and files restore it."""
 
 import json
 
@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 import converters
 import msrnn
-from msrnn.chat.history import KEPT
+from msrnn.chat.history import CHECKPOINTED_TURNS
 
-SYSTEM = {"Mistral": None}  # its template knows none
-REWRITES = (
+SYSTEM = {"Mistral": None}  # the template has no system message
+RENDERED_DIFFERENTLY = (
     *("Llama 2", "the system text moves", "reasoning is removed"),
-    "Llama 3",  # because of the tokenizer here: two newlines are one token at the end of a text, and two before a letter
+    "Llama 3",  # two newlines are one token at the end of a text, and two tokens before a letter
 )
 LINES = ("hello the other", "what on earth is it?", "the end", "one more")
 
@@ -26,92 +26,95 @@ def tiny_chat(template=TEMPLATES["ChatML"], seed=1, **settings):
     return msrnn.Chat(chat_cell(template, seed), tiny_tokenizer(), **settings)
 
 
-def said(chat, text):
-    return "".join(chat.say(text))
+def reply(chat, text):
+    return "".join(chat.reply(text))
 
 
 @pytest.mark.parametrize("reduction", ["full", "tova:16"])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_state_has_read_what_transformers_would_encode(name, reduction):
-    """Every answer is what one cold read of the whole conversation gives, ids, rows and all."""
+def test_the_state_has_read_the_ids_of_transformers(name, reduction):
+    """Ids, rows and replies equal those after reading the whole conversation from its start."""
     reference = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer(), bos_token="<s>", eos_token="<|im_end|>")
-    again = []
-    for seed in (0, 4):  # 0 spells as the tokenizer does, more often than 4, which ends an answer
+    reread = []
+    for seed in (0, 4):  # seed 0 generates the tokens of the tokenizer more often; seed 4 ends its replies
         chat = tiny_chat(TEMPLATES[name], seed, reduction=reduction, system=SYSTEM.get(name, "the system"))
         for line in LINES:
             messages = [*chat.messages, {"role": "user", "content": line}]
             expected = reference.apply_chat_template(
                 messages, chat_template=TEMPLATES[name], add_generation_prompt=True, return_dict=False
             )
-            before, answer = list(chat.ids), said(chat, line)
+            before, answer = list(chat.ids), reply(chat, line)
             assert chat.messages == (*messages, {"role": "assistant", "content": answer})
             start = chat.cell.initial_state(1, reduction)
             cold, state = msrnn.generate(chat.cell, torch.tensor([expected]), start, max_new_tokens=20, eos_token_id=2)
             assert list(chat.ids) == expected + cold[0].tolist()
             assert_same(chat.state, state, 1e-9)
-            assert len(expected) == len(before) - chat.last.again + chat.last.read
-            assert (chat.last.again == 0) == (expected[: len(before)] == before)
-            again.append(chat.last.again)
-    assert sum(again) if name in REWRITES else again.count(0) > 2  # the first turns, and others
+            assert len(expected) == len(before) - chat.last_reply.reread_tokens + chat.last_reply.prompt_tokens
+            assert (chat.last_reply.reread_tokens == 0) == (expected[: len(before)] == before)
+            reread.append(chat.last_reply.reread_tokens)
+    assert sum(reread) if name in RENDERED_DIFFERENTLY else reread.count(0) > 2  # most turns, at least the first ones
 
 
-def test_only_what_is_new_is_read():
+def test_only_new_tokens_are_read():
     chat = tiny_chat(seed=0)
     for line in LINES:
         before = len(chat.ids)
-        said(chat, line)
-        assert chat.last.again == 0
-        assert chat.last.read == len(chat.ids) - before - chat.last.written
+        reply(chat, line)
+        assert chat.last_reply.reread_tokens == 0
+        assert chat.last_reply.prompt_tokens == len(chat.ids) - before - chat.last_reply.completion_tokens
         assert chat.state.clock.tolist() == [len(chat.ids)]
-    assert chat.last.read < 30 < len(chat.ids) - 100
+    assert chat.last_reply.prompt_tokens < 30 < len(chat.ids) - 100
     for _ in range(3):
-        said(chat, "more")
+        reply(chat, "more")
     for _ in range(6):
         chat.undo()
-    said(chat, LINES[3])
-    assert (chat.last.read < 30, chat.last.again) == (True, 0)  # each of the last turns has a state of its own
+    reply(chat, LINES[3])
+    assert (chat.last_reply.prompt_tokens < 30, chat.last_reply.reread_tokens) == (
+        True,
+        0,
+    )  # each of the last turns has its own checkpoint
 
 
-def test_h_never_grows():
+def test_the_kv_cache_does_not_grow():
     chat = tiny_chat(reduction="tova:24")
-    held = []
+    nbytes = []
     for line in LINES * 3:
-        said(chat, line)
-        held.append(chat.state.nbytes)
-    assert len(set(held)) == 1
-    places = [p for branch in chat.branches.values() for p in branch.trail]
-    assert len(places) <= 2 + KEPT + 1
+        reply(chat, line)
+        nbytes.append(chat.state.nbytes)
+    assert len(set(nbytes)) == 1
+    checkpoints = [c for branch in chat.branches.values() for c in branch.checkpoints]
+    assert len(checkpoints) <= 2 + CHECKPOINTED_TURNS + 1
 
 
 @pytest.mark.parametrize("template", ["ChatML", "Llama 2"])
-def test_undo_is_as_if_it_had_not_been_said(template):
+def test_undo_restores_the_conversation(template):
     plain, chat = tiny_chat(TEMPLATES[template], 3), tiny_chat(TEMPLATES[template], 3)
-    first = said(plain, LINES[0])
-    second = said(plain, LINES[1])
-    said(chat, LINES[0])
+    first = reply(plain, LINES[0])
+    second = reply(plain, LINES[1])
+    reply(chat, LINES[0])
     state, ids = chat.state, chat.ids
-    assert said(chat, LINES[2]) != second
+    assert reply(chat, LINES[2]) != second
     chat.undo()
     assert chat.messages[-1]["content"] == first
     if template == "ChatML":
         assert chat.state is state
-    else:  # the template wrote that answer otherwise: what stays is the state before it
+    else:  # the template renders that reply differently, so the state before the reply is restored
         assert 0 < len(chat.ids) < len(ids)
     assert chat.ids == ids[: len(chat.ids)]
-    assert said(chat, LINES[1]) == second
+    assert reply(chat, LINES[1]) == second
     assert chat.ids == plain.ids
     assert_same(chat.state, plain.state)
 
 
-def test_undo_further_than_states_are_kept():
+def test_undo_past_the_oldest_checkpoint_reads_the_conversation_again():
     plain, chat = tiny_chat(), tiny_chat()
-    said(plain, "a")
+    reply(plain, "a")
     for line in ("a", *LINES, *LINES, *LINES):
-        said(chat, line)
+        reply(chat, line)
     for _ in range(12):
         chat.undo()
     assert chat.messages == plain.messages
-    assert said(chat, "then") == said(plain, "then")
+    assert reply(chat, "then") == reply(plain, "then")
     assert chat.ids == plain.ids
     for _ in range(2):
         chat.undo()
@@ -120,115 +123,119 @@ def test_undo_further_than_states_are_kept():
         chat.undo()
 
 
-def test_branches_do_not_meet():
+def test_branches_are_independent():
     chat, plain = tiny_chat(seed=3), tiny_chat(seed=3)
-    said(chat, LINES[0])
+    reply(chat, LINES[0])
     assert chat.fork() == "main-2"
-    there = said(chat, LINES[1])
+    other = reply(chat, LINES[1])
     assert chat.fork("side") == "side"
-    said(chat, LINES[3])
+    reply(chat, LINES[3])
     chat.switch("main")
     assert len(chat.messages) == 2
-    said(plain, LINES[0])
-    assert said(chat, LINES[2]) == said(plain, LINES[2])
+    reply(plain, LINES[0])
+    assert reply(chat, LINES[2]) == reply(plain, LINES[2])
     assert_same(chat.state, plain.state)
     chat.switch("main-2")
-    assert chat.messages[-1]["content"] == there
+    assert chat.messages[-1]["content"] == other
     with pytest.raises(msrnn.Error, match="exists already"):
         chat.fork("main")
-    with pytest.raises(msrnn.Error, match="no branch is called 'x'; there are main, main-2, side"):
+    with pytest.raises(msrnn.Error, match="branch 'x' does not exist; expected one of main, main-2, side"):
         chat.switch("x")
     assert chat.name == "main-2"
 
 
 @pytest.mark.parametrize("template", ["ChatML", "Llama 2"])
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_an_answer_stopped_stays_as_far_as_it_was_said(count, template):
+def test_a_stopped_reply_is_kept_up_to_the_stop(count, template):
     chat = tiny_chat(TEMPLATES[template], 3, reduction="full")
-    pieces = chat.say(LINES[0])
-    heard = "".join(next(pieces) for _ in range(count))
-    pieces.close()
-    assert chat.messages[-1] == {"role": "assistant", "content": heard}
-    assert not chat.last.end
+    chunks = chat.reply(LINES[0])
+    printed = "".join(next(chunks) for _ in range(count))
+    chunks.close()
+    assert chat.messages[-1] == {"role": "assistant", "content": printed}
+    assert not chat.last_reply.finished
     assert chat.state.clock.tolist() == [len(chat.ids)]
-    text = chat.template([*chat.messages, {"role": "user", "content": LINES[1]}], ask=True)
+    text = chat.template([*chat.messages, {"role": "user", "content": LINES[1]}], add_generation_prompt=True)
     ids = chat.tokenizer.encode(text, add_special_tokens=False).ids
-    said(chat, LINES[1])
+    reply(chat, LINES[1])
     assert list(chat.ids[: len(ids)]) == ids
     assert_same(chat.state, chat.cell(torch.tensor([chat.ids]), chat.cell.initial_state(1, "full"))[1], 1e-9)
 
 
 @pytest.mark.parametrize("decode", ["jacobi", "lookahead"])
-def test_another_way_to_decode_says_the_same(decode):
-    """Word for word, turn by turn, to the mark at the end; the states are the same, and older turns can be taken up again."""
+def test_all_decoding_methods_give_the_same_replies(decode):
+    """Texts, ids and states are equal after every turn, after undo and after a stopped reply."""
     chat, plain = tiny_chat(seed=4, decode=decode, max_new_tokens=60), tiny_chat(seed=4, max_new_tokens=60)
     for line in LINES:
-        pieces = list(chat.say(line))
-        assert "".join(pieces) == said(plain, line)
+        chunks = list(chat.reply(line))
+        assert "".join(chunks) == reply(plain, line)
         assert_same(chat.state, plain.state, 1e-8)
-        assert (chat.ids, chat.last.written, chat.last.end) == (plain.ids, plain.last.written, plain.last.end)
-        assert max(piece.tokens for piece in pieces) <= chat.last.written
-        assert chat.last.passes <= chat.last.written == plain.last.passes
+        assert (chat.ids, chat.last_reply.completion_tokens, chat.last_reply.finished) == (
+            plain.ids,
+            plain.last_reply.completion_tokens,
+            plain.last_reply.finished,
+        )
+        assert max(chunk.n_tokens for chunk in chunks) <= chat.last_reply.completion_tokens
+        assert chat.last_reply.forward_passes <= chat.last_reply.completion_tokens == plain.last_reply.forward_passes
     for one in (chat, plain):
         one.undo()
         one.undo()
-    assert said(chat, LINES[0]) == said(plain, LINES[0])
-    answer = chat.say(LINES[1])
-    heard = next(answer)
-    answer.close()
-    assert chat.messages[-1]["content"] == heard
+    assert reply(chat, LINES[0]) == reply(plain, LINES[0])
+    chunks = chat.reply(LINES[1])
+    printed = next(chunks)
+    chunks.close()
+    assert chat.messages[-1]["content"] == printed
     assert chat.state.clock.tolist() == [len(chat.ids)]
 
 
-def test_there_are_three_ways_to_decode():
+def test_an_unknown_decoding_method_raises():
     with pytest.raises(msrnn.Error, match="decode is 'fast'; expected one of plain, jacobi, lookahead"):
         tiny_chat(decode="fast")
 
 
-def test_stopped_before_it_began_nothing_was_said(monkeypatch):
+def test_an_interrupt_before_the_first_token_changes_nothing(monkeypatch):
     chat = tiny_chat()
-    said(chat, LINES[0])
+    reply(chat, LINES[0])
     before = chat.branches["main"]
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for place in ("fold", "transition"):  # while the question is read; before the first token
+    for place in ("fold", "transition"):  # while the question is read, and before the first token
         with monkeypatch.context() as patch:
             patch.setattr(type(chat.cell), place, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                said(chat, LINES[1])
+                reply(chat, LINES[1])
         assert chat.branches == {"main": before}
 
 
-def test_marks_are_not_heard():
+def test_special_tokens_are_not_printed():
     chat = tiny_chat(seed=6)
-    answer = said(chat, LINES[0])
-    written = list(chat.ids[-chat.last.written :])
-    assert {0, 4} < set(written)  # <|endoftext|> and </s>, which do not end an answer here
+    answer = reply(chat, LINES[0])
+    written = list(chat.ids[-chat.last_reply.completion_tokens :])
+    assert {0, 4} < set(written)  # <|endoftext|> and </s>, which do not end a reply here
     assert answer == chat.tokenizer.decode(written, skip_special_tokens=True)
 
 
-def test_the_mark_behind_an_answer_ends_it():
+def test_the_special_token_behind_an_answer_ends_the_reply():
     known = tiny_chat(seed=4)
     unknown = msrnn.Chat(chat_cell(seed=4, eos_token_ids=()), tiny_tokenizer(), reduction="tova:24", max_new_tokens=30)
     known.max_new_tokens = 30
-    assert said(known, LINES[0]) == said(unknown, LINES[0])
-    assert known.last == unknown.last
-    assert known.last.end
+    assert reply(known, LINES[0]) == reply(unknown, LINES[0])
+    assert known.last_reply == unknown.last_reply
+    assert known.last_reply.finished
     assert known.ids[-1] == unknown.ids[-1] == 2
 
 
-def test_drawing():
+def test_equal_seeds_repeat_a_sampled_reply():
     answers = {
-        said(tiny_chat(do_sample=True, temperature=2.0, generator=torch.Generator().manual_seed(n)), LINES[0])
+        reply(tiny_chat(do_sample=True, temperature=2.0, generator=torch.Generator().manual_seed(n)), LINES[0])
         for n in (1, 1, 2)
     }
     assert len(answers) == 2
 
 
-def test_bytes_that_make_no_text_do_not_end_a_chat():
-    """DecodeStream raises a bare Exception where byte tokens spell an invalid run after a valid byte."""
+def test_invalid_bytes_do_not_end_a_chat():
+    """DecodeStream raises a bare Exception for an invalid sequence of byte tokens after a valid byte."""
     from tokenizers import Tokenizer, decoders, models
 
     vocab = {token: n for n, token in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁"])}
@@ -240,8 +247,8 @@ def test_bytes_that_make_no_text_do_not_end_a_chat():
     settings = {"max_new_tokens": 200, "do_sample": True, "temperature": 9.0, "generator": generator}
     chat = msrnn.Chat(cell, tokenizer, reduction="window:8", **settings)
     for _ in range(4):
-        said(chat, "x")
-    assert chat.last.written == 200
+        reply(chat, "x")
+    assert chat.last_reply.completion_tokens == 200
     assert "\N{REPLACEMENT CHARACTER}" in chat.messages[-1]["content"]
 
 
@@ -251,19 +258,19 @@ def test_bytes_that_make_no_text_do_not_end_a_chat():
 @pytest.fixture
 def saved(tmp_path):
     chat = tiny_chat(seed=3, system="the system")
-    said(chat, LINES[0])
-    said(chat, LINES[1])
+    reply(chat, LINES[0])
+    reply(chat, LINES[1])
     chat.save(tmp_path / "talk")
     return chat, tmp_path / "talk"
 
 
-def test_a_saved_chat_goes_on_as_if_nothing_had_been(saved):
+def test_a_loaded_chat_continues_as_the_saved_one(saved):
     chat, path = saved
     other = tiny_chat(seed=3)
-    said(other, "something else")
+    reply(other, "something else")
     assert other.load(path) == "talk"
     assert (other.messages, other.ids) == (chat.messages, chat.ids)
-    assert said(other, LINES[2]) == said(chat, LINES[2])
+    assert reply(other, LINES[2]) == reply(chat, LINES[2])
     assert_same(other.state, chat.state)
     assert len(other.branches["main"].messages) == 2
     assert other.load(path) == "talk-2"
@@ -272,24 +279,24 @@ def test_a_saved_chat_goes_on_as_if_nothing_had_been(saved):
     assert other.messages == ({"role": "system", "content": "the system"},)
 
 
-def test_a_saved_chat_is_a_saved_state(saved):
+def test_load_state_reads_a_saved_chat(saved):
     chat, path = saved
     assert_same(msrnn.load_state(path), chat.state)
 
 
-def test_an_empty_chat_is_saved_too(tmp_path):
+def test_an_empty_chat_can_be_saved(tmp_path):
     tiny_chat().save(tmp_path / "empty")
     chat = tiny_chat()
     chat.load(tmp_path / "empty")
-    assert said(chat, "x") == said(tiny_chat(), "x")
+    assert reply(chat, "x") == reply(tiny_chat(), "x")
 
 
-def test_nothing_but_a_saved_chat_is_written_over(saved, tmp_path):
+def test_only_a_saved_chat_is_overwritten(saved, tmp_path):
     chat, path = saved
     chat.save(path)
     chat.state.save(tmp_path / "state")
     (tmp_path / "notes.txt").write_text("mine")
-    for name, complaint in {"state": "is no saved chat", "notes.txt": "safetensors", ".": "is a folder"}.items():
+    for name, complaint in {"state": "is not a saved chat", "notes.txt": "safetensors", ".": "is a folder"}.items():
         with pytest.raises(msrnn.Error, match=complaint):
             chat.save(tmp_path / name)
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -297,9 +304,9 @@ def test_nothing_but_a_saved_chat_is_written_over(saved, tmp_path):
 
 def edited(change):
     def damage(tensors, about):
-        words = json.loads(about["chat"])
-        change(words)
-        about["chat"] = json.dumps(words)
+        chat = json.loads(about["chat"])
+        change(chat)
+        about["chat"] = json.dumps(chat)
 
     return damage
 
@@ -315,28 +322,28 @@ def fewer_layers(tensors, about):
 
 
 DAMAGE = {
-    "no words": (lambda t, a: a.pop("chat"), "no chat"),
+    "no chat": (lambda t, a: a.pop("chat"), "no chat"),
     "no JSON": (lambda t, a: a.update(chat="{"), "no chat"),
     "deep JSON": (lambda t, a: a.update(chat="[" * 100_000), "no chat"),
     "a list": (lambda t, a: a.update(chat="[]"), "no chat"),
-    "no ids": (edited(lambda w: w.pop("ids")), "no chat"),
-    "ids a number": (edited(lambda w: w.update(ids=3)), "no chat"),
-    "ids of text": (edited(lambda w: w["ids"].__setitem__(0, "1")), "damaged"),
-    "an id missing": (edited(lambda w: w["ids"].pop()), "damaged"),
-    "a message missing": (edited(lambda w: w["messages"].pop()), "damaged"),
-    "another role": (edited(lambda w: w["messages"][1].update(role="tool")), "damaged"),
-    "content no text": (edited(lambda w: w["messages"][1].update(content=3)), "no chat"),
-    "content no Unicode": (edited(lambda w: w["messages"][1].update(content="\udc00")), "no chat"),
-    "messages a number": (edited(lambda w: w.update(messages=3)), "no chat"),
-    "another operator": (lambda t, a: a.update(operators=a["operators"].replace("24", "25")), "under tova:25"),
+    "no ids": (edited(lambda c: c.pop("ids")), "no chat"),
+    "ids a number": (edited(lambda c: c.update(ids=3)), "no chat"),
+    "ids of text": (edited(lambda c: c["ids"].__setitem__(0, "1")), "damaged"),
+    "an id missing": (edited(lambda c: c["ids"].pop()), "damaged"),
+    "a message missing": (edited(lambda c: c["messages"].pop()), "damaged"),
+    "another role": (edited(lambda c: c["messages"][1].update(role="tool")), "damaged"),
+    "content is not text": (edited(lambda c: c["messages"][1].update(content=3)), "no chat"),
+    "content is not Unicode": (edited(lambda c: c["messages"][1].update(content="\udc00")), "no chat"),
+    "messages a number": (edited(lambda c: c.update(messages=3)), "no chat"),
+    "another operator": (lambda t, a: a.update(operators=a["operators"].replace("24", "25")), "the state has tova:25"),
     "another model": (lambda t, a: a.update(cell=a["cell"].replace("0.", "1.")), "another model"),
     "narrower": (narrower, "rows 2 × 5"),
-    "fewer layers": (fewer_layers, "no more layers"),
+    "fewer layers": (fewer_layers, "no further layer"),
 }
 
 
 @pytest.mark.parametrize(("damage", "complaint"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_file_is_refused_and_the_chat_goes_on(damage, complaint, saved):
+def test_a_damaged_file_raises_and_the_chat_is_unchanged(damage, complaint, saved):
     chat, path = saved
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
@@ -344,23 +351,23 @@ def test_a_damaged_file_is_refused_and_the_chat_goes_on(damage, complaint, saved
     damage(tensors, about)
     save_file(tensors, path, about)
     before = (chat.name, dict(chat.branches))
-    with pytest.raises(msrnn.Error, match=complaint) as refused:
+    with pytest.raises(msrnn.Error, match=complaint) as error:
         chat.load(path)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
     assert (chat.name, chat.branches) == before
-    assert said(chat, LINES[2])
+    assert reply(chat, LINES[2])
 
 
-# What is refused at the start.
+# Errors of the constructor and of reply().
 
 
 @pytest.mark.parametrize(
     ("template", "settings", "complaint"),
     [
         (None, {}, "has no chat template"),
-        ("{% if %}", {}, "cannot be read"),
-        ("nothing of it", {}, "leaves out"),
-        ("{{ messages[-1].content }}", {}, "leaves out"),
+        ("{% if %}", {}, "not valid Jinja"),
+        ("no message", {}, "drops messages"),
+        ("{{ messages[-1].content }}", {}, "drops messages"),
         (TEMPLATES["Mistral"], {"system": "x"}, "alternate"),
         (TEMPLATES["ChatML"], {"system": "\udc00"}, "expected text"),
         (TEMPLATES["ChatML"], {"temperature": 0.5}, "do_sample"),
@@ -368,27 +375,27 @@ def test_a_damaged_file_is_refused_and_the_chat_goes_on(damage, complaint, saved
         (TEMPLATES["ChatML"], {"reduction": "tova"}, "tova:<size>"),
     ],
 )
-def test_refused_before_a_word_is_said(template, settings, complaint):
+def test_invalid_settings_raise_in_the_constructor(template, settings, complaint):
     with pytest.raises(msrnn.Error, match=complaint):
         tiny_chat(template, **settings)
 
 
-def test_no_text_is_refused_and_the_chat_goes_on():
+def test_an_invalid_message_raises_and_the_chat_is_unchanged():
     chat = tiny_chat()
     for text in ("\udcff", None, 3):
         with pytest.raises(msrnn.Error, match="expected text"):
-            said(chat, text)
+            reply(chat, text)
     assert chat.messages == ()
-    assert said(chat, "")
+    assert reply(chat, "")
     bare = tiny_chat("{% for message in messages %}{{ message.content }}{% endfor %}")
-    with pytest.raises(msrnn.Error, match="becomes no token"):
-        said(bare, "")
+    with pytest.raises(msrnn.Error, match="produced no tokens"):
+        reply(bare, "")
 
 
-# The real model.
+# Real weights.
 
 
-def test_two_turns_are_transformers_greedy_answers(smollm, gguf_path, hf_folder, figure):
+def test_two_turns_equal_the_greedy_replies_of_transformers(smollm, gguf_path, hf_folder, figure):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(hf_folder), AutoModelForCausalLM.from_pretrained(hf_folder)
@@ -399,9 +406,9 @@ def test_two_turns_are_transformers_greedy_answers(smollm, gguf_path, hf_folder,
         new = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
         with torch.no_grad():
             ids = model.generate(new, attention_mask=torch.ones_like(new), do_sample=False, max_new_tokens=24)[0].tolist()
-        answer = said(chat, line)
+        answer = reply(chat, line)
         assert list(chat.ids) == ids
         assert answer == tokenizer.decode(ids[new.shape[1] :], skip_special_tokens=True)
         messages.append({"role": "assistant", "content": answer})
-        assert chat.last.again == 0
-    figure(f"{len(ids)} ids of a chat of two turns are transformers': SmolLM2-135M, float32, unbounded")
+        assert chat.last_reply.reread_tokens == 0
+    figure(f"{len(ids)} ids of a chat of two turns equal those of transformers: SmolLM2-135M, float32, unbounded")

@@ -1,4 +1,4 @@
-"""`msrnn chat` as a person meets it: in a pseudo-terminal, with a tiny model made on the spot."""
+"""`msrnn chat` in a pseudo-terminal, with a tiny random model."""
 
 import os
 import pty
@@ -27,22 +27,22 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def plain(folder):
-    """The same chat without a terminal."""
+    """A function that returns the same chat without a terminal."""
     cell = msrnn.load(folder)
     return lambda: msrnn.Chat(cell, tiny_tokenizer(), reduction="tova:24", max_new_tokens=20)
 
 
-def said(chat, text):
-    return "".join(chat.say(text))
+def reply(chat, text):
+    return "".join(chat.reply(text))
 
 
 class Terminal:
-    """A process whose terminal is ours: what it shows, what is typed."""
+    """A process in a pseudo-terminal: its output is read, and its input is typed."""
 
     def __init__(self, folder, *args):
         ours, its = pty.openpty()
         command = [sys.executable, "-m", "msrnn", "chat", str(folder), "--reduction", "tova:24", *map(str, args)]
-        # the shell leads a session and opens the terminal, which makes it the one that ctrl-C in it goes to
+        # the shell is a session leader and opens the terminal, so that ctrl-C in the terminal is sent to it
         shell = ["sh", "-c", f'exec <>{os.ttyname(its)} >&0 2>&0; stty cols 500; exec "$@"', "sh", *command]
         self.process = subprocess.Popen(shell, start_new_session=True, env=ENVIRONMENT)
         self.file, self.shown = ours, ""
@@ -50,7 +50,7 @@ class Terminal:
         os.close(its)
 
     def wait(self, pattern, timeout=30):
-        """Read until ``pattern`` is found in what has been shown since the last call; give that text."""
+        """Read output until it contains ``pattern``; return the output since the last call."""
         end, text = time.monotonic() + timeout, ""
         while not re.search(pattern, text):
             assert time.monotonic() < end, f"no {pattern!r} in {text!r}"
@@ -60,7 +60,7 @@ class Terminal:
             except BlockingIOError:
                 time.sleep(0.01)
                 continue
-            except OSError:  # the other side has gone
+            except OSError:  # the process has closed its side
                 assert self.process.wait(30) is not None
                 break
             text += new
@@ -70,21 +70,21 @@ class Terminal:
     def type(self, text):
         os.write(self.file, text.encode())
 
-    def say(self, line):
-        """Type a line; what is shown between its echo and the next prompt."""
+    def send(self, line):
+        """Type a line; return the output between its echo and the next prompt."""
         self.type(line + "\n")
-        _, echo, reply = self.wait(r"\n[\w-]+> $").partition(line + "\n")
+        _, echo, output = self.wait(r"\n[\w-]+> $").partition(line + "\n")
         assert echo
-        return reply.rpartition("\n")[0]
+        return output.rpartition("\n")[0]
 
-    def answer(self, line):
-        """The answer alone, without the note below it."""
-        answer, note = re.fullmatch(r"(.*)\n(\S*\[[^\n]*H holds [\d.]+ MB\]\S*)", self.say(line), re.DOTALL).groups()
+    def reply(self, line):
+        """Send a message; return the reply without the note below it."""
+        text, note = re.fullmatch(r"(.*)\n(\S*\[[^\n]*H holds [\d.]+ MB\]\S*)", self.send(line), re.DOTALL).groups()
         assert "tokens read" in note
-        return answer
+        return text
 
     def leave(self):
-        """ctrl-D; the exit status, once it is known that nothing like a traceback was ever shown."""
+        """Type ctrl-D; return the exit status and check that no traceback was printed."""
         self.type("\x04")
         self.wait("(?!)")
         assert "Traceback" not in self.shown
@@ -107,82 +107,82 @@ def terminal(folder):
         os.close(one.file)
 
 
-def test_a_conversation_with_its_branches_and_files(terminal, plain, tmp_path):
-    chat, there = plain(), terminal("--max-new-tokens", 20)
-    assert there.answer(LINES[0]) == said(chat, LINES[0])
-    assert there.answer("a mistake") == said(chat, "a mistake")
-    assert "main: 1 turn" in there.say("/undo")
+def test_a_conversation_with_branches_and_files(terminal, plain, tmp_path):
+    chat, session = plain(), terminal("--max-new-tokens", 20)
+    assert session.reply(LINES[0]) == reply(chat, LINES[0])
+    assert session.reply("a mistake") == reply(chat, "a mistake")
+    assert "main: 1 turn" in session.send("/undo")
     chat.undo()
-    assert there.answer(LINES[1]) == said(chat, LINES[1])
-    assert "side: 2 turns" in there.say("/fork side")
+    assert session.reply(LINES[1]) == reply(chat, LINES[1])
+    assert "side: 2 turns" in session.send("/fork side")
     chat.fork("side")
-    assert there.answer(LINES[2]) == said(chat, LINES[2])
-    held = there.say("/state")
+    assert session.reply(LINES[2]) == reply(chat, LINES[2])
+    held = session.send("/state")
     assert f"{len(chat.ids)} tokens read" in held
     assert "tova:24" in held
     assert "branches: main (2 turns), side (3 turns)" in held
-    assert "main: 2 turns" in there.say("/switch main")
+    assert "main: 2 turns" in session.send("/switch main")
     chat.switch("main")
-    assert there.answer("other") == said(chat, "other")
-    assert "main: 3 turns" not in there.say(f"/save {tmp_path / 'talk'}")
+    assert session.reply("other") == reply(chat, "other")
+    assert "main: 3 turns" not in session.send(f"/save {tmp_path / 'talk'}")
     for line, complaint in {
-        "/switch nowhere": "no branch is called 'nowhere'; there are main, side",
+        "/switch nowhere": "branch 'nowhere' does not exist; expected one of main, side",
         "/fork side": "exists already",
         "/load /nowhere": "/nowhere",
         f"/save {tmp_path}": "is a folder",
         "/load": "needs a file",
-        "/undo 2": "takes nothing",
-        "/nonsense": "no command is called '/nonsense'",
+        "/undo 2": "expected none",
+        "/nonsense": "'/nonsense' is not a command",
     }.items():
-        reply = there.say(line)
-        assert reply.startswith("msrnn: ")
-        assert complaint in reply
-        assert "\n" not in reply
-    assert "/undo" in there.say("/help")
-    assert there.say("") == ""
-    assert there.leave() == 0
+        output = session.send(line)
+        assert output.startswith("msrnn: ")
+        assert complaint in output
+        assert "\n" not in output
+    assert "/undo" in session.send("/help")
+    assert session.send("") == ""
+    assert session.leave() == 0
 
     other = terminal("--max-new-tokens", 20)
-    assert "talk: 3 turns" in other.say(f"/load {tmp_path / 'talk'}")
-    assert other.answer(LINES[2]) == said(chat, LINES[2])
+    assert "talk: 3 turns" in other.send(f"/load {tmp_path / 'talk'}")
+    assert other.reply(LINES[2]) == reply(chat, LINES[2])
     other.type("/quit\n")
     other.wait("(?!)")
     assert other.process.wait(30) == 0
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_chat(terminal):
-    there = terminal("--max-new-tokens", 100_000)
+def test_ctrl_c_stops_the_reply_and_not_the_chat(terminal):
+    session = terminal("--max-new-tokens", 100_000)
     for line in LINES[:2]:
-        there.type(line + "\n")
-        begun = there.wait(re.escape(line) + r"\n\S{5}")
-        there.type("\x03")
-        rest = there.wait(PROMPT)
+        session.type(line + "\n")
+        begun = session.wait(re.escape(line) + r"\n\S{5}")
+        session.type("\x03")
+        rest = session.wait(PROMPT)
         assert "[stopped; " in rest
         assert "main> " not in begun
-    assert "main (2 turns)" in there.say("/state")
-    assert "main: 1 turn," in there.say("/undo")
-    there.type("half a li\x03")
-    assert "ctrl-C again leaves" in there.wait(PROMPT)
-    assert "main (1 turn)" in there.say("/state")  # a line between: the next is a first one again
-    there.type("\x03")
-    assert "ctrl-C again leaves" in there.wait(PROMPT)
-    assert there.leave() == 0
+    assert "main (2 turns)" in session.send("/state")
+    assert "main: 1 turn," in session.send("/undo")
+    session.type("half a li\x03")
+    assert "ctrl-C again exits" in session.wait(PROMPT)
+    assert "main (1 turn)" in session.send("/state")  # after another line, the next ctrl-C counts as the first
+    session.type("\x03")
+    assert "ctrl-C again exits" in session.wait(PROMPT)
+    assert session.leave() == 0
 
 
-def test_ctrl_c_twice_at_the_prompt_leaves(terminal):
-    there = terminal()
-    there.type("\x03")
-    there.wait(PROMPT)
-    there.type("\x03")
-    assert "stopped" in there.wait("(?!)")
-    assert there.process.wait(30) == 130
-    assert "Traceback" not in there.shown
+def test_ctrl_c_twice_at_the_prompt_exits(terminal):
+    session = terminal()
+    session.type("\x03")
+    session.wait(PROMPT)
+    session.type("\x03")
+    assert "stopped" in session.wait("(?!)")
+    assert session.process.wait(30) == 130
+    assert "Traceback" not in session.shown
 
 
-def test_an_answer_cut_short_says_so(terminal):
-    there = terminal("--max-new-tokens", 3)
-    assert "cut short at 3 tokens" in there.say(LINES[0])
-    assert there.leave() == 0
+def test_a_reply_at_the_token_limit_is_noted(terminal):
+    session = terminal("--max-new-tokens", 3)
+    assert "cut off at 3 tokens" in session.send(LINES[0])
+    assert session.leave() == 0
 
 
 def piped(folder, text, *args):
@@ -194,15 +194,15 @@ def test_lines_from_a_pipe(folder, plain):
     chat = plain()
     done = piped(folder, f"{LINES[0]}\n\n/nonsense\n{LINES[1]}\nno text: \udcff\n".encode(errors="surrogateescape"))
     assert done.returncode == 0
-    answers = [said(chat, line) for line in (*LINES[:2], "no text: \N{REPLACEMENT CHARACTER}")]
+    answers = [reply(chat, line) for line in (*LINES[:2], "no text: \N{REPLACEMENT CHARACTER}")]
     assert done.stdout.decode() == "".join(answer + "\n" for answer in answers)
     notes = done.stderr.decode().splitlines()
     assert len(notes) == 4
-    assert notes[1] == "msrnn: no command is called '/nonsense'; /help lists them"
+    assert notes[1] == "msrnn: '/nonsense' is not a command; /help lists the commands"
     assert "\033" not in done.stderr.decode()
 
 
-def test_drawing_is_repeatable(folder):
+def test_equal_seeds_repeat_a_sampled_reply(folder):
     settings = ("--sample", "--temperature", "2", "--top-k", "50", "--top-p", "0.9", "--seed")
     first, second, other = (piped(folder, b"hello\n", *settings, seed).stdout for seed in "112")
     assert first == second != other
@@ -217,7 +217,7 @@ def test_drawing_is_repeatable(folder):
         (TEMPLATES["ChatML"], ("--sample", "--temperature", "0"), "temperature is 0.0"),
     ],
 )
-def test_refused_before_the_first_prompt(template, args, complaint, tmp_path):
+def test_invalid_settings_raise_before_the_first_prompt(template, args, complaint, tmp_path):
     chat_cell(template, dtype=torch.float32).save(tmp_path / "model")
     done = piped(tmp_path / "model", b"hello\n", *args)
     assert done.returncode == 1

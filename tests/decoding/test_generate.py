@@ -1,4 +1,4 @@
-"""Decoding closes the loop of the step and of nothing else."""
+"""Plain decoding against a loop over the step."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ V = CELL.config.vocab_size
 PROMPT = torch.randint(0, V, (3, 9), generator=torch.Generator().manual_seed(3))
 
 
-def by_hand(prompt, reduction, count):
-    """Greedy, one sequence, with `step` alone."""
+def step_loop(prompt, reduction, count):
+    """Greedy decoding of one sequence with `step`."""
     state = CELL.initial_state(1, reduction)
     for token in prompt:
         logits, state = CELL.step(token[None], state)
@@ -30,21 +30,21 @@ def positions(state):
 @pytest.mark.parametrize("reduction", ["full", "window:4", "sinks:5:2", "h2o:6", "tova:5", "tova-head:5"])
 def test_greedy_is_the_step_loop(reduction):
     new, state = msrnn.generate(CELL, PROMPT[:1], CELL.initial_state(1, reduction), max_new_tokens=7)
-    expected, end = by_hand(PROMPT[0], reduction, 7)
+    expected, end = step_loop(PROMPT[0], reduction, 7)
     assert new[0].tolist() == expected
     assert state.clock.item() == 16
     assert positions(state) == positions(end)
 
 
-def test_ragged_prompts_are_each_their_own():
+def test_ragged_prompts_are_decoded_independently():
     lengths = torch.tensor([9, 2, 5])
     new, state = msrnn.generate(CELL, PROMPT, CELL.initial_state(3, "tova:4"), max_new_tokens=6, lengths=lengths)
     assert state.clock.tolist() == (lengths + 6).tolist()
     for b, length in enumerate(lengths):
-        assert new[b].tolist() == by_hand(PROMPT[b, :length], "tova:4", 6)[0]
+        assert new[b].tolist() == step_loop(PROMPT[b, :length], "tova:4", 6)[0]
 
 
-def test_the_returned_state_continues():
+def test_decoding_continues_from_the_returned_state():
     first, state = msrnn.generate(CELL, PROMPT, CELL.initial_state(3, "h2o:4"), max_new_tokens=4)
     follow = torch.randint(0, V, (3, 3), generator=torch.Generator().manual_seed(4))
     second, _ = msrnn.generate(CELL, follow, state, max_new_tokens=4)
@@ -52,7 +52,7 @@ def test_the_returned_state_continues():
     assert torch.equal(second, once)
 
 
-def test_the_state_passed_in_stays():
+def test_the_given_state_is_not_modified():
     _, state = CELL(PROMPT, CELL.initial_state(3, "tova:4"))
     before = state.clone()
     msrnn.generate(CELL, PROMPT, state, max_new_tokens=4)
@@ -61,9 +61,9 @@ def test_the_state_passed_in_stays():
     assert torch.equal(state.clock, before.clock)
 
 
-def test_a_row_stops_at_its_eos_and_stands_still():
+def test_a_finished_row_repeats_its_eos_and_its_state_is_unchanged():
     free, _ = msrnn.generate(CELL, PROMPT, max_new_tokens=12)
-    eos = [int(free[0, 2]), int(free[1, 5])]  # two ids, so rows end at different times and by different ids
+    eos = [int(free[0, 2]), int(free[1, 5])]  # two ids, so that rows end at different steps
     ends = [next((n for n, x in enumerate(row.tolist()) if x in eos), None) for row in free]
     assert ends[0] is not None
     assert ends[1] is not None
@@ -73,25 +73,25 @@ def test_a_row_stops_at_its_eos_and_stands_still():
         assert new[b, :stop].tolist() == free[b, :stop].tolist()
         assert set(new[b, stop:].tolist()) <= {int(new[b, stop - 1])}
         assert state.clock[b] == 9 + stop
-        alone, alone_state = by_hand(PROMPT[b], None, stop)
+        alone, alone_state = step_loop(PROMPT[b], None, stop)
         assert new[b, :stop].tolist() == alone
         for H, own in zip(state, alone_state, strict=True):
             held = H.positions[b, 0]
             assert sorted(held[held >= 0].tolist()) == sorted(own.positions[0, 0].tolist())
 
 
-def test_decoding_ends_when_every_row_has():
+def test_decoding_ends_when_every_row_is_finished():
     free, _ = msrnn.generate(CELL, PROMPT[:1], max_new_tokens=12)
     first = free[0].tolist().index(int(free[0, 3]))
     new, _ = msrnn.generate(CELL, PROMPT[:1], max_new_tokens=12, eos_token_id=int(free[0, 3]))
     assert new.shape == (1, first + 1)
 
 
-def test_stream_is_generate_and_its_states_are_values():
+def test_stream_yields_the_tokens_of_generate_and_separate_states():
     new, state = msrnn.generate(CELL, PROMPT, CELL.initial_state(3, "tova:4"), max_new_tokens=6)
     items = list(msrnn.stream(CELL, PROMPT, CELL.initial_state(3, "tova:4"), max_new_tokens=6))
     assert torch.equal(torch.stack([token for token, _ in items], 1), new)
-    assert [s.clock[0].item() for _, s in items] == list(range(10, 16))  # an older state did not move on
+    assert [s.clock[0].item() for _, s in items] == list(range(10, 16))  # an older state is not updated
     branch, _ = msrnn.generate(CELL, new[:, 3:4], items[2][1], max_new_tokens=2)
     assert torch.equal(branch, new[:, 4:6])
     assert [positions(items[-1][1])] == [positions(state)]
@@ -103,14 +103,14 @@ def test_no_graph_and_no_inference_tensors():
     assert not state.carries_graph
     assert not new.is_inference()
     for _, streamed in msrnn.stream(trainable, PROMPT, max_new_tokens=2):
-        assert torch.is_grad_enabled()  # the caller's own mode, between tokens
+        assert torch.is_grad_enabled()  # the gradient mode of the caller, between tokens
         assert not streamed.carries_graph
     logits, _ = trainable.step(new[:, -1], state)
     assert logits.requires_grad
 
 
 @pytest.mark.parametrize("settings", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}])
-def test_sharpest_sampling_is_greedy(settings):
+def test_sampling_with_extreme_settings_is_greedy(settings):
     greedy, _ = msrnn.generate(CELL, PROMPT, max_new_tokens=8)
     drawn, _ = msrnn.generate(CELL, PROMPT, max_new_tokens=8, do_sample=True, generator=generator(0), **settings)
     assert torch.equal(greedy, drawn)
@@ -120,7 +120,7 @@ def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def test_a_generator_repeats_and_the_global_one_is_left_alone():
+def test_equal_seeds_repeat_and_the_global_generator_is_unchanged():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     runs = [msrnn.generate(CELL, PROMPT, max_new_tokens=8, do_sample=True, generator=generator(s))[0] for s in (1, 1, 2)]
@@ -129,22 +129,8 @@ def test_a_generator_repeats_and_the_global_one_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_draws_follow_the_shaped_distribution():
-    """Temperature, then top-k, then top-p, against a naive count over one row of logits."""
-    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, 1.5]], dtype=torch.float64)
-    shaped = (logits[0] / 0.7).exp()
-    kept = shaped.argsort(descending=True)[:4]  # top_k = 4
-    share = shaped[kept] / shaped[kept].sum()
-    count = next(n for n in range(1, 5) if share[:n].sum() >= 0.8)  # the fewest that reach top_p = 0.8
-    expected = torch.zeros(6, dtype=torch.float64)
-    expected[kept[:count]] = share[:count] / share[:count].sum()
-    assert 1 < count < 4
-    probs = msrnn.decoding.sampling.distribution(logits, temperature=0.7, top_k=4, top_p=0.8)
-    assert torch.allclose(probs[0], expected)
-
-
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"temperature": 0.5}, "do_sample"),
         ({"top_k": 5}, "do_sample"),
@@ -157,12 +143,12 @@ def test_draws_follow_the_shaped_distribution():
         ({"lengths": torch.tensor([1, 0, 2])}, "lengths"),
     ],
 )
-def test_refusals(settings, said):
+def test_invalid_settings_raise(settings, message):
     for decode in (msrnn.generate, msrnn.stream):
-        with pytest.raises(msrnn.Error, match=said):
+        with pytest.raises(msrnn.Error, match=message):
             decode(CELL, PROMPT, **{"max_new_tokens": 2, **settings})
 
 
-def test_an_empty_prompt_is_refused():
+def test_an_empty_prompt_raises():
     with pytest.raises(msrnn.Error, match="empty"):
         msrnn.generate(CELL, PROMPT[:, :0], max_new_tokens=2)

@@ -1,4 +1,6 @@
-"""Decoding out of order gives greedy's tokens and greedy's state, whatever is guessed."""
+"""Jacobi and lookahead decoding against plain decoding: the same tokens and the same state for any drafts."""
+
+import inspect
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from msrnn import Error, jacobi
 
 @st.composite
 def calls(draw):
-    """A cell, a batch of ragged prompts, a state that has read a little, and ends that come inside accepted runs."""
+    """A cell, a batch of ragged prompts, a state after a short text, and eos ids that occur inside accepted drafts."""
     cell, B, reduction = draw(settings_of())
     text = tokens(draw(st.integers(0, 99)), B, T := draw(st.integers(1, 9)), vocab=draw(st.sampled_from([3, 50])))
     lengths = torch.tensor(draw(st.lists(st.integers(1, T), min_size=B, max_size=B)))
@@ -23,52 +25,51 @@ def calls(draw):
 
 
 def assert_plain(call, decoded):
-    """The tokens, the state and the count are those of ``generate``."""
-    cell, text, state, facts = call
-    (new, after, record), (greedy, end) = decoded, msrnn.generate(cell, text, state, **facts)
+    """Check that the tokens, the state and their number are those of ``generate``."""
+    cell, text, state, arguments = call
+    (new, after, record), (greedy, end) = decoded, msrnn.generate(cell, text, state, **arguments)
     assert new.equal(greedy)
     assert_same(after, end, 1e-8)
-    assert record.accepted.sum(0).equal(end.clock - state.clock - facts["lengths"])
-    assert (record.read >= record.accepted).all()
-    assert (record.pooled <= (record.accepted - 1).clamp(min=0)).all()
+    assert record.accepted.sum(0).equal(end.clock - state.clock - arguments["lengths"])
+    assert (record.tokens_read >= record.accepted).all()
+    assert (record.accepted_from_pool <= (record.accepted - 1).clamp(min=0)).all()
 
 
 @given(st.data(), calls())
 @laws(30)
 def test_jacobi_is_greedy(data, call):
-    """Any block, operator, batch, ragged prompts, ends inside an accepted run; after j passes at least j tokens are there."""
-    cell, text, state, facts = call
-    found = jacobi(cell, text, state, block=data.draw(st.integers(1, 9)), **facts)
-    assert_plain(call, found)
-    accepted = found[2].accepted
-    going = torch.cat((accepted[1:] > 0, accepted[:0] > 0))
-    assert (accepted[:-1] >= going.long()).all()
+    """After j forward passes at least j tokens are accepted."""
+    cell, text, state, arguments = call
+    decoded = jacobi(cell, text, state, block=data.draw(st.integers(1, 9)), **arguments)
+    assert_plain(call, decoded)
+    accepted = decoded[2].accepted
+    unfinished = accepted[1:] > 0
+    assert (accepted[:-1] >= unfinished.long()).all()
 
 
 @given(st.data(), calls())
 @laws(60)
 def test_lookahead_is_greedy(data, call):
-    """Any window, n-gram, number of guesses; an empty pool, a full one, prompts shorter than an n-gram."""
-    cell, text, state, facts = call
-    pool = data.draw(st.sampled_from([None, msrnn.Pool(1, 1), msrnn.Pool(2)]))
+    cell, text, state, arguments = call
+    pool = data.draw(st.sampled_from([None, msrnn.NgramPool(1, 1), msrnn.NgramPool(2)]))
     if pool is not None and data.draw(st.booleans()):
-        end = msrnn.generate(cell, text, state, **facts)[0]
-        pool.add([0, *end[0].tolist(), *range(50), *range(50)])  # what will be written, and much that will not
+        end = msrnn.generate(cell, text, state, **arguments)[0]
+        pool.add([0, *end[0].tolist(), *range(50), *range(50)])  # the tokens that will be generated, and many others
     settings = {
         "window": data.draw(st.integers(0, 9)),
         "ngram": data.draw(st.integers(2, 9)),
         "guesses": data.draw(st.sampled_from(["auto", 0, 1, 2, 5])),
     }
-    assert_plain(call, msrnn.lookahead(cell, text, state, pool=pool, **settings, **facts))
+    assert_plain(call, msrnn.lookahead(cell, text, state, pool=pool, **settings, **arguments))
 
 
 @pytest.mark.parametrize("reduction", ["full", "tova:4", "h2o:5", "sinks:4:2"])
-def test_known_words_are_accepted_at_once(reduction):
-    """A pool that knows the answer gives it in as few passes as there are n-grams in it; the next call finds it there too."""
+def test_a_pool_with_the_answer_is_accepted_in_full(reduction):
+    """The number of forward passes is the number of drafts that the answer contains."""
     cell, text = tiny_cell(), tokens(1, 2, 5)
     state = cell.initial_state(2, reduction)
     greedy, end = msrnn.generate(cell, text, state, max_new_tokens=24)
-    pool = msrnn.Pool()
+    pool = msrnn.NgramPool()
     for row in torch.cat((text, greedy), dim=1).tolist():
         pool.add(row)
     new, after, record = msrnn.lookahead(cell, text, state, max_new_tokens=24, ngram=8, guesses=4, pool=pool)
@@ -76,7 +77,7 @@ def test_known_words_are_accepted_at_once(reduction):
     assert_same(after, end, 1e-8)
     assert record.steps == 3
     assert record.hits == 6
-    assert record.pooled.eq(7).all()
+    assert record.accepted_from_pool.eq(7).all()
 
 
 @pytest.mark.parametrize(
@@ -86,14 +87,14 @@ def test_known_words_are_accepted_at_once(reduction):
         (msrnn.lookahead, msrnn.stream_lookahead, {"window": 4, "ngram": 4, "guesses": 2}),
     ],
 )
-def test_a_stream_is_the_same_passes_and_its_states_are_values(whole, stream, settings):
+def test_a_stream_yields_the_same_forward_passes_and_separate_states(whole, stream, settings):
     cell, text = tiny_cell(), tokens(1, 2, 5)
     state = cell.initial_state(2, "h2o:4")
     new, _, record = whole(cell, text, state, max_new_tokens=20, **settings)
     steps = list(stream(cell, text, state, max_new_tokens=20, **settings))
     assert [[len(x) for x in step.tokens] for step in steps] == record.accepted.tolist()
-    assert [step.read for step in steps] == record.read.tolist()
-    assert [step.pooled for step in steps] == record.pooled.tolist()
+    assert [step.tokens_read for step in steps] == record.tokens_read.tolist()
+    assert [step.accepted_from_pool for step in steps] == record.accepted_from_pool.tolist()
     for b in range(2):
         assert [x for step in steps for x in step.tokens[b]] == new[b].tolist()
         written = 0
@@ -103,17 +104,17 @@ def test_a_stream_is_the_same_passes_and_its_states_are_values(whole, stream, se
             assert_same(step.state.select([b]), prefix.select([b]), 1e-8)
 
 
-def test_trajectories_are_what_the_model_would_write():
-    """In each pass every one grows by what the model says behind the text, the newest token and the trajectory's own end."""
+def test_trajectories_are_continuations_by_the_model():
+    """Each forward pass appends the model's choice after the text, the newest token and the end of the trajectory."""
     cell, prompt = tiny_cell(), tokens(1, 1, 6)
-    state, pool, added = cell.initial_state(1, "tova:5"), msrnn.Pool(), []
+    state, pool, added = cell.initial_state(1, "tova:5"), msrnn.NgramPool(), []
     pool.add = lambda text, start=0: added.append((list(text), start))
     written, grown = prompt[0].tolist(), 0
     for step in msrnn.stream_lookahead(cell, prompt, state, max_new_tokens=12, window=3, ngram=4, guesses=0, pool=pool):
         newest = [*written, step.tokens[0][0]]
-        for line in (text for text, start in added if text[:6] != prompt[0].tolist()):
-            said, _ = cell(torch.tensor([newest + line[:-1][-3:]]), state, last_only=True)
-            assert line[-1] == said.argmax()
+        for trajectory in (text for text, start in added if text[:6] != prompt[0].tolist()):
+            logits, _ = cell(torch.tensor([newest + trajectory[:-1][-3:]]), state, last_only=True)
+            assert trajectory[-1] == logits.argmax()
             grown += 1
         written += step.tokens[0]
         added.clear()
@@ -122,8 +123,8 @@ def test_trajectories_are_what_the_model_would_write():
 
 
 @pytest.mark.parametrize("settings", [{"window": 3, "ngram": 4, "guesses": 3}, {"guesses": "auto"}, {"block": 5}])
-def test_one_sequence_is_drawn_as_plain_sampling_draws_it(settings):
-    """The generator gives the same numbers in the same order, and is left where plain sampling leaves it."""
+def test_one_sequence_is_sampled_as_in_plain_decoding(settings):
+    """The generator returns the same numbers in the same order, and ends in the same state."""
     cell, text = tiny_cell(), tokens(1, 1, 5, vocab=4)
     for seed in range(8):
         ours, plain = (torch.Generator().manual_seed(seed) for _ in range(2))
@@ -136,18 +137,18 @@ def test_one_sequence_is_drawn_as_plain_sampling_draws_it(settings):
         assert ours.get_state().equal(plain.get_state())
 
 
-def test_drawn_tokens_are_distributed_as_plain_sampling_draws_them():
-    """A whole batch, guesses right and wrong: how often each sequence of three comes, against what the model says exactly."""
+def test_sampled_tokens_have_the_distribution_of_plain_decoding():
+    """Frequencies of all sequences of three tokens, with accepted and rejected drafts, against exact probabilities."""
     cell, B, V = tiny_cell(vocab_size=5), 4000, 5
     text = torch.tensor([[1, 2, 1, 2, 1]])
     shape = {"temperature": 1.5, "top_k": 4}
     exact = torch.ones(1, dtype=torch.float64)
-    words = torch.zeros(1, 0, dtype=torch.int64)
+    sequences = torch.zeros(1, 0, dtype=torch.int64)
     for _ in range(3):
-        whole = torch.cat((text.expand(len(words), -1), words), dim=1)
+        whole = torch.cat((text.expand(len(sequences), -1), sequences), dim=1)
         logits, _ = cell(whole, cell.initial_state(len(whole), "tova:4"), last_only=True)
-        exact = (exact[:, None] * msrnn.decoding.sampling.distribution(logits, **shape)).flatten()
-        words = torch.cat((words.repeat_interleave(V, 0), torch.arange(V).repeat(len(words))[:, None]), dim=1)
+        exact = (exact[:, None] * msrnn.decoding.sampling.sampling_probs(logits, **shape)).flatten()
+        sequences = torch.cat((sequences.repeat_interleave(V, 0), torch.arange(V).repeat(len(sequences))[:, None]), dim=1)
     new, _, record = msrnn.lookahead(
         cell,
         text.expand(B, -1),
@@ -159,19 +160,19 @@ def test_drawn_tokens_are_distributed_as_plain_sampling_draws_them():
         generator=torch.Generator().manual_seed(0),
         **shape,
     )
-    assert 0.05 < (record.pooled[0] > 0).double().mean() < 0.95
+    assert 0.05 < (record.accepted_from_pool[0] > 0).double().mean() < 0.95
     counts = torch.bincount(new @ torch.tensor([V * V, V, 1]), minlength=V**3).double()
     assert counts[exact == 0].sum() == 0
     common = exact * B >= 5
-    found = torch.cat((counts[common], counts[~common].sum()[None]))
-    wanted = B * torch.cat((exact[common], exact[~common].sum()[None]))
-    square = float(((found - wanted) ** 2 / wanted.clamp(min=1e-9)).sum())
-    freedom = len(found) - 1
+    observed = torch.cat((counts[common], counts[~common].sum()[None]))
+    expected = B * torch.cat((exact[common], exact[~common].sum()[None]))
+    square = float(((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum())
+    freedom = len(observed) - 1
     assert square < freedom + 4 * (2 * freedom) ** 0.5, f"chi² {square:.1f} at {freedom} degrees of freedom"
 
 
-def test_every_pass_settles_a_token_and_a_loop_settles_many():
-    """The model's own loops are guessed right from some point on; a block of 1 is greedy decoding."""
+def test_every_jacobi_pass_accepts_a_token_and_a_repeating_text_gains_more():
+    """A block of 1 is greedy decoding."""
     cell, text = tiny_cell(seed=3), tokens(1, 1, 5)
     new, _, record = jacobi(cell, text, cell.initial_state(1, "tova:4"), max_new_tokens=60, block=12)
     assert (record.accepted >= 1).all()
@@ -183,7 +184,7 @@ def test_every_pass_settles_a_token_and_a_loop_settles_many():
     assert same.equal(new)
 
 
-def test_it_goes_on_where_it_ended():
+def test_decoding_continues_from_the_returned_state():
     cell, text = tiny_cell(), tokens(1, 2, 5)
     first, state, _ = jacobi(cell, text, cell.initial_state(2, "h2o:4"), max_new_tokens=7, block=3)
     logits, _ = cell(text, cell.initial_state(2, "h2o:4"))
@@ -196,51 +197,61 @@ def test_it_goes_on_where_it_ended():
 
 
 @pytest.mark.parametrize("block", [0, -1, 2.0, True, "3", None])
-def test_a_block_is_a_number_of_tokens(block):
+def test_an_invalid_block_raises(block):
     with pytest.raises(Error, match="block is"):
         jacobi(tiny_cell(), tokens(1, 1, 3), max_new_tokens=3, block=block)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"window": -1}, "window is -1"),
         ({"window": 2.0}, "window is 2.0"),
         ({"ngram": 1}, "ngram is 1"),
-        ({"guesses": "many"}, 'guesses is .many.; expected a whole number of at least 0 or "auto"'),
+        ({"guesses": "many"}, 'guesses is .many.; expected an int of at least 0 or "auto"'),
         ({"guesses": True}, "guesses is True"),
-        ({"pool": []}, "expected a Pool"),
+        ({"pool": []}, "expected an NgramPool"),
         ({"temperature": 0.5}, "do_sample"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
     ],
 )
-def test_refusals(settings, said):
+def test_invalid_settings_raise(settings, message):
     for decode in (msrnn.lookahead, msrnn.stream_lookahead):
-        with pytest.raises(Error, match=said):
+        with pytest.raises(Error, match=message):
             decode(tiny_cell(), tokens(1, 1, 3), **{"max_new_tokens": 3, **settings})
 
 
-def test_a_pool_of_another_vocabulary_is_refused():
-    pool = msrnn.Pool()
+def test_a_pool_of_another_vocabulary_raises():
+    pool = msrnn.NgramPool()
     pool.add([1, 2, 50])
-    with pytest.raises(Error, match="the pool holds token id 50; the vocabulary has 50"):
+    with pytest.raises(Error, match="pool holds token id 50; expected ids below 50"):
         msrnn.lookahead(tiny_cell(), tokens(1, 1, 3), max_new_tokens=3, pool=pool)
+
+
+@pytest.mark.parametrize("decode", [jacobi, msrnn.stream_jacobi, msrnn.lookahead, msrnn.stream_lookahead])
+def test_the_signature_lists_all_arguments_of_generate(decode):
+    parameters = inspect.signature(decode).parameters
+    assert inspect.signature(msrnn.generate).parameters.items() <= parameters.items()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'top'"):
+        decode(tiny_cell(), tokens(1, 1, 3), max_new_tokens=3, top=3)
 
 
 @pytest.mark.parametrize("reduction", ["full", "tova:48", "h2o:48", "sinks:48:4", "window:48"])
 def test_on_the_real_weights(reduction, smollm, gguf_path, figure):
-    """Float32: greedy's tokens and kept positions."""
+    """In float32 the tokens and the retained positions are those of greedy decoding."""
     import converters
 
     prompt = converters.tokenizer(gguf_path).encode("def fibonacci(n):\n    if n < 2:\n        return n\n").ids
     text, state = torch.tensor([prompt]), smollm.initial_state(1, reduction)
     greedy, end = msrnn.generate(smollm, text, state, max_new_tokens=40)
-    ways = {
+    results = {
         "jacobi, block 8": jacobi(smollm, text, state, max_new_tokens=40, block=8),
-        "lookahead, one guess of 12": msrnn.lookahead(smollm, text, state, max_new_tokens=40, guesses=1),
+        "lookahead, one draft of 12": msrnn.lookahead(smollm, text, state, max_new_tokens=40, guesses=1),
     }
-    for way, (new, after, record) in ways.items():
-        figure(f"{record.tokens_per_step:.2f} tokens a pass by {way}: SmolLM2-135M, {reduction}, 40 tokens of code")
+    for method, (new, after, record) in results.items():
+        figure(
+            f"{record.tokens_per_step:.2f} tokens per forward pass by {method}: SmolLM2-135M, {reduction}, 40 tokens of code"
+        )
         assert new.equal(greedy)
         for G, H in zip(after, end, strict=True):
             assert G.positions.sort().values.equal(H.positions.sort().values)

@@ -1,11 +1,11 @@
-"""A chat template writes what transformers writes, and whatever else it tries is refused in a sentence."""
+"""Chat templates against transformers; unsafe and failing templates raise a one-line error."""
 
 import pytest
 from support.tiny_tokenizer import TEMPLATES, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import msrnn
-from msrnn.text.chat_template import Template
+from msrnn.text.chat_template import ChatTemplate
 
 TALK = [
     {"role": "system", "content": " Be <brief>. "},
@@ -18,33 +18,33 @@ TALK = [
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_text_is_what_transformers_writes(name):
+def test_the_rendering_equals_that_of_transformers(name):
     reference = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer(), bos_token="<s>", eos_token="<|im_end|>")
-    template = Template(TEMPLATES[name], "<s>", "<|im_end|>")
+    template = ChatTemplate(TEMPLATES[name], "<s>", "<|im_end|>")
     texts = set()
     for first in (0, 1)[name == "Mistral" :]:
         for last in range(first + 1 + (first == 0), len(TALK) + 1):
-            for ask in (False, True):
+            for prompt in (False, True):
                 expected = reference.apply_chat_template(
-                    TALK[first:last], chat_template=TEMPLATES[name], tokenize=False, add_generation_prompt=ask
+                    TALK[first:last], chat_template=TEMPLATES[name], tokenize=False, add_generation_prompt=prompt
                 )
-                texts.add(template(TALK[first:last], ask=ask))
-                assert template(TALK[first:last], ask=ask) == expected
+                texts.add(template(TALK[first:last], add_generation_prompt=prompt))
+                assert template(TALK[first:last], add_generation_prompt=prompt) == expected
     assert len(texts) >= 5
 
 
-def test_the_real_template(smollm, hf_folder):
+def test_the_template_of_smollm_equals_transformers(smollm, hf_folder):
     from transformers import AutoTokenizer
 
     reference = AutoTokenizer.from_pretrained(hf_folder)
-    template = Template(smollm.extra_files["chat_template.jinja"].decode())
+    template = ChatTemplate(smollm.extra_files["chat_template.jinja"].decode())
     for talk in (TALK, TALK[1:]):
         expected = reference.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-        assert template(talk, ask=True) == expected
+        assert template(talk, add_generation_prompt=True) == expected
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("{{ raise_exception('no\\n such thing') }}", r"\(no such thing\)"),
         ("{{ messages[0].content + 1 }}", "concatenate"),
@@ -53,7 +53,7 @@ def test_the_real_template(smollm, hf_folder):
         ("{{ nothing() }}", "'nothing' is undefined"),
         ("{% for a in range(10 ** 9) %}x{% endfor %}", "[Rr]ange"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-        ("{{ 'a' * 10 ** 18 }}", "refuses"),
+        ("{{ 'a' * 10 ** 18 }}", "rejects"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ strftime_now.__globals__['__builtins__'] }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
@@ -61,24 +61,24 @@ def test_the_real_template(smollm, hf_folder):
         ("{% include '/etc/passwd' %}", "no loader"),
     ],
 )
-def test_what_a_template_may_not_is_one_sentence(source, said):
-    with pytest.raises(msrnn.Error, match=said) as refused:
-        Template(source)(TALK, ask=True)
-    assert "\n" not in str(refused.value)
-    assert len(str(refused.value)) < 300
+def test_unsafe_and_failing_templates_raise_one_line(source, message):
+    with pytest.raises(msrnn.Error, match=message) as error:
+        ChatTemplate(source)(TALK, add_generation_prompt=True)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize(
     "inside",
     ["messages.__class__", "raise_exception.__globals__", "'{0.__class__}'.format(1)", "''|attr('__class__')", "dict.mro"],
 )
-def test_the_inside_of_python_reads_as_nothing(inside):
-    assert Template("{{ " + inside + " }}")(TALK, ask=True) == ""
+def test_python_internals_render_as_nothing(inside):
+    assert ChatTemplate("{{ " + inside + " }}")(TALK, add_generation_prompt=True) == ""
 
 
 @pytest.mark.parametrize(
-    "source", ["{% if %}", "{{ x", "{% unheard of %}", "{% generation %}", "(" * 9 + "{{" + "(" * 9999 + "}}"]
+    "source", ["{% if %}", "{{ x", "{% unknown_tag %}", "{% generation %}", "(" * 9 + "{{" + "(" * 9999 + "}}"]
 )
-def test_what_is_no_template_is_refused_at_once(source):
-    with pytest.raises(msrnn.Error, match="cannot be read"):
-        Template(source)
+def test_invalid_jinja_raises_in_the_constructor(source):
+    with pytest.raises(msrnn.Error, match="not valid Jinja"):
+        ChatTemplate(source)

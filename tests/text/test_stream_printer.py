@@ -1,11 +1,11 @@
-"""What a terminal shows of tokens that came together; elsewhere it is the text and nothing else."""
+"""Colours of the tokens of one forward pass in a terminal; plain text in other outputs."""
 
 import io
 import re
 
 import pytest
 
-from msrnn.text.stream_printer import Live
+from msrnn.text.stream_printer import StreamPrinter
 
 PASSES = (("The", 1), (" sea was", 2), (" calm\n\nand", 4), (" the", 1), (" wind", 1), ("", 3), (" fell", 2))
 TEXT = "".join(text for text, _ in PASSES)
@@ -17,26 +17,26 @@ class Terminal(io.StringIO):
 
 
 def shown(out):
-    live = Live(out)
+    printer = StreamPrinter(out)
     for text, tokens in PASSES:
-        live.show(text, tokens)
-    return live, out.getvalue()
+        printer.show(text, tokens)
+    return printer, out.getvalue()
 
 
-def test_elsewhere_it_is_the_text():
+def test_other_outputs_get_plain_text():
     assert shown(io.StringIO())[1] == TEXT
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_terminals_without_colours(name, value, monkeypatch):
+def test_terminals_without_colours_get_plain_text(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     assert shown(Terminal())[1] == TEXT
 
 
-def test_neighbours_differ_and_single_tokens_are_plain(monkeypatch):
+def test_neighbouring_groups_differ_and_single_tokens_have_no_colour(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    live, text = shown(Terminal())
+    printer, text = shown(Terminal())
     assert re.sub("\033\\[[0-9]*m", "", text) == TEXT
     runs = re.findall("\033\\[(3[0-9])m(.*?)\033\\[0m", text)
     assert [words for _, words in runs] == [" sea was", " calm", "and", " fell"]
@@ -44,11 +44,11 @@ def test_neighbours_differ_and_single_tokens_are_plain(monkeypatch):
     assert colours[0] != colours[1] == colours[2]
     assert text.startswith("The\033")
     assert "\033[0m the wind\033" in text
-    assert live.summary() == "2.00 tokens a pass (7: 3 of 1, 2 of 2, 1 of 3, 1 of 4)"
+    assert printer.summary() == "2.00 tokens per forward pass (7: 3 of 1, 2 of 2, 1 of 3, 1 of 4)"
 
 
-def test_nothing_to_tell_of_plain_decoding():
-    live = Live(io.StringIO())
-    live.show("a", 1)
-    assert live.summary() == ""
-    assert live.written == 1
+def test_the_summary_of_plain_decoding_is_empty():
+    printer = StreamPrinter(io.StringIO())
+    printer.show("a", 1)
+    assert printer.summary() == ""
+    assert printer.n_tokens == 1

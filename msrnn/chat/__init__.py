@@ -1,1 +1,1 @@
-"""A conversation whose past is a state, and its terminal."""
+"""Conversations with undo, branches and files, and the REPL of ``msrnn chat``."""

@@ -3,7 +3,7 @@
 Before each reply, the state has read exactly the ids of the conversation as the chat template renders it. Only new ids are
 read. A template can render earlier turns differently than before: it may strip a reply, add a space, or remove reasoning. The
 tokenizer can also split a reply into other tokens than the model generated. In these cases reading resumes from the newest
-checkpoint whose ids are a prefix of the new rendering.
+checkpoint with ids that are a prefix of the new rendering.
 """
 
 import time

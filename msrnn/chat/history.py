@@ -59,7 +59,7 @@ class Branch(NamedTuple):
 
 
 def load_branch(path: str | Path, cell: Cell, start: Checkpoint) -> Branch:
-    """Read a file of :meth:`Branch.save` for a chat with ``cell`` whose first checkpoint is ``start``.
+    """Read a file of :meth:`Branch.save` for a chat with ``cell``; ``start`` is the first checkpoint of that chat.
 
     Raises:
         Error: the file is not a saved chat, is damaged, or belongs to another model or operator.

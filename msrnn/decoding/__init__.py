@@ -1,1 +1,1 @@
-"""Generation: sampling, one-shot prefill eviction, Jacobi and lookahead decoding."""
+"""Generation: sampling, plain decoding, Jacobi and lookahead decoding, one-shot prefill eviction."""

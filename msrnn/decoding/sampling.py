@@ -50,7 +50,8 @@ def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None =
     """Return the distribution that sampling uses: logits ``(B, V)`` -> probabilities ``(B, V)`` in at least float32.
 
     The settings apply in this order. ``temperature`` divides the logits. ``top_k`` retains the k most likely tokens, and all
-    tokens as likely as the last of them. ``top_p`` retains the smallest set of most likely tokens whose sum reaches it.
+    tokens as likely as the last of them. ``top_p`` retains the smallest set of most likely tokens with a sum of at least
+    ``top_p``.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0, so that a small temperature cannot overflow

@@ -160,7 +160,7 @@ def _verify(
 def _argmax_after(
     logits: Tensor, candidates: list[list[int]], batch_index: list[int], drafts: dict[int, list[Draft]]
 ) -> dict[int, list[list[int]]]:
-    """Return the model's most likely token after each token of each candidate whose draft is not from a pool."""
+    """Return the model's most likely token after each token of each candidate; candidates from a pool are omitted."""
     predictions: dict[int, list[list[int]]] = {}
     for b, found in drafts.items():
         first = batch_index.index(b)

@@ -1,1 +1,1 @@
-"""Text in and out: detokenizer, chat template, printed stream."""
+"""Streaming detokenizer, chat templates and printing of streamed text."""

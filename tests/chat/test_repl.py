@@ -117,10 +117,10 @@ def test_a_conversation_with_branches_and_files(terminal, plain, tmp_path):
     assert "side: 2 turns" in session.send("/fork side")
     chat.fork("side")
     assert session.reply(LINES[2]) == reply(chat, LINES[2])
-    held = session.send("/state")
-    assert f"{len(chat.ids)} tokens read" in held
-    assert "tova:24" in held
-    assert "branches: main (2 turns), side (3 turns)" in held
+    shown = session.send("/state")
+    assert f"{len(chat.ids)} tokens read" in shown
+    assert "tova:24" in shown
+    assert "branches: main (2 turns), side (3 turns)" in shown
     assert "main: 2 turns" in session.send("/switch main")
     chat.switch("main")
     assert session.reply("other") == reply(chat, "other")

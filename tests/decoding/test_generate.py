@@ -76,8 +76,8 @@ def test_a_finished_row_repeats_its_eos_and_its_state_is_unchanged():
         alone, alone_state = step_loop(PROMPT[b], None, stop)
         assert new[b, :stop].tolist() == alone
         for H, own in zip(state, alone_state, strict=True):
-            held = H.positions[b, 0]
-            assert sorted(held[held >= 0].tolist()) == sorted(own.positions[0, 0].tolist())
+            retained = H.positions[b, 0]
+            assert sorted(retained[retained >= 0].tolist()) == sorted(own.positions[0, 0].tolist())
 
 
 def test_decoding_ends_when_every_row_is_finished():

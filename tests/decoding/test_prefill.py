@@ -1,4 +1,4 @@
-"""The shortcut against transformers with eager attention and a cut in plain Python, and where it is the fold and where not."""
+"""One-shot prefill eviction against transformers with eager attention and an eviction in plain Python."""
 
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -17,7 +17,7 @@ TEXT = torch.randint(0, 61, (2, 30), generator=torch.Generator().manual_seed(1))
 
 
 def dense(model, text):
-    """transformers over the whole prompt: logits, each layer's attention weights ``(B, N, T, T)``, keys and values."""
+    """Return the logits, attention weights ``(B, N, T, T)``, keys and values of transformers for the whole prompt."""
     model.set_attn_implementation("eager")
     with float64_reference(model), patch("torch.float32", torch.float64), torch.no_grad():
         out = model(text, output_attentions=True, use_cache=True)
@@ -26,7 +26,7 @@ def dense(model, text):
 
 
 def top(score, size):
-    """The positions of the ``size`` highest, of equals the newest, in order."""
+    """Return the positions of the ``size`` highest scores in order; of equal scores the newest are retained."""
     return sorted(sorted(range(len(score)), key=lambda p: (score[p], p))[-size:])
 
 
@@ -54,7 +54,7 @@ RULES = {
     "tova": (TOVA(7), tova),
     "tova-head": (TOVA(7, per_head=True), tova_head),
     "h2o": (H2O(8), h2o),
-    "h2o, nothing recent": (H2O(5, recent=0), lambda *a: h2o(*a, recent=0)),
+    "h2o, no recent rows": (H2O(5, recent=0), lambda *a: h2o(*a, recent=0)),
     "window": (Window(6), lambda weights, k, size, G: list(range(len(weights[0]) - size, len(weights[0])))),
     "sinks": (Sinks(6, 2), lambda weights, k, size, G: [0, 1, *range(len(weights[0]) - size + 2, len(weights[0]))]),
     "last queries": (LastQueries(8, window=3), last_queries),
@@ -66,13 +66,13 @@ RULES = {
 
 @pytest.mark.parametrize("heads", [4, 2, 1])
 @pytest.mark.parametrize(("operator", "rule"), RULES.values(), ids=RULES)
-def test_the_prompt_is_transformers_and_the_cut_is_by_hand(operator, rule, heads, tmp_path):
+def test_retained_rows_and_logits_equal_transformers_and_plain_python(operator, rule, heads, tmp_path):
     model = tiny_reference(num_key_value_heads=heads)
     cell = converters.load(saved(model, tmp_path))
     logits, weights, rows = dense(model, TEXT)
     read, state = prefill(cell, TEXT, operator)
     close(read, logits)
-    carried = DynamicCache()
+    cache = DynamicCache()
     for l, H in enumerate(state):
         size = operator.for_layer(l).size or 30
         kept = [[rule(weights[l][b].tolist(), k, size, 4 // heads) for k in range(heads)] for b in range(2)]
@@ -81,13 +81,13 @@ def test_the_prompt_is_transformers_and_the_cut_is_by_hand(operator, rule, heads
         keys, values = (x.gather(2, index) for x in rows[l])
         close(H.keys, keys)
         close(H.values, values)
-        carried.update(keys, values, l)
+        cache.update(keys, values, l)
         assert H.clock.tolist() == [30, 30]
         assert str(H.reduction) == str(operator.for_layer(l))
-    if len({H.keys.shape[2] for H in state}) == 1:  # transformers goes on from these rows
+    if len({H.keys.shape[2] for H in state}) == 1:  # transformers continues from these rows
         token = torch.tensor([[5], [6]])
         with float64_reference(model), patch("torch.float32", torch.float64), torch.no_grad():
-            out = model(token, past_key_values=carried, position_ids=torch.full((2, 1), 30), use_cache=True)
+            out = model(token, past_key_values=cache, position_ids=torch.full((2, 1), 30), use_cache=True)
         close(cell.step(token[:, 0], state)[0], out.logits[:, -1])
 
 
@@ -96,7 +96,7 @@ OPERATORS += [LastQueries(6, 2), ["tova:4", "h2o:6"], H2O((3, 8), per_head=False
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
-def test_ragged_prompts_are_read_as_alone_and_what_follows_is_the_fold(operator):
+def test_ragged_prompts_are_independent_and_the_unroll_continues(operator):
     generator = torch.Generator().manual_seed(0)
     cell, text = tiny_cell(), torch.stack([torch.randperm(50, generator=generator)[:20] for _ in range(4)])
     lengths = torch.tensor([20, 1, 0, 9])
@@ -119,7 +119,7 @@ def test_ragged_prompts_are_read_as_alone_and_what_follows_is_the_fold(operator)
 
 
 @pytest.mark.parametrize("operator", ["tova:20", "h2o:20", "keyformer:20", "scissorhands:20", "knorm:20", "full"])
-def test_a_prompt_that_fits_is_the_fold(operator):
+def test_without_an_eviction_prefill_equals_the_unroll(operator):
     cell, text = tiny_cell(), tokens(1, 2, 20)
     logits, state = prefill(cell, text, operator)
     expected, end = cell(text, cell.initial_state(2, operator), last_only=True)
@@ -127,7 +127,7 @@ def test_a_prompt_that_fits_is_the_fold(operator):
     assert_same(state, end, 1e-8)
 
 
-def test_a_prompt_that_does_not_fit_is_another_transition():
+def test_with_evictions_prefill_differs_from_the_unroll():
     cell, text = tiny_cell(), tokens(1, 1, 30)
     for operator in ("tova:6", "h2o:6"):
         logits, state = prefill(cell, text, operator)
@@ -135,14 +135,14 @@ def test_a_prompt_that_does_not_fit_is_another_transition():
         close(logits, cell(text, last_only=True)[0], 1e-8)
         assert (logits - folded).abs().max() > 0.1
         assert held(state) != held(exact)
-    for operator in ("window:6", "sinks:6:2"):  # they hold the same positions, made by other attention
+    for operator in ("window:6", "sinks:6:2"):  # equal positions, but keys computed with other attention
         _, state = prefill(cell, text, operator)
         _, exact = cell(text, cell.initial_state(1, operator))
         assert held(state) == held(exact)
         assert (state[1].keys.sum() - exact[1].keys.sum()).abs() > 1e-3
 
 
-def test_no_text_is_the_initial_state():
+def test_an_empty_prompt_gives_the_initial_state():
     cell = tiny_cell()
     logits, state = prefill(cell, tokens(0, 2, 0), "tova:4")
     assert logits.shape == (2, 50)
@@ -152,31 +152,31 @@ def test_no_text_is_the_initial_state():
 
 @dataclass(frozen=True)
 class Equal(Reduction):
-    """All rows are as dear as each other."""
+    """All rows have the same score."""
 
     def score(self, seen):
         return torch.zeros_like(seen.weights.mean(2))
 
 
-def test_of_equals_the_oldest_go():
+def test_of_equal_scores_the_oldest_rows_are_evicted():
     _, state = prefill(tiny_cell(), tokens(1, 1, 12), Equal(5))
     assert held(state) == [[[[7, 8, 9, 10, 11]] * 2]] * 2
 
 
-def test_memory_is_not_the_prompt_squared(monkeypatch):
-    """An operator without numbers makes no weights but the last query's."""
-    made = []
+def test_memory_is_not_quadratic_in_the_prompt(monkeypatch):
+    """For an operator without statistics only the weights of the last query are computed."""
+    sizes = []
     softmax = torch.Tensor.softmax
-    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: made.append(x.numel()) or softmax(x, *a, **k))
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: sizes.append(x.numel()) or softmax(x, *a, **k))
     cell = tiny_cell()
     prefill(cell, tokens(1, 1, 300), "tova:8")
-    assert max(made) == cell.config.n_heads * 300
-    made.clear()
+    assert max(sizes) == cell.config.n_heads * 300
+    sizes.clear()
     prefill(cell, tokens(1, 1, 300), "h2o:8")
-    assert max(made) <= cell.config.n_heads * 64 * 300
+    assert max(sizes) <= cell.config.n_heads * 64 * 300
 
 
-def test_what_cannot_be_cut_at_once_is_refused():
+def test_invalid_arguments_raise():
     cell = tiny_cell()
     with pytest.raises(msrnn.Error, match="CaM changes values"):
         prefill(cell, tokens(1, 1, 9), CaM(5, sinks=1))

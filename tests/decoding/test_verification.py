@@ -7,7 +7,7 @@ from msrnn.decoding.verification import _argmax_after, _from_pool, _verify
 
 
 def logits_of(rows):
-    """``(B', T, 10)`` logits whose most likely tokens are ``rows``."""
+    """Return ``(B', T, 10)`` logits; the most likely tokens are ``rows``."""
     T = max(map(len, rows))
     return torch.nn.functional.one_hot(torch.tensor([row + [0] * (T - len(row)) for row in rows]), 10).double()
 

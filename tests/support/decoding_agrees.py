@@ -1,8 +1,9 @@
 """Check that speculative decoding writes the tokens of plain decoding: ``decoding_agrees.py MODEL``.
 
-The twenty prompts of ``msrnn/bench/prompts.py`` are continued greedily in float32, all in one ragged batch, by ``generate`` and
-by every way of guessing. Tokens and kept positions have to be the same. Where they are not, a step and the fold have rounded
-sums differently; it has to be shown that they did so where it mattered: between two tokens, or two rows, as good as equal.
+The twenty prompts of ``msrnn/bench/prompts.py`` are continued greedily in float32, in one ragged batch, by ``generate`` and by
+each speculative method. Tokens and retained positions must be equal. The step and the unroll round sums differently, so they
+may differ at a near-tie: two tokens with nearly equal logits, or two rows with nearly equal scores. Any other difference is an
+error.
 """
 
 import argparse
@@ -21,52 +22,53 @@ from msrnn.decoding.generate import read_prompt
 from msrnn.diagnostics.invariants import BOUNDS, compare_step
 
 REDUCTIONS = ("full", "window:64", "sinks:96:4", "h2o:128", "tova:64", "tova:256")
-WAYS = {
+METHODS = {
     "jacobi, block 8": {"block": 8},
-    "1 guess of 12": {"ngram": 13, "guesses": 1},
+    "1 draft of 12": {"ngram": 13, "guesses": 1},
     "auto": {"guesses": "auto"},
-    "window 4, 3 guesses of 4": {"window": 4, "ngram": 5, "guesses": 3},
+    "window 4, 3 drafts of 4": {"window": 4, "ngram": 5, "guesses": 3},
 }
 
 
 class Verdict(NamedTuple):
-    """What came of one prompt under one operator, by one way: ``same``, ``near-tie``, or ``WRONG``."""
+    """Result of one prompt under one operator by one method; ``outcome`` begins with ``same``, ``near-tie`` or ``WRONG``."""
 
     reduction: str
-    way: str
+    method: str
     name: str
     outcome: str
     tokens_per_step: float
 
 
 def ragged(texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """``(B, T)`` ids, right-padded, and their lengths."""
+    """Return ``(B, T)`` ids, padded on the right, and their lengths."""
     lengths = torch.tensor([len(text) for text in texts])
     return torch.tensor([text + [0] * (int(lengths.max()) - len(text)) for text in texts]), lengths
 
 
-def compare(cell, texts: dict[str, list[int]], reduction: str, count: int, ways=WAYS) -> Iterator[Verdict]:
-    """Continue every text by ``count`` tokens in every way."""
+def compare(cell, texts: dict[str, list[int]], reduction: str, count: int, methods=METHODS) -> Iterator[Verdict]:
+    """Continue every text by ``count`` tokens with every method."""
     tokens, lengths = ragged(list(texts.values()))
-    start, facts = cell.initial_state(len(texts), reduction), {"max_new_tokens": count, "lengths": lengths}
-    greedy, end = msrnn.generate(cell, tokens, start, **facts)
-    for way, settings in ways.items():
+    start, limits = cell.initial_state(len(texts), reduction), {"max_new_tokens": count, "lengths": lengths}
+    greedy, end = msrnn.generate(cell, tokens, start, **limits)
+    for method, settings in methods.items():
         decode = msrnn.jacobi if "block" in settings else msrnn.lookahead
-        new, after, record = decode(cell, tokens, start, **settings, **facts)
+        new, after, record = decode(cell, tokens, start, **settings, **limits)
         for b, (name, text) in enumerate(texts.items()):
             outcome = "same"
-            if not new[b].equal(greedy[b]) or held(after, b) != held(end, b):
+            if not new[b].equal(greedy[b]) or retained(after, b) != retained(end, b):
                 outcome = judge(cell, text, reduction, greedy[b], new[b])
-            yield Verdict(reduction, way, name, outcome, float(record.accepted[:, b].sum() / (record.accepted[:, b] > 0).sum()))
+            accepted = record.accepted[:, b]
+            yield Verdict(reduction, method, name, outcome, float(accepted.sum() / (accepted > 0).sum()))
 
 
-def held(state, b: int) -> list:
-    """``[layer][head]``: the positions that row b of the batch holds."""
+def retained(state, b: int) -> list:
+    """Return the retained positions of row b of the batch, ``[layer][head]``."""
     return [[sorted(p for p in head if p >= 0) for head in H.positions[b].tolist()] for H in state]
 
 
 def judge(cell, text: list[int], reduction: str, greedy: Tensor, new: Tensor) -> str:
-    """Whether step and fold, over what was written, part at a near-tie: of two rows, or of the two likeliest tokens."""
+    """Return the outcome for unequal tokens or positions: a near-tie of two rows or of the two most likely tokens, or WRONG."""
     differ = (greedy != new).nonzero()[:, 0].tolist()
     stop = differ[0] if differ else len(greedy)
     _, state = read_prompt(cell, torch.tensor([text]), cell.initial_state(1, reduction), None, 0)
@@ -78,7 +80,7 @@ def judge(cell, text: list[int], reduction: str, greedy: Tensor, new: Tensor) ->
         if compared.near_ties:
             return f"near-tie: {compared.near_ties} decisions"
     if not differ:
-        return "WRONG: other positions, and no near-tie"
+        return "WRONG: other positions without a near-tie"
     logits, _ = cell(torch.tensor([[*text, *greedy[:stop].tolist()]]), cell.initial_state(1, reduction), last_only=True)
     one, other = logits[0, greedy[stop]], logits[0, new[stop]]
     gap = float((one - other).abs() / torch.maximum(one.abs(), other.abs()))
@@ -91,24 +93,25 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--reductions", nargs="+", default=REDUCTIONS)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     args = parser.parse_args()
     cell, tokenizer = converters.load(args.model, dtype=torch.float32), converters.tokenizer(args.model)
     texts = {prompt.name: prompt.encode(cell, tokenizer) for prompt in PROMPTS}
     found = []
-    with tqdm(total=len(args.reductions) * len(args.ways) * len(texts), unit="text") as bar:
+    with tqdm(total=len(args.reductions) * len(args.methods) * len(texts), unit="text") as bar:
         for reduction in args.reductions:
-            for verdict in compare(cell, texts, reduction, args.tokens, {way: WAYS[way] for way in args.ways}):
+            for verdict in compare(cell, texts, reduction, args.tokens, {method: METHODS[method] for method in args.methods}):
                 found.append(verdict)
                 bar.update()
                 if verdict.outcome != "same":
-                    bar.write(f"{verdict.reduction}, {verdict.way}, {verdict.name}: {verdict.outcome}")
+                    bar.write(f"{verdict.reduction}, {verdict.method}, {verdict.name}: {verdict.outcome}")
     for reduction in args.reductions:
-        for way in args.ways:
-            some = [v for v in found if (v.reduction, v.way) == (reduction, way)]
+        for method in args.methods:
+            some = [v for v in found if (v.reduction, v.method) == (reduction, method)]
             same, near = (sum(v.outcome.startswith(kind) for v in some) for kind in ("same", "near-tie"))
-            pace = sum(v.tokens_per_step for v in some) / len(some)
-            print(f"{reduction:12} {way:26} {same} of {len(some)} the same, {near} near-ties, {pace:.2f} tokens a step")
+            mean = sum(v.tokens_per_step for v in some) / len(some)
+            agreement = f"{same} of {len(some)} the same, {near} near-ties"
+            print(f"{reduction:12} {method:26} {agreement}, {mean:.2f} tokens per forward pass")
     return int(any(v.outcome.startswith("WRONG") for v in found))
 
 

@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> None:
     source = "random ids" if text is None else f"{args.text}, {len(text):,} tokens, {last.read / len(text):.2f} times"
     print(f"{args.model} under {operator}: {last.read:,} tokens read ({source})\n")
     table = []
-    columns = [("fold, ms/token", "fold_ms", 1), ("step, ms/token", "step_ms", 1), ("H, MB", "nbytes", 1e6)]
-    for name, field, unit in [*columns, ("process, MB", "resident", 1e6)]:
+    columns = [("unroll, ms/token", "unroll_ms", 1), ("step, ms/token", "step_ms", 1), ("H, MB", "nbytes", 1e6)]
+    for name, field, unit in [*columns, ("process, MB", "rss_bytes", 1e6)]:
         start, end = getattr(first, field) / unit, getattr(last, field) / unit
         table.append([name, f"{start:.2f}", f"{end:.2f}", f"{end / start:.3f}"])
     print(markdown_table([f"of {len(rows)} intervals", "first", "last", "ratio"], table))
     difference, ties = max(row.difference for row in rows), sum(row.near_ties for row in rows)
-    print(f"\nfold and step met {len(rows)} times: mean difference of the logits {difference:.1e} at most, {ties} near-ties")
+    print(f"\nunroll and step loop compared {len(rows)} times: logits differ by {difference:.1e} at most, {ties} near-ties")
     print(args.out / "soak.png")
 
 

@@ -1,1 +1,1 @@
-"""Retention, comparison of operators, invariants, and long runs of a bounded state."""
+"""Measurements and checks of a state: retained positions, invariants, long runs, and operators side by side."""

@@ -1,4 +1,4 @@
-"""One prompt, the same weights, several operators: text as it streams, speed, bytes, and what each step kept."""
+"""One prompt continued under several operators, with the same weights: text, speed, memory and retained positions."""
 
 import sys
 import time
@@ -8,26 +8,30 @@ from typing import TYPE_CHECKING, TextIO
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..cell.cell import Cell
+from ..decoding.generate import stream
+from ..errors import check_int
 from ..reductions.contract import Reduction
 from ..state.state import State
 from ..text.detokenizer import StreamingDetokenizer
-from .retention import held
+from .retention import retained_fraction, retention
 
 if TYPE_CHECKING:
     import tokenizers
 
 
 @dataclass(frozen=True)
-class Run:
-    """One operator's continuation.
+class OperatorRun:
+    """A continuation under one operator.
 
     Attributes:
-        new: the N tokens written.
-        retained: ``(T, T)`` float32, T = prompt + N: the share of layers and heads that hold position p after step t.
-        tokens_per_second: of the answer, one token at a time.
-        nbytes, full_nbytes: what H held at the end, and what an unbounded H would hold then.
+        new: the N generated tokens.
+        retained: ``(T, T)`` float32, T = prompt + N: the fraction of layers and heads that hold position p after step t.
+        tokens_per_second: of the generation, without the prompt.
+        nbytes: bytes of H at the end.
+        full_nbytes: bytes of an unbounded H at the end.
     """
 
     new: list[int]
@@ -38,13 +42,15 @@ class Run:
 
 
 def full_nbytes(state: State) -> int:
-    """Bytes an unbounded H of the same cell would hold after as many tokens, rows and clock alone."""
-    read = int(state.clock.sum())
-    return state.clock.nbytes + sum(read * H.keys.shape[1] * (2 * H.keys.shape[3] * H.keys.element_size() + 8) for H in state)
+    """Return the bytes of an unbounded H of the same cell after as many tokens, with rows and clock only."""
+    n_tokens = int(state.clock.sum())
+    return state.clock.nbytes + sum(
+        n_tokens * H.keys.shape[1] * (2 * H.keys.shape[3] * H.keys.element_size() + 8) for H in state
+    )
 
 
 def memory_summary(nbytes: int, full_nbytes: int) -> str:
-    """Return a clause on the bytes of H, and on those of an unbounded H where they differ."""
+    """Return a phrase on the bytes of H, and on those of an unbounded H if they are more."""
     unbounded = f"; an unbounded H would hold {full_nbytes / 1e6:.2f} MB" if nbytes < full_nbytes else ""
     return f"H holds {nbytes / 1e6:.2f} MB{unbounded}"
 
@@ -57,28 +63,26 @@ def continue_prompt(
     reduction: Reduction | str,
     max_new_tokens: int,
     out: TextIO | None = None,
-) -> Run:
-    """Read ``prompt`` one step at a time and continue it greedily; the text goes to ``out`` (standard output) as it comes.
+) -> OperatorRun:
+    """Continue ``prompt`` greedily and write the text to ``out`` (default: standard output) as it is generated.
 
     Raises:
-        Error: as ``cell.initial_state`` and ``cell.step``.
+        Error: ``max_new_tokens`` is not at least 1; and as :func:`msrnn.stream`.
     """
+    check_int("max_new_tokens", max_new_tokens)
     out = out or sys.stdout
     state = cell.initial_state(1, reduction)
+    tokens = torch.tensor([prompt], dtype=torch.int64, device=state.clock.device)
+    generated = stream(cell, tokens, state, max_new_tokens=max_new_tokens, eos_token_id=cell.config.eos_token_ids)
     total = len(prompt) + max_new_tokens
-    detokenize, kept, new, spent = StreamingDetokenizer(tokenizer), [], [], 0.0
-    logits = torch.empty(0)
-    for t in range(total):
+    rows = [*pad(retention(cell, tokens, reduction)[0].mean(0), (0, max_new_tokens))]  # over layers: (total,) per step
+    detokenize, new, seconds, start = StreamingDetokenizer(tokenizer), list[int](), 0.0, time.perf_counter()
+    for token, state in generated:
+        new.append(int(token))
+        seconds += time.perf_counter() - start
+        out.write(detokenize(new[-1]))
+        out.flush()
+        rows.append(retained_fraction(state, total)[0].mean(0))
         start = time.perf_counter()
-        token = torch.tensor([prompt[t]], device=state.clock.device) if t < len(prompt) else logits.argmax(-1)  # (1,)
-        logits, state = cell.step_(token, state)
-        if t >= len(prompt):
-            spent += time.perf_counter() - start
-            new.append(int(token))
-            out.write(detokenize(new[-1]))
-            out.flush()
-        kept.append(held(state, total)[0].mean(0))  # over layers
-        if new and new[-1] in cell.config.eos_token_ids:
-            break
-    picture = torch.stack(kept)[:, : len(kept)]
-    return Run(new, picture, len(new) / max(spent, 1e-9), state.nbytes, full_nbytes(state))
+    retained = torch.stack(rows)[:, : len(rows)]
+    return OperatorRun(new, retained, len(new) / max(seconds, 1e-9), state.nbytes, full_nbytes(state))

@@ -1,4 +1,4 @@
-"""What has to hold of a bounded state while it reads on: its rows are what the operator promises, and the fold is the step."""
+"""Checks of a bounded state: the rows that the operator guarantees, and equality of the unroll and the step loop."""
 
 import time
 from dataclasses import dataclass
@@ -19,54 +19,59 @@ BOUNDS = {
     torch.float16: (0.03, 0.03),
     torch.bfloat16: (0.25, 0.25),
 }
-"""By dtype: how far fold and step may be apart, as the mean |difference| of the logits, and the relative gap of two scores
-below which either row may leave. In 16 bits about three times what SmolLM2 shows, whose own sums are rounded as coarsely."""
+"""Tolerances by dtype: the maximum mean |difference| of logits between unroll and step loop, and the maximum relative gap of
+two scores at which either row may be evicted. In 16 bits they are about three times the values measured for SmolLM2."""
 
 
-def check_rows(state: State, read: int, by: str = "the fold") -> None:
-    """Hold a state of batch size 1 that has read ``read`` tokens to what bounds it. Waits for the device.
+def check_rows(state: State, clock: int, path: str = "unroll") -> None:
+    """Check the rows of a bounded state of batch size 1. Waits for the device.
 
-    In every layer and head: min(read, size) rows at as many different positions among those read, the ones that the
-    operator promises to keep with them; everything that is remembered finite.
+    Every layer and head must hold min(clock, size) rows at distinct positions below ``clock``, among them the rows that the
+    operator guarantees. Keys, values and row statistics must be finite.
+
+    Args:
+        state: the state to check.
+        clock: number of tokens that the state has read.
+        path: ``unroll`` or ``step loop``, for the error message.
 
     Raises:
-        Error: something else was found; after which token, by which way of reading, and in which layer.
+        Error: the state violates a condition; the message states token, path and layer.
     """
-    if state.clock.tolist() != [read]:
-        raise Error(f"after {read} tokens, by {by}: the clock says {state.clock.tolist()}; expected [{read}]")
+    if state.clock.tolist() != [clock]:
+        raise Error(f"after {clock} tokens, {path}: the clock is {state.clock.tolist()}; expected [{clock}]")
     for layer, H in enumerate(state):
-        if fault := _fault(H, read):
-            raise Error(f"after {read} tokens, by {by}, layer {layer}: {fault}")
+        if violation := _violation(H, clock):
+            raise Error(f"after {clock} tokens, {path}, layer {layer}: {violation}")
 
 
-def _fault(H: MultiState, read: int) -> str:
-    """What is wrong with one layer, or nothing."""
+def _violation(H: MultiState, clock: int) -> str:
+    """Return the first violated condition of one layer, or an empty string."""
     size, positions = H.reduction.size, H.positions.sort(-1).values[0]  # (K, S)
     assert isinstance(size, int), "a bounded layer"
     if (positions[:, : H.pinned] != LEARNED).any():
-        return f"of {H.pinned} learned rows some are gone"
+        return f"some of the {H.pinned} learned rows are missing"
     positions = positions[:, H.pinned :]
-    expected, held = min(read, size), (positions != EMPTY).sum(-1)  # (K,)
-    if H.clock.tolist() != [read]:
-        return f"the clock says {H.clock.tolist()}"
-    if positions.shape[1] > size or (held != expected).any():
-        return f"the heads hold {held.tolist()} rows in {positions.shape[1]} columns; expected {expected} each"
-    if ((positions < EMPTY) | (positions >= read)).any():
-        return f"positions {int(positions.min())} to {int(positions.max())} are held; expected 0 to {read - 1}"
+    expected, counts = min(clock, size), (positions != EMPTY).sum(-1)  # (K,)
+    if H.clock.tolist() != [clock]:
+        return f"the clock is {H.clock.tolist()}"
+    if positions.shape[1] > size or (counts != expected).any():
+        return f"the heads hold {counts.tolist()} rows in {positions.shape[1]} columns; expected {expected} each"
+    if ((positions < EMPTY) | (positions >= clock)).any():
+        return f"the positions are {int(positions.min())} to {int(positions.max())}; expected 0 to {clock - 1}"
     if ((positions[:, 1:] == positions[:, :-1]) & (positions[:, 1:] != EMPTY)).any():
         return "a head holds a position twice"
-    first, newest = _promised(H.reduction)
-    kept = (positions != EMPTY) & ((positions < first) | (positions >= read - newest))
-    if (kept.sum(-1) != min(read, first + newest)).any():
-        return f"{H.reduction} keeps the first {first} and the newest {newest} tokens; some have left"
+    first, newest = _guaranteed_rows(H.reduction)
+    guaranteed = (positions != EMPTY) & ((positions < first) | (positions >= clock - newest))
+    if (guaranteed.sum(-1) != min(clock, first + newest)).any():
+        return f"{H.reduction} retains the first {first} and the newest {newest} tokens; some are missing"
     for name, x in H.rows.items():
         if not x.isfinite().all():
             return f"{name} are not finite"
     return ""
 
 
-def _promised(operator: Reduction) -> tuple[int, int]:
-    """How many of the first and of the newest tokens an operator never lets go, whatever is read."""
+def _guaranteed_rows(operator: Reduction) -> tuple[int, int]:
+    """Return how many of the first and how many of the newest tokens an operator never evicts."""
     size = operator.size
     assert isinstance(size, int)
     if isinstance(operator, Sinks):
@@ -77,109 +82,111 @@ def _promised(operator: Reduction) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """The step beside the fold over the same few tokens.
+class StepVsUnroll:
+    """Comparison of the step loop with the unroll over the same tokens.
 
     Attributes:
-        fold_ms: milliseconds a token by the fold, which gives the logits of them all.
-        step_ms: milliseconds a token, one step at a time; the median.
+        unroll_ms: milliseconds per token of the unroll, with all logits.
+        step_ms: median milliseconds of a step.
         difference: mean |difference| of the logits.
-        near_ties: decisions in which the two let different rows go, each between rows whose scores are as good as equal.
+        near_ties: number of decisions in which the two paths evict different rows of almost equal scores.
     """
 
-    fold_ms: float
+    unroll_ms: float
     step_ms: float
     difference: float
     near_ties: int
 
 
-def compare_step(cell: Cell, tokens: Tensor, state: State) -> tuple[Compared, State]:
-    """Read ``tokens (1, T)`` by the fold and, from the same state, by the step; the state returned is the fold's.
+def compare_step(cell: Cell, tokens: Tensor, state: State) -> tuple[StepVsUnroll, State]:
+    """Read ``tokens (1, T)`` from ``state`` by the unroll and by the step loop; return the comparison and the unroll's state.
 
-    The states before and after are checked (:func:`check_rows`), the logits have to be finite and equal up to ``BOUNDS``, the
-    positions equal but for near-ties. Once a near-tie has parted the two they are on different ways, both right: what comes
-    after is not compared.
+    The states before and after are checked by :func:`check_rows`. Logits must be finite and equal within ``BOUNDS``. Positions
+    must be equal, except after a near-tie: there both results are valid, so later tokens are not compared.
 
     Raises:
-        Error: something else was found.
+        Error: a condition is violated.
     """
     start = int(state.clock)
     end = start + tokens.shape[1]
     check_rows(state, start)
     begin = time.perf_counter()
-    folded_logits, folded = cell(tokens, state)
-    check_logits(folded_logits, end)  # waits for the device
+    unroll_logits, unrolled = cell(tokens, state)
+    check_logits(unroll_logits, end)  # waits for the device
     spent = time.perf_counter() - begin
-    stepped, seconds, read = state.clone(), [], []
+    stepped, seconds, step_logits = state.clone(), [], []
     for token in tokens.T:
         begin = time.perf_counter()
         logits, stepped = cell.step_(token, stepped)
-        check_logits(logits, int(stepped.clock), "the step")
+        check_logits(logits, int(stepped.clock), "step loop")
         seconds.append(time.perf_counter() - begin)
-        read.append(logits)
-    check_rows(folded, end)
-    check_rows(stepped, end, "the step")
-    bound, near = BOUNDS[folded_logits.dtype]
-    alike, near_ties = tokens.shape[1], 0
-    if any(
-        not torch.equal(G.positions.sort(-1).values, H.positions.sort(-1).values) for G, H in zip(folded, stepped, strict=True)
-    ):
-        alike, near_ties = _parting(cell, tokens, state, near)
-    differences = (folded_logits - torch.stack(read, dim=1))[:, :alike].abs().double()  # (1, T', V)
+        step_logits.append(logits)
+    check_rows(unrolled, end)
+    check_rows(stepped, end, "step loop")
+    bound, max_gap = BOUNDS[unroll_logits.dtype]
+    n_equal, near_ties = tokens.shape[1], 0
+    pairs = zip(unrolled, stepped, strict=True)
+    if any(not torch.equal(G.positions.sort(-1).values, H.positions.sort(-1).values) for G, H in pairs):
+        n_equal, near_ties = _first_divergence(cell, tokens, state, max_gap)
+    differences = (unroll_logits - torch.stack(step_logits, dim=1))[:, :n_equal].abs().double()  # (1, T', V)
     difference = float(differences.mean())
     if not difference <= bound:
         raise Error(
-            f"after {start + alike} tokens, the fold's logits are {difference:.1e} off the step's; expected {bound:.0e} at most"
+            f"after {start + n_equal} tokens: the logits of unroll and step loop differ by {difference:.1e}; "
+            f"expected at most {bound:.0e}"
         )
-    return Compared(1e3 * spent / tokens.shape[1], 1e3 * median(seconds), difference, near_ties), folded
+    return StepVsUnroll(1e3 * spent / tokens.shape[1], 1e3 * median(seconds), difference, near_ties), unrolled
 
 
-def check_logits(logits: Tensor, read: int, by: str = "the fold") -> None:
+def check_logits(logits: Tensor, clock: int, path: str = "unroll") -> None:
     """Refuse logits that are not finite.
 
     Raises:
-        Error: they are not.
+        Error: a logit is infinite or NaN.
     """
     if not logits.isfinite().all():
-        raise Error(f"after {read} tokens, by {by}: the logits are not finite")
+        raise Error(f"after {clock} tokens, {path}: the logits are not finite")
 
 
-def _parting(cell: Cell, tokens: Tensor, state: State, near: float) -> tuple[int, int]:
-    """The first token at which fold and step let different rows go, each decision shown to be a near-tie.
+def _first_divergence(cell: Cell, tokens: Tensor, state: State, max_gap: float) -> tuple[int, int]:
+    """Find the first token at which unroll and step loop evict different rows, and check that each decision is a near-tie.
 
-    Up to that token both have read the same, so every layer and head decided on the same numbers but for rounding.
+    Before that token both paths have read the same rows, so their scores are equal up to rounding.
 
     Returns:
-        How many tokens they read alike, that one included, and in how many decisions they parted there.
+        The number of tokens up to and including that token, and the number of decisions that differ there.
 
     Raises:
-        Error: a decision that is no near-tie, or none that explains the difference.
+        Error: a decision is not a near-tie, or no decision differs.
     """
     _, trace = cell.scan(tokens, state, weights=True)
     for t, token in enumerate(tokens.T):
         before, state = state, cell.step(token, state)[1]
-        parted = 0
-        for layer, (H, after, said) in enumerate(zip(before, state, trace, strict=True)):
-            assert said.scores is not None
-            for k, row in enumerate(said.rows[0].tolist()):
-                a, b = int(said.left[0, k, t]), _left(H, after, k)
+        near_ties = 0
+        for layer, (H, after, record) in enumerate(zip(before, state, trace, strict=True)):
+            assert record.scores is not None
+            for k, row in enumerate(record.rows[0].tolist()):
+                a, b = int(record.left[0, k, t]), _evicted(H, after, k)
                 if a == b:
                     continue
-                scores = dict(zip(row, said.scores[0, k % said.scores.shape[1], t].tolist(), strict=True))
+                scores = dict(zip(row, record.scores[0, k % record.scores.shape[1], t].tolist(), strict=True))
                 one, other = scores.get(a, torch.nan), scores.get(b, torch.nan)
                 gap = abs(one - other) / (max(abs(one), abs(other)) or 1.0)
-                if not gap <= near:
+                if not gap <= max_gap:
                     raise Error(
-                        f"after {int(state.clock)} tokens, layer {layer}: position {a} leaves by the fold and {b} by the step, "
-                        f"of scores {gap:.1e} apart; expected the same"
+                        f"after {int(state.clock)} tokens, layer {layer}: the unroll evicts position {a}, the step loop {b}; "
+                        f"their scores differ by {gap:.1e}, so this is not a near-tie"
                     )
-                parted += k < said.scores.shape[1]  # one decision for all heads counts once
-        if parted:
-            return t + 1, parted
-    raise Error(f"after {int(state.clock)} tokens, fold and step hold different rows, and no decision of theirs explains it")
+                near_ties += k < record.scores.shape[1]  # a decision shared by all heads counts once
+        if near_ties:
+            return t + 1, near_ties
+    raise Error(
+        f"after {int(state.clock)} tokens: unroll and step loop hold different rows, but replaying the tokens found no step at "
+        "which their evictions differ"
+    )
 
 
-def _left(before: MultiState, after: MultiState, head: int) -> int:
-    """The position that left a head in a step, −1 none."""
+def _evicted(before: MultiState, after: MultiState, head: int) -> int:
+    """Return the position that a step evicted from a head, or −1."""
     had, has = ({int(p) for p in H.positions[0, head] if p != EMPTY} for H in (before, after))
     return next(iter((had | {int(before.clock)}) - has), EMPTY)

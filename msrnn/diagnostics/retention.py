@@ -1,4 +1,4 @@
-"""Which positions H still holds, step by step: the paper's picture of what a bounded state remembers (v2 fig. 8)."""
+"""Positions that the KV cache retains, step by step (v2 of the TOVA paper, fig. 8)."""
 
 from collections.abc import Sequence
 
@@ -9,64 +9,78 @@ from ..cell.cell import Cell
 from ..reductions.contract import Reduction
 from ..state.state import State
 
-AT_ONCE = 256
-"""Tokens of a piece: their logits are there at once."""
+CHUNK_TOKENS = 256
+"""Number of tokens per scan; all of their logits are in memory at the same time."""
 
 
-def held(state: State, length: int) -> Tensor:
-    """``(B, L, length)`` float32: the share of a layer's key/value heads that hold each position, 0 … 1.
+def retained_fraction(state: State, length: int) -> Tensor:
+    """Return the fraction of key/value heads that hold each position.
 
     Args:
-        state: after any step.
-        length: how many positions to tell of, 0 … length − 1; later ones are left out.
+        state: any state.
+        length: positions 0 … length − 1 are counted, later ones are ignored.
+
+    Returns:
+        ``(B, L, length)`` float32, from 0 to 1.
     """
     layers = []
     for H in state:
         B, K, _ = H.positions.shape
         index = torch.where((H.positions >= 0) & (H.positions < length), H.positions, length)  # the rest goes to a last bin
-        marks = torch.zeros(B, K, length + 1, device=index.device).scatter_(2, index, 1.0)
-        layers.append(marks[..., :length].mean(1))  # (B, length)
+        counts = torch.zeros(B, K, length + 1, device=index.device).scatter_(2, index, 1.0)
+        layers.append(counts[..., :length].mean(1))  # (B, length)
     return torch.stack(layers, dim=1)
 
 
 @torch.no_grad()
-def leaving(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequence[Reduction | str] | None = None) -> Tensor:
-    """When each position of a text left H, read off ``cell.scan``'s trace.
+def eviction_steps(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequence[Reduction | str] | None = None) -> Tensor:
+    """Return the step at which each position of a text is evicted.
 
     Args:
-        cell: the cell.
+        cell: the model.
         tokens: ``(B, T)`` int64.
-        reduction: as ``cell.initial_state`` takes it.
+        reduction: as for ``cell.initial_state``.
 
     Returns:
-        ``(B, L, K, T)`` int64: the step whose query was the last to see each position; T where H holds it at the end. After
-        step t a head holds the positions p with p ≤ t < leaving[…, p].
+        ``(B, L, K, T)`` int64: the last step whose query attends to the position, or T if H holds it at the end. After step t a
+        head holds the positions p with p ≤ t < eviction_steps[…, p].
     """
     B, T = tokens.shape
     state = cell.initial_state(B, reduction)
     heads = state[0].positions.shape[1]
-    step = torch.full((B, len(state), heads, T + 1), T, device=tokens.device)  # the last column is for nobody
-    for start in range(0, T, AT_ONCE):
-        piece = tokens[:, start : start + AT_ONCE]
-        _, trace = cell.scan(piece, state)
-        now = torch.arange(start, start + piece.shape[1], device=tokens.device)
+    steps = torch.full((B, len(state), heads, T + 1), T, device=tokens.device)  # the last column collects "no eviction"
+    for start in range(0, T, CHUNK_TOKENS):
+        chunk = tokens[:, start : start + CHUNK_TOKENS]
+        _, trace = cell.scan(chunk, state)
+        now = torch.arange(start, start + chunk.shape[1], device=tokens.device)
         for l, layer in enumerate(trace):
-            left = layer.left.masked_fill(layer.left < 0, T)  # (B, K, t)
-            step[:, l].scatter_(2, left, now.expand_as(left))
-        state = trace.at(piece.shape[1])
-    return step[..., :T]
+            evicted = layer.left.masked_fill(layer.left < 0, T)  # (B, K, t)
+            steps[:, l].scatter_(2, evicted, now.expand_as(evicted))
+        state = trace.at(chunk.shape[1])
+    return steps[..., :T]
 
 
-def shares(leaving: Tensor) -> Tensor:
-    """``(…, K, T) -> (…, T, T)`` float32: [t, p] is the share of the K heads that hold position p after step t."""
-    p = torch.arange(leaving.shape[-1], device=leaving.device)
+def retention_map(steps: Tensor) -> Tensor:
+    """Return the fraction of heads that hold position p after step t, at [t, p].
+
+    Args:
+        steps: ``(…, K, T)`` int64, as from :func:`eviction_steps`.
+
+    Returns:
+        ``(…, T, T)`` float32.
+    """
+    p = torch.arange(steps.shape[-1], device=steps.device)
     t = p[:, None]
-    return torch.stack([(p <= t) & (t < head[..., None, :]) for head in leaving.unbind(-2)]).float().mean(0)
+    return torch.stack([(p <= t) & (t < head[..., None, :]) for head in steps.unbind(-2)]).float().mean(0)
 
 
 def retention(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequence[Reduction | str] | None = None) -> Tensor:
-    """What each step of a text kept, ``(B, L, T, T)`` float32; arguments as of :func:`leaving`.
+    """Return the fraction of heads that hold position p after step t, at [b, l, t, p].
 
-    [b, l, t, p] is the share of layer l's heads that hold position p after step t.
+    Args:
+        cell, tokens, reduction: as for :func:`eviction_steps`.
+
+    Returns:
+        ``(B, L, T, T)`` float32.
     """
-    return shares(leaving(cell, tokens, reduction))
+    return retention_map(eviction_steps(cell, tokens, reduction))

@@ -1,13 +1,12 @@
-"""The soak: a bounded state reads on for as long as asked, is checked as it goes, and may be killed at any moment.
+"""Long runs of a bounded state, which are checked on the way and can be killed and resumed.
 
-The text is read by the fold, an interval at a time. At a random place in every interval the step reads a few tokens beside it
-and has to agree (``check.py``). Then H is looked at, and saved. Everything that is read, and where it is checked, follows from
-the seed and the clock, so a run that was killed goes on as if it had not been.
+The unroll reads the text, one interval after the other. At a random place in every interval the step loop reads a few tokens
+from the same state, and the results are compared (``invariants.py``). At the end of the interval the state is checked and
+saved. The tokens and the places of the comparisons depend only on the seed and the clock, so a resumed run equals an
+uninterrupted run.
 """
 
-import os
 import random
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, check_int
 from ..reductions.contract import Reduction
 from ..reporting.figures import new_figure, save_figure
 from ..reporting.progress import progress_bar
@@ -28,31 +27,32 @@ from ..state.state import State
 from ..storage.digest import digest
 from ..storage.files import atomic_file, read_json, write_json
 from .invariants import check_logits, check_rows, compare_step
+from .process_memory import rss_bytes
 
-BESIDE = 16
-"""Tokens that the step reads beside the fold in every interval."""
+CHECK_TOKENS = 16
+"""Number of tokens per interval that the step loop reads too."""
 STATE, RECORD = "state.safetensors", "record.json"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """What was measured while one interval was read.
+    """Measurements of one interval.
 
     Attributes:
-        read: tokens read at its end.
-        fold_ms: milliseconds a token by the fold.
-        step_ms, difference, near_ties: of the step beside it (:class:`~msrnn.diagnostics.invariants.Compared`).
-        nbytes: what H held at its end.
-        resident: bytes of the process in main memory then.
+        read: number of tokens read in total at the end of the interval.
+        unroll_ms: milliseconds per token of the unroll.
+        step_ms, difference, near_ties: as in :class:`~msrnn.diagnostics.invariants.StepVsUnroll`.
+        nbytes: bytes of H at the end.
+        rss_bytes: resident memory of the process at the end.
     """
 
     read: int
-    fold_ms: float
+    unroll_ms: float
     step_ms: float
     difference: float
     near_ties: int
     nbytes: int
-    resident: int
+    rss_bytes: int
 
 
 @torch.no_grad()
@@ -63,42 +63,39 @@ def soak(
     reduction: Reduction | str | Sequence[Reduction | str] | None = None,
     *,
     text: Tensor | None = None,
-    seed: int = 0,
+    seed: int = 1,
     interval: int = 2048,
     progress: bool = False,
 ) -> list[Interval]:
-    """Read ``n_tokens`` under a bounded state, or what is missing of them since the last saved state in ``folder``.
+    """Read tokens with a bounded state until ``n_tokens`` have been read; resume from the last saved state in ``folder``.
 
     Args:
-        cell: the cell.
-        folder: where the state and the record are kept, and found again.
-        n_tokens: how many tokens in all; a finished run may be asked for more.
-        reduction: as ``cell.initial_state`` takes it, bounded in every layer.
-        text: ``(T,)`` int64, read over and over; None is random ids, each as likely as any other.
-        seed: of the random ids and of the places of the checks.
-        interval: tokens between two saves.
-        progress: whether to show a bar.
+        cell: the model.
+        folder: folder of the state and the record.
+        n_tokens: total number of tokens; it may be increased for a finished run.
+        reduction: as for ``cell.initial_state``; bounded in every layer.
+        text: ``(T,)`` int64, repeated as needed; None means uniformly random ids.
+        seed: seed of the random ids and of the places of the comparisons.
+        interval: number of tokens between two saves.
+        progress: True to show a progress bar.
 
     Returns:
-        One row per interval, those of earlier runs included.
+        One record per interval, including those of earlier runs.
 
     Raises:
-        Error: an unbounded layer, an empty text, a folder that holds another run or cannot be written; and whatever does not
-            hold on the way, after which token and in which layer: the last saved state is the last one that was sound.
+        Error: a layer is unbounded, the text is not usable, the folder belongs to another run or cannot be written, or a check
+            failed. The message of a failed check states token and layer; the last saved state passed all checks.
     """
-    if n_tokens < 1 or interval < 1:
-        raise Error(f"soak: {n_tokens} tokens in intervals of {interval}; expected at least 1 of each")
+    check_int("n_tokens", n_tokens)
+    check_int("interval", interval)
     folder, fresh = Path(folder), cell.initial_state(1, reduction)
-    if free := [H.reduction for H in fresh if H.reduction.size is None]:
-        raise Error(f"soak: the reduction is {free[0]}; expected one that bounds H, such as tova:512")
-    if text is not None and (text.ndim != 1 or text.dtype != torch.int64 or not text.numel()):
-        raise Error(f"soak: the text is {text.dtype} of shape {tuple(text.shape)}; expected int64 of shape (T,), T at least 1")
-    if text is not None and (text.amin() < 0 or text.amax() >= cell.config.vocab_size):
-        found = f"ids from {int(text.amin())} to {int(text.amax())}"
-        raise Error(f"soak: the text has {found}; the vocabulary has {cell.config.vocab_size}")
+    if unbounded := [H.reduction for H in fresh if H.reduction.size is None]:
+        raise Error(f"reduction is {unbounded[0]}; expected an operator that bounds H, such as tova:512")
+    if text is not None:
+        _check_text(text, cell.config.vocab_size)
     source = "random ids" if text is None else digest(str(text.tolist()))
-    about = {"seed": seed, "text": source, "interval": interval}
-    state, rows = _resume(folder, cell, fresh, about)
+    settings = {"seed": seed, "text": source, "interval": interval}
+    state, rows = _resume(folder, cell, fresh, settings)
     device, full = fresh.clock.device, max(size for H in fresh if isinstance(size := H.reduction.size, int))
     with progress_bar(n_tokens, "token", initial=int(state.clock), label="reading", enabled=progress, unit_scale=True) as bar:
         while (clock := int(state.clock)) < n_tokens:
@@ -106,40 +103,47 @@ def soak(
             ids = _ids(cell, text, seed, interval, block)[clock - block * interval : n_tokens - block * interval]
             state, row = _read(cell, ids[None].to(device), state, random.Random(f"{seed} {clock}"))
             if rows and rows[-1].read >= full and row.nbytes > rows[-1].nbytes:
-                raise Error(f"after {row.read} tokens: H grew from {rows[-1].nbytes} to {row.nbytes} bytes; it was full before")
+                raise Error(f"after {row.read} tokens: H grew from {rows[-1].nbytes} to {row.nbytes} bytes after it was full")
             rows.append(row)
-            _save(folder, state, {**about, "intervals": [asdict(row) for row in rows]})
-            bar.set_postfix_str(f"{row.fold_ms:.2f} ms/token, {row.resident / 1e6:.0f} MB resident", refresh=False)
+            _save(folder, state, {**settings, "intervals": [asdict(row) for row in rows]})
+            bar.set_postfix_str(f"{row.unroll_ms:.2f} ms/token, {row.rss_bytes / 1e6:.0f} MB resident", refresh=False)
             bar.update(row.read - clock)
     return rows
 
 
+def _check_text(text: Tensor, vocab_size: int) -> None:
+    if text.ndim != 1 or text.dtype != torch.int64 or not text.numel():
+        raise Error(f"text is {text.dtype} of shape {tuple(text.shape)}; expected int64 of shape (T,), T at least 1")
+    if text.amin() < 0 or text.amax() >= vocab_size:
+        raise Error(f"text has ids from {int(text.amin())} to {int(text.amax())}; expected 0 to {vocab_size - 1}")
+
+
 def _ids(cell: Cell, text: Tensor | None, seed: int, interval: int, block: int) -> Tensor:
-    """``(interval,)`` ids: those of one block of the endless text, whatever was read before."""
+    """Return the ``(interval,)`` ids of one interval of the endless text, independent of the other intervals."""
     if text is None:
         return torch.tensor(random.Random(f"{seed} block {block}").choices(range(cell.config.vocab_size), k=interval))
     return text[torch.arange(block * interval, (block + 1) * interval, device=text.device) % len(text)]
 
 
-def _read(cell: Cell, ids: Tensor, state: State, chance: random.Random) -> tuple[State, Interval]:
-    """One interval, ``(1, T)`` ids: the fold, and at some place the step beside it."""
+def _read(cell: Cell, ids: Tensor, state: State, rng: random.Random) -> tuple[State, Interval]:
+    """Read one interval, ``(1, T)`` ids, by the unroll, and compare it with the step loop at a random place."""
     T = ids.shape[1]
-    beside = min(T, BESIDE)
-    # A multiple, so that chunks come in few lengths: oneDNN compiles, and keeps, a kernel for every number of rows it meets.
-    place = BESIDE * chance.randint(0, (T - beside) // BESIDE)
-    before, few, after = ids.split([place, beside, T - place - beside], dim=1)
-    state, first = _fold(cell, before, state)
-    compared, state = compare_step(cell, few, state)
-    state, second = _fold(cell, after, state)
+    checked = min(T, CHECK_TOKENS)
+    # Multiples of CHECK_TOKENS give few different lengths. oneDNN compiles and keeps one kernel per number of rows.
+    place = CHECK_TOKENS * rng.randint(0, (T - checked) // CHECK_TOKENS)
+    before, middle, after = ids.split([place, checked, T - place - checked], dim=1)
+    state, first = _unroll(cell, before, state)
+    compared, state = compare_step(cell, middle, state)
+    state, second = _unroll(cell, after, state)
     read = int(state.clock)
     check_rows(state, read)
-    fold_ms = (1e3 * (first + second) + compared.fold_ms * beside) / T
-    row = Interval(read, fold_ms, compared.step_ms, compared.difference, compared.near_ties, state.nbytes, _resident())
+    unroll_ms = (1e3 * (first + second) + compared.unroll_ms * checked) / T
+    row = Interval(read, unroll_ms, compared.step_ms, compared.difference, compared.near_ties, state.nbytes, rss_bytes())
     return state, row
 
 
-def _fold(cell: Cell, ids: Tensor, state: State) -> tuple[State, float]:
-    """``(1, T)`` ids read on, and the seconds it took."""
+def _unroll(cell: Cell, ids: Tensor, state: State) -> tuple[State, float]:
+    """Read ``(1, T)`` ids and return the state and the seconds."""
     if not ids.shape[1]:
         return state, 0.0
     begin = time.perf_counter()
@@ -149,51 +153,41 @@ def _fold(cell: Cell, ids: Tensor, state: State) -> tuple[State, float]:
 
 
 def _save(folder: Path, state: State, record: dict[str, Any]) -> None:
-    """The record first: killed before the state has followed, the record is one row ahead, which :func:`_resume` drops."""
-    with atomic_file(folder / RECORD) as beside:
-        write_json(beside, record)
+    """Write the record, then the state. If the run is killed in between, :func:`_resume` drops the additional record row."""
+    with atomic_file(folder / RECORD) as path:
+        write_json(path, record)
     state.save(folder / STATE)
 
 
-def _resume(folder: Path, cell: Cell, fresh: State, about: dict[str, Any]) -> tuple[State, list[Interval]]:
-    """The last saved state and the rows up to it; ``fresh`` and none where there is none."""
+def _resume(folder: Path, cell: Cell, fresh: State, settings: dict[str, Any]) -> tuple[State, list[Interval]]:
+    """Return the last saved state and the records up to it, or ``fresh`` and an empty list."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as wrong:
-        raise Error(f"cannot write to {folder} ({wrong.strerror})") from None
+    except OSError as error:
+        raise Error(f"cannot write to {folder} ({error.strerror})") from None
     if not (folder / RECORD).exists():
         if (folder / STATE).exists():
             raise Error(f"{folder} has a {STATE} and no {RECORD}; expected the folder of a soak, or a new one")
         return fresh, []
     record = read_json(folder / RECORD)
-    check_same_settings(folder, {name: record.get(name) for name in about}, about)
+    check_same_settings(folder, {name: record.get(name) for name in settings}, settings)
     if not (folder / STATE).exists():
         return fresh, []
     state = load_state(folder / STATE, device=fresh.clock.device)
     try:
         cell.check_state(state, 1)
-    except Error as refused:
-        raise Error(f"{folder} holds another run: {refused}") from None
+    except Error as error:
+        raise Error(f"{folder} contains another run: {error}") from None
     for H, G in zip(state, fresh, strict=True):
         if H.reduction != G.reduction:
-            raise Error(f"{folder} holds a run under {H.reduction}; this one is under {G.reduction}")
+            raise Error(f"{folder} contains a run under {H.reduction}; this one is under {G.reduction}")
     try:
-        rows = [row for row in (Interval(**facts) for facts in record["intervals"]) if row.read <= int(state.clock)]
+        rows = [row for row in (Interval(**fields) for fields in record["intervals"]) if row.read <= int(state.clock)]
     except (LookupError, TypeError):
         raise Error(f"{folder / RECORD} is incomplete or damaged; expected the record of a soak") from None
     if not rows or rows[-1].read != int(state.clock):
         raise Error(f"{folder}: {RECORD} has no row for the {int(state.clock)} tokens that {STATE} has read")
     return state, rows
-
-
-def _resident() -> int:
-    """Bytes of this process in main memory now; where there is no /proc, the most there have been."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def draw_soak(rows: Sequence[Interval], path: str | Path, *, title: str = "") -> None:
@@ -213,15 +207,9 @@ def draw_soak(rows: Sequence[Interval], path: str | Path, *, title: str = "") ->
     read = [row.read / 1000 for row in rows]
     curves = [
         (time, "step", [row.step_ms for row in rows], "tab:orange", 1.3),
-        (time, "fold", [row.fold_ms for row in rows], "tab:blue", 1.3),
-        (process, "process, resident (left)", [row.resident / 1e6 for row in rows], "tab:green", 1.3),
-        (
-            state,
-            "H (right)",
-            [row.nbytes / 1e6 for row in rows],
-            "tab:red",
-            2.2,
-        ),  # headroom avoids an overlap
+        (time, "unroll", [row.unroll_ms for row in rows], "tab:blue", 1.3),
+        (process, "process, resident (left)", [row.rss_bytes / 1e6 for row in rows], "tab:green", 1.3),
+        (state, "H (right)", [row.nbytes / 1e6 for row in rows], "tab:red", 2.2),  # the headroom avoids an overlap
     ]
     for axes, name, values, colour, headroom in curves:
         axes.plot(read, values, color=colour, label=name, marker="." if len(rows) < 40 else "")

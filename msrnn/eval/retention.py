@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..cell.cell import Cell
-from ..diagnostics.retention import leaving, shares
+from ..diagnostics.retention import eviction_steps, retention_map
 from ..errors import Error
 from ..reporting.report import Curves, HeatMaps, Report, Table
 from ..reporting.statistics import mean
@@ -79,7 +79,7 @@ def look(cell: Cell, chunk: Chunk, entry: Entry, kind: Callable[..., list[str]] 
     """Read one chunk and see what was kept; ``kind`` names each token's kind, as :func:`kinds` does."""
     assert entry.size is not None
     begin = time.perf_counter()
-    left = leaving(cell, chunk.ids[None].to(cell.marks[0].device), entry.reduction)[0].cpu()  # (L, K, T)
+    left = eviction_steps(cell, chunk.ids[None].to(cell.marks[0].device), entry.reduction)[0].cpu()  # (L, K, T)
     if bool((left == left[:, :1]).all()):
         left = left[:, :1]
     T = left.shape[-1]
@@ -217,5 +217,5 @@ def _pictures(name: str, places: Places) -> dict[str, Curves | HeatMaps]:
 
 def _map(leaving: Tensor) -> Tensor:
     """``(K, T)`` -> ``(PIXELS, PIXELS)`` at most: time down, position across."""
-    whole = shares(leaving)
+    whole = retention_map(leaving)
     return adaptive_avg_pool2d(whole[None], min(PIXELS, len(whole)))[0]

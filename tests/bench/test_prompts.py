@@ -1,13 +1,13 @@
 """Prompts as token ids, and the detection of loops."""
 
 import pytest
-from support.tiny_tokenizer import talking_cell, tiny_tokenizer
+from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.bench.prompts import Prompt, ends_in_loop
 
 
 def test_only_a_user_message_is_rendered_by_the_chat_template():
-    cell, tokenizer = talking_cell(), tiny_tokenizer()
+    cell, tokenizer = chat_cell(), tiny_tokenizer()
     direct = Prompt("prose", "name", "a few words", chat=False).encode(cell, tokenizer)
     assert direct == tokenizer.encode("a few words", add_special_tokens=False).ids
     rendered = Prompt("chat", "name", "a few words").encode(cell, tokenizer)

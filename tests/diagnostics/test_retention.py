@@ -1,14 +1,13 @@
-"""What is held is what `positions` says, and the picture shows it."""
+"""Retained positions: equal to those of the states of a step loop, and plotted."""
 
 import pytest
 import torch
-from support.check_picture import main as look
+from support.check_picture import main as check_picture
 from support.tiny_models import tiny_cell
 
 import msrnn
 from msrnn.diagnostics import retention as module
-from msrnn.diagnostics.comparison import full_nbytes
-from msrnn.diagnostics.retention import held, leaving, retention
+from msrnn.diagnostics.retention import eviction_steps, retained_fraction, retention
 from msrnn.layers.masks import subsequent_mask, window_mask
 from msrnn.reporting.figures import draw_attention, draw_retention
 
@@ -16,33 +15,33 @@ CELL = tiny_cell()
 TOKENS = torch.randint(0, CELL.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
-def test_held_counts_heads():
+def test_retained_fraction_is_that_of_the_heads():
     _, state = CELL(TOKENS, CELL.initial_state(2, "tova-head:4"))
-    share = held(state, 12)
-    assert share.shape == (2, len(state), 12)
+    fraction = retained_fraction(state, 12)
+    assert fraction.shape == (2, len(state), 12)
     for b in range(2):
         for l, H in enumerate(state):
             heads = H.positions[b].tolist()
             for p in range(12):
-                assert share[b, l, p] == pytest.approx(sum(p in row for row in heads) / len(heads))
-    assert torch.equal(held(state, 5), share[..., :5])
+                assert fraction[b, l, p] == pytest.approx(sum(p in row for row in heads) / len(heads))
+    assert torch.equal(retained_fraction(state, 5), fraction[..., :5])
 
 
 @pytest.mark.parametrize("reduction", ["h2o:4", "tova:3", "tova-head:5", "sinks:5:2", "full"])
-@pytest.mark.parametrize("at_once", [1, 5, 256])
-def test_retention_is_the_step_loop_looked_at_after_each_step(reduction, at_once, monkeypatch):
-    monkeypatch.setattr(module, "AT_ONCE", at_once)
-    kept, state = retention(CELL, TOKENS, reduction), CELL.initial_state(2, reduction)
-    assert kept.shape == (2, len(CELL.layers), 12, 12)
+@pytest.mark.parametrize("chunk", [1, 5, 256])
+def test_retention_is_that_of_the_step_loop(reduction, chunk, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_TOKENS", chunk)
+    retained, state = retention(CELL, TOKENS, reduction), CELL.initial_state(2, reduction)
+    assert retained.shape == (2, len(CELL.layers), 12, 12)
     for t, token in enumerate(TOKENS.T):
         _, state = CELL.step(token, state)
-        assert torch.equal(kept[:, :, t], held(state, 12))
+        assert torch.equal(retained[:, :, t], retained_fraction(state, 12))
 
 
-def test_leaving_says_who_saw_a_position_last():
-    assert leaving(CELL, TOKENS[:1], "window:3")[0, 0, 0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 12, 12]
-    assert leaving(CELL, TOKENS[:1], "window:0")[0, 1, 1].tolist() == list(range(12))
-    assert leaving(CELL, TOKENS[:1, :0], "tova:3").shape == (1, 2, 2, 0)
+def test_eviction_step_is_the_last_that_attends_to_a_position():
+    assert eviction_steps(CELL, TOKENS[:1], "window:3")[0, 0, 0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 12, 12]
+    assert eviction_steps(CELL, TOKENS[:1], "window:0")[0, 1, 1].tolist() == list(range(12))
+    assert eviction_steps(CELL, TOKENS[:1, :0], "tova:3").shape == (1, 2, 2, 0)
 
 
 def test_known_patterns():
@@ -53,32 +52,26 @@ def test_known_patterns():
     assert torch.equal(sinks, (position <= step) & ((position > step - 3) | (position < 2) | (step < 5)))
 
 
-def test_what_an_unbounded_state_would_hold():
-    _, full = CELL(TOKENS)
-    _, bounded = CELL(TOKENS, CELL.initial_state(2, "window:3"))
-    assert full_nbytes(bounded) == full_nbytes(full) == full.clone().nbytes
-
-
-def test_the_picture_shows_every_operator(tmp_path):
+def test_plot_has_one_panel_per_operator(tmp_path):
     panels = {r: retention(CELL, TOKENS[:1], r)[0].mean(0) for r in ("full", "tova:4", "sinks:4:2", "window:4")}
-    draw_retention(panels, tmp_path / "new" / "kept.png", prompt=5, title="tiny")
-    look(str(tmp_path / "new" / "kept.png"), 4)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["kept.png"]
+    draw_retention(panels, tmp_path / "new" / "retained.png", prompt=5, title="tiny")
+    check_picture(str(tmp_path / "new" / "retained.png"), 4)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["retained.png"]
 
 
-def test_a_picture_of_the_same_thing_four_times_is_told(tmp_path):
+def test_check_of_plots_finds_equal_panels(tmp_path):
     draw_retention({str(i): torch.eye(12) for i in range(4)}, tmp_path / "same.png")
     with pytest.raises(AssertionError, match="differ"):
-        look(str(tmp_path / "same.png"), 4)
+        check_picture(str(tmp_path / "same.png"), 4)
 
 
-def test_masks_and_weights_are_drawn(tmp_path):
+def test_masks_and_weights_are_plotted(tmp_path):
     weights = torch.rand(9, 9, requires_grad=True).softmax(-1)
     draw_attention({"subsequent": subsequent_mask(9), "window": window_mask(9, 3), "head 0": weights}, tmp_path / "masks.png")
-    look(str(tmp_path / "masks.png"), 3)
+    check_picture(str(tmp_path / "masks.png"), 3)
 
 
-def test_an_ending_nobody_draws_is_refused(tmp_path):
-    with pytest.raises(msrnn.Error, match=r"cannot draw .*kept\.xyz"):
-        draw_retention({"full": torch.eye(3)}, tmp_path / "kept.xyz")
+def test_unknown_file_type_is_refused(tmp_path):
+    with pytest.raises(msrnn.Error, match=r"retained\.xyz"):
+        draw_retention({"full": torch.eye(3)}, tmp_path / "retained.xyz")
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from support.tiny_models import tiny_cell, tokens
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.cli.main import main
-from msrnn.diagnostics.retention import leaving
+from msrnn.diagnostics.retention import eviction_steps
 from msrnn.eval.conditions import entries
 from msrnn.eval.retention import FIRST, Kept, lifetimes, look, recent_share, report
 from msrnn.eval.texts import chunks
@@ -25,7 +25,7 @@ TEXT = "The boat was small, the sea was not; and on the 3rd day the wind rose ag
 def test_lifetimes_and_shares_by_looking_at_each_step(reduction):
     T, size = 30, int(reduction.split(":")[1])
     text = tokens(4, 1, T)
-    left, state = leaving(CELL, text, reduction)[0], CELL.initial_state(1, reduction)
+    left, state = eviction_steps(CELL, text, reduction)[0], CELL.initial_state(1, reduction)
     seen, held, recent = torch.zeros(2, 2, T, dtype=torch.int64), torch.zeros(2, 2), torch.zeros(2, 2)
     for t, token in enumerate(text.T):
         for l, H in enumerate(state):
@@ -82,7 +82,7 @@ def test_a_record_is_what_the_trace_says():
     (chunk,) = chunks({"book": TEXT}, tokenizer, 50, 1)
     for entry in entries(["tova", "h2o"], [7]):
         kept = look(cell, chunk, entry, whole=True)
-        left = leaving(cell, chunk.ids[None], entry.reduction)[0]
+        left = eviction_steps(cell, chunk.ids[None], entry.reduction)[0]
         life = lifetimes(left).double().mean((0, 1))
         assert kept.first == life[:FIRST].tolist()
         assert kept.mean == pytest.approx(float(life.mean()))

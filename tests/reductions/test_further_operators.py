@@ -14,7 +14,7 @@ from support.tiny_models import assert_same, close, fold, held, tiny_cell, token
 
 import msrnn
 from msrnn import TOVA, CaM, KeyDiff, Keyformer, Knorm, LastQueries, MorphKV, Random, Scissorhands, parse_reduction, pyramid
-from msrnn.diagnostics.retention import held as share_held
+from msrnn.diagnostics.retention import retained_fraction
 from msrnn.recurrence import eviction as deciding
 from msrnn.recurrence import unroll as folding
 from msrnn.reductions.hash_rng import uniform
@@ -406,7 +406,7 @@ def test_random_is_repeatable_and_its_rows_live_on_average_as_long_as_there_are_
     assert held(ends[0]) == held(ends[1]) != held(ends[2])
     age = torch.stack([399 - H.positions.double() for state in ends[1:] for H in state])
     assert age.mean().item() == pytest.approx(20, rel=0.25)  # geometric, 1 in 21 a step
-    assert share_held(ends[0], 400).sum().item() == pytest.approx(20)
+    assert retained_fraction(ends[0], 400).sum().item() == pytest.approx(20)
     four = held(cell(text, cell.initial_state(1, "random:20"))[1])[0][0]
     assert all(a != b for i, a in enumerate(four) for b in four[:i])  # heads draw apart
     layers = held(tiny_cell(n_layers=2)(text, tiny_cell(n_layers=2).initial_state(1, Random(20)))[1])

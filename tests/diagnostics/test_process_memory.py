@@ -1,0 +1,24 @@
+"""Resident memory, compared with ``getrusage``."""
+
+import pytest
+import torch
+
+from msrnn.diagnostics import process_memory
+from msrnn.diagnostics.process_memory import peak_rss_bytes, reset_peak_rss, rss_bytes
+
+
+def test_rss_is_that_of_the_system(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert most / 4 < rss_bytes() <= 1.01 * most
+    monkeypatch.setattr(process_memory, "STATUS", tmp_path / "missing")
+    assert rss_bytes() >= most
+
+
+def test_peak_is_that_since_the_reset():
+    reset_peak_rss()
+    before = rss_bytes()
+    torch.ones(25_000_000).sum()  # 100 MB
+    assert peak_rss_bytes() - before > 90_000_000
+    reset_peak_rss()
+    assert peak_rss_bytes() - before < 50_000_000

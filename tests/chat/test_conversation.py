@@ -1,10 +1,8 @@
-"""Chat: the state has read exactly the ids of the conversation, and undo, branches and files restore it."""
-
-import json
+"""Chat: the state has read exactly the ids of the conversation; undo and branches restore it."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, safe_open, save_file
+from support.tiny_chat import LINES, reply, tiny_chat
 from support.tiny_models import assert_same, tiny_cell
 from support.tiny_tokenizer import TEMPLATES, chat_cell, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -18,16 +16,6 @@ RENDERED_DIFFERENTLY = (
     *("Llama 2", "the system text moves", "reasoning is removed"),
     "Llama 3",  # two newlines are one token at the end of a text, and two tokens before a letter
 )
-LINES = ("hello the other", "what on earth is it?", "the end", "one more")
-
-
-def tiny_chat(template=TEMPLATES["ChatML"], seed=1, **settings):
-    settings = {"reduction": "tova:24", "max_new_tokens": 20, **settings}
-    return msrnn.Chat(chat_cell(template, seed), tiny_tokenizer(), **settings)
-
-
-def reply(chat, text):
-    return "".join(chat.reply(text))
 
 
 @pytest.mark.parametrize("reduction", ["full", "tova:16"])
@@ -250,112 +238,6 @@ def test_invalid_bytes_do_not_end_a_chat():
         reply(chat, "x")
     assert chat.last_reply.completion_tokens == 200
     assert "\N{REPLACEMENT CHARACTER}" in chat.messages[-1]["content"]
-
-
-# Files.
-
-
-@pytest.fixture
-def saved(tmp_path):
-    chat = tiny_chat(seed=3, system="the system")
-    reply(chat, LINES[0])
-    reply(chat, LINES[1])
-    chat.save(tmp_path / "talk")
-    return chat, tmp_path / "talk"
-
-
-def test_a_loaded_chat_continues_as_the_saved_one(saved):
-    chat, path = saved
-    other = tiny_chat(seed=3)
-    reply(other, "something else")
-    assert other.load(path) == "talk"
-    assert (other.messages, other.ids) == (chat.messages, chat.ids)
-    assert reply(other, LINES[2]) == reply(chat, LINES[2])
-    assert_same(other.state, chat.state)
-    assert len(other.branches["main"].messages) == 2
-    assert other.load(path) == "talk-2"
-    other.undo()
-    other.undo()
-    assert other.messages == ({"role": "system", "content": "the system"},)
-
-
-def test_load_state_reads_a_saved_chat(saved):
-    chat, path = saved
-    assert_same(msrnn.load_state(path), chat.state)
-
-
-def test_an_empty_chat_can_be_saved(tmp_path):
-    tiny_chat().save(tmp_path / "empty")
-    chat = tiny_chat()
-    chat.load(tmp_path / "empty")
-    assert reply(chat, "x") == reply(tiny_chat(), "x")
-
-
-def test_only_a_saved_chat_is_overwritten(saved, tmp_path):
-    chat, path = saved
-    chat.save(path)
-    chat.state.save(tmp_path / "state")
-    (tmp_path / "notes.txt").write_text("mine")
-    for name, complaint in {"state": "is not a saved chat", "notes.txt": "safetensors", ".": "is a folder"}.items():
-        with pytest.raises(msrnn.Error, match=complaint):
-            chat.save(tmp_path / name)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def edited(change):
-    def damage(tensors, about):
-        chat = json.loads(about["chat"])
-        change(chat)
-        about["chat"] = json.dumps(chat)
-
-    return damage
-
-
-def narrower(tensors, about):
-    tensors.update({n: x[..., 1:].contiguous() for n, x in tensors.items() if n.endswith(("keys", "values"))})
-
-
-def fewer_layers(tensors, about):
-    about["operators"] = json.dumps(json.loads(about["operators"])[:1])
-    for name in [n for n in tensors if n.startswith("layers.1.")]:
-        del tensors[name]
-
-
-DAMAGE = {
-    "no chat": (lambda t, a: a.pop("chat"), "no chat"),
-    "no JSON": (lambda t, a: a.update(chat="{"), "no chat"),
-    "deep JSON": (lambda t, a: a.update(chat="[" * 100_000), "no chat"),
-    "a list": (lambda t, a: a.update(chat="[]"), "no chat"),
-    "no ids": (edited(lambda c: c.pop("ids")), "no chat"),
-    "ids a number": (edited(lambda c: c.update(ids=3)), "no chat"),
-    "ids of text": (edited(lambda c: c["ids"].__setitem__(0, "1")), "damaged"),
-    "an id missing": (edited(lambda c: c["ids"].pop()), "damaged"),
-    "a message missing": (edited(lambda c: c["messages"].pop()), "damaged"),
-    "another role": (edited(lambda c: c["messages"][1].update(role="tool")), "damaged"),
-    "content is not text": (edited(lambda c: c["messages"][1].update(content=3)), "no chat"),
-    "content is not Unicode": (edited(lambda c: c["messages"][1].update(content="\udc00")), "no chat"),
-    "messages a number": (edited(lambda c: c.update(messages=3)), "no chat"),
-    "another operator": (lambda t, a: a.update(operators=a["operators"].replace("24", "25")), "the state has tova:25"),
-    "another model": (lambda t, a: a.update(cell=a["cell"].replace("0.", "1.")), "another model"),
-    "narrower": (narrower, "rows 2 × 5"),
-    "fewer layers": (fewer_layers, "no further layer"),
-}
-
-
-@pytest.mark.parametrize(("damage", "complaint"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_file_raises_and_the_chat_is_unchanged(damage, complaint, saved):
-    chat, path = saved
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-    damage(tensors, about)
-    save_file(tensors, path, about)
-    before = (chat.name, dict(chat.branches))
-    with pytest.raises(msrnn.Error, match=complaint) as error:
-        chat.load(path)
-    assert "\n" not in str(error.value)
-    assert (chat.name, chat.branches) == before
-    assert reply(chat, LINES[2])
 
 
 # Errors of the constructor and of reply().

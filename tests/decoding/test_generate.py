@@ -1,5 +1,7 @@
 """Plain decoding against a loop over the step."""
 
+import inspect
+
 import pytest
 import torch
 from support.tiny_models import tiny_cell
@@ -152,3 +154,11 @@ def test_invalid_settings_raise(settings, message):
 def test_an_empty_prompt_raises():
     with pytest.raises(msrnn.Error, match="empty"):
         msrnn.generate(CELL, PROMPT[:, :0], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("decode", [msrnn.jacobi, msrnn.stream_jacobi, msrnn.lookahead, msrnn.stream_lookahead])
+def test_the_signature_lists_all_arguments_of_generate(decode):
+    parameters = inspect.signature(decode).parameters
+    assert inspect.signature(msrnn.generate).parameters.items() <= parameters.items()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'top'"):
+        decode(CELL, PROMPT, max_new_tokens=3, top=3)

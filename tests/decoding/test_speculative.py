@@ -1,7 +1,5 @@
 """Jacobi and lookahead decoding against plain decoding: the same tokens and the same state for any drafts."""
 
-import inspect
-
 import pytest
 import torch
 from cell.test_laws import laws, settings_of
@@ -226,14 +224,6 @@ def test_a_pool_of_another_vocabulary_raises():
     pool.add([1, 2, 50])
     with pytest.raises(Error, match="pool holds token id 50; expected ids below 50"):
         msrnn.lookahead(tiny_cell(), tokens(1, 1, 3), max_new_tokens=3, pool=pool)
-
-
-@pytest.mark.parametrize("decode", [jacobi, msrnn.stream_jacobi, msrnn.lookahead, msrnn.stream_lookahead])
-def test_the_signature_lists_all_arguments_of_generate(decode):
-    parameters = inspect.signature(decode).parameters
-    assert inspect.signature(msrnn.generate).parameters.items() <= parameters.items()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'top'"):
-        decode(tiny_cell(), tokens(1, 1, 3), max_new_tokens=3, top=3)
 
 
 @pytest.mark.parametrize("reduction", ["full", "tova:48", "h2o:48", "sinks:48:4", "window:48"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..argtypes import read_text
 from ..reporting.figures import check_output_path
-from ..train.config import PRESETS, read_recipe
+from ..train.config import PRESETS, read_train_config
 from ..train.loop import train
 from ..train.report import draw_training
 
@@ -30,15 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, plot the losses, and print the validation loss."""
-    recipe = read_recipe(args.config)
+    config = read_train_config(args.config)
     check_output_path(args.out.parent / "loss.png")  # in the parent folder, so that a refused run creates no folder
     text = read_text(args.text)
     try:
-        done = train(recipe, text, args.out, progress=True)
+        done = train(config, text, args.out, progress=True)
     except KeyboardInterrupt:
         print(f"\nthe same command resumes from the last checkpoint in {args.out}", file=sys.stderr)
         raise
-    draw_training(done.losses, done.validation, args.out / "loss.png", title=f"{args.text.name}, under {recipe.reduction}")
+    draw_training(done.losses, done.validation, args.out / "loss.png", title=f"{args.text.name}, under {config.reduction}")
     step, bits = max(done.validation.items())
     parameters = sum(x.numel() for x in done.cell.parameters())
     print(f"{args.out}: {parameters / 1e6:.2f} million parameters, {step} steps, validation {bits:.4f} bits/byte")

@@ -1,6 +1,6 @@
-"""Training a cell on a text, through a bounded state too, in a run that may be killed at any moment."""
+"""Training a small cell on a text, also with a bounded KV cache; a killed run can be resumed."""
 
-from .config import PRESETS, Recipe, read_recipe
+from .config import PRESETS, TrainConfig, read_train_config
 from .loop import train
 
-__all__ = ["PRESETS", "Recipe", "read_recipe", "train"]
+__all__ = ["PRESETS", "TrainConfig", "read_train_config", "train"]

@@ -1,8 +1,8 @@
-"""A run on disk: the library's own folder, and beside the model what the next step depends on.
+"""Checkpoints of a training run: the model folder, and next to the model everything that the next step depends on.
 
-``training.safetensors`` is written whole or not at all, and says how many steps were made; the state that it goes with was
-written before it, the model follows after it. So a run that was killed goes on from the one or from the other, and the folder
-can be used at any moment.
+``training.safetensors`` is written atomically and contains the number of finished steps. The matching state is written before
+it, and the model after it. A killed run therefore resumes from one of two consecutive checkpoints, and the model folder is
+usable at any time.
 """
 
 import json
@@ -20,115 +20,118 @@ from ..storage.files import atomic_dir, atomic_file, read_bytes
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import write_model_folder
 from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
-from .config import Recipe
-from .data import Data
-from .tokenizer import Vocabulary
-from .trainer import Run
+from .config import TrainConfig
+from .data import TrainData
+from .tokenizer import TrainTokenizer
+from .trainer import Trainer
 
-FORMAT, VERSION = "msrnn-training", "1"
+FORMAT, VERSION = "msrnn-training", "2"
 TRAINING, MODEL, TOKENIZER = "training.safetensors", "model.safetensors", "tokenizer.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter."""
+"""Optimizer state that AdamW keeps per parameter."""
 
 
-def create(folder: Path, run: Run, data: Data) -> None:
-    """The folder of a run that has made no step yet.
-
-    Raises:
-        Error: something is there already, or it cannot be written.
-    """
-    with atomic_dir(folder) as beside:
-        write_model_folder(beside, run.cell.config.to_dict(), _parameters(run), {TOKENIZER: data.vocabulary.json})
-        _write_training(beside / TRAINING, run, data)
-
-
-def save(folder: Path, run: Run, data: Data) -> None:
-    """The run as it is now, in the place of what was saved before.
+def create(folder: Path, trainer: Trainer, data: TrainData) -> None:
+    """Create the folder of a run before its first step.
 
     Raises:
-        Error: it cannot be written.
+        Error: the folder is not empty or cannot be written.
     """
-    now = _state_path(folder, len(run.losses))
-    if run.state is not None:
-        run.state.save(now)
-    with atomic_file(folder / TRAINING) as beside:
-        _write_training(beside, run, data)
-    with atomic_file(folder / MODEL) as beside:
-        write_tensors(beside, _parameters(run), {"format": "pt"})
+    with atomic_dir(folder) as staged:
+        write_model_folder(staged, trainer.cell.config.to_dict(), _parameters(trainer), {TOKENIZER: data.tokenizer.json})
+        _write_training(staged / TRAINING, trainer, data)
+
+
+def save(folder: Path, trainer: Trainer, data: TrainData) -> None:
+    """Replace the checkpoint in ``folder`` by the current one.
+
+    Raises:
+        Error: a file cannot be written.
+    """
+    current = _state_path(folder, len(trainer.losses))
+    if trainer.state is not None:
+        trainer.state.save(current)
+    with atomic_file(folder / TRAINING) as staged:
+        _write_training(staged, trainer, data)
+    with atomic_file(folder / MODEL) as staged:
+        write_tensors(staged, _parameters(trainer), {"format": "pt"})
     for path in folder.glob(_state_path(folder, "*").name):
-        if path != now:
+        if path != current:
             path.unlink(missing_ok=True)
 
 
-def check_same(folder: Path, recipe: Recipe, digest: str) -> None:
-    """Refuse a folder that holds another run, or none.
+def check_same_run(folder: Path, config: TrainConfig, text_digest: str) -> None:
+    """Refuse a folder that does not contain a run with this configuration and text.
 
     Raises:
-        Error: as said.
+        Error: the folder contains no run, a run of an earlier version, a damaged file, or another run.
     """
-    if not (folder / TRAINING).exists():
+    path = folder / TRAINING
+    if not path.exists():
         raise Error(f"{folder} has no {TRAINING}; expected the folder of a training run, or a new one")
-    about = read_metadata(folder / TRAINING)
+    metadata = read_metadata(path)
+    if metadata.get("format") == FORMAT and metadata.get("version") != VERSION:
+        version = f"format version {metadata.get('version')!r:.60}; expected {VERSION!r}"
+        raise Error(f"{path} has {version} (train again in a new folder; generate and eval still read the model in this one)")
     try:
-        if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+        if metadata.get("format") != FORMAT:
             raise ValueError
-        found, text = json.loads(about["recipe"]), about["text"]
-        wanted = json.loads(json.dumps(asdict(recipe)))
-    except (KeyError, ValueError, AttributeError, TypeError):
-        raise Error(f"{folder / TRAINING} is not what a training run has written, or it is damaged") from None
-    check_same_settings(folder, {**found, "text": text}, {**wanted, "text": digest})
+        found = {**json.loads(metadata["config"]), "text": metadata["text"]}
+    except (KeyError, ValueError, TypeError):
+        raise Error(f"{path} is damaged; expected a file that `msrnn train` has written") from None
+    check_same_settings(folder, found, {**json.loads(json.dumps(asdict(config))), "text": text_digest})
 
 
-def read_vocabulary(folder: Path) -> Vocabulary:
-    """The tokenizer that a run has begun with."""
-    return Vocabulary.read(read_bytes(folder / TOKENIZER))
+def read_tokenizer(folder: Path) -> TrainTokenizer:
+    """Return the tokenizer of a run."""
+    return TrainTokenizer.read(read_bytes(folder / TOKENIZER))
 
 
-def restore(folder: Path, run: Run) -> None:
-    """Bring a new run to where the saved one stands, and PyTorch's random numbers too.
+def restore(folder: Path, trainer: Trainer) -> None:
+    """Load the checkpoint in ``folder`` into a new trainer, and set PyTorch's random state.
 
     Raises:
-        Error: a damaged file, or tensors that are not this run's.
+        Error: a file is damaged, or its tensors do not belong to this run.
     """
     path = folder / TRAINING
     tensors = dict(read_tensors(path))
     try:
         losses, validation = tensors.pop("losses").tolist(), tensors.pop("validation").tolist()
         torch.set_rng_state(tensors.pop("random"))
-        for name, x in run.cell.named_parameters():
-            _put(x.data, tensors.pop(f"model.{name}"))
-            if f"adam.{name}.step" in tensors:  # not of one that was never used
-                run.optimizer.state[x] = {key: tensors.pop(f"adam.{name}.{key}") for key in MOMENTS}
-        run.losses, run.validation = losses, {int(step): bits for step, bits in validation}
-    except (KeyError, ValueError, RuntimeError, TypeError) as wrong:
-        raise Error(f"{path} is incomplete or damaged ({type(wrong).__name__}: {wrong})") from None
+        for name, x in trainer.cell.named_parameters():
+            _copy_into(x.data, tensors.pop(f"model.{name}"))
+            if f"adam.{name}.step" in tensors:  # missing for a parameter that has never had a gradient
+                trainer.optimizer.state[x] = {key: tensors.pop(f"adam.{name}.{key}") for key in MOMENTS}
+        trainer.losses, trainer.validation = losses, {int(step): bits for step, bits in validation}
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise Error(f"{path} is incomplete or damaged ({type(error).__name__}: {error})") from None
     if tensors:
         raise Error(f"{path}: tensor {next(iter(tensors))!r} is not part of this run")
     if losses:
-        run.state = load_state(_state_path(folder, len(losses)))
-        run.cell.check_state(run.state, run.recipe.batch)
+        trainer.state = load_state(_state_path(folder, len(losses)))
+        trainer.cell.check_state(trainer.state, trainer.config.batch_size)
 
 
-def _put(x: Tensor, found: Tensor) -> None:
-    if x.shape != found.shape or x.dtype != found.dtype:
-        raise ValueError(f"a parameter is {found.dtype} {tuple(found.shape)}; expected {x.dtype} {tuple(x.shape)}")
-    x.copy_(found)
+def _copy_into(x: Tensor, saved: Tensor) -> None:
+    if x.shape != saved.shape or x.dtype != saved.dtype:
+        raise ValueError(f"a parameter is {saved.dtype} {tuple(saved.shape)}; expected {x.dtype} {tuple(x.shape)}")
+    x.copy_(saved)
 
 
 def _state_path(folder: Path, step: int | str) -> Path:
     return folder / f"state-{step}.safetensors"
 
 
-def _parameters(run: Run) -> Mapping[str, LazyTensor]:
-    return {name: LazyTensor.of(x) for name, x in run.cell.named_parameters()}
+def _parameters(trainer: Trainer) -> Mapping[str, LazyTensor]:
+    return {name: LazyTensor.of(x) for name, x in trainer.cell.named_parameters()}
 
 
-def _write_training(path: Path, run: Run, data: Data) -> None:
-    tensors: dict[str, Tensor] = {f"model.{name}": x for name, x in run.cell.named_parameters()}
-    for name, x in run.cell.named_parameters():
-        tensors |= {f"adam.{name}.{key}": moment for key, moment in run.optimizer.state[x].items()}
+def _write_training(path: Path, trainer: Trainer, data: TrainData) -> None:
+    tensors: dict[str, Tensor] = {f"model.{name}": x for name, x in trainer.cell.named_parameters()}
+    for name, x in trainer.cell.named_parameters():
+        tensors |= {f"adam.{name}.{key}": moment for key, moment in trainer.optimizer.state[x].items()}
     tensors["random"] = torch.get_rng_state()
-    tensors["losses"] = torch.tensor(run.losses, dtype=torch.float64)
-    tensors["validation"] = torch.tensor([*run.validation.items()], dtype=torch.float64).reshape(-1, 2)
-    about = {"format": FORMAT, "version": VERSION, "recipe": json.dumps(asdict(run.recipe)), "text": data.digest}
-    write_tensors(path, {name: LazyTensor.of(x) for name, x in tensors.items()}, about)
+    tensors["losses"] = torch.tensor(trainer.losses, dtype=torch.float64)
+    tensors["validation"] = torch.tensor([*trainer.validation.items()], dtype=torch.float64).reshape(-1, 2)
+    metadata = {"format": FORMAT, "version": VERSION, "config": json.dumps(asdict(trainer.config)), "text": data.digest}
+    write_tensors(path, {name: LazyTensor.of(x) for name, x in tensors.items()}, metadata)

@@ -1,11 +1,11 @@
-"""What a training run is: the model's facts and how it learns, from a preset or a JSON file."""
+"""Configuration of a training run: a preset or a JSON file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error
+from ..errors import Error, check_int, check_number
 from ..models.config import Config
 from ..models.decoder_config import DecoderConfig
 from ..models.encoder_decoder import EncoderDecoderConfig
@@ -14,87 +14,93 @@ from ..reductions.registry import parse_reduction, per_layer
 from ..storage.files import read_json
 
 BYTES, BPE = "bytes", "bpe"
-"""Tokenizers: each byte a token; or byte-level BPE trained on the text, ``bpe:4096`` with the size of its vocabulary."""
+"""Tokenizers: one token per byte, or a byte-level BPE trained on the text; ``bpe:4096`` gives the size of the vocabulary."""
+
+RENAMED = {
+    **{"batch": "batch_size", "chunk": "chunk_length", "carry": "chunks_per_state", "warmup": "warmup_steps"},
+    **{"clip": "max_grad_norm", "held_out": "val_fraction", "every": "eval_every"},
+}
+"""Fields of older configuration files and their names today."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A run, but for its text: the same recipe on the same text gives the same numbers.
+class TrainConfig:
+    """All settings of a run except the text. The same configuration and text give the same numbers.
 
     Attributes:
-        model: facts of the model's config but the vocabulary, which is the tokenizer's.
-        tokenizer: ``bytes``, or such as ``bpe:4096``.
-        steps: of the optimizer; each reads ``batch`` contiguous streams of the text, ``chunk`` tokens further.
-        reduction: what bounds H while it learns, in its text form.
-        carry: after so many chunks, and where a stream ends, H begins anew; until then it is carried from chunk to chunk,
-            without its graph. 1: each chunk is read from an empty state.
-        lr: the highest learning rate, reached after ``warmup`` steps; from there a cosine leads down to a tenth of it.
-        weight_decay: AdamW's, of matrices only.
-        clip: the longest gradient, of all parameters together.
-        held_out: which part of the text, its end, is never learnt from.
-        every: steps from one validation and save to the next.
-        seed: of the parameters, of dropout, and of where in the text each epoch begins.
+        model: fields of the model config except ``vocab_size``, which follows from the tokenizer.
+        tokenizer: ``bytes``, or for example ``bpe:4096``.
+        steps: number of optimizer steps. Each step reads the next ``chunk_length`` tokens of every stream.
+        batch_size: number of contiguous streams into which the text is split.
+        chunk_length: tokens per stream and step.
+        reduction: spec string of the operator that bounds H during training.
+        chunks_per_state: H is reset after this number of chunks and at the end of a stream. Between two chunks H is detached
+            from the graph. With 1, every chunk starts from an empty state.
+        lr: maximum learning rate, reached after ``warmup_steps``; a cosine then decreases it to a tenth.
+        warmup_steps: number of steps over which the learning rate rises linearly.
+        weight_decay: weight decay of AdamW, applied to matrices only.
+        max_grad_norm: gradients are clipped to this norm of all parameters together.
+        val_fraction: fraction of the text, at its end, that is the validation split.
+        eval_every: number of steps between two validations, each followed by a checkpoint.
+        seed: seed of the parameters, of dropout, and of the offset at which each epoch starts.
+
+    Raises:
+        Error: a field has a wrong type or value, or the model cannot be trained with these settings.
     """
 
     model: Mapping[str, Any]
     tokenizer: str = BYTES
     steps: int = 1000
-    batch: int = 8
-    chunk: int = 128
+    batch_size: int = 8
+    chunk_length: int = 128
     reduction: str = "full"
-    carry: int = 1
+    chunks_per_state: int = 1
     lr: float = 3e-3
-    warmup: int = 50
+    warmup_steps: int = 50
     weight_decay: float = 0.1
-    clip: float = 1.0
-    held_out: float = 0.05
-    every: int = 100
+    max_grad_norm: float = 1.0
+    val_fraction: float = 0.05
+    eval_every: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"steps": 1, "batch": 1, "chunk": 2, "carry": 1, "warmup": 0, "every": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
-                raise Error(f"recipe: {name} is {value!r:.60}; expected a whole number of at least {least}")
-        for name, most in {"lr": 1.0, "weight_decay": 1.0, "clip": 1e9, "held_out": 0.5}.items():
-            value, bound = getattr(self, name), "of at least" if name == "weight_decay" else "above"
-            fits = isinstance(value, int | float) and not isinstance(value, bool)
-            if not fits or not (0 < value <= most or (value == 0 and bound != "above")):
-                raise Error(f"recipe: {name} is {value!r:.60}; expected a number {bound} 0, at most {most:g}")
-        if not isinstance(self.tokenizer, str) or not isinstance(self.model, Mapping):
-            raise Error(f"recipe: tokenizer is {self.tokenizer!r:.60} and model {self.model!r:.60}; expected a text and facts")
-        kind, _, size = self.tokenizer.partition(":")
-        if self.tokenizer != BYTES and not (
-            kind == BPE and size.isascii() and size.isdigit() and 257 <= int(size[:9]) <= 2**20
-        ):
-            raise Error(
-                f"recipe: tokenizer is {self.tokenizer!r:.60}; expected {BYTES}, or {BPE} with a size, such as {BPE}:4096"
-            )
+        minima = {"steps": 1, "batch_size": 1, "chunk_length": 2, "chunks_per_state": 1, "warmup_steps": 0, "eval_every": 1}
+        for name, least in {**minima, "seed": 0}.items():
+            check_int(name, getattr(self, name), least, 2**31 - 1)
+        for name, most in {"lr": 1.0, "max_grad_norm": 1e9, "val_fraction": 0.5}.items():
+            check_number(name, getattr(self, name), 0, most)
+        if self.weight_decay != 0:
+            check_number("weight_decay", self.weight_decay, 0, 1.0)
+        if not isinstance(self.model, Mapping):
+            raise Error(f"model is {self.model!r:.60}; expected an object of fields")
+        kind, _, size = self.tokenizer.partition(":") if isinstance(self.tokenizer, str) else ("", "", "")
+        is_bpe = kind == BPE and size.isascii() and size.isdigit() and 257 <= int(size[:9]) <= 2**20
+        if self.tokenizer != BYTES and not is_bpe:
+            raise Error(f"tokenizer is {self.tokenizer!r:.60}; expected {BYTES}, or {BPE} with a size, such as {BPE}:4096")
         object.__setattr__(self, "model", dict(self.model))
-        config = self.config(256 if self.tokenizer == BYTES else int(size))
+        config = self.model_config(256 if self.tokenizer == BYTES else int(size))
         per_layer(parse_reduction(self.reduction), config.n_layers)
-        carry = 1 if isinstance(config, DecoderConfig) and config.recurrent else self.carry  # its clock begins anew
-        if isinstance(config, DecoderConfig) and config.positions == "learned" and carry * self.chunk > config.length:
-            found = f"carry {carry} times chunk {self.chunk}"
-            raise Error(f"recipe: {found} is beyond the {config.length} positions that are learned (model.length)")
+        if isinstance(config, DecoderConfig) and config.positions == "learned":
+            chunks = 1 if config.recurrent else self.chunks_per_state  # a recurrent memory restarts the clock with every chunk
+            if chunks * self.chunk_length > config.length:
+                product = f"chunks_per_state {chunks} times chunk_length {self.chunk_length}"
+                raise Error(f"{product} exceeds the {config.length} learned positions (model.length)")
 
-    def config(self, vocab_size: int) -> Config | DecoderConfig:
-        """The model's facts, now that the size of the vocabulary is known.
+    def model_config(self, vocab_size: int) -> Config | DecoderConfig:
+        """Return the model config for a vocabulary of ``vocab_size`` tokens.
 
         Raises:
-            Error: an unknown, missing or impossible fact; a model that reads a source.
+            Error: a field is unknown, missing or invalid, or the model is an encoder-decoder.
         """
         if "vocab_size" in self.model:
-            raise Error("recipe: model.vocab_size is said; expected none, as it is the tokenizer's")
+            raise Error("model.vocab_size is given; expected no vocab_size, because the tokenizer defines it")
         config = config_from_dict({**self.model, "vocab_size": vocab_size})
         if isinstance(config, EncoderDecoderConfig):
-            raise Error(
-                "recipe: model.family is 'encoder-decoder', which answers a source; expected one that goes on with a text"
-            )
+            raise Error("model.family is 'encoder-decoder'; `msrnn train` trains decoder-only models")
         return config
 
 
-TINY = Recipe(
+TINY = TrainConfig(
     model={
         "family": "llama",
         "width": 128,
@@ -118,42 +124,47 @@ DECODER = {
 PRESETS = {
     "tiny": TINY,
     "tiny-decoder": replace(TINY, model={**DECODER, "dropout": 0.1}),
-    "tiny-bounded": replace(TINY, reduction="tova:64", carry=16),
-    "tiny-xl": replace(TINY, reduction="window:128", carry=16),
+    "tiny-bounded": replace(TINY, reduction="tova:64", chunks_per_state=16),
+    "tiny-xl": replace(TINY, reduction="window:128", chunks_per_state=16),
     "small": replace(
         TINY,
         model={**TINY.model, "width": 384, "n_layers": 6, "n_heads": 6, "head_dim": 64, "ffn_width": 1024},
         tokenizer="bpe:4096",
         steps=5000,
-        chunk=256,
+        chunk_length=256,
         lr=1e-3,
-        warmup=200,
+        warmup_steps=200,
     ),
 }
-"""By name. ``tiny-decoder`` is of parts (``models/decoder.py``), ``tiny-xl`` has Transformer-XL's memory (arXiv:1901.02860)."""
+"""Presets by name. ``tiny-decoder`` is a :class:`~msrnn.models.decoder.Decoder`; ``tiny-xl`` has the memory of Transformer-XL
+(arXiv:1901.02860)."""
 
 
-def read_recipe(name: str) -> Recipe:
-    """A preset, or a JSON file with fields of :class:`Recipe`; ``preset`` there names one that says the rest, and the facts of
-    ``model`` take the place of the preset's one by one.
+def read_train_config(name: str) -> TrainConfig:
+    """Return a preset, or read a JSON file with fields of :class:`TrainConfig`.
+
+    The field ``preset`` of a file names a preset that supplies the missing fields. The fields of ``model`` then replace single
+    fields of the preset's model.
 
     Raises:
-        Error: neither a preset nor a file; an unknown field, or a value that makes no sense.
+        Error: ``name`` is neither a preset nor a file, or a field is unknown or invalid.
     """
     if name in PRESETS:
         return PRESETS[name]
     if not name.endswith(".json"):
         raise Error(f"--config is {name!r:.60}; expected one of {', '.join(PRESETS)}, or a .json file")
-    said = read_json(Path(name))
-    preset = said.pop("preset", None)
+    values = read_json(Path(name))
+    preset = values.pop("preset", None)
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise Error(f"{name}: preset is {preset!r:.60}; expected one of {', '.join(PRESETS)}")
-    known = [f.name for f in fields(Recipe)]
-    if unknown := sorted(said.keys() - set(known)):
-        raise Error(f"{name}: field {unknown[0]!r:.60} is not known; expected {', '.join(known)}")
-    model = said.pop("model", {})
+    known = [f.name for f in fields(TrainConfig)]
+    for field in sorted(values.keys() - set(known)):
+        if field in RENAMED:
+            raise Error(f"{name}: field {field!r} has a new name; expected {RENAMED[field]!r}")
+        raise Error(f"{name}: field {field!r:.60} is not known; expected {', '.join(known)}")
+    model = values.pop("model", {})
     if not isinstance(model, dict):
-        raise Error(f"{name}: model is {model!r:.60}; expected facts by name")
+        raise Error(f"{name}: model is {model!r:.60}; expected an object of fields")
     if preset is None:
-        return Recipe(model=model, **said)
-    return replace(PRESETS[preset], model={**PRESETS[preset].model, **model}, **said)
+        return TrainConfig(model=model, **values)
+    return replace(PRESETS[preset], model={**PRESETS[preset].model, **model}, **values)

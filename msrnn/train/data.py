@@ -1,6 +1,6 @@
-"""A text as contiguous streams side by side, and which part of it is held out.
+"""A text as parallel contiguous streams, split into training and validation data.
 
-What is read at a step follows from the seed and the number of the step alone, so a run that goes on needs no other bookmark.
+The tokens of a step follow from the seed and the step number alone, so a resumed run needs no other position in the text.
 """
 
 import random
@@ -12,85 +12,85 @@ from torch import Tensor
 
 from ..errors import Error
 from ..storage.digest import digest
-from .config import Recipe
-from .tokenizer import Vocabulary, vocabulary
-
-
-class Piece(NamedTuple):
-    """What one step reads."""
-
-    tokens: Tensor
-    """``(B, T)`` int64."""
-    targets: Tensor
-    """``(B, T)`` int64, what is to be predicted at each; ``IGNORED`` where nothing is."""
-    fresh: bool
-    """Whether H begins anew."""
-
+from .config import TrainConfig
+from .tokenizer import TrainTokenizer, build_tokenizer
 
 IGNORED = -100
+"""Target of positions that are not predicted (PyTorch's ``ignore_index``)."""
+
+
+class TrainBatch(NamedTuple):
+    """Input of one step: ``tokens (B, T)`` int64, ``targets (B, T)`` int64 (or ``IGNORED``), and whether H is reset before."""
+
+    tokens: Tensor
+    targets: Tensor
+    reset_state: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Streams:
-    """``(n,)`` ids as B streams, each a stretch of the text that is read on from chunk to chunk; then comes the next epoch.
+    """Token ids ``(n,)`` as B contiguous streams that are read chunk by chunk. After the last chunk the next epoch starts.
 
     Attributes:
-        ids: the text.
-        batch, chunk: B and T.
-        carry: chunks after which H begins anew.
-        seed: of where in the first chunk an epoch begins; None is always at its first token.
+        ids: the token ids of the text.
+        batch_size, chunk_length: B and T.
+        chunks_per_state: number of chunks after which H is reset.
+        seed: seed of the offset at which an epoch starts, within the first chunk; None always starts at the first token.
     """
 
     ids: Tensor
-    batch: int
-    chunk: int
-    carry: int
+    batch_size: int
+    chunk_length: int
+    chunks_per_state: int
     seed: int | None = None
 
     @property
     def n_chunks(self) -> int:
-        """Of each stream in an epoch."""
-        return (len(self.ids) - self.chunk) // (self.batch * self.chunk)
+        """Number of chunks per stream and epoch."""
+        return (len(self.ids) - self.chunk_length) // (self.batch_size * self.chunk_length)
 
-    def __getitem__(self, index: int) -> Piece:
-        """What step ``index`` reads."""
-        epoch, place = divmod(index, self.n_chunks)
-        first = 0 if self.seed is None else random.Random(f"{self.seed} {epoch}").randrange(self.chunk)
-        starts = first + self.chunk * (self.n_chunks * torch.arange(self.batch) + place)
-        both = self.ids[starts[:, None] + torch.arange(self.chunk + 1)]  # (B, T + 1)
-        return Piece(both[:, :-1], both[:, 1:], place % self.carry == 0)
+    def __getitem__(self, index: int) -> TrainBatch:
+        """Return the batch of step ``index``."""
+        epoch, chunk = divmod(index, self.n_chunks)
+        offset = 0 if self.seed is None else random.Random(f"{self.seed} {epoch}").randrange(self.chunk_length)
+        starts = offset + self.chunk_length * (self.n_chunks * torch.arange(self.batch_size) + chunk)
+        ids = self.ids[starts[:, None] + torch.arange(self.chunk_length + 1)]  # (B, T + 1)
+        return TrainBatch(ids[:, :-1], ids[:, 1:], chunk % self.chunks_per_state == 0)
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
-    """What a run learns from, and what it is measured on.
+class TrainData:
+    """Training and validation split of a text.
 
     Attributes:
-        learnt: the streams to learn from.
-        held: those of the text's end.
-        vocabulary: the tokenizer.
-        digest: a few letters that tell this text from others.
+        train, val: streams of the two splits; ``val`` is the end of the text.
+        tokenizer: the tokenizer.
+        digest: digest of the text.
     """
 
-    learnt: Streams
-    held: Streams
-    vocabulary: Vocabulary
+    train: Streams
+    val: Streams
+    tokenizer: TrainTokenizer
     digest: str
 
     @classmethod
-    def of(cls, text: str, recipe: Recipe, tokens: Vocabulary | None = None) -> "Data":
-        """The data of a recipe; ``tokens`` is the tokenizer where there is one already.
+    def of(cls, text: str, config: TrainConfig, tokenizer: TrainTokenizer | None = None) -> "TrainData":
+        """Split and encode ``text``; ``tokenizer`` is built from the training split unless it is given.
 
         Raises:
-            Error: a text that is too short.
+            Error: the text is too short or not valid Unicode.
         """
         text_digest = digest(text)
-        cut = len(text) - int(recipe.held_out * len(text))
-        tokens = tokens or vocabulary(recipe.tokenizer, text[:cut])
-        ids, held, B, T = tokens.encode(text[:cut]), tokens.encode(text[cut:]), recipe.batch, recipe.chunk
-        learnt = Streams(ids, B, T, recipe.carry, recipe.seed)
-        rows = min(B, (len(held) - T) // T)
-        if rows < 1 or not learnt.n_chunks:
-            least = f"{(B + 1) * T} to learn from (batch {B}, chunk {T}) and {2 * T} held out (held_out {recipe.held_out:g})"
-            raise Error(f"the text has {len(ids)} tokens and {len(held)} at its end; expected at least {least}")
-        return cls(learnt, Streams(held, rows, T, recipe.carry), tokens, text_digest)
+        cut = len(text) - int(config.val_fraction * len(text))
+        tokenizer = tokenizer or build_tokenizer(config.tokenizer, text[:cut])
+        train_ids, val_ids = tokenizer.encode(text[:cut]), tokenizer.encode(text[cut:])
+        B, T = config.batch_size, config.chunk_length
+        train = Streams(train_ids, B, T, config.chunks_per_state, config.seed)
+        val_batch_size = min(B, (len(val_ids) - T) // T)
+        if val_batch_size < 1 or not train.n_chunks:
+            needed = f"{(B + 1) * T} training tokens (batch_size {B}, chunk_length {T})"
+            needed += f" and {2 * T} validation tokens (val_fraction {config.val_fraction:g})"
+            raise Error(
+                f"the text has {len(train_ids)} training and {len(val_ids)} validation tokens; expected at least {needed}"
+            )
+        return cls(train, Streams(val_ids, val_batch_size, T, config.chunks_per_state), tokenizer, text_digest)

@@ -1,4 +1,4 @@
-"""A training run from its first step, or from where it was saved last, to its end."""
+"""The training loop: run all steps of a configuration, or resume a run from its last checkpoint."""
 
 import time
 from pathlib import Path
@@ -10,70 +10,67 @@ from ..models.registry import build_random
 from ..reporting.progress import progress_bar
 from ..storage.digest import digest
 from . import checkpointing
-from .config import Recipe
-from .data import Data
-from .trainer import Run, bits_per_byte
+from .config import TrainConfig
+from .data import TrainData
+from .trainer import Trainer, bits_per_byte
 
 
-def train(recipe: Recipe, text: str, folder: str | Path, *, progress: bool = False) -> Run:
-    """Train a new cell on ``text``, or go on with the run that ``folder`` holds, to the end.
+def train(config: TrainConfig, text: str, folder: str | Path, *, progress: bool = False) -> Trainer:
+    """Train a new cell on ``text``, or resume the run in ``folder``, until the last step.
 
-    A run that was stopped anywhere goes on from what was saved last and ends as it would have, bit for bit (on the same machine
-    with as many threads). The random numbers of the caller are left as they were.
+    A stopped run resumes from its last checkpoint and ends with the same bits, on the same machine with the same number of
+    threads. The random state of the caller is unchanged.
 
     Args:
-        recipe: the model, and how it learns.
-        text: what it learns from; its end is held out.
-        folder: new or empty, or of this run. What is written there is the library's own folder, and what the run goes on from.
-        progress: whether to show a bar.
+        config: the model and the training settings.
+        text: training text; its end is the validation split.
+        folder: a new or empty folder, or the folder of this run. It will contain the model folder and the training state.
+        progress: whether to show a progress bar.
 
     Returns:
-        The finished :class:`Run`: the cell, in training mode, the losses and the validations.
+        The finished :class:`Trainer`, with the cell in training mode, the losses and the validations.
 
     Raises:
-        Error: a text that is too short, a folder that holds another run or something else, or cannot be written: all before
-            the first step; a loss that is no number.
+        Error: before the first step, if the text is too short, or the folder contains something else or cannot be written;
+            during training, if the loss is not finite.
     """
     folder = Path(folder)
-    begun = _holds_something(folder)
-    if begun:
-        checkpointing.check_same(folder, recipe, digest(text))
+    resumed = _is_occupied(folder)
+    if resumed:
+        checkpointing.check_same_run(folder, config, digest(text))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        data = Data.of(text, recipe, checkpointing.read_vocabulary(folder) if begun else None)
-        torch.manual_seed(recipe.seed)
-        run = Run(build_random(recipe.config(len(data.vocabulary.n_bytes))), recipe)
-        run.cell.initial_state(recipe.batch, recipe.reduction)  # or the two do not go together
-        if begun:
-            checkpointing.restore(folder, run)
-            checkpointing.save(
-                folder, run, data
-            )  # what a killed run has not come to; and if it cannot be written, it is known now
+        data = TrainData.of(text, config, checkpointing.read_tokenizer(folder) if resumed else None)
+        torch.manual_seed(config.seed)
+        trainer = Trainer(build_random(config.model_config(len(data.tokenizer.n_bytes))), config)
+        trainer.cell.initial_state(config.batch_size, config.reduction)  # refuses an operator that the model cannot use
+        if resumed:
+            checkpointing.restore(folder, trainer)
+            checkpointing.save(folder, trainer, data)  # completes a killed save, and tests that the folder can be written
         else:
-            checkpointing.create(folder, run, data)
-        _finish(run, data, folder, progress)
-    return run
+            checkpointing.create(folder, trainer, data)
+        _run_remaining_steps(trainer, data, folder, progress)
+    return trainer
 
 
-def _finish(run: Run, data: Data, folder: Path, progress: bool) -> None:
-    """The steps that are missing."""
-    recipe, here = run.recipe, len(run.losses)
-    with progress_bar(recipe.steps, "step", initial=here, label="training", enabled=progress) as bar:
+def _run_remaining_steps(trainer: Trainer, data: TrainData, folder: Path, progress: bool) -> None:
+    config, done = trainer.config, len(trainer.losses)
+    with progress_bar(config.steps, "step", initial=done, label="training", enabled=progress) as bar:
         begin = time.perf_counter()
-        for index in range(here, recipe.steps):
-            run.step(data.learnt[index])
+        for index in range(done, config.steps):
+            trainer.train_step(data.train[index])
             bar.update()
-            speed = (index + 1 - here) * recipe.batch * recipe.chunk / (time.perf_counter() - begin)
-            bar.set_postfix_str(f"loss {run.losses[-1]:.3f}, {speed:,.0f} tokens/s", refresh=False)
-            if (index + 1) % recipe.every == 0 or index + 1 == recipe.steps:
-                bits = bits_per_byte(run.cell, data.held, data.vocabulary.n_bytes, recipe.reduction)
-                run.validation[index + 1] = bits
-                checkpointing.save(folder, run, data)
+            speed = (index + 1 - done) * config.batch_size * config.chunk_length / (time.perf_counter() - begin)
+            bar.set_postfix_str(f"loss {trainer.losses[-1]:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            if (index + 1) % config.eval_every == 0 or index + 1 == config.steps:
+                bits = bits_per_byte(trainer.cell, data.val, data.tokenizer.n_bytes, config.reduction)
+                trainer.validation[index + 1] = bits
+                checkpointing.save(folder, trainer, data)
                 if progress:
-                    bar.write(f"step {index + 1:>6}  loss {run.losses[-1]:.4f}  held out {bits:.4f} bits/byte")
+                    bar.write(f"step {index + 1:>6}  loss {trainer.losses[-1]:.4f}  validation {bits:.4f} bits/byte")
 
 
-def _holds_something(folder: Path) -> bool:
+def _is_occupied(folder: Path) -> bool:
     try:
         return folder.is_dir() and any(folder.iterdir())
-    except OSError as wrong:
-        raise Error(f"cannot read {folder} ({wrong.strerror})") from None
+    except OSError as error:
+        raise Error(f"cannot read {folder} ({error.strerror})") from None

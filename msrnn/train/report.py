@@ -1,4 +1,4 @@
-"""What came out of the variants: tables with the spread over seeds, and curves."""
+"""Results of the variants (tables with the spread over seeds, and curves), and the loss curves of a training run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,57 +9,82 @@ from ..reporting.report import Curves, Report, Table
 from ..reporting.statistics import mean_and_deviation
 from ..reporting.sweep import Sweep
 from .tasks import SYMBOLS, TASKS
-from .variants import BASE, BOUNDED, LEARNED, LENGTH, NORMS, READ, SEEDS, TASK, TEXT, TRAINED, VARIANTS, WAYS, key_of
+from .variants import (
+    BASE,
+    BOUNDED,
+    EPISODE_LENGTH,
+    EVAL_REDUCTIONS,
+    LEARNED_ROWS,
+    MEMORIES,
+    NORMS,
+    SEEDS,
+    TASK,
+    TEXT,
+    TRAIN_REDUCTIONS,
+    VARIANTS,
+    run_key,
+)
 
-HOW = ("warm-up", "no warm-up")
+WARMUPS = ("warm-up", "no warm-up")
 
 
 def report(sweep: Sweep) -> Report:
-    """The tables and curves of runs that are all finished."""
-    runs = {name: [sweep[key_of(name, seed, v)] for seed in SEEDS] for name, v in VARIANTS.items()}
+    """Return the tables and curves of finished runs."""
+    runs = {name: [sweep[run_key(name, seed, variant)] for seed in SEEDS] for name, variant in VARIANTS.items()}
 
-    def ends(name: str, what: str) -> str:
-        return spread([run["end"].get(what) for run in runs[name]], 100 if what in TASKS else 1)
+    def result(name: str, key: str) -> str:
+        return spread([run["results"].get(key) for run in runs[name]], 100 if key in TASKS else 1)
 
     def parameters(name: str) -> str:
         return f"{runs[name][0]['parameters']:,}"
 
-    def curves(title: str, lines: Mapping[str, str], up: str = "loss, nats per byte") -> Curves:
-        return Curves(title, "step", up, {label: list(_curve(runs[name])) for label, name in lines.items()}, log_x=False)
+    def curves(title: str, lines: Mapping[str, str], y_label: str = "loss, nats per byte") -> Curves:
+        return Curves(title, "step", y_label, {label: list(_curve(runs[name])) for label, name in lines.items()}, log_x=False)
 
     norms = [
-        [
-            name,
-            parameters(f"{name}, warm-up"),
-            *(ends(f"{name}, {how}", way) for how in HOW for way in ("full", BOUNDED)),
-        ]
+        [name, parameters(f"{name}, warm-up"), *(result(f"{name}, {w}", spec) for w in WARMUPS for spec in ("full", BOUNDED))]
         for name in NORMS
     ]
-    columns = ["", "parameters", "warm-up, full", f"warm-up, {BOUNDED}", "none, full", f"none, {BOUNDED}"]
-    note = f"Held-out bits per byte, read under each reduction; {TEXT.steps} steps, {TEXT.warmup} of them warm-up or none."
-    tables = [Table("Norms and placements", columns, norms, note)]
-    rows = {"plain": BASE, **{name: name for name in LEARNED}}
-    learned = [[label, parameters(name), ends(name, "full"), ends(name, BOUNDED)] for label, name in rows.items()]
-    tables.append(Table("Learned rows", ["", "parameters", "full", BOUNDED], learned, "Held-out bits per byte."))
-    through = {"full": BASE, **{way: f"trained {way}" for way in TRAINED}}
-    trained = [[f"trained {way}", *(ends(name, read) for read in READ)] for way, name in through.items()]
-    note = f"Held-out bits per byte; H is carried over {TEXT.carry} chunks of {TEXT.chunk} bytes in training and reading."
-    tables.append(Table("Trained through one state, read through another", ["", *READ], trained, note))
-    tasks = [[name, parameters(f"copy, {name}"), *(ends(f"{task}, {name}", task) for task in TASKS)] for name in WAYS]
-    note = (
-        f"Of {LENGTH} symbols, % answered rightly; {100 / SYMBOLS:.0f} by chance. {TASK.steps} steps of {TASK.batch} episodes."
-    )
-    tables.append(Table("Copy and reverse", ["carried into the second chunk", "parameters", *TASKS], tasks, note))
-    pictures = {
+    learned_lines = {"plain": BASE, **{name: name for name in LEARNED_ROWS}}
+    learned = [[label, parameters(name), result(name, "full"), result(name, BOUNDED)] for label, name in learned_lines.items()]
+    trained_lines = {"full": BASE, **{spec: f"trained {spec}" for spec in TRAIN_REDUCTIONS}}
+    trained = [[f"trained {spec}", *(result(name, key) for key in EVAL_REDUCTIONS)] for spec, name in trained_lines.items()]
+    tasks = [[name, parameters(f"copy, {name}"), *(result(f"{task}, {name}", task) for task in TASKS)] for name in MEMORIES]
+    tables = [
+        Table(
+            "Norms and placements",
+            ["", "parameters", "warm-up, full", f"warm-up, {BOUNDED}", "none, full", f"none, {BOUNDED}"],
+            norms,
+            f"Validation bits per byte under each operator; {TEXT.steps} steps, {TEXT.warmup_steps} of them warm-up, or none.",
+        ),
+        Table("Learned rows", ["", "parameters", "full", BOUNDED], learned, "Validation bits per byte."),
+        Table(
+            "Trained under one operator, read under another",
+            ["", *EVAL_REDUCTIONS],
+            trained,
+            f"Validation bits per byte; H is carried over {TEXT.chunks_per_state} chunks of {TEXT.chunk_length} bytes.",
+        ),
+        Table(
+            "Copy and reverse",
+            ["carried into the second chunk", "parameters", *TASKS],
+            tasks,
+            f"Correct symbols of {EPISODE_LENGTH}, in %; a random guess gives {100 / SYMBOLS:.0f}. "
+            f"{TASK.steps} steps of {TASK.batch_size} episodes.",
+        ),
+    ]
+    figures = {
         "norms.png": curves(
             "norms, with warm-up and without",
-            {f"{n}, {how}": f"{n}, {how}" for n in NORMS for how in HOW},
+            {f"{name}, {w}": f"{name}, {w}" for name in NORMS for w in WARMUPS},
         ),
-        "learned.png": curves("learned rows", rows),
-        "trained.png": curves("trained through", through),
-        **{f"{task}.png": curves(task, {name: f"{task}, {name}" for name in WAYS}, "loss, nats per symbol") for task in TASKS},
+        "learned.png": curves("learned rows", learned_lines),
+        "trained.png": curves("operator in training", trained_lines),
+        **{
+            f"{task}.png": curves(task, {name: f"{task}, {name}" for name in MEMORIES}, "loss, nats per symbol")
+            for task in TASKS
+        },
     }
-    return Report(tables, [{"run": name, **run} for name, some in runs.items() for run in some], pictures)
+    return Report(tables, [{"run": name, **run} for name, group in runs.items() for run in group], figures)
 
 
 def spread(values: Sequence[float | None], factor: float = 1) -> str:

@@ -1,8 +1,8 @@
-"""Copy and reverse: what can only be done by what is carried from one chunk to the next.
+"""Copy and reverse: tasks that need the state carried from one chunk to the next.
 
-The tasks of the Recurrent Memory Transformer (arXiv:2207.06881), in small. n random symbols are the first chunk; the second
-begins with a mark, and what is to be predicted there is the same symbols, in order or from the last to the first. All that is
-known of them has to be in H when the first chunk ends.
+These are small versions of the tasks of the Recurrent Memory Transformer (arXiv:2207.06881). The first chunk is n random
+symbols. The second chunk starts with a marker, and its targets are the same symbols in order or in reverse. H must therefore
+contain all symbols at the end of the first chunk.
 """
 
 import torch
@@ -14,20 +14,23 @@ from ..models.learned_rows import Learned
 from ..reductions.contract import Reduction
 
 SYMBOLS = 10
-MARK = SYMBOLS
+MARKER = SYMBOLS
+"""Token id of the marker; ids below it are symbols."""
 TASKS = ("copy", "reverse")
 
 
-def episodes(task: str, length: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """The two chunks and the second's targets, ``(batch, length)`` int64 each, of a vocabulary of ``SYMBOLS`` + 1."""
-    symbols = torch.randint(SYMBOLS, (batch, length), generator=generator)
-    answer = symbols.flip(1) if task == "reverse" else symbols
-    return symbols, torch.cat((torch.full((batch, 1), MARK), answer[:, :-1]), dim=1), answer
+def episodes(task: str, length: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return both chunks and the targets of the second, ``(batch_size, length)`` int64 each, with ``SYMBOLS`` + 1 token ids."""
+    symbols = torch.randint(SYMBOLS, (batch_size, length), generator=generator)
+    targets = symbols.flip(1) if task == "reverse" else symbols
+    return symbols, torch.cat((torch.full((batch_size, 1), MARKER), targets[:, :-1]), dim=1), targets
 
 
-def answers(cell: Cell, first: Tensor, second: Tensor, reduction: Reduction | str) -> Tensor:
-    """Both chunks read, a gradient going back through all of it -> the second's logits ``(B, T, V)``. A recurrent memory is
-    written between the two, and nothing else is carried; otherwise H is, as the reduction has left it."""
+def second_logits(cell: Cell, first: Tensor, second: Tensor, reduction: Reduction | str) -> Tensor:
+    """Read both chunks and return the logits ``(B, T, V)`` of the second; gradients flow through both chunks.
+
+    A recurrent memory is written between the chunks, and only this memory is carried. Other cells carry H.
+    """
     state = cell.initial_state(len(first), reduction)
     _, layers = cell.fold(first, state, None)
     state = state.with_layers(layers)
@@ -38,16 +41,15 @@ def answers(cell: Cell, first: Tensor, second: Tensor, reduction: Reduction | st
 
 
 def episode_loss(cell: Cell, first: Tensor, second: Tensor, targets: Tensor, reduction: Reduction | str) -> Tensor:
-    """The mean over the answers."""
-    return cross_entropy(answers(cell, first, second, reduction).flatten(0, 1), targets.flatten())
+    """Return the mean loss over the targets."""
+    return cross_entropy(second_logits(cell, first, second, reduction).flatten(0, 1), targets.flatten())
 
 
 @torch.no_grad()
-def accuracy(cell: Cell, task: str, length: int, reduction: Reduction | str, batch: int = 256) -> float:
-    """The share of symbols that are answered rightly, given the right ones before; of episodes that were never learnt from but
-    by chance."""
-    learns = cell.training
-    first, second, targets = episodes(task, length, batch, torch.Generator().manual_seed(2**31))
-    right = answers(cell.eval(), first, second, reduction).argmax(-1) == targets
-    cell.train(learns)
-    return right.double().mean().item()
+def accuracy(cell: Cell, task: str, length: int, reduction: Reduction | str, batch_size: int = 256) -> float:
+    """Return the fraction of symbols predicted correctly under teacher forcing, on episodes with a seed of their own."""
+    training = cell.training
+    first, second, targets = episodes(task, length, batch_size, torch.Generator().manual_seed(2**31))
+    correct = second_logits(cell.eval(), first, second, reduction).argmax(-1) == targets
+    cell.train(training)
+    return correct.double().mean().item()

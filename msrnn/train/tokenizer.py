@@ -1,8 +1,8 @@
-"""A text as tokens: its bytes, or byte-level BPE trained on it; either as a ``tokenizer.json`` that the package ``tokenizers``
-(the extra ``text``) reads.
+"""Tokenizers for training: bytes, or a byte-level BPE trained on the text.
 
-Byte-level: every byte has a character that prints (GPT-2's table), so that nothing is unknown and nothing is lost. That is also
-why a token's length in bytes is the length of its name.
+Both are stored as a ``tokenizer.json`` that the package ``tokenizers`` (extra ``text``) reads. Every byte is represented by a
+printable character (the table of GPT-2). Every text can therefore be encoded without loss, and the length of a token in bytes
+is the length of its name.
 """
 
 import json
@@ -18,68 +18,68 @@ from .config import BYTES
 
 
 @dataclass(frozen=True, eq=False)
-class Vocabulary:
-    """A tokenizer, as far as training needs it.
+class TrainTokenizer:
+    """A tokenizer, reduced to what training needs.
 
     Attributes:
-        json: what goes along as ``tokenizer.json``.
-        n_bytes: ``(V,)`` int64, how many bytes each token stands for.
-        plain: whether each byte is the token of its own number.
+        json: content of ``tokenizer.json``.
+        n_bytes: ``(V,)`` int64, length of each token in bytes.
+        is_bytes: True if the token ids are the byte values.
     """
 
     json: bytes
     n_bytes: Tensor
-    plain: bool
+    is_bytes: bool
 
     def encode(self, text: str) -> Tensor:
-        """``(T,)`` int64."""
-        if self.plain:
+        """Return the token ids ``(T,)`` int64 of ``text``."""
+        if self.is_bytes:
             return torch.tensor(list(text.encode()), dtype=torch.int64)
         return torch.tensor(_package().Tokenizer.from_buffer(self.json).encode(text).ids, dtype=torch.int64)
 
     @classmethod
-    def read(cls, content: bytes) -> "Vocabulary":
-        """From a ``tokenizer.json`` that :func:`vocabulary` made.
+    def read(cls, content: bytes) -> "TrainTokenizer":
+        """Parse a ``tokenizer.json`` that :func:`build_tokenizer` made.
 
         Raises:
-            Error: something else.
+            Error: the content is something else.
         """
         try:
             vocab = parse_json(content, "tokenizer.json")["model"]["vocab"]
             names = sorted(vocab, key=vocab.__getitem__)
         except (KeyError, TypeError, AttributeError):
-            raise Error("tokenizer.json is not what a training run has written, or it is damaged") from None
-        return cls(content, torch.tensor([len(name) for name in names]), names == _names())
+            raise Error("tokenizer.json is damaged; expected a file that `msrnn train` has written") from None
+        return cls(content, torch.tensor([len(name) for name in names]), names == _byte_names())
 
 
-def vocabulary(kind: str, text: str) -> Vocabulary:
-    """The tokenizer of a recipe; a trained one is trained on ``text``.
+def build_tokenizer(kind: str, text: str) -> TrainTokenizer:
+    """Return the tokenizer ``kind`` (``bytes`` or ``bpe:SIZE``); a BPE is trained on ``text``.
 
     Raises:
-        Error: no package ``tokenizers`` to train one with.
+        Error: the package ``tokenizers`` is needed and missing.
     """
     if kind == BYTES:
-        return Vocabulary.read(json.dumps(_byte_level({name: i for i, name in enumerate(_names())})).encode())
+        return TrainTokenizer.read(json.dumps(_byte_tokenizer({name: i for i, name in enumerate(_byte_names())})).encode())
     tokenizers, size = _package(), int(kind.partition(":")[2])
-    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
-    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    trained.train_from_iterator([text], trainer)
-    return Vocabulary.read(trained.to_str().encode())
+    tokenizer.train_from_iterator([text], trainer)
+    return TrainTokenizer.read(tokenizer.to_str().encode())
 
 
-def _names() -> list[str]:
-    """The characters that stand for the bytes: those that print for themselves, the others from 256 on
+def _byte_names() -> list[str]:
+    """Return the character of each byte: printable bytes are themselves, the others are characters from 256 on
     (github.com/openai/gpt-2, ``src/encoder.py``)."""
-    prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
-    return [chr(byte if byte in prints else next(others)) for byte in range(256)]
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def _byte_level(vocab: dict[str, int]) -> dict[str, Any]:
-    """A ``tokenizer.json`` without merges: every byte stays by itself."""
+def _byte_tokenizer(vocab: dict[str, int]) -> dict[str, Any]:
+    """Return a ``tokenizer.json`` without merges: every byte is one token."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "version": "1.0",

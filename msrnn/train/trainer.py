@@ -1,4 +1,4 @@
-"""One run between two steps: the cell, the optimizer, the state that is carried, and what was measured so far."""
+"""One optimizer step of truncated backpropagation through time, and the state of a run between two steps."""
 
 import math
 
@@ -12,100 +12,108 @@ from ..errors import Error
 from ..models.learned_rows import Learned
 from ..reductions.contract import Reduction
 from ..state.state import State
-from .config import Recipe
-from .data import IGNORED, Piece, Streams
+from .config import TrainConfig
+from .data import IGNORED, Streams, TrainBatch
 
-LAST_LR = 0.1
-"""Where the cosine ends, of the highest rate."""
+FINAL_LR = 0.1
+"""Learning rate at the end of the cosine, as a fraction of the maximum."""
 BETAS = (0.9, 0.95)
 
 
 class Diverged(Error):
-    """The loss is no number any more."""
+    """The loss is not finite."""
 
 
-class Run:
-    """A run between two steps.
+class Trainer:
+    """A training run between two steps.
 
     Attributes:
-        cell: what learns, in training mode.
-        recipe: how.
+        cell: the cell, in training mode.
+        config: the configuration of the run.
         optimizer: AdamW.
-        state: H after the last step, without its graph; None before the first.
-        losses: nats a token, of each step.
-        validation: bits a byte of the held-out text, by the number of steps.
+        state: H after the last step, detached from the graph; None before the first step.
+        losses: training loss of each step, nats per token.
+        validation: bits per byte of the validation split, by number of steps.
     """
 
-    def __init__(self, cell: Cell, recipe: Recipe):
-        self.cell, self.recipe = cell.requires_grad_().train(), recipe
+    def __init__(self, cell: Cell, config: TrainConfig):
+        self.cell, self.config = cell.requires_grad_().train(), config
         matrices = [x for x in cell.parameters() if x.ndim > 1]
-        others = [x for x in cell.parameters() if x.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS)
+        vectors = [x for x in cell.parameters() if x.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=BETAS)
         self.state: State | None = None
         self.losses: list[float] = []
         self.validation: dict[int, float] = {}
 
-    def step(self, piece: Piece) -> float:
-        """One step of truncated backpropagation through time: read, go back through this chunk, learn, keep H.
+    def train_step(self, batch: TrainBatch) -> float:
+        """Read one chunk, backpropagate through it, update the parameters and keep H. Return the loss.
 
         Raises:
-            Diverged: as :meth:`learn`.
+            Diverged: as :meth:`optimizer_step`.
         """
-        loss, state = chunk_loss(self.cell, piece, None if piece.fresh else self.state, self.recipe.reduction)
-        value = self.learn(loss)
+        loss, state = chunk_loss(self.cell, batch, None if batch.reset_state else self.state, self.config.reduction)
+        value = self.optimizer_step(loss)
         self.state = state.detach()
         return value
 
-    def learn(self, loss: Tensor) -> float:
-        """One step of the optimizer down the gradient of ``loss``, whose value is given back.
+    def optimizer_step(self, loss: Tensor) -> float:
+        """Update the parameters by the gradient of ``loss``, and return the value of ``loss``.
 
         Raises:
-            Diverged: it is no number any more; nothing was changed.
+            Diverged: the loss is not finite; nothing was changed.
         """
         value = loss.item()
         if not math.isfinite(value):
-            raise Diverged(f"step {len(self.losses) + 1}: the loss is {value}; a lower lr or a longer warm-up may help")
+            raise Diverged(f"step {len(self.losses) + 1}: the loss is {value}; a lower lr or more warmup_steps may help")
         self.optimizer.zero_grad()
         loss.backward()
-        clip_grad_norm_(self.cell.parameters(), self.recipe.clip)
+        clip_grad_norm_(self.cell.parameters(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, len(self.losses))
+            group["lr"] = learning_rate(self.config, len(self.losses))
         self.optimizer.step()
         self.losses.append(value)
         return value
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Of one step, counted from 0: up in a line, down along a cosine."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    part = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.lr * (LAST_LR + (1 - LAST_LR) * (1 + math.cos(math.pi * part)) / 2)
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the learning rate of a step, counted from 0: a linear rise, then a cosine."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * (FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def chunk_loss(cell: Cell, piece: Piece, state: State | None, reduction: Reduction | str) -> tuple[Tensor, State]:
-    """The mean of the losses at one chunk's targets, and H after it, which carries the graph."""
-    logits, state = _read(cell, piece.tokens, state, reduction)
-    return cross_entropy(logits.flatten(0, 1), piece.targets.flatten(), ignore_index=IGNORED), state
+def chunk_loss(cell: Cell, batch: TrainBatch, state: State | None, reduction: Reduction | str) -> tuple[Tensor, State]:
+    """Return the mean loss over the targets of one chunk, and H after the chunk, which carries the graph."""
+    logits, state = _read(cell, batch.tokens, state, reduction)
+    return cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED), state
 
 
 @torch.no_grad()
 def bits_per_byte(cell: Cell, streams: Streams, n_bytes: Tensor, reduction: Reduction | str) -> float:
-    """Of one epoch of ``streams``, tokens standing for ``n_bytes (V,)``; the cell is read as it is when it does not learn."""
-    learns, state, nats, many = cell.training, None, 0.0, 0
+    """Return the bits per byte of one epoch of ``streams``, computed in eval mode.
+
+    Args:
+        cell: the cell; its training mode is restored.
+        streams: the token ids.
+        n_bytes: ``(V,)`` int64, length of each token in bytes.
+        reduction: operator under which the text is read.
+    """
+    training, state, nats, total = cell.training, None, 0.0, 0
     cell.eval()
     for index in range(streams.n_chunks):
-        tokens, targets, fresh = streams[index]
-        logits, state = _read(cell, tokens, None if fresh else state, reduction)
+        tokens, targets, reset_state = streams[index]
+        logits, state = _read(cell, tokens, None if reset_state else state, reduction)
         nats += cross_entropy(logits.flatten(0, 1).double(), targets.flatten(), reduction="sum").item()
-        many += int(n_bytes[targets].sum())
-    cell.train(learns)
-    return nats / math.log(2) / many
+        total += int(n_bytes[targets].sum())
+    cell.train(training)
+    return nats / math.log(2) / total
 
 
 def _read(cell: Cell, tokens: Tensor, state: State | None, reduction: Reduction | str) -> tuple[Tensor, State]:
-    """One chunk by one fold: ``(B, T) -> (B, T, V)``. Learned rows of a state carried on are made anew."""
+    """Read one chunk by the many-token path, ``(B, T) -> (B, T, V)``. Learned rows of a carried state are recomputed, so that
+    they receive gradients."""
     if state is None:
         state = cell.initial_state(len(tokens), reduction)
     elif isinstance(cell, Learned):

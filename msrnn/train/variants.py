@@ -1,11 +1,10 @@
-"""Variants side by side, trained alike: ``make variants TEXT=…``. Tables and curves of docs/variants.md.
+"""Model variants trained under equal conditions (``make variants TEXT=…``): tables and curves of docs/variants.md.
 
-Within a table all have as many parameters (to about a percent), steps and tokens, and three seeds each; what is said after ± is
-the standard deviation over these. Every finished run is kept, so that a table that was stopped goes on.
+All variants of a table have the same number of parameters (to about one percent), steps and tokens, and three seeds each. The
+number after ± is the standard deviation over the seeds. Every finished run is saved, so a stopped experiment can be resumed.
 """
 
 import multiprocessing
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,46 +16,49 @@ import torch
 
 from ..models.registry import build_random
 from ..reporting.progress import progress_bar
+from ..reporting.statistics import mean
 from ..reporting.sweep import Sweep
 from ..storage.digest import digest
-from .config import Recipe
-from .data import Data
+from .config import TrainConfig
+from .data import TrainData
 from .tasks import SYMBOLS, TASKS, accuracy, episode_loss, episodes
-from .trainer import Diverged, Run, bits_per_byte
+from .trainer import Diverged, Trainer, bits_per_byte
 
 SEEDS = (0, 1, 2)
-BINS = 15
-"""Points of a curve, each the mean of as many steps."""
-LENGTH = 8
-"""Symbols of an episode, and rows, or memory tokens, that the bounded ones may carry."""
+POINTS = 15
+"""Number of points of a training curve; each is the mean over an equal number of steps."""
+EPISODE_LENGTH = 8
+"""Symbols of an episode, and rows or memory tokens that a bounded state may carry."""
 
 PLAIN: Mapping[str, Any] = {
     **{"family": "decoder", "width": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "head_dim": 16, "length": 4096},
     **{"ffn": "relu", "ffn_width": 256},
 }
-TEXT = Recipe(PLAIN, steps=600, batch=4, chunk=128, carry=4, lr=1e-2, warmup=60, held_out=0.02)
-TASK = replace(TEXT, model={**PLAIN, "n_layers": 2}, steps=600, batch=32, chunk=LENGTH, carry=1, lr=4e-3)
+TEXT = TrainConfig(
+    PLAIN, steps=600, batch_size=4, chunk_length=128, chunks_per_state=4, lr=1e-2, warmup_steps=60, val_fraction=0.02
+)
+TASK = replace(TEXT, model={**PLAIN, "n_layers": 2}, batch_size=32, chunk_length=EPISODE_LENGTH, chunks_per_state=1, lr=4e-3)
 BOUNDED = "tova:32"
-READ = ("full", "window:32", "sinks:32:4", "h2o:32", BOUNDED)
+EVAL_REDUCTIONS = ("full", "window:32", "sinks:32:4", "h2o:32", BOUNDED)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of a table.
+    """One variant, a row of a table.
 
     Attributes:
-        recipe: how it is trained.
-        read: the reductions that the held-out text is read under in the end.
-        task: what it is trained on, of ``TASKS``; none: the text.
+        config: training configuration.
+        eval_reductions: operators under which the validation split is read after training.
+        task: one of ``TASKS`` to train on; empty trains on the text.
     """
 
-    recipe: Recipe
-    read: Sequence[str] = ("full", BOUNDED)
+    config: TrainConfig
+    eval_reductions: Sequence[str] = ("full", BOUNDED)
     task: str = ""
 
 
-def _with(recipe: Recipe, model: Mapping[str, Any], **facts: Any) -> Recipe:
-    return replace(recipe, model={**recipe.model, **model}, **facts)
+def _with(config: TrainConfig, model: Mapping[str, Any], **fields: Any) -> TrainConfig:
+    return replace(config, model={**config.model, **model}, **fields)
 
 
 NORMS: dict[str, Mapping[str, Any]] = {
@@ -65,86 +67,90 @@ NORMS: dict[str, Mapping[str, Any]] = {
     "PreNorm, RMSNorm": {},
     "PreNorm, ScaleNorm, FixNorm": {"norm": "scale", "fixnorm": True},
 }
-LEARNED: dict[str, Mapping[str, Any]] = {
+LEARNED_ROWS: dict[str, Mapping[str, Any]] = {
     "256 persistent rows, no feed-forward": {"ffn": "none", "ffn_width": 0, "persistent": 256},
     "16 memory tokens": {"memory_tokens": 16},
 }
-WAYS: dict[str, tuple[Mapping[str, Any], str]] = {  # how much of the first chunk is carried into the second
+MEMORIES: dict[str, tuple[Mapping[str, Any], str]] = {
     "full": ({}, "full"),
-    f"window:{LENGTH}": ({}, f"window:{LENGTH}"),
-    f"tova:{LENGTH}": ({}, f"tova:{LENGTH}"),
-    f"{LENGTH} memory tokens, window:{LENGTH}": ({"memory_tokens": LENGTH}, f"window:{LENGTH}"),
-    f"recurrent memory of {LENGTH}": ({"memory_tokens": LENGTH, "recurrent": True}, "full"),
+    f"window:{EPISODE_LENGTH}": ({}, f"window:{EPISODE_LENGTH}"),
+    f"tova:{EPISODE_LENGTH}": ({}, f"tova:{EPISODE_LENGTH}"),
+    f"{EPISODE_LENGTH} memory tokens, window:{EPISODE_LENGTH}": ({"memory_tokens": EPISODE_LENGTH}, f"window:{EPISODE_LENGTH}"),
+    f"recurrent memory of {EPISODE_LENGTH}": ({"memory_tokens": EPISODE_LENGTH, "recurrent": True}, "full"),
 }
-TRAINED = ("window:32", "sinks:32:4", "h2o:32", BOUNDED)
+"""State carried into the second chunk of an episode: model fields and spec string of the operator."""
+TRAIN_REDUCTIONS = ("window:32", "sinks:32:4", "h2o:32", BOUNDED)
 BASE = "PreNorm, RMSNorm, warm-up"
-"""What is plain: it stands in three of the tables."""
+"""The reference variant, which three tables contain."""
 VARIANTS: dict[str, Variant] = {
-    BASE: Variant(TEXT, READ),
-    **{f"{name}, warm-up": Variant(_with(TEXT, facts)) for name, facts in NORMS.items() if facts},
-    **{f"{name}, no warm-up": Variant(_with(TEXT, facts, warmup=0)) for name, facts in NORMS.items()},
-    **{name: Variant(_with(TEXT, facts)) for name, facts in LEARNED.items()},
-    **{f"trained {way}": Variant(replace(TEXT, reduction=way), READ) for way in TRAINED},
+    BASE: Variant(TEXT, EVAL_REDUCTIONS),
+    **{f"{name}, warm-up": Variant(_with(TEXT, fields)) for name, fields in NORMS.items() if fields},
+    **{f"{name}, no warm-up": Variant(_with(TEXT, fields, warmup_steps=0)) for name, fields in NORMS.items()},
+    **{name: Variant(_with(TEXT, fields)) for name, fields in LEARNED_ROWS.items()},
+    **{f"trained {spec}": Variant(replace(TEXT, reduction=spec), EVAL_REDUCTIONS) for spec in TRAIN_REDUCTIONS},
     **{
-        f"{task}, {name}": Variant(_with(TASK, facts, reduction=way), (), task)
+        f"{task}, {name}": Variant(_with(TASK, fields, reduction=spec), (), task)
         for task in TASKS
-        for name, (facts, way) in WAYS.items()
+        for name, (fields, spec) in MEMORIES.items()
     },
 }
 
 
 def measure(variant: Variant, seed: int, text: str) -> dict[str, Any]:
-    """One run: its curve, and how it ended. One that came to a loss which is no number has no end, and says so."""
-    begin, recipe = time.process_time(), replace(variant.recipe, seed=seed)
+    """Train one variant and return its record: parameters, curve, final results, seconds. A diverged run has no results."""
+    begin, config = time.process_time(), replace(variant.config, seed=seed)
     torch.manual_seed(seed)
-    data = None if variant.task else Data.of(text, recipe)
-    run = Run(build_random(recipe.config(len(data.vocabulary.n_bytes) if data else SYMBOLS + 1)), recipe)
-    draw, end = torch.Generator().manual_seed(seed), {}
+    data = None if variant.task else TrainData.of(text, config)
+    vocab_size = len(data.tokenizer.n_bytes) if data else SYMBOLS + 1
+    trainer = Trainer(build_random(config.model_config(vocab_size)), config)
+    cell, generator, results = trainer.cell, torch.Generator().manual_seed(seed), {}
     try:
-        for index in range(recipe.steps):
+        for index in range(config.steps):
             if data:
-                run.step(data.learnt[index])
+                trainer.train_step(data.train[index])
             else:
-                first, second, targets = episodes(variant.task, recipe.chunk, recipe.batch, draw)
-                run.learn(episode_loss(run.cell, first, second, targets, recipe.reduction))
-        end = {way: bits_per_byte(run.cell, data.held, data.vocabulary.n_bytes, way) for way in variant.read} if data else {}
-        if variant.task:
-            end = {variant.task: accuracy(run.cell, variant.task, recipe.chunk, recipe.reduction)}
+                first, second, targets = episodes(variant.task, config.chunk_length, config.batch_size, generator)
+                trainer.optimizer_step(episode_loss(cell, first, second, targets, config.reduction))
+        if data:
+            n_bytes = data.tokenizer.n_bytes
+            results = {spec: bits_per_byte(cell, data.val, n_bytes, spec) for spec in variant.eval_reductions}
+        else:
+            results = {variant.task: accuracy(cell, variant.task, config.chunk_length, config.reduction)}
     except Diverged:
-        end = {}
-    size = max(1, recipe.steps // BINS)
-    curve = {i + size: statistics.fmean(run.losses[i : i + size]) for i in range(0, len(run.losses) - size + 1, size)}
-    parameters = sum(x.numel() for x in run.cell.parameters())
-    return {"parameters": parameters, "curve": [*curve.items()], "end": end, "seconds": time.process_time() - begin}
+        results = {}
+    size, losses = max(1, config.steps // POINTS), trainer.losses
+    curve = [(i + size, mean(losses[i : i + size]).value) for i in range(0, len(losses) - size + 1, size)]
+    parameters = sum(x.numel() for x in cell.parameters())
+    return {"parameters": parameters, "curve": curve, "results": results, "seconds": time.process_time() - begin}
 
 
 def run_all(text: str, folder: Path, workers: int, variants: Mapping[str, Variant] = VARIANTS) -> Sweep:
-    """Every variant and seed that ``folder`` does not have yet, some side by side, one thread each.
+    """Train every variant and seed that ``folder`` does not contain, in ``workers`` processes with one thread each.
 
     Raises:
-        Error: a text that is too short, before anything is trained.
+        Error: the text is too short; nothing is trained.
     """
     for variant in variants.values():
         if not variant.task:
-            Data.of(text, variant.recipe)
+            TrainData.of(text, variant.config)
     sweep = Sweep(folder, {"text": digest(text)})
-    jobs = {key_of(name, seed, variant): (variant, seed) for seed in SEEDS for name, variant in variants.items()}
-    missing = dict(pair for _, some in sweep.pending({"": jobs}) for pair in some.items())
-    if not missing:
+    jobs = {run_key(name, seed, variant): (variant, seed) for seed in SEEDS for name, variant in variants.items()}
+    pending = dict(item for _, batch in sweep.pending({"": jobs}) for item in batch.items())
+    if not pending:
         return sweep
     pool = multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,))
-    with pool, progress_bar(len(jobs), "run", initial=len(jobs) - len(missing)) as bar:
-        for key, record in pool.imap_unordered(partial(_job, text), missing.items()):
+    with pool, progress_bar(len(jobs), "run", initial=len(jobs) - len(pending)) as bar:
+        for key, record in pool.imap_unordered(partial(_run_job, text), pending.items()):
             sweep[key] = record
             bar.update()
     return sweep
 
 
-def _job(text: str, job: tuple[str, tuple[Variant, int]]) -> tuple[str, dict[str, Any]]:
+def _run_job(text: str, job: tuple[str, tuple[Variant, int]]) -> tuple[str, dict[str, Any]]:
     key, (variant, seed) = job
     return key, measure(variant, seed, text)
 
 
-def key_of(name: str, seed: int, variant: Variant) -> str:
-    """What a run is called: another recipe is another run."""
+def run_key(name: str, seed: int, variant: Variant) -> str:
+    """Return the key of a run. It contains a digest of the configuration, so a changed variant is trained again."""
     return f"{name}, seed {seed}, {digest(repr(sorted(asdict(variant).items(), key=str)))[:8]}"

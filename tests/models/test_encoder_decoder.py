@@ -10,7 +10,7 @@ import converters
 import msrnn
 from msrnn.layers.masks import padding_mask, subsequent_mask
 from msrnn.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from msrnn.train.config import Recipe
+from msrnn.train.config import TrainConfig
 
 FACTS = {"width": 24, "n_layers": 2, "n_heads": 4, "ffn_width": 40, "vocab_size": 50}
 LENGTHS = torch.tensor([6, 2, 1])
@@ -191,7 +191,10 @@ def test_a_state_tells_what_is_given_and_what_was_read():
         (lambda cell: cell.encode(torch.tensor([[50]])), "token id 50 is outside the vocabulary"),
         (lambda cell: cell.encode(tokens(0, 1, 3), reduction=["full"] * 4), "4 reductions for a cell of 2 layers"),
         (lambda cell: tiny(seed=1).step(torch.tensor([1]), cell.encode(tokens(0, 1, 3))), "another model"),
-        (lambda cell: Recipe({k: v for k, v in cell.config.to_dict().items() if k != "vocab_size"}), "answers a source"),
+        (
+            lambda cell: TrainConfig({k: v for k, v in cell.config.to_dict().items() if k != "vocab_size"}),
+            "decoder-only",
+        ),
         (lambda cell: tiny(vocab_size=0), "vocab_size is 0"),
         (lambda cell: tiny(width=15, n_heads=3), "width is 15"),
     ],

@@ -1,8 +1,8 @@
-"""Recipes and texts that train in a second."""
+"""Configurations and texts that train in a second."""
 
 import random
 
-from msrnn.train import Recipe
+from msrnn.train import TrainConfig
 
 MODEL = {
     "family": "llama",
@@ -19,16 +19,16 @@ MODEL = {
 
 
 DECODER = {**{name: x for name, x in MODEL.items() if name not in ("norm_eps", "rope")}, "family": "decoder", "dropout": 0.2}
-"""Of parts, and drawing random numbers."""
+"""A decoder with dropout, so that training uses random numbers."""
 WORDS = ["the", "sea", "was", "calm,", "and", "naïve", "whales", "slept", "–", "far", "off."]
 
 
-def recipe(**facts) -> Recipe:
-    """A run of 12 steps, saved every 4, through TOVA; ``facts`` are other fields."""
-    small = {"steps": 12, "batch": 3, "chunk": 10, "reduction": "tova:6", "carry": 3, "warmup": 2, "every": 4, "held_out": 0.2}
-    return Recipe(**{"model": MODEL, **small, **facts})
+def train_config(**fields) -> TrainConfig:
+    """Return a configuration of 12 steps under TOVA with a checkpoint every 4 steps; ``fields`` replace single fields."""
+    small = {"steps": 12, "batch_size": 3, "chunk_length": 10, "reduction": "tova:6", "chunks_per_state": 3}
+    return TrainConfig(**{"model": MODEL, **small, "warmup_steps": 2, "eval_every": 4, "val_fraction": 0.2, **fields})
 
 
 def words(n: int = 400, seed: int = 0) -> str:
-    """A text of a few words in any order, not all of it ASCII."""
+    """Return a text of ``n`` random words, not all of them ASCII."""
     return " ".join(random.Random(seed).choices(WORDS, k=n))

@@ -1,4 +1,4 @@
-"""A run goes on bit for bit, whatever killed it, and another run's folder is refused."""
+"""Resumed runs end with the same bits, also after a kill; the folder of another run is refused."""
 
 import json
 import os
@@ -14,13 +14,14 @@ from types import MappingProxyType
 import pytest
 import torch
 from matplotlib.image import imread
-from support.training import DECODER, MODEL, recipe, words
+from support.figures import record_figures
+from support.training import DECODER, MODEL, train_config, words
 
 import converters
 import msrnn
 from msrnn.cli.main import main
 from msrnn.train import train
-from msrnn.train.config import PRESETS, read_recipe
+from msrnn.train.config import PRESETS, read_train_config
 from msrnn.train.report import draw_training
 
 ENCODER_DECODER = {"family": "encoder-decoder", "width": 16, "n_layers": 1, "n_heads": 2, "ffn_width": 24}
@@ -31,15 +32,19 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".png"}
 
 
-def test_stopped_before_any_file_it_ends_bit_for_bit_as_if_it_had_not_been(tmp_path, monkeypatch):
-    """The carried state, its numbers, the optimizer, the random numbers: every byte of every file."""
+def test_a_run_stopped_before_any_file_write_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    """Compares every byte of every file: carried state, row statistics, optimizer, random state."""
     text, wholes, replace_file, stopped = words(), {}, os.replace, 0
-    settings = [recipe(reduction="tova:6"), recipe(reduction="h2o:6"), recipe(model=DECODER, reduction="full")]
+    settings = [
+        train_config(reduction="tova:6"),
+        train_config(reduction="h2o:6"),
+        train_config(model=DECODER, reduction="full"),
+    ]
     for kind in settings:
         train(kind, text, tmp_path / kind.reduction)
         wholes[kind.reduction] = contents(tmp_path / kind.reduction)
         assert sorted(wholes[kind.reduction]) == NAMES
-    for n in range(11):  # the folder, and three times state, training, model; then none is left to stop before
+    for n in range(11):  # the folder, then state, training and model three times, then no stop
         left, kind = [n], settings[n % 3]
 
         def stop(source, target, left=left):
@@ -59,42 +64,42 @@ def test_stopped_before_any_file_it_ends_bit_for_bit_as_if_it_had_not_been(tmp_p
     assert stopped == 10
 
 
-def test_a_parameter_that_was_never_used_is_no_damage(tmp_path):
-    """Chunks that stand alone are never written into a memory."""
-    settings = recipe(model={**DECODER, "memory_tokens": 2, "recurrent": True}, carry=1)
+def test_a_parameter_without_a_gradient_is_restored(tmp_path):
+    """With one chunk per state the write tokens are never used, so they have no optimizer state."""
+    settings = train_config(model={**DECODER, "memory_tokens": 2, "recurrent": True}, chunks_per_state=1)
     done = train(settings, words(), tmp_path)
     assert train(settings, words(), tmp_path).losses == done.losses
 
 
-def test_what_is_carried_matters(tmp_path):
-    """Or the test above could not see that it was lost."""
-    whole = train(recipe(), words(), tmp_path / "carried")
-    alone = train(recipe(carry=1), words(), tmp_path / "alone")
+def test_the_carried_state_changes_the_losses(tmp_path):
+    """Otherwise the tests of resuming would not detect a lost state."""
+    whole = train(train_config(), words(), tmp_path / "carried")
+    alone = train(train_config(chunks_per_state=1), words(), tmp_path / "alone")
     assert whole.losses[0] == alone.losses[0]
     assert whole.losses[1] != alone.losses[1]
 
 
-def test_the_random_numbers_of_the_caller_are_left_alone(tmp_path):
+def test_the_random_state_of_the_caller_is_unchanged(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    one = train(recipe(), words(), tmp_path / "one")
+    one = train(train_config(), words(), tmp_path / "one")
     assert torch.equal(torch.rand(3), expected)
-    other = train(recipe(seed=1), words(), tmp_path / "other")
+    other = train(train_config(seed=1), words(), tmp_path / "other")
     assert one.losses[0] != other.losses[0]
 
 
-def test_a_finished_run_is_given_back_as_it_is(tmp_path):
-    done = train(recipe(), words(), tmp_path)
+def test_a_finished_run_is_returned_unchanged(tmp_path):
+    done = train(train_config(), words(), tmp_path)
     before = contents(tmp_path)
-    again = train(recipe(), words(), tmp_path)
+    again = train(train_config(), words(), tmp_path)
     assert (again.losses, again.validation) == (done.losses, done.validation)
     assert [*done.validation] == [4, 8, 12]
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("fields", "said"),
     [
         ({"lr": 0.5}, "contains a run with lr 0.003; this one has 0.5"),
         ({"reduction": "tova:7"}, "contains a run with reduction 'tova:6'; this one has 'tova:7'"),
@@ -102,21 +107,21 @@ def test_a_finished_run_is_given_back_as_it_is(tmp_path):
         ({"tokenizer": "bpe:300"}, "contains a run with tokenizer 'bytes'; this one has 'bpe:300'"),
     ],
 )
-def test_another_run_is_refused(facts, said, tmp_path):
-    train(recipe(), words(), tmp_path)
+def test_another_run_is_refused(fields, said, tmp_path):
+    train(train_config(), words(), tmp_path)
     before = contents(tmp_path)
     with pytest.raises(msrnn.Error) as refused:
-        train(recipe(**facts), words(), tmp_path)
+        train(train_config(**fields), words(), tmp_path)
     assert said in str(refused.value)
     with pytest.raises(msrnn.Error, match="contains a run with text"):
-        train(recipe(), words() + "!", tmp_path)
+        train(train_config(), words() + "!", tmp_path)
     assert contents(tmp_path) == before
 
 
-def test_another_folder_is_refused_and_left_as_it_was(tmp_path):
-    (tmp_path / "letter.txt").write_text("dear")
+def test_a_folder_without_a_run_is_refused_and_unchanged(tmp_path):
+    (tmp_path / "letter.txt").write_text("x")
     with pytest.raises(msrnn.Error, match=r"has no training\.safetensors; expected the folder of a training run, or a new one"):
-        train(recipe(), words(), tmp_path)
+        train(train_config(), words(), tmp_path)
     assert os.listdir(tmp_path) == ["letter.txt"]
 
 
@@ -140,16 +145,19 @@ def damaged(folder, name, change):
         (lambda out: damaged(out, "training.safetensors", lambda x, _: x.pop("losses")), "incomplete"),
         (lambda out: damaged(out, "training.safetensors", lambda x, _: x.update(random=torch.zeros(1))), "incomplete"),
         (lambda out: damaged(out, "training.safetensors", lambda x, _: x.update({"model.norm.weight": torch.zeros(12)})), "16"),
-        (lambda out: damaged(out, "training.safetensors", lambda _, a: a.update(recipe="{")), "damaged"),
-        (lambda out: damaged(out, "training.safetensors", lambda _, a: a.update(version="2")), "damaged"),
+        (lambda out: damaged(out, "training.safetensors", lambda _, a: a.update(config="{")), "damaged"),
+        (
+            lambda out: damaged(out, "training.safetensors", lambda _, a: a.update(version="1")),
+            "version '1'; expected '2'",
+        ),
         (lambda out: (out / "tokenizer.json").write_text("[]"), "tokenizer.json"),
     ],
 )
 def test_a_damaged_run_is_refused(change, said, tmp_path):
-    train(recipe(), words(), tmp_path)
+    train(train_config(), words(), tmp_path)
     change(tmp_path)
     with pytest.raises(msrnn.Error) as refused:
-        train(recipe(), words(), tmp_path)
+        train(train_config(), words(), tmp_path)
     assert said in str(refused.value)
 
 
@@ -163,8 +171,8 @@ def text(tmp_path):
     return path
 
 
-def config(path, **facts):
-    path.write_text(json.dumps(asdict(recipe(**facts))))
+def config(path, **fields):
+    path.write_text(json.dumps(asdict(train_config(**fields))))
     return path
 
 
@@ -172,11 +180,11 @@ def command(text, config, out):
     return ["train", str(text), "--config", str(config), "--out", str(out)]
 
 
-def test_what_it_writes_the_other_commands_read(text, tmp_path, capsys):
+def test_other_commands_read_the_folder(text, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(command(text, config(tmp_path / "c.json", tokenizer="bpe:280"), out)) == 0
-    assert "12 steps, held out" in capsys.readouterr().out
-    look(out / "loss.png")
+    assert "12 steps, validation" in capsys.readouterr().out
+    check_colours(out / "loss.png")
     tokenizer, cell = converters.tokenizer(out), msrnn.load(out)
     assert cell.config.vocab_size == tokenizer.get_vocab_size() == 280
     for more in (
@@ -187,36 +195,37 @@ def test_what_it_writes_the_other_commands_read(text, tmp_path, capsys):
     ):
         assert main(more) == 0, more
         assert capsys.readouterr().out
-    done = train(recipe(tokenizer="bpe:280"), text.read_text("utf-8"), out)
+    done = train(train_config(tokenizer="bpe:280"), text.read_text("utf-8"), out)
     for name, x in done.cell.named_parameters():
         assert torch.equal(x, cell.get_parameter(name))
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("fields", "said"),
     [
-        ({"chunk": 5000}, "the text has"),
+        ({"chunk_length": 5000}, "the text has"),
         ({"stepz": 3}, "field 'stepz' is not known; expected model, tokenizer"),
         ({"preset": "tony"}, "preset is 'tony'; expected one of tiny, "),
         ({"model": {**MODEL, "widht": 3}}, "field 'widht' is not known"),
-        ({"model": {**MODEL, "vocab_size": 3}}, "vocab_size is said"),
+        ({"model": {**MODEL, "vocab_size": 3}}, "vocab_size is given"),
         ({"model": 3}, "model is 3"),
         ({"model": {k: v for k, v in MODEL.items() if k != "width"}}, "field 'width' is missing"),
-        ({"steps": 0}, "steps is 0; expected a whole number of at least 1"),
+        ({"steps": 0}, "steps is 0; expected an int from 1 to"),
         ({"steps": True}, "steps is True"),
-        ({"lr": "fast"}, "lr is 'fast'; expected a number above 0, at most 1"),
-        ({"clip": 0}, "clip is 0; expected a number above 0, at most 1e+09"),
-        ({"weight_decay": -1}, "weight_decay is -1; expected a number of at least 0, at most 1"),
+        ({"lr": "fast"}, "lr is 'fast'; expected a number above 0 and at most 1"),
+        ({"max_grad_norm": 0}, "max_grad_norm is 0; expected a number above 0 and at most 1e+09"),
+        ({"carry": 16}, "field 'carry' has a new name; expected 'chunks_per_state'"),
+        ({"weight_decay": -1}, "weight_decay is -1; expected a number above 0 and at most 1"),
         ({"reduction": "tofa:8"}, "no operator is called 'tofa'"),
-        ({"model": {**DECODER, "positions": "learned", "length": 29}}, "carry 3 times chunk 10 is beyond the 29 positions"),
-        ({"model": ENCODER_DECODER}, "model.family is 'encoder-decoder', which answers a source"),
+        ({"model": {**DECODER, "positions": "learned", "length": 29}}, "exceeds the 29 learned positions"),
+        ({"model": ENCODER_DECODER}, "model.family is 'encoder-decoder'; `msrnn train` trains decoder-only models"),
         ({"model": {**DECODER, "positions": "alibi"}, "reduction": "keydiff:8"}, "alibi"),
         ({"tokenizer": "words"}, "tokenizer is 'words'; expected bytes, or bpe with a size, such as bpe:4096"),
         ({"tokenizer": "bpe:256"}, "tokenizer is 'bpe:256'"),
     ],
 )  # fmt: skip
-def test_refusals_leave_nothing(facts, said, text, tmp_path, capsys):
-    (tmp_path / "c.json").write_text(json.dumps({**asdict(recipe()), **facts}))
+def test_refusals_leave_nothing(fields, said, text, tmp_path, capsys):
+    (tmp_path / "c.json").write_text(json.dumps({**asdict(train_config()), **fields}))
     before = sorted(os.listdir(tmp_path))
     assert main(command(text, tmp_path / "c.json", tmp_path / "out")) == 1
     err = capsys.readouterr().err
@@ -226,28 +235,28 @@ def test_refusals_leave_nothing(facts, said, text, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_a_text_of_nothing_is_refused(tmp_path, capsys):
+def test_an_empty_text_is_refused(tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("")
     assert main(command(tmp_path / "empty.txt", config(tmp_path / "c.json"), tmp_path / "out")) == 1
-    assert "the text has 0 tokens" in capsys.readouterr().err
+    assert "the text has 0 training" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_fields_are_judged_by_what_they_are_of():
-    """Special tokens by the tokenizer's size, learned positions by what a memory that is written anew leaves of the text."""
-    assert recipe(tokenizer="bpe:400", model={**MODEL, "eos_token_ids": [300]}).config(400).eos_token_ids == (300,)
+def test_fields_are_checked_against_the_tokenizer_and_the_memory():
+    """Special tokens are checked against the vocabulary, learned positions against the tokens that one state reads."""
+    assert train_config(tokenizer="bpe:400", model={**MODEL, "eos_token_ids": [300]}).model_config(400).eos_token_ids == (300,)
     with pytest.raises(msrnn.Error, match="300 is outside the vocabulary of 256"):
-        recipe(model={**MODEL, "eos_token_ids": [300]})
+        train_config(model={**MODEL, "eos_token_ids": [300]})
     learned = {**DECODER, "positions": "learned", "length": 10, "memory_tokens": 2, "recurrent": True}
-    assert recipe(model=MappingProxyType(learned)).model == learned
+    assert train_config(model=MappingProxyType(learned)).model == learned
 
 
 @torch.no_grad()
-def test_it_learns_where_gradients_are_off(text, tmp_path):
-    assert len(train(recipe(steps=1), words(), tmp_path / "run").losses) == 1
+def test_training_works_inside_no_grad(text, tmp_path):
+    assert len(train(train_config(steps=1), words(), tmp_path / "run").losses) == 1
 
 
-def test_a_place_that_cannot_be_written_to_is_refused(text, tmp_path, capsys, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_refused(text, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for out in (tmp_path / "words.txt" / "out", tmp_path / "words.txt", Path(".")):
         assert main(command(text, config(tmp_path / "c.json"), out)) == 1
@@ -260,22 +269,22 @@ def test_a_place_that_cannot_be_written_to_is_refused(text, tmp_path, capsys, mo
 
 
 def test_a_config_is_a_preset_or_a_file(tmp_path):
-    assert read_recipe("tiny") == PRESETS["tiny"]
+    assert read_train_config("tiny") == PRESETS["tiny"]
     (tmp_path / "c.json").write_text(json.dumps({"preset": "tiny-bounded", "steps": 7, "model": {"n_layers": 3}}))
     expected = PRESETS["tiny-bounded"]
-    assert read_recipe(str(tmp_path / "c.json")) == replace(expected, steps=7, model={**expected.model, "n_layers": 3})
+    assert read_train_config(str(tmp_path / "c.json")) == replace(expected, steps=7, model={**expected.model, "n_layers": 3})
     with pytest.raises(msrnn.Error, match=r"--config is 'huge'; expected one of tiny, .*, or a \.json file"):
-        read_recipe("huge")
+        read_train_config("huge")
 
 
 def started(arguments, out, before):
-    """A run in a process of its own that has made more than ``before`` steps."""
+    """Start a run in a new process and return it after more than ``before`` steps."""
     process = subprocess.Popen([sys.executable, "-m", "msrnn", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for _ in range(6000):
         if process.poll() is not None or steps(out) > before:
             return process
         time.sleep(0.01)
-    raise AssertionError("it does not begin")
+    raise AssertionError("the run has not started")
 
 
 def steps(out):
@@ -285,12 +294,12 @@ def steps(out):
         return -1
 
 
-def test_killed_at_random_moments_and_stopped_by_ctrl_c(text, tmp_path):
-    chance, out = random.Random(0), tmp_path / "killed"
-    arguments, reached = command(text, config(tmp_path / "c.json", steps=100, every=5), out), [0]
+def test_a_run_killed_and_interrupted_at_random_times_ends_with_the_same_bytes(text, tmp_path):
+    rng, out = random.Random(0), tmp_path / "killed"
+    arguments, reached = command(text, config(tmp_path / "c.json", steps=100, eval_every=5), out), [0]
     for last in (signal.SIGKILL, signal.SIGINT):
         with started(arguments, out, reached[-1]) as process:
-            time.sleep(0.1 * chance.random())  # an interval takes about as long
+            time.sleep(0.1 * rng.random())  # about the time of one interval
             process.send_signal(last)
             _, err = process.communicate()
         reached.append(steps(out))
@@ -298,14 +307,14 @@ def test_killed_at_random_moments_and_stopped_by_ctrl_c(text, tmp_path):
     assert b"the same command goes on" in err
     assert reached == sorted(set(reached))
     assert reached[-1] < 100
-    msrnn.load(out)  # whole, at any moment
+    msrnn.load(out)  # complete at any time
     assert main(arguments) == 0
     assert main(command(text, tmp_path / "c.json", tmp_path / "whole")) == 0
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def look(path):
-    """Losses in one panel, bits per byte in the other."""
+def check_colours(path):
+    """Check that the left panel contains only blue curves and the right panel only red ones."""
     picture = imread(path)[..., :3]
     half = picture.shape[1] // 2
     for panel, colour, other in (
@@ -317,7 +326,17 @@ def look(path):
         assert foreign == 0
 
 
-def test_the_picture_shows_losses_and_validations(tmp_path):
+def test_figure_contains_losses_and_validations(tmp_path, monkeypatch):
+    figures = record_figures(monkeypatch)
+    losses = [5 / (i + 1) for i in range(100)]
     draw_training([1.0], {1: 2.0}, tmp_path / "one.svg")
-    draw_training([5 / (i + 1) for i in range(100)], {i: 2.0 / i for i in range(10, 100, 10)}, tmp_path / "many.png", title="x")
-    look(tmp_path / "many.png")
+    draw_training(losses, {i: 2.0 / i for i in range(10, 100, 10)}, tmp_path / "many.png", title="x")
+    check_colours(tmp_path / "many.png")
+    left, right = figures[-1].axes
+    assert (left.get_xlabel(), left.get_ylabel()) == ("step", "training loss, nats per token")
+    assert (right.get_xlabel(), right.get_ylabel()) == ("step", "validation, bits per byte")
+    assert [line.get_label() for line in left.lines] == ["each step", "smoothed"]
+    assert list(left.lines[0].get_ydata()) == losses
+    assert list(left.lines[0].get_xdata())[:2] == [1, 2]
+    assert list(right.lines[0].get_xdata()) == [*range(10, 100, 10)]
+    assert figures[-1].get_suptitle() == "x"

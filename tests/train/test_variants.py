@@ -1,11 +1,11 @@
-"""The variants' runs, tables and page; the tasks that only what is carried can do."""
+"""Runs, tables and page of the variants; the tasks copy and reverse."""
 
 import json
 from dataclasses import replace
 
 import pytest
 import torch
-from support.training import DECODER, recipe, words
+from support.training import DECODER, train_config, words
 from torch.nn.functional import cross_entropy
 
 import msrnn
@@ -14,35 +14,35 @@ from msrnn.models.registry import build_random
 from msrnn.reporting.sweep import Sweep
 from msrnn.train import tasks, variants
 from msrnn.train.report import report, spread
-from msrnn.train.trainer import Diverged, Run
-from msrnn.train.variants import SEEDS, TRAINED, VARIANTS, Variant, key_of, measure, run_all
+from msrnn.train.trainer import Diverged, Trainer
+from msrnn.train.variants import SEEDS, TRAIN_REDUCTIONS, VARIANTS, Variant, measure, run_all, run_key
 
 
-def cell(**facts):
+def cell(**fields):
     torch.manual_seed(0)
-    return build_random(recipe(model={**DECODER, "dropout": 0.0, **facts}).config(tasks.SYMBOLS + 1)).double()
+    return build_random(train_config(model={**DECODER, "dropout": 0.0, **fields}).model_config(tasks.SYMBOLS + 1)).double()
 
 
-def test_an_episode_asks_for_its_first_chunk_in_order_or_from_the_end():
+def test_episode_targets_are_the_first_chunk_in_order_or_reversed():
     for task in tasks.TASKS:
         first, second, answer = tasks.episodes(task, 5, 7, torch.Generator().manual_seed(1))
         assert first.shape == second.shape == answer.shape == (7, 5)
         assert torch.equal(answer, first if task == "copy" else first.flip(1))
-        assert (second[:, 0] == tasks.MARK).all()
+        assert (second[:, 0] == tasks.MARKER).all()
         assert torch.equal(second[:, 1:], answer[:, :-1])
     assert set(tasks.episodes("copy", 50, 50, torch.Generator())[0].unique().tolist()) == set(range(tasks.SYMBOLS))
 
 
-@pytest.mark.parametrize("facts", [{}, {"memory_tokens": 2}, {"memory_tokens": 2, "recurrent": True}])
-def test_both_chunks_are_read_and_learnt_from(facts):
-    """Token by token; a recurrent memory is all that is carried over, and the gradient goes back through it."""
-    network = cell(**facts)
+@pytest.mark.parametrize("fields", [{}, {"memory_tokens": 2}, {"memory_tokens": 2, "recurrent": True}])
+def test_gradients_flow_through_both_chunks(fields):
+    """Compares with the step loop; a recurrent memory is the only state that is carried between the chunks."""
+    network = cell(**fields)
     first, second, answer = tasks.episodes("copy", 5, 3, torch.Generator().manual_seed(1))
     loss = tasks.episode_loss(network, first, second, answer, "window:4")
     state, by_hand = network.initial_state(3, "window:4"), []
     for token in first.T:
         _, state = network.step(token, state)
-    if facts.get("recurrent"):
+    if fields.get("recurrent"):
         state = network.carry(state)
     for token, target in zip(second.T, answer.T, strict=True):
         logits, state = network.step(token, state)
@@ -52,100 +52,104 @@ def test_both_chunks_are_read_and_learnt_from(facts):
     assert min(float(x.abs().max()) for x in found) > 0
 
 
-def test_accuracy_is_the_share_of_right_symbols(monkeypatch):
+def test_accuracy_is_the_fraction_of_correct_symbols(monkeypatch):
     network = cell()
     for off, expected in ((0, 1.0), (1, 0.0)):
 
-        def answers(_, first, second, reduction, off=off):
+        def one_hot(_, first, second, reduction, off=off):
             return torch.nn.functional.one_hot((first.flip(1) + off) % tasks.SYMBOLS, 11).double()
 
-        monkeypatch.setattr(tasks, "answers", answers)
+        monkeypatch.setattr(tasks, "second_logits", one_hot)
         assert tasks.accuracy(network, "reverse", 5, "full") == expected
     monkeypatch.undo()
     assert 0 <= tasks.accuracy(network.train(), "copy", 5, "full") < 0.4
     assert network.training
 
 
-def test_a_table_compares_what_has_as_many_parameters_steps_and_tokens():
+def test_variants_of_a_table_have_equal_parameters_steps_and_tokens():
     sizes = {
-        name: sum(x.numel() for x in build_random(v.recipe.config(11 if v.task else 256)).parameters())
+        name: sum(x.numel() for x in build_random(v.config.model_config(11 if v.task else 256)).parameters())
         for name, v in VARIANTS.items()
     }
     for task in (False, True):
         some = [name for name, v in VARIANTS.items() if bool(v.task) is task]
         assert max(sizes[n] for n in some) < 1.012 * min(sizes[n] for n in some)
-        same = {(r.steps, r.batch, r.chunk, r.lr, r.carry) for r in (VARIANTS[n].recipe for n in some)}
+        same = {(c.steps, c.batch_size, c.chunk_length, c.lr, c.chunks_per_state) for c in (VARIANTS[n].config for n in some)}
         assert len(same) == 1
-    assert len({key_of("", 0, v) for v in VARIANTS.values()}) == len(VARIANTS)  # none is another by another name
+    assert len({run_key("", 0, v) for v in VARIANTS.values()}) == len(VARIANTS)  # all variants differ
 
 
 SMALL = {
-    "text": Variant(recipe(model=DECODER, steps=4, reduction="full"), ("full", "tova:6")),
-    "task": Variant(recipe(model={**DECODER, "memory_tokens": 2, "recurrent": True}, steps=4, chunk=5), (), "copy"),
+    "text": Variant(train_config(model=DECODER, steps=4, reduction="full"), ("full", "tova:6")),
+    "task": Variant(
+        train_config(model={**DECODER, "memory_tokens": 2, "recurrent": True}, steps=4, chunk_length=5), (), "copy"
+    ),
 }
 
 
-def test_runs_are_made_once_and_kept(tmp_path, monkeypatch):
+def test_finished_runs_are_reused(tmp_path, monkeypatch):
     monkeypatch.setattr(variants, "SEEDS", (0, 1))
     done = run_all(words(), tmp_path, 1, SMALL)
     for name, variant in SMALL.items():
         for seed in (0, 1):
             record = measure(variant, seed, words())
-            kept = done[key_of(name, seed, variant)]
-            assert kept["end"] == record["end"]
+            kept = done[run_key(name, seed, variant)]
+            assert kept["results"] == record["results"]
             assert [*map(tuple, kept["curve"])] == record["curve"]
-    assert done[key_of("text", 0, SMALL["text"])]["end"] != done[key_of("text", 1, SMALL["text"])]["end"]
-    assert list(done[key_of("text", 0, SMALL["text"])]["end"]) == ["full", "tova:6"]
+    assert done[run_key("text", 0, SMALL["text"])]["results"] != done[run_key("text", 1, SMALL["text"])]["results"]
+    assert list(done[run_key("text", 0, SMALL["text"])]["results"]) == ["full", "tova:6"]
     with monkeypatch.context() as patch:
-        patch.setattr(variants, "multiprocessing", None)  # nobody to do anything
+        patch.setattr(variants, "multiprocessing", None)  # training would fail
         run_all(words(), tmp_path, 1, SMALL)
     with pytest.raises(msrnn.Error, match="contains a run with text"):
         run_all(words(seed=1), tmp_path, 1, SMALL)
-    other = replace(SMALL["text"], recipe=replace(SMALL["text"].recipe, lr=0.1))
-    assert key_of("text", 0, other) != key_of("text", 0, SMALL["text"])
+    other = replace(SMALL["text"], config=replace(SMALL["text"].config, lr=0.1))
+    assert run_key("text", 0, other) != run_key("text", 0, SMALL["text"])
 
 
-def test_a_run_that_diverges_says_so_and_ends(monkeypatch):
-    learn = Run.learn
+def test_a_diverged_run_has_no_results(monkeypatch):
+    optimizer_step = Trainer.optimizer_step
 
     def diverge(self, loss):
         if len(self.losses) == 2:
             raise Diverged("step 3: the loss is nan")
-        return learn(self, loss)
+        return optimizer_step(self, loss)
 
-    monkeypatch.setattr(Run, "learn", diverge)
+    monkeypatch.setattr(Trainer, "optimizer_step", diverge)
     record = measure(SMALL["text"], 0, words())
-    assert record["end"] == {}
+    assert record["results"] == {}
     assert len(record["curve"]) == 2
 
 
 def finished(folder):
-    """A sweep in which nothing was trained: run i of a variant ended at i, or diverged."""
+    """Return a sweep of untrained runs with known results; one run has diverged."""
     sweep = Sweep(folder, {"text": "x"})
-    for place, (name, variant) in enumerate(VARIANTS.items()):
+    for i, (name, variant) in enumerate(VARIANTS.items()):
         for seed in SEEDS:
-            what = [variant.task] if variant.task else variant.read
-            end = {} if name == f"trained {TRAINED[0]}" and seed == 1 else dict.fromkeys(what, (place + seed) / 10)
+            keys = [variant.task] if variant.task else variant.eval_reductions
+            results = {} if name == f"trained {TRAIN_REDUCTIONS[0]}" and seed == 1 else dict.fromkeys(keys, (i + seed) / 10)
             curve = [[10, 3.0 + seed], [20, 2.0 + seed]]
-            sweep[key_of(name, seed, variant)] = {"parameters": 1000 + place, "curve": curve, "end": end, "seconds": 1.0}
+            sweep[run_key(name, seed, variant)] = {"parameters": 1000 + i, "curve": curve, "results": results, "seconds": 1.0}
     return sweep
 
 
-def test_the_tables_say_mean_and_spread(tmp_path):
+def test_tables_contain_mean_and_spread(tmp_path):
     made = report(finished(tmp_path))
     norms, learned, trained, answered = made.tables
     assert norms.rows[2][:3] == ["PreNorm, RMSNorm", "1,000", "0.100 ± 0.100"]
     assert learned.rows[0] == ["plain", "1,000", "0.100 ± 0.100", "0.100 ± 0.100"]
     assert trained.rows[0] == ["trained full", *["0.100 ± 0.100"] * 5]
     assert all("1 of 3 diverged" in cell for cell in trained.rows[1][1:])
-    place = [*VARIANTS].index("copy, window:8")
-    assert answered.rows[1][2] == f"{10 * (place + 1):.1f} ± 10.0"
-    line = made.figures["learned.png"].lines["plain"]
-    assert line == [(10, 4.0, 1.0), (20, 3.0, 1.0)]
+    i = [*VARIANTS].index("copy, window:8")
+    assert answered.rows[1][2] == f"{10 * (i + 1):.1f} ± 10.0"
+    plot = made.figures["learned.png"]
+    assert (plot.x_label, plot.y_label) == ("step", "loss, nats per byte")
+    assert made.figures["copy.png"].y_label == "loss, nats per symbol"
+    assert plot.lines["plain"] == [(10, 4.0, 1.0), (20, 3.0, 1.0)]
     assert spread([None, None, None]) == "3 of 3 diverged"
 
 
-def test_the_page_gets_tables_and_curves_and_keeps_the_rest(tmp_path, monkeypatch, capsys):
+def test_tables_and_curves_are_inserted_into_the_page(tmp_path, monkeypatch, capsys):
     (tmp_path / "text.txt").write_text(words(), "utf-8")
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- what came out -->\nold\n<!-- until here -->\nafter\n")

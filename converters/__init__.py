@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from msrnn import Error
+from msrnn import Cell, Error
 from msrnn.errors import check_device, check_dtype
 from msrnn.models import Config, DecoderConfig
 from msrnn.models.loading import build_frozen, check_tensors
-from msrnn.models.network import Network
 from msrnn.storage.files import atomic_dir, check_new_folder
 from msrnn.storage.lazy_tensors import LazyTensor
 from msrnn.storage.model_folder import write_model_folder
@@ -40,7 +39,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     revision: str | None = None,
-) -> Network:
+) -> Cell:
     """Load a pretrained cell in eval mode with frozen parameters.
 
     The parameters are copies. They are held once, except that a live model keeps its own: delete it to free the memory.

@@ -52,7 +52,7 @@ def check_ids(ids: Tensor, vocab_size: int) -> None:
         raise Error(f"token id {int(ids[wrong][0])} is outside the vocabulary of {vocab_size}")
 
 
-def check_state(state: State, batch_size: int, own: Fingerprint, mark: Tensor) -> None:
+def check_state(state: State, batch_size: int, own: Fingerprint, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a state of another model, batch size, dtype or device than the cell with this fingerprint and this parameter."""
     if not isinstance(state, State):
         raise Error(f"state is {type(state).__name__}; expected a State, as initial_state gives")
@@ -60,11 +60,11 @@ def check_state(state: State, batch_size: int, own: Fingerprint, mark: Tensor) -
         found = state.fingerprint.facts
         other = found if found != own.facts else "other parameters"
         raise Error(f"state belongs to another model ({other}; this cell is {own.facts})")
-    keys, held = state.mark, len(state.clock)
+    held = len(state.clock)
     if held != batch_size:
         raise Error(f"state has batch size {held}; the tokens have {batch_size}")
-    if keys.dtype != mark.dtype or keys.device != mark.device:
-        raise Error(f"state is {keys.dtype} on {keys.device}; the cell is {mark.dtype} on {mark.device} (state.to moves it)")
+    if state.dtype != dtype or state.device != device:
+        raise Error(f"state is {state.dtype} on {state.device}; the cell is {dtype} on {device} (state.to moves it)")
 
 
 def _described(x: object) -> str:

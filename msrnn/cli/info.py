@@ -26,7 +26,7 @@ def describe(config: Config | DecoderConfig) -> list[str]:
     """Return the lines of the summary, each with a name and a value."""
     cell = build_on_meta(config)
     parameters = sum(x.numel() for x in cell.parameters())
-    rows, D = config.n_layers * config.n_kv_heads, cell.row_width
+    rows, D = config.n_layers * config.n_kv_heads, cell.kv_dim
     positions = config.positions if isinstance(config, DecoderConfig) else config.rope
     lines = {
         "family": config.family,

@@ -126,7 +126,7 @@ def read_prompt(
     if isinstance(lengths, Tensor) and lengths.dtype == torch.int64 and (lengths < 1).any():
         raise Error(f"lengths are {lengths.tolist()}; expected at least one token per prompt")
     logits, state = cell(tokens, state, lengths=lengths, last_only=True)
-    return logits, state.detach() if state.carries_graph else state  # rows from parameters carry a graph
+    return logits, state.detach() if state.requires_grad else state  # rows from parameters carry a graph
 
 
 def eos_ids(cell: Cell, eos_token_id: int | Sequence[int] | None) -> Tensor:

@@ -59,13 +59,13 @@ def prefill(
     B, T = tokens.shape
     state = cell.initial_state(B, operators)
     if T == 0:
-        return cell.marks[0].new_full((B, cell.config.vocab_size), torch.nan), state
+        return torch.full((B, cell.config.vocab_size), torch.nan, dtype=cell.dtype, device=cell.device), state
     state = state.with_layers(replace(H, reduction=Uncut(operator=H.reduction)) for H in state)
     before = (lengths - 1).clamp(min=0)
     _, state = cell(tokens[:, : T - 1], state, lengths=before, last_only=True)
     events = [Events() for _ in operators]
-    x, layers = cell.fold(tokens.gather(1, before[:, None]), state, (lengths > 0)[:, None], events)
-    logits = cell.read_out(x[:, 0]).masked_fill((lengths == 0)[:, None], torch.nan)
+    x, layers = cell.unroll(tokens.gather(1, before[:, None]), state, (lengths > 0)[:, None], events)
+    logits = cell.compute_logits(x[:, 0]).masked_fill((lengths == 0)[:, None], torch.nan)
     layers = [replace(_cut(H, e[0].q[:, :, 0]), clock=layers[0].clock) for H, e in zip(layers, events, strict=True)]
     return logits, state.with_layers(layers)
 

@@ -107,7 +107,7 @@ def run(args: argparse.Namespace, source: Source) -> Report:
         "text": text_digest(texts),
         "stretch": args.stretch,
     }
-    ids = torch.stack([text.ids for text in texts]).to(source.cell.marks[0].device)
+    ids = torch.stack([text.ids for text in texts]).to(source.cell.device)
     rows = {
         (entry, rule): {f"{entry} {rule} from {start}": start for start in range(0, args.tokens, args.stretch)}
         for entry in asked

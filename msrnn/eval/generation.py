@@ -58,7 +58,7 @@ class Written:
 @torch.no_grad()
 def write(cell: Cell, chunks: Sequence[Chunk], entry: Entry, max_new_tokens: int, seed: int | None = None) -> list[Written]:
     """Continue prompts of the same length side by side: greedily, or with a ``seed`` by drawing at temperature 1."""
-    device, eos = cell.marks[0].device, cell.config.eos_token_ids
+    device, eos = cell.device, cell.config.eos_token_ids
     prompts = torch.stack([chunk.ids for chunk in chunks]).to(device)
     chance = None if seed is None else torch.Generator(device).manual_seed(seed)
     state = cell.initial_state(len(chunks), entry.reduction)

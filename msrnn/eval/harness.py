@@ -87,7 +87,7 @@ class HarnessLM(TemplateLM):
         for i, (_text, context, continuation) in enumerate(requests):
             ids = tuple(context[max(0, len(context) + len(continuation) - most - 1) :])
             by_context.setdefault(ids, []).append((i, continuation))
-        found, device = dict[int, tuple[float, bool]](), self.cell.marks[0].device
+        found, device = dict[int, tuple[float, bool]](), self.cell.device
         longest_first = sorted(by_context, key=len, reverse=True)
         with tqdm(total=len(requests), desc="reading", disable=disable_tqdm) as bar:
             for start in range(0, len(longest_first), self.batch_size):
@@ -122,7 +122,7 @@ class HarnessLM(TemplateLM):
         if count >= self.max_length:
             raise Error(f"{count} tokens are to be written; the model was made for {self.max_length} with the prompt")
         ids = self.tok_encode(context)[count - self.max_length :]
-        device = self.cell.marks[0].device
+        device = self.cell.device
         drawn: dict[str, Any] = {}
         if wanted["do_sample"]:
             generator = torch.Generator(device).manual_seed(torch.initial_seed())  # the harness seeds torch

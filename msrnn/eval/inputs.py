@@ -53,7 +53,7 @@ class Source:
             Error: as said.
         """
         rows = max(length if size is None else min(size, length) for size in sizes)
-        needed, memory = batch_size * rows * row_nbytes(self.cell), total_memory(self.cell.marks[0].device)
+        needed, memory = batch_size * rows * row_nbytes(self.cell), total_memory(self.cell.device)
         if needed > memory:
             found = f"{batch_size} states of {rows} rows take {needed / 1e9:,.1f} GB"
             raise Error(f"{found}; the machine has {memory / 1e9:,.1f} GB (--batch, --sizes and the text's length decide)")

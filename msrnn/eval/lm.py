@@ -91,7 +91,7 @@ class Scored:
 
 def score(cell: Cell, chunks: Sequence[Chunk], entry: Entry) -> list[Scored]:
     """Chunks of the same length, side by side in a batch."""
-    tokens = torch.stack([chunk.ids for chunk in chunks]).to(cell.marks[0].device)
+    tokens = torch.stack([chunk.ids for chunk in chunks]).to(cell.device)
     begin = time.perf_counter()
     if entry.truncated:
         assert entry.size is not None

@@ -81,7 +81,7 @@ def ask(
     keys = [str(chance.randrange(10000, 100000)) for _ in range(n_keys)]
     texts = [prompt(tokenizer, key, length, depth) for key in keys]
     answers = [tokenizer.encode(f" {key}", add_special_tokens=False).ids for key in keys]
-    device, lengths = cell.marks[0].device, torch.tensor([len(text) for text in texts])
+    device, lengths = cell.device, torch.tensor([len(text) for text in texts])
     state = cell.initial_state(n_keys, entry.reduction)
     logits, state = cell(padded(texts).to(device), state, lengths=lengths.to(device), last_only=True)
     read = forced(cell, logits, padded(answers).to(device), state)

@@ -110,7 +110,7 @@ def run(args: argparse.Namespace, source: Source) -> Report:
     settings = {"experiment": "shortcut", "model": source.cell.fingerprint().digest(), "text": text_digest(chunks)}
     sweep = Sweep(args.out, {**settings, "chunk": args.chunk, "prompt": args.prompt})
     rows = {entry: {f"{entry} on {chunk.name}": chunk for chunk in chunks} for entry in places}
-    device = source.cell.marks[0].device
+    device = source.cell.device
     for entry, now in sweep.pending(rows, 1, source.progress):
         for key, chunk in now.items():
             found = compare(source.cell, chunk.ids.to(device), entry.reduction, args.prompt)

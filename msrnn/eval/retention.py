@@ -79,7 +79,7 @@ def look(cell: Cell, chunk: Chunk, entry: Entry, kind: Callable[..., list[str]] 
     """Read one chunk and see what was kept; ``kind`` names each token's kind, as :func:`kinds` does."""
     assert entry.size is not None
     begin = time.perf_counter()
-    left = eviction_steps(cell, chunk.ids[None].to(cell.marks[0].device), entry.reduction)[0].cpu()  # (L, K, T)
+    left = eviction_steps(cell, chunk.ids[None].to(cell.device), entry.reduction)[0].cpu()  # (L, K, T)
     if bool((left == left[:, :1]).all()):
         left = left[:, :1]
     T = left.shape[-1]

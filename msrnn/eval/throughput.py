@@ -51,7 +51,7 @@ def measure(cell: Cell, reduction: Reduction, budget: int, length: int, steps: i
     Raises:
         Error: not one sequence fits.
     """
-    device = cell.marks[0].device
+    device = cell.device
     text = torch.randint(cell.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0)).to(device)
     _, state = cell(text[:, : length - steps], cell.initial_state(1, reduction), last_only=True)
     last, alone = text[0, length - steps :], state.clone()
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, source: Source) -> Report:
         raise Error(f"--steps is {args.steps}; expected fewer than --length, {args.length}")
     if cut := [entry for entry in places if entry.truncated or (entry.size or 0) >= args.length - args.steps]:
         raise Error(f"{cut[0]} is not full after {args.length - args.steps} tokens; expected a longer --length")
-    if (budget := args.budget * 10**6) > (memory := total_memory(source.cell.marks[0].device)):
+    if (budget := args.budget * 10**6) > (memory := total_memory(source.cell.device)):
         raise Error(f"--budget is {budget / 1e9:,.1f} GB; the machine has {memory / 1e9:,.1f} GB")
     about = {"experiment": "throughput", "model": source.cell.fingerprint().digest(), "device": args.device}
     sweep = Sweep(args.out, about | {"budget": args.budget, "length": args.length, "steps": args.steps})

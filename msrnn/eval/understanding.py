@@ -78,7 +78,7 @@ def answer(
     Raises:
         Error: ``length`` has no room for a question.
     """
-    device = cell.marks[0].device
+    device = cell.device
     tails = [tokenizer.encode(q.tail, add_special_tokens=False).ids for q in questions]
     limit = min(length, entry.size) if entry.truncated and entry.size is not None else length
     room = limit - max(map(len, tails))

@@ -5,25 +5,26 @@ first token (``learned.py``), the loops over layers (``network.py``). What is ch
 LLaMA's unless it says otherwise, parameter for parameter.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..cell.layer import RecurrentLayer
 from ..errors import Error
+from ..layers.embedding import Embedding
 from ..layers.linear import Linear, product, side_by_side
 from ..layers.norm import RMSNorm, RMSNormOutside, ScaleNorm, unit
 from ..layers.positional import MORE, lean, sinusoids, slope
 from ..layers.rotary import Rope, Rotation
-from ..recurrence.unroll import Events
 from ..reductions.contract import Full, Reduction
 from ..state.multistate import MultiState
 from ..state.state import State
 from .decoder_config import DecoderConfig
 from .learned_rows import Learned
-from .network import Block, Embedding
 
 Activation = Callable[[Tensor], Tensor]
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "rms-outside": RMSNormOutside, "scale": ScaleNorm}
@@ -31,7 +32,7 @@ GATED: dict[str, Activation] = {"swiglu": functional.silu, "geglu": functional.g
 PLAIN: dict[str, Activation] = {"silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu}
 
 
-class Layer(Block):
+class Layer(RecurrentLayer):
     """One layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
 
     def __init__(self, config: DecoderConfig):
@@ -50,10 +51,10 @@ class Layer(Block):
                 self.gate = linear(config, E, F)
             self.up = linear(config, E, F)
             self.down = linear(config, F, E)
-        self.lay_together()
+        self.fuse_storage_()
 
     @property
-    def neighbours(self) -> tuple[tuple[nn.Module, ...], ...]:
+    def fused_groups(self) -> tuple[tuple[nn.Module, ...], ...]:
         qkv = (self.q, self.k, self.v)
         return (qkv, (self.gate, self.up)) if self.config.ffn in GATED else (qkv,)
 
@@ -63,11 +64,11 @@ class Layer(Block):
             return slope(position, c.n_heads, c.head_dim, dtype)
         return c.positions.rotation(position, c.head_dim, dtype) if isinstance(c.positions, Rope) else None
 
-    def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         x = self.attention_norm(x) if self.pre else x
-        return lean(*self.heads(x, None), rotation) if self.config.positions == "alibi" else self.heads(x, rotation)
+        return lean(*self.qkv_heads(x, None), rotation) if self.config.positions == "alibi" else self.qkv_heads(x, rotation)
 
-    def think(self, x: Tensor, read: Tensor) -> Tensor:
+    def post_attention(self, x: Tensor, read: Tensor) -> Tensor:
         x = self._add(x, self.o(read[..., : self.config.head_dim].flatten(-2)), self.attention_norm)
         if self.config.ffn == "none":
             return x
@@ -125,7 +126,7 @@ class Decoder(Learned):
         return self.config.fixnorm or self.config.positions == "sinusoidal"
 
     @property
-    def row_width(self) -> int:
+    def kv_dim(self) -> int:
         return self.config.head_dim + (MORE if self.config.positions == "alibi" else 0)
 
     @property
@@ -137,35 +138,35 @@ class Decoder(Learned):
         return self.config.positions if isinstance(self.config.positions, Rope) else None
 
     @property
-    def facts(self) -> str:
+    def signature(self) -> str:
         """What training alone looks at left out."""
         return str(replace(self.config, dropout=0.0, small_init=True, bos_token_id=None, eos_token_ids=()))
 
     @property
-    def marks(self) -> list[Tensor]:
-        names = ("embed.weight", "layers.0.q.weight", f"layers.{len(self.layers) - 1}.o.weight")
+    def fingerprint_tensors(self) -> list[Tensor]:
+        names = ["embed.weight", "layers.0.q.weight", f"layers.{len(self.layers) - 1}.o.weight"]
         learned = {"memory": self.config.memory_tokens, "persistent_keys": self.config.persistent}
-        return [self.get_parameter(name) for name in (*names, *(name for name, count in learned.items() if count))]
+        return list(attrgetter(*names, *(name for name, count in learned.items() if count))(self))
 
-    def empty_layer(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
+    def init_layer_state(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
         if self.config.positions == "alibi":
             if reduction.needs_keys:
                 raise Error(
                     f"{type(reduction).__name__} looks at keys, and alibi writes positions there; expected another operator"
                 )
             self._check_wide(dtype)
-        return super().empty_layer(batch_size, reduction, clock, dtype)
+        return super().init_layer_state(batch_size, reduction, clock, dtype)
 
     def check_state(self, state: State, batch_size: int) -> None:
         super().check_state(state, batch_size)
         if self.config.positions == "alibi":
-            self._check_wide(state.mark.dtype)
+            self._check_wide(state.dtype)
 
     def _check_wide(self, dtype: torch.dtype) -> None:
         if dtype.itemsize < 4:
             raise Error(f"alibi writes positions into keys, which {dtype} cannot tell apart; expected float32 or float64")
 
-    def enter(self, token: Tensor, position: Tensor) -> Tensor:
+    def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
         c, x = self.config, self.embed(token)
         if c.fixnorm:
             x = unit(x)
@@ -177,32 +178,14 @@ class Decoder(Learned):
             x = x + self.place(position.clamp(max=c.length - 1))  # those beyond are not read
         return functional.dropout(x, c.dropout, self.training)
 
-    def transition(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
-        if token.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._check_length(state.clock + (1 if active is None else active))
-        return super().transition(token, state, active, in_place)
-
-    def fold(
-        self,
-        tokens: Tensor,
-        layers: Iterable[MultiState],
-        active: Tensor | None,
-        events: Sequence[Events] | None = None,
-        own: bool = False,
-    ) -> tuple[Tensor, list[MultiState]]:
-        layers = list(layers)
-        self._check_length(layers[0].clock + (tokens.shape[1] if active is None else active.sum(1)))
-        return super().fold(tokens, layers, active, events, own)
-
-    def _check_length(self, clock: Tensor) -> None:
-        """Refuse to read on beyond the last of the learned positions."""
+    def check_length(self, clock: Tensor) -> None:
         if self.config.positions == "learned" and bool((clock > self.config.length).any()):
             raise Error(f"the text is of {int(clock.max())} tokens; there are {self.config.length} learned positions")
 
     def leave(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.config.placement == "pre" else x
 
-    def read_out(self, x: Tensor) -> Tensor:
+    def compute_logits(self, x: Tensor) -> Tensor:
         c = self.config
         weight = self.embed.weight if c.tied else self.head.weight
         if c.tied and c.fixnorm:

@@ -9,6 +9,7 @@ carries the source along.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import ClassVar
 
 import torch
@@ -16,9 +17,12 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..cell.cell import Cell
+from ..cell.layer import RecurrentLayer
 from ..cell.validation import check_text
 from ..errors import Error
 from ..layers.attention import attend
+from ..layers.embedding import Embedding
 from ..layers.masks import padding_mask
 from ..layers.multihead_attention import MultiHead, attention
 from ..layers.positional import sinusoids
@@ -31,7 +35,6 @@ from ..state.multistate import MultiState
 from ..state.state import State
 from .config import ModelConfig, check_whole
 from .encoder import Encoder, EncoderConfig
-from .network import Block, Embedding, Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +61,10 @@ class EncoderDecoderConfig(EncoderConfig, ModelConfig):
         return self.width // self.n_heads
 
 
-class Half(Block):
+class Half(RecurrentLayer):
     """What both halves of a decoder's layer have in common: heads of attention, and a residual around them."""
 
-    neighbours = ()
+    fused_groups = ()
 
     def __init__(self, config: EncoderDecoderConfig):
         super().__init__()
@@ -73,12 +76,12 @@ class Half(Block):
         """None: positions are told once, where a token enters."""
         return None
 
-    def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         x, heads = self.around_attention.enter(x), self.attention
         q, k, v = (rearrange(f(x), "... (N D) -> ... N D", N=heads.n_heads) for f in (heads.q, heads.k, heads.v))
         return q, k, v
 
-    def think(self, x: Tensor, read: Tensor) -> Tensor:
+    def post_attention(self, x: Tensor, read: Tensor) -> Tensor:
         return self.around_attention.leave(x, self.attention.o(rearrange(read, "... N D -> ... (N D)")))
 
 
@@ -102,22 +105,28 @@ class Source(Half):
         pinned = int(real.sum(-1).amin())
         return MultiState(keys, values, positions, clock, Full(), gapless=pinned == source.shape[1], pinned=pinned)
 
-    def transition(
-        self, x: Tensor, H: MultiState, rotation: Rotation | None, clock: Tensor, active: Tensor | None, in_place: bool
+    def step(
+        self,
+        x: Tensor,
+        H: MultiState,
+        *,
+        active: Tensor | None = None,
+        rotation: Rotation | None = None,
+        in_place: bool = False,
     ) -> tuple[Tensor, MultiState]:
         read, _ = attend(self._query(x), H.keys, H.values, None if H.gapless else H.empty)
-        return self.think(x, read), replace(H, clock=clock)
+        return self.post_attention(x, read), replace(H, clock=H.clock + (1 if active is None else active))
 
-    def fold(
+    def unroll(
         self, x: Tensor, H: MultiState, rotation: Rotation | None, active: Tensor | None, events: Events | None, before: Before
     ) -> tuple[Tensor, MultiState]:
         query = rearrange(self._query(x), "B T N D -> B N T D")
         read, _ = attention(query, H.keys, H.values, None if H.gapless else ~H.empty[:, :, None])
         clock = H.clock + (x.shape[1] if active is None else active.sum(1))
-        return self.think(x, rearrange(read, "B N T D -> B T N D")), replace(H, clock=clock)
+        return self.post_attention(x, rearrange(read, "B N T D -> B T N D")), replace(H, clock=clock)
 
-    def think(self, x: Tensor, read: Tensor) -> Tensor:
-        return self.around_ffn(super().think(x, read), self.ffn)
+    def post_attention(self, x: Tensor, read: Tensor) -> Tensor:
+        return self.around_ffn(super().post_attention(x, read), self.ffn)
 
     def _query(self, x: Tensor) -> Tensor:
         """``(…, E) -> (…, N, D)``."""
@@ -125,7 +134,7 @@ class Source(Half):
         return rearrange(x, "... (N D) -> ... N D", N=self.attention.n_heads)
 
 
-class EncoderDecoder(Network):
+class EncoderDecoder(Cell):
     """Both stacks and one embedding, which is the source's, the text's and, turned around, the vocabulary product's.
 
     ``state = cell.encode(source)``, and then a cell like any other: ``cell.step(token, state)``, ``cell(tokens, state)``,
@@ -167,11 +176,11 @@ class EncoderDecoder(Network):
         if not len(source) or (lengths < 1).any():
             raise Error(f"encode: source lengths are {lengths.tolist()}; expected at least one, each of at least 1")
         real = padding_mask(lengths, source.shape[1])  # (B, 1, S)
-        x = self.encoder(self.enter(source, torch.arange(source.shape[1], device=source.device)), real)  # (B, S, E)
+        x = self.encoder(self.embed_tokens(source, torch.arange(source.shape[1], device=source.device)), real)  # (B, S, E)
         clock, layers = torch.zeros_like(lengths), list[MultiState]()
         for operator, half in zip(operators, self.layers[1::2], strict=True):
             assert isinstance(half, Source)
-            layers += self.empty_layer(len(source), operator, clock, x.dtype), half.given(x, real, clock)
+            layers += self.init_layer_state(len(source), operator, clock, x.dtype), half.given(x, real, clock)
         return State(layers, self.fingerprint())
 
     def initial_state(self, *_: object, **__: object) -> State:
@@ -187,17 +196,17 @@ class EncoderDecoder(Network):
         return Full()
 
     @property
-    def facts(self) -> str:
+    def signature(self) -> str:
         return str(replace(self.config, dropout=0.0))
 
     @property
-    def marks(self) -> list[Tensor]:
-        some = ("embed.weight", "layers.0.attention.q.weight", f"layers.{len(self.layers) - 1}.ffn.down.weight")
-        return [self.get_parameter(name) for name in some]
+    def fingerprint_tensors(self) -> list[Tensor]:
+        last = len(self.layers) - 1
+        return list(attrgetter("embed.weight", "layers.0.attention.q.weight", f"layers.{last}.ffn.down.weight")(self))
 
-    def enter(self, token: Tensor, position: Tensor) -> Tensor:
+    def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
         x = self.embed(token) * self.config.width**0.5  # as long as what is added
         return self.dropout(x + sinusoids(position, self.config.width, x.dtype))
 
-    def read_out(self, x: Tensor) -> Tensor:
+    def compute_logits(self, x: Tensor) -> Tensor:
         return linear(self.norm(x), self.embed.weight)

@@ -23,15 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, pad
 
+from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import LEARNED, Full, Reduction
 from ..state.multistate import MultiState
 from ..state.position_remapping import ABSOLUTE
 from ..state.state import State
-from .network import Network
 
 
-class Learned(Network):
+class Learned(Cell):
     """A network with ``config.memory_tokens``, ``config.persistent`` rows, or none of either."""
 
     def __init__(self, config: Any):
@@ -55,7 +55,7 @@ class Learned(Network):
         state = super().initial_state(batch_size, reduction, **how)
         return self._begun(state, self.memory[None] if self.config.memory_tokens else None)
 
-    initial_state.__doc__ = Network.initial_state.__doc__
+    initial_state.__doc__ = Cell.initial_state.__doc__
 
     def carry(self, state: State) -> State:
         """The state before the next chunk: its memory is what this one wrote, and of its text nothing else is left; the clock
@@ -71,7 +71,7 @@ class Learned(Network):
         position = state.clock[:, None] + torch.arange(len(self.write), device=state.clock.device)
         rotation = None if places else self.rotation(position, self.write.dtype)
         write = dropout(self.write.expand(B, -1, -1), self.config.dropout, self.training)
-        x, _ = self.through(write, rotation, state, None)
+        x, _ = self.run_layers(write, rotation, state)
         return self._begun(super().initial_state(**how), self.leave(x))
 
     def renew(self, state: State) -> State:
@@ -96,7 +96,7 @@ class Learned(Network):
     def _like(self, state: State) -> dict[str, Any]:
         """What makes an :meth:`initial_state` for the same texts as ``state``, which has to be of this cell."""
         self.check_state(state, len(state.clock) if isinstance(state, State) else 0)
-        where = {"device": state.mark.device, "dtype": state.mark.dtype}
+        where = {"device": state.device, "dtype": state.dtype}
         places = state.places.rule if state.places else ABSOLUTE
         return {"batch_size": len(state.clock), "reduction": [H.reduction for H in state], "places": places, **where}
 
@@ -104,13 +104,13 @@ class Learned(Network):
         """``state``, which has no rows, with the learned ones; ``memory (1 or B, m, E)``."""
         rows: list[tuple[Tensor, Tensor]] = []
         if self.config.persistent:
-            more = self.row_width - self.config.head_dim
+            more = self.kv_dim - self.config.head_dim
             keys, values = (pad(x, (0, more))[:, None] for x in (self.persistent_keys, self.persistent_values))
             rows = list(zip(keys, values, strict=True))  # (1, K, P, D) each
         if memory is not None:
             first = super().initial_state(len(memory), Full(), device=memory.device, dtype=memory.dtype)
             memory = dropout(memory, self.config.dropout, self.training)
-            _, layers = self.through(memory, None, _pinned(first, rows), None)
+            _, layers = self.run_layers(memory, None, _pinned(first, rows))
             rows = [(H.keys, H.values) for H in layers]
         return state.with_layers(_pinned(state, rows))
 

@@ -5,18 +5,22 @@ arXiv:2302.13971; grouped queries arXiv:2307.09288; llama3 rope scaling arXiv:24
 cell with other facts (``mistral.py``, ``yi.py``); ``network.py`` has the loops.
 """
 
+from operator import attrgetter
+
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from ..cell.cell import Cell
+from ..cell.layer import RecurrentLayer
+from ..layers.embedding import Embedding
 from ..layers.linear import Linear, product, side_by_side
 from ..layers.norm import RMSNorm
 from ..layers.rotary import Rope, Rotation
 from ..reductions.contract import Full, Reduction, Window
 from .config import Config
-from .network import Block, Embedding, Network
 
 
-class Layer(Block):
+class Layer(RecurrentLayer):
     """One layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
 
     def __init__(self, config: Config):
@@ -32,23 +36,23 @@ class Layer(Block):
         self.gate = Linear(E, F)
         self.up = Linear(E, F)
         self.down = Linear(F, E)
-        self.lay_together()
+        self.fuse_storage_()
 
     @property
-    def neighbours(self) -> tuple[tuple[nn.Module, ...], ...]:
+    def fused_groups(self) -> tuple[tuple[nn.Module, ...], ...]:
         return ((self.q, self.k, self.v), (self.gate, self.up))
 
-    def look(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        return self.heads(self.attention_norm(x), rotation)
+    def project_qkv(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.qkv_heads(self.attention_norm(x), rotation)
 
-    def think(self, x: Tensor, read: Tensor) -> Tensor:
+    def post_attention(self, x: Tensor, read: Tensor) -> Tensor:
         x = x + self.o(read.flatten(-2))
         normed = self.ffn_norm(x)
         gate, up = side_by_side(normed, self.gate, self.up).chunk(2, dim=-1)
         return x + self.down(silu(gate) * up)
 
 
-class Llama(Network):
+class Llama(Cell):
     """The network: embedding, layers, final norm, vocabulary product. Freshly built it is random and trainable."""
 
     def __init__(self, config: Config):
@@ -70,16 +74,16 @@ class Llama(Network):
         return self.config.rope
 
     @property
-    def facts(self) -> str:
+    def signature(self) -> str:
         c = self.config
         sizes = (c.vocab_size, c.width, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_width)
         return f"llama {sizes} tied={c.tied} eps={c.norm_eps:.6g} {c.rope}"
 
     @property
-    def marks(self) -> list[Tensor]:
-        some = ("embed.weight", "layers.0.q.weight", f"layers.{len(self.layers) - 1}.down.weight", "norm.weight")
-        return [self.get_parameter(name) for name in some]
+    def fingerprint_tensors(self) -> list[Tensor]:
+        last = len(self.layers) - 1
+        return list(attrgetter("embed.weight", "layers.0.q.weight", f"layers.{last}.down.weight", "norm.weight")(self))
 
-    def read_out(self, x: Tensor) -> Tensor:
+    def compute_logits(self, x: Tensor) -> Tensor:
         head = self.embed if self.config.tied else self.head
         return product(self.norm(x), head.weight)

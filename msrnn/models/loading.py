@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
+from ..cell.cell import Cell
 from ..errors import Error, can_compute, check_device, check_dtype
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import open_weights, read_config_fields, read_extra_files
-from .network import Network
 from .registry import AnyConfig, build_on_meta, config_from_dict
 
 
-def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Network:
+def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Cell:
     """Return the cell in a folder that :meth:`Cell.save` wrote, in eval mode with frozen parameters.
 
     Args:
@@ -68,7 +68,7 @@ def build_frozen(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> Network:
+) -> Cell:
     """Return a cell in eval mode with frozen parameters, copied from ``tensors`` one at a time.
 
     Args:

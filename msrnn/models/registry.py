@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..cell.cell import Cell
 from ..errors import Error
 from ..layers.rotary import KINDS, Rope
 from .config import Config
@@ -13,19 +14,18 @@ from .decoder import Decoder
 from .decoder_config import DecoderConfig
 from .encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from .llama import Llama
-from .network import Network
 
 AnyConfig = Config | DecoderConfig | EncoderDecoderConfig
-CELLS: dict[type, type[Network]] = {Config: Llama, DecoderConfig: Decoder, EncoderDecoderConfig: EncoderDecoder}
+CELLS: dict[type, type[Cell]] = {Config: Llama, DecoderConfig: Decoder, EncoderDecoderConfig: EncoderDecoder}
 """The cell class of each config class."""
 
 
-def build_random(config: AnyConfig) -> Network:
+def build_random(config: AnyConfig) -> Cell:
     """Return a new cell with random, trainable parameters."""
     return CELLS[type(config)](config)
 
 
-def build_on_meta(config: AnyConfig) -> Network:
+def build_on_meta(config: AnyConfig) -> Cell:
     """Return a new cell on the meta device: parameters have shapes but no storage."""
     with torch.device("meta"):
         return build_random(config)

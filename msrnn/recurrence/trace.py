@@ -232,7 +232,7 @@ class Trace:
             layers = [layer.every(cut) for layer in self]
             if alike(layers) and not any(x.requires_grad for H in layers for x in H.rows.values()):
                 until = torch.stack([layer.until for layer in self])
-                return self._state.with_whole(stack_kept(layers, cut.stay(until)))
+                return self._state.from_stacked(stack_kept(layers, cut.stay(until)))
         layers = [layer.at(cut) for layer in self]
         return self._state.with_layers(replace(H, clock=layers[0].clock) for H in layers)
 

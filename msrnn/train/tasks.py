@@ -32,12 +32,12 @@ def second_logits(cell: Cell, first: Tensor, second: Tensor, reduction: Reductio
     A recurrent memory is written between the chunks, and only this memory is carried. Other cells carry H.
     """
     state = cell.initial_state(len(first), reduction)
-    _, layers = cell.fold(first, state, None)
+    _, layers = cell.unroll(first, state, None)
     state = state.with_layers(layers)
     if isinstance(cell, Learned) and cell.config.recurrent:
         state = cell.carry(state)
-    x, _ = cell.fold(second, state, None)
-    return cell.read_out(x)
+    x, _ = cell.unroll(second, state, None)
+    return cell.compute_logits(x)
 
 
 def episode_loss(cell: Cell, first: Tensor, second: Tensor, targets: Tensor, reduction: Reduction | str) -> Tensor:

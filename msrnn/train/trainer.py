@@ -118,5 +118,5 @@ def _read(cell: Cell, tokens: Tensor, state: State | None, reduction: Reduction 
         state = cell.initial_state(len(tokens), reduction)
     elif isinstance(cell, Learned):
         state = cell.carry(state) if cell.config.recurrent else cell.renew(state)
-    x, layers = cell.fold(tokens, state, None)
-    return cell.read_out(x), state.with_layers(layers)
+    x, layers = cell.unroll(tokens, state, None)
+    return cell.compute_logits(x), state.with_layers(layers)

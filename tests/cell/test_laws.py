@@ -153,7 +153,7 @@ def test_layers_chained_by_hand_are_the_step(data):
             x, H = layer.step(x, H)
             assert x.shape == (B, cell.config.width)
             chained.append(H)
-        close(cell.read_out(x), logits, 1e-12)
+        close(cell.compute_logits(x), logits, 1e-12)
         assert_same(state.with_layers(chained), after, 1e-12)
         state = after
 
@@ -307,7 +307,7 @@ def test_a_saved_state_goes_on_as_the_state_would(data, tmp_path_factory):
     more = tokens(2, B, 6)
     logits, end = fold(cell, more, loaded)
     straight, after = fold(cell, more, state)
-    assert logits.equal(straight)
+    close(logits, straight)
     assert_same(end, after)
 
 
@@ -401,7 +401,7 @@ def test_a_trainable_cell_differentiates_the_fold_at_fixed_choices(reduction):
 def test_the_gradient_flows_through_a_state_until_it_is_detached():
     cell = tiny_cell(frozen=False)
     _, state = cell(tokens(1, 1, 6), cell.initial_state(1, TOVA(3)))
-    assert state.carries_graph
+    assert state.requires_grad
     _, scored = cell(tokens(1, 1, 6), cell.initial_state(1, H2O(3)))
     assert not any(x.requires_grad for H in scored for x in H.row_stats.values())  # what decides is not differentiated
     token = tokens(2, 1, 1)[:, 0]
@@ -427,7 +427,7 @@ def test_in_place_refuses_a_graph_and_a_frozen_cell_builds_none():
         frozen.step_(token, carrying)
     logits, state = frozen(tokens(1, 2, 5))
     assert not logits.requires_grad
-    assert not state.carries_graph
+    assert not state.requires_grad
     logits, state = frozen.step(token, state)
     assert not logits.requires_grad
-    assert not state.carries_graph
+    assert not state.requires_grad

@@ -102,11 +102,11 @@ def test_stream_yields_the_tokens_of_generate_and_separate_states():
 def test_no_graph_and_no_inference_tensors():
     trainable = tiny_cell(frozen=False)
     new, state = msrnn.generate(trainable, PROMPT, max_new_tokens=2)
-    assert not state.carries_graph
+    assert not state.requires_grad
     assert not new.is_inference()
     for _, streamed in msrnn.stream(trainable, PROMPT, max_new_tokens=2):
         assert torch.is_grad_enabled()  # the gradient mode of the caller, between tokens
-        assert not streamed.carries_graph
+        assert not streamed.requires_grad
     logits, _ = trainable.step(new[:, -1], state)
     assert logits.requires_grad
 

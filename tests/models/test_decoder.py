@@ -245,7 +245,7 @@ def test_dropout():
     assert not torch.equal(cell(TEXT)[0], first)
     torch.manual_seed(1)
     assert torch.equal(cell(TEXT)[0], first)
-    x = cell.enter(TEXT, torch.arange(20).expand(3, -1))
+    x = cell.embed_tokens(TEXT, torch.arange(20).expand(3, -1))
     gone = x == 0
     assert abs(float(gone.double().mean()) - 0.25) < 0.05
     close(x[~gone], (plain.embed.weight[TEXT] / 0.75)[~gone], 1e-14)
@@ -254,7 +254,7 @@ def test_dropout():
     assert added.unique().tolist() == [0, 4]
     assert abs(float((added == 0).double().mean()) - 0.25) < 0.02
     torch.manual_seed(0)
-    twice = [layer.think(x, torch.ones(4000, 4, 6, dtype=torch.float64)) for _ in range(2)]
+    twice = [layer.post_attention(x, torch.ones(4000, 4, 6, dtype=torch.float64)) for _ in range(2)]
     assert not torch.equal(*twice)
 
 
@@ -345,10 +345,10 @@ def test_the_fold_is_the_step_loop(cell, reduction, cut):
     assert_same(after, expected, 1e-9)
     assert_same(cell.scan(text, state)[1].at(9), fold(cell, text[:, :9], state)[1], 1e-9)
     x, H = cell.embed.weight[text[:, 0]], list(state)
-    x = cell.enter(text[:, 0], state.clock)
+    x = cell.embed_tokens(text[:, 0], state.clock)
     for l, layer in enumerate(cell.layers):
         x, H[l] = layer.step(x, H[l])
-    close(cell.read_out(x), cell.step(text[:, 0], state)[0])
+    close(cell.compute_logits(x), cell.step(text[:, 0], state)[0])
     placed = state.clone()
     for token in text.T:
         logits, placed = cell.step_(token, placed)
@@ -396,8 +396,8 @@ def test_decoding_and_disk(facts, tmp_path, capsys):
     assert main(["info", str(tmp_path / "own")]) == 0
     said = capsys.readouterr().out
     assert "decoder" in said
-    assert f"{facts['positions']}, made for 40 tokens" in said
-    assert f"{2 * 2 * (8 * cell.row_width + 8)} in float32" in said  # of two layers, two heads
+    assert f"{facts['positions']}, context length 40" in said
+    assert f"{2 * 2 * (8 * cell.kv_dim + 8)} in float32" in said  # of two layers, two heads
     converters.convert(tmp_path / "own", tmp_path / "half", dtype=torch.float16)
     assert msrnn.load(tmp_path / "half").config == cell.config
     with pytest.raises(msrnn.Error, match="which transformers does not know"):

@@ -69,7 +69,7 @@ def test_the_fold_is_the_step_loop_however_it_is_split(reduction):
     expected, end = fold(cell, text, state, lengths)
     found, after = cell(text, state, lengths=lengths)
     close(found, expected)
-    _, layers = cell.fold(text, state, torch.arange(9) < lengths[:, None])
+    _, layers = cell.unroll(text, state, torch.arange(9) < lengths[:, None])
     assert all(H.clock.equal(lengths) for H in layers)
     assert_same(after, end, 1e-9)
     first, middle = cell(text[:, :5], state)
@@ -97,7 +97,7 @@ def test_the_source_is_part_of_the_state(tmp_path):
     _, trace = cell.scan(text[1:], short)
     found, _ = cell(text[1:, 4:], trace.at(4))
     close(found, whole[1:, 4:])
-    assert " 1 pinned + 1 " in repr(trace.at(4))
+    assert " 1 learned + 1 " in repr(trace.at(4))
 
 
 def test_steps_in_place_and_rows_that_stand_still():
@@ -146,8 +146,8 @@ def test_decoding_needs_no_frozen_cell():
     cell, start = tiny(frozen=False), torch.tensor([[7], [7]])
     state = cell.encode(tokens(0, 2, 6))
     new, end = msrnn.generate(cell, start, state, max_new_tokens=4)
-    assert not end.carries_graph
-    assert state.carries_graph
+    assert not end.requires_grad
+    assert state.requires_grad
     assert new.equal(msrnn.lookahead(cell, start, state, max_new_tokens=4)[0])
     assert new.equal(msrnn.generate(cell.requires_grad_(False), start, cell.encode(tokens(0, 2, 6)), max_new_tokens=4)[0])
 

@@ -50,11 +50,11 @@ def naive(cell, x, position):
 
 def naive_logits(cell, text):
     m, T = cell.config.memory_tokens, text.shape[1]
-    x = cell.enter(text, torch.arange(T).expand_as(text))
+    x = cell.embed_tokens(text, torch.arange(T).expand_as(text))
     position = torch.cat((torch.full((m,), torch.nan), torch.arange(T)))
     if m:
         x = torch.cat((cell.memory.expand(len(text), -1, -1), x), dim=1)
-    return cell.read_out(naive(cell, x, position)[:, m:])
+    return cell.compute_logits(naive(cell, x, position)[:, m:])
 
 
 @pytest.mark.parametrize("facts", [{"persistent": 3, "ffn": "none", "ffn_width": 0}, {"memory_tokens": 2}, ALL], ids=str)
@@ -139,7 +139,7 @@ def test_recurrent_memory(positions):
     for chunk in TEXT.split([7, 9, 4], dim=1):
         T = chunk.shape[1]
         position = torch.cat((torch.full((2,), torch.nan), torch.arange(T + 2)))
-        x = torch.cat((memory, cell.enter(chunk, torch.arange(T).expand(3, -1)), cell.write.expand(3, -1, -1)), dim=1)
+        x = torch.cat((memory, cell.embed_tokens(chunk, torch.arange(T).expand(3, -1)), cell.write.expand(3, -1, -1)), dim=1)
         x = cell.norm(naive(cell, x, position))
         memory = x[:, -2:]
         expected.append(x[:, 2:-2] @ cell.head.weight.T)
@@ -203,7 +203,7 @@ def test_a_state_is_renewed_as_parameters_change():
         assert torch.equal(H.positions, before.positions)
         assert H.clock is not None
         assert not torch.equal(H.keys[:, :, :5], before.keys[:, :, :5])
-    assert not old.detach().carries_graph
+    assert not old.detach().requires_grad
     cell(TEXT, state)[0].tanh().sum().backward()
     for name in ("memory", "persistent_keys", "persistent_values"):
         assert cell.get_parameter(name).grad.abs().max() > 0
@@ -235,8 +235,8 @@ def test_a_state_tells_its_learned_rows(name):
 def test_dropout_is_of_memory_too(monkeypatch):
     """Of memory and write tokens as they enter, as of other tokens; none in evaluation."""
     entered, cell = [], tiny_decoder(memory_tokens=2, recurrent=True, dropout=0.5)
-    through = cell.through
-    monkeypatch.setattr(cell, "through", lambda x, *more: entered.append(x) or through(x, *more))
+    run_layers = cell.run_layers
+    monkeypatch.setattr(cell, "run_layers", lambda x, *more: entered.append(x) or run_layers(x, *more))
     for training in (False, True):
         cell.train(training)
         cell.carry(cell.initial_state(9))
@@ -256,7 +256,7 @@ def test_how_it_begins():
             assert abs(x.std().item() * (1 if fixnorm else 160**0.5) - 1) < 0.05
         assert abs(cell.persistent_keys.std().item() - 1) < 0.1
         assert abs(cell.persistent_values.std().item() - 1) < 0.1
-        assert cell.enter(tokens(0, 9, 9), torch.arange(9).expand(9, -1)).std().item() == pytest.approx(
+        assert cell.embed_tokens(tokens(0, 9, 9), torch.arange(9).expand(9, -1)).std().item() == pytest.approx(
             cell.memory.std().item(), rel=0.1
         )
 

@@ -56,7 +56,7 @@ def test_blocks_do_not_show_in_the_trace(reduction, monkeypatch):
     _, whole = cell.scan(text, cell.initial_state(2, reduction), weights=True)
     monkeypatch.setattr(folding, "BLOCK", 4)
     monkeypatch.setattr(folding, "BLIND_BLOCK", 5)
-    monkeypatch.setattr("msrnn.cell.cell.CHUNK", 14)
+    monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 14)
     _, pieces = cell.scan(text, cell.initial_state(2, reduction), weights=True)
     for one, other in zip(whole, pieces, strict=True):
         assert one.left.equal(other.left)

@@ -65,10 +65,10 @@ def assert_folds(cell, text, reduction, lengths=None):
 @pytest.mark.parametrize(("chunk", "block"), [(1, 64), (9, 2), (24, 3), (63, 64), (300, 5), (1024, 16)])
 @pytest.mark.parametrize("reduction", [*OPERATORS, Spread(5), Popular(5), Stubborn(4)], ids=str)
 def test_chunks_and_blocks_do_not_show(reduction, chunk, block, monkeypatch):
-    monkeypatch.setattr("msrnn.cell.cell.CHUNK", chunk)
+    monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", chunk)
     monkeypatch.setattr(folding, "BLOCK", block)
     monkeypatch.setattr(folding, "BLIND_BLOCK", block + 1)
-    monkeypatch.setattr("msrnn.models.network.PIECE", block)
+    monkeypatch.setattr("msrnn.cell.layer.MLP_CHUNK_TOKENS", block)
     cell, text = tiny_cell(), tokens(5, 3, 21)
     lengths = torch.tensor([21, 8, 0])
     expected = assert_folds(cell, text, reduction, lengths)
@@ -147,7 +147,7 @@ def test_who_is_blind_guesses_right_and_for_all_layers(reduction, monkeypatch):
 def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
     """Through rows that were carried, appended and read; the choice of rows is not differentiated."""
     monkeypatch.setattr(folding, "BLOCK", 4)
-    monkeypatch.setattr("msrnn.cell.cell.CHUNK", 24)
+    monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 24)
     cell, text = tiny_cell(frozen=False), tokens(5, 3, 13)
     weight = torch.randn(3, 13, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -168,7 +168,7 @@ def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
 
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:5", "window:5"])
 def test_a_text_is_read_over_its_own_rows_and_never_over_the_callers(reduction, monkeypatch):
-    monkeypatch.setattr("msrnn.cell.cell.CHUNK", 4)
+    monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 4)
     cell, text, places = tiny_cell(), tokens(5, 1, 24), []
     _, given = cell(text[:, :8], cell.initial_state(1, reduction))  # full, and in order
     before, layer = given.clone(), type(cell.layers[0]).fold
@@ -190,7 +190,7 @@ def test_a_text_is_read_over_its_own_rows_and_never_over_the_callers(reduction, 
 
 def test_rows_at_their_end_cost_nothing(monkeypatch):
     """A ragged batch passes the layers without the rows that have ended."""
-    monkeypatch.setattr("msrnn.cell.cell.CHUNK", 8)
+    monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 8)
     monkeypatch.setattr(folding, "BLOCK", 8)
     cell, text, passed = tiny_cell(), tokens(5, 4, 40), []
     layer = type(cell.layers[0]).fold

@@ -60,7 +60,7 @@ def naive(cell, text, rule, size):
     for t, token in enumerate(text.tolist()):
         x = cell.embed.weight[token][None]  # (1, E)
         for l, layer in enumerate(cell.layers):
-            q, k, v = (y[0].tolist() for y in layer.look(x, c.rope.rotation(torch.tensor([t]), c.head_dim, x.dtype)))
+            q, k, v = (y[0].tolist() for y in layer.project_qkv(x, c.rope.rotation(torch.tensor([t]), c.head_dim, x.dtype)))
             read = []
             for h, rows in enumerate(H[l]):
                 rows.append(Row(t, k[h], v[h]))
@@ -73,8 +73,8 @@ def naive(cell, text, rule, size):
                 gone = rules[l](t, h, rows, logits, len(rows) > size(l))
                 if gone is not None:
                     rows.remove(gone)
-            x = layer.think(x, torch.tensor([read], dtype=x.dtype))
-        out.append(cell.read_out(x)[0])
+            x = layer.post_attention(x, torch.tensor([read], dtype=x.dtype))
+        out.append(cell.compute_logits(x)[0])
     return torch.stack(out), [[[row.position for row in rows] for rows in layer] for layer in H]
 
 

@@ -162,7 +162,7 @@ def test_saved_printed_selected(tmp_path):
     assert [H.pinned for H in again] == [P, P]
     assert held(again) == held(state)
     assert held(cell(tokens(6, 2, 9), again)[1]) == held(cell(tokens(6, 2, 9), state)[1])
-    assert "3 pinned + 5" in repr(state)
+    assert "3 learned + 5" in repr(state)
     assert held(state.select([1]))[0] == held(state)[0][1:]
 
 

@@ -147,9 +147,9 @@ def test_clone_shares_nothing_and_detach_shares_storage_without_the_graph():
     assert_same(state.clone(), state)
     assert storages.isdisjoint(x.data_ptr() for H in state.clone() for x in [*H.rows.values(), H.clock])
     carrying = after(tiny_cell(frozen=False), 9, TOVA(4))
-    assert carrying.carries_graph
+    assert carrying.requires_grad
     cut = carrying.detach()
-    assert not cut.carries_graph
+    assert not cut.requires_grad
     assert cut[0].keys.data_ptr() == carrying[0].keys.data_ptr()
 
 
@@ -230,7 +230,7 @@ def test_a_state_of_another_model_is_refused():
         for read in (cell.step, cell.step_, lambda token, state: cell(token[:, None], state)):
             with pytest.raises(msrnn.Error, match="another model") as refusal:
                 read(one(), state)
-            assert cell.facts in str(refusal.value)
+            assert cell.signature in str(refusal.value)
     cell.step(one(), copy.deepcopy(cell).initial_state(2))  # the same facts and weights are the same model
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         narrow = tiny_cell(dtype=torch.float32).to(dtype)

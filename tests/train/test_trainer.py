@@ -67,7 +67,7 @@ def test_state_is_carried_without_a_graph_and_reset_as_configured():
     trainer, clocks = Trainer(tiny_cell(frozen=False, vocab_size=256), settings), []
     for index in range(7):
         trainer.train_step(data.train[index])
-        assert not trainer.state.carries_graph
+        assert not trainer.state.requires_grad
         clocks.append(trainer.state.clock.tolist())
     assert clocks == [[10 * n] * 3 for n in (1, 2, 3, 1, 2, 3, 1)]
     assert trainer.state[0].keys.shape[2] == 6

@@ -1,0 +1,136 @@
+"""One layer of a cell: append the token's row to H, attend to the rows of H, evict what exceeds the size.
+
+A family defines how a layer projects its input to query, key and value, and what it computes from the attention output. Append,
+attend and reduce are the same for all families (``msrnn/recurrence/transition.py``).
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.attention import attend
+from ..layers.linear import lay_together, side_by_side
+from ..layers.rotary import Rotation, rotate
+from ..recurrence.transition import advance
+from ..recurrence.unroll import Before, Events, fold
+from ..state.multistate import MultiState
+
+MLP_CHUNK_TOKENS = 256
+"""Tokens that pass the MLP at once on a CPU. More tokens are not faster and need more memory."""
+
+
+class RecurrentLayer(nn.Module):
+    """One layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)`` (arXiv:2401.06104, eq. 5)."""
+
+    config: Any
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+
+    # Defined by a family.
+
+    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation | None:
+        """Return the rotary cos and sin of tokens at ``position (…,)``; None for a layer that rotates nothing."""
+        return self.config.rope.rotation(position, self.config.head_dim, dtype)
+
+    @abstractmethod
+    def project_qkv(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project ``x (…, E)`` to query ``(…, N, D)``, key and value ``(…, K, D)``, and rotate query and key."""
+
+    @abstractmethod
+    def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
+        """Return the output of the layer, ``(…, E)``: output projection, residual and MLP.
+
+        Args:
+            x: input of the layer, ``(…, E)``.
+            attn_output: ``(…, N, D)``.
+        """
+
+    @property
+    def fused_groups(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """Groups of projections of the same input. Each group shares one storage, so that one product computes all of it."""
+        return ((self.q, self.k, self.v),)
+
+    # The same for all families.
+
+    def step(
+        self,
+        x: Tensor,
+        H: MultiState,
+        *,
+        active: Tensor | None = None,
+        rotation: Rotation | None = None,
+        in_place: bool = False,
+    ) -> tuple[Tensor, MultiState]:
+        """Read one token: ``(B, E), H_{t-1} -> (B, E), H_t``. This is the definition of a layer.
+
+        Args:
+            x: input of the layer, ``(B, E)``.
+            H: the state before the token; unchanged unless ``in_place``.
+            active: ``(B,)`` bool; where it is false, H and clock stay as they are. None: all rows are active.
+            rotation: the result of :meth:`rotation` at ``H.clock``, if the caller has it. The layers of a cell share it.
+            in_place: True if the storage of ``H`` may be overwritten.
+        """
+        if rotation is None and H.places is None:
+            rotation = self.rotation(H.clock, x.dtype)
+        clock = H.clock + (1 if active is None else active)
+        q, k, v = self.project_qkv(x, rotation)  # (B, N, D), (B, K, D), (B, K, D)
+        attn_output, H = advance(q, k, v, H, clock, active, in_place)  # append, attend, reduce
+        return self.post_attention(x, attn_output), H
+
+    def attend_in_place(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Append and attend, without reduce: write ``k`` and ``v`` into the last row of ``keys, values (B, K, S + 1, D)``.
+
+        Returns:
+            The output of the layer ``(B, E)``, and the attention weights ``(B, K, G, S + 1)``.
+        """
+        keys[:, :, -1], values[:, :, -1] = k, v
+        attn_output, weights = attend(q, keys, values, empty)
+        return self.post_attention(x, attn_output), weights
+
+    def unroll(
+        self,
+        x: Tensor,
+        H: MultiState,
+        rotation: Rotation | None,
+        active: Tensor | None,
+        events: Events | None,
+        before: Before,
+    ) -> tuple[Tensor, MultiState]:
+        """Read T tokens with the result of T steps: ``(B, T, E)`` and H before them -> ``(B, T, E)`` and H after them."""
+        q, k, v = (heads.transpose(1, 2) for heads in self.project_qkv(x, rotation))  # (B, N or K, T, D)
+        attn_output, H = fold(q, k, v, H, active, events, before)
+        attn_output = attn_output.transpose(1, 2)  # (B, T, N, D)
+        if x.device.type != "cpu" or x.requires_grad:  # autograd keeps the intermediate results of all tokens in any case
+            return self.post_attention(x, attn_output), H
+        length = max(1, MLP_CHUNK_TOKENS // len(x))
+        parts = zip(x.split(length, dim=1), attn_output.split(length, dim=1), strict=True)
+        return torch.cat([self.post_attention(*part) for part in parts], dim=1), H
+
+    def qkv_heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project a normed ``x (…, E)`` by one fused product, split it into heads, and rotate query and key."""
+        N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
+        qk, v = side_by_side(x, self.q, self.k, self.v).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
+        q, k = (qk if rotation is None else rotate(qk, rotation)).split((N, K), dim=-2)
+        return q, k, v
+
+    def fuse_storage_(self) -> None:
+        """Move the weights of each fused group into one storage."""
+        for group in self.fused_groups:
+            lay_together(*group)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RecurrentLayer":
+        """Fuse again after ``to``, ``half``, ``to_empty`` and the like have replaced the weights."""
+        super()._apply(fn, recurse)
+        self.fuse_storage_()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Fuse again after ``deepcopy`` or unpickling."""
+        super().__setstate__(state)
+        self.fuse_storage_()

@@ -1,0 +1,167 @@
+"""Embedding, recurrent layers and LM head: what a family defines, and the loops over the layers that all families share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.embedding import Embedding
+from ..layers.rotary import Rope, Rotation
+from ..recurrence.unroll import Before, Events
+from ..reductions.contract import Reduction
+from ..state.fingerprint import Fingerprint, version
+from ..state.multistate import MultiState
+from ..state.state import State
+from .layer import RecurrentLayer
+from .stacked_step import stacked_step
+
+
+class RecurrentNetwork(nn.Module, ABC):
+    """A stack of recurrent layers between an embedding and an LM head. :class:`Cell` adds the calls for users."""
+
+    config: Any
+    embed: Embedding
+    layers: nn.ModuleList
+    extra_files: Mapping[str, bytes] = MappingProxyType({})
+    """Small files that belong to the model (tokenizer, chat template), by name. ``save`` copies them."""
+
+    # Defined by a family.
+
+    @property
+    @abstractmethod
+    def default_reduction(self) -> Reduction:
+        """The operator with which the cell equals the published model."""
+
+    @property
+    @abstractmethod
+    def signature(self) -> str:
+        """Every field of the config that enters a step, as text. Part of the fingerprint of a state."""
+
+    @property
+    @abstractmethod
+    def fingerprint_tensors(self) -> list[Tensor]:
+        """A few parameters that distinguish this model from others of the same shape. The first is the embedding."""
+
+    @property
+    def rope(self) -> Rope | None:
+        """The rotary embedding of queries and keys; None if there is none."""
+        return None
+
+    @property
+    def kv_dim(self) -> int:
+        """Length of a cached key and of a cached value."""
+        return self.config.head_dim
+
+    def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
+        """Embed ids ``(…,)`` at ``position (…,)`` as the input of the first layer, ``(…, E)``."""
+        return self.embed(token)
+
+    @abstractmethod
+    def compute_logits(self, x: Tensor) -> Tensor:
+        """Apply the final norm and the LM head: ``(…, E) -> (…, V)``."""
+
+    def check_length(self, clock: Tensor) -> None:
+        """Refuse a text that the cell has no positions for; ``clock (B,)`` is the clock after the text.
+
+        Raises:
+            Error: the text is too long. Most families have no limit.
+        """
+
+    def init_layer_state(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
+        """Return the empty H of one layer."""
+        shape = (batch_size, self.config.n_kv_heads, 0)
+        keys = torch.empty(*shape, self.kv_dim, dtype=dtype, device=clock.device)
+        positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
+        wide = torch.promote_types(dtype, torch.float32)
+        row_stats = {name: keys.new_empty(*shape, *reduction.stat_shape(name), dtype=wide) for name in reduction.stat_names}
+        return MultiState(keys, keys.clone(), positions, clock, reduction, row_stats, gapless=True)
+
+    # The same for all families.
+
+    def step_layers(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
+        """Run the layers on one token: the loop over ``layer.step``, or its fast twin for bounded states."""
+        x = self.embed_tokens(token, state.clock)  # (B, E)
+        rotation = None if state.places else self.rotation(state.clock, x.dtype)
+        if not (state.places or state.requires_grad):
+            fast = stacked_step(self.recurrent_layers, x, state, rotation, active, in_place)
+            if fast is not None:
+                return fast
+        layers = []
+        for layer, H in zip(self.recurrent_layers, state, strict=True):
+            x, H = layer.step(x, H, active=active, rotation=rotation, in_place=in_place)
+            layers.append(H)
+        return x, state.with_layers(layers)
+
+    def unroll(
+        self,
+        tokens: Tensor,
+        layers: Iterable[MultiState],
+        active: Tensor | None,
+        recorders: Sequence[Events] | None = None,
+        donate: bool = False,
+    ) -> tuple[Tensor, list[MultiState]]:
+        """Run all layers on T tokens, without logits.
+
+        Args:
+            tokens: ``(B, T)`` ids.
+            layers: H of every layer before the tokens.
+            active: ``(B, T)`` bool; tokens where it is false are not read. None: all are read.
+            recorders: one per layer, which record what happens. None: nothing is recorded.
+            donate: True if the storage of ``layers`` may be overwritten.
+
+        Returns:
+            The output of the last layer ``(B, T, E)``, and H of every layer after the tokens.
+        """
+        layers = list(layers)
+        clock, T = layers[0].clock, tokens.shape[1]
+        self.check_length(clock + (T if active is None else active.sum(1)))
+        position = clock[:, None] + torch.arange(T, device=tokens.device)  # (B, T)
+        x = self.embed_tokens(tokens, position)  # (B, T, E)
+        rotation = None if layers[0].places else self.rotation(position, x.dtype)
+        return self.run_layers(x, rotation, layers, active, recorders, donate)
+
+    def run_layers(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        layers: Iterable[MultiState],
+        active: Tensor | None = None,
+        recorders: Sequence[Events] | None = None,
+        donate: bool = False,
+    ) -> tuple[Tensor, list[MultiState]]:
+        """Run all layers on embedded tokens ``(B, T, E)``; otherwise as :meth:`unroll`."""
+        after: list[MultiState] = []
+        before = Before(own=donate)
+        for i, (layer, H) in enumerate(zip(self.recurrent_layers, layers, strict=True)):
+            x, H = layer.unroll(x, H, rotation, active, None if recorders is None else recorders[i], before)
+            after.append(H)
+        return x, after
+
+    @property
+    def recurrent_layers(self) -> list[RecurrentLayer]:
+        """``layers`` as a typed list."""
+        return list(self.layers)  # type: ignore[arg-type]
+
+    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation | None:
+        """Return the rotary cos and sin of tokens at ``position (…,)``, the same for all layers."""
+        return self.recurrent_layers[0].rotation(position, dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.fingerprint_tensors[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.fingerprint_tensors[0].dtype
+
+    def fingerprint(self) -> Fingerprint:
+        """Return the fingerprint of this model; it is computed again when a fingerprint tensor has changed."""
+        tensors = self.fingerprint_tensors
+        key = tuple(map(version, tensors))
+        cached = getattr(self, "_fingerprint", None)
+        if cached is None or cached[0] != key:
+            self._fingerprint = cached = (key, Fingerprint.of(self.signature, tensors))
+        return cached[1]

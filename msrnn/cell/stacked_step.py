@@ -1,0 +1,86 @@
+"""The fast twin of the step of a bounded state: one buffer and one reduction for all layers.
+
+The reduction of a layer does not change what the next layer reads. So all layers write into one buffer ``(L B, K, S + 1, D)``
+and one call of :func:`reduce` evicts a row in every layer. The result equals the plain loop over ``layer.step``
+(``tests/cell/test_stacked_step.py``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..layers.rotary import Rotation
+from ..recurrence.transition import reduce
+from ..state.multistate import MultiState
+from ..state.state import State
+from .layer import RecurrentLayer
+
+
+def stacked_step(
+    layers: Sequence[RecurrentLayer],
+    x: Tensor,
+    state: State,
+    rotation: Rotation | None,
+    active: Tensor | None,
+    in_place: bool,
+) -> tuple[Tensor, State] | None:
+    """Run all layers on one token.
+
+    Args:
+        layers: L layers.
+        x: embedded tokens, ``(B, E)``.
+        state: the state before the token. It has no places and does not require gradients.
+        rotation, active, in_place: as in :meth:`RecurrentLayer.step`.
+
+    Returns:
+        The output of the last layer ``(B, E)`` and the new state; None if the layers of ``state`` cannot be stacked, because
+        their operators or sizes differ or because they are unbounded.
+    """
+    stacked, copied = state.stacked()
+    if stacked is None:
+        return None
+    L, clock = len(layers), state.clock
+    after = clock + (1 if active is None else active)
+    seen = replace(stacked, clock=clock.repeat(L)).opened(in_place=in_place or copied)  # (L B, K, S + 1, …)
+    keys, values = (rows.unflatten(0, (L, -1)).unbind() for rows in (seen.keys, seen.values))
+    empty = [None] * L if seen.gapless else seen.empty.unflatten(0, (L, -1)).unbind()
+    weights: list[Tensor] = []
+    for i, layer in enumerate(layers):
+        q, k, v = layer.project_qkv(x, rotation)
+        if q.requires_grad or k.requires_grad or v.requires_grad:  # autograd has to follow this layer and the next ones
+            done = _reduce_first(seen, weights, len(x), after, active)
+            return _continue_layerwise(layers, x, state, rotation, active, done)
+        x, w = layer.attend_in_place(x, q, k, v, keys[i], values[i], empty[i])
+        weights.append(w)
+    H = reduce(seen, torch.cat(weights), after.repeat(L), None if active is None else active.repeat(L))
+    return x, state.from_stacked(replace(H, clock=after))
+
+
+def _reduce_first(
+    seen: MultiState, weights: list[Tensor], B: int, after: Tensor, active: Tensor | None
+) -> tuple[MultiState, ...]:
+    """Reduce the first layers of ``seen``, those that have ``weights``."""
+    n = len(weights)
+    if not n:
+        return ()
+    first = seen.map(lambda x: x[: n * B].clone())
+    H = reduce(first, torch.cat(weights), after.repeat(n), None if active is None else active.repeat(n))
+    return replace(H, clock=after).unstacked(n)
+
+
+def _continue_layerwise(
+    layers: Sequence[RecurrentLayer],
+    x: Tensor,
+    state: State,
+    rotation: Rotation | None,
+    active: Tensor | None,
+    done: tuple[MultiState, ...],
+) -> tuple[Tensor, State]:
+    """Run the layers after those that are ``done`` one by one, each on its H in ``state``."""
+    after = list(done)
+    for layer, H in zip(layers[len(done) :], list(state)[len(done) :], strict=True):
+        x, H = layer.step(x, H, active=active, rotation=rotation)
+        after.append(H)
+    return x, state.with_layers(after)

@@ -397,7 +397,7 @@ def test_decoding_and_disk(facts, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "decoder" in said
     assert f"{facts['positions']}, context length 40" in said
-    assert f"{2 * 2 * (8 * cell.kv_dim + 8)} in float32" in said  # of two layers, two heads
+    assert f"{2 * 2 * (8 * cell.kv_dim + 8):,} in float32" in said  # of two layers, two heads
     converters.convert(tmp_path / "own", tmp_path / "half", dtype=torch.float16)
     assert msrnn.load(tmp_path / "half").config == cell.config
     with pytest.raises(msrnn.Error, match="which transformers does not know"):

@@ -1,4 +1,4 @@
-"""The name tables of docs/converting.md are those of the code, and each goes both ways."""
+"""The name tables and error messages of docs/converting.md equal those of the code."""
 
 import re
 from pathlib import Path
@@ -22,22 +22,22 @@ def table(start):
     return DOC[DOC.index(start) :].split("\n\n")[0].splitlines()
 
 
-def test_the_documented_names_are_the_codes():
+def test_documented_names_equal_those_of_the_code():
     rows = documented()
     assert len(rows) == 12
     for format, table in TABLES.items():
-        ours = {**{k: f"layers.N.{v}" for k, v in table.layer.items()}, **table.outer}
-        theirs = {row[format].removeprefix(f"{table.layers}.N."): row["msrnn"] for row in rows}
-        assert theirs == ours
+        expected = {**{k: f"layers.N.{v}" for k, v in table.layer.items()}, **table.outer}
+        documented_names = {row[format].removeprefix(f"{table.layers}.N."): row["msrnn"] for row in rows}
+        assert documented_names == expected
     assert all(f"model.layers.N.{name}" in DOC or f"`{name}`" in DOC for name in huggingface.EARLY_YI_NORMS)
 
 
 @pytest.mark.parametrize("format", TABLES)
-def test_names_go_both_ways(format):
+def test_names_are_mapped_in_both_directions(format):
     for row in documented():
-        theirs, ours = (row[column].replace(".N.", ".17.") + ".weight" for column in (format, "msrnn"))
-        assert TABLES[format].to_msrnn(theirs) == ours
-        assert TABLES[format].from_msrnn(ours) == theirs
+        name, msrnn_name = (row[column].replace(".N.", ".17.") + ".weight" for column in (format, "msrnn"))
+        assert TABLES[format].to_msrnn(name) == msrnn_name
+        assert TABLES[format].from_msrnn(msrnn_name) == name
 
 
 OTHERS = """
@@ -61,14 +61,14 @@ def test_other_names_are_refused(name):
         huggingface.NAMES.to_msrnn(name)
 
 
-def test_every_documented_refusal_is_a_sentence_of_the_code():
-    """Each row's words, between the dots, stand in the code."""
+def test_every_documented_error_message_is_in_the_code():
+    """The words of each row between the dots are in the code."""
     root = Path(__file__).parents[2]
     code = "".join(path.read_text() for folder in ("converters", "msrnn") for path in (root / folder).rglob("*.py"))
-    said = re.sub(r"\{[^{}]*\}|\"\n\s*f?\"", "", code)
+    joined = re.sub(r"\{[^{}]*\}|\"\n\s*f?\"", "", code)
     rows = table("| the message contains |")[2:]
     assert len(rows) >= 15
     for row in rows:
         for part in row.split("|")[1].split("…"):
             words = part.strip(" ;.,")
-            assert words in said or words in code, row
+            assert words in joined or words in code, row

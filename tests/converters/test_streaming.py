@@ -1,4 +1,4 @@
-"""Tensors pass one by one: peak memory, and what is left when the process is killed."""
+"""Peak memory of loading and converting, and the files after the process is killed."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SIZE = 300e6
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory):
-    """300 MB of bfloat16 in eight shards, its tensors of 8 MB at most; the same as the library's own, and as Q8_0."""
+    """300 MB of bfloat16 in eight shards with tensors of at most 8 MB; also as a folder of msrnn and as a Q8_0 file."""
     folder = tmp_path_factory.mktemp("big")
     source = hf(folder / "hf", SIZE, vocab_size=4000)
     gguf_file(folder / "q8.gguf", source)
@@ -28,7 +28,7 @@ def big(tmp_path_factory):
     return folder
 
 
-TENSOR = 16e6  # the largest, in float32
+LARGEST_TENSOR = 16e6  # bytes in float32
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ TENSOR = 16e6  # the largest, in float32
 def test_converting_holds_a_few_tensors(source, settings, big, tmp_path, figure):
     before, peak, _ = measured(f"converters.convert({str(big / source)!r}, {str(tmp_path / 'out')!r}, {settings})")
     figure(f"convert {source}, {settings}: {SIZE / 1e6:.0f} MB of parameters, {(peak - before) / 1e6:.0f} at the peak")
-    assert peak - before < 6 * TENSOR
+    assert peak - before < 6 * LARGEST_TENSOR
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_converting_holds_a_few_tensors(source, settings, big, tmp_path, figure)
 def test_loading_holds_the_parameters_once(source, dtype, times, big, figure):
     before, peak, _ = measured(f"cell = converters.load({str(big / source)!r}, dtype={dtype})")
     figure(f"load {source}, dtype={dtype}: {times * SIZE / 1e6:.0f} MB of parameters, {(peak - before) / 1e6:.0f} at the peak")
-    assert peak - before < 1.15 * times * SIZE + 4 * TENSOR
+    assert peak - before < 1.15 * times * SIZE + 4 * LARGEST_TENSOR
 
 
-def test_a_large_tensor_is_dequantised_some_rows_at_a_time(tmp_path, figure):
-    """131 MB in float32, of which the gguf package, given all at once, makes several."""
+def test_a_large_tensor_is_dequantised_in_chunks(tmp_path, figure):
+    """The tensor has 131 MB in float32; the gguf package would make several copies of it."""
     (tmp_path / "config.json").write_text(json.dumps({**FACTS, "num_hidden_layers": 1}))
     path = gguf_file(tmp_path / "q8.gguf", tmp_path)
     before, peak, _ = measured(f"converters.convert({str(path)!r}, {str(tmp_path / 'out')!r})")
@@ -63,14 +63,12 @@ def test_a_large_tensor_is_dequantised_some_rows_at_a_time(tmp_path, figure):
 
 
 def test_numpy_and_the_extras_are_not_needed(big, tmp_path):
-    """Of the packages that are no dependency of the core."""
+    """These packages are not dependencies of the core."""
     code = "import sys; sys.modules |= dict.fromkeys(('numpy', 'tokenizers', 'gguf', 'transformers')); import converters\n"
     code += f"converters.convert({str(big / 'hf')!r}, {str(tmp_path / 'out')!r})"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
-
-# Killed.
 
 CHILDREN = """
 import json, os, signal, sys
@@ -80,7 +78,7 @@ from converters.__main__ import main
 from msrnn.storage.lazy_tensors import LazyTensor
 
 def run(job, report):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     events = 0
     def count(frame, event, argument):
         nonlocal events
@@ -88,13 +86,13 @@ def run(job, report):
         if events == job.get("event"):
             os.kill(os.getpid(), signal.SIGKILL)
     tensors, read = 0, LazyTensor.read
-    def reading(x):
+    def counted_read(x):
         nonlocal tensors
         tensors += 1
         if tensors == job.get("tensor"):
             os.kill(os.getpid(), getattr(signal, job["signal"]))
         return read(x)
-    LazyTensor.read = reading
+    LazyTensor.read = counted_read
     if "event" in job:
         sys.setprofile(count)
     sys.stdout = open(os.devnull, "w")
@@ -118,7 +116,10 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def children():
-    """Runs ``python -m converters`` in processes that end as the test says: what they return, or None if they were killed."""
+    """Returns a function that runs ``python -m converters`` in a process and kills it at a given moment.
+
+    The function returns exit status, profiler events and tensors read, or None if the process was killed.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", CHILDREN],
         cwd=ROOT,
@@ -141,20 +142,20 @@ def children():
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
-    facts = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    hf(folder / "sharded", 60e3, **facts)
+    fields = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    hf(folder / "sharded", 60e3, **fields)
     converters.convert(folder / "sharded", folder / "single", to="hf")
     return folder
 
 
-def whole(folder, reference):
-    """Whether ``folder`` is there; and then it is all there."""
+def is_complete(folder, reference):
+    """Return True if ``folder`` exists; it must then be complete."""
     if not folder.exists():
         return False
     assert sorted(os.listdir(folder)) == sorted(os.listdir(reference))
-    there, expected = load_file(folder / "model.safetensors"), load_file(reference / "model.safetensors")
-    assert there.keys() == expected.keys()
-    assert all(torch.equal(there[name], expected[name]) for name in expected)
+    found, expected = load_file(folder / "model.safetensors"), load_file(reference / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
     for name in ("config.json", "generation_config.json"):
         if (reference / name).exists():
             assert (folder / name).read_text() == (reference / name).read_text()
@@ -164,7 +165,7 @@ def whole(folder, reference):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
 @pytest.mark.parametrize("to", ["msrnn", "hf"])
 @pytest.mark.parametrize("source", ["single", "sharded"])
-def test_killed_at_any_moment_nothing_looks_whole_and_the_next_run_is_clean(source, to, small, tmp_path, children, figure):
+def test_a_killed_run_leaves_no_incomplete_target_and_the_next_run_cleans_up(source, to, small, tmp_path, children, figure):
     job = {"source": small / source, "to": to, "signal": "SIGKILL"}
     code, events, tensors = children(target=tmp_path / "reference", event=-1, **job)
     assert code == 0
@@ -175,24 +176,24 @@ def test_killed_at_any_moment_nothing_looks_whole_and_the_next_run_is_clean(sour
     for moment in moments:
         target = tmp_path / "target"
         ended = children(target=target, **job, **moment)
-        finished = whole(target, tmp_path / "reference")
+        finished = is_complete(target, tmp_path / "reference")
         assert finished or ended is None
         left += len(os.listdir(tmp_path)) - 1 - finished
         done += finished
         if not finished:
             assert children(target=target, **job)[0] == 0
-            assert whole(target, tmp_path / "reference")
+            assert is_complete(target, tmp_path / "reference")
         assert sorted(os.listdir(tmp_path)) == ["reference", "target"]
         for path in target.iterdir():
             path.unlink()
         target.rmdir()
-    figure(f"killed converting {source} to {to}: {len(moments)} times, {done} after the rename, {left} leftovers, all swept")
-    assert left > 4  # or the kills came too early to mean anything
+    figure(f"killed converting {source} to {to}: {len(moments)} times, {done} after the rename, {left} staging folders removed")
+    assert left > 4  # otherwise the kills were too early
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
 @pytest.mark.parametrize("tensor", [1, 7])
-def test_ctrl_c_says_one_line_and_leaves_nothing(tensor, small, tmp_path, children):
+def test_ctrl_c_leaves_no_target(tensor, small, tmp_path, children):
     ended = children(source=small / "sharded", target=tmp_path / "target", to="hf", signal="SIGINT", tensor=tensor)
     assert ended[0] == 130
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,4 @@
-"""PyTorch's own files: nothing in them runs, and whatever is not plain tensors is refused in a sentence."""
+"""PyTorch files: no code in them is run, and other objects than plain tensors are refused."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from converters.files.torch_files import open_pickle
 
 
 class Hostile:
-    """Unpickled, it would write a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -30,7 +30,7 @@ class Hostile:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("hidden", [lambda x: x, lambda x: {"model.norm.weight": x}, lambda x: {"a": torch.zeros(1), "b": [x]}])
-def test_nothing_runs(zipped, hidden, tmp_path):
+def test_code_is_not_run(zipped, hidden, tmp_path):
     torch.save(hidden(Hostile(tmp_path / "ran")), tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
     with pytest.raises(msrnn.Error, match=r"x\.bin is damaged, or more than tensors .*system"):
         open_pickle(tmp_path / "x.bin")
@@ -39,11 +39,11 @@ def test_nothing_runs(zipped, hidden, tmp_path):
     with pytest.raises(msrnn.Error):
         converters.load(tmp_path / "hf")
     assert not (tmp_path / "ran").exists()
-    torch.load(tmp_path / "hf" / "pytorch_model.bin", weights_only=False)  # it would have
+    torch.load(tmp_path / "hf" / "pytorch_model.bin", weights_only=False)  # without weights_only the code is run
     assert (tmp_path / "ran").exists()
 
 
-def test_bare_pickles_do_not_run(tmp_path):
+def test_code_in_a_bare_pickle_is_not_run(tmp_path):
     (tmp_path / "x.bin").write_bytes(pickle.dumps({"a": Hostile(tmp_path / "ran")}))
     with pytest.raises(msrnn.Error, match="damaged, or more than tensors"):
         open_pickle(tmp_path / "x.bin")
@@ -66,12 +66,12 @@ NOT_PLAIN = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # what torch says of sparse tensors
+@pytest.mark.filterwarnings("ignore")  # torch warns of sparse tensors
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(("what", "said"), NOT_PLAIN.values(), ids=NOT_PLAIN)
-def test_what_is_not_plain_tensors_by_name_is_refused(what, said, zipped, tmp_path):
-    torch.save(what, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(msrnn.Error, match=said):
+@pytest.mark.parametrize(("content", "message"), NOT_PLAIN.values(), ids=NOT_PLAIN)
+def test_other_objects_than_plain_tensors_are_refused(content, message, zipped, tmp_path):
+    torch.save(content, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(msrnn.Error, match=message):
         open_pickle(tmp_path / "x.bin")
 
 
@@ -95,7 +95,7 @@ def test_parameters_views_and_shared_storage_are_read(tmp_path):
         assert not any(x.read().requires_grad for x in found.values())
 
 
-def test_a_file_that_is_mapped_anew_is_the_same(tmp_path, monkeypatch):
+def test_a_file_is_mapped_again_without_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_files, "REMAP_BYTES", 100)
     state = {str(n): torch.randn(10) for n in range(20)}
     torch.save(state, tmp_path / "x.bin")
@@ -103,9 +103,9 @@ def test_a_file_that_is_mapped_anew_is_the_same(tmp_path, monkeypatch):
     assert all(torch.equal(found[name].read(), state[name]) for name in random.Random(0).sample(list(state), 20))
 
 
-def test_damaged_files_are_read_or_refused_never_worse(tmp_path):
-    _, state, facts = make_checkpoint("gqa", tmp_path / "ref")
-    folder = write_folder(tmp_path / "hf", {"config.json": facts, "pytorch_model.bin": state})
+def test_damaged_files_are_read_or_refused(tmp_path):
+    _, state, config = make_checkpoint("gqa", tmp_path / "ref")
+    folder = write_folder(tmp_path / "hf", {"config.json": config, "pytorch_model.bin": state})
     path = folder / "pytorch_model.bin"
     data, rng = path.read_bytes(), random.Random(0)
     expected = converters.load(tmp_path / "ref")
@@ -131,7 +131,7 @@ def test_damaged_files_are_read_or_refused_never_worse(tmp_path):
         assert "weights_only" not in refused
 
 
-def test_no_file_an_empty_file_another_zip(tmp_path):
+def test_missing_empty_and_other_files_are_refused(tmp_path):
     for content in (b"", b"PK\x03\x04", b"hello", bytes(1000)):
         (tmp_path / "x.bin").write_bytes(content)
         with pytest.raises(msrnn.Error, match="damaged" if content else "empty"):

@@ -1,21 +1,16 @@
-"""Tokenizers from GGUF metadata: against transformers, SentencePiece and a naive BPE, on prose, code, digits, Chinese."""
+"""Tokenizers from GGUF metadata, compared with SentencePiece and with a naive BPE."""
 
-import argparse
-import inspect
 import json
-import random
-import re
 import sys
-import textwrap
 from itertools import pairwise
 
 import pytest
 import regex
 import sentencepiece
 import tokenizers
-import transformers
 from support.gguf_files import write
 from support.refusals import refusing
+from support.tokenizer_texts import TEXTS
 
 from converters.gguf.header import read_header
 from converters.gguf.weights import read_tokenizer
@@ -26,91 +21,15 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CHINESE = ("今天天气很好，我们去公园散步。", "二〇二四年三月五日，共有１２３个人！", "𠮷野家在哪里？", "「你好」，他说……")
-STRANGE = "naïve façade 🦙🤖 ½²³ ٣٤ ﬁ e\u0301 zero\u200bwidth it's IT'S we'LL we'Llx \r\n\r\n a\t\tb  \n\n\n  x\u00a0y \u3000z"
-
-
-def texts():
-    """100 kB and more of each kind that tokenizers treat in their own way; the same at every run of a Python version."""
-    rng = random.Random(0)
-    code = "".join(inspect.getsource(module) for module in (argparse, json, textwrap))
-    prose = "\n\n".join(inspect.getdoc(x) or "" for module in (argparse, re, random) for x in vars(module).values())
-    numbers = [str(rng.randrange(10 ** rng.randrange(1, 12))) for _ in range(2000)]
-    dates = [f"{rng.randrange(1900, 2030)}-{rng.randrange(13):02}-{rng.randrange(32):02}" for _ in range(500)]
-    spaced = "".join(" " * rng.randrange(1, 30) + rng.choice(["7", "42", "a", "\n", "\t", "if x:", "ß"]) for _ in range(500))
-    chinese = "".join(rng.choice(CHINESE) + rng.choice(["\n", "", " ", "42"]) for _ in range(1000))
-    return {
-        "code": code,
-        "prose": prose,
-        "numbers": " ".join(numbers) + ", ".join(dates),
-        "spaced": spaced,
-        "chinese": chinese,
-        "strange": STRANGE * 20,
-    }
-
-
-TEXTS = texts()
 
 
 def chat_template(path):
     return bpe.chat_template(read_header(path).metadata, path)
 
 
-# -- the real file --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(gguf_path):
-    return read_tokenizer(gguf_path)
-
-
-def test_real_ids_are_those_of_transformers(real, hf_folder):
-    """But for digits of other scripts and runs of spaces before a digit: see the next test; taken out here."""
-    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(hf_folder / "tokenizer.json"))
-    n_bytes = 0
-    for kind, text in TEXTS.items():
-        text = regex.sub(r"(?![0-9])\p{N}", "", text)
-        text = regex.sub(r"\s+(\s[0-9])", r"\1", text)
-        assert real.encode(text).ids == reference.encode(text, add_special_tokens=False), kind
-        n_bytes += len(text.encode())
-    assert n_bytes > 200_000
-
-
-def test_real_digits_stand_alone(real, hf_folder):
-    """SmolLM2's own tokenizer takes digits out first; what transformers rebuilds from GGUF forgets to, and so differs."""
-    for text, tokens in {
-        "a  5": ["a", "ĠĠ", "5"],
-        "a\n\n12": ["a", "ĊĊ", "1", "2"],
-        "x\n    5": ["x", "ĊĠĠĠĠ", "5"],
-        "½²": ["Â½", "Â²"],
-    }.items():
-        assert real.encode(text).tokens == tokens
-    forgetful = tokenizers.Tokenizer.from_file(str(hf_folder / "tokenizer.json"))
-    assert forgetful.encode("a  5").tokens == ["a", "Ġ", "Ġ", "5"]
-    digits, rest = tokenizers.pre_tokenizers.Digits(individual_digits=True), forgetful.pre_tokenizer
-    forgetful.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, rest])
-    for kind, text in TEXTS.items():
-        assert real.encode(text).ids == forgetful.encode(text).ids, kind
-
-
-def test_real_text_comes_back(real):
-    for kind, text in TEXTS.items():
-        assert real.decode(real.encode(text).ids, skip_special_tokens=False) == text, kind
-
-
-def test_real_special_tokens_and_template(real, gguf_path, hf_folder):
-    encoded = real.encode("<|im_start|>user\nhi<|im_end|>")
-    assert (encoded.ids[0], encoded.ids[-1]) == (1, 2)
-    assert real.decode(encoded.ids) == "user\nhi"
-    assert chat_template(gguf_path).strip() == (hf_folder / "chat_template.jinja").read_text().strip()
-
-
-# -- byte-level -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def trained():
-    """Vocabulary and merges learned from the texts, and one word that no merges reach."""
+    """Vocabulary and merges trained on the texts, and one word that no merges produce."""
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
     learner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
@@ -122,7 +41,7 @@ def trained():
 
 
 @pytest.fixture
-def byte_level(tmp_path, trained):
+def write_tokenizer(tmp_path, trained):
     def make(**changes):
         tokens, merges = trained
         metadata = {
@@ -145,7 +64,7 @@ def words(text, pre):
 
 
 def naive(text, pre, tokens, merges):
-    """Byte-level BPE as the paper has it: of all neighbours merge the pair learned first, again and again."""
+    """Encode with byte-level BPE as in the paper: repeatedly merge the neighbours that come first in the merges."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in printable]
     letters = {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(rest)}
@@ -165,8 +84,8 @@ def naive(text, pre, tokens, merges):
 
 
 @pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "llama3", "llama-v3"])
-def test_byte_level_ids_are_those_of_the_naive_way(byte_level, trained, pre):
-    rebuilt = read_tokenizer(byte_level(pre=pre, add_bos_token=False))
+def test_byte_level_ids_equal_those_of_a_naive_encoder(write_tokenizer, trained, pre):
+    rebuilt = read_tokenizer(write_tokenizer(pre=pre, add_bos_token=False))
     for kind, text in TEXTS.items():
         text = text[:40_000]
         spans = [span for _, span in rebuilt.pre_tokenizer.pre_tokenize_str(text)]
@@ -175,18 +94,18 @@ def test_byte_level_ids_are_those_of_the_naive_way(byte_level, trained, pre):
         assert found == naive(text, pre, *trained), kind
         assert rebuilt.decode(found) == text
     whole = "ĠArgumentParser" in rebuilt.encode("an ArgumentParser").tokens
-    assert whole == ("llama" in pre)  # no merges lead there: found only by looking the whole word up
+    assert whole == ("llama" in pre)  # no merges produce this token; only the search for whole words finds it
 
 
-def test_specials_are_found_in_the_text(byte_level):
-    rebuilt = read_tokenizer(byte_level())
+def test_special_tokens_in_the_text_are_encoded(write_tokenizer):
+    rebuilt = read_tokenizer(write_tokenizer())
     encoded = rebuilt.encode("</s><tool>a</s>")
     assert encoded.tokens == ["</s>", "<tool>", "a", "</s>"]
     assert rebuilt.decode(encoded.ids) == "<tool>a"  # user-defined tokens are text, control tokens are not
 
 
 @pytest.mark.parametrize(
-    ("said", "tokens"),
+    ("changes", "tokens"),
     [
         ({}, ["a"]),
         ({"pre": "llama-bpe"}, ["<s>", "a"]),
@@ -196,19 +115,16 @@ def test_specials_are_found_in_the_text(byte_level):
         ({"add_eos_token": True}, ["a", "</s>"]),
     ],
 )
-def test_begin_and_end_are_added_where_the_file_says_so(byte_level, said, tokens):
-    rebuilt = read_tokenizer(byte_level(**said))
+def test_begin_and_end_tokens_are_added_as_the_file_requests(write_tokenizer, changes, tokens):
+    rebuilt = read_tokenizer(write_tokenizer(**changes))
     assert rebuilt.encode("a").tokens == tokens
     assert rebuilt.encode("a", "a").tokens == tokens + tokens
     assert rebuilt.encode("a", add_special_tokens=False).tokens == ["a"]
 
 
-# -- SentencePiece --------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    """Trains LLaMA's kind of model: BPE, bytes for rare characters, digits alone, spaces kept."""
+    """Returns a function that trains a model like LLaMA's: BPE, byte tokens, single digits, spaces kept."""
     folder = tmp_path_factory.mktemp("spm")
     lines = [line for text in TEXTS.values() for line in text[:30_000].splitlines() if line]
 
@@ -251,9 +167,9 @@ def pieces(model):
 
 
 @pytest.mark.parametrize(("prefix", "fallback"), [(True, True), (False, True), (True, False)])
-def test_sentencepiece_ids_are_its_own(trainer, byte_level, prefix, fallback):
+def test_ids_equal_those_of_sentencepiece(trainer, write_tokenizer, prefix, fallback):
     model = trainer(add_dummy_prefix=prefix, byte_fallback=fallback)
-    rebuilt = read_tokenizer(byte_level(**pieces(model), add_space_prefix=prefix, merges=None))
+    rebuilt = read_tokenizer(write_tokenizer(**pieces(model), add_space_prefix=prefix, merges=None))
     n_unknown = 0
     for kind, text in TEXTS.items():
         text = text if prefix else text[:3000] + "<tool>" + text[3000:]
@@ -266,21 +182,27 @@ def test_sentencepiece_ids_are_its_own(trainer, byte_level, prefix, fallback):
     assert rebuilt.encode("a</s>").tokens[-1] == "</s>"
 
 
-def test_rows_never_used_are_never_made(byte_level):
-    """Type 5: what llama.cpp's converter fills a vocabulary up with, among others; SentencePiece takes it apart again."""
-    said = {"tokens": ["<unk>", "▁", "a", "b", "ab", "▁a"], "token_type": [2, 1, 1, 1, 5, 1]}
-    rebuilt = read_tokenizer(byte_level(model="llama", scores=[0.0, -3.0, -4.0, -5.0, -1.0, -2.0], add_bos_token=False, **said))
+def test_unused_tokens_are_not_produced(write_tokenizer):
+    """Type 5: fillers of llama.cpp's converter, for example; SentencePiece splits such a token again."""
+    changes = {"tokens": ["<unk>", "▁", "a", "b", "ab", "▁a"], "token_type": [2, 1, 1, 1, 5, 1]}
+    rebuilt = read_tokenizer(
+        write_tokenizer(model="llama", scores=[0.0, -3.0, -4.0, -5.0, -1.0, -2.0], add_bos_token=False, **changes)
+    )
     assert rebuilt.encode("ab").tokens == ["▁a", "b"]
     assert rebuilt.encode("ac c").tokens == ["▁a", "<unk>", "▁", "<unk>"]
 
 
-# -- refusals -------------------------------------------------------------------------------------------------------
+def test_pieces_with_equal_scores_are_merged_in_the_order_of_ids(write_tokenizer):
+    metadata = {"tokens": ["<unk>", "a", "b", "c", "ab", "bc"], "token_type": [2, 1, 1, 1, 1, 1], "add_space_prefix": False}
+    path = write_tokenizer(model="llama", scores=[0.0, *[-3.0] * 3, -1.0, -1.0], add_bos_token=False, **metadata)
+    assert read_tokenizer(path).encode("abc").tokens == ["ab", "c"]
+
 
 SCORES = {"model": "llama", "tokens": ["<unk>", "a"], "token_type": [2, 1], "scores": [0.0, -1.0]}
 
 
 @pytest.mark.parametrize(
-    ("said", "sentence"),
+    ("changes", "message"),
     [
         ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; expected 'gpt2' or 'llama'"),
         ({"model": None}, "tokenizer.ggml.model is missing; expected str"),
@@ -301,19 +223,19 @@ SCORES = {"model": "llama", "tokens": ["<unk>", "a"], "token_type": [2, 1], "sco
         ({**SCORES, "token_type": [1, 1]}, "no unknown token and no byte tokens"),
     ],
 )
-def test_refused(byte_level, said, sentence):
-    with refusing(sentence):
-        read_tokenizer(byte_level(**said))
+def test_other_metadata_are_refused(write_tokenizer, changes, message):
+    with refusing(message):
+        read_tokenizer(write_tokenizer(**changes))
 
 
-def test_chat_template_absent_or_no_text(tmp_path):
+def test_a_missing_chat_template_is_none_and_another_type_is_refused(tmp_path):
     assert chat_template(write(tmp_path / "x.gguf", {"general.architecture": "llama"}, {})) is None
     with refusing("tokenizer.chat_template is 3; expected text"):
         chat_template(write(tmp_path / "y.gguf", {"tokenizer.chat_template": 3}, {}))
 
 
-def test_no_package(byte_level, monkeypatch):
-    path = byte_level()
+def test_a_missing_package_is_named(write_tokenizer, monkeypatch):
+    path = write_tokenizer()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with refusing('the package tokenizers is missing; install it: pip install "msrnn[gguf]"'):
         read_tokenizer(path)

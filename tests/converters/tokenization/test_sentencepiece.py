@@ -1,4 +1,4 @@
-"""tokenizer.model, against the sentencepiece package: its own trainer makes the files, its own encoder the ids."""
+"""tokenizer.model, compared with the sentencepiece package, which trains the models and encodes the texts."""
 
 import io
 import random
@@ -21,7 +21,7 @@ LLAMA = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": 
 
 
 def trained(path, **more):
-    """A model trained as LLaMA's was, on a few words."""
+    """Train a model like LLaMA's on a few words; return its processor."""
     rng, written = random.Random(0), io.BytesIO()
     words = " ".join(TEXTS).split()
     texts = [" ".join(rng.choices(words, k=8)) for _ in range(200)]
@@ -35,21 +35,23 @@ def trained(path, **more):
 @pytest.mark.parametrize(
     "more", [{}, {"add_dummy_prefix": False}, {"add_dummy_prefix": False, "user_defined_symbols": ["<tool>", "return"]}]
 )
-def test_ids_are_sentencepieces(more, tmp_path):
-    theirs = trained(tmp_path / "tokenizer.model", **more)
-    ours = read_tokenizer(tmp_path / "tokenizer.model")
-    assert ours.get_vocab_size() == theirs.vocab_size()
+def test_ids_equal_those_of_sentencepiece(more, tmp_path):
+    reference = trained(tmp_path / "tokenizer.model", **more)
+    found = read_tokenizer(tmp_path / "tokenizer.model")
+    assert found.get_vocab_size() == reference.vocab_size()
     rng = random.Random(1)
     letters = [*sorted(set("".join(TEXTS))), "\n", "  ", "é", "🙂", "<tool>"]
     for text in [*TEXTS, *("".join(rng.choices(letters, k=20)) for _ in range(100))]:
-        text = text.strip()  # the package's and the library's ways with a space in front of a text are the GGUF tests' matter
-        assert ours.encode(text).ids == [theirs.bos_id(), *theirs.encode(text)], text
-        assert ours.decode(ours.encode(text).ids) == text
+        text = text.strip()  # spaces at the ends are tested in test_bpe.py
+        assert found.encode(text).ids == [reference.bos_id(), *reference.encode(text)], text
+        assert found.decode(found.encode(text).ids) == text
 
 
-def test_it_serves_and_goes_along(tmp_path):
-    _, state, facts = make_checkpoint("gqa", tmp_path / "hf")
-    folder = write_folder(tmp_path / "meta", {"params.json": meta_params(facts), "consolidated.00.pth": to_meta(state, facts)})
+def test_tokenizer_is_read_and_converted(tmp_path):
+    _, state, config = make_checkpoint("gqa", tmp_path / "hf")
+    folder = write_folder(
+        tmp_path / "meta", {"params.json": meta_params(config), "consolidated.00.pth": to_meta(state, config)}
+    )
     with pytest.raises(msrnn.Error, match=r"has neither tokenizer\.json nor tokenizer\.model"):
         converters.tokenizer(folder)
     trained(folder / "tokenizer.model")
@@ -61,7 +63,7 @@ def test_it_serves_and_goes_along(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"model_type": "unigram"}, "kind 1; expected 2, BPE"),
         ({"normalization_rule_name": "nmt_nfkc"}, "normalises texts"),
@@ -69,17 +71,17 @@ def test_it_serves_and_goes_along(tmp_path):
         ({"user_defined_symbols": ["<tool>"]}, "user-defined tokens"),
     ],
 )
-def test_other_kinds_are_refused(more, said, tmp_path):
+def test_other_models_are_refused(more, message, tmp_path):
     trained(tmp_path / "tokenizer.model", **more)
-    with pytest.raises(msrnn.Error, match=said):
+    with pytest.raises(msrnn.Error, match=message):
         read_tokenizer(tmp_path / "tokenizer.model")
 
 
-def test_other_files_and_damaged_ones_are_refused(tmp_path):
+def test_other_and_damaged_files_are_refused(tmp_path):
     path = tmp_path / "tokenizer.model"
     trained(path)
     data, rng = path.read_bytes(), random.Random(0)
-    for content in (b"", b"IQ== 0\nIg== 1\n", b"\xff" * 40):  # the second is how Llama 3's begins
+    for content in (b"", b"IQ== 0\nIg== 1\n", b"\xff" * 40):  # the second is the beginning of Llama 3's file
         path.write_bytes(content)
         with pytest.raises(msrnn.Error, match="SentencePiece model" if content else "empty"):
             read_tokenizer(path)

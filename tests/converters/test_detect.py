@@ -1,0 +1,75 @@
+"""Detection of sources and formats."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.tiny_checkpoints import make_checkpoint, meta_params, to_meta, write_folder
+from support.transformers_reference import saved, tiny_reference
+
+import converters
+import msrnn
+
+
+def test_truncated_and_missing_files_are_refused(tmp_path):
+    folder = saved(tiny_reference(dtype=torch.float32), tmp_path / "source")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(msrnn.Error, match="safetensors"):
+        converters.load(folder)
+    weights.unlink()
+    with pytest.raises(msrnn.Error, match=r"holds config\.json, generation_config\.json; expected config\.json and model"):
+        converters.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(msrnn.Error, match="not JSON"):
+        converters.load(folder)
+
+
+@pytest.mark.parametrize("source", ["no/such/folder", "nowhere", "/nowhere/at/all", "x.gguf"])
+def test_a_missing_source_is_refused(source):
+    with pytest.raises(msrnn.Error, match="does not exist"):
+        converters.load(source)
+
+
+def test_a_revision_requires_a_hub_id(tmp_path):
+    model = tiny_reference()
+    for call in (converters.load, converters.config):
+        for source in (saved(model, tmp_path), model):
+            with pytest.raises(msrnn.Error, match="expected a revision with a hub id only"):
+                call(source, revision="main")
+
+
+def test_safetensors_are_preferred_to_pickles_and_hugging_face_to_others(tmp_path):
+    hf = tmp_path / "hf"
+    _, state, fields = make_checkpoint("gqa", hf)
+    native = to_meta(state, fields)
+    other = {name: torch.zeros_like(x) for name, x in native.items()}
+    write_folder(hf, {"params.json": meta_params(fields), "consolidated.00.pth": other, "consolidated.safetensors": other})
+    torch.save({name: torch.zeros_like(x) for name, x in state.items()}, hf / "pytorch_model.bin")
+    assert converters.load(hf).norm.weight.any()  # Hugging Face's safetensors
+    (hf / "model.safetensors").unlink()
+    save_file(native, hf / "consolidated.safetensors")
+    assert converters.load(hf).norm.weight.any()  # Meta's safetensors before Hugging Face's pickle
+    (hf / "consolidated.safetensors").unlink()
+    torch.save(state, hf / "pytorch_model.bin")
+    assert converters.load(hf).norm.weight.any()
+    (hf / "pytorch_model.bin").unlink()
+    assert not converters.load(hf).norm.weight.any()
+    (hf / "params.json").unlink()
+    wanted = "expected config.json and model.safetensors or pytorch_model.bin .or an index of shards., or params.json and"
+    with pytest.raises(msrnn.Error, match=f"hf holds config.json, consolidated.00.pth, generation_config.json; {wanted}"):
+        converters.load(hf)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(msrnn.Error, match="holds nothing; expected"):
+        converters.load(tmp_path / "empty")
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    with pytest.raises(msrnn.Error, match="is an adapter"):
+        converters.load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("source", [None, 3, {}, (1, 2), ({}, None), (None, {}), torch.nn.Linear(2, 2)])
+def test_other_objects_are_refused(source):
+    for call in (converters.load, converters.config, lambda x: converters.convert(x, "never")):
+        with pytest.raises(msrnn.Error, match=r"source is .*; expected a hub id"):
+            call(source)
+    with pytest.raises(msrnn.Error, match="carries no tokenizer"):
+        converters.tokenizer(source)

@@ -1,0 +1,68 @@
+"""Downloads from the hub, without a network."""
+
+import os
+
+import pytest
+import torch
+from support.transformers_reference import saved, tiny_reference
+
+import converters
+import msrnn
+
+
+def test_a_cached_hub_id_is_read_without_a_network(tmp_path, monkeypatch):
+    """The cache has the layout of huggingface-hub, in which refs/main names a snapshot."""
+    from huggingface_hub import constants
+
+    home = tmp_path / "hub"
+    snapshot = home / "models--owner--tiny" / "snapshots" / ("a" * 40)
+    model = saved(tiny_reference(dtype=torch.float32), snapshot)
+    (home / "models--owner--tiny" / "refs").mkdir()
+    (home / "models--owner--tiny" / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(home))
+    cell = converters.load("owner/tiny")
+    own = converters.load(model)
+    assert all(torch.equal(a, b) for a, b in zip(cell.parameters(), own.parameters(), strict=True))
+    assert converters.load("owner/tiny", revision="a" * 40).config == own.config
+    for id, revision in (("owner/absent", None), ("owner/tiny", "v9")):
+        with pytest.raises(msrnn.Error, match=id):
+            converters.load(id, revision=revision)
+
+
+def test_only_the_files_needed_are_downloaded(monkeypatch, tmp_path):
+    """The file names are those of real repositories of meta-llama, mistralai and 01-ai."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    small_files = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    small_files += ["params.json", "tokenizer.model"]
+    kinds = [
+        ["model.safetensors", "model.safetensors.index.json", "model-00001-of-00003.safetensors"],
+        ["consolidated.safetensors"],
+        ["pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"],
+        ["consolidated.00.pth", "consolidated.01.pth"],
+    ]
+    others = ["README.md", "original/consolidated.00.pth", "original/params.json", "original/model.safetensors"]
+    others += ["flax_model.msgpack", "onnx/model.onnx", ".gitattributes", "training_args.bin", "optimizer.pt"]
+    available, revisions = [], []
+
+    def download(id, revision, allow_patterns):
+        revisions.append(revision)
+        for name in filter_repo_objects(available, allow_patterns=allow_patterns):
+            (folder / name).touch()
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for n in range(len(kinds)):  # only the first kind that is available
+        available = [*small_files, *others, *(name for kind in kinds[n:] for name in kind)]
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        converters.hub.fetch("a/b", "v1")
+        assert sorted(os.listdir(folder)) == sorted(small_files + kinds[n])
+    (tmp_path / "small").mkdir()
+    folder = tmp_path / "small"
+    converters.hub.fetch("a/b", "v1", weights=False)
+    assert sorted(os.listdir(folder)) == sorted(small_files)
+    assert set(revisions) == {"v1"}

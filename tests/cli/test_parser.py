@@ -1,0 +1,41 @@
+"""Help texts, and command lines that argparse refuses."""
+
+import pytest
+
+from msrnn.cli.main import main
+from msrnn.cli.parser import COMMANDS
+
+
+def test_help_lists_every_command_and_operator(capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        main(["--help"])
+    assert exit_status.value.code == 0
+    text = capsys.readouterr().out
+    for word in (*COMMANDS, "examples:", "tova:SIZE", "KV cache"):
+        assert word in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_begins_with_its_docstring(name, capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        main([name, "--help"])
+    assert exit_status.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"usage: msrnn {name}")
+    assert " ".join(COMMANDS[name].__doc__.split()) in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["generate", "m", "--prompt", "x", "--reduction", "tova"], "tova:<size>"),
+        (["generate", "m", "--prompt", "x", "--max-new-tokens", "-3"], "-3"),
+        (["generate", "m"], "--prompt"),
+        ([], "COMMAND"),
+    ],
+)
+def test_invalid_command_line_is_refused(args, message, capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        main(args)
+    assert exit_status.value.code == 2
+    assert message in capsys.readouterr().err

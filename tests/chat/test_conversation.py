@@ -188,7 +188,7 @@ def test_an_interrupt_before_the_first_token_changes_nothing(monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for method in ("fold", "transition"):  # while the question is read, and before the first token
+    for method in ("unroll", "step_layers"):  # while the question is read, and before the first token
         with monkeypatch.context() as patch:
             patch.setattr(type(chat.cell), method, interrupted)
             with pytest.raises(KeyboardInterrupt):

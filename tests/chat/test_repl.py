@@ -1,5 +1,6 @@
 """`msrnn chat` in a pseudo-terminal, with a tiny random model."""
 
+import io
 import os
 import pty
 import re
@@ -9,9 +10,11 @@ import time
 
 import pytest
 import torch
+from support.tiny_chat import tiny_chat
 from support.tiny_tokenizer import TEMPLATES, chat_cell, tiny_tokenizer
 
 import msrnn
+from msrnn.chat.repl import run_repl
 
 LINES = ("hello the other", "what on earth is it?", "the end")
 PROMPT = re.compile(r"[\w-]+> $")
@@ -200,6 +203,19 @@ def test_lines_from_a_pipe(folder, plain):
     assert len(notes) == 4
     assert notes[1] == "msrnn: '/nonsense' is not a command; /help lists the commands"
     assert "\033" not in done.stderr.decode()
+
+
+def test_the_note_below_a_reply_contains_its_counts(monkeypatch, capsys):
+    chat = tiny_chat(seed=4, decode="jacobi", max_new_tokens=60)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(LINES)))
+    run_repl(chat)
+    note, stats = capsys.readouterr().err.splitlines()[-1], chat.last_reply
+    assert 0 < stats.reread_tokens < stats.prompt_tokens
+    reread = f"{stats.reread_tokens} re-read: the chat template rendered earlier turns differently"
+    assert f"{stats.prompt_tokens} tokens read ({reread}), {stats.completion_tokens} generated" in note
+    assert stats.forward_passes < stats.completion_tokens
+    assert f"{stats.completion_tokens / stats.forward_passes:.2f} tokens per forward pass" in note
+    assert f"H holds {chat.state.nbytes / 1e6:.2f} MB" in note
 
 
 def test_equal_seeds_repeat_a_sampled_reply(folder):

@@ -52,32 +52,41 @@ class Continuation(NamedTuple):
         return new[0].tolist(), stats.tokens_per_step
 
 
+class Speed(NamedTuple):
+    """Tokens per second and per forward pass of one text; ``equal`` is True if the text is that of greedy decoding."""
+
+    per_second: float
+    per_pass: float
+    equal: bool
+
+
 def decode(bench: Bench) -> Iterator[Result]:
     """Compare tokens per second with greedy decoding of the same prompts; each ratio belongs to one text."""
     for spec in ("full", bench.tova):
         for kind, texts in _continuations(bench, spec).items():
-            speeds: dict[str, list[float]] = {name: [] for name in METHODS}
-            per_pass, differing, baselines = {name: list[float]() for name in METHODS}, dict.fromkeys(METHODS, 0), list[float]()
-            for text in texts:
-                found = dict[str, tuple[list[int], float]]()
-
-                def run(name: str, text: Continuation = text, found: dict[str, Any] = found) -> None:
-                    found[name] = text.speculative(METHODS[name])
-
-                contenders: Contenders = {"greedy": text.plain, **{name: partial(run, name) for name in METHODS}}
-                spent = bench.time(contenders, max(1, bench.rounds // 2), warm_up=False)
-                baselines.append(len(text.greedy) / median(spent["greedy"]))
-                for name in METHODS:
-                    speeds[name].append(len(text.greedy) / median(spent[name]))
-                    new, pace = found[name]
-                    per_pass[name].append(pace)
-                    differing[name] += new != text.greedy
+            runs = [_speeds(bench, text) for text in texts]
+            baselines = [run["greedy"].per_second for run in runs]
             for name in METHODS:
+                speeds = [run[name] for run in runs]
                 target = "" if kind == LOOP else "≥ 1.3" if kind in REPETITIVE and name == "auto" else "≥ 0.95"
-                note = f"{mean(per_pass[name]):.2f} tokens per forward pass"
-                note += f", {differing[name]} texts differ" if differing[name] else ""
+                note = f"{mean(speed.per_pass for speed in speeds):.2f} tokens per forward pass"
+                if different := sum(not speed.equal for speed in speeds):
+                    note += f", {different} texts differ"
                 workload = f"{kind} ({len(texts)}), {spec}, {name}"
-                yield paired(workload, "tokens/s", speeds[name], "greedy", baselines, target, note)
+                yield paired(workload, "tokens/s", [speed.per_second for speed in speeds], "greedy", baselines, target, note)
+
+
+def _speeds(bench: Bench, text: Continuation) -> dict[str, Speed]:
+    """Return the speed of greedy decoding and of every method."""
+    generated = {"greedy": (text.greedy, 1.0)}
+
+    def run(name: str) -> None:
+        generated[name] = text.speculative(METHODS[name])
+
+    contenders: Contenders = {"greedy": text.plain, **{name: partial(run, name) for name in METHODS}}
+    spent = bench.time(contenders, max(1, bench.rounds // 2), warm_up=False)
+    speeds = {name: len(text.greedy) / median(times) for name, times in spent.items()}
+    return {name: Speed(speeds[name], pace, new == text.greedy) for name, (new, pace) in generated.items()}
 
 
 def phrases(bench: Bench) -> Iterator[Result]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..cell.cell import Cell
+from ..reporting.progress import progress_bar
 from ..state.state import State
 from .baselines.transformers import Transformers
 from .result import SkipBenchmark
@@ -98,7 +98,7 @@ class Bench:
     def time(self, contenders: Contenders, rounds: int, *, warm_up: bool = True) -> dict[str, list[float]]:
         """Call :func:`~msrnn.bench.timing.seconds` with a progress bar; ``warm_up`` adds a round that is not counted."""
         total, description = len(contenders) * (rounds + warm_up), ", ".join(contenders)[:60]
-        with tqdm(total=total, desc=description, leave=False, disable=self.bars_disabled) as bar:
+        with progress_bar(total, "call", label=description, enabled=self.progress, leave=False) as bar:
             if warm_up:
                 seconds(contenders, 1, self.device, bar.update)
             return seconds(contenders, rounds, self.device, bar.update)

@@ -16,7 +16,7 @@ from ..train.variants import run_all
 from .eval import save
 from .main import exit_code
 
-BEGIN, END = "<!-- what came out -->\n", "<!-- until here -->\n"
+BEGIN, END = "<!-- begin of tables -->\n", "<!-- end of tables -->\n"
 """Lines of a page that enclose the generated tables."""
 
 

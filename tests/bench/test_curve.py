@@ -1,8 +1,9 @@
-"""Points of the plot: positions and bytes."""
+"""Points of the plot: positions and bytes, and the labels of the panels."""
 
 from support.benchmarks import DIM, HEADS, LAYERS, SIZE, TOKENS
 
-from msrnn.bench.curve import curve
+from msrnn.bench import curve as module
+from msrnn.bench.curve import Point, curve, draw_bench
 
 
 def test_points_have_the_positions_and_bytes_of_each_implementation(bench):
@@ -16,3 +17,14 @@ def test_points_have_the_positions_and_bytes_of_each_implementation(bench):
     assert len({memory["tova:8", p] for p in positions if p > SIZE}) == 1
     assert [memory["transformers", p] for p in positions] == [p * 2 * LAYERS * HEADS * DIM * 4 for p in positions]
     assert [memory["full", p] for p in positions] == [LAYERS * (p * HEADS * (2 * DIM * 4 + 8) + 8) for p in positions]
+
+
+def test_panels_show_time_and_bytes_against_position(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(module, "save_figure", lambda figure, path, title: figures.append(figure))
+    draw_bench([Point("full", 10, 3.0, 2_000_000), Point("full", 20, 4.0, 5_000_000)], tmp_path / "b.png")
+    time, memory = figures[0].axes
+    for axes, title, values in ((time, "ms per token", [3, 4]), (memory, "MB of state", [2, 5])):
+        assert (axes.get_title(), axes.get_xlabel()) == (title, "position")
+        assert [line.get_label() for line in axes.lines] == ["full"]
+        assert [[*map(list, line.get_data())] for line in axes.lines] == [[[10, 20], values]]

@@ -10,7 +10,7 @@ from support.tiny_models import assert_same, tiny_cell, tokens
 
 import msrnn
 from msrnn.diagnostics import soak as module
-from msrnn.diagnostics.soak import RECORD, STATE, soak
+from msrnn.diagnostics.soak import RECORD, STATE, Interval, draw_soak, soak
 
 CELL = tiny_cell()
 OPERATORS = ["window:5", "sinks:7:2", "h2o:6", "h2o-layer:6:0", "tova:5", "tova-head:8"]
@@ -119,3 +119,21 @@ def edit_record(out, edit):
     record = json.loads((out / RECORD).read_text())
     edit(record["intervals"])
     (out / RECORD).write_text(json.dumps(record))
+
+
+def test_panels_show_time_and_memory_against_tokens_read(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(module, "save_figure", lambda figure, path, title: figures.append(figure))
+    rows = [Interval(1000 * n, 3.0 + n, 30.0 + n, 0.0, 0, n * 10**6, n * 10**8) for n in (1, 2)]
+    draw_soak(rows, tmp_path / "soak.png")
+    time, process, state = figures[0].axes
+    shown = {
+        axes.get_ylabel(): {line.get_label(): [*map(list, line.get_data())] for line in axes.lines}
+        for axes in (time, process, state)
+    }
+    assert shown == {
+        "ms per token": {"step": [[1, 2], [31, 32]], "unroll": [[1, 2], [4, 5]]},
+        "process, MB": {"process, resident (left)": [[1, 2], [100, 200]]},
+        "H, MB": {"H (right)": [[1, 2], [1, 2]]},
+    }
+    assert process.get_xlabel() == "thousand tokens read"

@@ -152,13 +152,13 @@ def test_tables_contain_mean_and_spread(tmp_path):
 def test_tables_and_curves_are_inserted_into_the_page(tmp_path, monkeypatch, capsys):
     (tmp_path / "text.txt").write_text(words(), "utf-8")
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- what came out -->\nold\n<!-- until here -->\nafter\n")
+    page.write_text("before\n<!-- begin of tables -->\nold\n<!-- end of tables -->\nafter\n")
     monkeypatch.setattr(command, "run_all", lambda text, out, workers: finished(out))
     arguments = [str(tmp_path / "text.txt"), "--out", str(tmp_path / "out"), "--chapter", str(page)]
     assert command.main(arguments) == 0
     once = page.read_text()
-    assert once.startswith("before\n<!-- what came out -->\n")
-    assert once.endswith("<!-- until here -->\nafter\n")
+    assert once.startswith("before\n<!-- begin of tables -->\n")
+    assert once.endswith("<!-- end of tables -->\nafter\n")
     assert "**Copy and reverse**" in once
     assert "old" not in once
     assert once.count("![") == 5

@@ -12,7 +12,7 @@ from ..layers.embedding import Embedding
 from ..layers.rotary import Rope, Rotation
 from ..recurrence.unroll import Before, Events
 from ..reductions.contract import Reduction
-from ..state.fingerprint import Fingerprint, version
+from ..state.fingerprint import Fingerprint, tensor_version
 from ..state.multistate import MultiState
 from ..state.state import State
 from .layer import RecurrentLayer
@@ -160,7 +160,7 @@ class RecurrentNetwork(nn.Module, ABC):
     def fingerprint(self) -> Fingerprint:
         """Return the fingerprint of this model; it is computed again when a fingerprint tensor has changed."""
         tensors = self.fingerprint_tensors
-        key = tuple(map(version, tensors))
+        key = tuple(map(tensor_version, tensors))
         cached = getattr(self, "_fingerprint", None)
         if cached is None or cached[0] != key:
             self._fingerprint = cached = (key, Fingerprint.of(self.signature, tensors))

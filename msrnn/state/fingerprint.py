@@ -1,4 +1,4 @@
-"""What tells one model's states from another's."""
+"""Fingerprints, which distinguish the states of one model from those of another."""
 
 from dataclasses import dataclass
 
@@ -7,47 +7,50 @@ from torch import Tensor
 
 from ..storage.digest import digest
 
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 2**-8, 1e-7
+"""Differences that count as rounding between dtypes: bfloat16 rounds by 2^-9 of a number, float16 by less than 6e-8 near 0."""
+
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A model, recognised: its facts and a few of its parameters.
+    """Identity of a model: its config and a few of its parameters.
 
     Attributes:
-        facts: what enters a transition, in words.
-        dtype: of the parameters, or empty where they are in training and have no lasting value.
-        values: a few of them.
+        signature: the config fields that enter a step, as text.
+        dtype: dtype of the parameters; empty if they are trainable and therefore change.
+        values: a few parameters; empty if they are trainable.
     """
 
-    facts: str
+    signature: str
     dtype: str = ""
     values: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, facts: str, marks: list[Tensor]) -> "Fingerprint":
-        """``facts`` and 16 numbers out of each of ``marks``; of none where one is trainable or on the meta device."""
-        if any(x.requires_grad or x.is_meta for x in marks):
-            return cls(facts)
-        few = [x.detach().flatten()[:: max(1, x.numel() // 16)][:16].double().cpu() for x in marks]
-        return cls(facts, str(marks[0].dtype).removeprefix("torch."), tuple(torch.cat(few).tolist()))
+    def of(cls, signature: str, tensors: list[Tensor]) -> "Fingerprint":
+        """Take 16 values from each of ``tensors``, or none if one of them is trainable or on the meta device."""
+        if any(x.requires_grad or x.is_meta for x in tensors):
+            return cls(signature)
+        values = [x.detach().flatten()[:: max(1, x.numel() // 16)][:16].double().cpu() for x in tensors]
+        return cls(signature, str(tensors[0].dtype).removeprefix("torch."), tuple(torch.cat(values).tolist()))
 
     def digest(self) -> str:
         """Return 16 hex digits that identify the model in the settings of a saved run."""
-        return digest(repr([self.facts, self.dtype, self.values]))
+        return digest(repr([self.signature, self.dtype, self.values]))
 
     def matches(self, other: "Fingerprint") -> bool:
-        """Whether both can be the same model: equal facts and equal numbers, up to rounding where the dtypes differ."""
+        """Return True if both can belong to one model: equal signatures, and equal values up to rounding between dtypes."""
         if self is other or self == other:
             return True
-        if self.facts != other.facts or (self.dtype and self.dtype == other.dtype):
+        if self.signature != other.signature or (self.dtype and self.dtype == other.dtype):
             return False
         if not self.dtype or not other.dtype:
             return True
-        pairs = zip(self.values, other.values, strict=False)
         return len(self.values) == len(other.values) and all(
-            abs(a - b) <= 2**-8 * abs(a) + 1e-7 for a, b in pairs
-        )  # bfloat16 rounds by 2^-9, float16 below 6e-8
+            abs(a - b) <= RELATIVE_TOLERANCE * abs(a) + ABSOLUTE_TOLERANCE
+            for a, b in zip(self.values, other.values, strict=True)
+        )
 
 
-def version(x: Tensor) -> tuple[int, int, bool]:
-    """What is another after ``x`` was edited, moved, or made trainable. Inference tensors keep no count of their edits."""
+def tensor_version(x: Tensor) -> tuple[int, int, bool]:
+    """Return a value that changes when ``x`` is edited, moved or made trainable. Edits of inference tensors are not counted."""
     return 0 if x.is_meta else x.data_ptr(), 0 if x.is_inference() else x._version, x.requires_grad

@@ -88,7 +88,7 @@ def load_state(path: str | Path, *, device: torch.device | str | None = None) ->
 
 
 def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
-    facts, dtype, values = cell["facts"], cell["dtype"], cell["values"]
+    facts, dtype, values = cell["signature"], cell["dtype"], cell["values"]
     plain = isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
     if not (plain and isinstance(facts, str) and isinstance(dtype, str)):
         raise TypeError("the cell is not told by two texts and numbers")

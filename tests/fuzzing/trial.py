@@ -102,7 +102,7 @@ def facts(found: Any) -> dict[str, Any]:
     if isinstance(found, msrnn.State):
         operators = [{"operator": type(H.reduction).__name__, **vars(H.reduction)} for H in found]
         mark = found.fingerprint
-        return {"operators": operators, "facts": mark.facts, "dtype": mark.dtype, "values": list(mark.values)}
+        return {"operators": operators, "facts": mark.signature, "dtype": mark.dtype, "values": list(mark.values)}
     rope = {f"rope.{name}": value for name, value in vars(found.config.rope).items()}
     return {**vars(found.config), **rope, "eos_token_ids": list(found.config.eos_token_ids)}
 

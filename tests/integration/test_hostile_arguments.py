@@ -294,7 +294,7 @@ def test_any_text_of_a_saved_state(tmp_path_factory, name, data):
         if name == "operators":
             said[0][data.draw(st.sampled_from(["operator", "size", "recent", "per_head", "colour"]))] = data.draw(JSON)
         elif name == "cell":
-            said[data.draw(st.sampled_from(["facts", "dtype", "values", "colour"]))] = data.draw(JSON)
+            said[data.draw(st.sampled_from(["signature", "dtype", "values", "colour"]))] = data.draw(JSON)
         text = st.text(alphabet=st.characters(codec="utf-8"), max_size=5)
         about[name] = data.draw(st.one_of(st.just(json.dumps(said)), text))
 

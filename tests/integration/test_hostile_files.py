@@ -249,6 +249,6 @@ def test_a_state_whose_mark_has_lost_numbers_is_another_models(tmp_path):
     cell = tiny_cell()
     state = cell.initial_state(1)
     mark = state.fingerprint
-    state.fingerprint = type(mark)(mark.facts, "float32", mark.values[:-1])
+    state.fingerprint = type(mark)(mark.signature, "float32", mark.values[:-1])
     with refusing("another model"):
         cell.step(torch.tensor([1]), state)

@@ -171,14 +171,14 @@ def test_a_text_is_read_over_its_own_rows_and_never_over_the_callers(reduction, 
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 4)
     cell, text, places = tiny_cell(), tokens(5, 1, 24), []
     _, given = cell(text[:, :8], cell.initial_state(1, reduction))  # full, and in order
-    before, layer = given.clone(), type(cell.layers[0]).fold
+    before, layer = given.clone(), type(cell.layers[0]).unroll
 
     def watched(self, x, H, *rest):
         x, after = layer(self, x, H, *rest)
         places.append((after.keys.data_ptr(), after.values.data_ptr()))
         return x, after
 
-    monkeypatch.setattr(type(cell.layers[0]), "fold", watched)
+    monkeypatch.setattr(type(cell.layers[0]), "unroll", watched)
     _, end = cell(text[:, 8:], given)
     assert_same(given, before, 0)
     first = places[: cell.config.n_layers]
@@ -193,8 +193,8 @@ def test_rows_at_their_end_cost_nothing(monkeypatch):
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 8)
     monkeypatch.setattr(folding, "BLOCK", 8)
     cell, text, passed = tiny_cell(), tokens(5, 4, 40), []
-    layer = type(cell.layers[0]).fold
-    monkeypatch.setattr(type(cell.layers[0]), "fold", lambda s, x, *a: passed.append(x[..., 0].numel()) or layer(s, x, *a))
+    layer = type(cell.layers[0]).unroll
+    monkeypatch.setattr(type(cell.layers[0]), "unroll", lambda s, x, *a: passed.append(x[..., 0].numel()) or layer(s, x, *a))
     lengths = torch.tensor([40, 2, 9, 4])
     cell(text, cell.initial_state(4, "tova:5"), lengths=lengths)
     assert sum(passed) / cell.config.n_layers < 1.3 * lengths.sum()

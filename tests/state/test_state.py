@@ -248,7 +248,7 @@ def test_a_state_of_another_batch_size_or_dtype_is_refused():
     for B in (1, 3):
         with pytest.raises(msrnn.Error, match=f"batch size {B}; the tokens have 2"):
             cell.step(one(), cell.initial_state(B))
-    with pytest.raises(msrnn.Error, match=r"float32 on cpu; the cell is torch.float64"):
+    with pytest.raises(msrnn.Error, match=r"float32 on cpu; expected torch.float64"):
         cell.step(one(), cell.initial_state(2).to(torch.float32))
     with pytest.raises(msrnn.Error, match="expected a State"):
         cell.step(one(), cell.initial_state(2)[0])

@@ -9,7 +9,8 @@ from .decoding.speculative import jacobi, lookahead, stream_jacobi, stream_looka
 from .errors import Error
 from .models.loading import load
 from .reductions.budgets import pyramid
-from .reductions.contract import H2O, TOVA, Full, Observation, Reduction, Sinks, Window
+from .reductions.contract import Observation, Reduction
+from .reductions.core import H2O, TOVA, Full, Sinks, Window
 from .reductions.key_based import KeyDiff, Knorm
 from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
 from .reductions.registry import parse_reduction

@@ -23,8 +23,8 @@ def counted() -> Iterator[list[int]]:
     """Record the number of iterations of each block with evictions, for unrolls inside the ``with`` statement."""
     decide, counts = unroll.decide, list[int]()
 
-    def counting(block: Block) -> tuple[Block, list[Look]]:
-        settled, looks = decide(block)
+    def counting(block: Block, want_scores: bool = False) -> tuple[Block, list[Look]]:
+        settled, looks = decide(block, want_scores)
         if not settled.frame.still:
             counts.append(len(looks))
         return settled, looks

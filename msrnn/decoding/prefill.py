@@ -15,7 +15,7 @@ from ..cell.cell import Cell
 from ..cell.validation import check_text
 from ..errors import Error
 from ..layers.attention import attend
-from ..recurrence.transition import dearness
+from ..recurrence.operator_calls import retention_scores
 from ..recurrence.unroll import Events
 from ..reductions.contract import LEARNED, Observation, Reduction
 from ..reductions.registry import per_layer
@@ -90,6 +90,10 @@ class Uncut(Reduction):
         return self.operator.needs_weights and bool(self.operator.stat_names)
 
     @property
+    def depends_on_row_layout(self) -> bool:  # type: ignore[override]
+        return self.operator.depends_on_row_layout and bool(self.operator.stat_names)
+
+    @property
     def needs_keys(self) -> bool:  # type: ignore[override]
         return self.operator.needs_keys and bool(self.operator.stat_names)
 
@@ -115,7 +119,8 @@ def _cut(H: MultiState, query: Tensor) -> MultiState:
         return H
     _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), H.empty)
     seen = Observation(weights, H.positions, H.clock - 1, H.row_stats, H.keys.detach() if operator.needs_keys else None)
-    score = dearness(operator, seen, H.pinned).expand(H.positions.shape)
+    score = retention_scores(operator, seen).expand(H.positions.shape).clone()
+    score[..., : H.pinned] = torch.inf
     last = H.positions.masked_fill(H.positions == LEARNED, torch.iinfo(torch.int64).max)
     order = last.argsort(dim=-1, stable=True)  # empty rows first, then the oldest, and what is learned last
     score = score.masked_fill(H.empty, -torch.inf).gather(2, order)

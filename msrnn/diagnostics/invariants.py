@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..errors import Error
-from ..reductions.contract import EMPTY, H2O, LEARNED, Reduction, Sinks, Window
+from ..reductions.contract import EMPTY, LEARNED, Reduction
+from ..reductions.core import H2O, Sinks, Window
 from ..state.multistate import MultiState
 from ..state.state import State
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..argtypes import positive_int
 from ..errors import Error
-from ..reductions.contract import Full, Reduction
+from ..reductions.contract import Reduction
+from ..reductions.core import Full
 from ..reductions.registry import parse_reduction
 
 CORE = ("full", "window", "sinks:SIZE:1", "sinks:SIZE:4", "h2o", "h2o-layer", "tova", "tova-head")

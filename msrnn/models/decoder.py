@@ -20,7 +20,8 @@ from ..layers.linear import Linear, product, side_by_side
 from ..layers.norm import RMSNorm, RMSNormOutside, ScaleNorm, unit
 from ..layers.positional import MORE, lean, sinusoids, slope
 from ..layers.rotary import Rope, Rotation
-from ..reductions.contract import Full, Reduction
+from ..reductions.contract import Reduction
+from ..reductions.core import Full
 from ..state.multistate import MultiState
 from ..state.state import State
 from .decoder_config import DecoderConfig

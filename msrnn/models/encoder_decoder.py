@@ -29,7 +29,8 @@ from ..layers.positional import sinusoids
 from ..layers.residual import FeedForward
 from ..layers.rotary import Rotation
 from ..recurrence.unroll import Before, Events
-from ..reductions.contract import EMPTY, LEARNED, Full, Reduction
+from ..reductions.contract import EMPTY, LEARNED, Reduction
+from ..reductions.core import Full
 from ..reductions.registry import per_layer
 from ..state.multistate import MultiState
 from ..state.state import State

@@ -16,7 +16,8 @@ from ..layers.embedding import Embedding
 from ..layers.linear import Linear, product, side_by_side
 from ..layers.norm import RMSNorm
 from ..layers.rotary import Rope, Rotation
-from ..reductions.contract import Full, Reduction, Window
+from ..reductions.contract import Reduction
+from ..reductions.core import Full, Window
 from .config import Config
 
 

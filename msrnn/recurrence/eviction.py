@@ -19,7 +19,7 @@ from torch import Tensor
 from ..layers.attention import mask
 from ..reductions.contract import EMPTY, Observation, Reduction
 from .block_layout import Frame
-from .transition import dearness, updated
+from .operator_calls import near_lowest, retention_scores, update_stats
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,33 @@ class Look:
     score: Tensor
     hidden: Tensor
     pinned: int
+    tie_tolerance: float
+
+    @property
+    def excluded(self) -> Tensor:
+        """``(B, t, 1 or K, R)`` bool: rows that cannot be evicted, because they are absent or learned."""
+        if not self.pinned:
+            return self.hidden
+        return self.hidden | (torch.arange(self.hidden.shape[-1], device=self.hidden.device) < self.pinned)
 
     def cost(self) -> Tensor:
-        """``(B, t, 1 or K, R)``: the score, +inf on rows that are not there or pinned; the first of the lowest goes."""
-        # what may not go still goes before what is not there
-        cost = torch.where(self.hidden, torch.inf, self.score.clamp(max=torch.finfo(self.score.dtype).max))
-        cost[..., : self.pinned] = torch.inf
-        return cost
+        """``(B, t, 1 or K, R)``: the score, +inf on excluded rows, to propose evictions by. Near-ties become ties."""
+        cost = self.score.clamp(max=torch.finfo(self.score.dtype).max)  # a row of score +inf comes before an excluded row
+        if self.tie_tolerance:
+            mantissa, exponent = torch.frexp(cost)
+            cost = torch.ldexp((mantissa * 2**16).round(), exponent - 16)
+        return torch.where(self.excluded, torch.inf, cost)
+
+    def lowest(self, evicts: Tensor) -> Tensor:
+        """``(B, t, 1 or K)``: the row to evict, the first of the lowest; −1 where no row is evicted."""
+        lowest = near_lowest(self.score, self.excluded, self.tie_tolerance)
+        return torch.where(evicts[..., : lowest.shape[2]], lowest.byte().argmax(-1), -1)
 
     def first(self, stop: int) -> "Look":
         """The first ``stop`` tokens of it."""
         row_stats = {name: x[:, :stop] for name, x in self.row_stats.items()}
-        return Look(self.weights[:, :, :, :stop], row_stats, self.score[:, :stop], self.hidden[:, :stop], self.pinned)
+        part = (self.weights[:, :, :, :stop], row_stats, self.score[:, :stop], self.hidden[:, :stop])
+        return Look(*part, self.pinned, self.tie_tolerance)
 
     def last(self) -> dict[str, Tensor]:
         """The numbers after the last token, ``(B, K, R)`` each."""
@@ -97,29 +112,28 @@ class Look:
 
 
 @torch.no_grad()
-def decide(block: Block) -> tuple[Block, list[Look]]:
-    """The block with ``until`` as the operator decides, and what its tokens see then, in one look or several in a row."""
-    T, leaves, row_stats = block.T, block.frame.leaves, block.row_stats
-    if row_stats and not block.reduction.update_is_additive:
-        looks = []
-        for t in range(T):
-            looks.append(_look(block, t, t + 1, row_stats))
-            row_stats = looks[-1].last()
-            block = _gone(block, _lowest(looks[-1].cost(), leaves[:, t : t + 1]), t)
-        return block, looks
-    look = _look(block, 0, T, row_stats)
+def decide(block: Block, want_scores: bool = False) -> tuple[Block, list[Look]]:
+    """The block with ``until`` as the operator decides, and what its tokens see then, in one look or several in a row.
+
+    ``want_scores``: score at every token; otherwise only where a row is evicted.
+    """
+    T, leaves, row_stats, operator = block.T, block.frame.leaves, block.row_stats, block.reduction
+    if operator.depends_on_row_layout or (row_stats and not operator.update_is_additive):
+        return _decide_by_token(block, want_scores)
+    look = _look(block, 0, T, row_stats, scored=want_scores or not block.frame.still)
     if block.frame.still:
         return block, [look]
     nobody = look.cost()
     leaves = leaves[..., : nobody.shape[2]].expand(-1, -1, nobody.shape[2])  # (B, T, 1 or K)
-    cheapest = _cheapest(nobody, min(T, nobody.shape[3]), ties=not block.reduction.needs_weights)
+    ties = not operator.needs_weights or operator.tie_tolerance > 0
+    cheapest = _cheapest(nobody, min(T, nobody.shape[3]), ties)
     guess, settled = torch.full_like(leaves, -1, dtype=torch.int64), torch.zeros_like(leaves[:, 0], dtype=torch.int64)
     start, stop, looks = 0, T, []
     while start < T:
         guess = _guess(cheapest, leaves, guess, settled)
         guessed = _gone(block, guess)
         look = _look(guessed, start, stop, row_stats)
-        choice = _lowest(look.cost(), leaves[:, start:stop])
+        choice = look.lowest(leaves[:, start:stop])
         if stop == T and choice.equal(guess[:, start:]):
             return guessed, [*looks, look]
         wrong = choice != guess[:, start:stop]
@@ -133,14 +147,35 @@ def decide(block: Block) -> tuple[Block, list[Look]]:
     return _gone(block, guess), looks
 
 
+def _decide_by_token(block: Block, want_scores: bool) -> tuple[Block, list[Look]]:
+    """:func:`decide` with one call of the operator per token, as the step calls it."""
+    T, evicts, row_stats = block.T, block.frame.leaves, block.row_stats
+    first = T if block.frame.still else int(evicts.flatten(2).any(-1).any(0).byte().argmax())  # first token of an eviction
+    looks, start = list[Look](), 0
+    if first and not row_stats and not want_scores:
+        looks.append(_look(block, 0, first, row_stats, scored=False))  # no call is needed before
+        start = first
+    for t in range(start, T):
+        look = _look(block, t, t + 1, row_stats, scored=want_scores or t >= first, every_row=want_scores)
+        row_stats = look.last()
+        block = _gone(block, look.lowest(evicts[:, t : t + 1]), t)
+        looks.append(look)
+    return block, looks
+
+
 def left(positions: Tensor, until: Tensor, T: int) -> Tensor:
     """``(B, K, T)`` int64: the position that left at each of T tokens, −1 none; of rows as a :class:`Block` has them."""
     nobody = positions.new_full((*positions.shape[:2], T + 1), EMPTY)  # the last for rows that stay, or never were
     return nobody.scatter_(2, until.masked_fill(until < 0, T).expand_as(positions), positions)[..., :T]
 
 
-def _look(block: Block, start: int, stop: int, row_stats: dict[str, Tensor]) -> Look:
-    """Tokens ``start`` to ``stop``, given the numbers before the first of them."""
+def _look(
+    block: Block, start: int, stop: int, row_stats: dict[str, Tensor], scored: bool = True, every_row: bool = True
+) -> Look:
+    """Tokens ``start`` to ``stop``, given the statistics before the first of them.
+
+    ``scored``: call ``score``; scores are 0 otherwise. ``every_row``: also for batch rows in which no row is evicted.
+    """
     operator, (B, T) = block.reduction, (block.frame.clock.shape[0], stop - start)
     hidden = block.hidden(start, stop)  # (B, 1 or K, t, R)
     weights = block.logits[..., start:stop, :]
@@ -152,15 +187,16 @@ def _look(block: Block, start: int, stop: int, row_stats: dict[str, Tensor]) -> 
         return x.expand(B, T, *x.shape[2:]).flatten(0, 1)
 
     positions = block.positions[:, None]
-    if vars(type(operator)).get("placed", True):
+    if operator.depends_on_row_layout or operator.depends_on_other_positions:
         positions = positions.masked_fill(hidden, EMPTY)  # heads that hold as many rows may hold other ones
-    before = {
-        name: torch.zeros_like(x) if operator.update_is_additive else x.clone() for name, x in row_stats.items()
-    }  # may be edited
-    clock, before = aside(block.frame.clock[:, start:stop]), {name: aside(x[:, None]) for name, x in before.items()}
+    if operator.update_is_additive:
+        before = {name: x.new_zeros(B * T, *x.shape[1:]) for name, x in row_stats.items()}
+    else:
+        before = {name: aside(x[:, None]) for name, x in row_stats.items()}
+    clock, active = aside(block.frame.clock[:, start:stop]), aside(block.frame.active[:, start:stop])
     keys = None if block.keys is None else aside(block.keys[:, None])
     seen = Observation(aside(weights.movedim(3, 1)), aside(positions), clock, before, keys)
-    after = {name: x.unflatten(0, (B, T)) for name, x in updated(operator, seen).items()}  # (B, t, K, R)
+    after = {name: x.unflatten(0, (B, T)) for name, x in update_stats(operator, seen, active).items()}  # (B, t, K, R)
     for name, x in after.items():
         idle = hidden | ~block.frame.active[:, start:stop, None, None]
         old, still = row_stats[name][:, None], idle.view(*idle.shape, *(1,) * (x.ndim - 4))  # (B, 1, K, R), (B, t, 1 or K, R)
@@ -170,15 +206,15 @@ def _look(block: Block, start: int, stop: int, row_stats: dict[str, Tensor]) -> 
             after[name] = more.cumsum_(1)  # in the step loop's order
         else:
             after[name] = torch.where(still, old, x)
-    seen = seen._replace(row_stats={name: aside(x) for name, x in after.items()}) if after else seen
-    score = dearness(operator, seen, block.pinned)
-    score = score.to(torch.promote_types(score.dtype, torch.float32)).unflatten(0, (B, T))
-    return Look(weights, after, score, hidden[:, :, : score.shape[2]], block.pinned)
-
-
-def _lowest(cost: Tensor, leaves: Tensor) -> Tensor:
-    """``(B, t, 1 or K, R) -> (B, t, 1 or K)``: the first of the lowest, −1 where none leaves."""
-    return torch.where(leaves[..., : cost.shape[2]], cost.argmin(-1), -1)
+    if scored:
+        seen = seen._replace(row_stats={name: aside(x) for name, x in after.items()}) if after else seen
+        n_rows = operator.size + block.pinned + 1 if isinstance(operator.size, int) and not every_row else None
+        score = retention_scores(operator, seen, active, n_rows).unflatten(0, (B, T))
+        if block.pinned:
+            score[..., : block.pinned] = torch.inf
+    else:
+        score = weights.new_zeros(()).expand(B, T, 1, hidden.shape[-1])
+    return Look(weights, after, score, hidden[:, :, : score.shape[2]], block.pinned, operator.tie_tolerance)
 
 
 def _cheapest(cost: Tensor, k: int, ties: bool) -> Tensor:

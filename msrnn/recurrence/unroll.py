@@ -19,7 +19,8 @@ from ..reductions.contract import EMPTY, Observation
 from ..state.multistate import MultiState
 from .block_layout import Frame
 from .eviction import Block, Look, decide, left
-from .transition import advance, merged
+from .operator_calls import merge_evicted_value
+from .transition import advance
 
 BLOCK, BLIND_BLOCK = 64, 256
 """Tokens decided on at once: a longer block has fewer products and more wrong guesses. Whoever is blind guesses right."""
@@ -187,7 +188,7 @@ def _block(
     if known and known.reduction == H.reduction and known.positions.equal(block.positions) and events is None:
         block = known
     else:
-        block, looks = decide(block)
+        block, looks = decide(block, events is not None and events.scores)
         if not H.reduction.needs_weights and not (H.reduction.needs_keys or H.reduction.merges_values or H.row_stats):
             before.blind[start] = block
     if H.places and not one:
@@ -228,7 +229,7 @@ def _merged(block: Block, look: Look, values: Tensor) -> Tensor:
     positions = block.positions.masked_fill(block.hidden(0, 1)[:, :, 0], EMPTY)
     seen = Observation(look.weights[..., 0, :], positions, block.frame.clock[:, 0], look.last(), block.keys)
     gone = (block.until == 0) & (positions != EMPTY)  # (B, K, R), one row at most
-    return merged(block.reduction, seen, values, gone.byte().argmax(-1), gone.any(-1))
+    return merge_evicted_value(block.reduction, seen, values, gone.byte().argmax(-1), gone.any(-1))
 
 
 def _logits(q: Tensor, keys: Tensor) -> Tensor:
@@ -241,7 +242,7 @@ def _entered(q: Tensor, keys: Tensor, positions: Tensor, H: MultiState, frame: F
     (B, K, R), T = positions.shape, frame.clock.shape[1]
     if not H.reduction.needs_weights:
         wide = torch.promote_types(keys.dtype, torch.float32)
-        logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, 1, T, R)
+        logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, q.shape[2], T, R)
     else:
         logits = _logits(q, keys).detach().add_(frame.veil)
     row_stats = {name: torch.cat((x, x.new_zeros(B, K, T, *x.shape[3:])), dim=2) for name, x in H.row_stats.items()}

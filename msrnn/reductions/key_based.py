@@ -13,7 +13,7 @@ from .contract import EMPTY, Observation, Reduction, SpecNames
 class KeyBasedReduction(Reduction):
     """What these have in common: keys in the dtype of scores."""
 
-    needs_weights: ClassVar[bool] = False
+    tie_tolerance: ClassVar[float] = 1e-5
     needs_keys: ClassVar[bool] = True
 
     def keys(self, observation: Observation) -> Tensor:
@@ -28,6 +28,8 @@ class KeyDiff(KeyBasedReduction):
     directions."""
 
     spec_names: ClassVar[SpecNames] = {"keydiff": {}}
+    needs_weights: ClassVar[bool] = False
+    depends_on_row_layout: ClassVar[bool] = False
 
     def score(self, observation: Observation) -> Tensor:
         directions = normalize(self.keys(observation), dim=-1)
@@ -44,6 +46,8 @@ class Knorm(KeyBasedReduction):
     """
 
     spec_names: ClassVar[SpecNames] = {"knorm": {}}
+    needs_weights: ClassVar[bool] = False
+    depends_on_row_layout: ClassVar[bool] = False
 
     def score(self, observation: Observation) -> Tensor:
         return -self.keys(observation).norm(dim=-1)

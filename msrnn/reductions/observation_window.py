@@ -7,12 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .contract import EMPTY, Observation, Reduction, SpecNames
-
-
-def is_recent(observation: Observation, count: int) -> Tensor:
-    """``(B, K, R)`` bool: the rows of the last ``count`` tokens, the current one included."""
-    return observation.positions > observation.clock[:, None, None] - count
+from .contract import EMPTY, Observation, Reduction, SpecNames, is_recent
 
 
 @dataclass(frozen=True)
@@ -25,6 +20,7 @@ class LastQueries(Reduction):
 
     window: int = 32
     spec_names: ClassVar[SpecNames] = {"last-queries": {}}
+    depends_on_row_layout: ClassVar[bool] = False
     stat_names: ClassVar[tuple[str, ...]] = ("read",)
 
     def validate(self, size: int | None) -> None:
@@ -61,6 +57,7 @@ class MorphKV(LastQueries):
 
     max_fusion: bool = False
     spec_names: ClassVar[SpecNames] = {"morphkv": {"max_fusion": False}, "morphkv-max": {"max_fusion": True}}
+    depends_on_row_layout: ClassVar[bool] = False
 
     def validate(self, size: int | None) -> None:
         super().validate(size)
@@ -89,6 +86,7 @@ class Scissorhands(Reduction):
     recent: int = 10
     history: int = 400
     spec_names: ClassVar[SpecNames] = {"scissorhands": {}}
+    depends_on_row_layout: ClassVar[bool] = False
     stat_names: ClassVar[tuple[str, ...]] = ("low_count", "low_history")
 
     def validate(self, size: int | None) -> None:

@@ -51,4 +51,7 @@ def per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_layers: 
         raise Error(
             f"{type(operator).__name__}: {len(operator.size)} sizes for a cell of {n_layers} layers; expected one per layer"
         )
-    return [operator.for_layer(layer) for layer in range(n_layers)]
+    operators = [operator.for_layer(layer) for layer in range(n_layers)]
+    for operator in operators:
+        operator.check_contract()
+    return operators

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .contract import Observation, Reduction, Sinks, SpecNames
+from .contract import Observation, Reduction, SpecNames, is_recent
+from .core import Sinks
 from .hash_rng import uniform
 
 
@@ -37,6 +38,7 @@ class Random(StochasticReduction):
     seed: int = 0
     layer: int | None = field(default=None, kw_only=True)
     spec_names: ClassVar[SpecNames] = {"random": {}}
+    depends_on_row_layout: ClassVar[bool] = False
     needs_weights: ClassVar[bool] = False
 
     def score(self, observation: Observation) -> Tensor:
@@ -59,6 +61,7 @@ class Keyformer(StochasticReduction):
     seed: int = 0
     layer: int | None = field(default=None, kw_only=True)
     spec_names: ClassVar[SpecNames] = {"keyformer": {}}
+    depends_on_row_layout: ClassVar[bool] = False
     stat_names: ClassVar[tuple[str, ...]] = ("accumulated_attention",)
     update_is_additive: ClassVar[bool] = True
 
@@ -81,9 +84,7 @@ class Keyformer(StochasticReduction):
     def score(self, observation: Observation) -> Tensor:
         assert isinstance(self.size, int)
         recent = 3 * self.size // 10 if self.recent is None else self.recent
-        return observation.row_stats["accumulated_attention"].masked_fill(
-            observation.positions > observation.clock[:, None, None] - recent, torch.inf
-        )
+        return observation.row_stats["accumulated_attention"].masked_fill(is_recent(observation, recent), torch.inf)
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,7 @@ class CaM(StochasticReduction, Sinks):
     seed: int = 0
     layer: int | None = field(default=None, kw_only=True)
     spec_names: ClassVar[SpecNames] = {"cam": {}}
-    needs_weights: ClassVar[bool] = True
-    merges_values: ClassVar[bool] = True
+    depends_on_row_layout: ClassVar[bool] = False
 
     __str__ = Reduction.__str__
 

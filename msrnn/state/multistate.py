@@ -204,7 +204,8 @@ def alike(parts: Sequence[MultiState]) -> bool:
     """Whether layers can be laid together: one bounded operator, and as many rows."""
     one = parts[0]
     alike = (one.reduction, one.keys.shape, one.pinned)
-    return one.bound is not None and all((H.reduction, H.keys.shape, H.pinned) == alike for H in parts)
+    bounded = one.bound is not None and not one.reduction.depends_on_row_layout  # such a class is called layer by layer
+    return bounded and all((H.reduction, H.keys.shape, H.pinned) == alike for H in parts)
 
 
 def stack(parts: Sequence[MultiState]) -> MultiState | None:

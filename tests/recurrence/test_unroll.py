@@ -22,6 +22,7 @@ class Spread(Reduction):
     """An operator of one's own, blind: the row closest to an older neighbour goes. Its choice depends on who left before."""
 
     needs_weights: ClassVar[bool] = False
+    depends_on_row_layout: ClassVar[bool] = False
 
     def score(self, seen):
         older = seen.positions[..., None] - seen.positions[..., None, :]  # (B, K, R, R)
@@ -35,6 +36,7 @@ class Popular(Reduction):
 
     stat_names: ClassVar[tuple[str, ...]] = ("wins", "age")
     update_is_additive: ClassVar[bool] = True
+    depends_on_row_layout: ClassVar[bool] = False
 
     def update(self, seen):
         best = (seen.weights == seen.weights.amax(-1, keepdim=True)).to(seen.weights.dtype).mean(2)
@@ -82,7 +84,7 @@ def test_wrong_guesses_are_found(reduction, monkeypatch):
     """The worst guess there is, the dearest of the cheapest rows first: everything is as before, only later."""
     looks = []
     look = deciding._look
-    monkeypatch.setattr(deciding, "_look", lambda *a: looks.append(1) or look(*a))
+    monkeypatch.setattr(deciding, "_look", lambda *a, **k: looks.append(1) or look(*a, **k))
     cell, text = tiny_cell(), tokens(5, 2, 40)
     assert_folds(cell, text, reduction)
     few = len(looks)
@@ -96,7 +98,7 @@ def test_layers_alike_decide_once(monkeypatch):
     """What a blind operator decides follows from positions; layers that hold others, or are under another, decide anew."""
     asked = []
     honest = folding.decide
-    monkeypatch.setattr(folding, "decide", lambda block: asked.append(block.reduction) or honest(block))
+    monkeypatch.setattr(folding, "decide", lambda block, *a: asked.append(block.reduction) or honest(block, *a))
     cell, text = tiny_cell(n_layers=4), tokens(5, 2, 20)
     assert_folds(cell, text, "window:5")
     assert len(asked) == 1
@@ -122,6 +124,8 @@ def test_an_operator_is_asked_for_many_tokens_at_once():
     asked = []
 
     class Counting(msrnn.TOVA):
+        depends_on_row_layout = depends_on_other_positions = False
+
         def score(self, seen):
             asked.append(len(seen.clock))
             return super().score(seen)
@@ -136,7 +140,7 @@ def test_an_operator_is_asked_for_many_tokens_at_once():
 def test_who_is_blind_guesses_right_and_for_all_layers(reduction, monkeypatch):
     """One look to guess, one to see that it is right, in the first layer alone."""
     looks, look = [], deciding._look
-    monkeypatch.setattr(deciding, "_look", lambda *a: looks.append(1) or look(*a))
+    monkeypatch.setattr(deciding, "_look", lambda *a, **k: looks.append(1) or look(*a, **k))
     cell = tiny_cell()
     cell(tokens(5, 1, folding.BLIND_BLOCK), cell.initial_state(1, reduction))
     assert len(looks) == 2

@@ -203,8 +203,12 @@ def test_an_empty_row_goes_before_any_other(scores):
 
 def test_lowest_takes_one_decision_per_score_row():
     positions = torch.tensor([[[4, 0, 2, 5], [0, 1, 4, 5]]])
-    assert transition.lowest(torch.tensor([[[3.0, 2.0, 1.0, 1.0], [0.0, 7.0, 7.0, 0.0]]]), positions).tolist() == [[2, 0]]
-    assert transition.lowest(torch.tensor([[[3.0, 2.0, 2.0, 9.0]]]), positions[:, :1].repeat(1, 2, 1)).tolist() == [[1]]
+    assert transition.select_evicted_row(torch.tensor([[[3.0, 2.0, 1.0, 1.0], [0.0, 7.0, 7.0, 0.0]]]), positions).tolist() == [
+        [2, 0]
+    ]
+    assert transition.select_evicted_row(torch.tensor([[[3.0, 2.0, 2.0, 9.0]]]), positions[:, :1].repeat(1, 2, 1)).tolist() == [
+        [1]
+    ]
 
 
 # An operator of one's own.
@@ -357,7 +361,7 @@ def test_a_score_of_another_shape_is_refused(shape):
             return shapes[shape].double()
 
     cell = tiny_cell()
-    with pytest.raises(msrnn.Error, match=r"Odd\.score gives shape"):
+    with pytest.raises(msrnn.Error, match=r"Odd\.score returns shape"):
         cell(tokens(5, 2, 9), cell.initial_state(2, Odd(4)))
 
 
@@ -368,6 +372,9 @@ def test_an_operator_that_forgets_a_number_is_refused():
 
         def update(self, seen):
             return {"one": seen.weights.mean(2)}
+
+        def score(self, seen):
+            return seen.row_stats["one"]
 
     cell = tiny_cell()
     with pytest.raises(msrnn.Error, match=r"Forgets.*other"):

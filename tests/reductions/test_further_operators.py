@@ -315,7 +315,7 @@ def test_what_does_not_depend_on_who_left_is_guessed_right(monkeypatch):
     looks, look = [], deciding._look
     cell, text = tiny_cell(), distinct(5, 1, 40)
     _, state = cell(text[:, :20], cell.initial_state(1, "random:12"))
-    monkeypatch.setattr(deciding, "_look", lambda *a: looks.append(1) or look(*a))
+    monkeypatch.setattr(deciding, "_look", lambda *a, **k: looks.append(1) or look(*a, **k))
     cell(text[:, 20:], state)
     assert len(looks) == 2 * 2  # a layer: if nobody left, and as guessed
 
@@ -440,7 +440,7 @@ def test_a_pyramid_shrinks_evenly_and_is_its_size_on_average():
         (lambda: pyramid(4, 2, beta=0.5), "beta is 0.5"),
         (lambda: Random(4, seed=-1), "Random: seed is -1"),
         (lambda: Random(4, layer="a"), "Random: layer is 'a'"),
-        (lambda: LastQueries(4), "LastQueries: window is 32; expected a whole number from 1 to 4"),
+        (lambda: LastQueries(4), "LastQueries: window is 32; expected an int from 1 to 4"),
         (lambda: MorphKV(64, max_fusion=1), "MorphKV: max_fusion is 1"),
         (lambda: MorphKV((64, 8)), "MorphKV: window is 32"),
         (lambda: Scissorhands(4), "Scissorhands: recent is 10"),

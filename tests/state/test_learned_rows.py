@@ -26,6 +26,7 @@ class Sparing(Reduction):
 
     stat_names = property(lambda self: self.of.stat_names)  # type: ignore[assignment]
     update_is_additive = property(lambda self: self.of.update_is_additive)  # type: ignore[assignment]
+    depends_on_row_layout = property(lambda self: self.of.depends_on_row_layout)  # type: ignore[assignment]
     needs_keys = property(lambda self: self.of.needs_keys)  # type: ignore[assignment]
 
     def stat_shape(self, name: str) -> tuple[int, ...]:

@@ -109,6 +109,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypa
     @dataclass(frozen=True)
     class Holds(Reduction):
         what: object = None
+        score = msrnn.TOVA.score
 
     with pytest.raises(msrnn.Error, match="cannot be written as JSON"):
         CELL.initial_state(1, Holds(3, what={1, 2})).save("state")

@@ -370,8 +370,8 @@ def test_any_numbers_are_saved_and_come_back(what, T, tmp_path):
 
 
 def test_numbers_of_another_shape_or_name_are_refused():
-    cell = tiny_cell()  # of 2 layers, which a step reduces as one batch
-    with pytest.raises(msrnn.Error, match=r"Numbered.update gives .*\(2, 1, 1\)"):
+    cell = tiny_cell()
+    with pytest.raises(msrnn.Error, match=r"Numbered.update returns .*\(1, 1, 1\)"):
         cell.step(torch.tensor([1]), cell.initial_state(1, Numbered(4, "narrow")))
 
     @dataclass(frozen=True)

@@ -1,0 +1,215 @@
+"""Calls of an operator's ``update``, ``score`` and ``merge``: one observation for every path, and checked answers.
+
+The step and the many-token path both call operators here, with the rows of the KV cache in any order and with absent rows among
+them. A class with ``depends_on_row_layout`` receives copies that contain exactly the rows that are there, in order of position,
+so it computes the same in every path and cannot edit the cache. Any other class receives the tensors themselves.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import Error
+from ..reductions.contract import EMPTY, Observation, Reduction
+
+Layout = tuple[Tensor | None, Tensor]
+"""Batch rows ``(B',)``, None for all, and the columns ``(B', K, R')`` of their cached rows in order of position."""
+
+
+@torch.no_grad()
+def update_stats(operator: Reduction, observation: Observation, active: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the statistics that ``operator.update`` gives, in the dtype of the weights.
+
+    Args:
+        operator: the operator.
+        observation: the rows, −1 in ``positions`` where there is none.
+        active: ``(B,)`` bool, False for batch rows whose statistics are not used; None for none.
+
+    Raises:
+        Error: the answer has other names, shapes or types than the statistics.
+    """
+    if not operator.depends_on_row_layout:
+        return _checked_stats(operator, observation, _call(operator, "update", observation))
+    updated = {name: x.clone() for name, x in observation.row_stats.items()}
+    if updated:
+        for rows, columns in _layouts(observation.positions, active):
+            copy = _copied(observation, rows, columns)
+            for name, x in _checked_stats(operator, copy, operator.update(copy)).items():
+                _scatter(updated[name], x, rows, columns)
+    return updated
+
+
+@torch.no_grad()
+def retention_scores(
+    operator: Reduction, observation: Observation, scored: Tensor | None = None, n_rows: int | None = None
+) -> Tensor:
+    """Return the scores ``(B, 1 or K, R)`` in at least float32. NaN becomes −inf, the lowest score.
+
+    Args:
+        operator: the operator.
+        observation: as :func:`update_stats`.
+        scored: ``(B,)`` bool, False for batch rows whose scores are not used; None for none.
+        n_rows: score only the batch rows that have this many rows; None: all.
+
+    Raises:
+        Error: the answer is no real tensor of shape ``(B, K, R)`` or ``(B, 1, R)``.
+    """
+    if not operator.depends_on_row_layout:
+        return _checked_score(operator, observation, _call(operator, "score", observation))
+    scores = observation.weights.new_zeros(observation.positions.shape, dtype=torch.float64)
+    for rows, columns in _layouts(observation.positions, scored, n_rows):
+        copy = _copied(observation, rows, columns)
+        score = _checked_score(operator, copy, operator.score(copy))
+        _scatter(scores, score.to(scores.dtype).expand(columns.shape), rows, columns)
+    return scores
+
+
+def merge_evicted_value(operator: Reduction, observation: Observation, values: Tensor, row: Tensor, evicts: Tensor) -> Tensor:
+    """Return the values ``(B, K, R, D)`` after row ``row (B, K)`` is evicted where ``evicts (B, K)``; a new tensor.
+
+    Raises:
+        Error: the answer has another shape or type than the values.
+    """
+    if not operator.depends_on_row_layout:
+        merged = _checked_values(operator, values, _call(operator, "merge", observation, values, row))
+        return torch.where(evicts[..., None, None], merged, values)
+    after = values.clone()
+    for rows, columns in _layouts(observation.positions, evicts.any(1)):
+        some, index = (x if rows is None else x.index_select(0, rows) for x in (values, row))
+        some = _gathered(some, columns)
+        index = (columns == index[..., None]).byte().argmax(-1)  # the column of the evicted row
+        merged = _checked_values(operator, some, operator.merge(_copied(observation, rows, columns), some.clone(), index))
+        stays = ~(evicts if rows is None else evicts.index_select(0, rows))
+        _scatter(after, torch.where(stays[..., None, None], some, merged), rows, columns)
+    return after
+
+
+def near_lowest(score: Tensor, excluded: Tensor, tie_tolerance: float) -> Tensor:
+    """Return a mask of the rows whose score is the lowest, or within the relative tolerance of it, among rows not excluded."""
+    lowest = score.masked_fill(excluded, torch.inf).amin(-1, keepdim=True)
+    if tie_tolerance:
+        limit = (lowest + tie_tolerance * lowest.abs()).clamp(max=torch.finfo(score.dtype).max)
+        lowest = torch.where(lowest.isinf(), lowest, limit)
+    return (score <= lowest) & ~excluded
+
+
+def _layouts(positions: Tensor, used: Tensor | None, n_rows: int | None = None) -> Iterator[Layout]:
+    """Yield the batch rows that are used, grouped by the number of their cached rows, each with its columns in order."""
+    order, R = positions.argsort(dim=-1, stable=True), positions.shape[2]
+    counts = (positions != EMPTY).sum(-1).amax(1)  # (B,)
+    if used is not None:
+        counts = counts.masked_fill(~used, 0)
+    learned = (positions < EMPTY).sum(-1, keepdim=True)
+    for count in counts.unique().tolist():
+        if count == 0 or n_rows not in (None, count):
+            continue
+        if count == R and bool((counts == R).all()):
+            yield None, order
+            continue
+        rows = (counts == count).nonzero()[:, 0]
+        # learned rows are sorted to the front, absent rows behind them, tokens to the end
+        column = torch.arange(count, device=order.device)
+        column = torch.where(column < learned.index_select(0, rows), column, column + R - count)
+        yield rows, order.index_select(0, rows).gather(2, column)
+
+
+def _copied(observation: Observation, rows: Tensor | None, columns: Tensor) -> Observation:
+    """Return a copy of the observation that has only these batch rows and columns."""
+    weights, positions, clock, row_stats, keys = observation
+
+    def picked(x: Tensor) -> Tensor:
+        return _gathered(x if rows is None else x.index_select(0, rows), columns)
+
+    weights = picked(weights.movedim(2, 3)).movedim(3, 2).contiguous()  # (B', K, G, R')
+    clock = clock.clone() if rows is None else clock.index_select(0, rows)
+    stats = {name: picked(x) for name, x in row_stats.items()}
+    return Observation(weights, picked(positions), clock, stats, None if keys is None else picked(keys))
+
+
+def _index(columns: Tensor, x: Tensor) -> Tensor:
+    return columns.view(*columns.shape, *(1,) * (x.ndim - 3)).expand(*columns.shape, *x.shape[3:])
+
+
+def _gathered(x: Tensor, columns: Tensor) -> Tensor:
+    """``(B', K, R, …), (B', K, R') -> (B', K, R', …)``."""
+    return x.gather(2, _index(columns, x))
+
+
+def _scatter(into: Tensor, x: Tensor, rows: Tensor | None, columns: Tensor) -> None:
+    """Write ``x (B', K, R', …)`` into the batch rows and columns of ``into (B, K, R, …)``."""
+    some = into if rows is None else into.index_select(0, rows)
+    some = some.scatter_(2, _index(columns, x), x)
+    if rows is not None:
+        into.index_copy_(0, rows, some)
+
+
+def _call(operator: Reduction, method: str, observation: Observation, *more: Tensor) -> object:
+    """Call a method on the library's own tensors and refuse in-place edits of them.
+
+    Compiled code and inference tensors have no version counters. A user's class receives copies there.
+    """
+    tensors = {"weights": observation.weights, "positions": observation.positions, "clock": observation.clock}
+    tensors.update(observation.row_stats)
+    if observation.keys is not None:
+        tensors["keys"] = observation.keys
+    if more:
+        tensors["values"] = more[0]
+    observation = observation._replace(row_stats=dict(observation.row_stats))
+    if torch.compiler.is_compiling() or any(x.is_inference() for x in tensors.values()):
+        if type(operator).__module__.split(".")[0] != "msrnn":
+            weights, positions, clock, row_stats, keys = observation
+            row_stats = {name: x.clone() for name, x in row_stats.items()}
+            keys = None if keys is None else keys.clone()
+            observation = Observation(weights.clone(), positions.clone(), clock.clone(), row_stats, keys)
+            more = tuple(x.clone() for x in more)
+        return getattr(operator, method)(observation, *more)
+    versions = [x._version for x in tensors.values()]
+    try:
+        answer = getattr(operator, method)(observation, *more)
+    except RuntimeError as error:
+        if "more than one element of the written-to tensor" in str(error):  # an in-place edit of an expanded tensor
+            raise Error(
+                f"{type(operator).__name__}.{method} edits a received tensor in place; expected a new tensor"
+            ) from error
+        raise
+    edited = [name for (name, x), version in zip(tensors.items(), versions, strict=True) if x._version != version]
+    if edited:
+        raise Error(f"{type(operator).__name__}.{method} edits {edited[0]} in place; expected a new tensor")
+    return answer
+
+
+def _checked_stats(operator: Reduction, observation: Observation, answer: object) -> dict[str, Tensor]:
+    kind, dtype = type(operator).__name__, observation.weights.dtype
+    if not isinstance(answer, Mapping):
+        raise Error(f"{kind}.update returns {type(answer).__name__}; expected a dict of tensors")
+    expected = {name: tuple(x.shape) for name, x in observation.row_stats.items()}
+    for name, x in answer.items():
+        if not isinstance(x, Tensor) or x.is_complex():
+            found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            raise Error(f"{kind}.update returns {found} as {name!r:.60}; expected a real tensor")
+    if (found_shapes := {name: tuple(x.shape) for name, x in answer.items()}) != expected:
+        raise Error(f"{kind}.update returns {found_shapes}; expected {expected}")
+    return {name: answer[name].detach().to(dtype) for name in expected}
+
+
+def _checked_score(operator: Reduction, observation: Observation, score: object) -> Tensor:
+    kind, shape = type(operator).__name__, tuple(observation.positions.shape)
+    if not isinstance(score, Tensor) or score.is_complex():
+        found = str(score.dtype) if isinstance(score, Tensor) else type(score).__name__
+        raise Error(f"{kind}.score returns {found}; expected a real tensor")
+    if tuple(score.shape) not in (shape, (shape[0], 1, shape[2])):
+        raise Error(f"{kind}.score returns shape {tuple(score.shape)}; expected {shape} or {(shape[0], 1, shape[2])}")
+    # infinities have to be representable, integers exact
+    wide = torch.promote_types(score.dtype, torch.float32) if score.is_floating_point() else torch.float64
+    return score.detach().to(wide).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
+def _checked_values(operator: Reduction, values: Tensor, answer: object) -> Tensor:
+    kind = type(operator).__name__
+    if not isinstance(answer, Tensor) or answer.is_complex():
+        found = str(answer.dtype) if isinstance(answer, Tensor) else type(answer).__name__
+        raise Error(f"{kind}.merge returns {found}; expected a real tensor")
+    if answer.shape != values.shape:
+        raise Error(f"{kind}.merge returns shape {tuple(answer.shape)}; expected {tuple(values.shape)}")
+    return answer.to(values.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.embedding import Embedding
 from ..layers.rotary import Rope, Rotation
+from ..recurrence.block_layout import token_positions
 from ..recurrence.unroll import Before, Events
 from ..reductions.contract import Reduction
 from ..state.fingerprint import Fingerprint, tensor_version
@@ -118,7 +119,7 @@ class RecurrentNetwork(nn.Module, ABC):
         layers = list(layers)
         clock, T = layers[0].clock, tokens.shape[1]
         self.check_length(clock + (T if active is None else active.sum(1)))
-        position = clock[:, None] + torch.arange(T, device=tokens.device)  # (B, T)
+        position = token_positions(clock, active, T)
         x = self.embed_tokens(tokens, position)  # (B, T, E)
         rotation = None if layers[0].places else self.rotation(position, x.dtype)
         return self.run_layers(x, rotation, layers, active, recorders, donate)

@@ -10,6 +10,14 @@ from ..layers.attention import mask
 from ..state.multistate import MultiState
 
 
+def token_positions(clock: Tensor, active: Tensor | None, T: int) -> Tensor:
+    """Return the positions ``(B, T)`` of T tokens after ``clock (B,)``, at which keys are rotated and stored.
+
+    Tokens where ``active (B, T)`` is False are not read and take no position, wherever they are; None: all are read.
+    """
+    return clock[:, None] + (torch.arange(T, device=clock.device) if active is None else active.cumsum(1) - active.long())
+
+
 @dataclass(frozen=True)
 class Frame:
     """What T tokens find before any of them has looked: the same in every layer that holds as many rows, so it is made once.
@@ -46,7 +54,7 @@ class Frame:
         even, device = active is None and H.gapless, H.clock.device
         time = torch.arange(T, device=device)
         read = torch.ones(B, T, dtype=torch.bool, device=device) if active is None else active
-        clock = H.clock[:, None] + (time if active is None else active.cumsum(1) - active.long())
+        clock = token_positions(H.clock, active, T)
         empty = H.empty[:, :1] if H.gapless or bool((H.positions == H.positions[:, :1]).all()) else H.empty
         alone = torch.where(read, T, time)[:, None].expand(-1, empty.shape[1], -1)
         until = torch.cat((torch.where(empty, -1, T), alone), dim=-1)

@@ -128,7 +128,7 @@ def decide(block: Block, want_scores: bool = False) -> tuple[Block, list[Look]]:
     ties = not operator.needs_weights or operator.tie_tolerance > 0
     cheapest = _cheapest(nobody, min(T, nobody.shape[3]), ties)
     guess, settled = torch.full_like(leaves, -1, dtype=torch.int64), torch.zeros_like(leaves[:, 0], dtype=torch.int64)
-    start, stop, looks = 0, T, []
+    start, stop, looks = 0, T, list[Look]()
     while start < T:
         guess = _guess(cheapest, leaves, guess, settled)
         guessed = _gone(block, guess)

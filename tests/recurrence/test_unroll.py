@@ -255,3 +255,19 @@ def test_a_subclass_of_an_operator_that_needs_no_positions_gets_true_ones():
             return super().score(seen) * (1 + (seen.positions * 7 + held) % 5)[:, :1]
 
     assert_folds(tiny_cell(), tokens(7, 2, 30), Scaled(5))
+
+
+@pytest.mark.parametrize("reduction", ["full", "window:4", "tova:4", "h2o:5", "keydiff:4"])
+@pytest.mark.parametrize("remapping", ["absolute", "inside"])
+def test_tokens_that_are_not_read_take_no_position(reduction, remapping):
+    """A mask with gaps: each token is rotated and stored at the number of tokens read before it, as in the step loop."""
+    cell, text = tiny_cell(), tokens(5, 2, 14)
+    active = torch.rand(2, 14, generator=torch.Generator().manual_seed(0)) < 0.6
+    start = cell.initial_state(2, reduction, places=remapping)
+    expected, logits = start, []
+    for t in range(14):
+        read, expected = cell.step(text[:, t], expected, active=active[:, t])
+        logits.append(read)
+    x, layers = cell.unroll(text, start, active)
+    assert_same(start.with_layers(layers), expected, 1e-9)
+    close(cell.compute_logits(x)[active], torch.stack(logits, 1)[active], 1e-9)

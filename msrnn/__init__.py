@@ -6,6 +6,7 @@ from .decoding.generate import generate, stream
 from .decoding.ngram_pool import NgramPool
 from .decoding.prefill import prefill
 from .decoding.speculative import jacobi, lookahead, stream_jacobi, stream_lookahead
+from .diagnostics.operator_check import check_operator
 from .errors import Error
 from .models.loading import load
 from .reductions.budgets import pyramid
@@ -41,6 +42,7 @@ __all__ = [
     "Sinks",
     "State",
     "Window",
+    "check_operator",
     "generate",
     "jacobi",
     "load",

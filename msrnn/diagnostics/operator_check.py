@@ -1,0 +1,205 @@
+"""A check of an eviction operator on tiny random cells: every path of the library has to give what the step loop gives."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..cell.cell import Cell
+from ..errors import Error
+from ..layers.rotary import Rope
+from ..models.config import Config
+from ..models.llama import Llama
+from ..reductions.contract import EMPTY, Reduction
+from ..reductions.registry import parse_reduction
+from ..state.multistate import MultiState
+from ..state.serialization import load_state
+from ..state.state import State
+
+SIZES = (5, 9, 17, 33, 65)
+"""Sizes to check an operator with. The first one that its ``validate`` accepts is taken."""
+
+TOLERANCE = 1e-8
+"""Maximum difference between two paths in float64, of logits, keys, values and statistics."""
+
+
+def check_operator(operator: Reduction | str, *, seeds: int = 2) -> None:
+    """Check that the library computes the same with ``operator`` in every path. Takes a few seconds.
+
+    On tiny random cells in float64, with a small size, a ragged batch and texts with repeated tokens, these have to agree with
+    the step loop: ``cell(tokens)``, the same split over two calls, ``cell.scan`` and its ``trace.at``, a state that is saved
+    and loaded, and each text of the batch alone. A step has to be repeatable and to leave its state unchanged, logits have to
+    be finite, and the spec string has to give the operator back.
+
+    Args:
+        operator: the operator, or its spec string.
+        seeds: number of random cells.
+
+    Raises:
+        Error: the first check that fails, with the path and the layer; or a refusal by the contract.
+    """
+    operator = parse_reduction(operator) if isinstance(operator, str) else operator
+    if not isinstance(operator, Reduction):
+        raise Error(f"check_operator: operator is {operator!r:.60}; expected a Reduction or a spec string")
+    _check_spec_string(operator)
+    small = _small(operator)
+    for seed in range(seeds):
+        _check_paths(_tiny_cell(seed), small, seed)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Logits ``(B, T, V)``, NaN past the end of a text, and the state after the texts."""
+
+    logits: Tensor
+    state: State
+
+
+def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
+    """Compare all paths on one cell."""
+    kind = type(operator).__name__
+    T = 24 if operator.size is None else 2 * _layer_size(operator) + 14
+    tokens = torch.randint(cell.config.vocab_size, (2, T), generator=torch.Generator().manual_seed(seed))
+    lengths, cut = torch.tensor([T, T - 9]), T // 2
+
+    def start(rows: int = 2) -> State:
+        return cell.initial_state(rows, operator)
+
+    def attempt(path: str, call: Callable[[], _Read]) -> _Read:
+        try:
+            return call()
+        except Error:
+            raise
+        except Exception as error:
+            raise Error(f"{kind} raises {type(error).__name__} in {path}: {str(error).splitlines()[:1]}") from error
+
+    def step_loop(state: State, first: int, last: int, rows: slice = slice(None)) -> _Read:
+        some, ends, logits = tokens[rows], lengths[rows], []
+        for t in range(first, last):
+            active = t < ends
+            found, state = cell.step(some[:, t], state, active=None if bool(active.all()) else active)
+            logits.append(found.masked_fill(~active[:, None], torch.nan))
+        return _Read(torch.stack(logits, 1), state)
+
+    def unroll(state: State, first: int, last: int) -> _Read:
+        return _Read(*cell(tokens[:, first:last], state, lengths=(lengths - first).clamp(0, last - first)))
+
+    def scan() -> _Read:
+        logits, trace = cell.scan(tokens, start(), lengths=lengths)
+        _compare(kind, "trace.at", trace.at(cut), half.state)
+        return _Read(logits, trace.at(T))
+
+    half = attempt("the step loop", lambda: step_loop(start(), 0, cut))
+    rest = attempt("the step loop", lambda: step_loop(half.state, cut, T))
+    whole = _Read(torch.cat((half.logits, rest.logits), 1), rest.state)
+    if not whole.logits[torch.arange(T) < lengths[:, None]].isfinite().all():
+        raise Error(f"{kind}: logits are not finite in the step loop; expected finite numbers")
+
+    before = half.state.clone()
+    again = attempt("a repeated step", lambda: step_loop(half.state, cut, cut + 1))
+    _compare(kind, "a state that was used twice", half.state, before)
+    _compare_logits(kind, "a repeated step", again.logits, rest.logits[:, :1])
+
+    first = attempt("cell(tokens)", lambda: unroll(start(), 0, cut))
+    paths: dict[str, Callable[[], _Read]] = {
+        "cell(tokens)": lambda: unroll(start(), 0, T),
+        "cell(tokens) in two calls": lambda: unroll(first.state, cut, T),
+        "a state that was saved and loaded": lambda: unroll(_reloaded(first.state, operator), cut, T),
+        "cell.scan": scan,
+    }
+    for path, call in paths.items():
+        found = attempt(path, call)
+        expected = whole.logits[:, -found.logits.shape[1] :]
+        _compare(kind, path, found.state, whole.state)
+        _compare_logits(kind, path, found.logits, expected)
+    for b in range(2):
+        end = int(lengths[b])
+        path = f"text {b} of the batch alone"
+        alone = attempt(path, lambda b=b, end=end: step_loop(start(1), 0, end, slice(b, b + 1)))  # type: ignore[misc]
+        _compare(kind, path, alone.state, whole.state.select([b]))
+        _compare_logits(kind, path, alone.logits[0], whole.logits[b, :end])
+
+
+def _compare_logits(kind: str, path: str, found: Tensor, expected: Tensor) -> None:
+    gap = float((found - expected).abs().nan_to_num(nan=0.0).amax())
+    if gap > TOLERANCE:
+        raise Error(f"{kind}: the logits of {path} differ from the step loop by {gap:.1e}; expected at most {TOLERANCE:.0e}")
+
+
+def _compare(kind: str, path: str, found: State, expected: State) -> None:
+    """Compare two states layer by layer, without regard to the order of rows."""
+    for layer, (G, H) in enumerate(zip(found, expected, strict=True)):
+        one, other = _sorted(G), _sorted(H)
+        if one["positions"].shape != other["positions"].shape or not one["positions"].equal(other["positions"]):
+            raise Error(
+                f"{kind}: {path} retains other rows than the step loop in layer {layer}; expected the same "
+                "(scores that are equal up to rounding need tie_tolerance)"
+            )
+        for name, x in one.items():
+            gap = float((x - other[name]).abs().amax()) if x.numel() else 0.0
+            if gap > TOLERANCE:
+                raise Error(f"{kind}: {name} of {path} differ from the step loop by {gap:.1e} in layer {layer}")
+
+
+def _sorted(H: MultiState) -> dict[str, Tensor]:
+    """Return the rows in order of position, 0 where a row is empty and where both states may hold infinities."""
+    H = H.ordered()
+    rows = {}
+    for name, x in H.rows.items():
+        absent = (H.positions == EMPTY).view(*H.positions.shape, *(1,) * (x.ndim - 3))
+        rows[name] = x.masked_fill(absent, EMPTY).nan_to_num(nan=1e300) if x.is_floating_point() else x
+    return rows
+
+
+def _reloaded(state: State, operator: Reduction) -> State:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        state.save(path)
+        state = load_state(path)
+    if state[0].reduction != operator.for_layer(0):
+        raise Error(f"{type(operator).__name__}: a saved state is loaded with {state[0].reduction}; expected {operator}")
+    return state
+
+
+def _check_spec_string(operator: Reduction) -> None:
+    """Check that the spec string gives the operator back, if its class has one and the settings can be written there."""
+    for fixed in vars(type(operator)).get("spec_names", {}).values():
+        listed = {field.name for field in operator.spec_fields(fixed)} | set(fixed)
+        others = {name: value for name, value in vars(operator).items() if name not in listed}
+        defaults = {name: type(operator).__dataclass_fields__[name].default for name in others}
+        if others == defaults and all(getattr(operator, name) == value for name, value in fixed.items()):
+            if isinstance(operator.size, tuple):
+                return
+            if parse_reduction(str(operator)) != operator:
+                raise Error(f"spec string {str(operator)!r} gives {parse_reduction(str(operator))!r}; expected {operator!r}")
+
+
+def _layer_size(operator: Reduction) -> int:
+    return max(operator.size) if isinstance(operator.size, tuple) else operator.size or 0
+
+
+def _small(operator: Reduction) -> Reduction:
+    """Return the operator with a size that a short text exceeds."""
+    operator = operator.for_layer(0)
+    for size in SIZES:
+        if isinstance(operator.size, int) and size < operator.size:
+            with suppress(Error, TypeError):
+                return replace(operator, size=size)
+    return operator
+
+
+def _tiny_cell(seed: int) -> Llama:
+    """Return a random cell of two layers, whose attention is far from uniform."""
+    config = Config("llama", 40, 16, 2, 4, 2, 4, 24, 1e-5, Rope(100.0), 256)
+    cell, generator = Llama(config).double(), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, x in cell.named_parameters():
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            gain = 1.5 if name.endswith(("q.weight", "k.weight")) else 1.0
+            scaled = noise if "embed" in name else gain * noise * x.shape[-1] ** -0.5
+            x.copy_(1 + 0.2 * noise if "norm" in name else scaled)
+    return cell.eval().requires_grad_(False)

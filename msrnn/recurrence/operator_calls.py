@@ -35,7 +35,7 @@ def update_stats(operator: Reduction, observation: Observation, active: Tensor |
     if updated:
         for rows, columns in _layouts(observation.positions, active):
             copy = _copied(observation, rows, columns)
-            for name, x in _checked_stats(operator, copy, operator.update(copy)).items():
+            for name, x in _checked_stats(operator, copy, _invoke(operator, "update", copy)).items():
                 _scatter(updated[name], x, rows, columns)
     return updated
 
@@ -60,7 +60,7 @@ def retention_scores(
     scores = observation.weights.new_zeros(observation.positions.shape, dtype=torch.float64)
     for rows, columns in _layouts(observation.positions, scored, n_rows):
         copy = _copied(observation, rows, columns)
-        score = _checked_score(operator, copy, operator.score(copy))
+        score = _checked_score(operator, copy, _invoke(operator, "score", copy))
         _scatter(scores, score.to(scores.dtype).expand(columns.shape), rows, columns)
     return scores
 
@@ -79,7 +79,8 @@ def merge_evicted_value(operator: Reduction, observation: Observation, values: T
         some, index = (x if rows is None else x.index_select(0, rows) for x in (values, row))
         some = _gathered(some, columns)
         index = (columns == index[..., None]).byte().argmax(-1)  # the column of the evicted row
-        merged = _checked_values(operator, some, operator.merge(_copied(observation, rows, columns), some.clone(), index))
+        copy = _copied(observation, rows, columns)
+        merged = _checked_values(operator, some, _invoke(operator, "merge", copy, some.clone(), index))
         stays = ~(evicts if rows is None else evicts.index_select(0, rows))
         _scatter(after, torch.where(stays[..., None, None], some, merged), rows, columns)
     return after
@@ -163,20 +164,26 @@ def _call(operator: Reduction, method: str, observation: Observation, *more: Ten
             keys = None if keys is None else keys.clone()
             observation = Observation(weights.clone(), positions.clone(), clock.clone(), row_stats, keys)
             more = tuple(x.clone() for x in more)
-        return getattr(operator, method)(observation, *more)
+        return _invoke(operator, method, observation, *more)
     versions = [x._version for x in tensors.values()]
-    try:
-        answer = getattr(operator, method)(observation, *more)
-    except RuntimeError as error:
-        if "more than one element of the written-to tensor" in str(error):  # an in-place edit of an expanded tensor
-            raise Error(
-                f"{type(operator).__name__}.{method} edits a received tensor in place; expected a new tensor"
-            ) from error
-        raise
+    answer = _invoke(operator, method, observation, *more)
     edited = [name for (name, x), version in zip(tensors.items(), versions, strict=True) if x._version != version]
     if edited:
         raise Error(f"{type(operator).__name__}.{method} edits {edited[0]} in place; expected a new tensor")
     return answer
+
+
+def _invoke(operator: Reduction, method: str, observation: Observation, *more: Tensor) -> object:
+    """Call a method; two frequent mistakes become an :class:`Error`."""
+    try:
+        return getattr(operator, method)(observation, *more)
+    except (AttributeError, TypeError, RuntimeError) as error:
+        name = f"{type(operator).__name__}.{method}"
+        if observation.keys is None and "NoneType" in str(error):
+            raise Error(f"{name} reads keys, which are None; expected a class with needs_keys = True") from error
+        if "more than one element of the written-to tensor" in str(error):  # an in-place edit of an expanded tensor
+            raise Error(f"{name} edits its input in place; expected a new tensor") from error
+        raise
 
 
 def _checked_stats(operator: Reduction, observation: Observation, answer: object) -> dict[str, Tensor]:

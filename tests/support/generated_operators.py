@@ -27,7 +27,6 @@ BY_ROW: list[Term] = [
     ("largest weight", lambda o: o.weights.amax(2)),
     ("weight of the first query head", lambda o: o.weights[:, :, 0]),
     ("log weight", lambda o: (o.weights + 1e-9).log().mean(2)),
-    ("weight of the layer", lambda o: o.weights.mean((1, 2))[:, None].expand_as(o.positions)),
     ("weight above 0.2", lambda o: (o.weights.mean(2) > 0.2).double()),
     ("position", lambda o: o.positions.double()),
     ("position modulo 3", lambda o: (o.positions % 3).double()),
@@ -42,6 +41,7 @@ BY_KEY: list[Term] = [
     ("weighted key", lambda o: o.keys.abs().amax(-1) * o.weights.mean(2)),
 ]
 BY_COLUMN: list[Term] = [
+    ("weight of the column in all heads", lambda o: o.weights.mean((1, 2))[:, None].expand_as(o.positions)),
     ("one R-th", lambda o: torch.full_like(o.weights[:, :, 0], 1 / o.weights.shape[-1])),
     ("above one R-th", lambda o: (o.weights.mean(2) > 1 / o.positions.shape[-1]).double()),
     ("cumulative weight", lambda o: o.weights.mean(2).cumsum(-1)),
@@ -199,7 +199,7 @@ def generate(seed: int) -> tuple[Reduction, str]:
         merge, change = random.choice(MERGES)
         body["merge"] = lambda self, observation, values, row: change(observation, values, row)
         text.append(merge)
-    if by_row_only and "place" not in finish and "layer" not in finish and random.random() < 0.5:
+    if by_row_only and "place" not in finish and "layer" not in finish and "current" not in finish and random.random() < 0.5:
         body["depends_on_row_layout"] = False
         text.append("layout-free")
         if "weight" not in " ".join(text).lower() and base is Reduction and "merge" not in body:

@@ -1,7 +1,7 @@
 """Every violated condition is an error that states token, path and layer."""
 
-from dataclasses import dataclass
-from typing import ClassVar, replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch

@@ -163,6 +163,19 @@ def test_of_equal_scores_the_oldest_rows_are_evicted():
     assert held(state) == [[[[7, 8, 9, 10, 11]] * 2]] * 2
 
 
+@dataclass(frozen=True)
+class SafeH2O(H2O):
+    """H2O with the safe values of all flags, because flags are not inherited."""
+
+
+def test_the_flags_of_an_operator_do_not_change_the_result():
+    cell, text, lengths = tiny_cell(), tokens(1, 2, 30), torch.tensor([30, 11])
+    logits, state = prefill(cell, text, H2O(6), lengths=lengths)
+    same, other = prefill(cell, text, SafeH2O(6), lengths=lengths)
+    close(same, logits, 1e-8)
+    assert held(other) == held(state)
+
+
 def test_memory_is_not_quadratic_in_the_prompt(monkeypatch):
     """For an operator without statistics only the weights of the last query are computed."""
     sizes = []
@@ -178,7 +191,7 @@ def test_memory_is_not_quadratic_in_the_prompt(monkeypatch):
 
 def test_invalid_arguments_raise():
     cell = tiny_cell()
-    with pytest.raises(msrnn.Error, match="CaM changes values"):
+    with pytest.raises(msrnn.Error, match="CaM merges values"):
         prefill(cell, tokens(1, 1, 9), CaM(5, sinks=1))
     with pytest.raises(msrnn.Error, match="outside the vocabulary"):
         prefill(cell, torch.tensor([[50]]), "tova:4")

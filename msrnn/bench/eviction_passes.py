@@ -10,7 +10,7 @@ from .settings import Bench
 
 
 def iterations(bench: Bench) -> Iterator[Result]:
-    """Yield the mean number of iterations per block with evictions; 1 is the minimum."""
+    """Measure the mean number of iterations in which the unroll finds the evictions of a block; 1 is the minimum."""
     cell, ids = bench.cell(), bench.text(bench.tokens)
     for spec in (bench.tova, f"h2o:{bench.size}"):
         with counted() as counts:

@@ -25,7 +25,7 @@ use, without fragmentation. This is slower, so glibc keeps freed blocks by defau
 
 
 def peak(bench: Bench) -> Iterator[Result]:
-    """Compare the peak over the parameters while reading a text with that of a text 16 times as short."""
+    """Compare the peak memory over the parameters while reading a text with that of a text 16 times as short."""
     texts = [bench.text(bench.tokens), bench.text(16 * bench.tokens)]
     for remark, environment in (("", {}), (", freed memory given back", RETURN_FREED_MEMORY)):
         short, long = (run_in_subprocess(bench, _peak, ids, bench.tova, environment=environment) / 1e6 for ids in texts)

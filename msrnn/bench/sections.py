@@ -16,6 +16,12 @@ class Section(NamedTuple):
     table: str
     measure: Callable[[Bench], Iterable[Result]]
 
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring, for the help text."""
+        line = (self.measure.__doc__ or "").partition("\n")[0].replace("``", "").rstrip(".")
+        return line[:1].lower() + line[1:]
+
 
 READING, STEP, MEMORY, SPECULATIVE = "Reading a text", "One token", "Memory", "Speculative decoding"
 SECTIONS = {

@@ -58,7 +58,10 @@ def bfloat16(bench: Bench) -> Iterator[Result]:
 
 
 def ragged(bench: Bench) -> Iterator[Result]:
-    """Compare a batch of eight texts of tokens / 8 to tokens with a batch of eight equal lengths and the same total."""
+    """Compare a batch of texts of different lengths with a batch of equal lengths and the same total.
+
+    There are eight texts, of tokens / 8 to tokens.
+    """
     cell, T = bench.cell(), bench.tokens
     texts = torch.cat([bench.text(T, start=n * T) for n in range(8)])  # (8, T)
     lengths = torch.linspace(T // 8, T, 8).long()

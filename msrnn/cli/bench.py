@@ -38,11 +38,12 @@ MAX_FACTOR = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn bench``."""
     add_model_arguments(parser, dtype="float32")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # the formatter would break names at their hyphens
+    known = {**SECTIONS, **SPECULATIVE_SECTIONS}
+    parser.epilog = "sections:\n" + "\n".join(f"  {name:14}{section.summary}" for name, section in known.items())
     sections = parser.add_mutually_exclusive_group()
-    names, last = ", ".join([*SECTIONS, *SPECULATIVE_SECTIONS]), list(SECTIONS)[-1]
-    sections.add_argument(
-        "--only", type=section_names, metavar="NAME,...", help=f"sections to run, of: {names} (default: all up to {last})"
-    )
+    text = "comma-separated names of sections to run (default: all except those of --decode)"
+    sections.add_argument("--only", type=section_names, metavar="NAME,...", help=text)
     sections.add_argument(
         "--decode",
         action="store_const",
@@ -52,12 +53,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text", metavar="FILE", type=Path, help="UTF-8 text to read (default: random ids)")
     parser.add_argument("--tokens", metavar="N", type=positive_int, default=2048, help="length of a text (default: 2048)")
-    parser.add_argument("--size", metavar="N", type=positive_int, default=512, help="size of the operators (default: 512)")
-    parser.add_argument("--rounds", metavar="N", type=positive_int, default=3, help="N per text, 5 N per step (default: 3)")
-    parser.add_argument("--threads", metavar="N", type=positive_int, help="CPU threads (default: PyTorch's)")
-    parser.add_argument("--kvpress-python", metavar="PYTHON", type=Path, help="Python with kvpress, for the section kvpress")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write all figures as JSON")
-    parser.add_argument("--picture", metavar="FILE", type=Path, help="also plot time and bytes against position")
+    parser.add_argument(
+        "--size", metavar="N", type=positive_int, default=512, help="maximum number of rows in H (default: 512)"
+    )
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=positive_int,
+        default=3,
+        help="repetitions of a text; steps have five times as many (default: 3)",
+    )
+    parser.add_argument("--threads", metavar="N", type=positive_int, help="number of CPU threads (default: that of PyTorch)")
+    parser.add_argument(
+        "--kvpress-python", metavar="PYTHON", type=Path, help="Python interpreter with kvpress, for the section kvpress"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write all results as JSON")
+    parser.add_argument("--picture", metavar="FILE", type=Path, help="also measure and plot time and bytes against position")
 
 
 def section_names(text: str) -> list[str]:

@@ -20,7 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_reduction_argument(parser, default="tova:1024")
     parser.add_argument("--system", metavar="TEXT", help="system message")
-    parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=512, help="limit per reply (default: 512)")
+    parser.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=positive_int,
+        default=512,
+        help="generate at most N tokens per reply (default: 512)",
+    )
     add_sampling_arguments(parser)
 
 

@@ -19,7 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn compare``."""
     add_model_arguments(parser)
     add_reduction_argument(parser, repeated=True)
-    parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=64, help="limit per operator (default: 64)")
+    parser.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=positive_int,
+        default=64,
+        help="generate at most N tokens per operator (default: 64)",
+    )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="also plot the positions that H holds after each step")
     add_prompt_arguments(parser)
 

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn generate``."""
     add_model_arguments(parser)
     add_reduction_argument(parser)
-    parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=128, help="limit (default: 128)")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=positive_int, default=128, help="generate at most N tokens (default: 128)"
+    )
     parser.add_argument("--ignore-eos", action="store_true", help="continue after end-of-sequence tokens")
     add_prompt_arguments(parser)
     add_sampling_arguments(parser)

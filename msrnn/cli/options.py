@@ -19,8 +19,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, dtype: str | None = Non
     """Add MODEL, ``--revision``, ``--dtype`` (default: ``dtype``) and ``--device``."""
     add_source_arguments(parser)
     names = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=names, default=dtype, help=f"of the parameters (default: {dtype or 'as stored'})")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--dtype", choices=names, default=dtype, help=f"dtype of the parameters (default: {dtype or 'as stored'})"
+    )
+    parser.add_argument("--device", default="cpu", help="device, such as cuda or cuda:1 (default: cpu)")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,10 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn soak``."""
     add_model_arguments(parser)
     add_reduction_argument(parser)
-    parser.add_argument("--tokens", metavar="N", type=positive_int, required=True, help="tokens to read in total")
+    parser.add_argument("--tokens", metavar="N", type=positive_int, required=True, help="number of tokens to read in total")
     parser.add_argument("--text", metavar="FILE", type=Path, help="UTF-8 text, repeated as needed (default: random ids)")
-    parser.add_argument("--seed", metavar="N", type=positive_int, default=1, help="for ids and checks (default: 1)")
-    parser.add_argument("--interval", metavar="N", type=positive_int, default=2048, help="tokens per save (default: 2048)")
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=positive_int,
+        default=1,
+        help="seed of the random ids and of the places of the checks (default: 1)",
+    )
+    parser.add_argument(
+        "--interval", metavar="N", type=positive_int, default=2048, help="number of tokens between two saves (default: 2048)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="state, record and plot; resumes from it")
 
 

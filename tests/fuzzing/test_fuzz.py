@@ -1,4 +1,4 @@
-"""A thousand damaged checkpoints: each is refused in one sentence or read correctly; `fuzz.py` tries more."""
+"""A thousand damaged checkpoints are refused in one sentence or read correctly; `fuzz.py` runs more."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,7 +11,7 @@ from fuzzing.fuzz import OUTCOMES, table, trials
 LOSSES = ("truncate", "cut_out", "empty", "missing", "tensor_gone", "folder", "pipe", "link")
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="how much memory a trial took, Linux says")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux reports the peak memory of a trial")
 def test_a_thousand_damaged_checkpoints(figure):
     outcomes = [outcome for _, outcome in trials(range(1000), 0, list(FORMATS))]
     failed = [f"trial {n}: {x}" for n, x in enumerate(outcomes) if x.outcome == "failed"]
@@ -19,9 +19,9 @@ def test_a_thousand_damaged_checkpoints(figure):
 
     lost = [x for x in outcomes if x.damage.startswith(LOSSES) and not x.damage.endswith((*OPTIONAL, ".json"))]
     assert len(lost) > 50
-    assert {x.outcome for x in lost} == {"refused"}  # tensors that are not there, or not whole, are never read
+    assert {x.outcome for x in lost} == {"refused"}  # missing or truncated tensors are never read
 
-    for name in FORMATS:  # the fuzzer is awake: each format was refused often, and read after damage that does not matter
+    for name in FORMATS:  # each format is often refused, and read after harmless damage
         counts = Counter(x.outcome for x in outcomes if x.format == name)
         assert counts["refused"] > 30, (name, counts)
         assert counts["same"] + counts["another"] > 2, (name, counts)

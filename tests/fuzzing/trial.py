@@ -1,7 +1,7 @@
-"""One trial of the fuzzer: a damaged checkpoint is read in every way there is, and what comes of it is judged.
+"""One trial of the fuzzer: damage a checkpoint, read it in every way, and classify the result.
 
-It is well if all that is read is refused with one sentence, or is bit for bit the original, or bit for bit what now stands in
-the file; and if nothing is left behind.
+A trial passes if the checkpoint is refused with one sentence, or if the result is bit for bit the original or the current
+content of the files. No files may be left behind.
 """
 
 import os
@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import fuzzing.checkpoints
 import fuzzing.corruptions
 import torch
+from fuzzing import naive_readers, writers
 
 import converters
 import msrnn
 
 
 class Plan(NamedTuple):
-    """One trial, which its seed and number say completely."""
+    """One trial, which follows from its seed and its number."""
 
     random: Random
     format: str
@@ -31,11 +32,15 @@ class Plan(NamedTuple):
 
 
 class Failure(Exception):
-    """What may not happen has happened."""
+    """A trial that does not pass."""
 
 
 def attempt(call: Callable[[], Any]) -> tuple[Any, str]:
-    """What ``call`` gives, or None and the sentence with which it refuses."""
+    """Return the result of ``call`` and an empty text, or None and the error message.
+
+    Raises:
+        Failure: ``call`` raises another exception, or a message that is not one printable sentence.
+    """
     try:
         return call(), ""
     except msrnn.Error as refused:
@@ -52,53 +57,54 @@ def attempt(call: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def trial(pristine: Path, root: Path, this: Plan) -> tuple[str, str]:
-    """Damage, read, judge: the outcome and what was said."""
+    """Damage a checkpoint, read it and classify the result; return the outcome and the error message."""
     source = root / "source"
     shutil.copytree(pristine / this.format / this.model, source)
     must_refuse = fuzzing.corruptions.DAMAGES[this.kind][this.damage](this.random, source / this.file)
     before = tree(root)
     found, sentence = attempt(lambda: fuzzing.checkpoints.load(this.format, source))
     if found is not None and must_refuse:
-        raise Failure(f"{this.file} was read, which is not a whole checkpoint's")
-    outcome = "refused" if found is None else judge(this, pristine, source, found)
+        raise Failure(f"{this.file} was read, although the checkpoint is incomplete")
+    outcome = "refused" if found is None else classify(this, pristine, source, found)
     if this.format != "state":
-        read_on(this, root, source, found)
+        read_in_other_ways(this, root, source, found)
     if tree(root) != before:
         raise Failure(f"files changed: {sorted(set(tree(root)) ^ set(before))}")
     return outcome, sentence
 
 
-def judge(this: Plan, pristine: Path, source: Path, found: Any) -> str:
-    """``same`` as before the damage, or ``another`` that stands in the files as they are now; and a step can be taken."""
+def classify(this: Plan, pristine: Path, source: Path, found: Any) -> str:
+    """Return ``same`` for the content before the damage or ``another`` for the current content; take a step with it."""
     original, _ = attempt(lambda: fuzzing.checkpoints.load(this.format, pristine / this.format / this.model))
     token = torch.zeros(len(found.clock) if this.format == "state" else 1, dtype=torch.int64)
-    cell, state = (fuzzing.checkpoints.cell(this.model), found) if this.format == "state" else (found, None)
+    cell, state = (writers.cell(this.model), found) if this.format == "state" else (found, None)
     stepped, refused = attempt(lambda: cell.step(token, state))
     if stepped is None and this.format != "state":
         raise Failure(f"is read, but cannot take a step: {refused}")
-    if (facts(found), tensors(found)) == (facts(original), tensors(original)):
+    if (fields(found), tensors(found)) == (fields(original), tensors(original)):
         return "same"
     try:
-        said, stored = fuzzing.checkpoints.FORMATS[this.format].read(source)
+        stored_fields, stored = fuzzing.checkpoints.FORMATS[this.format].read(source)
     except Exception as wrong:
-        raise Failure(f"read, though a naive reader finds no sense in it ({type(wrong).__name__}: {wrong})") from None
-    loaded = facts(found)
-    for name, value in said.items():
+        raise Failure(f"read, but a naive reader raises ({type(wrong).__name__}: {wrong})") from None
+    loaded = fields(found)
+    for name, value in stored_fields.items():
         value = [value] if name == "eos_token_ids" and not isinstance(value, list) else value
         if name in loaded and repr(value) != repr(loaded[name]) and value != loaded[name] and not close(value, loaded[name]):
-            raise Failure(f"{name} was read as {loaded[name]!r:.60}; {value!r:.60} stands there")
+            raise Failure(f"{name} was read as {loaded[name]!r:.60}; the file has {value!r:.60}")
     for name, data in tensors(found).items():
         if stored.get(name) != data:
-            raise Failure(f"{name} was read as other numbers than stand there")
+            raise Failure(f"{name} differs from the numbers in the file")
     return "another"
 
 
 def close(a: Any, b: Any) -> bool:
-    """Equal in float32, in which GGUF has its facts."""
+    """Return True for numbers that are equal in float32, GGUF's type for floats."""
     return isinstance(a, float) and isinstance(b, float) and abs(a - b) <= 1e-6 * abs(a)
 
 
-def facts(found: Any) -> dict[str, Any]:
+def fields(found: Any) -> dict[str, Any]:
+    """Return the config fields of a cell, or operators and fingerprint of a state."""
     if isinstance(found, msrnn.State):
         operators = [{"operator": type(H.reduction).__name__, **vars(H.reduction)} for H in found]
         mark = found.fingerprint
@@ -108,34 +114,35 @@ def facts(found: Any) -> dict[str, Any]:
 
 
 def tensors(found: Any) -> dict[str, bytes]:
+    """Return the bytes of all tensors of a cell or a state."""
     if isinstance(found, msrnn.State):
         rows = {f"layers.{i}.{name}": x for i, H in enumerate(found) for name, x in H.rows.items()} | {"clock": found.clock}
     else:
         rows = found.state_dict()
-    return {name: fuzzing.checkpoints.raw(x) for name, x in rows.items()}
+    return {name: naive_readers.raw(x) for name, x in rows.items()}
 
 
-def read_on(this: Plan, root: Path, source: Path, found: Any) -> None:
-    """The other ways to read a model: its facts alone, its tokenizer, a conversion, which is whole or leaves nothing."""
+def read_in_other_ways(this: Plan, root: Path, source: Path, found: Any) -> None:
+    """Read config and tokenizer and convert the checkpoint; the converted folder must be complete or absent."""
     path = source / fuzzing.checkpoints.FORMATS[this.format].source
     config, _ = attempt(lambda: converters.config(path))
     if found is not None and config != found.config:
-        raise Failure("config() gives other facts than load()")
+        raise Failure("config() and load() return different configs")
     attempt(lambda: (converters.tokenizer(path) or 0) and converters.tokenizer(path).encode("the hat in 1851").ids)
     if this.random.random() < 0.5:
         return
     target, to = root / "target", this.random.choice(("msrnn", "hf"))
     done, sentence = attempt(lambda: [converters.convert(path, target, to=to)])
     if done is None:
-        return  # that nothing is left there, the tree shows
+        return  # the caller checks that no files are left
     again, sentence = attempt(lambda: converters.load(target))
     if found is None or again is None or tensors(again) != tensors(found):
-        raise Failure(f"converted, but the target is not what was read: {sentence}")
+        raise Failure(f"the converted folder differs from the loaded model: {sentence}")
     shutil.rmtree(target)
 
 
 def tree(root: Path) -> dict[str, tuple[int, int, int]]:
-    """Everything below ``root``, no link followed."""
+    """Return mode, size and time of everything below ``root``; links are not followed."""
     found = {}
     for folder, inner, files in os.walk(root):
         for name in (*inner, *files):

@@ -312,7 +312,7 @@ def model(tmp_path_factory):
     import fuzzing.checkpoints
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    fuzzing.checkpoints.write_own(folder, "llama")
+    fuzzing.checkpoints.FORMATS["own"].write(folder, "llama")
     return str(folder)
 
 

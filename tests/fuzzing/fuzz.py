@@ -62,7 +62,7 @@ def plan(pristine: Path, names: list[str], seed: int, trial: int) -> Plan:
 
 
 def work(pristine: Path, names: list[str], seed: int) -> None:
-    """Run the trials whose numbers come from standard input; write their outcomes as JSON to standard output."""
+    """Run the trials with numbers from standard input; write their outcomes as JSON to standard output."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with open("/proc/self/statm") as file:

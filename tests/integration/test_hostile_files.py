@@ -130,9 +130,9 @@ def test_a_tensor_named_twice_in_safetensors(made):
 
 def test_two_gguf_tensors_at_one_place(made):
     path = made("gguf") / "model.gguf"
-    fields = gguf_header.Fields(path.read_bytes())
+    fields = gguf_header.Layout(path.read_bytes())
     first, second = [at for what, at, _ in fields.numbers if what == "offset"][3:5]
-    gguf_header.put(path, fields, second, 8, fields.data[first : first + 8])
+    gguf_header.replace(path, fields, second, 8, fields.data[first : first + 8])
     with refusing("after the one before it"):
         converters.load(path)
 
@@ -147,18 +147,18 @@ def test_bytes_after_the_last_gguf_tensor(more, made):
 
 def test_a_gguf_token_of_a_million_characters(made, soon):
     path = made("gguf", "mistral") / "model.gguf"
-    fields = gguf_header.Fields(path.read_bytes())
+    fields = gguf_header.Layout(path.read_bytes())
     at = fields.data.index(b"th", fields.data.index(b"tokenizer.ggml.tokens") + 21)
-    gguf_header.put(path, fields, at - 8, 10, struct.pack("<Q", 1_000_000) + b"x" * 1_000_000)
+    gguf_header.replace(path, fields, at - 8, 10, struct.pack("<Q", 1_000_000) + b"x" * 1_000_000)
     with refusing("a token has 1000000 characters"):
         converters.tokenizer(path)
 
 
 def test_a_gguf_text_longer_than_any(made):
     path = made("gguf") / "model.gguf"
-    fields = gguf_header.Fields(path.read_bytes())
+    fields = gguf_header.Layout(path.read_bytes())
     _, at, length = next(x for x in fields.texts if x[0] == "value")
-    gguf_header.put(path, fields, at - 8, 8 + length, struct.pack("<Q", 5_000_000) + b"x" * 5_000_000)
+    gguf_header.replace(path, fields, at - 8, 8 + length, struct.pack("<Q", 5_000_000) + b"x" * 5_000_000)
     with refusing("5000000 items; expected at most"):
         converters.load(path)
 

@@ -1,8 +1,8 @@
-"""What can happen to a file: small named damages, by the kind of file they are for.
+"""Damages of files: small functions with a name, registered by the kind of file.
 
-A damage is given a random generator and a file, changes it (or puts something else in its place), and says whether a reader
-has to refuse what is there now because a whole, unambiguous checkpoint it cannot be any more. Where it says False, what is
-read must be what stands in the file.
+A damage takes a random generator and a file. It changes the file or puts something else in its place. It returns True if a
+reader must refuse the result, because the checkpoint is incomplete or ambiguous. If it returns False and a reader accepts the
+file, the result must equal the content of the file.
 """
 
 from . import any_file, gguf_header, index, json_text, pickled, safetensors_header

@@ -1,4 +1,4 @@
-"""The header of a GGUF file, number by number and text by text."""
+"""Damages of the header of a GGUF file: numbers, texts, offsets, types, alignment."""
 
 import struct
 from pathlib import Path
@@ -10,8 +10,8 @@ from .registry import damage
 WIDTHS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 
 
-class Fields:
-    """Where everything lies in a sound file: ``(what, at, code)`` for each number, ``(what, at, length)`` for each text."""
+class Layout:
+    """The offsets of all header layout: ``(what, at, code)`` for each number, ``(what, at, length)`` for each text."""
 
     def __init__(self, data: bytes):
         self.data, self.at = data, 4
@@ -51,36 +51,36 @@ class Fields:
         return self.at
 
 
-def put(path: Path, fields: Fields, at: int, length: int, new: bytes) -> None:
-    """``new`` for ``length`` bytes of the header, the data moved to where it then belongs."""
-    data, align = fields.data, 32
-    head = data[:at] + new + data[at + length : fields.end]
-    path.write_bytes(head + bytes(-len(head) % align) + data[fields.end + -fields.end % align :])
+def replace(path: Path, layout: Layout, at: int, length: int, new: bytes) -> None:
+    """Replace ``length`` bytes of the header at ``at`` by ``new`` and align the data again."""
+    data, align = layout.data, 32
+    head = data[:at] + new + data[at + length : layout.end]
+    path.write_bytes(head + bytes(-len(head) % align) + data[layout.end + -layout.end % align :])
 
 
 @damage("gguf")
 def number(random: Random, path: Path) -> bool:
-    """One number of any kind: counts, lengths, types, shapes, offsets, values."""
-    fields = Fields(path.read_bytes())
-    what = random.choice(sorted({x[0] for x in fields.numbers}))
-    _, at, code = random.choice([x for x in fields.numbers if x[0] == what])
+    """Change one number: a count, length, type, shape, offset or value."""
+    layout = Layout(path.read_bytes())
+    what = random.choice(sorted({x[0] for x in layout.numbers}))
+    _, at, code = random.choice([x for x in layout.numbers if x[0] == what])
     size = struct.calcsize(code)
-    (old,) = struct.unpack_from("<" + code, fields.data, at)
+    (old,) = struct.unpack_from("<" + code, layout.data, at)
     if code in "fd":
         new = struct.pack("<" + code, random.choice((0.0, -1.0, 1e30, 1e-30, float("nan"), float("inf"), old * 2)))
     else:
         wrong = (0, 1, 2, 3, 8, 9, 30, old + 1, old - 1, old * 2, old + 32, 2**31, 2**32 - 1, 2**60, 2**63, 2**64 - 1)
         new = (random.choice(wrong) % 2**64).to_bytes(8, "little")[:size]
-    put(path, fields, at, size, new)
+    replace(path, layout, at, size, new)
     return False
 
 
 @damage("gguf")
 def text(random: Random, path: Path) -> bool:
-    fields = Fields(path.read_bytes())
+    layout = Layout(path.read_bytes())
     what = random.choice(("key", "value", "tensor"))
-    _, at, length = random.choice([x for x in fields.texts if x[0] == what])
-    old = fields.data[at : at + length]
+    _, at, length = random.choice([x for x in layout.texts if x[0] == what])
+    old = layout.data[at : at + length]
     wrong = [
         b"",
         b"\xff\xfe",
@@ -94,38 +94,38 @@ def text(random: Random, path: Path) -> bool:
         old.upper(),
         old + b" ",
     ]
-    other = random.choice(fields.texts)
-    new = random.choice([*wrong, fields.data[other[1] : other[1] + other[2]]])
-    put(path, fields, at - 8, 8 + length, struct.pack("<Q", len(new)) + new)
+    other = random.choice(layout.texts)
+    new = random.choice([*wrong, layout.data[other[1] : other[1] + other[2]]])
+    replace(path, layout, at - 8, 8 + length, struct.pack("<Q", len(new)) + new)
     return False
 
 
 @damage("gguf")
-def two_at_one_place(random: Random, path: Path) -> bool:
-    """Overlapping tensors, of one shape or of several."""
-    fields = Fields(path.read_bytes())
-    a, b = random.sample([at for what, at, _ in fields.numbers if what == "offset"], 2)
-    put(path, fields, a, 8, fields.data[b : b + 8])
+def overlapping_tensors(random: Random, path: Path) -> bool:
+    """Give two tensors the same offset."""
+    layout = Layout(path.read_bytes())
+    a, b = random.sample([at for what, at, _ in layout.numbers if what == "offset"], 2)
+    replace(path, layout, a, 8, layout.data[b : b + 8])
     return True
 
 
 @damage("gguf")
-def misplaced(random: Random, path: Path) -> bool:
-    fields = Fields(path.read_bytes())
-    at = random.choice([at for what, at, _ in fields.numbers if what == "offset"])
-    (old,) = struct.unpack_from("<Q", fields.data, at)
-    new = random.choice((old + 1, old + 32, old + 64, 2**63, 2**64 - 32, len(fields.data), old + 2**32))
-    put(path, fields, at, 8, struct.pack("<Q", new))
+def wrong_offset(random: Random, path: Path) -> bool:
+    layout = Layout(path.read_bytes())
+    at = random.choice([at for what, at, _ in layout.numbers if what == "offset"])
+    (old,) = struct.unpack_from("<Q", layout.data, at)
+    new = random.choice((old + 1, old + 32, old + 64, 2**63, 2**64 - 32, len(layout.data), old + 2**32))
+    replace(path, layout, at, 8, struct.pack("<Q", new))
     return True
 
 
 @damage("gguf")
 def other_quantisation(random: Random, path: Path) -> bool:
-    fields = Fields(path.read_bytes())
-    places = [at for what, at, _ in fields.numbers if what == "type"]
+    layout = Layout(path.read_bytes())
+    offsets = [at for what, at, _ in layout.numbers if what == "type"]
     new = struct.pack("<I", random.choice((0, 1, 2, 3, 6, 7, 8, 10, 12, 14, 24, 27, 28, 30, 39, 99, 2**31)))
-    data = bytearray(fields.data)
-    for at in random.choice((places, [random.choice(places)])):
+    data = bytearray(layout.data)
+    for at in random.choice((offsets, [random.choice(offsets)])):
         data[at : at + 4] = new
     path.write_bytes(data)
     return False
@@ -133,28 +133,28 @@ def other_quantisation(random: Random, path: Path) -> bool:
 
 @damage("gguf")
 def alignment(random: Random, path: Path) -> bool:
-    """A key more, which moves where the data begins."""
-    fields = Fields(path.read_bytes())
+    """Add the key general.alignment, which moves the beginning of the data."""
+    layout = Layout(path.read_bytes())
     key = b"general.alignment"
     new = struct.pack("<Q", len(key)) + key
     kind, code = random.choice(((4, "I"), (7, "B"), (6, "f")))
     new += struct.pack("<I" + code, kind, random.choice((0, 1, 2, 3, 8, 16, 33, 64, 128, 255)))
-    put(path, fields, 24, 0, new)
+    replace(path, layout, 24, 0, new)
     data = path.read_bytes()
-    path.write_bytes(data[:16] + struct.pack("<Q", len(fields.keys) + 1) + data[24:])
+    path.write_bytes(data[:16] + struct.pack("<Q", len(layout.keys) + 1) + data[24:])
     return False
 
 
 @damage("gguf")
-def key_or_tensor_twice(random: Random, path: Path) -> bool:
-    fields = Fields(path.read_bytes())
-    begin, end = random.choice(fields.keys)
+def duplicate_key_or_tensor(random: Random, path: Path) -> bool:
+    layout = Layout(path.read_bytes())
+    begin, end = random.choice(layout.keys)
     if random.random() < 0.5:
-        put(path, fields, end, 0, fields.data[begin:end])
+        replace(path, layout, end, 0, layout.data[begin:end])
         data = path.read_bytes()
-        path.write_bytes(data[:16] + struct.pack("<Q", len(fields.keys) + 1) + data[24:])
+        path.write_bytes(data[:16] + struct.pack("<Q", len(layout.keys) + 1) + data[24:])
         return True
-    names = [x for x in fields.texts if x[0] == "tensor"]
+    names = [x for x in layout.texts if x[0] == "tensor"]
     (_, at, length), (_, other, size) = random.sample(names, 2)
-    put(path, fields, at - 8, 8 + length, fields.data[other - 8 : other + size])
+    replace(path, layout, at - 8, 8 + length, layout.data[other - 8 : other + size])
     return True

@@ -1,4 +1,4 @@
-"""The index of shards, which can lie."""
+"""Damages of the index of shards."""
 
 import json
 from pathlib import Path
@@ -8,23 +8,29 @@ from .registry import SECRET, damage
 
 
 @damage("index")
-def index_lies(random: Random, path: Path) -> bool:
+def wrong_index(random: Random, path: Path) -> bool:
     index = json.loads(path.read_bytes())
-    places = index["weight_map"]
-    name = random.choice(sorted(places))
-    shards = sorted(set(places.values()))
-    wrong = [f"../{SECRET}", str(path.parent.with_name(SECRET)), "nothing.safetensors", f"./{places[name]}", "config.json"]
-    wrong += [f"../source/{places[name]}", "", ".", places[name].upper(), *(shard for shard in shards if shard != places[name])]
-    lie = random.randrange(5)
-    if lie == 0:
-        places[name] = random.choice(wrong)
-    elif lie == 1:
-        del places[name]
-    elif lie == 2:
-        places[f"../../{name}"] = places.pop(name)
-    elif lie == 3:
-        places["made.up.weight"] = random.choice([*wrong, *shards])
+    shard_of = index["weight_map"]
+    name = random.choice(sorted(shard_of))
+    shards = sorted(set(shard_of.values()))
+    wrong = [f"../{SECRET}", str(path.parent.with_name(SECRET)), "nothing.safetensors", f"./{shard_of[name]}", "config.json"]
+    wrong += [
+        f"../source/{shard_of[name]}",
+        "",
+        ".",
+        shard_of[name].upper(),
+        *(shard for shard in shards if shard != shard_of[name]),
+    ]
+    change = random.randrange(5)
+    if change == 0:
+        shard_of[name] = random.choice(wrong)
+    elif change == 1:
+        del shard_of[name]
+    elif change == 2:
+        shard_of[f"../../{name}"] = shard_of.pop(name)
+    elif change == 3:
+        shard_of["invented.weight"] = random.choice([*wrong, *shards])
     else:
-        index["weight_map"] = {k: v for k, v in places.items() if v != places[name]}  # a shard in no index
+        index["weight_map"] = {k: v for k, v in shard_of.items() if v != shard_of[name]}  # a shard that is not in the index
     path.write_text(json.dumps(index))
     return True

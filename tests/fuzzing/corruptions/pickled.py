@@ -1,4 +1,4 @@
-"""PyTorch's own files: code, and tensors that are none."""
+"""Damages of PyTorch files: code, other objects, other tensors."""
 
 import os
 import zipfile
@@ -13,7 +13,7 @@ from .registry import damage
 
 
 class Command:
-    """What unpickles itself by running a command."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, command: str):
         self.command = command
@@ -23,15 +23,16 @@ class Command:
 
 
 def repickle(random: Random, path: Path, change: Callable[[dict[Any, Any], str], Any]) -> None:
-    held = torch.load(path, weights_only=True)
-    held = change(held, random.choice(list(held)))
-    torch.save(held, path, _use_new_zipfile_serialization=zipfile.is_zipfile(path))
+    """Replace the content of a file by ``change(tensors, name)``, where ``name`` is one of the tensors."""
+    tensors = torch.load(path, weights_only=True)
+    tensors = change(tensors, random.choice(list(tensors)))
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipfile.is_zipfile(path))
 
 
 @damage("pickle")
 def code(random: Random, path: Path) -> bool:
-    def change(held: dict[Any, Any], name: str) -> dict[Any, Any]:
-        return {**held, random.choice((name, "more")): Command("touch ../ran")}
+    def change(tensors: dict[Any, Any], name: str) -> dict[Any, Any]:
+        return {**tensors, random.choice((name, "more")): Command("touch ../ran")}
 
     repickle(random, path, change)
     return True
@@ -39,8 +40,8 @@ def code(random: Random, path: Path) -> bool:
 
 @damage("pickle")
 def no_plain_tensor(random: Random, path: Path) -> bool:
-    def change(held: dict[Any, Any], name: str) -> Any:
-        x = held[name]
+    def change(tensors: dict[Any, Any], name: str) -> Any:
+        x = tensors[name]
         wrong: list[Any] = [x.tolist(), None, x.to("meta"), x.to_sparse(), x.long(), x.bool(), x.to(torch.complex64), {name: x}]
         wrong += [
             x[..., None],
@@ -50,8 +51,10 @@ def no_plain_tensor(random: Random, path: Path) -> bool:
             x.half().float()[0:0],
         ]
         wrong += [torch.zeros(()).expand(2**40, 2**20), torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8)]
-        eighths = {other: y.to(torch.float8_e4m3fn) for other, y in held.items()}
-        return random.choice((eighths, [*held.values()], None, x, {**held, name: random.choice(wrong)}, {**held, 3: x}, {}))
+        eighths = {other: y.to(torch.float8_e4m3fn) for other, y in tensors.items()}
+        return random.choice(
+            (eighths, [*tensors.values()], None, x, {**tensors, name: random.choice(wrong)}, {**tensors, 3: x}, {})
+        )
 
     repickle(random, path, change)
     return True
@@ -59,23 +62,23 @@ def no_plain_tensor(random: Random, path: Path) -> bool:
 
 @damage("pickle")
 def another_name(random: Random, path: Path) -> bool:
-    def change(held: dict[Any, Any], name: str) -> dict[Any, Any]:
-        held[random.choice(("", "../../x", name + "\n", "\ud800", "x" * 1_000_000, name[:-1]))] = held.pop(name)
-        return held
+    def change(tensors: dict[Any, Any], name: str) -> dict[Any, Any]:
+        tensors[random.choice(("", "../../x", name + "\n", "\ud800", "x" * 1_000_000, name[:-1]))] = tensors.pop(name)
+        return tensors
 
     repickle(random, path, change)
     return True
 
 
 @damage("pickle")
-def shared(random: Random, path: Path) -> bool:
-    """Two tensors of one storage, and one that is a part of a larger: numbers as good as any."""
+def shared_storage(random: Random, path: Path) -> bool:
+    """Two tensors with one storage, or a view of a larger tensor; both are valid."""
 
-    def change(held: dict[Any, Any], name: str) -> dict[Any, Any]:
-        alike = [other for other, x in held.items() if x.shape == held[name].shape]
-        x = held[random.choice(alike)]
-        held[name] = random.choice((x, torch.stack((x, x))[1], torch.stack((x, x), -1)[..., 0]))
-        return held
+    def change(tensors: dict[Any, Any], name: str) -> dict[Any, Any]:
+        alike = [other for other, x in tensors.items() if x.shape == tensors[name].shape]
+        x = tensors[random.choice(alike)]
+        tensors[name] = random.choice((x, torch.stack((x, x))[1], torch.stack((x, x), -1)[..., 0]))
+        return tensors
 
     repickle(random, path, change)
     return False

@@ -1,4 +1,4 @@
-"""The table of damages, and what they ask of a file."""
+"""The table of damages, and properties of files that the damages use."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +8,11 @@ Damage = Callable[[Random, Path], bool]
 DAMAGES: dict[str, dict[str, Damage]] = {"any": {}, "json": {}, "index": {}, "safetensors": {}, "gguf": {}, "pickle": {}}
 OPTIONAL = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "generation_config.json")
 SECRET = "outside.safetensors"
-"""A sound file beside the checkpoint's folder, to lead readers astray."""
+"""A valid file outside the folder of the checkpoint, which no reader may follow a path to."""
 
 
 def kinds(path: Path) -> list[str]:
-    """Which damages a file is open to."""
+    """Return the kinds of damage that apply to a file."""
     own = {".json": ["json"], ".safetensors": ["safetensors"], ".gguf": ["gguf"], ".bin": ["pickle"], ".pth": ["pickle"]}.get(
         path.suffix, []
     )
@@ -20,6 +20,8 @@ def kinds(path: Path) -> list[str]:
 
 
 def damage(kind: str) -> Callable[[Damage], Damage]:
+    """Register a damage for a kind of file under the name of its function."""
+
     def register(function: Damage) -> Damage:
         DAMAGES[kind][function.__name__] = function
         return function
@@ -27,15 +29,16 @@ def damage(kind: str) -> Callable[[Damage], Damage]:
     return register
 
 
-def vital(path: Path) -> bool:
-    """Whether nothing can be read without it."""
+def is_required(path: Path) -> bool:
+    """Return True if no checkpoint can be read without the file."""
     return path.name not in OPTIONAL
 
 
-def ends_itself(path: Path) -> bool:
-    """Whether bytes after it mean nothing: after a zip, and after PyTorch's files of before 1.6."""
+def ignores_trailing_bytes(path: Path) -> bool:
+    """Return True if bytes after the end are ignored: zip files and PyTorch files before 1.6."""
     return path.suffix in (".bin", ".pth")
 
 
-def binary(path: Path) -> bool:
+def is_binary(path: Path) -> bool:
+    """Return True for files of tensors."""
     return path.suffix in (".safetensors", ".gguf", ".bin", ".pth")

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: where tensors lie, what they are, the text beside them."""
+"""Damages of the header of a safetensors file: offsets, shapes, dtypes, names, metadata."""
 
 import json
 import struct
@@ -7,31 +7,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .json_text import HERE, STRANGE, places
+from .json_text import PLACEHOLDER, UNUSUAL_VALUES, locations
 from .registry import damage
 
-DTYPES = [
-    "BOOL",
-    "U8",
-    "I8",
-    "F8_E5M2",
-    "F8_E4M3",
-    "I16",
-    "U16",
-    "F16",
-    "BF16",
-    "I32",
-    "F32",
-    "F64",
-    "I64",
-    "F4",
-    "X9",
-    "",
-    "C64",
-]
+DTYPES = ["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "F32", "F64", "I64", "F4", "X9", ""]
 
 
 def edit_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Apply ``change`` to the header of a file; if it returns a text, that is the new header."""
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
@@ -40,7 +23,8 @@ def edit_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[start:])
 
 
-def tensor(random: Random, header: dict[str, Any]) -> str:
+def random_tensor(random: Random, header: dict[str, Any]) -> str:
+    """Return the name of a tensor."""
     return random.choice([name for name in header if name != "__metadata__"])
 
 
@@ -55,10 +39,10 @@ def header_length(random: Random, path: Path) -> bool:
 
 @damage("safetensors")
 def offsets(random: Random, path: Path) -> bool:
-    """Overlapping others, past the end, backwards, absurd."""
+    """Offsets that overlap, exceed the file, are reversed or have another type."""
 
     def change(header: dict[str, Any]) -> None:
-        name = tensor(random, header)
+        name = random_tensor(random, header)
         begin, end = header[name]["data_offsets"]
         others = [x["data_offsets"] for other, x in header.items() if other not in (name, "__metadata__")]
         wrong: list[Any] = [*others[:3], [begin + 4, end + 4], [begin, end + 4], [end, begin - 1], [0, 2**64]]
@@ -72,7 +56,7 @@ def offsets(random: Random, path: Path) -> bool:
 @damage("safetensors")
 def shape(random: Random, path: Path) -> bool:
     def change(header: dict[str, Any]) -> None:
-        old = header[name := tensor(random, header)]["shape"]
+        old = header[name := random_tensor(random, header)]["shape"]
         wrong: list[Any] = [
             [],
             [*old, 2],
@@ -95,7 +79,7 @@ def shape(random: Random, path: Path) -> bool:
 def dtype(random: Random, path: Path) -> bool:
     def change(header: dict[str, Any]) -> None:
         new = random.choice(DTYPES)
-        for name in random.choice(([tensor(random, header)], list(header))):
+        for name in random.choice(([random_tensor(random, header)], list(header))):
             if name != "__metadata__":
                 header[name]["dtype"] = new
 
@@ -104,9 +88,9 @@ def dtype(random: Random, path: Path) -> bool:
 
 
 @damage("safetensors")
-def name_twice(random: Random, path: Path) -> bool:
+def duplicate_name(random: Random, path: Path) -> bool:
     def change(header: dict[str, Any]) -> str:
-        name, other = tensor(random, header), tensor(random, header)
+        name, other = random_tensor(random, header), random_tensor(random, header)
         return f"{{{json.dumps(name)}: {json.dumps(header[other])}, {json.dumps(header)[1:]}"
 
     edit_header(path, change)
@@ -116,7 +100,7 @@ def name_twice(random: Random, path: Path) -> bool:
 @damage("safetensors")
 def names_swapped(random: Random, path: Path) -> bool:
     def change(header: dict[str, Any]) -> None:
-        a, b = tensor(random, header), tensor(random, header)
+        a, b = random_tensor(random, header), random_tensor(random, header)
         header[a], header[b] = header[b], header[a]
 
     edit_header(path, change)
@@ -126,7 +110,7 @@ def names_swapped(random: Random, path: Path) -> bool:
 @damage("safetensors")
 def renamed(random: Random, path: Path) -> bool:
     def change(header: dict[str, Any]) -> None:
-        name = tensor(random, header)
+        name = random_tensor(random, header)
         new = ["", "../../x", "/tmp/x", name + "\n", "\ud800", "é", name.upper(), "x" * 1_000_000, "__metadata__", name[:-1]]
         header[random.choice(new)] = header.pop(name)
 
@@ -135,11 +119,11 @@ def renamed(random: Random, path: Path) -> bool:
 
 
 @damage("safetensors")
-def tensor_gone(random: Random, path: Path) -> bool:
-    """From the header, or from the header and the data."""
+def missing_tensor(random: Random, path: Path) -> bool:
+    """Remove a tensor from the header, or from the header and the data."""
 
     def change(header: dict[str, Any]) -> None:
-        gone = header.pop(tensor(random, header))["data_offsets"]
+        gone = header.pop(random_tensor(random, header))["data_offsets"]
         if random.random() < 0.5:
             data, size = path.read_bytes(), gone[1] - gone[0]
             start = 8 + int.from_bytes(data[:8], "little")
@@ -159,7 +143,7 @@ def tensor_gone(random: Random, path: Path) -> bool:
 
 @damage("safetensors")
 def gap(random: Random, path: Path) -> bool:
-    """Eight bytes that belong to no tensor."""
+    """Insert eight bytes that belong to no tensor."""
 
     def change(header: dict[str, Any]) -> None:
         for name, x in header.items():
@@ -174,20 +158,20 @@ def gap(random: Random, path: Path) -> bool:
 
 
 @damage("safetensors")
-def about(random: Random, path: Path) -> bool:
-    """The text in the header: of a saved state it holds the operators and what tells the cell."""
+def metadata(random: Random, path: Path) -> bool:
+    """Change the metadata; those of a saved state contain the operators and the fingerprint of the cell."""
 
     def change(header: dict[str, Any]) -> str | None:
-        said = header.setdefault("__metadata__", {"format": "pt"})
-        key = random.choice(list(said))
-        inner = json.loads(said[key]) if said[key][:1] in "[{" else None
+        entries = header.setdefault("__metadata__", {"format": "pt"})
+        key = random.choice(list(entries))
+        inner = json.loads(entries[key]) if entries[key][:1] in "[{" else None
         if inner and random.random() < 0.8:
-            inside, at = random.choice(places(inner))
-            inside[at] = HERE
-            said[key] = json.dumps(inner).replace(f'"{HERE}"', random.choice(STRANGE))
+            inside, at = random.choice(locations(inner))
+            inside[at] = PLACEHOLDER
+            entries[key] = json.dumps(inner).replace(f'"{PLACEHOLDER}"', random.choice(UNUSUAL_VALUES))
         else:
-            said[key] = HERE
-            return json.dumps(header).replace(f'"{HERE}"', random.choice(STRANGE))
+            entries[key] = PLACEHOLDER
+            return json.dumps(header).replace(f'"{PLACEHOLDER}"', random.choice(UNUSUAL_VALUES))
         return None
 
     edit_header(path, change)

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..argtypes import positive_int
-from ..diagnostics.comparison import continue_prompt, memory_summary
+from ..diagnostics.comparison import continue_prompt
+from ..diagnostics.state_memory import memory_summary
 from ..reporting.figures import check_output_path, draw_retention
 from .loading import encode, load_model
 from .options import add_model_arguments, add_prompt_arguments, add_reduction_argument, check_distinct, read_prompt
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     for operator in args.reduction:
         print(f"── {operator} {'─' * (76 - len(str(operator)))}")
         result = continue_prompt(cell, tokenizer, ids, operator, args.max_new_tokens)
-        print(f"\n   {result.tokens_per_second:.1f} tokens/s; {memory_summary(result.nbytes, result.full_nbytes)}\n")
+        print(f"\n   {result.tokens_per_second:.1f} tokens/s; {memory_summary(result.state)}\n")
         panels[str(operator)] = result.retained
     if args.picture:
         draw_retention(panels, args.picture, prompt=len(ids), title="positions in H after each step")

@@ -6,7 +6,7 @@ import time
 
 from ..argtypes import positive_int
 from ..decoding.methods import stream_by_method
-from ..diagnostics.comparison import full_nbytes, memory_summary
+from ..diagnostics.state_memory import memory_summary
 from ..text.detokenizer import StreamingDetokenizer
 from ..text.stream_printer import StreamPrinter
 from .loading import encode, load_model
@@ -58,5 +58,5 @@ def run(args: argparse.Namespace) -> None:
         print()
         n, speed = printer.n_tokens, printer.n_tokens / max(time.perf_counter() - prompt_read, 1e-9)
         counts = f"{tokens.shape[1]} prompt tokens read in {prompt_read - start:.1f} s, {n} generated at {speed:.1f} tokens/s"
-        summary = filter(None, (counts, printer.summary(), memory_summary(state.nbytes, full_nbytes(state))))
+        summary = filter(None, (counts, printer.summary(), memory_summary(state)))
         print(f"[{'; '.join(summary)}]", file=sys.stderr)

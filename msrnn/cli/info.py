@@ -5,6 +5,9 @@ The command reads the config only, not the weights.
 
 import argparse
 
+import torch
+
+from ..diagnostics.state_memory import token_bytes
 from ..models import Config, DecoderConfig
 from ..models.registry import build_on_meta
 from .options import add_source_arguments
@@ -26,8 +29,8 @@ def describe(config: Config | DecoderConfig) -> list[str]:
     """Return the lines of the summary, each with a name and a value."""
     cell = build_on_meta(config)
     parameters = sum(x.numel() for x in cell.parameters())
-    rows, D = config.n_layers * config.n_kv_heads, cell.kv_dim
     positions = config.positions if isinstance(config, DecoderConfig) else config.rope
+    single, half = (token_bytes(cell.to(dtype).initial_state(1, "full")) for dtype in (torch.float32, torch.bfloat16))
     lines = {
         "family": config.family,
         "parameters": f"{parameters / 1e6:,.1f} million",
@@ -37,6 +40,6 @@ def describe(config: Config | DecoderConfig) -> list[str]:
         "positions": f"{positions}, context length {config.length:,}",
         "reduction": f"{cell.default_reduction} (default of the family)",
         "eos token ids": ", ".join(map(str, config.eos_token_ids)) or "none",
-        "KV cache": f"{rows * (4 * D + 8):,} bytes per token in 16 bits, {rows * (8 * D + 8):,} in float32",
+        "KV cache": f"{half:,} bytes per token in 16 bits, {single:,} in float32",
     }
     return [f"  {name:14}{value}" for name, value in lines.items()]

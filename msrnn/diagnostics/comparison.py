@@ -30,29 +30,13 @@ class OperatorRun:
         new: the N generated tokens.
         retained: ``(T, T)`` float32, T = prompt + N: the fraction of layers and heads that hold position p after step t.
         tokens_per_second: of the generation, without the prompt.
-        nbytes: bytes of H at the end.
-        full_nbytes: bytes of an unbounded H at the end.
+        state: H at the end.
     """
 
     new: list[int]
     retained: Tensor
     tokens_per_second: float
-    nbytes: int
-    full_nbytes: int
-
-
-def full_nbytes(state: State) -> int:
-    """Return the bytes of an unbounded H of the same cell after as many tokens, with rows and clock only."""
-    n_tokens = int(state.clock.sum())
-    return state.clock.nbytes + sum(
-        n_tokens * H.keys.shape[1] * (2 * H.keys.shape[3] * H.keys.element_size() + 8) for H in state
-    )
-
-
-def memory_summary(nbytes: int, full_nbytes: int) -> str:
-    """Return a phrase on the bytes of H, and on those of an unbounded H if they are more."""
-    unbounded = f"; an unbounded H would hold {full_nbytes / 1e6:.2f} MB" if nbytes < full_nbytes else ""
-    return f"H holds {nbytes / 1e6:.2f} MB{unbounded}"
+    state: State
 
 
 @torch.no_grad()
@@ -85,4 +69,4 @@ def continue_prompt(
         rows.append(retained_fraction(state, total)[0].mean(0))
         start = time.perf_counter()
     retained = torch.stack(rows)[:, : len(rows)]
-    return OperatorRun(new, retained, len(new) / max(seconds, 1e-9), state.nbytes, full_nbytes(state))
+    return OperatorRun(new, retained, len(new) / max(seconds, 1e-9), state)

@@ -12,6 +12,7 @@ import torch
 
 from ..argtypes import positive_int
 from ..cell.cell import Cell
+from ..diagnostics.state_memory import token_bytes
 from ..errors import Error
 from .texts import Chunk, chunks, read_dataset, read_texts
 
@@ -53,16 +54,10 @@ class Source:
             Error: as said.
         """
         rows = max(length if size is None else min(size, length) for size in sizes)
-        needed, memory = batch_size * rows * row_nbytes(self.cell), total_memory(self.cell.device)
+        needed, memory = batch_size * rows * token_bytes(self.cell.initial_state(1, "full")), total_memory(self.cell.device)
         if needed > memory:
             found = f"{batch_size} states of {rows} rows take {needed / 1e9:,.1f} GB"
             raise Error(f"{found}; the machine has {memory / 1e9:,.1f} GB (--batch, --sizes and the text's length decide)")
-
-
-def row_nbytes(cell: Cell) -> int:
-    """Bytes of one token in H, all layers together, the operator's numbers aside."""
-    empty = (H.keys for H in cell.initial_state(1, "full"))
-    return sum(keys.shape[1] * (2 * keys.shape[3] * keys.element_size() + 8) for keys in empty)
 
 
 def total_memory(device: torch.device) -> int:

@@ -4,11 +4,10 @@ import io
 
 import pytest
 import torch
-from support.tiny_models import tiny_cell
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
-from msrnn.diagnostics.comparison import continue_prompt, full_nbytes, memory_summary
+from msrnn.diagnostics.comparison import continue_prompt
 from msrnn.diagnostics.retention import retained_fraction
 
 CELL, TOKENIZER = chat_cell(), tiny_tokenizer()
@@ -22,7 +21,7 @@ def test_continuation_is_that_of_generate_and_positions_those_of_the_step_loop(r
     tokens, state = torch.tensor([PROMPT]), CELL.initial_state(1, reduction)
     new, end = msrnn.generate(CELL, tokens, state, max_new_tokens=7, eos_token_id=eos)
     assert result.new == new[0].tolist()
-    assert result.nbytes == end.nbytes
+    assert result.state.nbytes == end.nbytes
     total = len(PROMPT) + len(result.new)
     assert result.retained.shape == (total, total)
     for t, token in enumerate([*PROMPT, *result.new]):
@@ -35,15 +34,3 @@ def test_continuation_is_that_of_generate_and_positions_those_of_the_step_loop(r
 def test_number_of_new_tokens_is_at_least_1():
     with pytest.raises(msrnn.Error, match="max_new_tokens is 0; expected an int of at least 1"):
         continue_prompt(CELL, TOKENIZER, PROMPT, "full", 0)
-
-
-def test_full_nbytes_are_those_of_an_unbounded_state():
-    cell, tokens = tiny_cell(), torch.arange(24).view(2, 12)
-    _, full = cell(tokens)
-    _, bounded = cell(tokens, cell.initial_state(2, "window:3"))
-    assert full_nbytes(bounded) == full_nbytes(full) == full.clone().nbytes
-
-
-def test_memory_summary_mentions_an_unbounded_state_only_if_it_is_larger():
-    assert memory_summary(2_000_000, 2_000_000) == "H holds 2.00 MB"
-    assert memory_summary(2_000_000, 3_000_000) == "H holds 2.00 MB; an unbounded H would hold 3.00 MB"

@@ -1,0 +1,20 @@
+"""Bytes of H, compared with an H without evictions."""
+
+from ..state.state import State
+
+
+def token_bytes(state: State) -> int:
+    """Return the bytes of one token in H: keys, values and position in all layers and heads, without row statistics."""
+    return sum(H.keys.shape[1] * (2 * H.keys.shape[3] * H.keys.element_size() + 8) for H in state)
+
+
+def full_nbytes(state: State) -> int:
+    """Return the bytes of an unbounded H of the same cell after as many tokens, with rows and clock only."""
+    return state.clock.nbytes + int(state.clock.sum()) * token_bytes(state)
+
+
+def memory_summary(state: State) -> str:
+    """Return a phrase on the bytes of H, and on those of an unbounded H if they are more."""
+    full = full_nbytes(state)
+    unbounded = f"; an unbounded H would hold {full / 1e6:.2f} MB" if state.nbytes < full else ""
+    return f"H holds {state.nbytes / 1e6:.2f} MB{unbounded}"

@@ -96,7 +96,7 @@ def convert(
     if to == "hf" and isinstance(config, DecoderConfig):
         raise Error("to is 'hf', but the source is a Decoder, which transformers does not support; expected 'msrnn'")
     dtype = check_tensors(config, opened.tensors, dtype)
-    extra_files = dict(opened.extra_files)  # built before the folder is begun
+    extra_files = dict(opened.extra_files)  # built before the folder is written
     with atomic_dir(target) as folder, _with_progress(opened, "converting") as tensors:
         cast = {name: x.to(dtype) for name, x in tensors.items()}
         if isinstance(config, DecoderConfig) or to == "msrnn":
@@ -121,7 +121,9 @@ def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokeni
         Error: the source has no tokenizer, or one that this library cannot read.
     """
     if not isinstance(source, str | Path):
-        raise Error(f"a live {type(source).__name__} carries no tokenizer; expected a hub id, a folder or a .gguf file")
+        raise Error(
+            f"source is a {type(source).__name__}, which has no tokenizer file; expected a hub id, a folder or a .gguf file"
+        )
     path = detect.locate(source, revision, weights=False)
     if path.is_dir():
         return tokenizer_folder.read_tokenizer(path)

@@ -30,11 +30,11 @@ def open_shards(folder: Path, single: str) -> dict[str, LazyTensor]:
         raise Error(f"{folder} has neither {path.name} nor {index.name}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise Error(f"{index}: weight_map is not an object of tensor and file names")
+        raise Error(f"{index}: weight_map is {weight_map!r:.60}; expected an object of tensor names and file names")
     shards = sorted(set(weight_map.values()))
     for file in shards:
         if Path(file).name != file or not file.endswith(path.suffix):
-            raise Error(f"{index}: shard {file!r} is not the name of a {path.suffix} file in the folder")
+            raise Error(f"{index}: shard is {file!r}; expected the name of a {path.suffix} file in the folder")
         if not (folder / file).is_file():
             raise Error(f"{index}: shard {file!r} is missing")
     tensors: dict[str, LazyTensor] = {}

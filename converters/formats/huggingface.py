@@ -76,7 +76,7 @@ def tensors_from_hf(tensors: Mapping[str, LazyTensor], early_yi: bool, tied: boo
         if name.endswith("rotary_emb.inv_freq"):
             continue
         if names.to_msrnn(name) in renamed:
-            raise Error(f"tensor {name!r} is there under another name too")
+            raise Error(f"tensor {name!r} occurs under two names")
         renamed[names.to_msrnn(name)] = x
     if tied and "head.weight" in renamed and (embed := renamed.get("embed.weight")):
         head = renamed.pop("head.weight")
@@ -193,6 +193,6 @@ def tokenizer_config(config: Config, tokenizer: bytes) -> dict[str, Any]:
     try:
         texts = {token["id"]: str(token["content"]) for token in added}
     except (TypeError, KeyError):
-        raise Error("tokenizer.json: added_tokens is no list of tokens with an id and a content each") from None
+        raise Error("tokenizer.json: added_tokens is malformed; expected a list of tokens with an id and a content") from None
     special = {"bos_token": config.bos_token_id, "eos_token": next(iter(config.eos_token_ids), None)}
     return fields | {name: texts[i] for name, i in special.items() if i in texts}

@@ -68,7 +68,7 @@ def open_model_parallel(folder: Path) -> ModelParallelShards:
         raise Error(f"{folder} has neither {SAFETENSORS} nor {PICKLE}")
     for n, path in enumerate(files):
         if path.name != f"consolidated.{n:02}.pth":
-            raise Error(f"{folder}: consolidated.{n:02}.pth is missing; {files[-1].name} is there")
+            raise Error(f"{folder}: consolidated.{n:02}.pth is missing; expected it because {files[-1].name} exists")
     shards = [open_pickle(path) for path in files]
     for path, shard in zip(files, shards, strict=True):
         if wrong := shard.keys() ^ shards[0].keys():

@@ -37,13 +37,13 @@ def rope_from_hf(config: Mapping[str, Any], length: int) -> Rope:
         raise Error(f"config.json: the rope types are {' and '.join(sorted(types))}; expected one type")
     settings = {name: value for settings in spellings for name, value in settings.items()}
     if unknown := sorted(settings.keys() - ROPE_KEYS):
-        raise Error(f"config.json: rope setting {unknown[0]!r} is not known")
+        raise Error(f"config.json: rope setting {unknown[0]!r} is unknown; expected one of {', '.join(sorted(ROPE_KEYS))}")
     if settings.get("partial_rotary_factor", 1.0) not in (1, None):
-        raise Error(f"config.json: partial_rotary_factor is {settings['partial_rotary_factor']!r}; only 1 is supported")
+        raise Error(f"config.json: partial_rotary_factor is {settings['partial_rotary_factor']!r}; expected 1")
     outer_theta = {"rope_theta": config["rope_theta"]} if "rope_theta" in config else {}
     if "rope_theta" in settings and outer_theta.get("rope_theta", settings["rope_theta"]) != settings["rope_theta"]:
         inner, outer = settings["rope_theta"], config["rope_theta"]
-        raise Error(f"config.json: rope_theta is {outer!r} and, in rope_parameters, {inner!r}")
+        raise Error(f"config.json: rope_theta is {outer!r} and, in rope_parameters, {inner!r}; expected one value")
     rope = Fields(outer_theta | settings, "config.json")
     theta = rope.get_float("rope_theta", 10000.0)
     original_length = settings.get("original_max_position_embeddings") or length

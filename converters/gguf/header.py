@@ -90,13 +90,13 @@ class _Parser:
         for _ in range(n_keys):
             key = self.string()
             if key in metadata:
-                raise Error(f"{self.path}: metadata key {key} is there twice; expected once")
+                raise Error(f"{self.path}: metadata key {key} occurs twice; expected once")
             metadata[key] = self.value(key)
         tensors: dict[str, TensorInfo] = {}
         for _ in range(n_tensors):
             name = self.string()
             if name in tensors:
-                raise Error(f"{self.path}: tensor {name} is there twice; expected once")
+                raise Error(f"{self.path}: tensor {name} occurs twice; expected once")
             tensors[name] = self.tensor(name)
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or isinstance(alignment, bool) or alignment < 1 or alignment & (alignment - 1):

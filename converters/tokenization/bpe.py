@@ -52,7 +52,7 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> "Tokenizer":
     if (longest := max(map(len, tokens))) > MAX_TOKEN_CHARACTERS:
         raise Error(f"{path}: a token has {longest} characters; expected at most {MAX_TOKEN_CHARACTERS}")
     if len(set(tokens)) != len(tokens):
-        raise Error(f"{path}: only {len(set(tokens))} of {len(tokens)} tokens differ; expected each to be there once")
+        raise Error(f"{path}: only {len(set(tokens))} of {len(tokens)} tokens differ; expected each token once")
     build = {"gpt2": _byte_level, "llama": _sentencepiece}.get(kind)
     if build is None:
         raise Error(f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2' or 'llama'")

@@ -71,5 +71,5 @@ def test_other_objects_are_refused(source):
     for call in (converters.load, converters.config, lambda x: converters.convert(x, "never")):
         with pytest.raises(msrnn.Error, match=r"source is .*; expected a hub id"):
             call(source)
-    with pytest.raises(msrnn.Error, match="carries no tokenizer"):
+    with pytest.raises(msrnn.Error, match="has no tokenizer file"):
         converters.tokenizer(source)

@@ -35,7 +35,7 @@ def edit_index(folder, change):
 
 
 WRONG_INDEXES = {
-    "outside": (lambda m: m.update({Q: "../single/model.safetensors"}), "not the name"),
+    "outside": (lambda m: m.update({Q: "../single/model.safetensors"}), "expected the name of a"),
     "absent file": (lambda m: m.update({Q: "model-9.safetensors"}), "missing"),
     "removed": (lambda m: m.pop(Q), "disagree"),
     "invented": (lambda m: m.update({"invented": m[Q]}), "invented"),

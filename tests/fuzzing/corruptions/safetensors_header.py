@@ -10,7 +10,10 @@ from typing import Any
 from .json_text import PLACEHOLDER, UNUSUAL_VALUES, locations
 from .registry import damage
 
-DTYPES = ["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "F32", "F64", "I64", "F4", "X9", ""]
+DTYPES = [
+    *("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "F32", "F64", "I64"),
+    *("F4", "C64", "X9", ""),
+]
 
 
 def edit_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

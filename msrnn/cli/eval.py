@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..eval import extrapolation, generation, lm, passkey, prefill_cost, retention, throughput, understanding
-from ..eval.inputs import Source
+from ..eval.inputs import EvalInputs
 from ..reporting.figures import check_output_path, draw
 from ..reporting.report import Report
 from ..storage.files import atomic_file
@@ -23,7 +23,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "shortcut": prefill_cost,
     "throughput": throughput,
 }
-"""Modules with ``add_arguments(parser)`` and ``run(args, source) -> Report``. The module docstring is the help text; its first
+"""Modules with ``add_arguments(parser)`` and ``run(args, inputs) -> Report``. The module docstring is the help text; its first
 paragraph is listed by ``msrnn eval --help``."""
 
 
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> None:
     """Run the experiment, print its tables, and write the report to ``--out``."""
     if args.out is not None:
         check_output_path(args.out / "picture.png")
-    source = Source(lambda: load_tokenizer(args), lambda: load_cell(args), progress=True)
-    report: Report = EXPERIMENTS[args.experiment].run(args, source)
+    inputs = EvalInputs(lambda: load_tokenizer(args), lambda: load_cell(args), progress=True)
+    report: Report = EXPERIMENTS[args.experiment].run(args, inputs)
     text = json.dumps([dict(record) for record in report.records], indent=1) + "\n" if args.json else str(report)
     print(text, end="")
     if args.out is not None:

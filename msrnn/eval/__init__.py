@@ -1,5 +1,5 @@
-"""The paper's experiments (arXiv:2401.06104), one file each: functions that give plain records, and a command on top.
+"""The experiments of the TOVA paper (arXiv:2401.06104), one module each.
 
-``msrnn eval EXPERIMENT``: ``command.py`` lists them and says what all have in common. An experiment of one's own is one more
-file with ``add_arguments(parser)`` and ``run(args, source) -> Report``, and one line there.
+A module has functions that return plain records, ``add_arguments(parser)`` and ``run(args, inputs) -> Report``. To add an
+experiment, write such a module and list it in ``msrnn/cli/eval.py``.
 """

@@ -1,8 +1,9 @@
-"""Operators × sizes, as they stand on the command line and in the tables."""
+"""Conditions of an experiment: operators at sizes, as on the command line and in the tables."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ..argtypes import positive_int
 from ..errors import Error
@@ -13,71 +14,90 @@ from ..reductions.registry import parse_reduction
 CORE = ("full", "window", "sinks:SIZE:1", "sinks:SIZE:4", "h2o", "h2o-layer", "tova", "tova-head")
 SIZES = (64, 128, 256, 512)
 TRUNCATED = "truncated"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One place of the table: the row's name, the column's size (None: the whole row), and the operator. The truncated baseline
-    is the unbounded model that sees ``size`` tokens and no more."""
+class Condition:
+    """An operator at one size.
 
-    row: str
+    Attributes:
+        operator: name of the table row, as given on the command line.
+        size: table column; None for an unbounded state.
+        reduction: the operator.
+    """
+
+    operator: str
     size: int | None
     reduction: Reduction
 
     @property
     def truncated(self) -> bool:
-        """Whether the text is cut instead of the state."""
-        return self.row == TRUNCATED
+        """True for the truncated baseline: the unbounded model, which sees ``size`` tokens of the text at most."""
+        return self.operator == TRUNCATED
 
     def __str__(self) -> str:
         return f"{TRUNCATED}:{self.size}" if self.truncated else str(self.reduction)
 
 
-def entries(rows: Sequence[str], sizes: Sequence[int]) -> list[Entry]:
-    """Every operator at every size. A row is a name (``tova``), a form with SIZE in it (``sinks:SIZE:1``), a form that says its
-    own size (``full``, ``tova:100``), or ``truncated``.
+def conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Condition]:
+    """Return every operator at every size.
+
+    Args:
+        operators: names (``tova``), spec strings with SIZE (``sinks:SIZE:1``), spec strings with their own size (``full``,
+            ``tova:100``), or ``truncated``.
+        sizes: the sizes.
 
     Raises:
-        Error: a form that does not parse, the same place twice.
+        Error: a spec string is invalid, or a condition occurs twice.
     """
-    found = list[Entry]()
-    for row in rows:
-        if row == TRUNCATED:
-            found += [Entry(row, size, Full()) for size in sizes]
-        elif operator := _whole(row):
-            found.append(Entry(row, operator.size if isinstance(operator.size, int) else None, operator))
+    found = list[Condition]()
+    for operator in operators:
+        if operator == TRUNCATED:
+            found += [Condition(operator, size, Full()) for size in sizes]
+        elif reduction := _complete(operator):
+            found.append(Condition(operator, reduction.size if isinstance(reduction.size, int) else None, reduction))
         else:
-            form = row if "SIZE" in row else f"{row}:SIZE"
-            found += [Entry(row, size, parse_reduction(form.replace("SIZE", str(size)))) for size in sizes]
-    names = [str(entry) for entry in found]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise Error(f"{twice[0]} is asked for twice; expected each operator and size once")
+            spec = operator if "SIZE" in operator else f"{operator}:SIZE"
+            found += [Condition(operator, size, parse_reduction(spec.replace("SIZE", str(size)))) for size in sizes]
+    names = [str(condition) for condition in found]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise Error(f"--operators has {repeated[0]} twice; expected each operator and size once")
     return found
 
 
-def _whole(row: str) -> Reduction | None:
-    """The operator of a form that says all there is to say; None where a size is missing."""
-    if "SIZE" in row:
+def _complete(operator: str) -> Reduction | None:
+    """Return the operator of a complete spec string, or None if the size is missing."""
+    if "SIZE" in operator:
         return None
     try:
-        return parse_reduction(row)
+        return parse_reduction(operator)
     except Error:
-        if ":" in row:
+        if ":" in operator:
             raise
         return None
 
 
-def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[str] = CORE, sizes: Sequence[int] = SIZES) -> None:
-    """``--operators`` and ``--sizes``."""
-    shown = " ".join(rows)
+def by_condition(results: Iterable[Result]) -> dict[tuple[str, int | None], list[Result]]:
+    """Group results by their ``operator`` and ``size``, in the order of first occurrence."""
+    groups: dict[tuple[str, int | None], list[Any]] = {}
+    for result in results:
+        groups.setdefault((result.operator, result.size), []).append(result)  # type: ignore[attr-defined]
+    return groups
+
+
+def add_condition_arguments(
+    parser: argparse.ArgumentParser, operators: Sequence[str] = CORE, sizes: Sequence[int] = SIZES
+) -> None:
+    """Add ``--operators`` and ``--sizes``."""
     parser.add_argument(
         "--operators",
         nargs="+",
-        metavar="FORM",
-        default=list(rows),
-        help=f"names, or forms with SIZE in them (default: {shown})",
+        metavar="SPEC",
+        default=list(operators),
+        help=f"names, or spec strings with SIZE (default: {' '.join(operators)})",
     )
-    shown = " ".join(map(str, sizes))
+    default = " ".join(map(str, sizes))
     parser.add_argument(
-        "--sizes", nargs="+", type=positive_int, metavar="N", default=list(sizes), help=f"tokens carried (default: {shown})"
+        "--sizes", nargs="+", type=positive_int, metavar="N", default=list(sizes), help=f"rows carried (default: {default})"
     )

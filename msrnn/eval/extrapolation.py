@@ -1,8 +1,7 @@
-"""Beyond the training length: a whole text through a bounded state, as a running curve of perplexity (the paper's v2, fig. 7).
+"""Extrapolation beyond the training length: perplexity along a whole text with a bounded state (fig. 7 of the paper, v2).
 
-Texts are read side by side, each in one go, under every operator at every size, with rows at their positions or at places that
-are counted among the rows there are. After every stretch the state is kept on disk, so a run that was stopped goes on, and a
-finished one can be asked for more tokens.
+All texts are read in one batch, under every operator and size, with absolute or remapped positions. The state is saved after
+every segment. A stopped run resumes from the saved state, and a finished run can be continued with more tokens.
 """
 
 import argparse
@@ -21,30 +20,29 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Curves, Report, Table, format_significant
 from ..reporting.statistics import mean, paired
-from ..reporting.sweep import Sweep
 from ..state.position_remapping import ABSOLUTE, RULES
 from ..state.serialization import load_state
 from ..state.state import State
-from . import conditions
-from .conditions import Entry, entries
-from .inputs import Source, add_text_arguments
-from .teacher_forcing import LOGITS, judged
+from .conditions import Condition, add_condition_arguments, conditions
+from .inputs import EvalInputs, add_text_arguments
+from .teacher_forcing import MAX_LOGITS, score_tokens
 from .texts import text_digest
 
-SPANS = 6
-"""Columns of a table."""
+N_SPANS = 6
+"""Maximum number of columns of a table."""
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Some tokens in a row, of all texts side by side.
+class ExtrapolationResult:
+    """One segment of consecutive tokens of all texts.
 
     Attributes:
-        operator, size, places: how they were read.
-        start: tokens read before the first of them.
-        tokens: how many.
-        texts, nll: by name, nats of the tokens after each of them, together.
-        seconds: it took, all texts together.
+        operator, size, places: operator, size and position remapping.
+        start: number of tokens before the segment.
+        tokens: number of tokens of the segment, per text.
+        texts: names of the texts.
+        nll: by text, nats summed over the tokens after each token of the segment.
+        seconds: reading time of all texts together.
     """
 
     operator: str
@@ -58,160 +56,148 @@ class Stretch:
 
     @property
     def name(self) -> str:
-        """Operator, size and places, in words."""
+        """Operator, size and position remapping."""
         size = "" if self.size is None or "SIZE" in self.operator or ":" in self.operator else f":{self.size}"
         return f"{self.operator.replace('SIZE', str(self.size))}{size} {self.places}"
 
 
 @torch.no_grad()
-def read(cell: Cell, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-    """Read all but the last of ``tokens (B, T + 1)`` int64: ``(B, T)`` in at least float32, −ln p of the token after each, and
-    the state. Memory is that of a few hundred tokens' logits."""
-    step, found = max(1, LOGITS // (len(tokens) * cell.config.vocab_size)), []
+def score_segment(cell: Cell, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    """Read all tokens except the last, and score all except the first. Memory is independent of T.
+
+    Args:
+        cell: the cell.
+        tokens: ``(B, T + 1)`` int64.
+        state: state before the first token.
+
+    Returns:
+        ``(B, T)`` −ln p in at least float32, and the state after T tokens.
+    """
+    step, losses = max(1, MAX_LOGITS // (len(tokens) * cell.config.vocab_size)), []
     for start in range(0, tokens.shape[1] - 1, step):
         piece = tokens[:, start : start + step + 1]
         logits, state = cell(piece[:, :-1], state)
-        found.append(judged(logits, piece[:, 1:]).nll)
-    return torch.cat(found, dim=1), state
+        losses.append(score_tokens(logits, piece[:, 1:]).nll)
+    return torch.cat(losses, dim=1), state
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line's."""
+    """Add the arguments of ``msrnn eval beyond``."""
     add_text_arguments(parser)
-    parser.add_argument("--tokens", type=positive_int, metavar="N", default=16384, help="read of each text (default: 16384)")
-    parser.add_argument("--stretch", type=positive_int, metavar="N", default=512, help="tokens between saves (default: 512)")
-    conditions.add_arguments(parser, ("sinks:SIZE:4", "tova"), (256,))
+    parser.add_argument("--tokens", type=positive_int, metavar="N", default=16384, help="tokens per text (default: 16384)")
+    parser.add_argument("--stretch", type=positive_int, metavar="N", default=512, help="tokens per segment (default: 512)")
+    add_condition_arguments(parser, ("sinks:SIZE:4", "tova"), (256,))
     rules = [ABSOLUTE, *RULES]
-    parser.add_argument(
-        "--places",
-        nargs="+",
-        choices=rules,
-        default=rules,
-        help=f"where rows stand when they are read (default: {' '.join(rules)})",
-    )
+    help_text = f"positions of the rows when they are read (default: {' '.join(rules)})"
+    parser.add_argument("--places", nargs="+", choices=rules, default=rules, help=help_text)
 
 
-def run(args: argparse.Namespace, source: Source) -> Report:
-    """All operators, sizes and places."""
-    asked = entries(args.operators, args.sizes)
-    if cut := [entry for entry in asked if entry.truncated]:
-        raise Error(f"{cut[0]} carries no state through a text; expected operators")
+def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
+    """Read the texts under all conditions and position remappings."""
+    asked = conditions(args.operators, args.sizes)
+    if truncated := [condition for condition in asked if condition.truncated]:
+        raise Error(f"--operators has {truncated[0]}, which carries no state; expected operators")
     if args.tokens % args.stretch:
         raise Error(f"--tokens is {args.tokens}; expected a multiple of --stretch, {args.stretch}")
     args.chunk, args.chunks = args.tokens + 1, 1
-    texts = source.chunks(args)
-    source.check_memory(len(texts), [entry.size for entry in asked], args.tokens)
-    about = {
-        "experiment": "beyond",
-        "model": source.cell.fingerprint().digest(),
-        "text": text_digest(texts),
-        "stretch": args.stretch,
-    }
-    ids = torch.stack([text.ids for text in texts]).to(source.cell.device)
+    chunks = inputs.chunks(args)
+    inputs.check_memory(len(chunks), [condition.size for condition in asked], args.tokens)
+    names, ids = [chunk.text_name for chunk in chunks], torch.stack([chunk.ids for chunk in chunks]).to(inputs.cell.device)
     rows = {
-        (entry, rule): {f"{entry} {rule} from {start}": start for start in range(0, args.tokens, args.stretch)}
-        for entry in asked
+        (condition, rule): {f"{condition} {rule} from {start}": start for start in range(0, args.tokens, args.stretch)}
+        for condition in asked
         for rule in args.places
-        if rule == ABSOLUTE or entry.size is not None  # of an unbounded H all places are the same
+        if rule == ABSOLUTE or condition.size is not None  # remapping does not change an unbounded H
     }
     if not rows:
-        raise Error(f"--places are {', '.join(args.places)}, and nothing is bounded; expected {ABSOLUTE}")
-    sweep = Sweep(args.out, about)
-    at, state = None, None
-    for (entry, rule), now in sweep.pending(rows, 1, source.progress):
-        kept = None if args.out is None else args.out / "states" / f"{quote(f'{entry} {rule}', safe=' ')}.safetensors"
-        for key, start in now.items():
-            if state is None or at != (entry, rule):
-                at, state = (entry, rule), resume(source.cell, entry, rule, len(texts), kept, start)
+        raise Error(f"--places has {', '.join(args.places)}, and no operator is bounded; expected {ABSOLUTE}")
+    sweep = inputs.sweep(args.out, "beyond", text=text_digest(chunks), stretch=args.stretch)
+    current, state = None, None
+    for (condition, rule), pending in sweep.pending(rows, 1, inputs.progress):
+        path = None if args.out is None else args.out / "states" / f"{quote(f'{condition} {rule}', safe=' ')}.safetensors"
+        for key, start in pending.items():
+            if state is None or current != (condition, rule):
+                current, state = (condition, rule), saved_state(inputs.cell, condition, rule, len(chunks), path, start)
             while int(state.clock[0]) <= start:
                 begin, clock = time.perf_counter(), int(state.clock[0])
-                lost, state = read(source.cell, ids[:, clock : clock + args.stretch + 1], state)
-                totals = lost.double().sum(1).tolist()  # waits for the device
-                names, seconds = [text.name.rpartition(" ")[0] for text in texts], time.perf_counter() - begin
-            sweep[key] = asdict(Stretch(entry.row, entry.size, rule, start, args.stretch, names, totals, seconds))
-            if kept is not None:
-                kept.parent.mkdir(exist_ok=True)
-                state.save(kept)
-    found = [Stretch(**{**sweep[key], "operator": e.row, "size": e.size}) for (e, _), row in rows.items() for key in row]
-    return report(found, source.cell.config.length)
+                losses, state = score_segment(inputs.cell, ids[:, clock : clock + args.stretch + 1], state)
+                totals = losses.double().sum(1).tolist()  # synchronises with the device
+                seconds = time.perf_counter() - begin
+            segment = (rule, start, args.stretch, names, totals, seconds)
+            sweep[key] = asdict(ExtrapolationResult(condition.operator, condition.size, *segment))
+            if path is not None:
+                path.parent.mkdir(exist_ok=True)
+                state.save(path)
+    found = [(c, sweep[key]) for (c, _), row in rows.items() for key in row]
+    results = [ExtrapolationResult(**{**record, "operator": c.operator, "size": c.size}) for c, record in found]
+    return report(results, inputs.cell.config.length)
 
 
-def resume(cell: Cell, entry: Entry, rule: str, batch_size: int, kept: Path | None, start: int) -> State:
-    """The state that an earlier run kept, if it has not read more than ``start`` tokens; otherwise a new one."""
-    fresh = cell.initial_state(batch_size, entry.reduction, places=rule)
-    if kept is None or not kept.exists():
-        return fresh
-    state = load_state(kept, device=fresh.clock.device)
+def saved_state(cell: Cell, condition: Condition, rule: str, batch_size: int, path: Path | None, start: int) -> State:
+    """Return the state that an earlier run saved, if it has read at most ``start`` tokens; otherwise an empty state."""
+    empty = cell.initial_state(batch_size, condition.reduction, places=rule)
+    if path is None or not path.exists():
+        return empty
+    state = load_state(path, device=empty.clock.device)
     cell.check_state(state, batch_size)
-    alike = all(H.reduction == G.reduction and H.places == G.places for H, G in zip(state, fresh, strict=True))
-    return state if alike and int(state.clock[0]) <= start else fresh
+    same = all(H.reduction == G.reduction and H.places == G.places for H, G in zip(state, empty, strict=True))
+    return state if same and int(state.clock[0]) <= start else empty
 
 
-def report(records: Sequence[Stretch], length: int) -> Report:
-    """Tables of perplexity by span and up to there, differences from the first line, and the curves; ``length`` is the model's
-    own."""
-    lines: dict[str, list[Stretch]] = {}
-    for r in records:
+def report(results: Sequence[ExtrapolationResult], training_length: int) -> Report:
+    """Return tables of perplexity per span and up to each span, differences from the first row, times, and the curves."""
+    lines: dict[str, list[ExtrapolationResult]] = {}
+    for r in results:
         lines.setdefault(r.name, []).append(r)
     first = next(iter(lines.values()))
-    each = -(-len(first) // SPANS)  # stretches of a span
-    spans = [slice(i, min(i + each, len(first))) for i in range(0, len(first), each)]
-    ends = [first[span][-1].start + first[span][-1].tokens for span in spans]
-    texts = ", ".join(first[0].texts)
+    per_span = -(-len(first) // N_SPANS)  # segments per span
+    spans = [slice(i, min(i + per_span, len(first))) for i in range(0, len(first), per_span)]
+    columns = ["operator and places", *(f"to {first[span][-1].start + first[span][-1].tokens:,}" for span in spans)]
+    segment = f"{first[0].tokens:,} tokens"
 
-    def table(title: str, note: str, word: Callable[[list[Stretch], slice], str], columns: list[str]) -> Table:
-        rows = [[name, *(word(found, span) for span in spans)] for name, found in lines.items()]
-        return Table(title, ["operator and places", *columns], rows, note)
+    def table(title: str, note: str, cell: Callable[[list[ExtrapolationResult], slice], str]) -> Table:
+        return Table(title, columns, [[name, *(cell(line, span) for span in spans)] for name, line in lines.items()], note)
 
-    def difference(found: list[Stretch], span: slice) -> str:
-        pairs = [
-            (a / r.tokens, b / r.tokens)
-            for r, o in zip(found[span], first[span], strict=True)
-            for a, b in zip(r.nll, o.nll, strict=True)
-        ]
-        value, error = paired(*map(list, zip(*pairs, strict=True)))
-        return "" if found is first else f"{value:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
+    def difference(line: list[ExtrapolationResult], span: slice) -> str:
+        losses, reference = ([x / r.tokens for r in some[span] for x in r.nll] for some in (line, first))
+        return "" if line is first else f"{paired(losses, reference):+.4f}"
 
-    to, per = [f"to {end:,}" for end in ends], f"{first[0].tokens:,} tokens"
     tables = [
         table(
-            "Perplexity, span by span",
-            f"Of {texts}, read in one go; the model was trained on texts of {length:,} tokens.",
-            lambda found, span: format_significant(perplexity(found[span])),
-            to,
+            "Perplexity by span",
+            f"Texts: {', '.join(first[0].texts)}; the model was trained on texts of {training_length:,} tokens.",
+            lambda line, span: format_significant(perplexity(line[span])),
         ),
         table(
             "Perplexity of all tokens so far",
-            "As the paper's fig. 7 has it.",
-            lambda found, span: format_significant(perplexity(found[: span.stop])),
-            to,
+            "As in fig. 7 of the paper.",
+            lambda line, span: format_significant(perplexity(line[: span.stop])),
         ),
         table(
-            f"Nats per token beyond {first[0].name}",
-            f"Mean ± standard error of the differences, stretch by stretch of {per}.",
+            f"Nats per token relative to {first[0].name}",
+            f"Mean ± standard error of the differences per segment of {segment}.",
             difference,
-            to,
         ),
         Table(
             "Time",
-            ["operator and places", "ms a token"],
-            [[name, f"{1e3 * mean([r.seconds / r.tokens for r in found]).value:.1f}"] for name, found in lines.items()],
-            "All texts side by side, by the clock.",
+            ["operator and places", "ms per token"],
+            [[name, f"{1e3 * mean([r.seconds / r.tokens for r in line]).value:.1f}"] for name, line in lines.items()],
+            "Wall-clock time of all texts together.",
         ),
     ]
-    curves = {name: [(r.start + r.tokens, perplexity([r]), math.nan) for r in found] for name, found in lines.items()}
-    picture = Curves(
-        f"perplexity of every {per}",
+    points = {name: [(r.start + r.tokens, perplexity([r]), math.nan) for r in line] for name, line in lines.items()}
+    curves = Curves(
+        f"perplexity of every {segment}",
         "tokens read",
         "perplexity",
-        curves,
+        points,
         log_x=False,
         log_y=True,
-        vertical_lines={"training length": length},
+        vertical_lines={"training length": training_length},
     )
-    return Report(tables, [asdict(r) for r in records], {"beyond.png": picture})
+    return Report(tables, [asdict(r) for r in results], {"beyond.png": curves})
 
 
-def perplexity(found: Sequence[Stretch]) -> float:
-    """Of all texts' tokens together."""
-    return math.exp(sum(sum(r.nll) for r in found) / sum(r.tokens * len(r.nll) for r in found))
+def perplexity(results: Sequence[ExtrapolationResult]) -> float:
+    """Return the perplexity of the tokens of all texts together."""
+    return math.exp(sum(sum(r.nll) for r in results) / sum(r.tokens * len(r.nll) for r in results))

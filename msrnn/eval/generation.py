@@ -1,7 +1,7 @@
-"""Long continuations under a bounded state, beside the unbounded model's own (the paper's sec. 5.4, without its judge).
+"""Long continuations with a bounded state, compared with the unbounded model (sec. 5.4 of the paper, without its judge).
 
-A prompt is a text's chunk. What a bounded model writes is then read by the unbounded one: how likely it finds that text, and
-how many of its tokens it would have written there itself. Nobody judges whether the text is good.
+A prompt is a chunk of a text. The unbounded model then scores each continuation by teacher forcing: its log-likelihood, and the
+share of tokens that greedy decoding of the unbounded model would choose. The quality of the texts is not judged.
 """
 
 import argparse
@@ -16,24 +16,22 @@ from ..decoding.generate import generate
 from ..errors import Error
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean
-from ..reporting.sweep import Sweep
-from . import conditions
-from .conditions import Entry, entries
-from .inputs import Source, add_text_arguments
-from .teacher_forcing import forced
+from .conditions import Condition, add_condition_arguments, by_condition, conditions
+from .inputs import EvalInputs, add_text_arguments
+from .teacher_forcing import teacher_force
 from .texts import Chunk, text_digest
 
 
 @dataclass(frozen=True)
-class Written:
+class GenerationResult:
     """One continuation.
 
     Attributes:
-        operator, size, chunk: which, and after which prompt.
-        ids: the tokens, the one that ended it included.
-        ended: whether one did.
-        nll: nats a token that the unbounded model finds in it.
-        agreed: the share of its tokens that the unbounded model, having read all before, would have taken.
+        operator, size, chunk: the condition and the name of the prompt.
+        ids: the generated tokens, including eos.
+        ended: whether eos was generated.
+        nll: nats per token under the unbounded model.
+        agreement: share of the tokens that are the argmax of the unbounded model after the same prefix.
     """
 
     operator: str
@@ -42,102 +40,110 @@ class Written:
     ids: list[int]
     ended: bool
     nll: float
-    agreed: float
+    agreement: float
 
     def distinct(self, n: int) -> float:
-        """Different runs of n tokens, of all there are; 1 where there is none."""
-        runs = [tuple(self.ids[i : i + n]) for i in range(len(self.ids) - n + 1)]
-        return len(set(runs)) / len(runs) if runs else 1.0
+        """Return the share of distinct n-grams; 1 if there is no n-gram."""
+        ngrams = [tuple(self.ids[i : i + n]) for i in range(len(self.ids) - n + 1)]
+        return len(set(ngrams)) / len(ngrams) if ngrams else 1.0
 
-    def alike(self, other: "Written") -> int:
-        """How many tokens both begin with."""
+    def common_prefix(self, other: "GenerationResult") -> int:
+        """Return the number of identical tokens at the start of both continuations."""
         same = [a == b for a, b in zip(self.ids, other.ids, strict=False)]
         return same.index(False) if False in same else len(same)
 
 
 @torch.no_grad()
-def write(cell: Cell, chunks: Sequence[Chunk], entry: Entry, max_new_tokens: int, seed: int | None = None) -> list[Written]:
-    """Continue prompts of the same length side by side: greedily, or with a ``seed`` by drawing at temperature 1."""
+def continue_prompts(
+    cell: Cell, chunks: Sequence[Chunk], condition: Condition, max_new_tokens: int, seed: int | None = None
+) -> list[GenerationResult]:
+    """Continue prompts of equal length in one batch: greedily, or by sampling at temperature 1 if ``seed`` is given."""
     device, eos = cell.device, cell.config.eos_token_ids
     prompts = torch.stack([chunk.ids for chunk in chunks]).to(device)
-    chance = None if seed is None else torch.Generator(device).manual_seed(seed)
-    state = cell.initial_state(len(chunks), entry.reduction)
     new, _ = generate(
         cell,
         prompts,
-        state,
+        cell.initial_state(len(chunks), condition.reduction),
         max_new_tokens=max_new_tokens,
         do_sample=seed is not None,
         eos_token_id=eos,
-        generator=chance,
+        generator=None if seed is None else torch.Generator(device).manual_seed(seed),
     )
     logits, state = cell(prompts, cell.initial_state(len(chunks), "full"), last_only=True)
-    read, found = forced(cell, logits, new, state), []
+    scores, results = teacher_force(cell, logits, new, state), []
     for b, chunk in enumerate(chunks):
         ends = torch.isin(new[b], torch.tensor(eos, dtype=torch.int64, device=device)).nonzero()
         n = int(ends[0]) + 1 if len(ends) else new.shape[1]
-        nll, agreed = (float(x[b, :n].double().mean()) for x in read)
-        found.append(Written(entry.row, entry.size, chunk.name, new[b, :n].tolist(), len(ends) > 0, nll, agreed))
-    return found
+        nll, agreement = (float(x[b, :n].double().mean()) for x in scores)
+        ids = new[b, :n].tolist()
+        results.append(GenerationResult(condition.operator, condition.size, chunk.name, ids, len(ends) > 0, nll, agreement))
+    return results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line's."""
+    """Add the arguments of ``msrnn eval generation``."""
     add_text_arguments(parser, chunk=256)
-    conditions.add_arguments(parser, ("tova", "sinks:SIZE:4", "h2o"), (64, 128, 256))
+    add_condition_arguments(parser, ("tova", "sinks:SIZE:4", "h2o"), (64, 128, 256))
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=positive_int, default=512, help="the longest continuation (default: 512)"
+        "--max-new-tokens", metavar="N", type=positive_int, default=512, help="limit per continuation (default: 512)"
     )
-    parser.add_argument(
-        "--seed", metavar="N", type=positive_int, help="draw, from this seed on (default: the likeliest token is taken)"
-    )
-    parser.add_argument("--batch", type=positive_int, metavar="B", default=4, help="prompts side by side (default: 4)")
+    parser.add_argument("--seed", metavar="N", type=positive_int, help="sample with this seed (default: greedy decoding)")
+    parser.add_argument("--batch", type=positive_int, metavar="B", default=4, help="batch size (default: 4)")
 
 
-def run(args: argparse.Namespace, source: Source) -> Report:
-    """Continue all prompts under all operators and sizes, and unbounded."""
-    places = entries(args.operators, args.sizes)
-    if cut := [entry for entry in places if entry.truncated]:
-        raise Error(f"{cut[0]} has no state to write from; expected operators")
-    if not any(entry.size is None for entry in places):
-        places = entries(["full", *args.operators], args.sizes)
-    chunks = source.chunks(args)
-    source.check_memory(args.batch, [None], args.chunk + args.max_new_tokens)
-    about = {
-        "experiment": "generation",
-        "model": source.cell.fingerprint().digest(),
-        "text": text_digest(chunks),
-        "chunk": args.chunk,
-    }
-    sweep = Sweep(args.out, about | {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "batch": args.batch})
-    groups = [chunks[i : i + args.batch] for i in range(0, len(chunks), args.batch)]  # drawing depends on who is beside
-    rows = {(e, i): {f"{e} after {c.name}": c for c in group} for e in places for i, group in enumerate(groups)}
-    for (entry, i), now in sweep.pending(rows, args.batch, source.progress):
+def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
+    """Continue all prompts under all conditions and with the unbounded model."""
+    asked = conditions(args.operators, args.sizes)
+    if truncated := [condition for condition in asked if condition.truncated]:
+        raise Error(f"--operators has {truncated[0]}, which has no state to continue from; expected operators")
+    if not any(condition.size is None for condition in asked):
+        asked = conditions(["full", *args.operators], args.sizes)
+    chunks = inputs.chunks(args)
+    inputs.check_memory(args.batch, [None], args.chunk + args.max_new_tokens)
+    settings = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "batch": args.batch}
+    sweep = inputs.sweep(args.out, "generation", text=text_digest(chunks), chunk=args.chunk, **settings)
+    groups = [chunks[i : i + args.batch] for i in range(0, len(chunks), args.batch)]  # sampling depends on the whole batch
+    rows = {(c, i): {f"{c} after {chunk.name}": chunk for chunk in g} for c in asked for i, g in enumerate(groups)}
+    for (condition, i), pending in sweep.pending(rows, args.batch, inputs.progress):
         seed = None if args.seed is None else args.seed + i
-        for written in write(source.cell, groups[i], entry, args.max_new_tokens, seed):
-            if (key := f"{entry} after {written.chunk}") in now:
-                sweep[key] = asdict(written)
-    found = [Written(**{**sweep[key], "operator": e.row, "size": e.size}) for (e, _), row in rows.items() for key in row]
-    return report(found, args.max_new_tokens)
+        for result in continue_prompts(inputs.cell, groups[i], condition, args.max_new_tokens, seed):
+            if (key := f"{condition} after {result.chunk}") in pending:
+                sweep[key] = asdict(result)
+    found = [(c, sweep[key]) for (c, _), row in rows.items() for key in row]
+    results = [GenerationResult(**{**record, "operator": c.operator, "size": c.size}) for c, record in found]
+    return report(results, args.max_new_tokens)
 
 
-def report(records: Sequence[Written], most: int) -> Report:
-    """One row per operator and size."""
-    own = {r.chunk: r for r in records if r.size is None}
+def report(results: Sequence[GenerationResult], max_new_tokens: int) -> Report:
+    """Return a table with one row per condition."""
+    unbounded = {r.chunk: r for r in results if r.size is None}
     rows = []
-    for place in dict.fromkeys((r.operator, r.size) for r in records):
-        mine = [r for r in records if (r.operator, r.size) == place]
+    for (operator, size), group in by_condition(results).items():
 
-        def over(of: Callable[[Written], float], mine: Sequence[Written] = mine) -> float:
-            return mean([of(r) for r in mine]).value
+        def average(value: Callable[[GenerationResult], float], group: Sequence[GenerationResult] = group) -> float:
+            return mean([value(r) for r in group]).value
 
-        words = [f"{over(lambda r: len(r.ids)):,.0f}", f"{over(lambda r: r.ended):.0%}", f"{over(lambda r: r.nll):.3f}"]
-        words += [f"{over(lambda r: r.agreed):.1%}", f"{over(lambda r: r.alike(own[r.chunk])):,.0f}"]
-        words += [f"{over(lambda r, n=n: r.distinct(n)):.3f}" for n in (1, 2, 4)]  # type: ignore[misc]
-        rows.append([place[0], "unbounded" if place[1] is None else str(place[1]), *words])
-    columns = ["operator", "size", "tokens", "ended", "nats/token", "agreed", "alike", "distinct-1", "distinct-2", "distinct-4"]
+        cells = [
+            f"{average(lambda r: len(r.ids)):,.0f}",
+            f"{average(lambda r: r.ended):.0%}",
+            f"{average(lambda r: r.nll):.3f}",
+        ]
+        cells += [f"{average(lambda r: r.agreement):.1%}", f"{average(lambda r: r.common_prefix(unbounded[r.chunk])):,.0f}"]
+        cells += [f"{average(lambda r, n=n: r.distinct(n)):.3f}" for n in (1, 2, 4)]  # type: ignore[misc]
+        rows.append([operator, "unbounded" if size is None else str(size), *cells])
+    columns = [
+        "operator",
+        "size",
+        "tokens",
+        "ended",
+        "nats/token",
+        "agreement",
+        "identical",
+        *(f"distinct-{n}" for n in (1, 2, 4)),
+    ]
     note = (
-        f"{len(own)} prompts, up to {most:,} tokens each, means over prompts. Nats a token and agreement: of the text under "
-        "the unbounded model. Alike: tokens before the text departs from the unbounded model's own. No judge has read them."
+        f"{len(unbounded)} prompts, up to {max_new_tokens:,} tokens each, means over prompts. Nats per token and "
+        "agreement: under the unbounded model. Identical: tokens before the first difference from the unbounded model's "
+        "continuation. Distinct-n: share of distinct n-grams."
     )
-    return Report([Table("Continuations", columns, rows, note)], [asdict(r) for r in records])
+    return Report([Table("Continuations", columns, rows, note)], [asdict(r) for r in results])

@@ -1,4 +1,4 @@
-"""Where an experiment gets its model and its text from: what is cheap to refuse is looked at before the weights are read."""
+"""Inputs of an experiment: model, tokenizer and texts. The weights are loaded last, so that other errors are found early."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,25 +14,26 @@ from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..diagnostics.state_memory import token_bytes
 from ..errors import Error
-from .texts import Chunk, chunks, read_dataset, read_texts
+from ..reporting.sweep import Sweep
+from .texts import Chunk, read_dataset, read_texts, split_into_chunks
 
 if TYPE_CHECKING:
     import tokenizers
 
 
-HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-"""The id of a data set: owner/name."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""Id of a data set on the hub: owner/name."""
 
 
-class Source:
-    """A tokenizer and a cell, each loaded when first asked for; whether bars are shown."""
+class EvalInputs:
+    """A tokenizer and a cell, each loaded on first use, and whether progress bars are shown."""
 
     def __init__(self, tokenizer: "Callable[[], tokenizers.Tokenizer]", cell: Callable[[], Cell], progress: bool = False):
         self._tokenizer, self._cell, self.progress = tokenizer, cell, progress
 
     @cached_property
     def tokenizer(self) -> "tokenizers.Tokenizer":
-        """The model's own."""
+        """The tokenizer of the model."""
         return self._tokenizer()
 
     @cached_property
@@ -41,38 +42,54 @@ class Source:
         return self._cell()
 
     def chunks(self, args: argparse.Namespace) -> list[Chunk]:
-        """What :func:`add_text_arguments` asked for; raises as :func:`~msrnn.eval.texts.chunks`."""
-        hub = not args.text.exists() and HUB.fullmatch(str(args.text)) and not args.text.suffix
-        texts = read_dataset(str(args.text), args.split) if hub else read_texts(args.text)
-        return chunks(texts, self.tokenizer, args.chunk, args.chunks)
-
-    def check_memory(self, batch_size: int, sizes: Sequence[int | None], length: int) -> None:
-        """Refuse what no machine like this one holds: ``batch_size`` states of the largest of ``sizes`` (None: unbounded) over
-        texts of ``length`` tokens.
+        """Return the chunks that the arguments of :func:`add_text_arguments` select.
 
         Raises:
-            Error: as said.
+            Error: as :func:`~msrnn.eval.texts.split_into_chunks`; a text cannot be read.
+        """
+        is_hub = not args.text.exists() and HUB_ID.fullmatch(str(args.text)) and not args.text.suffix
+        texts = read_dataset(str(args.text), args.split) if is_hub else read_texts(args.text)
+        return split_into_chunks(texts, self.tokenizer, args.chunk, args.chunks)
+
+    def sweep(self, folder: Path | None, experiment: str, **settings: Any) -> Sweep:
+        """Return the finished cells in ``folder``.
+
+        Raises:
+            Error: the folder belongs to another experiment, model, text or setting.
+        """
+        return Sweep(folder, {"experiment": experiment, "model": self.cell.fingerprint().digest(), **settings})
+
+    def check_memory(self, batch_size: int, sizes: Sequence[int | None], length: int) -> None:
+        """Refuse states that the machine cannot hold.
+
+        Args:
+            batch_size: number of sequences.
+            sizes: sizes of the operators; None is unbounded. The largest counts.
+            length: tokens per sequence.
+
+        Raises:
+            Error: the states need more memory than the machine has.
         """
         rows = max(length if size is None else min(size, length) for size in sizes)
         needed, memory = batch_size * rows * token_bytes(self.cell.initial_state(1, "full")), total_memory(self.cell.device)
         if needed > memory:
-            found = f"{batch_size} states of {rows} rows take {needed / 1e9:,.1f} GB"
-            raise Error(f"{found}; the machine has {memory / 1e9:,.1f} GB (--batch, --sizes and the text's length decide)")
+            found = f"{batch_size} states of {rows} rows need {needed / 1e9:,.1f} GB"
+            raise Error(f"{found}; the machine has {memory / 1e9:,.1f} GB (reduce --batch, --sizes or the length of the text)")
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that there are where a model computes."""
+    """Return the bytes of memory of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def add_text_arguments(parser: argparse.ArgumentParser, chunk: int | None = None) -> None:
-    """``--text``, ``--split``; where texts are read in chunks, ``--chunk``, ``--chunks``."""
-    where = "a text file, a folder of .txt and .md files, or the hub id of a data set"
-    parser.add_argument("--text", metavar="PATH", type=Path, required=True, help=where)
-    parser.add_argument("--split", metavar="NAME", default="test", help="of a data set on the hub (default: test)")
+    """Add ``--text`` and ``--split``; with a default length ``chunk`` also ``--chunk`` and ``--chunks``."""
+    source = "a text file, a folder of .txt and .md files, or the hub id of a data set"
+    parser.add_argument("--text", metavar="PATH", type=Path, required=True, help=source)
+    parser.add_argument("--split", metavar="NAME", default="test", help="split of a data set on the hub (default: test)")
     if chunk is None:
         return
-    parser.add_argument("--chunk", metavar="N", type=positive_int, default=chunk, help=f"tokens of a chunk (default: {chunk})")
-    parser.add_argument("--chunks", metavar="N", type=positive_int, help="the first so many of each text (default: all)")
+    parser.add_argument("--chunk", metavar="N", type=positive_int, default=chunk, help=f"tokens per chunk (default: {chunk})")
+    parser.add_argument("--chunks", metavar="N", type=positive_int, help="chunks per text, from its start (default: all)")

@@ -1,7 +1,8 @@
-"""What the shortcut costs: a prompt read by the fold, or under full attention and cut once (``prefill``), and what follows.
+"""Cost of one-shot prefill (``msrnn.prefill``) compared with eviction at every token.
 
-The published codes of most operators read a prompt by the shortcut, so the numbers published for them are its numbers. Here
-both read the same prompt; the rest of the chunk is then read by the fold from either state, under the same operator.
+The published implementations of most operators read a prompt with full attention and evict once at its end, so their published
+results include the effect of one-shot prefill. Here both methods read the same prompt. The rest of the chunk is then read by
+the many-token path from either state, under the same operator.
 """
 
 import argparse
@@ -20,36 +21,35 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Report, Table, format_significant
 from ..reporting.statistics import mean, paired
-from ..reporting.sweep import Sweep
 from ..state.state import State
-from . import conditions
-from .conditions import entries
-from .inputs import Source, add_text_arguments
-from .teacher_forcing import forced
+from .conditions import add_condition_arguments, by_condition, conditions
+from .inputs import EvalInputs, add_text_arguments
+from .teacher_forcing import teacher_force
 from .texts import text_digest
 
 
 @dataclass(frozen=True)
-class Costs:
-    """One text under one operator, read both ways.
+class PrefillCost:
+    """One text under one operator, read by both methods.
 
     Attributes:
-        exact, shortcut: nats a token of what follows the prompt, ``tokens`` of them, after the fold and after the shortcut.
-        common: the share of the rows that both hold after the prompt, over layers and heads.
-        exact_seconds, shortcut_seconds: to read the prompt.
+        exact, one_shot: nats per token of the text after the prompt, after the exact unroll and after one-shot prefill.
+        tokens: number of tokens after the prompt.
+        common: share of the rows retained after the prompt that both states contain, over layers and heads.
+        exact_seconds, one_shot_seconds: time to read the prompt.
     """
 
     exact: float
-    shortcut: float
+    one_shot: float
     tokens: int
     common: float
     exact_seconds: float
-    shortcut_seconds: float
+    one_shot_seconds: float
 
 
 @dataclass(frozen=True)
-class Compared(Costs):
-    """Which chunk, operator and size."""
+class PrefillCostResult(PrefillCost):
+    """The cost, with its condition and the name of the chunk."""
 
     operator: str
     size: int | None
@@ -57,93 +57,88 @@ class Compared(Costs):
 
 
 @torch.no_grad()
-def compare(cell: Cell, tokens: Tensor, reduction: Reduction | str, n_prompt: int) -> Costs:
-    """What the shortcut costs on one text ``(T,)`` of which the first ``n_prompt`` tokens are the prompt.
+def measure_cost(cell: Cell, tokens: Tensor, reduction: Reduction | str, n_prompt: int) -> PrefillCost:
+    """Read a text ``(T,)`` int64 by both methods; its first ``n_prompt`` tokens are the prompt.
 
     Raises:
-        Error: as ``prefill``; a prompt that is empty or the whole text.
+        Error: as ``prefill``; the prompt is empty or the whole text.
     """
     if not 0 < n_prompt < len(tokens):
-        raise Error(f"the prompt has {n_prompt} of {len(tokens)} tokens; expected some, and that something follows")
+        raise Error(f"the prompt has {n_prompt} of {len(tokens)} tokens; expected at least 1, and fewer than all")
     prompt, rest = tokens[None, :n_prompt], tokens[None, n_prompt:]
-    by_fold, exact_seconds = _timed(lambda: cell(prompt, cell.initial_state(1, reduction), last_only=True))
-    at_once, shortcut_seconds = _timed(lambda: prefill(cell, prompt, reduction))
-    exact, shortcut = (float(forced(cell, logits, rest, H).nll.double().mean()) for logits, H in (by_fold, at_once))
-    return Costs(exact, shortcut, rest.shape[1], common(by_fold[1], at_once[1]), exact_seconds, shortcut_seconds)
+    exact, exact_seconds = _timed(lambda: cell(prompt, cell.initial_state(1, reduction), last_only=True))
+    one_shot, one_shot_seconds = _timed(lambda: prefill(cell, prompt, reduction))
+    nats = [float(teacher_force(cell, logits, rest, H).nll.double().mean()) for logits, H in (exact, one_shot)]
+    common = common_share(exact[1], one_shot[1])
+    return PrefillCost(nats[0], nats[1], rest.shape[1], common, exact_seconds, one_shot_seconds)
 
 
 def _timed(read: Callable[[], tuple[Tensor, State]]) -> tuple[tuple[Tensor, State], float]:
     begin = time.perf_counter()
     logits, state = read()
-    logits.sum().item()  # waits for the device
+    logits.sum().item()  # synchronises with the device
     return (logits, state), time.perf_counter() - begin
 
 
-def common(one: State, other: State) -> float:
-    """The share of the positions that ``one`` holds and ``other`` holds too, over layers and heads; NaN of empty states."""
-    both = held = 0
+def common_share(one: State, other: State) -> float:
+    """Return the share of the positions in ``one`` that ``other`` contains too, over layers and heads; NaN for empty states."""
+    common = total = 0
     for G, H in zip(one, other, strict=True):
         same = (G.positions[..., None] == H.positions[..., None, :]) & ~G.empty[..., None]  # (B, K, S, S')
-        both, held = both + int(same.sum()), held + int((~G.empty).sum())
-    return both / held if held else math.nan
+        common, total = common + int(same.sum()), total + int((~G.empty).sum())
+    return common / total if total else math.nan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line's."""
+    """Add the arguments of ``msrnn eval shortcut``."""
     add_text_arguments(parser, chunk=2048)
     parser.add_argument(
-        "--prompt", metavar="N", type=positive_int, default=1024, help="tokens of a chunk that are the prompt (default: 1024)"
+        "--prompt", metavar="N", type=positive_int, default=1024, help="prompt tokens of a chunk (default: 1024)"
     )
-    conditions.add_arguments(parser, ("window", "sinks:SIZE:4", "h2o", "tova", "last-queries"), (128, 512))
+    add_condition_arguments(parser, ("window", "sinks:SIZE:4", "h2o", "tova", "last-queries"), (128, 512))
 
 
-def run(args: argparse.Namespace, source: Source) -> Report:
-    """All chunks under all operators and sizes, both ways."""
-    places = entries(args.operators, args.sizes)
-    for entry in places:
-        if entry.truncated or entry.reduction.merges_values:
-            raise Error(f"{entry} has no shortcut; expected operators that drop rows")
+def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
+    """Read all chunks under all conditions by both methods."""
+    asked = conditions(args.operators, args.sizes)
+    for condition in asked:
+        if condition.truncated or condition.reduction.merges_values:
+            raise Error(f"--operators has {condition}, which has no one-shot prefill; expected operators that only evict rows")
     if args.prompt >= args.chunk:
-        raise Error(f"--prompt is {args.prompt}; expected less than --chunk, {args.chunk}, so that something follows")
-    chunks = source.chunks(args)
-    source.check_memory(1, [None], args.chunk)  # the shortcut holds the whole prompt
-    settings = {"experiment": "shortcut", "model": source.cell.fingerprint().digest(), "text": text_digest(chunks)}
-    sweep = Sweep(args.out, {**settings, "chunk": args.chunk, "prompt": args.prompt})
-    rows = {entry: {f"{entry} on {chunk.name}": chunk for chunk in chunks} for entry in places}
-    device = source.cell.device
-    for entry, now in sweep.pending(rows, 1, source.progress):
-        for key, chunk in now.items():
-            found = compare(source.cell, chunk.ids.to(device), entry.reduction, args.prompt)
-            sweep[key] = {**asdict(found), "operator": entry.row, "size": entry.size, "chunk": chunk.name}
-    return report([Compared(**{**sweep[key], "operator": e.row, "size": e.size}) for e, row in rows.items() for key in row])
+        raise Error(f"--prompt is {args.prompt}; expected less than --chunk, {args.chunk}")
+    chunks = inputs.chunks(args)
+    inputs.check_memory(1, [None], args.chunk)  # one-shot prefill holds the whole prompt
+    sweep = inputs.sweep(args.out, "shortcut", text=text_digest(chunks), chunk=args.chunk, prompt=args.prompt)
+    rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in asked}
+    for c, batch in sweep.pending(rows, 1, inputs.progress):
+        for key, chunk in batch.items():
+            cost = measure_cost(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt)
+            sweep[key] = {**asdict(cost), "operator": c.operator, "size": c.size, "chunk": chunk.name}
+    found = [(c, sweep[key]) for c, row in rows.items() for key in row]
+    return report([PrefillCostResult(**{**record, "operator": c.operator, "size": c.size}) for c, record in found])
 
 
-def report(records: Sequence[Compared]) -> Report:
-    """One table, a line for each operator and size."""
-    places: dict[tuple[str, int | None], list[Compared]] = {}
-    for r in records:
-        places.setdefault((r.operator, r.size), []).append(r)
-    lines = []
-    for (row, size), found in places.items():
-        exact, shortcut = [r.exact for r in found], [r.shortcut for r in found]
-        value, error = paired(shortcut, exact)
-        lines.append(
-            [
-                row,
-                "" if size is None else str(size),
-                format_significant(math.exp(mean(exact).value)),
-                format_significant(math.exp(mean(shortcut).value)),
-                f"{value:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}"),
-                f"{mean([r.common for r in found]).value:.0%}",
-                f"{mean([r.exact_seconds for r in found]).value:.2f}",
-                f"{mean([r.shortcut_seconds for r in found]).value:.2f}",
-            ]
-        )
-    n = len({r.chunk for r in records})
+def report(results: Sequence[PrefillCostResult]) -> Report:
+    """Return a table with one row per condition."""
+    rows = [
+        [
+            *(operator, "" if size is None else str(size)),
+            *(
+                format_significant(math.exp(mean(losses).value))
+                for losses in ([r.exact for r in group], [r.one_shot for r in group])
+            ),
+            f"{paired([r.one_shot for r in group], [r.exact for r in group]):+.4f}",
+            f"{mean([r.common for r in group]).value:.0%}",
+            f"{mean([r.exact_seconds for r in group]).value:.2f}",
+            f"{mean([r.one_shot_seconds for r in group]).value:.2f}",
+        ]
+        for (operator, size), group in by_condition(results).items()
+    ]
+    n = len({r.chunk for r in results})
     note = (
-        f"Perplexity of the {records[0].tokens:,} tokens after the prompt, {n} chunk{'s' * (n > 1)}: after the exact fold, and "
-        "after full attention over the prompt and one cut. Beyond: nats a token that the shortcut is worse, chunk by chunk, "
-        "mean ± standard error. In common: of the rows held after the prompt. Seconds: to read the prompt."
+        f"Perplexity of the {results[0].tokens:,} tokens after the prompt, {n} chunk{'s' * (n > 1)}: after the exact unroll, "
+        "and after one-shot prefill (full attention over the prompt, then one eviction). Cost: nats per token, mean ± standard "
+        "error of the differences per chunk. In common: share of the rows after the prompt. Seconds: to read the prompt."
     )
-    columns = ["operator", "size", "fold", "shortcut", "beyond", "in common", "fold, s", "shortcut, s"]
-    return Report([Table("The shortcut against the fold", columns, lines, note)], [asdict(r) for r in records])
+    columns = ["operator", "size", "unroll", "one-shot", "cost", "in common", "unroll, s", "one-shot, s"]
+    return Report([Table("One-shot prefill compared with the unroll", columns, rows, note)], [asdict(r) for r in results])

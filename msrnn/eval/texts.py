@@ -1,4 +1,4 @@
-"""Texts as chunks of tokens: each is read on its own, from an empty state."""
+"""Texts, split into chunks of tokens. Each chunk is read from an empty state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ ENDINGS = (".txt", ".md")
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """T tokens of a text.
+    """T consecutive tokens of a text.
 
     Attributes:
-        name: of the text, and how many chunks of it come before.
-        ids: ``(T,)`` int64; where the tokenizer begins every text with a mark (LLaMA's), the chunk begins with it.
-        text: the whole text that the chunk is part of.
-        spans: for each token where it begins and ends in ``text``, in characters; an empty one for a mark.
-        first: the first token to be predicted; before it there is nothing to predict from.
+        name: name of the text and number of the chunk.
+        ids: ``(T,)`` int64. The chunk starts with the bos tokens if the tokenizer adds them to a text.
+        text: the whole text.
+        spans: for each token its first and last character + 1 in ``text``; empty for a bos token.
+        first: index of the first predicted token; the tokens before it have no context.
     """
 
     name: str
@@ -37,16 +37,21 @@ class Chunk:
     first: int
 
     @property
+    def text_name(self) -> str:
+        """Name of the text, without the number of the chunk."""
+        return self.name.rpartition(" ")[0]
+
+    @property
     def n_bytes(self) -> int:
-        """How long the predicted tokens are together, in UTF-8."""
+        """Length of the predicted tokens in UTF-8 bytes."""
         return len(self.text[self.spans[self.first - 1][1] : self.spans[-1][1]].encode())
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """By name, the text of one file, or of every .txt and .md file of a folder.
+    """Return the text of a file, or of every .txt and .md file of a folder, by file name without its ending.
 
     Raises:
-        Error: no such place, a folder without text, bytes that are no UTF-8.
+        Error: a file cannot be read or is not UTF-8, or the folder has no such file.
     """
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file()) if path.is_dir() else [path]
     if not files:
@@ -55,10 +60,10 @@ def read_texts(path: Path) -> dict[str, str]:
 
 
 def read_dataset(name: str, split: str) -> dict[str, str]:
-    """By number, the texts of a split of a data set on the hub: its records' ``text`` (PG-19: ``emozilla/pg19``, ``test``).
+    """Return the field ``text`` of the records of a data set on the hub, by name and number (PG-19: ``emozilla/pg19``).
 
     Raises:
-        Error: no package ``datasets``, no such data set or split, records without text.
+        Error: the package ``datasets``, the data set, the split or the field is missing.
     """
     try:
         from datasets import load_dataset
@@ -66,38 +71,40 @@ def read_dataset(name: str, split: str) -> dict[str, str]:
         raise Error("the package datasets is not installed; pip install 'msrnn[harness]'") from None
     try:
         records = load_dataset(name, split=split)
-    except Exception as wrong:  # of many kinds: no network, no such name, no such split
-        reason = str(wrong).strip().splitlines()[0] if str(wrong).strip() else type(wrong).__name__
+    except Exception as error:  # of many types: no network, no such name, no such split
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Error(f"cannot read split {split} of {name} ({reason:.200})") from None
     if "text" not in records.column_names:
         raise Error(f"split {split} of {name} has {', '.join(records.column_names)}; expected text")
     return {f"{name} {i}": text for i, text in enumerate(records["text"])}
 
 
-def chunks(texts: dict[str, str], tokenizer: "tokenizers.Tokenizer", length: int, most: int | None = None) -> list[Chunk]:
-    """Texts cut into chunks of ``length`` tokens, the first ``most`` of each; what is left over at the end is not read.
+def split_into_chunks(
+    texts: dict[str, str], tokenizer: "tokenizers.Tokenizer", length: int, limit: int | None = None
+) -> list[Chunk]:
+    """Return chunks of ``length`` tokens, at most ``limit`` per text. The remainder of a text is not used.
 
     Raises:
-        Error: no text is as long as a chunk, or a chunk leaves nothing to predict.
+        Error: every text is shorter than a chunk, or a chunk has no predicted token.
     """
-    marks = tokenizer.encode("").ids
-    first, step = max(1, len(marks)), length - len(marks)
+    bos = tokenizer.encode("").ids
+    first, step = max(1, len(bos)), length - len(bos)
     if length <= first:
-        raise Error(f"a chunk has {length} tokens; expected at least {first + 1}, so that one is predicted")
-    found, longest = [], 0
+        raise Error(f"--chunk is {length}; expected at least {first + 1}, because the first token is not predicted")
+    chunks, longest = [], 0
     for name, text in texts.items():
         encoding = tokenizer.encode(text, add_special_tokens=False)
         ids, spans, longest = encoding.ids, encoding.offsets, max(longest, len(encoding.ids))
-        for i in range(min(len(ids) // step, most or len(ids))):
+        for i in range(min(len(ids) // step, limit or len(ids))):
             cut = slice(i * step, (i + 1) * step)
             begin = spans[cut.start][0]
-            chunk = torch.tensor(marks + ids[cut])
-            found.append(Chunk(f"{name} {i}", chunk, text, (*[(begin, begin)] * len(marks), *spans[cut]), first))
-    if not found:
-        raise Error(f"the longest text has {longest} tokens; expected at least {step}, a chunk")
-    return found
+            chunk_spans = (*[(begin, begin)] * len(bos), *spans[cut])
+            chunks.append(Chunk(f"{name} {i}", torch.tensor(bos + ids[cut]), text, chunk_spans, first))
+    if not chunks:
+        raise Error(f"the longest text has {longest} tokens; expected at least {step}, the length of a chunk")
+    return chunks
 
 
 def text_digest(chunks: Sequence[Chunk]) -> str:
-    """A few letters that tell these texts from others, however many chunks of them are read."""
+    """Return a digest of the texts, which does not depend on the number of chunks."""
     return digest("".join(map(digest, dict.fromkeys(chunk.text for chunk in chunks))))

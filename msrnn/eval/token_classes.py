@@ -1,4 +1,4 @@
-"""What kind of token each token of a text is: by its letters, or by the part of speech of the word that it is in."""
+"""Classes of tokens: by their characters, or by the part of speech of their word."""
 
 import re
 import unicodedata
@@ -9,29 +9,29 @@ from typing import Any
 
 from ..errors import Error
 
-KINDS = ("punctuation", "white space", "number", "word start", "inside word", "other")
+TOKEN_CLASSES = ("punctuation", "white space", "number", "word start", "inside word", "other")
 WORD = re.compile(r"\w+?(?=n['’]t\b)|n['’]t\b|['’]\w+|\w+|[^\w\s]")
-"""As the British National Corpus cuts words, whose tags (C5) the tagger gives: captain 's, did n't."""
-PLAIN = str.maketrans("’‘“”", "''\"\"")
+"""Words of the British National Corpus, whose tags (C5) the tagger returns: captain 's, did n't."""
+ASCII_QUOTES = str.maketrans("’‘“”", "''\"\"")
 
 
-def kinds(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
-    """One of ``KINDS`` for each token, by the characters that it stands for.
+def character_classes(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """Return one of ``TOKEN_CLASSES`` for each token, given its span of characters in ``text``.
 
-    Punctuation has no letter and no digit; a number has digits and no letter; of tokens with letters, a word starts where no
-    letter, digit or apostrophe stands before. Tokens without characters of their own (marks, bytes of a character) are other.
+    Punctuation has no letter and no digit. A number has digits and no letter. A token with letters starts a word if no letter,
+    digit or apostrophe precedes it. Tokens with an empty span (special tokens, single bytes of a character) are other.
     """
-    return [_kind(text, *span) for span in spans]
+    return [_character_class(text, *span) for span in spans]
 
 
-def _kind(text: str, begin: int, end: int) -> str:
-    piece = text[begin:end]
-    if not piece:
+def _character_class(text: str, begin: int, end: int) -> str:
+    token = text[begin:end]
+    if not token:
         return "other"
-    if not (word := piece.strip()):
+    if not (word := token.strip()):
         return "white space"
     if any(c.isalpha() for c in word):
-        before = text[begin - 1] if begin and word[0] == piece[0] else " "
+        before = text[begin - 1] if begin and word[0] == token[0] else " "
         return "inside word" if before.isalnum() or before in "'’" else "word start"
     if any(c.isdigit() for c in word):
         return "number"
@@ -39,11 +39,12 @@ def _kind(text: str, begin: int, end: int) -> str:
 
 
 def parts_of_speech(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
-    """For each token the part of speech of the word that it ends in, by HanTa's English model (the extra ``eval``); "–" where
-    there is none.
+    """Return the part of speech of the word in which each token ends, by HanTa's English model (extra ``eval``).
+
+    Tokens outside words are "–".
 
     Raises:
-        Error: the package is not there.
+        Error: the package HanTa is missing.
     """
     if not spans:
         return []
@@ -52,10 +53,10 @@ def parts_of_speech(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
     for sentence in re.finditer(r"[^.!?]*(?:[.!?]+|$)", text[low:high]):
         words = list(WORD.finditer(sentence.group()))
         if words:
-            tagged = _tagger().tag_sent([word.group().translate(PLAIN) for word in words])
+            tagged = _tagger().tag_sent([word.group().translate(ASCII_QUOTES) for word in words])
             for word, (_, _, tag) in zip(words, tagged, strict=True):
-                where = range(low + sentence.start() + word.start(), low + sentence.start() + word.end())
-                tags |= dict.fromkeys(where, tag)
+                characters = range(low + sentence.start() + word.start(), low + sentence.start() + word.end())
+                tags |= dict.fromkeys(characters, tag)
     return [tags.get(end - 1, "–") if end > begin else "–" for begin, end in spans]
 
 
@@ -65,8 +66,7 @@ def _tagger() -> Any:
         from HanTa import HanoverTagger
     except ImportError:
         raise Error("the package HanTa is not installed; pip install 'msrnn[eval]'") from None
-    # It unpickles its model, which is as much to be trusted as the package it lies in; by a bare name it would take one that
-    # lies where the command was called.
+    # HanTa unpickles its model. The full path prevents HanTa from loading a file of the same name in the current folder.
     return HanoverTagger.HanoverTagger(str(Path(HanoverTagger.__file__).with_name("morphmodel_en.pgz")))
 
 
@@ -74,6 +74,6 @@ def check_tagger() -> None:
     """Refuse, before any work, to tag words without the tagger.
 
     Raises:
-        Error: the package is not there.
+        Error: the package HanTa is missing.
     """
     _tagger()

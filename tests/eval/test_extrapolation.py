@@ -1,4 +1,4 @@
-"""The running curve, against the step loop; a run that is stopped goes on, one that is finished can be asked for more."""
+"""Perplexity along a text equals that of the step loop; stopped runs resume, finished runs can be continued."""
 
 import json
 import math
@@ -13,21 +13,21 @@ import converters
 import msrnn
 from msrnn.cli.main import main
 from msrnn.eval import extrapolation
-from msrnn.eval.extrapolation import Stretch, read, report
-from msrnn.eval.texts import chunks, read_texts
+from msrnn.eval.extrapolation import ExtrapolationResult, report, score_segment
+from msrnn.eval.texts import read_texts, split_into_chunks
 
 TEXTS = {"boat": "The boat was small, the sea was not; and on day three the wind rose again. ", "hill": "A hill; then rain. "}
 
 
 @pytest.mark.parametrize("places", ["absolute", "inside", "compressed"])
-def test_reading_is_what_the_step_loop_predicts(places, monkeypatch):
+def test_scores_of_a_segment_equal_the_step_loop(places, monkeypatch):
     cell, text = tiny_cell(), tokens(2, 2, 24)
     start = cell.initial_state(2, "tova:5", places=places)
     logits, end = fold(cell, text[:, :-1], start)
     expected = -logits.log_softmax(-1).gather(2, text[:, 1:, None])[..., 0]
-    for room in (2**24, 50 * 2 * 7):  # whole, and in pieces of 7 tokens
-        monkeypatch.setattr(extrapolation, "LOGITS", room)
-        lost, state = read(cell, text, start)
+    for room in (2**24, 50 * 2 * 7):  # all at once, and in pieces of 7 tokens
+        monkeypatch.setattr(extrapolation, "MAX_LOGITS", room)
+        lost, state = score_segment(cell, text, start)
         torch.testing.assert_close(lost, expected, rtol=0, atol=1e-8)
         assert state[1].positions.sort().values.equal(end[1].positions.sort().values)
         assert state.places == start.places
@@ -43,7 +43,7 @@ def asked(tmp_path_factory):
     return folder, ["eval", "beyond", str(folder / "tiny"), "--text", str(folder / "books"), "--stretch", "16", "--sizes", "8"]
 
 
-def test_the_command_reads_on_where_it_was_stopped(asked, tmp_path, capsys, monkeypatch):
+def test_the_command_resumes(asked, tmp_path, capsys, monkeypatch):
     folder, words = asked
     whole = [*words, "--tokens", "64", "--out", str(tmp_path / "whole")]
     assert main(whole) == 0
@@ -57,24 +57,26 @@ def test_the_command_reads_on_where_it_was_stopped(asked, tmp_path, capsys, monk
         for start in (0, 16, 32, 48)
     ]
     cell, tokenizer = converters.load(folder / "tiny"), converters.tokenizer(folder / "tiny")
-    ids = torch.stack([c.ids for c in chunks(read_texts(folder / "books"), tokenizer, 65, 1)])
+    ids = torch.stack([c.ids for c in split_into_chunks(read_texts(folder / "books"), tokenizer, 65, 1)])
     for operator, places in (("sinks:8:4", "inside"), ("tova:8", "compressed")):
         logits, _ = fold(cell, ids[:, :-1], cell.initial_state(2, operator, places=places))
         lost = -logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
         found = [r["nll"] for r in records if r["places"] == places and r["operator"][0] == operator[0]]
         expected = lost.unflatten(1, (4, 16)).sum(-1).T
         torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=0, atol=1e-6)
-    # stopped in the middle of a line, then asked for less, the same, and more
+    # stopped in the middle of a condition, then run with fewer, equal and equal tokens
     cut, count = [*words, "--out", str(tmp_path / "cut")], []
     with monkeypatch.context() as patch:
         patch.setattr(
-            extrapolation, "read", lambda *all: count.append(1) or (read(*all) if len(count) < 7 else pytest.fail("stop"))
+            extrapolation,
+            "score_segment",
+            lambda *all: count.append(1) or (score_segment(*all) if len(count) < 7 else pytest.fail("stop")),
         )
         with pytest.raises(pytest.fail.Exception):
             main([*cut, "--tokens", "64"])
     count.clear()
-    monkeypatch.setattr(extrapolation, "read", lambda *all: count.append(1) or read(*all))
-    for n, more in ((32, 4 * 2), (64, 2 + 4 * 2), (64, 0)):  # of 24 stretches 6 were there: 4 of one line, 2 of the next
+    monkeypatch.setattr(extrapolation, "score_segment", lambda *all: count.append(1) or score_segment(*all))
+    for n, more in ((32, 4 * 2), (64, 2 + 4 * 2), (64, 0)):  # 6 of 24 segments were finished: 4 of one condition, 2 of the next
         count.clear()
         assert main([*cut, "--tokens", str(n)]) == 0
         assert len(count) == more, n
@@ -83,30 +85,30 @@ def test_the_command_reads_on_where_it_was_stopped(asked, tmp_path, capsys, monk
     (tmp_path / "cut" / "states" / "tova%3A8 inside.safetensors").unlink()
     count.clear()
     assert main([*cut, "--tokens", "80", "--operators", "tova", "--places", "inside"]) == 0
-    assert len(count) == 5  # without its state a line is read again from the beginning
+    assert len(count) == 5  # without a saved state the text is read again from the start
     (tmp_path / "cut" / "cells" / "tova%3A8 inside from 32.json").unlink()
     count.clear()
     assert main([*cut, "--tokens", "80", "--operators", "tova", "--places", "inside"]) == 0
-    assert len(count) == 3  # its state has read on: that is no help with what came before
+    assert len(count) == 3  # the saved state is after the missing segment
     capsys.readouterr()
     assert main([*cut[:-4], "--stretch", "32", "--tokens", "64", *cut[-2:]]) == 1
     assert "with stretch 16; this one has 32" in capsys.readouterr().err
 
 
-def test_the_tables_say_what_the_records_say():
+def test_tables_contain_the_results():
     lost = {"absolute": [[30.0, 20.0], [34.0, 24.0]], "inside": [[29.0, 21.0], [30.0, 20.0]]}
     made = [
-        Stretch("tova", 8, places, 10 * i, 10, ["a", "b"], nll, 0.5)
+        ExtrapolationResult("tova", 8, places, 10 * i, 10, ["a", "b"], nll, 0.5)
         for places, rows in lost.items()
         for i, nll in enumerate(rows)
     ]
     whole = report(made, 15)
-    spans, so_far, beyond_first, times = whole.tables
+    spans, so_far, relative, times = whole.tables
     assert list(spans.columns) == ["operator and places", "to 10", "to 20"]
     assert spans.rows[0] == ["tova:8 absolute", f"{math.exp(2.5):.1f}", f"{math.exp(2.9):.1f}"]
     assert so_far.rows[1] == ["tova:8 inside", f"{math.exp(2.5):.1f}", f"{math.exp(2.5):.1f}"]
     gap = statistics.stdev([-0.4, -0.4]) / math.sqrt(2)
-    assert beyond_first.rows == [["tova:8 absolute", "", ""], ["tova:8 inside", "+0.0000 ± 0.1000", f"-0.4000 ± {gap:.4f}"]]
+    assert relative.rows == [["tova:8 absolute", "", ""], ["tova:8 inside", "+0.0000 ± 0.1000", f"-0.4000 ± {gap:.4f}"]]
     assert times.rows[0] == ["tova:8 absolute", "50.0"]
     picture = whole.figures["beyond.png"]
     assert [x for x, _, _ in picture.lines["tova:8 inside"]] == [10, 20]
@@ -118,18 +120,18 @@ def test_the_tables_say_what_the_records_say():
     [
         (["--tokens", "60"], "--tokens is 60; expected a multiple of --stretch, 16"),
         (["--tokens", "160000"], "the longest text has"),
-        (["--tokens", "64", "--operators", "truncated"], "truncated:8 carries no state"),
+        (["--tokens", "64", "--operators", "truncated"], "truncated:8, which carries no state"),
         (["--tokens", "64", "--operators", "nothing"], "no operator is called 'nothing'"),
-        (["--tokens", "64", "--operators", "full", "--places", "inside"], "nothing is bounded; expected absolute"),
+        (["--tokens", "64", "--operators", "full", "--places", "inside"], "no operator is bounded; expected absolute"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_a_sentence(asked, more, said, capsys, monkeypatch):
+def test_invalid_arguments_are_refused(asked, more, said, capsys, monkeypatch):
     monkeypatch.setattr(msrnn.Cell, "forward", lambda *_, **__: pytest.fail("a token was read"))
     assert main([*asked[1], *more]) == 1
     assert said in capsys.readouterr().err
 
 
-def test_an_unbounded_state_is_read_at_its_positions_only(asked, capsys):
+def test_an_unbounded_state_is_read_at_absolute_positions_only(asked, capsys):
     assert main([*asked[1], "--tokens", "16", "--operators", "full", "tova:8", "--json"]) == 0
     records = json.loads(capsys.readouterr().out)
     assert [r["places"] for r in records if r["operator"] == "full"] == ["absolute"]

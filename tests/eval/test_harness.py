@@ -1,4 +1,4 @@
-"""The harness sees in a cell what it sees in its own hf model; under an operator it sees the operator."""
+"""The harness gets the results of its own hf model from an unbounded cell, and those of the operator from a bounded one."""
 
 import json
 
@@ -53,7 +53,7 @@ def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     lines = []
     for i in range(6):
-        text = " ".join(WORDS[: 4 + i] * (1 + i))  # some are longer than the model was made for
+        text = " ".join(WORDS[: 4 + i] * (1 + i))  # some exceed the context length
         lines.append({"question": text, "choices": ["boat", "sea, I say", "in"], "answer": i % 3, "text": text})
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for name, more in TASKS.items():
@@ -66,8 +66,8 @@ def tasks(tmp_path_factory):
     return folder
 
 
-def judged(model, tasks):
-    """Every answer of the model, by task."""
+def evaluate(model, tasks):
+    """Return all answers of the model by task."""
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     done = lm_eval.simple_evaluate(model=model, tasks=[*TASKS], task_manager=manager, bootstrap_iters=0, log_samples=True)
     return {name: [sample["resps"] for sample in done["samples"][name]] for name in TASKS}
@@ -85,24 +85,24 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def theirs(folder, tasks):
-    return judged(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=2), tasks)
+def reference(folder, tasks):
+    return evaluate(HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=2), tasks)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_unbounded_it_answers_as_the_hf_model(batch_size, folder, tasks, theirs):
+def test_unbounded_results_equal_the_hf_model(batch_size, folder, tasks, reference):
     cell = converters.load(folder)
-    ours = judged(HarnessLM(cell, converters.tokenizer(folder), batch_size=batch_size), tasks)
+    ours = evaluate(HarnessLM(cell, converters.tokenizer(folder), batch_size=batch_size), tasks)
     for name in TASKS:
-        for a, b in zip(flat(ours[name]), flat(theirs[name]), strict=True):
+        for a, b in zip(flat(ours[name]), flat(reference[name]), strict=True):
             assert a == (pytest.approx(b, abs=2e-3) if isinstance(b, float) else b), name
     assert any(flat(ours["written"]))
 
 
-def test_under_an_operator_it_is_the_operator_s(folder, tasks, theirs):
+def test_bounded_results_equal_those_of_the_operator(folder, tasks, reference):
     cell, tokenizer = converters.load(folder), converters.tokenizer(folder)
     lm = HarnessLM(cell, tokenizer, reduction="tova:5", batch_size=3)
-    ours = judged(lm, tasks)
+    ours = evaluate(lm, tasks)
     context = tokenizer.encode(" ".join(WORDS[:4])).ids
     said = tokenizer.encode(" sea, I say", add_special_tokens=False).ids
     logits, _ = cell(torch.tensor([context + said]), cell.initial_state(1, "tova:5"))
@@ -111,15 +111,15 @@ def test_under_an_operator_it_is_the_operator_s(folder, tasks, theirs):
     prompt, state, eos = torch.tensor([context]), cell.initial_state(1, "tova:5"), cell.config.eos_token_ids
     new, _ = msrnn.generate(cell, prompt, state, max_new_tokens=12, eos_token_id=eos)
     assert flat(ours["written"][0])[0] == tokenizer.decode(new[0].tolist()).split("e")[0].split("\n\n")[0]
-    assert flat(ours["choice"]) != flat(theirs["choice"])
+    assert flat(ours["choice"]) != flat(reference["choice"])
 
 
-def test_sampling_follows_the_harness_s_seed(folder):
+def test_sampling_uses_the_seed_of_the_harness(folder):
     lm = HarnessLM(converters.load(folder), converters.tokenizer(folder))
     wanted, drawn = {"until": [], "max_gen_toks": 20, "do_sample": True, "temperature": 1.5, "top_k": 30}, []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        drawn.append(lm._continued("the sea", wanted))
+        drawn.append(lm._continue("the sea", wanted))
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -127,30 +127,30 @@ def test_sampling_follows_the_harness_s_seed(folder):
     ("settings", "said"),
     [({"batch_size": "auto"}, "batch_size is 'auto'"), ({"reduction": "tovaa:5"}, "no operator is called 'tovaa'")],
 )
-def test_settings_are_refused_at_once(settings, said, folder):
+def test_invalid_settings_are_refused_by_the_constructor(settings, said, folder):
     with pytest.raises(msrnn.Error, match=said):
         HarnessLM(converters.load(folder), converters.tokenizer(folder), **settings)
 
 
-def test_by_name(folder, tasks):
+def test_the_model_is_registered_as_msrnn(folder, tasks):
     register()
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     named = {"model": "msrnn", "tasks": ["choice"], "task_manager": manager, "bootstrap_iters": 0, "device": "cuda:0"}
     done = lm_eval.simple_evaluate(model_args=f"pretrained={folder},reduction=tova:5,dtype=float32", batch_size=2, **named)
     lm = HarnessLM(converters.load(folder), converters.tokenizer(folder), "tova:5")
-    assert flat(s["resps"] for s in done["samples"]["choice"]) == pytest.approx(flat(judged(lm, tasks)["choice"]), abs=1e-3)
+    assert flat(s["resps"] for s in done["samples"]["choice"]) == pytest.approx(flat(evaluate(lm, tasks)["choice"]), abs=1e-3)
     with pytest.raises(msrnn.Error, match="dtype is 'float33'"):
         lm_eval.simple_evaluate(model_args=f"pretrained={folder},dtype=float33", **named)
 
 
-def test_the_command_line_is_the_harness_s(monkeypatch, capsys):
+def test_the_command_calls_that_of_the_harness(monkeypatch, capsys):
     calls = []
 
-    def theirs():
+    def reference():
         calls.append("asked")
         if len(calls) == 2:
             raise msrnn.Error("refused")
 
-    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", theirs)
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", reference)
     assert (main(), main()) == (0, 1)
     assert capsys.readouterr().err == "msrnn: refused\n"

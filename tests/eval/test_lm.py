@@ -1,4 +1,4 @@
-"""Perplexity is what the step loop and transformers give; tables say what the records say."""
+"""Perplexity equals that of the step loop and of transformers; tables and figure contain the results."""
 
 import json
 import math
@@ -13,38 +13,37 @@ from support.transformers_reference import tiny_reference
 import converters
 import msrnn
 from msrnn.cli.main import main
-from msrnn.eval import lm
-from msrnn.eval import teacher_forcing as forcing
-from msrnn.eval.conditions import CORE, entries
-from msrnn.eval.lm import Scored, nll, report, score, truncated_nll
-from msrnn.eval.texts import Chunk, chunks, read_dataset
+from msrnn.eval import lm, teacher_forcing
+from msrnn.eval.conditions import CORE, conditions
+from msrnn.eval.lm import LMResult, nll, report, score_chunks, truncated_nll
+from msrnn.eval.texts import Chunk, read_dataset, split_into_chunks
 
 CELL = tiny_cell()
 TEXT = "The boat was small, the sea was not; and on the third day the wind rose again. " * 12
 
 
 def by_steps(ids, reduction):
-    """−ln p of tokens 1 …, by the step loop."""
+    """Return −ln p of tokens 1 …, by the step loop."""
     logits, _ = fold(CELL, ids, CELL.initial_state(len(ids), reduction))
     return -logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
 
 
 @pytest.mark.parametrize("reduction", ["full", "window:5", "h2o:6", "tova:5"])
 @pytest.mark.parametrize("most", [1, 300, 10**9])
-def test_it_is_the_step_loop_s_however_it_is_cut(reduction, most, monkeypatch):
-    monkeypatch.setattr(forcing, "LOGITS", most)
+def test_nll_equals_the_step_loop_for_any_memory_limit(reduction, most, monkeypatch):
+    monkeypatch.setattr(teacher_forcing, "MAX_LOGITS", most)
     ids = tokens(0, 3, 23)
     close(nll(CELL, ids, reduction), by_steps(ids, reduction), 1e-8)
 
 
-def test_it_is_transformers_loss():
+def test_nll_equals_the_loss_of_transformers():
     model = tiny_reference()
     ids = tokens(1, 1, 30, 61)
-    close(nll(converters.load(model), ids).mean(), model(ids, labels=ids).loss.double(), 1e-4)  # its own loss is float32
+    close(nll(converters.load(model), ids).mean(), model(ids, labels=ids).loss.double(), 1e-4)  # float32 loss
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 22, 40])
-def test_the_truncated_model_sees_size_tokens_at_most(size):
+def test_the_truncated_model_sees_at_most_size_tokens(size):
     ids = tokens(2, 2, 23)
     found = truncated_nll(CELL, ids, size)
     assert found.shape == (2, 22)
@@ -53,8 +52,8 @@ def test_the_truncated_model_sees_size_tokens_at_most(size):
         close(found[:, t - 1], by_steps(ids[:, begin : t + 1], "full")[:, -1], 1e-8)
 
 
-def test_no_more_logits_than_said(monkeypatch):
-    monkeypatch.setattr(forcing, "LOGITS", 5 * 50)
+def test_the_number_of_logits_in_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(teacher_forcing, "MAX_LOGITS", 5 * 50)
     most = []
     read = type(CELL).compute_logits
     monkeypatch.setattr(type(CELL), "compute_logits", lambda self, x: most.append(x.shape[1:-1].numel()) or read(self, x))
@@ -62,9 +61,9 @@ def test_no_more_logits_than_said(monkeypatch):
     assert max(most) == 5
 
 
-def test_chunks_begin_with_the_tokenizer_s_mark_and_count_their_bytes():
+def test_chunks_start_with_bos_and_count_their_bytes():
     tokenizer = tiny_tokenizer()
-    found = chunks({"a": TEXT, "b": "the sea"}, tokenizer, 40, 3)
+    found = split_into_chunks({"a": TEXT, "b": "the sea"}, tokenizer, 40, 3)
     assert [c.name for c in found] == ["a 0", "a 1", "a 2"]
     whole = tokenizer.encode(TEXT, add_special_tokens=False)
     for i, c in enumerate(found):
@@ -73,26 +72,28 @@ def test_chunks_begin_with_the_tokenizer_s_mark_and_count_their_bytes():
         assert c.n_bytes == len(tokenizer.decode(whole.ids[39 * i : 39 * (i + 1)]).encode())
     unmarked = tiny_tokenizer()
     unmarked.post_processor = type(unmarked.post_processor)(single="$A", special_tokens=[])
-    first = chunks({"a": TEXT}, unmarked, 40, 1)[0]
+    first = split_into_chunks({"a": TEXT}, unmarked, 40, 1)[0]
     assert first.ids.tolist() == unmarked.encode(TEXT).ids[:40]
-    assert first.n_bytes == len(unmarked.decode(first.ids[1:].tolist()))  # nothing foretells the first
+    assert first.n_bytes == len(unmarked.decode(first.ids[1:].tolist()))  # the first token is not predicted
 
 
-def test_a_batch_scores_as_one_by_one():
+def test_a_batch_gives_the_scores_of_single_chunks():
     ids = tokens(3, 3, 31)
     made = [Chunk(f"t {i}", x, "x" * 31, tuple((j, j + 1) for j in range(31)), 1) for i, x in enumerate(ids)]
-    for entry in entries(["tova", "truncated"], [5]):
-        together, single = score(CELL, made, entry), [score(CELL, [c], entry)[0] for c in made]
+    for entry in conditions(["tova", "truncated"], [5]):
+        together, single = score_chunks(CELL, made, entry), [score_chunks(CELL, [c], entry)[0] for c in made]
         for a, b, c in zip(together, single, made, strict=True):
             assert (a.chunk, a.tokens, a.n_bytes) == (b.chunk, b.tokens, b.n_bytes) == (c.name, 30, 30)
             assert a.nll == pytest.approx(b.nll, abs=1e-8)
     assert together[0].nll == pytest.approx(float(truncated_nll(CELL, ids[:1], 5).sum()))
 
 
-def test_tables_say_what_the_records_say():
+def test_tables_and_figure_contain_the_results():
     values = {("full", None): [2.0, 3.0, 2.5], ("tova", 8): [2.1, 3.2, 2.4], ("window", 8): [4.0, 5.0, 2.3]}
-    made = [Scored(row, size, f"book {i}", 10 * x, 10, 40, 1.0) for (row, size), xs in values.items() for i, x in enumerate(xs)]
-    perplexity, bits, beyond = report(made, "tova").tables
+    made = [
+        LMResult(row, size, f"book {i}", 10 * x, 10, 40, 1.0) for (row, size), xs in values.items() for i, x in enumerate(xs)
+    ]
+    perplexity, bits, relative = report(made, "tova").tables
     assert perplexity.columns == ["operator", "8", "unbounded"]
     at = {row[0]: row[1:] for row in perplexity.rows}
     error = statistics.stdev([2.0, 3.0, 2.5]) / math.sqrt(3) * math.exp(2.5)
@@ -100,9 +101,15 @@ def test_tables_say_what_the_records_say():
     assert at["tova"][0].startswith(f"{math.exp(7.7 / 3):.1f} ")
     assert {row[0]: row[1] for row in bits.rows}["window"] == f"{113 / math.log(2) / 120:.4f}"
     gaps = [1.9, 1.8, -0.1]
-    assert {row[0]: row[1] for row in beyond.rows}["window"] == (
+    assert {row[0]: row[1] for row in relative.rows}["window"] == (
         f"{statistics.mean(gaps):+.4f} ± {statistics.stdev(gaps) / math.sqrt(3):.4f} (2/3)"
     )
+    curves = report(made, "tova").figures["lm.png"]
+    assert (curves.x_label, curves.y_label) == ("tokens carried", "perplexity")
+    assert curves.horizontal_lines == {"full": pytest.approx(math.exp(2.5))}
+    x, y, bar = curves.lines["tova"][0]
+    assert (x, y) == (8, pytest.approx(math.exp(7.7 / 3)))
+    assert bar == pytest.approx(y * statistics.stdev([2.1, 3.2, 2.4]) / math.sqrt(3))  # in perplexity, not in nats
     against_full = report(made, "full").tables[2]
     assert {row[0]: row[1] for row in against_full.rows}["tova"].startswith("+0.0667")
 
@@ -124,10 +131,10 @@ def command(folder, book, *more):
     return ["eval", "lm", str(folder), "--text", str(book), "--chunk", "30", "--sizes", "4", "8", *map(str, more)]
 
 
-def test_the_command_resumes_and_its_report_is_whole(folder, book, tmp_path, capsys, monkeypatch):
+def test_the_command_resumes_and_writes_a_complete_report(folder, book, tmp_path, capsys, monkeypatch):
     out = tmp_path / "new" / "out"
     asked = command(folder, book, "--out", out, "--operators", "full", "tova", "sinks:SIZE:1", "truncated")
-    calls, real = [], lm.score
+    calls, real = [], lm.score_chunks
 
     def stopped(cell, chunks, entry):
         if len(calls) == 3:
@@ -135,10 +142,10 @@ def test_the_command_resumes_and_its_report_is_whole(folder, book, tmp_path, cap
         calls.append((str(entry), [c.name for c in chunks]))
         return real(cell, chunks, entry)
 
-    monkeypatch.setattr(lm, "score", stopped)
+    monkeypatch.setattr(lm, "score_chunks", stopped)
     assert main([*asked, "--chunks", "2", "--batch", "2"]) == 130
     assert len(list((out / "cells").iterdir())) == 6
-    monkeypatch.setattr(lm, "score", lambda *args: calls.append((str(args[2]), [c.name for c in args[1]])) or real(*args))
+    monkeypatch.setattr(lm, "score_chunks", lambda *all: calls.append((str(all[2]), [c.name for c in all[1]])) or real(*all))
     assert main([*asked, "--chunks", "3", "--batch", "2"]) == 0
     assert calls[:4] == [
         ("full", ["book 0", "book 1"]),
@@ -152,14 +159,14 @@ def test_the_command_resumes_and_its_report_is_whole(folder, book, tmp_path, cap
     records = json.loads((out / "report.json").read_text())
     assert len(records) == 7 * 3
     assert sorted(p.name for p in out.iterdir()) == ["cells", "lm.png", "report.json", "report.md", "settings.json"]
-    assert main([*asked, "--chunks", "3", "--json"]) == 0  # nothing is left to do
+    assert main([*asked, "--chunks", "3", "--json"]) == 0  # all cells are finished
     assert len(calls) == 14
     assert json.loads(capsys.readouterr().out) == records
     spelt = command(folder, book, "--out", out, "--operators", "tova", "sinks:8:1", "--chunks", "1")
-    assert main(spelt) == 0  # the same cells by another name
+    assert main(spelt) == 0  # the same cells under other spec strings
     assert len(calls) == 14
     assert "\n| sinks:8:1 | " in capsys.readouterr().out
-    cell, ids = converters.load(folder), chunks({"book": TEXT}, converters.tokenizer(folder), 30, 1)[0].ids
+    cell, ids = converters.load(folder), split_into_chunks({"book": TEXT}, converters.tokenizer(folder), 30, 1)[0].ids
     one = next(r for r in records if (r["operator"], r["size"], r["chunk"]) == ("sinks:SIZE:1", 8, "book 0"))
     assert one["nll"] == pytest.approx(float(nll(cell, ids[None], "sinks:8:1").sum()), abs=1e-6)
     assert main(["eval", "lm", str(folder), "--text", str(book), "--chunk", "20", "--out", str(out)]) == 1
@@ -173,18 +180,18 @@ def test_the_command_resumes_and_its_report_is_whole(folder, book, tmp_path, cap
         (["--text", "EMPTY"], "has no text; expected files that end in .txt or .md"),
         (["--text", "BINARY"], "cannot read "),
         (["--chunk", "100000"], "the longest text has"),
-        (["--chunk", "1"], "a chunk has 1 tokens; expected at least 2"),
+        (["--chunk", "1"], "--chunk is 1; expected at least 2"),
         (["--operators", "tovaa"], "no operator is called 'tovaa'"),
         (["--operators", "sinks:SIZE:4", "--sizes", "4", "--against", "sinks:SIZE:4"], "Sinks: sinks is 4"),
         (["--operators", "tova:x"], "reduction 'tova:x': expected the form"),
-        (["--operators", "tova", "tova:8"], "tova:8 is asked for twice"),
+        (["--operators", "tova", "tova:8"], "--operators has tova:8 twice"),
         (["--operators", "full", "window"], "--against is 'tova'; expected one of the operators"),
         (["--batch", "1000000000000"], "the machine has"),
         (["--out", "BINARY"], "cannot write"),
         (["--device", "abacus"], "device is 'abacus'"),
     ],
 )
-def test_refusals_come_before_any_token_is_read(more, said, folder, book, tmp_path, capsys, monkeypatch):
+def test_errors_occur_before_any_token_is_read(more, said, folder, book, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "noise.txt").write_bytes(b"\xff\xfe\x00 no text")
     places = {"EMPTY": str(tmp_path / "empty"), "BINARY": str(tmp_path / "noise.txt")}
@@ -197,8 +204,8 @@ def test_refusals_come_before_any_token_is_read(more, said, folder, book, tmp_pa
     assert said in err
 
 
-def test_a_data_set_of_the_hub(folder, tmp_path, monkeypatch, capsys):
-    """The package reads a folder of the same name; the hub itself is not asked."""
+def test_reads_a_data_set_of_the_hub(folder, tmp_path, monkeypatch, capsys):
+    """Uses a local folder of the same name instead of the hub."""
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -225,15 +232,17 @@ def test_a_data_set_of_the_hub(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_every_core_operator_parses():
-    assert len(entries(CORE, [8, 16])) == 1 + 7 * 2
-    assert [str(e) for e in entries(["truncated", "tova:9", "sinks:SIZE:1"], [8])] == ["truncated:8", "tova:9", "sinks:8:1"]
+    assert len(conditions(CORE, [8, 16])) == 1 + 7 * 2
+    assert [str(e) for e in conditions(["truncated", "tova:9", "sinks:SIZE:1"], [8])] == ["truncated:8", "tova:9", "sinks:8:1"]
 
 
-def test_the_first_measurement_on_the_real_weights(smollm, gguf_path, figure):
-    """The docs' own text: every operator is worse than the unbounded model, the window without a sink by far the most."""
+def test_order_of_the_operators_on_the_real_weights(smollm, gguf_path, figure):
+    """On a page of the docs every operator is worse than the unbounded model, and the window without a sink is the worst."""
     page = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
-    made = chunks({"docs": page}, converters.tokenizer(gguf_path), 192, 1)
-    found = {str(e): score(smollm, made, e)[0].mean for e in entries(["full", "window", "sinks:SIZE:1", "tova"], [32])}
+    made = split_into_chunks({"docs": page}, converters.tokenizer(gguf_path), 192, 1)
+    found = {
+        str(e): score_chunks(smollm, made, e)[0].mean for e in conditions(["full", "window", "sinks:SIZE:1", "tova"], [32])
+    }
     figure(f"192 tokens of the docs, nats per token: {', '.join(f'{k} {v:.3f}' for k, v in found.items())}")
     assert found["full"] < found["tova:32"] < found["window:32"]
     assert found["full"] < found["sinks:32:1"] < found["window:32"] - 0.2

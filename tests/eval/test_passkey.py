@@ -1,4 +1,4 @@
-"""A key is hidden where it should be, asked for, and found by who copies."""
+"""A key is placed at its depth and found if greedy decoding generates it."""
 
 import json
 
@@ -10,16 +10,16 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main
-from msrnn.eval.conditions import entries
-from msrnn.eval.passkey import NEEDLE, QUESTION, TASK, Found, ask, prompt, report
+from msrnn.eval.conditions import conditions
+from msrnn.eval.passkey import NEEDLE, QUESTION, TASK, PasskeyResult, make_prompt, report, retrieve_keys
 
 TOKENIZER = tiny_tokenizer()
 
 
 @pytest.mark.parametrize("length", [320, 601, 1300])
 @pytest.mark.parametrize("depth", [0, 0.5, 1])
-def test_the_key_stands_at_its_depth_in_a_text_as_long_as_allowed(length, depth):
-    ids = prompt(TOKENIZER, "12345", length, depth)
+def test_depth_of_the_key_and_length_of_the_prompt(length, depth):
+    ids = make_prompt(TOKENIZER, "12345", length, depth)
     text = TOKENIZER.decode(ids)
     one = len(
         TOKENIZER.encode("The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n").ids
@@ -31,33 +31,33 @@ def test_the_key_stands_at_its_depth_in_a_text_as_long_as_allowed(length, depth)
     assert abs(len(before) - depth * (len(before) + len(after))) <= one
 
 
-def test_a_text_without_room_is_refused():
-    with pytest.raises(msrnn.Error, match="a text of 100 tokens is too short for a pass key; expected at least"):
-        prompt(TOKENIZER, "12345", 100, 0.5)
+def test_a_short_length_is_refused():
+    with pytest.raises(msrnn.Error, match="the length of a text is 100 tokens; expected at least"):
+        make_prompt(TOKENIZER, "12345", 100, 0.5)
 
 
 @pytest.mark.parametrize("row", ["full", "tova:9"])
-def test_found_is_what_greedy_decoding_writes(row):
-    """The cell is random: an answer is put into the mouth of some rows by asking for what it does write."""
-    cell, (entry,) = chat_cell(), entries([row], [9])
-    result = ask(cell, TOKENIZER, entry, 320, 0.5, 3, seed=1)
+def test_a_key_is_found_if_greedy_decoding_generates_it(row):
+    """The cell is random, so the keys are replaced by the text that it generates, with one wrong letter in the last."""
+    cell, (condition,) = chat_cell(), conditions([row], [9])
+    result = retrieve_keys(cell, TOKENIZER, condition, 320, 0.5, 3, seed=1)
     assert (result.found, result.keys) == (0, 3)
-    texts = [torch.tensor([prompt(TOKENIZER, key, 320, 0.5)]) for key in ("11111", "22222", "33333")]
+    texts = [torch.tensor([make_prompt(TOKENIZER, key, 320, 0.5)]) for key in ("11111", "22222", "33333")]
     written = [
         TOKENIZER.decode(msrnn.generate(cell, text, cell.initial_state(1, row), max_new_tokens=6)[0][0].tolist())
         for text in texts
     ]
 
-    written[2] = written[2][:-1] + ("x" if written[2][-1] != "x" else "y")  # all but the last letter is right
-    said = dict(zip((" 11111", " 22222", " 33333"), written, strict=True))
+    written[2] = written[2][:-1] + ("x" if written[2][-1] != "x" else "y")  # wrong last letter
+    answers = dict(zip((" 11111", " 22222", " 33333"), written, strict=True))
 
-    class Parrot:  # spells an answer as what the model writes after the prompt of its key
+    class AnswerTokenizer:  # encodes a key as the text that the model generates after its prompt
         def encode(self, text, add_special_tokens=True):
-            if text in said:
-                return TOKENIZER.encode(said[text], add_special_tokens=False)
+            if text in answers:
+                return TOKENIZER.encode(answers[text], add_special_tokens=False)
             return TOKENIZER.encode(text, add_special_tokens=add_special_tokens)
 
-    class Chance:
+    class FixedKeys:
         def __init__(self, _):
             self.left = iter((11111, 22222, 33333))
 
@@ -65,18 +65,22 @@ def test_found_is_what_greedy_decoding_writes(row):
             return next(self.left)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("random.Random", Chance)
-        result = ask(cell, Parrot(), entry, 320, 0.5, 3, seed=1)
+        patch.setattr("random.Random", FixedKeys)
+        result = retrieve_keys(cell, AnswerTokenizer(), condition, 320, 0.5, 3, seed=1)
     assert result.found == pytest.approx(2 / 3)
 
 
-def test_the_maps_and_tables_are_the_records():
-    made = [Found("tova", 8, n, d, found, 1.5, 4) for (n, d, found) in [(64, 0, 0.25), (64, 1, 0.75), (128, 0, 0), (128, 1, 1)]]
+def test_heat_maps_and_tables_contain_the_results():
+    made = [
+        PasskeyResult("tova", 8, n, d, found, 1.5, 4)
+        for (n, d, found) in [(64, 0, 0.25), (64, 1, 0.75), (128, 0, 0), (128, 1, 1)]
+    ]
     whole = report(made)
     assert whole.tables[0].rows == [["tova:8", "50%", "50%"]]
     assert whole.tables[1].rows == [["tova:8", "1.50", "1.50"]]
     assert whole.figures["passkey.png"].panels["tova:8"].tolist() == [[0.25, 0.75], [0, 1]]
     assert whole.figures["passkey.png"].ticks == (["0", "1"], ["64", "128"])
+    assert (whole.figures["passkey.png"].x_label, whole.figures["passkey.png"].y_label) == ("depth", "tokens")
 
 
 def test_the_command(tmp_path, capsys):
@@ -94,8 +98,8 @@ def test_the_command(tmp_path, capsys):
     assert min(imread(out / "passkey.png").shape[:2]) > 200
     for more, said in {
         ("--depths", "1.5"): "--depths has 1.5",
-        ("--lengths", "50"): "a text of 50 tokens is too short",
-        ("--operators", "truncated"): "truncated:9 cannot be asked",
+        ("--lengths", "50"): "the length of a text is 50 tokens",
+        ("--operators", "truncated"): "truncated:9, which has no state",
     }.items():
         assert main([*asked, *more]) == 1
         assert said in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the shortcut costs, against step loops written out here; the command's table says what the records say."""
+"""Cost of one-shot prefill, compared with explicit step loops and transformers; the table contains the results."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from transformers import DynamicCache
 import converters
 import msrnn
 from msrnn.cli.main import main
-from msrnn.eval.prefill_cost import Compared, common, compare, report
+from msrnn.eval.prefill_cost import PrefillCostResult, common_share, measure_cost, report
 
 CELL = tiny_cell()
 
 
 def follows(logits, state, rest):
-    """−ln p of the tokens after a prompt, by the step loop, on average."""
+    """Return the mean −ln p of the tokens after a prompt, by the step loop."""
     lost = []
     for token in rest:
         lost.append(-logits[0].log_softmax(-1)[token].item())
@@ -29,13 +29,13 @@ def follows(logits, state, rest):
 
 
 @pytest.mark.parametrize("operator", ["tova:5", "h2o:6", "sinks:6:2", "last-queries:6:2", "full"])
-def test_both_ways_are_what_the_step_loop_says(operator):
+def test_both_methods_equal_the_step_loop(operator):
     text = tokens(4, 1, 40)[0]
-    costs = compare(CELL, text, operator, 25)
+    costs = measure_cost(CELL, text, operator, 25)
     logits, state = fold(CELL, text[None, :25], CELL.initial_state(1, operator))
     assert costs.exact == pytest.approx(follows(logits[:, -1], state, text[25:]), abs=1e-8)
     at_once = msrnn.prefill(CELL, text[None, :25], operator)
-    assert costs.shortcut == pytest.approx(follows(*at_once, text[25:]), abs=1e-8)
+    assert costs.one_shot == pytest.approx(follows(*at_once, text[25:]), abs=1e-8)
     same = [
         len(set(one) & set(other)) / len(one)
         for G, H in zip(held(state), held(at_once[1]), strict=True)
@@ -43,17 +43,17 @@ def test_both_ways_are_what_the_step_loop_says(operator):
     ]
     assert costs.common == pytest.approx(statistics.fmean(same))
     assert costs.tokens == 15
-    assert min(costs.exact_seconds, costs.shortcut_seconds) > 0
+    assert min(costs.exact_seconds, costs.one_shot_seconds) > 0
     if operator == "full":
         assert costs.common == 1
-        assert costs.shortcut == pytest.approx(costs.exact, abs=1e-8)
+        assert costs.one_shot == pytest.approx(costs.exact, abs=1e-8)
     elif operator in ("tova:5", "h2o:6"):
         assert costs.common < 1
-        assert abs(costs.shortcut - costs.exact) > 1e-3
+        assert abs(costs.one_shot - costs.exact) > 1e-3
 
 
-def test_the_shortcut_with_a_window_is_transformers_over_what_is_left(tmp_path):
-    """Nothing of ours but the conversion: full attention over the prompt, its last rows carried on, the oldest dropped."""
+def test_one_shot_prefill_with_a_window_equals_transformers_with_a_truncated_cache(tmp_path):
+    """The reference uses transformers only: full attention over the prompt, then the last rows of its cache."""
     model = tiny_reference(dtype=torch.float32)
     cell, text = converters.load(saved(model, tmp_path)), tokens(1, 1, 30, 61)
     with torch.no_grad():
@@ -66,21 +66,21 @@ def test_the_shortcut_with_a_window_is_transformers_over_what_is_left(tmp_path):
                 carried.update(layer.keys[:, :, -6:], layer.values[:, :, -6:], l)
             out = model(text[:, t : t + 1], past_key_values=carried, position_ids=torch.tensor([[t]]), use_cache=True)
             rows = out.past_key_values
-    assert compare(cell, text[0], "window:6", 20).shortcut == pytest.approx(statistics.fmean(lost), abs=1e-4)
+    assert measure_cost(cell, text[0], "window:6", 20).one_shot == pytest.approx(statistics.fmean(lost), abs=1e-4)
 
 
-def test_rows_in_common_are_counted_head_by_head():
+def test_common_rows_are_counted_per_head():
     _, one = CELL(tokens(0, 2, 9), CELL.initial_state(2, "window:4"), lengths=torch.tensor([9, 2]))
     _, other = CELL(tokens(0, 2, 9), CELL.initial_state(2, "sinks:6:3"), lengths=torch.tensor([9, 2]))
-    assert common(one, other) == (3 + 2) / 6  # of 5 6 7 8 the last three; of 0 1 both
-    assert common(other, one) == (3 + 2) / 8
-    assert math.isnan(common(CELL.initial_state(1), one.select([0])))
+    assert common_share(one, other) == (3 + 2) / 6  # three of the positions 5 6 7 8; both of 0 1
+    assert common_share(other, one) == (3 + 2) / 8
+    assert math.isnan(common_share(CELL.initial_state(1), one.select([0])))
 
 
-def test_the_table_says_what_the_records_say():
+def test_table_contains_the_results():
     exact, shortcut = [2.0, 2.5, 3.0], [2.2, 2.4, 3.4]
     made = [
-        Compared(a, b, 10, c, 2.0, 0.5, "tova", 8, f"book {c}")
+        PrefillCostResult(a, b, 10, c, 2.0, 0.5, "tova", 8, f"book {c}")
         for a, b, c in zip(exact, shortcut, (0.5, 0.6, 0.7), strict=True)
     ]
     (table,) = report(made).tables
@@ -100,7 +100,7 @@ def asked(tmp_path_factory):
     return ["eval", "shortcut", str(folder / "tiny"), "--text", str(folder / "book.txt"), "--chunk", "40", "--chunks", "2"]
 
 
-def test_the_command_prints_its_records_and_resumes(asked, tmp_path, capsys):
+def test_the_command_prints_records_and_resumes(asked, tmp_path, capsys):
     more = ["--prompt", "25", "--operators", "tova", "last-queries:SIZE:2", "--sizes", "6", "9", "--out", str(tmp_path / "out")]
     assert main([*asked, *more, "--json"]) == 0
     records = json.loads(capsys.readouterr().out)
@@ -112,7 +112,7 @@ def test_the_command_prints_its_records_and_resumes(asked, tmp_path, capsys):
     assert all(r["tokens"] == 15 and 0 < r["common"] <= 1 for r in records)
     assert main([*asked, *more]) == 0
     assert capsys.readouterr().out == (tmp_path / "out" / "report.md").read_text()
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == records  # the times too: nothing was read again
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == records  # with equal times, so nothing was read again
     assert main([*asked, *more[2:], "--prompt", "26"]) == 1
     assert "prompt 25" in capsys.readouterr().err
 
@@ -121,12 +121,12 @@ def test_the_command_prints_its_records_and_resumes(asked, tmp_path, capsys):
     ("more", "said"),
     [
         (["--prompt", "40"], "--prompt is 40; expected less than --chunk, 40"),
-        (["--prompt", "9", "--operators", "truncated", "--sizes", "4"], "truncated:4 has no shortcut"),
-        (["--prompt", "9", "--operators", "cam", "--sizes", "8"], "cam:8 has no shortcut"),
+        (["--prompt", "9", "--operators", "truncated", "--sizes", "4"], "truncated:4, which has no one-shot prefill"),
+        (["--prompt", "9", "--operators", "cam", "--sizes", "8"], "cam:8, which has no one-shot prefill"),
         (["--prompt", "9", "--operators", "nothing"], "no operator is called 'nothing'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_a_sentence(asked, more, said, capsys):
+def test_invalid_arguments_are_refused(asked, more, said, capsys):
     assert main([*asked, *more]) == 1
     assert said in capsys.readouterr().err
 
@@ -134,4 +134,4 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(asked, more, said, capsys)
 def test_a_prompt_that_is_the_whole_text_is_refused():
     for n in (0, 9, 10):
         with pytest.raises(msrnn.Error, match=f"the prompt has {n} of 9 tokens"):
-            compare(CELL, tokens(0, 1, 9)[0], "tova:4", n)
+            measure_cost(CELL, tokens(0, 1, 9)[0], "tova:4", n)

@@ -1,4 +1,4 @@
-"""Lifetimes and shares are what looking after every step gives, and what the paper counted."""
+"""Lifetimes and shares equal those of the step loop and the averages of the paper."""
 
 import json
 from itertools import accumulate
@@ -12,17 +12,17 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.cli.main import main
 from msrnn.diagnostics.retention import eviction_steps
-from msrnn.eval.conditions import entries
-from msrnn.eval.retention import FIRST, Kept, lifetimes, look, recent_share, report
-from msrnn.eval.texts import chunks
-from msrnn.eval.token_classes import kinds, parts_of_speech
+from msrnn.eval.conditions import conditions
+from msrnn.eval.retention import N_FIRST, RetentionResult, lifetimes, measure_retention, recent_share, report
+from msrnn.eval.texts import split_into_chunks
+from msrnn.eval.token_classes import character_classes, parts_of_speech
 
 CELL = tiny_cell()
 TEXT = "The boat was small, the sea was not; and on the 3rd day the wind rose again. " * 6
 
 
 @pytest.mark.parametrize("reduction", ["tova:6", "h2o:6", "tova-head:4", "sinks:6:2", "window:5"])
-def test_lifetimes_and_shares_by_looking_at_each_step(reduction):
+def test_lifetimes_and_shares_equal_the_step_loop(reduction):
     T, size = 30, int(reduction.split(":")[1])
     text = tokens(4, 1, T)
     left, state = eviction_steps(CELL, text, reduction)[0], CELL.initial_state(1, reduction)
@@ -43,79 +43,79 @@ def test_lifetimes_and_shares_by_looking_at_each_step(reduction):
 
 
 @pytest.mark.parametrize(("size", "average"), [(256, 249), (512, 481), (1024, 897), (2048, 1537)])
-def test_counted_so_the_mean_is_the_paper_s(size, average):
+def test_mean_lifetime_equals_the_paper(size, average):
     """arXiv:2401.06104, table 2, row Avg: 4,096 tokens. A window stands for any operator."""
     p = torch.arange(4096)
     assert round(float(lifetimes((p + size).clamp(max=4096)).double().mean())) == average
 
 
-def laid(*pieces):
-    """A text and the spans of its pieces."""
-    ends = list(accumulate(map(len, pieces)))
-    return "".join(pieces), list(zip([0, *ends], ends, strict=False))
+def concatenated(*parts):
+    """Return the concatenated text and the spans of its parts."""
+    ends = list(accumulate(map(len, parts)))
+    return "".join(parts), list(zip([0, *ends], ends, strict=False))
 
 
-def test_kinds_of_tokens():
-    said = {
+def test_classes_of_tokens_by_characters():
+    expected = {
         **{"The": "word start", " cap": "word start", "tain": "inside word", "'s": "inside word", " boat": "word start"},
         **{"—": "punctuation", "white": "word start", " 3": "number", "rd": "inside word", ",": "punctuation"},
         **{" didn": "word start", "’t": "inside word", "\n\n": "white space", " “": "punctuation", "No": "word start"},
         **{"!”": "punctuation", " €": "punctuation", "": "other", "x": "word start", "_1": "number", "\u200b": "other"},
     }
-    text, spans = laid(*said)
-    assert dict(zip(said, kinds(text, spans), strict=True)) == said
+    text, spans = concatenated(*expected)
+    assert dict(zip(expected, character_classes(text, spans), strict=True)) == expected
 
 
 def test_parts_of_speech():
     pytest.importorskip("HanTa")
-    said = {
+    expected = {
         **{"The": "AT0", " cap": "NN1", "tain": "NN1", "’s": "POS", " old": "AJ0", " ship": "NN1", "": "–", " quickly": "AV0"},
         **{" sank": "VVD", ".": "PUN", " It": "PNP", " did": "VDD", "n't": "XX0", " rise": "VVI", "!": "PUN", "\n": "–"},
     }
-    text, spans = laid(*said)
-    assert dict(zip(said, parts_of_speech(text, spans), strict=True)) == said
+    text, spans = concatenated(*expected)
+    assert dict(zip(expected, parts_of_speech(text, spans), strict=True)) == expected
     assert parts_of_speech("", []) == []
 
 
-def test_a_record_is_what_the_trace_says():
+def test_a_result_follows_from_the_trace():
     cell, tokenizer = chat_cell(), tiny_tokenizer()
-    (chunk,) = chunks({"book": TEXT}, tokenizer, 50, 1)
-    for entry in entries(["tova", "h2o"], [7]):
-        kept = look(cell, chunk, entry, whole=True)
-        left = eviction_steps(cell, chunk.ids[None], entry.reduction)[0]
+    (chunk,) = split_into_chunks({"book": TEXT}, tokenizer, 50, 1)
+    for condition in conditions(["tova", "h2o"], [7]):
+        result = measure_retention(cell, chunk, condition, keep_steps=True)
+        left = eviction_steps(cell, chunk.ids[None], condition.reduction)[0]
         life = lifetimes(left).double().mean((0, 1))
-        assert kept.first == life[:FIRST].tolist()
-        assert kept.mean == pytest.approx(float(life.mean()))
-        assert kept.stays == float((left[..., 0] == 50).double().mean())
-        assert torch.tensor(kept.leaving).expand_as(left).equal(left)
-        assert len(kept.leaving[0]) == (1 if entry.row == "tova" else 2)
-        names = kinds(TEXT, chunk.spans)
-        for name, (count, steps) in kept.kinds.items():
+        assert result.first == life[:N_FIRST].tolist()
+        assert result.mean == pytest.approx(float(life.mean()))
+        assert result.first_retained == float((left[..., 0] == 50).double().mean())
+        assert torch.tensor(result.steps).expand_as(left).equal(left)
+        assert len(result.steps[0]) == (1 if condition.operator == "tova" else 2)
+        names = character_classes(TEXT, chunk.spans)
+        for name, (count, steps) in result.classes.items():
             mine = [life[i] for i in range(1, 50) if names[i] == name]
             assert (count, steps) == (len(mine), pytest.approx(float(sum(mine) / len(mine))))
-        assert sum(count for count, _ in kept.kinds.values()) == 49
-    assert look(cell, chunk, entry).leaving is None
+        assert sum(count for count, _ in result.classes.values()) == 49
+    assert measure_retention(cell, chunk, condition).steps is None
 
 
-def test_kinds_weigh_by_tokens_and_come_longest_first():
+def test_classes_are_weighted_by_tokens_and_sorted_by_lifetime():
     cell, tokenizer = chat_cell(), tiny_tokenizer()
-    made = chunks({"a": TEXT.replace("was", "w a s", 2)}, tokenizer, 40, 2)
-    records = [look(cell, c, e, whole=True) for c in made for e in entries(["tova"], [5, 9])]
-    table = next(t for t in report(records).tables if t.title.startswith("Mean lifetime by kind"))
-    assert table.columns == ["kind", "tokens", "5", "9"]
+    made = split_into_chunks({"a": TEXT.replace("was", "w a s", 2)}, tokenizer, 40, 2)
+    records = [measure_retention(cell, c, e, keep_steps=True) for c in made for e in conditions(["tova"], [5, 9])]
+    table = next(t for t in report(records).tables if t.title.startswith("Mean lifetime by token class"))
+    assert table.columns == ["class", "tokens", "5", "9"]
     assert [float(row[3]) for row in table.rows] == sorted((float(row[3]) for row in table.rows), reverse=True)
     of = {row[0]: row for row in table.rows}["inside word"]
-    found = [r.kinds["inside word"] for r in records if r.size == 9]
+    found = [r.classes["inside word"] for r in records if r.size == 9]
     assert found[0][0] != found[1][0]
     assert of[1] == str(found[0][0] + found[1][0])
     assert of[3] == f"{sum(n * s for n, s in found) / sum(n for n, _ in found):.0f}"
 
 
-def test_kinds_of_several_chunks_weigh_by_tokens():
-    facts = {"operator": "tova", "size": 4, "mean": 5.0, "first": [9.0], "stays": 1.0, "recent": [0.7], "seconds": 1.0}
+def test_classes_of_several_chunks_are_weighted_by_tokens():
+    facts = {"operator": "tova", "size": 4, "mean": 5.0, "first": [9.0], "first_retained": 1.0, "recent": [0.7], "seconds": 1.0}
     found = [{"word start": (1, 90.0), "number": (2, 40.0)}, {"word start": (9, 10.0)}]
-    made = [Kept(chunk=f"c {i}", kinds=k, leaving=[[[1]]] if i == 0 else None, **facts) for i, k in enumerate(found)]
-    table = next(t for t in report(made).tables if t.title.startswith("Mean lifetime by kind"))
+    made = [RetentionResult(chunk=f"c {i}", classes=k, steps=[[[1]]] if i == 0 else None, **facts) for i, k in enumerate(found)]
+    table = next(t for t in report(made).tables if t.title.startswith("Mean lifetime by token class"))
     assert table.rows == [["number", "2", "40"], ["word start", "10", "18"]]
 
 
@@ -130,6 +130,6 @@ def test_the_command(tmp_path, capsys):
     for name in ("first", "map", "layers"):
         assert imread(tmp_path / "out" / f"{name}-sinks-SIZE-1.png").std() > 0.05
     assert main([*asked, "--operators", "full"]) == 1
-    assert "full drops nothing of a chunk of 60 tokens" in capsys.readouterr().err
+    assert "full, which evicts no row of 60 tokens" in capsys.readouterr().err
     assert main([*asked, "--sizes", "60"]) == 1
-    assert "tova:60 drops nothing" in capsys.readouterr().err
+    assert "tova:60, which evicts no row" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A batch fills the budget, really, and its states are full ones."""
+"""The batch fills the budget, and its states are full."""
 
 import pytest
 import torch
@@ -9,15 +9,15 @@ from support.tiny_tokenizer import chat_cell
 import msrnn
 from msrnn import Cell
 from msrnn.cli.main import main
-from msrnn.eval.throughput import Speed, measure, report
+from msrnn.eval.throughput import ThroughputResult, measure_throughput, report
 
 CELL = tiny_cell(dtype=torch.float32)
 
 
 @pytest.mark.parametrize("reduction", ["window:8", "tova:8", "h2o:8", "full"])
-def test_the_batch_fills_the_budget_and_no_more(reduction):
-    sequence, batch, held, speed = measure(CELL, msrnn.parse_reduction(reduction), 100_000, 24, 3)
-    rows = 24 if reduction == "full" else 9  # a step leaves room for the row it drops
+def test_the_batch_fills_the_budget(reduction):
+    sequence, batch, held, speed = measure_throughput(CELL, msrnn.parse_reduction(reduction), 100_000, 24, 3)
+    rows = 24 if reduction == "full" else 9  # a step stores one row more before it evicts
     numbers = 4 * 8 if reduction == "h2o:8" else 0
     full = 2 * 2 * (rows * (2 * 6 * 4 + 8) + numbers) + 8
     assert sequence == pytest.approx(full, rel=0.1 if reduction == "full" else 0)
@@ -34,21 +34,19 @@ def test_the_timed_steps_end_at_the_length(monkeypatch):
         return step(self, token, state)
 
     monkeypatch.setattr(Cell, "step_", timed)
-    _, batch, _, _ = measure(CELL, msrnn.TOVA(8), 50_000, 24, 3)
+    _, batch, _, _ = measure_throughput(CELL, msrnn.TOVA(8), 50_000, 24, 3)
     assert clocks == [(1, 21), (1, 22), (1, 23), (batch, 21), (batch, 22), (batch, 23)]
 
 
 def test_a_budget_below_one_sequence_is_refused():
-    with pytest.raises(msrnn.Error, match=r"tova:8 holds [\d,]+ bytes a sequence; the budget is 100"):
-        measure(CELL, msrnn.TOVA(8), 100, 24, 3)
+    with pytest.raises(msrnn.Error, match=r"the budget is 100 bytes; expected at least [\d,]+, one sequence under tova:8"):
+        measure_throughput(CELL, msrnn.TOVA(8), 100, 24, 3)
 
 
-def test_speed_is_relative_to_the_unbounded():
-    rows = (
-        report([Speed("tova", 8, 10**6, 90, 9 * 10**7, 300.0), Speed("full", None, 10**7, 9, 9 * 10**7, 100.0)], 90, 64)
-        .tables[0]
-        .rows
-    )
+def test_throughput_is_relative_to_the_unbounded_state():
+    bounded = ThroughputResult("tova", 8, 10**6, 90, 9 * 10**7, 300.0)
+    unbounded = ThroughputResult("full", None, 10**7, 9, 9 * 10**7, 100.0)
+    rows = report([bounded, unbounded], 90, 64).tables[0].rows
     assert rows[0] == ["tova", "8", "1.00", "90", "90", "300", "3.00"]
     assert rows[1] == ["full", "unbounded", "10.00", "9", "90", "100", "1.00"]
 
@@ -61,9 +59,9 @@ def test_the_command(tmp_path, capsys):
     first = capsys.readouterr().out
     assert unpadded(first).count("| tova |") == 2
     assert main([*asked, "--out", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == first  # nothing is measured again
+    assert capsys.readouterr().out == first  # nothing is measured again, so the times are equal
     for more, said in {
-        ("--sizes", "28"): "tova:28 is not full after 28 tokens",
+        ("--sizes", "28"): "tova:28, which is not full after 28 tokens",
         ("--steps", "30", "--operators", "full"): "--steps is 30",
         ("--budget", "999999999"): "the machine has",
     }.items():

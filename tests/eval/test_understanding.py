@@ -1,4 +1,4 @@
-"""Published files are read, scores are the benchmark's, answers branch from one state. The records are made by hand."""
+"""Published file formats, scores of the benchmark, answers from one state per document. The data are handwritten."""
 
 import json
 import math
@@ -10,23 +10,23 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main
-from msrnn.eval.conditions import entries
+from msrnn.eval.conditions import conditions
 from msrnn.eval.questions import Question, f1, read_questions, rouge
-from msrnn.eval.understanding import Answered, answer, report
+from msrnn.eval.understanding import UnderstandingResult, answer_questions, report
 
 CELL, TOKENIZER = chat_cell(), tiny_tokenizer()
 STORY = "The boat was small, the sea was not; and on the 3rd day the wind rose again.\n" * 5
 
 
 def squality():
-    """As nyu-mll/SQuALITY@dc08d4f lays it out, one object a line."""
+    """Return data in the format of nyu-mll/SQuALITY@dc08d4f, one object per line."""
     asked = [
         {
             "question_text": f"What about {what}?",
             "question_number": n,
             "responses": [
                 {"worker_id": "6", "uid": "0c", "response_text": f"The {what} is small."},
-                {"worker_id": "5", "uid": "71", "response_text": f" Nobody knows the {what}, not at all. "},
+                {"worker_id": "5", "uid": "71", "response_text": f" It is the {what}, not at all. "},
             ],
         }
         for n, what in enumerate(("boat", "sea"), 1)
@@ -39,7 +39,7 @@ def squality():
 
 
 def qasper():
-    """As qasper-dev-v0.3.json is laid out (allenai/qasper-led-baseline@c982bee, fixtures/data/qasper_sample_tiny.json)."""
+    """Return data in the format of qasper-dev-v0.3.json (allenai/qasper-led-baseline@c982bee, qasper_sample_tiny.json)."""
     kinds = [
         {"unanswerable": True, "extractive_spans": [], "yes_no": None, "free_form_answer": ""},
         {"unanswerable": False, "extractive_spans": [], "yes_no": False, "free_form_answer": ""},
@@ -59,8 +59,8 @@ def test_squality_as_published(tmp_path):
     found = read_questions(tmp_path / "dev.jsonl")
     assert [(q.task, q.name, q.number) for q in found] == [("squality", n, i) for n in ("10", "20") for i in (0, 1)]
     assert found[1].document == STORY
-    assert found[1].references == ("The sea is small.", " Nobody knows the sea, not at all. ")
-    assert found[1].tail == "\nAnswer the question in a paragraph.\nQuestion: What about sea?\nAnswer:"
+    assert found[1].references == ("The sea is small.", " It is the sea, not at all. ")
+    assert found[1].prompt_suffix == "\nAnswer the question in a paragraph.\nQuestion: What about sea?\nAnswer:"
 
 
 def test_qasper_as_published(tmp_path):
@@ -68,7 +68,7 @@ def test_qasper_as_published(tmp_path):
     (found,) = read_questions(tmp_path / "dev.json")
     assert found.document == "Sailing\nShort.\nBoats\nOne.\nTwo."
     assert found.references == ("Unanswerable", "No", "a boat, the sea", "By wind.", "oars")
-    assert found.tail.endswith('answer "yes", "no", or "unanswerable".\nQuestion: How does it sail?\nAnswer:')
+    assert found.prompt_suffix.endswith('answer "yes", "no", or "unanswerable".\nQuestion: How does it sail?\nAnswer:')
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,12 @@ def test_qasper_as_published(tmp_path):
         ("a.json", "[" * 10000),
     ],
 )
-def test_another_file_is_refused(name, text, tmp_path):
+def test_other_formats_are_refused(name, text, tmp_path):
     (tmp_path / name).write_text(text)
-    with pytest.raises(msrnn.Error, match=r"a\.(jsonl?|txt) (is not as|is no data|has no question|cannot be read)|is empty"):
+    with pytest.raises(
+        msrnn.Error,
+        match=r"a\.(jsonl?|txt) (is not in the format|has no question|cannot be read)|is empty|expected a .jsonl file",
+    ):
         read_questions(tmp_path / name)
 
 
@@ -116,17 +119,17 @@ QUESTIONS = [
 
 
 @pytest.mark.parametrize("row", ["full", "tova", "h2o", "truncated"])
-def test_answers_from_one_reading_are_those_of_whole_prompts(row):
-    (entry,) = entries([row], [120] if row == "truncated" else [16])
-    tails = [TOKENIZER.encode(q.tail, add_special_tokens=False).ids for q in QUESTIONS]
+def test_answers_from_one_state_equal_those_of_whole_prompts(row):
+    (condition,) = conditions([row], [120] if row == "truncated" else [16])
+    tails = [TOKENIZER.encode(q.prompt_suffix, add_special_tokens=False).ids for q in QUESTIONS]
     limit = max(map(len, tails)) + 40
     if row == "truncated":
-        (entry,) = entries([row], [limit - 20])
-    found = answer(CELL, TOKENIZER, QUESTIONS, entry, limit, 9, None if row == "full" else [[7, 8, 9], [10]])
+        (condition,) = conditions([row], [limit - 20])
+    found = answer_questions(CELL, TOKENIZER, QUESTIONS, condition, limit, 9, None if row == "full" else [[7, 8, 9], [10]])
     room = 20 if row == "truncated" else 40
     for q, tail, got in zip(QUESTIONS, tails, found, strict=True):
         prompt = TOKENIZER.encode(STORY).ids[:room] + tail
-        new, _ = msrnn.generate(CELL, torch.tensor([prompt]), CELL.initial_state(1, entry.reduction), max_new_tokens=9)
+        new, _ = msrnn.generate(CELL, torch.tensor([prompt]), CELL.initial_state(1, condition.reduction), max_new_tokens=9)
         ids = new[0].tolist()
         ids = ids[: ids.index(2) + 1] if 2 in ids else ids
         assert got.ids == ids
@@ -134,25 +137,25 @@ def test_answers_from_one_reading_are_those_of_whole_prompts(row):
         assert got.score == f1(got.text, q.references)
         lost, n, own = 0.0, 0, ids if row == "full" else [[7, 8, 9], [10]][q.number]
         for text in q.references:
-            said = TOKENIZER.encode(f" {text}", add_special_tokens=False).ids
-            logits, _ = CELL(torch.tensor([prompt + said]), CELL.initial_state(1, entry.reduction))
-            lost -= float(logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(said)[:, None]).sum())
-            n += len(said)
+            reference = TOKENIZER.encode(f" {text}", add_special_tokens=False).ids
+            logits, _ = CELL(torch.tensor([prompt + reference]), CELL.initial_state(1, condition.reduction))
+            lost -= float(logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(reference)[:, None]).sum())
+            n += len(reference)
         assert got.nll == pytest.approx(lost / n)
-        logits, _ = CELL(torch.tensor([prompt + own]), CELL.initial_state(1, entry.reduction))
+        logits, _ = CELL(torch.tensor([prompt + own]), CELL.initial_state(1, condition.reduction))
         right = (logits[0, len(prompt) - 1 : -1].argmax(-1) == torch.tensor(own)).double().mean()
-        assert got.agreed == pytest.approx(float(right))
-        assert got.agreed == 1 or row != "full"
+        assert got.agreement == pytest.approx(float(right))
+        assert got.agreement == 1 or row != "full"
 
 
-def test_no_room_for_a_question_is_refused():
-    with pytest.raises(msrnn.Error, match="a prompt of 30 tokens has no room for a question of"):
-        answer(CELL, TOKENIZER, QUESTIONS, entries(["full"], [])[0], 30, 4)
+def test_a_question_longer_than_the_prompt_is_refused():
+    with pytest.raises(msrnn.Error, match="a prompt has 30 tokens; expected more than"):
+        answer_questions(CELL, TOKENIZER, QUESTIONS, conditions(["full"], [])[0], 30, 4)
 
 
-def test_tables_pair_questions():
-    made = [Answered("full", None, f"q {i}", [1], "x", 10.0 * i, 1.0, 2.0 + i) for i in range(3)]
-    made += [Answered("tova", 8, f"q {i}", [1], "x", 5.0, 0.5, 2.5 + i) for i in range(3)]
+def test_tables_contain_paired_differences():
+    made = [UnderstandingResult("full", None, f"q {i}", [1], "x", 10.0 * i, 1.0, 2.0 + i) for i in range(3)]
+    made += [UnderstandingResult("tova", 8, f"q {i}", [1], "x", 5.0, 0.5, 2.5 + i) for i in range(3)]
     score, agreed, nats = report(made, "qasper").tables
     assert score.rows[0] == ["full", "", "10.00 ± 5.77"]
     assert agreed.rows[1] == ["tova", "50.0%", ""]
@@ -172,10 +175,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main([*asked, "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == shown
     for more, said in {
-        ("--length", "30"): "a prompt of 30 tokens has no room for a question of",
-        ("--operators", "truncated"): "a prompt of 8 tokens has no room",
+        ("--length", "30"): "a prompt has 30 tokens; expected more than",
+        ("--operators", "truncated"): "a prompt has 8 tokens; expected more than",
         ("--data", "/nowhere.json"): "cannot read /nowhere.json",
-        ("--data", "/nowhere.txt"): "is no data of SQuALITY",
+        ("--data", "/nowhere.txt"): "expected a .jsonl file of SQuALITY",
     }.items():
         assert main([*asked, *more]) == 1
         assert said in capsys.readouterr().err

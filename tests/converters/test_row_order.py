@@ -18,7 +18,7 @@ def test_half_split_equals_the_formula_of_transformers(heads, half):
 
 
 def test_half_split_rotation_equals_that_of_metas_code():
-    """llama/model.py, ``apply_rotary_emb``: which rotates pairs (2i, 2i + 1) as complex numbers."""
+    """llama/model.py, ``apply_rotary_emb``, rotates pairs (2i, 2i + 1) as complex numbers."""
     w, x, rope, position = torch.randn(2 * 6, 5).double(), torch.randn(5).double(), Rope(50.0), torch.tensor([7])
     angle = 7 * 50.0 ** -(torch.arange(0, 6, 2).double() / 6)
     rotated = torch.view_as_complex((w @ x).view(2, 3, 2)) * torch.polar(torch.ones(3).double(), angle)

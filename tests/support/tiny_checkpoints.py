@@ -107,6 +107,13 @@ def write_folder(path, files):
     return path
 
 
+def write_meta(path, tiny, shards=None, **more):
+    """Write Meta's folder of tensors and config.json; a field with the value ``...`` is left out."""
+    tensors, config = tiny
+    params = {k: v for k, v in meta_params(config, **more).items() if v is not ...}
+    return write_folder(path, {"params.json": params, **pth_files(shards or [tensors])})
+
+
 def sharded(state, name, suffix):
     """Return two shards and their index."""
     names = sorted(state)

@@ -2,24 +2,10 @@
 
 import pytest
 import torch
-from support.tiny_checkpoints import make_checkpoint, meta_params, pth_files, split_model_parallel, to_meta, write_folder
+from support.tiny_checkpoints import split_model_parallel, write_meta
 
 import converters
 import msrnn
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Tensors with Meta's names and config.json of a tiny LLaMA."""
-    _, state, config = make_checkpoint("gqa", tmp_path_factory.mktemp("hf") / "hf")
-    return to_meta(state, config), config
-
-
-def write_meta(path, tiny, shards=None, **more):
-    """Write a folder; a field with the value ``...`` is left out."""
-    tensors, config = tiny
-    params = {k: v for k, v in meta_params(config, **more).items() if v is not ...}
-    return write_folder(path, {"params.json": params, **pth_files(shards or [tensors])})
 
 
 @pytest.mark.parametrize(("stored", "tied"), [("none", True), ("equal", True), ("other", False)])

@@ -1,19 +1,12 @@
 """Configs of Mistral's own folders."""
 
 import pytest
-from support.tiny_checkpoints import make_checkpoint, mistral_params, to_meta, write_folder
+from support.tiny_checkpoints import mistral_params, write_folder
 
 import converters
 import msrnn
 from converters.fields import Fields
 from converters.formats import mistral
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Tensors with Meta's names and config.json of a tiny LLaMA."""
-    _, state, config = make_checkpoint("gqa", tmp_path_factory.mktemp("hf") / "hf")
-    return to_meta(state, config), config
 
 
 def test_window_and_theta_of_the_published_models():

@@ -92,29 +92,23 @@ def _run_command(chat: Chat, line: str) -> str:
     if name in ("/undo", "/state", "/help") and argument:
         raise Error(f"{name}: the argument is {argument!r:.60}; expected none")
     path = os.path.expanduser(argument)
-    if name == "/undo":
-        chat.undo()
-        return _summary(chat)
-    if name == "/fork":
-        chat.fork(argument or None)
-        return _summary(chat)
-    if name == "/switch":
-        chat.switch(argument)
-        return _summary(chat)
     if name == "/save":
         chat.save(path)
         return f"{argument}: {_turns(chat, chat.name)}, {os.path.getsize(path) / 1e6:.2f} MB"
-    if name == "/load":
-        chat.load(path)
-        return _summary(chat)
     if name == "/state":
         return _state(chat)
     if name == "/help":
         return HELP
-    raise Error(f"{name!r:.60} is not a command; /help lists the commands")
-
-
-def _summary(chat: Chat) -> str:
+    if name == "/undo":
+        chat.undo()
+    elif name == "/fork":
+        chat.fork(argument or None)
+    elif name == "/switch":
+        chat.switch(argument)
+    elif name == "/load":
+        chat.load(path)
+    else:
+        raise Error(f"{name!r:.60} is not a command; /help lists the commands")
     return f"{chat.name}: {_turns(chat, chat.name)}, {int(chat.state.clock)} tokens read"
 
 

@@ -21,6 +21,7 @@ check: .venv/test.ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell msrnn converters docs README.md CHANGELOG.md CONTRIBUTING.md Makefile
 
 model: $(MODEL)/config.json
 

@@ -17,8 +17,7 @@ from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
 from .reductions.registry import parse_reduction
 from .reductions.stochastic import CaM, Keyformer, Random
 from .state.multistate import MultiState
-from .state.serialization import load_state
-from .state.state import State
+from .state.state import State, load_state
 
 __all__ = [
     "H2O",

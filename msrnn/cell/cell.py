@@ -15,7 +15,7 @@ from ..recurrence.trace import Trace
 from ..recurrence.unroll import Events
 from ..reductions.contract import Reduction
 from ..reductions.registry import per_layer
-from ..state.position_remapping import ABSOLUTE, Places
+from ..state.position_remapping import ABSOLUTE, PositionRemapping
 from ..state.state import State
 from ..storage.files import atomic_dir
 from ..storage.lazy_tensors import LazyTensor
@@ -57,7 +57,7 @@ class Cell(RecurrentNetwork):
         check_dtype(dtype)
         check_device(device)
         operators = per_layer(self.default_reduction if reduction is None else reduction, len(self.layers))
-        remapping = Places.named(places, self.rope)
+        remapping = PositionRemapping.from_name(places, self.rope)
         clock = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device)
         layers = [self.init_layer_state(batch_size, operator, clock, dtype or self.dtype) for operator in operators]
         return State((replace(H, places=remapping) for H in layers), self.fingerprint())
@@ -158,7 +158,7 @@ class Cell(RecurrentNetwork):
             Error: as a call.
         """
         tokens, lengths, state = self._check_text(tokens, state, lengths)
-        state = state.ordered()
+        state = state.sorted_by_position()
         recorders = [Events(scores=weights) for _ in self.layers]
         parts = [torch.zeros(len(tokens), 0, self.config.vocab_size if logits else 0, dtype=self.dtype, device=self.device)]
         for chunk in ChunkReader(self.unroll, tokens, lengths, state, recorders):

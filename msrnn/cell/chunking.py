@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..recurrence.unroll import Events
-from ..state.multistate import MultiState, join
+from ..state.multistate import MultiState
+from ..state.stacking import concat_batches
 from ..state.state import State
 
 CHUNK_TOKENS = 1024
@@ -69,7 +70,7 @@ class ChunkReader:
             recorder.last = stop == end
         x, layers = self._unroll(
             self._tokens[rows, start:stop],
-            self._state.ordered(),
+            self._state.sorted_by_position(),
             None if stop <= int(lengths.amin()) else active,
             self._recorders,
             donate=self._recorders is None and self._state is not self._input_state,
@@ -89,5 +90,5 @@ class ChunkReader:
             return self._state.clone() if self._state is self._input_state else self._state
         parts = [*self._finished, (self._rows, self._state)]
         original_order = torch.cat([rows for rows, _ in parts]).argsort()
-        layers = [join(layer) for layer in zip(*(state for _, state in parts), strict=True)]
+        layers = [concat_batches(layer) for layer in zip(*(state for _, state in parts), strict=True)]
         return self._state.with_layers(layers).select(original_order)

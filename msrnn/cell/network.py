@@ -78,7 +78,7 @@ class RecurrentNetwork(nn.Module, ABC):
         positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
         wide = torch.promote_types(dtype, torch.float32)
         row_stats = {name: keys.new_empty(*shape, *reduction.stat_shape(name), dtype=wide) for name in reduction.stat_names}
-        return MultiState(keys, keys.clone(), positions, clock, reduction, row_stats, gapless=True)
+        return MultiState(keys, keys.clone(), positions, clock, reduction, row_stats, no_empty_rows=True)
 
     # The same for all families.
 

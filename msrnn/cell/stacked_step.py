@@ -14,6 +14,7 @@ from torch import Tensor
 from ..layers.rotary import Rotation
 from ..recurrence.transition import reduce
 from ..state.multistate import MultiState
+from ..state.stacking import unstack
 from ..state.state import State
 from .layer import RecurrentLayer
 
@@ -43,9 +44,9 @@ def stacked_step(
         return None
     L, clock = len(layers), state.clock
     after = clock + (1 if active is None else active)
-    seen = replace(stacked, clock=clock.repeat(L)).opened(in_place=in_place or copied)  # (L B, K, S + 1, …)
+    seen = replace(stacked, clock=clock.repeat(L)).extended(in_place=in_place or copied)  # (L B, K, S + 1, …)
     keys, values = (rows.unflatten(0, (L, -1)).unbind() for rows in (seen.keys, seen.values))
-    empty = [None] * L if seen.gapless else seen.empty.unflatten(0, (L, -1)).unbind()
+    empty = [None] * L if seen.no_empty_rows else seen.empty.unflatten(0, (L, -1)).unbind()
     weights: list[Tensor] = []
     for i, layer in enumerate(layers):
         q, k, v = layer.project_qkv(x, rotation)
@@ -67,7 +68,7 @@ def _reduce_first(
         return ()
     first = seen.map(lambda x: x[: n * B].clone())
     H = reduce(first, torch.cat(weights), after.repeat(n), None if active is None else active.repeat(n))
-    return replace(H, clock=after).unstacked(n)
+    return unstack(replace(H, clock=after), n)
 
 
 def _continue_layerwise(

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
-from ..state.serialization import load_state, save_state
-from ..state.state import State
+from ..state.state import State, load_state
 from ..storage.safetensors_io import read_metadata
 from ..text.chat_template import Message
 
@@ -55,7 +54,7 @@ class Branch(NamedTuple):
         if Path(path).is_file() and "chat" not in read_metadata(path):
             raise Error(f"{path} exists and is not a saved chat; expected a new name")
         chat = {"messages": self.messages, "ids": self.checkpoints[-1].ids}
-        save_state(self.checkpoints[-1].state, path, {"chat": json.dumps(chat)})
+        self.checkpoints[-1].state.save(path, metadata={"chat": json.dumps(chat)})
 
 
 def load_branch(path: str | Path, cell: Cell, start: Checkpoint) -> Branch:

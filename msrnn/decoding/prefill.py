@@ -109,14 +109,14 @@ def _evict_once(H: MultiState, query: Tensor) -> MultiState:
     """Return H after evicting all rows above the size of its operator, by the scores for the last query ``(B, N, D)``."""
     operator = cast(DeferredEviction, H.reduction).operator
     H = replace(H, reduction=operator)
-    S, bound = H.positions.shape[2], H.bound
+    S, bound = H.positions.shape[2], H.capacity
     if bound is None or bound >= S:
         return H
     _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), H.empty)
     keys = H.keys.detach() if operator.needs_keys else None
     observation = Observation(weights, H.positions, H.clock - 1, H.row_stats, keys)
     score = retention_scores(operator, observation).expand(H.positions.shape).clone()
-    score[..., : H.pinned] = torch.inf
+    score[..., : H.n_learned] = torch.inf
     age = H.positions.masked_fill(H.positions == LEARNED, torch.iinfo(torch.int64).max)
     order = age.argsort(dim=-1, stable=True)  # absent rows first, then the oldest tokens, learned rows last
     score = score.masked_fill(H.empty, -torch.inf).gather(2, order)
@@ -125,4 +125,4 @@ def _evict_once(H: MultiState, query: Tensor) -> MultiState:
     def select(x: Tensor) -> Tensor:
         return x.gather(2, retained.view(*retained.shape, *(1,) * (x.ndim - 3)).expand(-1, -1, -1, *x.shape[3:]))
 
-    return H.with_rows({name: select(x) for name, x in H.rows.items()}, H.clock).ordered()
+    return H.with_rows({name: select(x) for name, x in H.rows.items()}, H.clock).sorted_by_position()

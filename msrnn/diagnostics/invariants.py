@@ -49,9 +49,9 @@ def _violation(H: MultiState, clock: int) -> str:
     """Return the first violated condition of one layer, or an empty string."""
     size, positions = H.reduction.size, H.positions.sort(-1).values[0]  # (K, S)
     assert isinstance(size, int), "a bounded layer"
-    if (positions[:, : H.pinned] != LEARNED).any():
-        return f"some of the {H.pinned} learned rows are missing"
-    positions = positions[:, H.pinned :]
+    if (positions[:, : H.n_learned] != LEARNED).any():
+        return f"some of the {H.n_learned} learned rows are missing"
+    positions = positions[:, H.n_learned :]
     expected, counts = min(clock, size), (positions != EMPTY).sum(-1)  # (K,)
     if H.clock.tolist() != [clock]:
         return f"the clock is {H.clock.tolist()}"

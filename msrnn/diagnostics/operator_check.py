@@ -17,8 +17,7 @@ from ..models.llama import Llama
 from ..reductions.contract import EMPTY, Reduction
 from ..reductions.registry import parse_reduction
 from ..state.multistate import MultiState
-from ..state.serialization import load_state
-from ..state.state import State
+from ..state.state import State, load_state
 
 SIZES = (5, 9, 17, 33, 65)
 """Sizes to check an operator with. The first one that its ``validate`` accepts is taken."""
@@ -147,7 +146,7 @@ def _compare(kind: str, path: str, found: State, expected: State) -> None:
 
 def _sorted(H: MultiState) -> dict[str, Tensor]:
     """Return the rows in order of position, 0 where a row is empty and where both states may hold infinities."""
-    H = H.ordered()
+    H = H.sorted_by_position()
     rows = {}
     for name, x in H.rows.items():
         absent = (H.positions == EMPTY).view(*H.positions.shape, *(1,) * (x.ndim - 3))

@@ -21,8 +21,7 @@ from ..errors import Error
 from ..reporting.report import Curves, Report, Table, format_significant
 from ..reporting.statistics import mean, paired
 from ..state.position_remapping import ABSOLUTE, RULES
-from ..state.serialization import load_state
-from ..state.state import State
+from ..state.state import State, load_state
 from .conditions import Condition, add_condition_arguments, conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import MAX_LOGITS, score_tokens

@@ -103,8 +103,10 @@ class Source(Half):
         """H_0, and but for the clock every H after it: the rows of ``source (B, S, E)`` where ``real (B, 1, S)``."""
         keys, values = self.attention.rows(source)  # (B, N, S, D)
         positions = repeat(torch.where(real, LEARNED, EMPTY), "B 1 S -> B N S", N=keys.shape[1])
-        pinned = int(real.sum(-1).amin())
-        return MultiState(keys, values, positions, clock, Full(), gapless=pinned == source.shape[1], pinned=pinned)
+        n_learned = int(real.sum(-1).amin())
+        return MultiState(
+            keys, values, positions, clock, Full(), no_empty_rows=n_learned == source.shape[1], n_learned=n_learned
+        )
 
     def step(
         self,
@@ -115,14 +117,14 @@ class Source(Half):
         rotation: Rotation | None = None,
         in_place: bool = False,
     ) -> tuple[Tensor, MultiState]:
-        read, _ = attend(self._query(x), H.keys, H.values, None if H.gapless else H.empty)
+        read, _ = attend(self._query(x), H.keys, H.values, None if H.no_empty_rows else H.empty)
         return self.post_attention(x, read), replace(H, clock=H.clock + (1 if active is None else active))
 
     def unroll(
         self, x: Tensor, H: MultiState, rotation: Rotation | None, active: Tensor | None, events: Events | None, before: Before
     ) -> tuple[Tensor, MultiState]:
         query = rearrange(self._query(x), "B T N D -> B N T D")
-        read, _ = attention(query, H.keys, H.values, None if H.gapless else ~H.empty[:, :, None])
+        read, _ = attention(query, H.keys, H.values, None if H.no_empty_rows else ~H.empty[:, :, None])
         clock = H.clock + (x.shape[1] if active is None else active.sum(1))
         return self.post_attention(x, rearrange(read, "B N T D -> B T N D")), replace(H, clock=clock)
 

@@ -88,9 +88,9 @@ class Learned(Cell):
 
         def renewed(H: MultiState, new: MultiState) -> MultiState:
             keys, values = (
-                torch.cat((ours, x[:, :, H.pinned :]), dim=2) for ours, x in ((new.keys, H.keys), (new.values, H.values))
+                torch.cat((ours, x[:, :, H.n_learned :]), dim=2) for ours, x in ((new.keys, H.keys), (new.values, H.values))
             )
-            return replace(H, keys=keys, values=values, room=None)
+            return replace(H, keys=keys, values=values, buffer=None)
 
         return state.with_layers(renewed(H, new) for H, new in zip(state, fresh, strict=True))
 
@@ -124,6 +124,6 @@ def _pinned(state: State, rows: list[tuple[Tensor, Tensor]]) -> list[MultiState]
         keys, values = (x.to(H.keys).expand(B, -1, -1, -1).contiguous() for x in (keys, values))
         positions = H.positions.new_full((B, K, P), LEARNED)
         row_stats = {name: x.new_zeros(B, K, P, *x.shape[3:]) for name, x in H.row_stats.items()}
-        return replace(H, keys=keys, values=values, positions=positions, row_stats=row_stats, pinned=P)
+        return replace(H, keys=keys, values=values, positions=positions, row_stats=row_stats, n_learned=P)
 
     return [pinned(H, *of) for H, of in zip(state, rows, strict=True)] if rows else list(state)

@@ -50,12 +50,12 @@ class Frame:
     @classmethod
     def of(cls, H: MultiState, active: Tensor | None, T: int) -> "Frame":
         """Of T tokens that ``H``, in order, is to read; ``active (B, T)``, None: all are read. Waits for the device."""
-        B, bound = len(H.clock), H.bound
-        even, device = active is None and H.gapless, H.clock.device
+        B, bound = len(H.clock), H.capacity
+        even, device = active is None and H.no_empty_rows, H.clock.device
         time = torch.arange(T, device=device)
         read = torch.ones(B, T, dtype=torch.bool, device=device) if active is None else active
         clock = token_positions(H.clock, active, T)
-        empty = H.empty[:, :1] if H.gapless or bool((H.positions == H.positions[:, :1]).all()) else H.empty
+        empty = H.empty[:, :1] if H.no_empty_rows or bool((H.positions == H.positions[:, :1]).all()) else H.empty
         alone = torch.where(read, T, time)[:, None].expand(-1, empty.shape[1], -1)
         until = torch.cat((torch.where(empty, -1, T), alone), dim=-1)
         held = (~empty).sum(-1)[:, None] + read.cumsum(1)[..., None]  # (B, T, 1 or K), if nobody leaves

@@ -36,7 +36,7 @@ class Block:
             is not read is seen by itself alone. 1 where it is the same for all heads.
         numbers: the operator's, ``(B, K, R)`` or ``(B, K, R, n)`` each, before the first token.
         keys: ``(B, K, R, D)`` of an operator that is ``keyed``, otherwise None.
-        pinned: how many rows, the first ones, never leave.
+        n_learned: how many rows, the first ones, never leave.
     """
 
     reduction: Reduction
@@ -46,7 +46,7 @@ class Block:
     until: Tensor
     row_stats: dict[str, Tensor]
     keys: Tensor | None = None
-    pinned: int = 0
+    n_learned: int = 0
 
     @property
     def T(self) -> int:
@@ -70,22 +70,22 @@ class Look:
         numbers: after each token, ``(B, t, K, R)`` each.
         score: ``(B, t, 1 or K, R)``, the operator's, whatever on rows that are not there.
         hidden: ``(B, t, 1 or K, R)`` bool, the rows that are not there.
-        pinned: how many rows, the first ones, never leave.
+        n_learned: how many rows, the first ones, never leave.
     """
 
     weights: Tensor
     row_stats: dict[str, Tensor]
     score: Tensor
     hidden: Tensor
-    pinned: int
+    n_learned: int
     tie_tolerance: float
 
     @property
     def excluded(self) -> Tensor:
         """``(B, t, 1 or K, R)`` bool: rows that cannot be evicted, because they are absent or learned."""
-        if not self.pinned:
+        if not self.n_learned:
             return self.hidden
-        return self.hidden | (torch.arange(self.hidden.shape[-1], device=self.hidden.device) < self.pinned)
+        return self.hidden | (torch.arange(self.hidden.shape[-1], device=self.hidden.device) < self.n_learned)
 
     def cost(self) -> Tensor:
         """``(B, t, 1 or K, R)``: the score, +inf on excluded rows, to propose evictions by. Near-ties become ties."""
@@ -104,7 +104,7 @@ class Look:
         """The first ``stop`` tokens of it."""
         row_stats = {name: x[:, :stop] for name, x in self.row_stats.items()}
         part = (self.weights[:, :, :, :stop], row_stats, self.score[:, :stop], self.hidden[:, :stop])
-        return Look(*part, self.pinned, self.tie_tolerance)
+        return Look(*part, self.n_learned, self.tie_tolerance)
 
     def last(self) -> dict[str, Tensor]:
         """The numbers after the last token, ``(B, K, R)`` each."""
@@ -208,13 +208,13 @@ def _look(
             after[name] = torch.where(still, old, x)
     if scored:
         seen = seen._replace(row_stats={name: aside(x) for name, x in after.items()}) if after else seen
-        n_rows = operator.size + block.pinned + 1 if isinstance(operator.size, int) and not every_row else None
+        n_rows = operator.size + block.n_learned + 1 if isinstance(operator.size, int) and not every_row else None
         score = retention_scores(operator, seen, active, n_rows).unflatten(0, (B, T))
-        if block.pinned:
-            score[..., : block.pinned] = torch.inf
+        if block.n_learned:
+            score[..., : block.n_learned] = torch.inf
     else:
         score = weights.new_zeros(()).expand(B, T, 1, hidden.shape[-1])
-    return Look(weights, after, score, hidden[:, :, : score.shape[2]], block.pinned, operator.tie_tolerance)
+    return Look(weights, after, score, hidden[:, :, : score.shape[2]], block.n_learned, operator.tie_tolerance)
 
 
 def _cheapest(cost: Tensor, k: int, ties: bool) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import Error
 from ..reductions.contract import EMPTY
-from ..state.multistate import MultiState, alike, join, stack_kept
+from ..state.multistate import MultiState
+from ..state.stacking import can_stack, concat_batches, stack_and_keep
 from ..state.state import State
 from .unroll import Events, fold
 
@@ -60,7 +61,7 @@ class LayerTrace:
     """
 
     def __init__(self, H: MultiState, events: Events):
-        self._before, self._events = H.ordered(), events
+        self._before, self._events = H.sorted_by_position(), events
         if events and events[0].held is not None:
             self.rows, (self._keys, self._values), self.active = events[0].rows, events[0].held, events[0].active
         else:
@@ -71,7 +72,7 @@ class LayerTrace:
             self.active = torch.cat([nothing[:, 0].bool(), *(e.active for e in events)], dim=1)  # (B, T)
         S = self._before.positions.shape[2]  # what a step in place may write over later is not looked at again
         self._before = replace(
-            self._before, keys=self._keys[:, :, :S], values=self._values[:, :, :S], positions=self.rows[:, :, :S], room=None
+            self._before, keys=self._keys[:, :, :S], values=self._values[:, :, :S], positions=self.rows[:, :, :S], buffer=None
         )
         self.scores = self._scattered() if events.scores else None
 
@@ -97,12 +98,12 @@ class LayerTrace:
             active = self.active[rows, :most] & (torch.arange(most, device=n.device) < n[:, None])
             return fold(q, k, v, self._before.select(rows), active)[1]
         if self.simple:
-            every, even = self.every(cut), self.gapless and cut.level
+            every, even = self.every(cut), self.no_empty_rows and cut.level
             if operator.size is None and even and len(n):  # nothing left
                 end = self._before.positions.shape[2] + int(n[0])
                 first = {name: x[:, :, :end] for name, x in every.rows.items()}
-                return every.with_rows(first, every.clock, gapless=True)
-            return every.keep(cut.stay(self.until), even=even)
+                return every.with_rows(first, every.clock, no_empty_rows=True)
+            return every.keep_rows(cut.stay(self.until), uniform=even)
         # numbers are kept at the beginning of each block; from there on the block's own part is read again
         starts = torch.tensor([0, *(e.q.shape[2] for e in self._events)], device=n.device).cumsum(0)
         blocks = (torch.searchsorted(starts, n, right=True) - 1).clamp(max=len(self._events) - 1)
@@ -110,7 +111,7 @@ class LayerTrace:
         for i in blocks.unique().tolist():
             some, e = (blocks == i).nonzero()[:, 0], self._events[i]
             begin = Cut.of(self.active, starts[i].expand_as(some), rows[some])
-            H = self.every(begin).keep(begin.stay(self.until), even=self.gapless and begin.level)
+            H = self.every(begin).keep_rows(begin.stay(self.until), uniform=self.no_empty_rows and begin.level)
             S = H.positions.shape[2]  # of some rows, no more columns than the fullest of them needs
             H = replace(H, row_stats={name: x.index_select(0, rows[some])[:, :, :S] for name, x in e.row_stats.items()})
             more = n[some] - starts[i]
@@ -120,7 +121,7 @@ class LayerTrace:
             parts.append(fold(q, k, v, H, active)[1])
             order.append(some)
         back = torch.cat(order).argsort()
-        return join(parts).select(back)
+        return concat_batches(parts).select(back)
 
     def _since(self, name: str, after: Tensor) -> Tensor:
         """``(B, T + 1, K, R, …)``: one of the operator's numbers before the first token, and after each."""
@@ -135,9 +136,9 @@ class LayerTrace:
         return bool(self._events) and not operator.merges_values and (after is not None or not operator.stat_names)
 
     @property
-    def gapless(self) -> bool:
+    def no_empty_rows(self) -> bool:
         """Whether no row was empty before the first token."""
-        return self._before.gapless
+        return self._before.no_empty_rows
 
     def every(self, cut: Cut) -> MultiState:
         """:meth:`at` before any row has gone; without the operator's numbers, where they are not at hand."""
@@ -146,7 +147,9 @@ class LayerTrace:
         keys, values, positions = rows if cut.every else (x.index_select(0, cut.rows) for x in rows)
         row_stats = {name: self._since(name, x)[cut.rows, cut.n] for name, x in (after or {}).items()}
         clock = before.clock[cut.rows] + cut.read
-        return replace(before, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, gapless=False)
+        return replace(
+            before, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, no_empty_rows=False
+        )
 
     @cached_property
     def until(self) -> Tensor:
@@ -175,8 +178,8 @@ class LayerTrace:
         start = 0
         for rows, score in blocks:
             index = self._row_of(rows).masked_fill(rows == EMPTY, R)  # (B, K, R of the block)
-            index[..., : self._before.pinned] = torch.arange(
-                self._before.pinned, device=index.device
+            index[..., : self._before.n_learned] = torch.arange(
+                self._before.n_learned, device=index.device
             )  # no position tells them apart
             index = index[:, :heads]
             stop = start + score.shape[2]
@@ -228,11 +231,11 @@ class Trace:
         if not _within(count, T):
             raise Error(f"at: n is {count.tolist() if B > 1 else int(count[0])}; expected 0 to {T}, the tokens read")
         cut = Cut.of(self[0].active, count, rows)
-        if B and cut.level and all(layer.simple and layer.gapless for layer in self):
+        if B and cut.level and all(layer.simple and layer.no_empty_rows for layer in self):
             layers = [layer.every(cut) for layer in self]
-            if alike(layers) and not any(x.requires_grad for H in layers for x in H.rows.values()):
+            if can_stack(layers) and not any(x.requires_grad for H in layers for x in H.rows.values()):
                 until = torch.stack([layer.until for layer in self])
-                return self._state.from_stacked(stack_kept(layers, cut.stay(until)))
+                return self._state.from_stacked(stack_and_keep(layers, cut.stay(until)))
         layers = [layer.at(cut) for layer in self]
         return self._state.with_layers(replace(H, clock=layers[0].clock) for H in layers)
 

@@ -44,8 +44,8 @@ def advance(
         ``(B, N, D)``, and the new H.
     """
     seen = H.append(k, v, in_place=in_place)  # S + 1 rows
-    q, keys = (q, seen.keys) if seen.places is None else seen.places.turned(q, seen.keys, seen.positions, seen.pinned)
-    read, weights = attend(q, keys, seen.values, None if seen.gapless else seen.empty)
+    q, keys = (q, seen.keys) if seen.places is None else seen.places.rotate(q, seen.keys, seen.positions, seen.n_learned)
+    read, weights = attend(q, keys, seen.values, None if seen.no_empty_rows else seen.empty)
     return read, reduce(seen, weights, clock, active, keys)
 
 
@@ -77,15 +77,15 @@ def reduce(
         row_stats = {
             name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, seen.row_stats[name]) for name, x in row_stats.items()
         }
-    if seen.bound is None or seen.bound > S:
+    if seen.capacity is None or seen.capacity > S:
         if active is not None:
             positions[..., S].masked_fill_(~active[:, None], EMPTY)
         row_stats = {name: x.contiguous() for name, x in row_stats.items()}
-        return replace(seen, clock=clock, row_stats=row_stats, gapless=seen.gapless and active is None)
-    score = retention_scores(operator, observation, active, n_rows=seen.bound + 1)
-    if not seen.gapless:
+        return replace(seen, clock=clock, row_stats=row_stats, no_empty_rows=seen.no_empty_rows and active is None)
+    score = retention_scores(operator, observation, active, n_rows=seen.capacity + 1)
+    if not seen.no_empty_rows:
         score = score.masked_fill(seen.empty[:, : score.shape[1]], -torch.inf)  # an empty row is filled before any is evicted
-    row = select_evicted_row(score, positions, seen.pinned, operator.tie_tolerance).expand(positions.shape[:2])  # (B, K)
+    row = select_evicted_row(score, positions, seen.n_learned, operator.tie_tolerance).expand(positions.shape[:2])  # (B, K)
     if active is not None:
         row = torch.where(active[:, None], row, S)  # the row of a token that is not read is dropped
     needs_grad = weights.requires_grad or seen.values.requires_grad  # autograd keeps all that was read
@@ -99,8 +99,8 @@ def reduce(
     row_stats = {name: _overwrite(x, row, False) for name, x in row_stats.items()}
     keys, values, positions = keys[:, :, :S], values[:, :, :S], positions[:, :, :S]
     row_stats = {name: x[:, :, :S].clone() for name, x in row_stats.items()}
-    room = None if needs_grad else seen.room
-    return replace(seen, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, room=room)
+    buffer = None if needs_grad else seen.buffer
+    return replace(seen, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, buffer=buffer)
 
 
 def next_stats(operator: Reduction, observation: Observation, active: Tensor | None = None) -> dict[str, Tensor]:

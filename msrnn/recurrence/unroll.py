@@ -115,16 +115,16 @@ def fold(
     if H.places and events is None and not _at_once(H):
         return _by_steps(q, k, v, H, active)
     length, read, T = _length(H), [], k.shape[2]
-    H, before = H.ordered(), Before() if before is None else before
+    H, before = H.sorted_by_position(), Before() if before is None else before
     graph = any(x.requires_grad for x in (q, k, v, H.keys, H.values))  # it may keep the rows
     for start in range(0, T, length):
         cut = slice(start, min(start + length, T))
         now = None if active is None else active[:, cut]
-        key = (start, cut.stop, H.positions.shape[2], H.bound)
-        frame = before.frames.get(key) if H.gapless else None
+        key = (start, cut.stop, H.positions.shape[2], H.capacity)
+        frame = before.frames.get(key) if H.no_empty_rows else None
         if frame is None:
             frame = Frame.of(H, now, cut.stop - start)
-            if H.gapless:
+            if H.no_empty_rows:
                 before.frames[key] = frame
         last = cut.stop == T and events is not None and events.last
         own = not graph and (before.own or start > 0)
@@ -148,7 +148,7 @@ def _at_once(H: MultiState) -> bool:
     """Whether the places of many tokens' rows can be counted at once: nobody has to look to know who leaves."""
     o = H.reduction
     looks = o.needs_weights or o.needs_keys or o.merges_values or o.stat_names
-    return H.places is not None and H.places.rope.relative and not (looks or H.pinned)
+    return H.places is not None and H.places.rope.relative and not (looks or H.n_learned)
 
 
 def _length(H: MultiState) -> int:
@@ -182,7 +182,7 @@ def _block(
     new = frame.clock if frame.even else frame.clock.masked_fill(~frame.active, EMPTY)
     positions = torch.cat((H.positions, new[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
     one = H.places and not _at_once(H)  # token, at its place
-    turned, keys = H.places.turned(q[:, :, 0], kept, positions, H.pinned) if H.places and one else (q, kept)
+    turned, keys = H.places.rotate(q[:, :, 0], kept, positions, H.n_learned) if H.places and one else (q, kept)
     queries = turned.reshape(*q.shape).unflatten(1, (K, -1))  # (B, K, G, T, D)
     block, known, looks = _entered(queries, keys, positions, H, frame), before.blind.get(start), list[Look]()
     if known and known.reduction == H.reduction and known.positions.equal(block.positions) and events is None:
@@ -193,7 +193,7 @@ def _block(
             before.blind[start] = block
     if H.places and not one:
         hidden = block.hidden(0, T)
-        logits = mask(H.places.logits(queries, keys, positions, hidden), hidden[:, :, None])
+        logits = mask(H.places.attention_logits(queries, keys, positions, hidden), hidden[:, :, None])
         read = logits.softmax(dim=-1).to(values.dtype).flatten(2, 3) @ values  # (B, K, G T, D)
     elif not H.reduction.needs_weights:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
@@ -218,10 +218,10 @@ def _block(
     if H.reduction.merges_values:
         values = _merged(block, looks[-1], values)
     rows = {"keys": kept, "values": values, "positions": positions, **row_stats}
-    grown = H.with_rows(rows, clock, gapless=frame.even)
+    grown = H.with_rows(rows, clock, no_empty_rows=frame.even)
     if frame.still and frame.even:
         return read, grown
-    return read, grown.keep(block.until == T, even=frame.even, over=H if own else None)
+    return read, grown.keep_rows(block.until == T, uniform=frame.even, out=H if own else None)
 
 
 def _merged(block: Block, look: Look, values: Tensor) -> Tensor:
@@ -247,4 +247,4 @@ def _entered(q: Tensor, keys: Tensor, positions: Tensor, H: MultiState, frame: F
         logits = _logits(q, keys).detach().add_(frame.veil)
     row_stats = {name: torch.cat((x, x.new_zeros(B, K, T, *x.shape[3:])), dim=2) for name, x in H.row_stats.items()}
     seen = keys.detach() if H.reduction.needs_keys else None
-    return Block(H.reduction, frame, logits, positions, frame.until, row_stats, seen, H.pinned)
+    return Block(H.reduction, frame, logits, positions, frame.until, row_stats, seen, H.n_learned)

@@ -1,14 +1,14 @@
-"""A state on disk: one safetensors file with the rows, the clock, the operators and what tells the cell."""
+"""Layers of a state to and from one safetensors file: rows, clock, operators and the fingerprint of the cell."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import Error, check_device
+from ..errors import Error
 from ..layers.rotary import KINDS
 from ..reductions.contract import EMPTY, LEARNED, Reduction
 from ..reductions.registry import kinds
@@ -17,104 +17,125 @@ from ..storage.lazy_tensors import LazyTensor
 from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
 from .fingerprint import Fingerprint
 from .multistate import MultiState
-from .position_remapping import Places
-from .state import State
+from .position_remapping import PositionRemapping
 
-FORMAT, VERSION = "msrnn-state", "1"
+FORMAT, VERSION = "msrnn-state", "2"
 
 
-def save_state(state: State, path: str | Path, more: Mapping[str, str] | None = None) -> None:
-    """Write ``state`` to one safetensors file: rows, clock, operators with their numbers, the cell's fingerprint; and ``more``
-    text beside them, by name, for ``safetensors_io.read_metadata``.
+def write_layers(
+    layers: Sequence[MultiState], fingerprint: Fingerprint, path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the layers of a state to one safetensors file.
+
+    Args:
+        metadata: further texts by name, to be stored in the metadata of the file.
 
     Raises:
-        Error: an operator whose settings are not JSON; a place that cannot be written to.
+        Error: the settings of an operator cannot be written and read back, or the path cannot be written to.
     """
-    tensors = {f"layers.{i}.{name}": LazyTensor.of(x) for i, H in enumerate(state) for name, x in H.rows.items()}
-    operators = [{"operator": type(H.reduction).__name__, **asdict(H.reduction)} for H in state]
-    try:
-        operators_text = json.dumps(operators)
-    except TypeError as wrong:
-        raise Error(f"save: the settings of {state[0].reduction} cannot be written as JSON ({wrong})") from None
-    about = {
-        **(more or {}),
+    tensors = {f"layers.{i}.{name}": LazyTensor.of(x) for i, H in enumerate(layers) for name, x in H.rows.items()}
+    entries = {
+        **(metadata or {}),
         "format": FORMAT,
         "version": VERSION,
-        "operators": operators_text,
-        "cell": json.dumps(asdict(state.fingerprint)),
+        "operators": json.dumps([_operator_to_dict(H.reduction) for H in layers]),
+        "cell": json.dumps(asdict(fingerprint)),
     }
-    if state.places is not None:
-        kind = next(name for name, rope in KINDS.items() if type(state.places.rope) is rope)
-        about["places"] = json.dumps({"rule": state.places.rule, "rope": {"kind": kind, **asdict(state.places.rope)}})
-    with atomic_file(path) as beside:
-        write_tensors(beside, {**tensors, "clock": LazyTensor.of(state.clock)}, about)
+    if (places := layers[0].places) is not None:
+        kind = next(name for name, rope in KINDS.items() if type(places.rope) is rope)
+        entries["places"] = json.dumps({"rule": places.rule, "rope": {"kind": kind, **asdict(places.rope)}})
+    with atomic_file(path) as staging:
+        write_tensors(staging, {**tensors, "clock": LazyTensor.of(layers[0].clock)}, entries)
 
 
-def load_state(path: str | Path, *, device: torch.device | str | None = None) -> State:
-    """Read a state that :meth:`State.save` wrote. An operator of one's own has to be defined (imported) before.
+def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint]:
+    """Read what :func:`write_layers` wrote.
 
     Raises:
-        Error: a file that is missing, corrupt or no state; rows that contradict the operator or the clock.
+        Error: the file is missing, damaged, or not a saved state; an operator is not defined; or rows contradict their operator
+            or the clock.
     """
-    check_device(device)
-    about, tensors = read_metadata(path), dict(read_tensors(path))
-    if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-        raise Error(f"{path} is not a saved state (format {about.get('format')!r}, version {about.get('version')!r})")
+    metadata, tensors = read_metadata(path), dict(read_tensors(path))
+    if metadata.get("format") != FORMAT:
+        raise Error(f"{path} is not a saved state (format {metadata.get('format')!r})")
+    if metadata.get("version") != VERSION:
+        found = metadata.get("version")
+        raise Error(f"{path} is a saved state of version {found!r}; expected {VERSION!r}. To get one, read the text again")
     try:
-        operators = json.loads(about["operators"], object_pairs_hook=reject_duplicate_keys)
-        reductions = [_operator(facts) for facts in operators]
-        places = _places(about["places"]) if "places" in about else None
+        operators = json.loads(metadata["operators"], object_pairs_hook=reject_duplicate_keys)
+        reductions = [_operator_from_dict(fields) for fields in operators]
+        places = _places(metadata["places"]) if "places" in metadata else None
         clock = tensors.pop("clock")
-        fingerprint = _fingerprint(json.loads(about["cell"], object_pairs_hook=reject_duplicate_keys))
+        fingerprint = _fingerprint(json.loads(metadata["cell"], object_pairs_hook=reject_duplicate_keys))
         layers = []
         for i, reduction in enumerate(reductions):
-            rows = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions", *reduction.stat_names)}
+            names = ("keys", "values", "positions", *reduction.stat_names)
+            rows = {name: tensors.pop(f"layers.{i}.{name}") for name in names}
             row_stats = {name: rows[name] for name in reduction.stat_names}
             H = MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, row_stats, places=places)
-            pinned = int((H.positions == LEARNED).all(0).all(0).sum())
-            layers.append(replace(H, gapless=not bool(H.empty.any()), pinned=pinned))
+            n_learned = int((H.positions == LEARNED).all(0).all(0).sum())
+            layers.append(replace(H, no_empty_rows=not bool(H.empty.any()), n_learned=n_learned))
     except Error:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as wrong:
-        raise Error(f"{path}: the state is incomplete or damaged ({type(wrong).__name__}: {wrong})") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise Error(f"{path}: the state is incomplete or damaged ({type(error).__name__}: {error})") from None
     if tensors:
         raise Error(f"{path}: tensor {next(iter(tensors))!r} is not part of a state")
     if not layers:
         raise Error(f"{path}: the state has no layers")
     for i, H in enumerate(layers):
         _check_layer(H, layers[0], f"{path}: layer {i}")
-    state = State(layers, fingerprint)
-    return state if device is None else state.to(device)
+    return layers, fingerprint
+
+
+def _operator_name(kind: type[Reduction]) -> str:
+    """Return the name of an operator class in a file: ``TOVA`` for one of the library, else ``module.Class``."""
+    return kind.__qualname__ if kind.__module__.split(".")[0] == "msrnn" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _operator_to_dict(operator: Reduction) -> dict[str, Any]:
+    """Return the class and the settings of an operator, and check that they can be read back."""
+    fields = {"class": _operator_name(type(operator)), "settings": asdict(operator)}
+    try:
+        again = _operator_from_dict(json.loads(json.dumps(fields)))
+    except (TypeError, ValueError) as error:
+        raise Error(f"save: the settings of {operator} cannot be saved ({error})") from None
+    if type(again) is not type(operator) or again != operator:
+        raise Error(f"save: {operator} would be read back as {again!r:.60}; expected settings that JSON preserves")
+    return fields
+
+
+def _operator_from_dict(fields: dict[str, Any]) -> Reduction:
+    """Return an operator from its class name, among the classes that are defined. Nothing is imported."""
+    name = fields["class"]
+    named = [kind for kind in kinds() if _operator_name(kind) == name]
+    if not named:
+        raise Error(f"operator {name!r} is not defined; import the class before loading the state")
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in fields["settings"].items()}
+    return named[-1](**settings)
 
 
 def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
-    facts, dtype, values = cell["signature"], cell["dtype"], cell["values"]
-    plain = isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
-    if not (plain and isinstance(facts, str) and isinstance(dtype, str)):
-        raise TypeError("the cell is not told by two texts and numbers")
-    return Fingerprint(facts, dtype, tuple(map(float, values)))
+    signature, dtype, values = cell["signature"], cell["dtype"], cell["values"]
+    numbers = isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
+    if not (numbers and isinstance(signature, str) and isinstance(dtype, str)):
+        raise TypeError("the fingerprint is not a signature, a dtype and numbers")
+    return Fingerprint(signature, dtype, tuple(map(float, values)))
 
 
-def _places(text: str) -> Places:
-    facts = json.loads(text, object_pairs_hook=reject_duplicate_keys)
-    rope = KINDS[facts["rope"].pop("kind")](**facts.pop("rope"))
-    return Places(**facts, rope=rope)
-
-
-def _operator(facts: dict[str, Any]) -> Reduction:
-    """An operator by the name of its class, among those defined so far; nothing is imported for it."""
-    name = facts.pop("operator")
-    named = [kind for kind in kinds() if kind.__name__ == name]
-    if not named:
-        raise Error(f"operator {name!r} is not defined; import the class before the state is loaded")
-    return named[-1](**{key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()})
+def _places(text: str) -> PositionRemapping:
+    fields = json.loads(text, object_pairs_hook=reject_duplicate_keys)
+    rope = KINDS[fields["rope"].pop("kind")](**fields.pop("rope"))
+    return PositionRemapping(**fields, rope=rope)
 
 
 def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
+    """Refuse rows that contradict the first layer, the operator or the clock."""
     B, K, S, _ = H.keys.shape if H.keys.ndim == 4 else (0, 0, 0, 0)
-    pinned, clock = H.pinned, H.clock
-    alone = H.reduction.size is None and bool((H.positions < 0).all())  # such rows and no others: a batch may be ragged
-    least = LEARNED if alone else EMPTY
+    clock, n = H.clock, H.n_learned
+    # in an H with learned and empty rows only, the batch may be ragged
+    only_learned = H.reduction.size is None and bool((H.positions < 0).all())
+    lowest = LEARNED if only_learned else EMPTY
     sound = (
         H.keys.is_floating_point()
         and H.keys.shape == H.values.shape == (first.keys.shape[0], first.keys.shape[1], S, first.keys.shape[3])
@@ -122,14 +143,13 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
         and H.positions.shape == (B, K, S)
         and H.positions.dtype == clock.dtype == torch.int64
         and clock.shape == (B,)
-        and all(
-            x.shape == (B, K, S, *H.reduction.stat_shape(name)) and x.is_floating_point() for name, x in H.row_stats.items()
-        )
+        and all(x.shape == (B, K, S, *H.reduction.stat_shape(name)) for name, x in H.row_stats.items())
+        and all(x.is_floating_point() for x in H.row_stats.values())
         and not isinstance(H.reduction.size, tuple)
-        and (H.bound is None or H.bound >= S)
+        and (H.capacity is None or H.capacity >= S)
         and bool(((clock >= 0) & (clock < 2**62)).all())
-        and bool((H.positions[..., :pinned] == LEARNED).all())
-        and bool(((H.positions[..., pinned:] >= least) & (H.positions < clock[:, None, None])[..., pinned:]).all())
+        and bool((H.positions[..., :n] == LEARNED).all())
+        and bool(((H.positions[..., n:] >= lowest) & (H.positions < clock[:, None, None])[..., n:]).all())
     )
     if not sound:
         raise Error(f"{where}: rows of shape {tuple(H.keys.shape)} contradict the operator {H.reduction} or the clock")

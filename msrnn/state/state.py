@@ -1,8 +1,7 @@
 """The state of a cell: the KV caches of all layers, as one value that the caller owns."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -10,8 +9,11 @@ from torch import Tensor
 
 from ..errors import Error, check_device, check_dtype
 from .fingerprint import Fingerprint
-from .multistate import MultiState, stack
-from .position_remapping import Places
+from .multistate import MultiState
+from .position_remapping import PositionRemapping
+from .serialization import read_layers, write_layers
+from .stacking import stack, unstack
+from .summary import nbytes, summarize
 
 
 class State:
@@ -36,7 +38,7 @@ class State:
     def _unstack(self) -> tuple[MultiState, ...]:
         if self._layers is None:
             assert self._stacked is not None
-            self._layers = self._stacked.unstacked(self._n_layers)
+            self._layers = unstack(self._stacked, self._n_layers)
         return self._layers
 
     @property
@@ -90,14 +92,14 @@ class State:
         return self._held[0].keys.device
 
     @property
-    def places(self) -> Places | None:
+    def places(self) -> PositionRemapping | None:
         """The position remapping; None: rows are read at their own positions."""
         return self._held[0].places
 
     @property
     def nbytes(self) -> int:
         """Bytes held: keys, values, positions, statistics of the operators, clock, and preallocated rows."""
-        return _nbytes(self._held)
+        return nbytes(self._held)
 
     @property
     def requires_grad(self) -> bool:
@@ -106,9 +108,9 @@ class State:
 
     # Change.
 
-    def ordered(self) -> "State":
+    def sorted_by_position(self) -> "State":
         """Return the same rows in order of position; at once for stacked layers."""
-        return self if self._stacked is None else self.from_stacked(self._stacked.ordered())
+        return self if self._stacked is None else self.from_stacked(self._stacked.sorted_by_position())
 
     def assign_(self, other: "State") -> "State":
         """Hold the tensors of ``other`` from now on; return self. This is the only way in which a state changes."""
@@ -154,7 +156,7 @@ class State:
         def moved(H: MultiState, clock: Tensor) -> MultiState:
             dtypes = {"keys": dtype, "values": dtype, "positions": None}
             rows = {name: x.to(device=device, dtype=dtypes.get(name, numbers), copy=True) for name, x in H.rows.items()}
-            return H.with_rows(rows, clock, gapless=H.gapless)
+            return H.with_rows(rows, clock, no_empty_rows=H.no_empty_rows)
 
         clock = self.clock.to(device=device, copy=True)
         return self.with_layers(moved(H, clock) for H in self)
@@ -173,7 +175,7 @@ class State:
         if self._stacked is not None:  # the same rows in the batch of each layer
             index = (torch.arange(self._n_layers, device=index.device)[:, None] * len(self.clock) + index).flatten()
         return self._with_held(
-            H.with_rows({name: x.index_select(0, index) for name, x in H.rows.items()}, clock, gapless=H.gapless)
+            H.with_rows({name: x.index_select(0, index) for name, x in H.rows.items()}, clock, no_empty_rows=H.no_empty_rows)
             for H in self._held
         )
 
@@ -196,49 +198,27 @@ class State:
             raise Error(f"select: rows are {index.tolist()}; expected indices into a batch of {batch}")
         return torch.where(index < 0, index + batch, index)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
         """Write the state to one safetensors file, with its operators and their statistics; ``msrnn.load_state`` reads it.
 
+        Args:
+            metadata: further texts by name, to be stored in the metadata of the file.
+
         Raises:
-            Error: an operator whose settings cannot be written, or a path that cannot be written to.
+            Error: an operator whose settings cannot be saved, or a path that cannot be written to.
         """
-        from .serialization import save_state
-
-        save_state(self, path)
-
-    # Print.
+        write_layers(list(self), self.fingerprint, path, metadata)
 
     def __repr__(self) -> str:
-        """Return a table with operator, rows per layer, oldest position and bytes. Equal layers share a line."""
-        clocks = self.clock.tolist()
-        read = _format_range(sorted(set(clocks))) or "no"
-        head = f"State: {len(self)} layers, batch {len(clocks)}, {read} tokens read, {_format_bytes(self.nbytes)}"
-        if self.places is not None:
-            head += f", places {self.places.rule}"
-        table = [("layers", "operator", "rows", "oldest", "bytes")]
-        groups = groupby(enumerate(self), lambda item: (str(item[1].reduction), item[1].keys.shape[2], item[1].pinned))
-        for (operator, rows, n_learned), group in groups:
-            indices, layers = zip(*group, strict=True)
-            positions = [H.positions[H.positions >= 0] for H in layers]
-            oldest = sorted({int(x.min()) for x in positions if x.numel()})
-            number = f"{n_learned} learned + {rows - n_learned}" if n_learned else str(rows)
-            table.append((_format_range(indices), operator, number, _format_range(oldest), _format_bytes(_nbytes(layers))))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return "\n".join([head, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table)])
+        return summarize(list(self), self.nbytes)
 
 
-def _nbytes(layers: Iterable[MultiState]) -> int:
-    storages = (x.untyped_storage() for H in layers for x in (*H.rows.values(), H.clock))
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())  # views of one storage count once
+def load_state(path: str | Path, *, device: torch.device | str | None = None) -> State:
+    """Read a state that :meth:`State.save` wrote. The class of a user-defined operator has to be imported before.
 
-
-def _format_range(ordered: Sequence[int]) -> str:
-    return "" if not ordered else str(ordered[0]) if ordered[0] == ordered[-1] else f"{ordered[0]}…{ordered[-1]}"
-
-
-def _format_bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    Raises:
+        Error: a file that is missing, damaged or not a saved state; an operator that is not defined.
+    """
+    check_device(device)
+    state = State(*read_layers(path))
+    return state if device is None else state.to(device)

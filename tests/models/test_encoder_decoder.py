@@ -171,7 +171,7 @@ def test_a_state_tells_what_is_given_and_what_was_read():
     _, state = cell(tokens(1, 3, 7), cell.encode(tokens(0, 3, 6), LENGTHS, "tova:3"))
     assert len(state) == len(cell.layers) == 4
     assert [H.keys.shape[2] for H in state] == [3, 6, 3, 6]
-    assert (state[0].pinned, state[1].pinned) == (0, 1)
+    assert (state[0].n_learned, state[1].n_learned) == (0, 1)
     assert "tova:3" in repr(state)
     assert state[1].positions[:, 0].tolist() == [[-2] * 6, [-2] * 2 + [-1] * 4, [-2] + [-1] * 5]
     x = torch.randn(3, 24, dtype=torch.float64)

@@ -71,7 +71,7 @@ def test_learned_rows_are_columns_that_all_see(positions, facts, figure):
     P = cell.config.persistent + cell.config.memory_tokens
     for H in cell.initial_state(3):
         assert H.positions.tolist() == [[[LEARNED] * P] * 2] * 3
-        assert (H.pinned, H.gapless, H.clock.tolist()) == (P, True, [0, 0, 0])
+        assert (H.n_learned, H.no_empty_rows, H.clock.tolist()) == (P, True, [0, 0, 0])
     bare = copy.deepcopy(cell)
     for name in ("persistent_values", "memory"):
         if name in dict(bare.named_parameters()):

@@ -15,7 +15,7 @@ CELLS = {layers: tiny_cell(seed=layers, n_layers=layers, width=12, n_kv_heads=2,
 
 def rows(H):
     """The tensors of one layer in order of position, 0 where a row is empty."""
-    H = H.ordered()
+    H = H.sorted_by_position()
     empty = H.positions == -1
     return {name: x.masked_fill(empty.view(*empty.shape, *(1,) * (x.ndim - 3)), 0) for name, x in H.rows.items()}
 

@@ -59,9 +59,9 @@ def states(cell, form: str, B: int = 2):
 
     def layer(H, reduction: Reduction, **more):
         zeros = {n: H.keys.new_zeros(*H.positions.shape, *reduction.stat_shape(n)) for n in reduction.stat_names}
-        return replace(H, reduction=reduction, row_stats=zeros, room=None, **more)
+        return replace(H, reduction=reduction, row_stats=zeros, buffer=None, **more)
 
-    learned = [layer(H, operator, positions=torch.full_like(H.positions, LEARNED), pinned=P) for H in state]
+    learned = [layer(H, operator, positions=torch.full_like(H.positions, LEARNED), n_learned=P) for H in state]
     spared = [layer(H, Sparing(SIZE + P, operator, P)) for H in state]
     return state.with_layers(learned), state.with_layers(spared)
 
@@ -69,7 +69,10 @@ def states(cell, form: str, B: int = 2):
 def held(state):
     """Positions by layer, row and head; what is learned counted as the first ones."""
     return [
-        [[sorted(range(P) if H.pinned else []) + sorted(p for p in head if p >= 0) for head in b] for b in H.positions.tolist()]
+        [
+            [sorted(range(P) if H.n_learned else []) + sorted(p for p in head if p >= 0) for head in b]
+            for b in H.positions.tolist()
+        ]
         for H in state
     ]
 
@@ -111,7 +114,7 @@ def test_like_sparing(form: str):
         assert (layer.left != LEARNED).all()
         assert layer.scores is not None
         assert (layer.scores[..., :P] == torch.inf).all()
-        assert H.pinned == P
+        assert H.n_learned == P
         assert H.keys.shape[2] == P + SIZE
         assert (H.positions[..., :P] == LEARNED).all()
     assert (learned[0].positions == LEARNED).all(), "the state before is as it was"
@@ -160,7 +163,7 @@ def test_saved_printed_selected(tmp_path):
     _, state = cell(tokens(5, 2, 9), learned)
     state.save(tmp_path / "state")
     again = msrnn.load_state(tmp_path / "state")
-    assert [H.pinned for H in again] == [P, P]
+    assert [H.n_learned for H in again] == [P, P]
     assert held(again) == held(state)
     assert held(cell(tokens(6, 2, 9), again)[1]) == held(cell(tokens(6, 2, 9), state)[1])
     assert "3 learned + 5" in repr(state)

@@ -1,5 +1,4 @@
-"""Places: against a decoder in complex numbers that reads its lists of rows anew at every token, against transformers, and the
-laws that hold for positions."""
+"""Position remapping against a decoder in complex numbers that rotates all rows again at every token, and transformers."""
 
 import cmath
 import math
@@ -20,7 +19,7 @@ import converters
 import msrnn
 from msrnn.layers.rotary import Dynamic, Rope, Yarn
 from msrnn.models import Decoder, DecoderConfig
-from msrnn.state.position_remapping import RULES, Places
+from msrnn.state.position_remapping import RULES, PositionRemapping
 
 BOTH = ("inside", "compressed")
 OTHERS = ["random:5", "last-queries:6:2", "morphkv:6:3", "scissorhands:7:3", "keyformer:6", "keydiff:5", "cam:6:1:2"]
@@ -117,12 +116,12 @@ def test_places_are_what_the_list_of_rows_says(operator, rule, places, rope):
 
 def test_gaps_shrink_as_the_paper_says():
     positions = torch.tensor([[[30, -1, 3, 14, 4, 500, 40, -1, 41]]])
-    places = Places("compressed", Rope(100.0)).of(positions, torch.float64)[0, 0].tolist()
+    places = PositionRemapping("compressed", Rope(100.0)).remapped_positions(positions, torch.float64)[0, 0].tolist()
     lnln = [math.log(math.log(gap)) for gap in (16, 459)]  # 14 → 30 and 41 → 500; 10 stays 10
     first, second = lnln
     expected = [11 + first, 0, 11, 1, 22 + first + second, 21 + first, 22 + first]
     assert [p for p, at in zip(places, positions[0, 0].tolist(), strict=True) if at >= 0] == pytest.approx(expected)
-    inside = Places("inside", Rope(100.0)).of(positions, torch.float64)[0, 0]
+    inside = PositionRemapping("inside", Rope(100.0)).remapped_positions(positions, torch.float64)[0, 0]
     assert inside[positions[0, 0] >= 0].tolist() == [3, 0, 2, 1, 6, 4, 5]
     assert RULES["compressed"](torch.tensor([10.0, 11.0])).tolist() == pytest.approx([10, math.log(math.log(11))])
 
@@ -194,7 +193,7 @@ def test_reading_is_the_step_loop(data):
 @pytest.mark.parametrize("operator", ["window:0", "window:5", "sinks:6:2", "random:9", "full"])
 def test_operators_that_need_not_look_are_read_in_blocks(operator, rope, monkeypatch):
     """Most distances are those in the text; the rest are taken one by one. Longer than a block, ragged, and on from it."""
-    monkeypatch.setattr("msrnn.state.position_remapping.KEYS", 64 * 2 * 2 * 6 * 4)  # four rows of a block at a time
+    monkeypatch.setattr("msrnn.state.position_remapping.MAX_KEY_ELEMENTS", 64 * 2 * 2 * 6 * 4)  # four rows of a block at a time
     cell, text = tiny_cell(rope=rope), tokens(3, 2, 70)
     for places in BOTH:
         start = cell.initial_state(2, operator, places=places)
@@ -213,8 +212,8 @@ def test_operators_that_need_not_look_are_read_in_blocks(operator, rope, monkeyp
 
 
 def test_nobody_looks_token_by_token_without_need(monkeypatch):
-    asked, turned = [], Places.turned
-    monkeypatch.setattr(Places, "turned", lambda *all: asked.append(1) or turned(*all))
+    asked, turned = [], PositionRemapping.rotate
+    monkeypatch.setattr(PositionRemapping, "rotate", lambda *all: asked.append(1) or turned(*all))
     for operator, rope, needed in (
         ("sinks:6:2", "default", 0),
         ("random:6", "yarn", 0),
@@ -265,7 +264,7 @@ def test_a_saved_state_keeps_its_places(rope, tmp_path):
     _, state = cell(text, cell.initial_state(2, "h2o:5", places="compressed"))
     state.save(tmp_path / "state")
     again = msrnn.load_state(tmp_path / "state")
-    assert again.places == state.places == Places("compressed", rope)
+    assert again.places == state.places == PositionRemapping("compressed", rope)
     assert_same(again, state)
     assert cell.step(text[:, 0], again)[0].equal(cell.step(text[:, 0], state)[0])
     assert "places compressed" in repr(again)
@@ -295,7 +294,7 @@ def test_unknown_places_are_refused(places):
 def test_a_cell_that_rotates_nothing_has_no_places(monkeypatch):
     monkeypatch.setattr(msrnn.models.Llama, "rope", None)
     assert tiny_cell().initial_state(1).places is None
-    with pytest.raises(msrnn.Error, match="rotates nothing"):
+    with pytest.raises(msrnn.Error, match="no rotary positions"):
         tiny_cell().initial_state(1, places="inside")
 
 
@@ -310,7 +309,7 @@ def test_a_decoder_has_places_where_it_has_a_rope():
     close(cell(text, start)[0], fold(cell, text, start)[0], 1e-8)
     for positions in ("alibi", "learned", "sinusoidal"):
         other = Decoder(DecoderConfig(**facts, length=40, positions=positions))
-        with pytest.raises(msrnn.Error, match="rotates nothing"):
+        with pytest.raises(msrnn.Error, match="no rotary positions"):
             other.initial_state(1, places="inside")
 
 
@@ -336,15 +335,15 @@ def test_learned_rows_stand_nowhere(places):
     cell, text = tiny_cell(rope=ROPES["yarn"]), tokens(3, 2, 25)
     positions = torch.tensor([[-2, -2, 20, -1, 4, 5]]).expand(2, 2, 6)
     q, keys = torch.randn(2, 4, 6).double(), torch.randn(2, 2, 6, 6).double()
-    turned, met = Places(places, ROPES["yarn"]).turned(q, keys, positions, pinned=2)
+    turned, met = PositionRemapping(places, ROPES["yarn"]).rotate(q, keys, positions, n_learned=2)
     assert met[:, :, :2].equal(keys[:, :, :2])
-    alone, rest = Places(places, ROPES["yarn"]).turned(q, keys[:, :, 2:], positions[:, :, 2:])
+    alone, rest = PositionRemapping(places, ROPES["yarn"]).rotate(q, keys[:, :, 2:], positions[:, :, 2:])
     assert turned.equal(alone)
     assert met[:, :, 2:].equal(rest)
     start = cell.initial_state(2, "h2o:5", places=places)
     rows = {"keys": keys[:, :, :2], "values": keys[:, :, 2:4], "positions": positions[:, :, :2]}
     rows |= {"accumulated_attention": torch.zeros(2, 2, 2).double()}
-    start = start.with_layers(replace(H.with_rows(rows, H.clock, gapless=True), pinned=2) for H in start)
+    start = start.with_layers(replace(H.with_rows(rows, H.clock, no_empty_rows=True), n_learned=2) for H in start)
     whole, end = fold(cell, text, start)
     logits, state = cell(text, start)
     seen, trace = cell.scan(text, start)

@@ -47,7 +47,7 @@ def test_saving_replaces_and_is_readable_as_any_new_file(saved):
 
 DAMAGE = {
     "no format": (lambda t, a: a.pop("format"), "not a saved state"),
-    "another version": (lambda t, a: a.update(version="9"), "not a saved state"),
+    "another version": (lambda t, a: a.update(version="1"), "version .1.; expected .2."),
     "no operators": (lambda t, a: a.pop("operators"), "incomplete"),
     "operators no JSON": (lambda t, a: a.update(operators="["), "incomplete"),
     "operators no list": (lambda t, a: a.update(operators="5"), "incomplete"),
@@ -111,6 +111,26 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypa
         what: object = None
         score = msrnn.TOVA.score
 
-    with pytest.raises(msrnn.Error, match="cannot be written as JSON"):
+    with pytest.raises(msrnn.Error, match="cannot be saved"):
         CELL.initial_state(1, Holds(3, what={1, 2})).save("state")
     assert not os.listdir(tmp_path)
+
+
+def test_user_class_with_a_library_name_is_read_back_as_itself(tmp_path):
+    @dataclass(frozen=True)
+    class Window(msrnn.Window):
+        def score(self, observation):
+            return -super().score(observation) + observation.positions[:, :1]
+
+    CELL.initial_state(1, Window(3)).save(tmp_path / "state")
+    assert type(msrnn.load_state(tmp_path / "state")[0].reduction) is Window
+
+
+def test_operator_that_would_be_read_back_as_another_is_refused(tmp_path):
+    @dataclass(frozen=True)
+    class Nested(msrnn.Window):
+        pairs: tuple = ((1, 2),)
+
+    with pytest.raises(msrnn.Error, match="read back"):
+        CELL.initial_state(1, Nested(3)).save(tmp_path / "state")
+    assert not list(tmp_path.iterdir())

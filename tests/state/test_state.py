@@ -490,8 +490,8 @@ def test_a_step_of_all_layers_is_the_layers_steps_one_by_one(reduction):
         for i, layer in enumerate(cell.layers):
             x, alone[i] = layer.step(x, alone[i])
         for H, expected in zip(state, alone, strict=True):
-            for name, rows in H.ordered().rows.items():
-                close(rows.double(), expected.ordered().rows[name].double())
+            for name, rows in H.sorted_by_position().rows.items():
+                close(rows.double(), expected.sorted_by_position().rows[name].double())
 
 
 def test_unbounded_states_share_the_rows_they_have_in_common():

@@ -113,10 +113,12 @@ def test_tables_contain_the_results():
     picture = whole.figures["beyond.png"]
     assert [x for x, _, _ in picture.lines["tova:8 inside"]] == [10, 20]
     assert picture.vertical_lines == {"training length": 15}
+    assert (picture.x_label, picture.y_label) == ("tokens read", "perplexity")
+    assert picture.lines["tova:8 inside"][1][1] == pytest.approx(math.exp(2.5))
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--tokens", "60"], "--tokens is 60; expected a multiple of --stretch, 16"),
         (["--tokens", "160000"], "the longest text has"),
@@ -125,10 +127,10 @@ def test_tables_contain_the_results():
         (["--tokens", "64", "--operators", "full", "--places", "inside"], "no operator is bounded; expected absolute"),
     ],
 )
-def test_invalid_arguments_are_refused(asked, more, said, capsys, monkeypatch):
+def test_invalid_arguments_are_refused(asked, more, message, capsys, monkeypatch):
     monkeypatch.setattr(msrnn.Cell, "forward", lambda *_, **__: pytest.fail("a token was read"))
     assert main([*asked[1], *more]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_an_unbounded_state_is_read_at_absolute_positions_only(asked, capsys):

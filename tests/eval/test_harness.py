@@ -59,10 +59,10 @@ def tasks(tmp_path_factory):
     for name, more in TASKS.items():
         to = {"whole": '""', "written": '"x"', "last_word": '" sea"'}.get(name, '"{{answer}}"')
         of = '"{{text}}"' if name == "whole" else '"{{question}}"'
-        said = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'data.jsonl'}}}}}\n"
+        task = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'data.jsonl'}}}}}\n"
         target = of if name == "whole" else to
-        said += f"test_split: test\ndoc_to_text: {to if name == 'whole' else of}\ndoc_to_target: {target}\n{more}"
-        (folder / f"{name}.yaml").write_text(said)
+        task += f"test_split: test\ndoc_to_text: {to if name == 'whole' else of}\ndoc_to_target: {target}\n{more}"
+        (folder / f"{name}.yaml").write_text(task)
     return folder
 
 
@@ -104,9 +104,9 @@ def test_bounded_results_equal_those_of_the_operator(folder, tasks, reference):
     lm = HarnessLM(cell, tokenizer, reduction="tova:5", batch_size=3)
     ours = evaluate(lm, tasks)
     context = tokenizer.encode(" ".join(WORDS[:4])).ids
-    said = tokenizer.encode(" sea, I say", add_special_tokens=False).ids
-    logits, _ = cell(torch.tensor([context + said]), cell.initial_state(1, "tova:5"))
-    right = logits[0, len(context) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(said)[:, None]).sum()
+    continuation = tokenizer.encode(" sea, I say", add_special_tokens=False).ids
+    logits, _ = cell(torch.tensor([context + continuation]), cell.initial_state(1, "tova:5"))
+    right = logits[0, len(context) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(continuation)[:, None]).sum()
     assert flat(ours["choice"][0])[2] == pytest.approx(float(right), abs=1e-3)
     prompt, state, eos = torch.tensor([context]), cell.initial_state(1, "tova:5"), cell.config.eos_token_ids
     new, _ = msrnn.generate(cell, prompt, state, max_new_tokens=12, eos_token_id=eos)
@@ -124,11 +124,11 @@ def test_sampling_uses_the_seed_of_the_harness(folder):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [({"batch_size": "auto"}, "batch_size is 'auto'"), ({"reduction": "tovaa:5"}, "no operator is called 'tovaa'")],
 )
-def test_invalid_settings_are_refused_by_the_constructor(settings, said, folder):
-    with pytest.raises(msrnn.Error, match=said):
+def test_invalid_settings_are_refused_by_the_constructor(settings, message, folder):
+    with pytest.raises(msrnn.Error, match=message):
         HarnessLM(converters.load(folder), converters.tokenizer(folder), **settings)
 
 

@@ -96,10 +96,10 @@ def test_the_command(tmp_path, capsys):
         (400, 0.5),
     ]
     assert min(imread(out / "passkey.png").shape[:2]) > 200
-    for more, said in {
+    for more, message in {
         ("--depths", "1.5"): "--depths has 1.5",
         ("--lengths", "50"): "the length of a text is 50 tokens",
         ("--operators", "truncated"): "truncated:9, which has no state",
     }.items():
         assert main([*asked, *more]) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

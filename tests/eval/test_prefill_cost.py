@@ -118,7 +118,7 @@ def test_the_command_prints_records_and_resumes(asked, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--prompt", "40"], "--prompt is 40; expected less than --chunk, 40"),
         (["--prompt", "9", "--operators", "truncated", "--sizes", "4"], "truncated:4, which has no one-shot prefill"),
@@ -126,9 +126,9 @@ def test_the_command_prints_records_and_resumes(asked, tmp_path, capsys):
         (["--prompt", "9", "--operators", "nothing"], "no operator is called 'nothing'"),
     ],
 )
-def test_invalid_arguments_are_refused(asked, more, said, capsys):
+def test_invalid_arguments_are_refused(asked, more, message, capsys):
     assert main([*asked, *more]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_prompt_that_is_the_whole_text_is_refused():

@@ -119,6 +119,20 @@ def test_classes_of_several_chunks_are_weighted_by_tokens():
     assert table.rows == [["number", "2", "40"], ["word start", "10", "18"]]
 
 
+def test_figures_have_labels_and_the_orientation_of_the_paper():
+    cell = chat_cell()
+    (chunk,) = split_into_chunks({"book": TEXT}, tiny_tokenizer(), 50, 1)
+    result = measure_retention(cell, chunk, conditions(["window"], [5])[0], keep_steps=True)
+    figures = report([result]).figures
+    maps, first = figures["map-window.png"], figures["first-window.png"]
+    assert (maps.x_label, maps.y_label, maps.extent) == ("position", "step", 50)
+    assert (first.x_label, first.y_label) == ("token", "steps")
+    step, position = torch.arange(50)[:, None], torch.arange(50)
+    assert torch.equal(maps.panels["size 5"].bool(), (position <= step) & (position > step - 5))
+    assert list(figures["layers-window.png"].panels) == [f"layer {l}" for l in range(len(cell.layers))]
+    assert first.lines["size 5"][:2] == [(0.0, 6.0, 0.0), (1.0, 6.0, 0.0)]  # a row is visible to 6 queries
+
+
 def test_the_command(tmp_path, capsys):
     chat_cell().save(tmp_path / "model")
     (tmp_path / "book.txt").write_text(TEXT)

@@ -60,10 +60,10 @@ def test_the_command(tmp_path, capsys):
     assert unpadded(first).count("| tova |") == 2
     assert main([*asked, "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == first  # nothing is measured again, so the times are equal
-    for more, said in {
+    for more, message in {
         ("--sizes", "28"): "tova:28, which is not full after 28 tokens",
         ("--steps", "30", "--operators", "full"): "--steps is 30",
         ("--budget", "999999999"): "the machine has",
     }.items():
         assert main([*asked, *more]) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

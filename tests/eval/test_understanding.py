@@ -174,11 +174,11 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(msrnn.Cell, "forward", lambda *_, **__: pytest.fail("a token was read"))
     assert main([*asked, "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == shown
-    for more, said in {
+    for more, message in {
         ("--length", "30"): "a prompt has 30 tokens; expected more than",
         ("--operators", "truncated"): "a prompt has 8 tokens; expected more than",
         ("--data", "/nowhere.json"): "cannot read /nowhere.json",
         ("--data", "/nowhere.txt"): "expected a .jsonl file of SQuALITY",
     }.items():
         assert main([*asked, *more]) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

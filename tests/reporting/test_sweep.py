@@ -56,9 +56,9 @@ def test_a_cell_that_was_being_written_is_not_there(tmp_path, monkeypatch):
 def test_a_damaged_cell_is_refused(tmp_path):
     Sweep(tmp_path, {})["a 0"] = {"n": 1}
     path = tmp_path / "cells" / "a 0.json"
-    for damaged, said in (("{", "is not JSON"), (json.dumps({"key": "b", "record": {}}), "is not a cell of a sweep")):
+    for damaged, message in (("{", "is not JSON"), (json.dumps({"key": "b", "record": {}}), "is not a cell of a sweep")):
         path.write_text(damaged)
-        with pytest.raises(msrnn.Error, match=said):
+        with pytest.raises(msrnn.Error, match=message):
             Sweep(tmp_path, {})
 
 

@@ -99,7 +99,7 @@ def test_a_finished_run_is_returned_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"lr": 0.5}, "contains a run with lr 0.003; this one has 0.5"),
         ({"reduction": "tova:7"}, "contains a run with reduction 'tova:6'; this one has 'tova:7'"),
@@ -107,12 +107,12 @@ def test_a_finished_run_is_returned_unchanged(tmp_path):
         ({"tokenizer": "bpe:300"}, "contains a run with tokenizer 'bytes'; this one has 'bpe:300'"),
     ],
 )
-def test_another_run_is_refused(fields, said, tmp_path):
+def test_another_run_is_refused(fields, message, tmp_path):
     train(train_config(), words(), tmp_path)
     before = contents(tmp_path)
     with pytest.raises(msrnn.Error) as refused:
         train(train_config(**fields), words(), tmp_path)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     with pytest.raises(msrnn.Error, match="contains a run with text"):
         train(train_config(), words() + "!", tmp_path)
     assert contents(tmp_path) == before
@@ -135,7 +135,7 @@ def damaged(folder, name, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda out: (out / "training.safetensors").write_bytes(b"no"), "safetensors"),
         (lambda out: (out / "state-12.safetensors").unlink(), "cannot read"),
@@ -153,12 +153,12 @@ def damaged(folder, name, change):
         (lambda out: (out / "tokenizer.json").write_text("[]"), "tokenizer.json"),
     ],
 )
-def test_a_damaged_run_is_refused(change, said, tmp_path):
+def test_a_damaged_run_is_refused(change, message, tmp_path):
     train(train_config(), words(), tmp_path)
     change(tmp_path)
     with pytest.raises(msrnn.Error) as refused:
         train(train_config(), words(), tmp_path)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 # The command.
@@ -201,7 +201,7 @@ def test_other_commands_read_the_folder(text, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"chunk_length": 5000}, "the text has"),
         ({"stepz": 3}, "field 'stepz' is not known; expected model, tokenizer"),
@@ -224,14 +224,14 @@ def test_other_commands_read_the_folder(text, tmp_path, capsys):
         ({"tokenizer": "bpe:256"}, "tokenizer is 'bpe:256'"),
     ],
 )  # fmt: skip
-def test_refusals_leave_nothing(fields, said, text, tmp_path, capsys):
+def test_refusals_leave_nothing(fields, message, text, tmp_path, capsys):
     (tmp_path / "c.json").write_text(json.dumps({**asdict(train_config()), **fields}))
     before = sorted(os.listdir(tmp_path))
     assert main(command(text, tmp_path / "c.json", tmp_path / "out")) == 1
     err = capsys.readouterr().err
     assert err.startswith("msrnn: ")
     assert err.count("\n") == 1
-    assert said in err
+    assert message in err
     assert sorted(os.listdir(tmp_path)) == before
 
 

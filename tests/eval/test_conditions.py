@@ -1,0 +1,44 @@
+"""Operators at sizes, as given on the command line."""
+
+import argparse
+
+import pytest
+
+import msrnn
+from msrnn.eval.conditions import CORE, add_condition_arguments, by_condition, conditions
+from msrnn.eval.lm import LMResult
+
+
+def test_every_operator_at_every_size():
+    found = conditions(["truncated", "tova:9", "sinks:SIZE:1", "full"], [8, 16])
+    assert [str(c) for c in found] == ["truncated:8", "truncated:16", "tova:9", "sinks:8:1", "sinks:16:1", "full"]
+    assert [(c.operator, c.size) for c in found[2:]] == [
+        ("tova:9", 9),
+        ("sinks:SIZE:1", 8),
+        ("sinks:SIZE:1", 16),
+        ("full", None),
+    ]
+    assert [c.truncated for c in found] == [True, True, False, False, False, False]
+    assert len(conditions(CORE, [8, 16])) == 1 + 7 * 2
+
+
+@pytest.mark.parametrize(
+    ("operators", "message"),
+    [(["tova", "tova:8"], "--operators has tova:8 twice"), (["tovaa"], "'tovaa'"), (["tova:x"], "reduction 'tova:x'")],
+)
+def test_invalid_operators_are_refused(operators, message):
+    with pytest.raises(msrnn.Error, match=message):
+        conditions(operators, [8])
+
+
+def test_results_are_grouped_in_order():
+    made = [LMResult(*key, "a 0", 1.0, 1, 1, 1.0) for key in (("b", 8), ("a", None), ("b", 8))]
+    assert {key: len(group) for key, group in by_condition(made).items()} == {("b", 8): 2, ("a", None): 1}
+
+
+def test_defaults_of_the_arguments():
+    parser = argparse.ArgumentParser()
+    add_condition_arguments(parser, ("tova",), (64,))
+    args = parser.parse_args([])
+    assert (args.operators, args.sizes) == (["tova"], [64])
+    assert parser.parse_args(["--sizes", "4", "8"]).sizes == [4, 8]

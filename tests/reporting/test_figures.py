@@ -1,0 +1,93 @@
+"""Drawn figures have the labels, orientation and error bars of their description."""
+
+import math
+
+import pytest
+import torch
+from support.figures import record_figures
+
+import msrnn
+from msrnn.reporting.figures import check_output_path, draw, draw_attention, draw_retention
+from msrnn.reporting.report import Curves, HeatMaps
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    return record_figures(monkeypatch)
+
+
+def test_curves_have_labels_points_and_error_bars(figures, tmp_path):
+    lines = {"a": [(64.0, 10.0, 1.5), (128.0, 8.0, math.nan)], "b": [(64.0, 9.0, 0.5), (128.0, 7.0, 0.25)]}
+    plot = Curves("title", "tokens", "perplexity", lines, {"full": 6.0}, log_y=True, vertical_lines={"training": 100.0})
+    draw(plot, tmp_path / "curves.png")
+    (axes,) = figures[0].axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), figures[0].get_suptitle()) == ("tokens", "perplexity", "title")
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["full", "training", "a", "b"]
+    for container, points in zip(axes.containers, lines.values(), strict=True):
+        line, _, (bars,) = container.lines
+        assert list(line.get_ydata()) == [y for _, y, _ in points]
+        assert list(line.get_xdata()) == pytest.approx([x for x, _, _ in points], rel=0.03)
+        heights = [(segment[1][1] - segment[0][1]) / 2 for segment in bars.get_segments()]
+        assert heights == pytest.approx([0 if error != error else error for _, _, error in points])
+    assert [list(line.get_ydata()) for line in axes.lines if line.get_label() == "full"] == [[6.0, 6.0]]
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_label() == "training"] == [[100.0, 100.0]]
+
+
+def test_axes_are_linear_on_request(figures, tmp_path):
+    draw(Curves("", "step", "loss", {"a": [(1.0, 2.0, 0.0), (2.0, 1.0, 0.0)]}, log_x=False), tmp_path / "linear.png")
+    assert (figures[0].axes[0].get_xscale(), figures[0].axes[0].get_yscale()) == ("linear", "linear")
+
+
+def test_heat_maps_have_labels_ticks_and_values(figures, tmp_path):
+    values = torch.tensor([[0.25, 0.75], [0.0, 1.0], [0.5, 0.5]])
+    plot = HeatMaps("keys", "depth", "tokens", {"tova": values}, "share", ticks=(["0", "1"], ["64", "128", "256"]))
+    draw(plot, tmp_path / "maps.png")
+    axes, colour_bar = figures[0].axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("depth", "tokens", "tova")
+    assert colour_bar.get_ylabel() == "share"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["64", "128", "256"]
+    assert torch.equal(torch.tensor(axes.images[0].get_array().data), values)
+    assert [(text.get_position(), text.get_text()) for text in axes.texts][1] == ((1, 0), "0.75")
+
+
+def test_extent_is_the_range_of_both_axes(figures, tmp_path):
+    draw(HeatMaps("", "position", "step", {"a": torch.eye(4)}, "share", extent=100), tmp_path / "maps.png")
+    assert list(figures[0].axes[0].images[0].get_extent()) == [0, 100, 100, 0]  # row 0 is the first step, at the top
+
+
+def test_outer_labels_of_many_panels(figures, tmp_path):
+    panels = {f"layer {i}": torch.eye(3) for i in range(14)}
+    draw(HeatMaps("", "position", "step", panels, "share"), tmp_path / "many.png")
+    labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in figures[0].axes[:-1]]
+    assert [i for i, (_, y) in enumerate(labels) if y] == [0, 6, 12]
+    assert [i for i, (x, _) in enumerate(labels) if x] == [*range(8, 14)]
+
+
+def test_retention_has_steps_down_and_positions_across(figures, tmp_path):
+    retained = torch.ones(6, 6).tril()
+    draw_retention({"full": retained}, tmp_path / "retention.png", prompt=4, title="tiny")
+    axes = figures[0].axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("position", "step", "full")
+    assert torch.equal(torch.tensor(axes.images[0].get_array().data), retained)
+    assert list(axes.lines[0].get_ydata()) == [3.5, 3.5]  # below the last row of the prompt
+    assert [text.get_text() for text in axes.texts] == ["prompt"]
+
+
+def test_attention_has_queries_down_and_rows_across(figures, tmp_path):
+    draw_attention({"mask": torch.ones(3, 5, dtype=torch.bool)}, tmp_path / "attention.png")
+    axes = figures[0].axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("row", "query")
+    assert axes.images[0].get_array().shape == (3, 5)
+    assert not axes.lines
+
+
+def test_unusable_output_paths_are_refused(tmp_path):
+    check_output_path(tmp_path / "new" / "figure.svg")
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(msrnn.Error, match=r"cannot draw .*figure\.xyz; expected a name that ends in one of"):
+        check_output_path(tmp_path / "figure.xyz")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(msrnn.Error, match="cannot write"):
+        check_output_path(tmp_path / "file" / "figure.png")

@@ -24,8 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {"auto": {"guesses": "auto"}, "one draft of
 PAPER: dict[str, Any] = {"window": 15, "ngram": 5, "guesses": 15}
 """Setting of arXiv:2402.02057 for 7B parameters."""
 REPETITIVE, LOOP = ("code", "list", "quote"), "in a loop"
-"""Kinds of text with a higher target, because drafts should be accepted there; and the kind of all answers that end in a loop,
-where every draft is accepted."""
+"""Kinds of text with a higher target, because drafts should be accepted there; and the kind of answers that end in a loop."""
 LENGTHS = (1, 2, 4, 8, 12, 16, 24, 32)
 
 

@@ -20,8 +20,9 @@ BOUNDS = {
     torch.float16: (0.03, 0.03),
     torch.bfloat16: (0.25, 0.25),
 }
-"""Tolerances by dtype: the maximum mean |difference| of logits between unroll and step loop, and the maximum relative gap of
-two scores at which either row may be evicted. In 16 bits they are about three times the values measured for SmolLM2."""
+"""Tolerances by dtype. The first is the maximum mean |difference| of logits between unroll and step loop. The second is the
+maximum relative gap of two scores at which either row may be evicted. In 16 bits they are about three times the values
+measured for SmolLM2."""
 
 
 def check_rows(state: State, clock: int, path: str = "unroll") -> None:

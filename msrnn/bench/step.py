@@ -16,7 +16,7 @@ from .timing import Contenders
 
 UNROLL_TOKENS, BATCH_SIZE = 16, 16
 SUMMED_BYTES = 2**29
-"""Size of the tensor whose sum measures the memory bandwidth; larger than the CPU caches."""
+"""Size of the tensor that is summed to measure the memory bandwidth; larger than the CPU caches."""
 
 
 def step(bench: Bench) -> Iterator[Result]:

@@ -29,7 +29,7 @@ def operators(bench: Bench) -> Iterator[Result]:
 
 
 def long(bench: Bench) -> Iterator[Result]:
-    """Compare reading four times as many tokens with transformers, whose time grows with the square of the length."""
+    """Compare reading four times as many tokens with transformers; the dense time is quadratic in the length."""
     yield from _against_transformers(bench, bench.text(4 * bench.tokens), {bench.tova: "< 1"}, (bench.rounds + 1) // 2)
 
 

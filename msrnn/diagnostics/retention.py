@@ -42,8 +42,8 @@ def eviction_steps(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequ
         reduction: as for ``cell.initial_state``.
 
     Returns:
-        ``(B, L, K, T)`` int64: the last step whose query attends to the position, or T if H holds it at the end. After step t a
-        head holds the positions p with p ≤ t < eviction_steps[…, p].
+        ``(B, L, K, T)`` int64: the last step at which the query attends to the position, or T if H holds it at the end. After
+        step t a head holds the positions p with p ≤ t < eviction_steps[…, p].
     """
     B, T = tokens.shape
     state = cell.initial_state(B, reduction)

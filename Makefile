@@ -37,16 +37,16 @@ endif
 
 paper: .venv/eval.ready $(MODEL)/config.json  ## the core of it, within 40 minutes on two cores; TEXT is a text file or a folder
 	$(EVAL) lm $(MODEL) --text $(TEXT) --chunks $(CHUNKS) --out paper/lm
-	$(EVAL) kept $(MODEL) --text $(TEXT) --chunks 1 --parts-of-speech --out paper/kept
+	$(EVAL) retention $(MODEL) --text $(TEXT) --chunks 1 --parts-of-speech --out paper/retention
 	$(EVAL) passkey $(MODEL) --lengths 256 1024 --keys 2 --sizes 128 --out paper/passkey
 	$(EVAL) throughput $(MODEL) --out paper/throughput
 
 paper-full: CHUNKS := 8
 paper-full: paper  ## all of it: more chunks, continuations, and questions where DATA is SQuALITY's or QASPER's file
-	$(EVAL) kept $(MODEL) --text $(TEXT) --chunks 4 --operators tova h2o tova-head --out paper/kept-kinds
+	$(EVAL) retention $(MODEL) --text $(TEXT) --chunks 4 --operators tova h2o tova-head --out paper/retention-classes
 	$(EVAL) lm $(MODEL) --text $(TEXT) --chunks 4 --sizes 256 --operators tova $(OTHERS) --out paper/others
-	$(EVAL) shortcut $(MODEL) --text $(TEXT) --chunks 4 --out paper/shortcut
-	$(EVAL) beyond $(MODEL) --text $(TEXT) --out paper/beyond
+	$(EVAL) prefill-cost $(MODEL) --text $(TEXT) --chunks 4 --out paper/prefill-cost
+	$(EVAL) extrapolation $(MODEL) --text $(TEXT) --out paper/extrapolation
 	$(EVAL) passkey $(MODEL) --out paper/passkey-full
 	$(EVAL) generation $(MODEL) --text $(TEXT) --chunks 4 --out paper/generation
 	$(if $(DATA),$(EVAL) understanding $(MODEL) --data $(DATA) --out paper/understanding)
@@ -54,11 +54,11 @@ paper-full: paper  ## all of it: more chunks, continuations, and questions where
 SMALL := --text docs/operators.md --chunk 128 --chunks 2
 paper-small: .venv/eval.ready $(MODEL)/config.json  ## every command on a page of the docs, in a minute: do they work?
 	$(EVAL) lm $(MODEL) $(SMALL) --operators full truncated window sinks:SIZE:1 h2o tova --sizes 16 32 --out paper/small/lm
-	$(EVAL) kept $(MODEL) $(SMALL) --sizes 16 32 --parts-of-speech --out paper/small/kept
+	$(EVAL) retention $(MODEL) $(SMALL) --sizes 16 32 --parts-of-speech --out paper/small/retention
 	$(EVAL) generation $(MODEL) $(SMALL) --chunk 32 --sizes 16 --max-new-tokens 8 --out paper/small/generation
 	$(EVAL) passkey $(MODEL) --lengths 160 --depths 0 1 --keys 1 --operators full tova --sizes 64 --out paper/small/passkey
-	$(EVAL) shortcut $(MODEL) $(SMALL) --prompt 64 --operators h2o tova --sizes 16 --out paper/small/shortcut
-	$(EVAL) beyond $(MODEL) --text docs/operators.md --tokens 128 --stretch 64 --sizes 16 --out paper/small/beyond
+	$(EVAL) prefill-cost $(MODEL) $(SMALL) --prompt 64 --operators h2o tova --sizes 16 --out paper/small/prefill-cost
+	$(EVAL) extrapolation $(MODEL) --text docs/operators.md --tokens 128 --stretch 64 --sizes 16 --out paper/small/extrapolation
 	$(EVAL) throughput $(MODEL) --length 128 --steps 3 --budget 50 --sizes 32 --out paper/small/throughput
 
 variants: .venv/demo.ready  ## small models trained alike, within 40 minutes on two cores; the tables of docs/variants.md

@@ -15,12 +15,12 @@ from .options import add_model_arguments
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "lm": lm,
-    "kept": retention,
+    "retention": retention,
     "understanding": understanding,
     "generation": generation,
     "passkey": passkey,
-    "beyond": extrapolation,
-    "shortcut": prefill_cost,
+    "extrapolation": extrapolation,
+    "prefill-cost": prefill_cost,
     "throughput": throughput,
 }
 """Modules with ``add_arguments(parser)`` and ``run(args, inputs) -> Report``. The module docstring is the help text; its first

@@ -81,7 +81,7 @@ def score_segment(cell: Cell, tokens: Tensor, state: State) -> tuple[Tensor, Sta
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``msrnn eval beyond``."""
+    """Add the arguments of ``msrnn eval extrapolation``."""
     add_text_arguments(parser)
     parser.add_argument("--tokens", type=positive_int, metavar="N", default=16384, help="tokens per text (default: 16384)")
     parser.add_argument("--stretch", type=positive_int, metavar="N", default=512, help="tokens per segment (default: 512)")
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     }
     if not rows:
         raise Error(f"--places has {', '.join(args.places)}, and no operator is bounded; expected {ABSOLUTE}")
-    sweep = inputs.sweep(args.out, "beyond", text=text_digest(chunks), stretch=args.stretch)
+    sweep = inputs.sweep(args.out, "extrapolation", text=text_digest(chunks), stretch=args.stretch)
     current, state = None, None
     for (condition, rule), pending in sweep.pending(rows, 1, inputs.progress):
         path = None if args.out is None else args.out / "states" / f"{quote(f'{condition} {rule}', safe=' ')}.safetensors"

@@ -90,7 +90,7 @@ def common_share(one: State, other: State) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``msrnn eval shortcut``."""
+    """Add the arguments of ``msrnn eval prefill-cost``."""
     add_text_arguments(parser, chunk=2048)
     parser.add_argument(
         "--prompt", metavar="N", type=positive_int, default=1024, help="prompt tokens of a chunk (default: 1024)"
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--prompt is {args.prompt}; expected less than --chunk, {args.chunk}")
     chunks = inputs.chunks(args)
     inputs.check_memory(1, [None], args.chunk)  # one-shot prefill holds the whole prompt
-    sweep = inputs.sweep(args.out, "shortcut", text=text_digest(chunks), chunk=args.chunk, prompt=args.prompt)
+    sweep = inputs.sweep(args.out, "prefill-cost", text=text_digest(chunks), chunk=args.chunk, prompt=args.prompt)
     rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in asked}
     for c, batch in sweep.pending(rows, 1, inputs.progress):
         for key, chunk in batch.items():

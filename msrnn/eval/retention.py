@@ -114,7 +114,7 @@ def measure_retention(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``msrnn eval kept``."""
+    """Add the arguments of ``msrnn eval retention``."""
     add_text_arguments(parser, chunk=2048)
     add_condition_arguments(parser, ("tova",))
     parser.add_argument("--parts-of-speech", action="store_true", help="classify tokens by HanTa's tags (extra eval)")
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         check_tagger()
     chunks, classify = inputs.chunks(args), parts_of_speech if args.parts_of_speech else character_classes
     inputs.check_memory(1, [condition.size for condition in asked], args.chunk)
-    sweep = inputs.sweep(args.out, "kept", text=text_digest(chunks), chunk=args.chunk, classes=classify.__name__)
+    sweep = inputs.sweep(args.out, "retention", text=text_digest(chunks), chunk=args.chunk, classes=classify.__name__)
     rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in asked}
     for condition, batch in sweep.pending(rows, 1, inputs.progress):
         for key, chunk in batch.items():

@@ -40,7 +40,7 @@ def asked(tmp_path_factory):
     (folder / "books").mkdir()
     for name, text in TEXTS.items():
         (folder / "books" / f"{name}.txt").write_text(text * 9)
-    return folder, ["eval", "beyond", str(folder / "tiny"), "--text", str(folder / "books"), "--stretch", "16", "--sizes", "8"]
+    return folder, ["eval", "extrapolation", str(folder / "tiny"), "--text", str(folder / "books"), "--stretch", "16", "--sizes", "8"]
 
 
 def test_the_command_resumes(asked, tmp_path, capsys, monkeypatch):

@@ -97,7 +97,7 @@ def asked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     chat_cell().save(folder / "tiny")
     (folder / "book.txt").write_text("The boat was small, the sea was not; and on the third day the wind rose again. " * 12)
-    return ["eval", "shortcut", str(folder / "tiny"), "--text", str(folder / "book.txt"), "--chunk", "40", "--chunks", "2"]
+    return ["eval", "prefill-cost", str(folder / "tiny"), "--text", str(folder / "book.txt"), "--chunk", "40", "--chunks", "2"]
 
 
 def test_the_command_prints_records_and_resumes(asked, tmp_path, capsys):

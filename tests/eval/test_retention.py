@@ -136,7 +136,7 @@ def test_figures_have_labels_and_the_orientation_of_the_paper():
 def test_the_command(tmp_path, capsys):
     chat_cell().save(tmp_path / "model")
     (tmp_path / "book.txt").write_text(TEXT)
-    asked = ["eval", "kept", str(tmp_path / "model"), "--text", str(tmp_path), "--chunk", "60", "--chunks", "2"]
+    asked = ["eval", "retention", str(tmp_path / "model"), "--text", str(tmp_path), "--chunk", "60", "--chunks", "2"]
     assert main([*asked, "--sizes", "6", "12", "--operators", "tova", "sinks:SIZE:1", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "| sinks:SIZE:1 | 100.0% | 100.0% |" in unpadded(shown)

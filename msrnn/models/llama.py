@@ -1,8 +1,8 @@
-r"""LLaMA as a cell: one layer's look and thought, the network.
+r"""LLaMA as a recurrent cell: the decoder layer and the network.
 
-Pre-norm residual layers, grouped queries, half-split rotary positions, a gated feed-forward (SiLU), no biases:
-arXiv:2302.13971; grouped queries arXiv:2307.09288; llama3 rope scaling arXiv:2407.21783. Mistral and Yi are the same
-cell with other facts (``mistral.py``, ``yi.py``); ``network.py`` has the loops.
+Pre-norm residual layers, grouped-query attention, half-split rotary positions, a gated MLP with SiLU, no biases:
+arXiv:2302.13971; grouped queries: arXiv:2307.09288; llama3 rope scaling: arXiv:2407.21783. Mistral and Yi are the same network
+with other configs (``mistral.py``, ``yi.py``). The loops over layers and tokens are in ``msrnn/cell``.
 """
 
 from operator import attrgetter
@@ -21,8 +21,8 @@ from ..reductions.core import Full, Window
 from .config import Config
 
 
-class Layer(RecurrentLayer):
-    """One layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
+class LlamaLayer(RecurrentLayer):
+    """A LLaMA decoder layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -46,21 +46,21 @@ class Layer(RecurrentLayer):
     def project_qkv(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         return self.qkv_heads(self.attention_norm(x), rotation)
 
-    def post_attention(self, x: Tensor, read: Tensor) -> Tensor:
-        x = x + self.o(read.flatten(-2))
+    def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
+        x = x + self.o(attn_output.flatten(-2))  # (…, N, D) -> (…, N D) -> (…, E)
         normed = self.ffn_norm(x)
         gate, up = side_by_side(normed, self.gate, self.up).chunk(2, dim=-1)
         return x + self.down(silu(gate) * up)
 
 
 class Llama(Cell):
-    """The network: embedding, layers, final norm, vocabulary product. Freshly built it is random and trainable."""
+    """Embedding, layers, final norm and LM head. A new network is random and trainable."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.embed = Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tied:
             self.head = Linear(config.width, config.vocab_size)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..layers.attention import mask
 from ..reductions.contract import EMPTY, Observation, Reduction
 from .block_layout import Frame
-from .operator_calls import near_lowest, retention_scores, update_stats
+from .operator_calls import above_lowest, retention_scores, update_stats
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Look:
 
     def lowest(self, evicts: Tensor) -> Tensor:
         """``(B, t, 1 or K)``: the row to evict, the first of the lowest; −1 where no row is evicted."""
-        lowest = near_lowest(self.score, self.excluded, self.tie_tolerance)
-        return torch.where(evicts[..., : lowest.shape[2]], lowest.byte().argmax(-1), -1)
+        higher = above_lowest(self.score, self.excluded, self.tie_tolerance)
+        return torch.where(evicts[..., : higher.shape[2]], higher.byte().argmin(-1), -1)
 
     def first(self, stop: int) -> "Look":
         """The first ``stop`` tokens of it."""
@@ -193,7 +193,8 @@ def _look(
         before = {name: x.new_zeros(B * T, *x.shape[1:]) for name, x in row_stats.items()}
     else:
         before = {name: aside(x[:, None]) for name, x in row_stats.items()}
-    clock, active = aside(block.frame.clock[:, start:stop]), aside(block.frame.active[:, start:stop])
+    clock = aside(block.frame.clock[:, start:stop])
+    active = aside(block.frame.active[:, start:stop]) if operator.depends_on_row_layout else None
     keys = None if block.keys is None else aside(block.keys[:, None])
     seen = Observation(aside(weights.movedim(3, 1)), aside(positions), clock, before, keys)
     after = {name: x.unflatten(0, (B, T)) for name, x in update_stats(operator, seen, active).items()}  # (B, t, K, R)

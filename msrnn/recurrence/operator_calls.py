@@ -29,14 +29,15 @@ def update_stats(operator: Reduction, observation: Observation, active: Tensor |
     Raises:
         Error: the answer has other names, shapes or types than the statistics.
     """
+    if not observation.row_stats:
+        return {}
     if not operator.depends_on_row_layout:
         return _checked_stats(operator, observation, _call(operator, "update", observation))
     updated = {name: x.clone() for name, x in observation.row_stats.items()}
-    if updated:
-        for rows, columns in _layouts(observation.positions, active):
-            copy = _copied(observation, rows, columns)
-            for name, x in _checked_stats(operator, copy, _invoke(operator, "update", copy)).items():
-                _scatter(updated[name], x, rows, columns)
+    for rows, columns in _layouts(observation.positions, active):
+        copy = _copied(observation, rows, columns)
+        for name, x in _checked_stats(operator, copy, _invoke(operator, "update", copy)).items():
+            _scatter(updated[name], x, rows, columns)
     return updated
 
 
@@ -86,13 +87,13 @@ def merge_evicted_value(operator: Reduction, observation: Observation, values: T
     return after
 
 
-def near_lowest(score: Tensor, excluded: Tensor, tie_tolerance: float) -> Tensor:
-    """Return a mask of the rows whose score is the lowest, or within the relative tolerance of it, among rows not excluded."""
-    lowest = score.masked_fill(excluded, torch.inf).amin(-1, keepdim=True)
+def above_lowest(score: Tensor, excluded: Tensor | None, tie_tolerance: float) -> Tensor:
+    """Return a mask that is False for the rows to evict one of: those of the lowest score, up to the relative tolerance."""
+    lowest = (score if excluded is None else score.masked_fill(excluded, torch.inf)).amin(-1, keepdim=True)
     if tie_tolerance:
         limit = (lowest + tie_tolerance * lowest.abs()).clamp(max=torch.finfo(score.dtype).max)
         lowest = torch.where(lowest.isinf(), lowest, limit)
-    return (score <= lowest) & ~excluded
+    return score > lowest if excluded is None else (score > lowest) | excluded
 
 
 def _layouts(positions: Tensor, used: Tensor | None, n_rows: int | None = None) -> Iterator[Layout]:
@@ -150,26 +151,22 @@ def _call(operator: Reduction, method: str, observation: Observation, *more: Ten
 
     Compiled code and inference tensors have no version counters. A user's class receives copies there.
     """
-    tensors = {"weights": observation.weights, "positions": observation.positions, "clock": observation.clock}
-    tensors.update(observation.row_stats)
-    if observation.keys is not None:
-        tensors["keys"] = observation.keys
-    if more:
-        tensors["values"] = more[0]
-    observation = observation._replace(row_stats=dict(observation.row_stats))
-    if torch.compiler.is_compiling() or any(x.is_inference() for x in tensors.values()):
+    weights, positions, clock, row_stats, keys = observation
+    tensors = [weights, positions, clock, *row_stats.values(), *(() if keys is None else (keys,)), *more]
+    observation = Observation(weights, positions, clock, dict(row_stats), keys)
+    if torch.compiler.is_compiling() or any(x.is_inference() for x in tensors):
         if type(operator).__module__.split(".")[0] != "msrnn":
-            weights, positions, clock, row_stats, keys = observation
-            row_stats = {name: x.clone() for name, x in row_stats.items()}
+            copies = {name: x.clone() for name, x in row_stats.items()}
             keys = None if keys is None else keys.clone()
-            observation = Observation(weights.clone(), positions.clone(), clock.clone(), row_stats, keys)
+            observation = Observation(weights.clone(), positions.clone(), clock.clone(), copies, keys)
             more = tuple(x.clone() for x in more)
         return _invoke(operator, method, observation, *more)
-    versions = [x._version for x in tensors.values()]
+    versions = [x._version for x in tensors]
     answer = _invoke(operator, method, observation, *more)
-    edited = [name for (name, x), version in zip(tensors.items(), versions, strict=True) if x._version != version]
-    if edited:
-        raise Error(f"{type(operator).__name__}.{method} edits {edited[0]} in place; expected a new tensor")
+    if versions != [x._version for x in tensors]:
+        names = ["weights", "positions", "clock", *row_stats, *(() if keys is None else ("keys",)), "values", "row"]
+        edited = next(name for name, x, version in zip(names, tensors, versions, strict=False) if x._version != version)
+        raise Error(f"{type(operator).__name__}.{method} edits {edited} in place; expected a new tensor")
     return answer
 
 

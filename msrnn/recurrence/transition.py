@@ -11,7 +11,7 @@ from torch import Tensor
 from ..layers.attention import attend
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
-from .operator_calls import merge_evicted_value, near_lowest, retention_scores, update_stats
+from .operator_calls import above_lowest, merge_evicted_value, retention_scores, update_stats
 
 
 def select_evicted_row(score: Tensor, positions: Tensor, n_learned: int = 0, tie_tolerance: float = 0.0) -> Tensor:
@@ -26,9 +26,9 @@ def select_evicted_row(score: Tensor, positions: Tensor, n_learned: int = 0, tie
     Returns:
         Row index ``(B, 1 or K)``.
     """
-    learned = torch.arange(score.shape[-1], device=score.device) < n_learned
-    lowest = near_lowest(score, learned, tie_tolerance)
-    return positions[:, : score.shape[1]].masked_fill(~lowest, torch.iinfo(torch.int64).max).argmin(-1)
+    learned = torch.arange(score.shape[-1], device=score.device) < n_learned if n_learned else None
+    higher = above_lowest(score, learned, tie_tolerance)
+    return positions[:, : score.shape[1]].masked_fill(higher, torch.iinfo(torch.int64).max).argmin(-1)
 
 
 def advance(

@@ -156,8 +156,8 @@ def test_guaranteed_rows_must_be_present(operator, tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", [eviction, transition])
 def test_different_eviction_is_an_error(module, tmp_path, monkeypatch):
     """One of the two paths evicts the row of the highest score."""
-    original = module.near_lowest
-    monkeypatch.setattr(module, "near_lowest", lambda s, *more: original((-s).masked_fill(s.isinf(), torch.inf), *more))
+    original = module.above_lowest
+    monkeypatch.setattr(module, "above_lowest", lambda s, *more: original((-s).masked_fill(s.isinf(), torch.inf), *more))
     with pytest.raises(
         msrnn.Error, match=r"layer [01]: the unroll evicts position \d+, the step loop \d+; their scores differ"
     ):

@@ -211,7 +211,7 @@ def _figures(name: str, by_size: BySize) -> dict[str, Curves | HeatMaps]:
     labels: dict[str, Any] = {
         "x_label": "position",
         "y_label": "step",
-        "colour_label": "fraction of heads that retain the position",
+        "colour_label": "retained fraction of heads",
         "extent": largest.shape[-1],
     }
     last_layer = {f"size {s}": _map(x[-1]) for s, x in steps.items()}

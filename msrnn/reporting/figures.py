@@ -76,7 +76,7 @@ def draw_retention(panels: Mapping[str, Tensor], path: str | Path, *, prompt: in
     Raises:
         Error: as :func:`check_output_path`.
     """
-    label = "fraction of layers and heads that retain the position"
+    label = "retained fraction of layers and heads"
     draw(HeatMaps(title, "position", "step", panels, label, prompt=prompt), path)
 
 

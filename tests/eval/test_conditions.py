@@ -32,8 +32,8 @@ def test_invalid_operators_are_refused(operators, message):
 
 
 def test_results_are_grouped_in_order():
-    made = [LMResult(*key, "a 0", 1.0, 1, 1, 1.0) for key in (("b", 8), ("a", None), ("b", 8))]
-    assert {key: len(group) for key, group in by_condition(made).items()} == {("b", 8): 2, ("a", None): 1}
+    results = [LMResult(*key, "a 0", 1.0, 1, 1, 1.0) for key in (("b", 8), ("a", None), ("b", 8))]
+    assert {key: len(group) for key, group in by_condition(results).items()} == {("b", 8): 2, ("a", None): 1}
 
 
 def test_defaults_of_the_arguments():

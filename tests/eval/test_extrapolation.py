@@ -27,24 +27,34 @@ def test_scores_of_a_segment_equal_the_step_loop(places, monkeypatch):
     expected = -logits.log_softmax(-1).gather(2, text[:, 1:, None])[..., 0]
     for room in (2**24, 50 * 2 * 7):  # all at once, and in pieces of 7 tokens
         monkeypatch.setattr(extrapolation, "MAX_LOGITS", room)
-        lost, state = score_segment(cell, text, start)
-        torch.testing.assert_close(lost, expected, rtol=0, atol=1e-8)
+        losses, state = score_segment(cell, text, start)
+        torch.testing.assert_close(losses, expected, rtol=0, atol=1e-8)
         assert state[1].positions.sort().values.equal(end[1].positions.sort().values)
         assert state.places == start.places
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
+def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("beyond")
     chat_cell().save(folder / "tiny")
     (folder / "books").mkdir()
     for name, text in TEXTS.items():
         (folder / "books" / f"{name}.txt").write_text(text * 9)
-    return folder, ["eval", "extrapolation", str(folder / "tiny"), "--text", str(folder / "books"), "--stretch", "16", "--sizes", "8"]
+    return folder, [
+        "eval",
+        "extrapolation",
+        str(folder / "tiny"),
+        "--text",
+        str(folder / "books"),
+        "--stretch",
+        "16",
+        "--sizes",
+        "8",
+    ]
 
 
-def test_the_command_resumes(asked, tmp_path, capsys, monkeypatch):
-    folder, words = asked
+def test_the_command_resumes(arguments, tmp_path, capsys, monkeypatch):
+    folder, words = arguments
     whole = [*words, "--tokens", "64", "--out", str(tmp_path / "whole")]
     assert main(whole) == 0
     shown = capsys.readouterr().out
@@ -60,9 +70,9 @@ def test_the_command_resumes(asked, tmp_path, capsys, monkeypatch):
     ids = torch.stack([c.ids for c in split_into_chunks(read_texts(folder / "books"), tokenizer, 65, 1)])
     for operator, places in (("sinks:8:4", "inside"), ("tova:8", "compressed")):
         logits, _ = fold(cell, ids[:, :-1], cell.initial_state(2, operator, places=places))
-        lost = -logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        losses = -logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
         found = [r["nll"] for r in records if r["places"] == places and r["operator"][0] == operator[0]]
-        expected = lost.unflatten(1, (4, 16)).sum(-1).T
+        expected = losses.unflatten(1, (4, 16)).sum(-1).T
         torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=0, atol=1e-6)
     # stopped in the middle of a condition, then run with fewer, equal and equal tokens
     cut, count = [*words, "--out", str(tmp_path / "cut")], []
@@ -96,13 +106,13 @@ def test_the_command_resumes(asked, tmp_path, capsys, monkeypatch):
 
 
 def test_tables_contain_the_results():
-    lost = {"absolute": [[30.0, 20.0], [34.0, 24.0]], "inside": [[29.0, 21.0], [30.0, 20.0]]}
-    made = [
+    losses = {"absolute": [[30.0, 20.0], [34.0, 24.0]], "inside": [[29.0, 21.0], [30.0, 20.0]]}
+    results = [
         ExtrapolationResult("tova", 8, places, 10 * i, 10, ["a", "b"], nll, 0.5)
-        for places, rows in lost.items()
+        for places, rows in losses.items()
         for i, nll in enumerate(rows)
     ]
-    whole = report(made, 15)
+    whole = report(results, 15)
     spans, so_far, relative, times = whole.tables
     assert list(spans.columns) == ["operator and places", "to 10", "to 20"]
     assert spans.rows[0] == ["tova:8 absolute", f"{math.exp(2.5):.1f}", f"{math.exp(2.9):.1f}"]
@@ -127,13 +137,13 @@ def test_tables_contain_the_results():
         (["--tokens", "64", "--operators", "full", "--places", "inside"], "no operator is bounded; expected absolute"),
     ],
 )
-def test_invalid_arguments_are_refused(asked, more, message, capsys, monkeypatch):
+def test_invalid_arguments_are_refused(arguments, more, message, capsys, monkeypatch):
     monkeypatch.setattr(msrnn.Cell, "forward", lambda *_, **__: pytest.fail("a token was read"))
-    assert main([*asked[1], *more]) == 1
+    assert main([*arguments[1], *more]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_an_unbounded_state_is_read_at_absolute_positions_only(asked, capsys):
-    assert main([*asked[1], "--tokens", "16", "--operators", "full", "tova:8", "--json"]) == 0
+def test_an_unbounded_state_is_read_at_absolute_positions_only(arguments, capsys):
+    assert main([*arguments[1], "--tokens", "16", "--operators", "full", "tova:8", "--json"]) == 0
     records = json.loads(capsys.readouterr().out)
     assert [r["places"] for r in records if r["operator"] == "full"] == ["absolute"]

@@ -67,12 +67,12 @@ def test_distinct_ngrams_and_common_prefix():
 
 
 def test_table_contains_means_over_prompts():
-    made = [GenerationResult("full", None, f"c {i}", [1, 2, 3], False, 1.0, 1.0) for i in range(2)]
-    made += [
+    results = [GenerationResult("full", None, f"c {i}", [1, 2, 3], False, 1.0, 1.0) for i in range(2)]
+    results += [
         GenerationResult("tova", 4, "c 0", [1, 2, 3, 3], True, 2.0, 0.5),
         GenerationResult("tova", 4, "c 1", [2, 2], False, 4.0, 1.0),
     ]
-    rows = report(made, 4).tables[0].rows
+    rows = report(results, 4).tables[0].rows
     assert rows[0][:7] == ["full", "unbounded", "3", "0%", "1.000", "100.0%", "3"]
     assert rows[1] == ["tova", "4", "3", "50%", "3.000", "75.0%", "2", "0.625", "1.000", "1.000"]
 
@@ -80,13 +80,13 @@ def test_table_contains_means_over_prompts():
 def test_the_command_adds_the_unbounded_model(tmp_path, capsys):
     CELL.save(tmp_path / "model")
     (tmp_path / "book.txt").write_text(TEXT)
-    asked = ["eval", "generation", str(tmp_path / "model"), "--text", str(tmp_path / "book.txt"), "--chunk", "20"]
-    asked += ["--chunks", "3", "--batch", "2", "--max-new-tokens", "8", "--operators", "tova", "--sizes", "5"]
-    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    arguments = ["eval", "generation", str(tmp_path / "model"), "--text", str(tmp_path / "book.txt"), "--chunk", "20"]
+    arguments += ["--chunks", "3", "--batch", "2", "--max-new-tokens", "8", "--operators", "tova", "--sizes", "5"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert unpadded(capsys.readouterr().out).count("| full | unbounded |") == 1
     records = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [(r["operator"], r["chunk"]) for r in records] == [(o, f"book {i}") for o in ("full", "tova") for i in range(3)]
-    assert main([*asked, "--operators", "truncated"]) == 1
+    assert main([*arguments, "--operators", "truncated"]) == 1
     assert "has no state to continue from" in capsys.readouterr().err
-    assert main([*asked, "--out", str(tmp_path / "out"), "--seed", "3"]) == 1
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--seed", "3"]) == 1
     assert "with seed None; this one has 3" in capsys.readouterr().err

@@ -79,10 +79,10 @@ def test_chunks_start_with_bos_and_count_their_bytes():
 
 def test_a_batch_gives_the_scores_of_single_chunks():
     ids = tokens(3, 3, 31)
-    made = [Chunk(f"t {i}", x, "x" * 31, tuple((j, j + 1) for j in range(31)), 1) for i, x in enumerate(ids)]
-    for entry in conditions(["tova", "truncated"], [5]):
-        together, single = score_chunks(CELL, made, entry), [score_chunks(CELL, [c], entry)[0] for c in made]
-        for a, b, c in zip(together, single, made, strict=True):
+    batch = [Chunk(f"t {i}", x, "x" * 31, tuple((j, j + 1) for j in range(31)), 1) for i, x in enumerate(ids)]
+    for condition in conditions(["tova", "truncated"], [5]):
+        together, single = score_chunks(CELL, batch, condition), [score_chunks(CELL, [c], condition)[0] for c in batch]
+        for a, b, c in zip(together, single, batch, strict=True):
             assert (a.chunk, a.tokens, a.n_bytes) == (b.chunk, b.tokens, b.n_bytes) == (c.name, 30, 30)
             assert a.nll == pytest.approx(b.nll, abs=1e-8)
     assert together[0].nll == pytest.approx(float(truncated_nll(CELL, ids[:1], 5).sum()))
@@ -90,10 +90,10 @@ def test_a_batch_gives_the_scores_of_single_chunks():
 
 def test_tables_and_figure_contain_the_results():
     values = {("full", None): [2.0, 3.0, 2.5], ("tova", 8): [2.1, 3.2, 2.4], ("window", 8): [4.0, 5.0, 2.3]}
-    made = [
+    results = [
         LMResult(row, size, f"book {i}", 10 * x, 10, 40, 1.0) for (row, size), xs in values.items() for i, x in enumerate(xs)
     ]
-    perplexity, bits, relative = report(made, "tova").tables
+    perplexity, bits, relative = report(results, "tova").tables
     assert perplexity.columns == ["operator", "8", "unbounded"]
     at = {row[0]: row[1:] for row in perplexity.rows}
     error = statistics.stdev([2.0, 3.0, 2.5]) / math.sqrt(3) * math.exp(2.5)
@@ -104,13 +104,13 @@ def test_tables_and_figure_contain_the_results():
     assert {row[0]: row[1] for row in relative.rows}["window"] == (
         f"{statistics.mean(gaps):+.4f} ± {statistics.stdev(gaps) / math.sqrt(3):.4f} (2/3)"
     )
-    curves = report(made, "tova").figures["lm.png"]
+    curves = report(results, "tova").figures["lm.png"]
     assert (curves.x_label, curves.y_label) == ("tokens carried", "perplexity")
     assert curves.horizontal_lines == {"full": pytest.approx(math.exp(2.5))}
     x, y, bar = curves.lines["tova"][0]
     assert (x, y) == (8, pytest.approx(math.exp(7.7 / 3)))
     assert bar == pytest.approx(y * statistics.stdev([2.1, 3.2, 2.4]) / math.sqrt(3))  # in perplexity, not in nats
-    against_full = report(made, "full").tables[2]
+    against_full = report(results, "full").tables[2]
     assert {row[0]: row[1] for row in against_full.rows}["tova"].startswith("+0.0667")
 
 
@@ -133,20 +133,20 @@ def command(folder, book, *more):
 
 def test_the_command_resumes_and_writes_a_complete_report(folder, book, tmp_path, capsys, monkeypatch):
     out = tmp_path / "new" / "out"
-    asked = command(folder, book, "--out", out, "--operators", "full", "tova", "sinks:SIZE:1", "truncated")
+    arguments = command(folder, book, "--out", out, "--operators", "full", "tova", "sinks:SIZE:1", "truncated")
     calls, real = [], lm.score_chunks
 
-    def stopped(cell, chunks, entry):
+    def stopped(cell, chunks, condition):
         if len(calls) == 3:
             raise KeyboardInterrupt
-        calls.append((str(entry), [c.name for c in chunks]))
-        return real(cell, chunks, entry)
+        calls.append((str(condition), [c.name for c in chunks]))
+        return real(cell, chunks, condition)
 
     monkeypatch.setattr(lm, "score_chunks", stopped)
-    assert main([*asked, "--chunks", "2", "--batch", "2"]) == 130
+    assert main([*arguments, "--chunks", "2", "--batch", "2"]) == 130
     assert len(list((out / "cells").iterdir())) == 6
     monkeypatch.setattr(lm, "score_chunks", lambda *all: calls.append((str(all[2]), [c.name for c in all[1]])) or real(*all))
-    assert main([*asked, "--chunks", "3", "--batch", "2"]) == 0
+    assert main([*arguments, "--chunks", "3", "--batch", "2"]) == 0
     assert calls[:4] == [
         ("full", ["book 0", "book 1"]),
         ("tova:4", ["book 0", "book 1"]),
@@ -159,11 +159,11 @@ def test_the_command_resumes_and_writes_a_complete_report(folder, book, tmp_path
     records = json.loads((out / "report.json").read_text())
     assert len(records) == 7 * 3
     assert sorted(p.name for p in out.iterdir()) == ["cells", "lm.png", "report.json", "report.md", "settings.json"]
-    assert main([*asked, "--chunks", "3", "--json"]) == 0  # all cells are finished
+    assert main([*arguments, "--chunks", "3", "--json"]) == 0  # all cells are finished
     assert len(calls) == 14
     assert json.loads(capsys.readouterr().out) == records
-    spelt = command(folder, book, "--out", out, "--operators", "tova", "sinks:8:1", "--chunks", "1")
-    assert main(spelt) == 0  # the same cells under other spec strings
+    same_cells = command(folder, book, "--out", out, "--operators", "tova", "sinks:8:1", "--chunks", "1")
+    assert main(same_cells) == 0  # the same cells under other spec strings
     assert len(calls) == 14
     assert "\n| sinks:8:1 | " in capsys.readouterr().out
     cell, ids = converters.load(folder), split_into_chunks({"book": TEXT}, converters.tokenizer(folder), 30, 1)[0].ids
@@ -224,19 +224,20 @@ def test_reads_a_data_set_of_the_hub(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "owner" / "books" / "test.jsonl").write_text('{"words": "x"}\n')
     with pytest.raises(msrnn.Error, match="split test of owner/books has words; expected text"):
         read_dataset("owner/books", "test")
-    asked = []
-    monkeypatch.setattr("msrnn.eval.inputs.read_dataset", lambda *names: asked.append(names) or {"one": "too short"})
+    arguments = []
+    monkeypatch.setattr("msrnn.eval.inputs.read_dataset", lambda *names: arguments.append(names) or {"one": "too short"})
     assert main(command(folder, "far/away", "--split", "train", "--sizes", "8")) == 1
-    assert asked == [("far/away", "train")]
+    assert arguments == [("far/away", "train")]
     assert "the longest text has" in capsys.readouterr().err
 
 
 def test_order_of_the_operators_on_the_real_weights(smollm, gguf_path, figure):
     """On a page of the docs every operator is worse than the unbounded model, and the window without a sink is the worst."""
     page = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
-    made = split_into_chunks({"docs": page}, converters.tokenizer(gguf_path), 192, 1)
+    page_chunks = split_into_chunks({"docs": page}, converters.tokenizer(gguf_path), 192, 1)
     found = {
-        str(e): score_chunks(smollm, made, e)[0].mean for e in conditions(["full", "window", "sinks:SIZE:1", "tova"], [32])
+        str(c): score_chunks(smollm, page_chunks, c)[0].mean
+        for c in conditions(["full", "window", "sinks:SIZE:1", "tova"], [32])
     }
     figure(f"192 tokens of the docs, nats per token: {', '.join(f'{k} {v:.3f}' for k, v in found.items())}")
     assert found["full"] < found["tova:32"] < found["window:32"]

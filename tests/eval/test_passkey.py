@@ -71,11 +71,11 @@ def test_a_key_is_found_if_greedy_decoding_generates_it(row):
 
 
 def test_heat_maps_and_tables_contain_the_results():
-    made = [
+    results = [
         PasskeyResult("tova", 8, n, d, found, 1.5, 4)
         for (n, d, found) in [(64, 0, 0.25), (64, 1, 0.75), (128, 0, 0), (128, 1, 1)]
     ]
-    whole = report(made)
+    whole = report(results)
     assert whole.tables[0].rows == [["tova:8", "50%", "50%"]]
     assert whole.tables[1].rows == [["tova:8", "1.50", "1.50"]]
     assert whole.figures["passkey.png"].panels["tova:8"].tolist() == [[0.25, 0.75], [0, 1]]
@@ -85,9 +85,9 @@ def test_heat_maps_and_tables_contain_the_results():
 
 def test_the_command(tmp_path, capsys):
     chat_cell().save(tmp_path / "model")
-    asked = ["eval", "passkey", str(tmp_path / "model"), "--sizes", "9", "--operators", "sinks:SIZE:2", "--keys", "2"]
+    arguments = ["eval", "passkey", str(tmp_path / "model"), "--sizes", "9", "--operators", "sinks:SIZE:2", "--keys", "2"]
     out = tmp_path / "out"
-    assert main([*asked, "--lengths", "330", "400", "--depths", "0", "0.5", "--out", str(out)]) == 0
+    assert main([*arguments, "--lengths", "330", "400", "--depths", "0", "0.5", "--out", str(out)]) == 0
     assert "| sinks:9:2 | 0% | 0% |" in unpadded(capsys.readouterr().out)
     assert [(r["length"], r["depth"]) for r in json.loads((out / "report.json").read_text())] == [
         (330, 0),
@@ -101,5 +101,5 @@ def test_the_command(tmp_path, capsys):
         ("--lengths", "50"): "the length of a text is 50 tokens",
         ("--operators", "truncated"): "truncated:9, which has no state",
     }.items():
-        assert main([*asked, *more]) == 1
+        assert main([*arguments, *more]) == 1
         assert message in capsys.readouterr().err

@@ -21,11 +21,11 @@ CELL = tiny_cell()
 
 def follows(logits, state, rest):
     """Return the mean −ln p of the tokens after a prompt, by the step loop."""
-    lost = []
+    losses = []
     for token in rest:
-        lost.append(-logits[0].log_softmax(-1)[token].item())
+        losses.append(-logits[0].log_softmax(-1)[token].item())
         logits, state = CELL.step(token[None], state)
-    return statistics.fmean(lost)
+    return statistics.fmean(losses)
 
 
 @pytest.mark.parametrize("operator", ["tova:5", "h2o:6", "sinks:6:2", "last-queries:6:2", "full"])
@@ -58,15 +58,15 @@ def test_one_shot_prefill_with_a_window_equals_transformers_with_a_truncated_cac
     cell, text = converters.load(saved(model, tmp_path)), tokens(1, 1, 30, 61)
     with torch.no_grad():
         out = model(text[:, :20], use_cache=True)
-        lost, rows = [], out.past_key_values
+        losses, rows = [], out.past_key_values
         for t in range(20, 30):
-            lost.append(-out.logits[0, -1].log_softmax(-1)[text[0, t]].item())
+            losses.append(-out.logits[0, -1].log_softmax(-1)[text[0, t]].item())
             carried = DynamicCache()
             for l, layer in enumerate(rows.layers):
                 carried.update(layer.keys[:, :, -6:], layer.values[:, :, -6:], l)
             out = model(text[:, t : t + 1], past_key_values=carried, position_ids=torch.tensor([[t]]), use_cache=True)
             rows = out.past_key_values
-    assert measure_cost(cell, text[0], "window:6", 20).one_shot == pytest.approx(statistics.fmean(lost), abs=1e-4)
+    assert measure_cost(cell, text[0], "window:6", 20).one_shot == pytest.approx(statistics.fmean(losses), abs=1e-4)
 
 
 def test_common_rows_are_counted_per_head():
@@ -79,11 +79,11 @@ def test_common_rows_are_counted_per_head():
 
 def test_table_contains_the_results():
     exact, shortcut = [2.0, 2.5, 3.0], [2.2, 2.4, 3.4]
-    made = [
+    costs = [
         PrefillCostResult(a, b, 10, c, 2.0, 0.5, "tova", 8, f"book {c}")
         for a, b, c in zip(exact, shortcut, (0.5, 0.6, 0.7), strict=True)
     ]
-    (table,) = report(made).tables
+    (table,) = report(costs).tables
     gaps = [b - a for a, b in zip(exact, shortcut, strict=True)]
     beyond = f"{statistics.fmean(gaps):+.4f} ± {statistics.stdev(gaps) / math.sqrt(3):.4f}"
     expected = ["tova", "8", f"{math.exp(2.5):.1f}", f"{math.exp(8 / 3):.1f}", beyond, "60%", "2.00", "0.50"]
@@ -93,16 +93,16 @@ def test_table_contains_the_results():
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
+def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     chat_cell().save(folder / "tiny")
     (folder / "book.txt").write_text("The boat was small, the sea was not; and on the third day the wind rose again. " * 12)
     return ["eval", "prefill-cost", str(folder / "tiny"), "--text", str(folder / "book.txt"), "--chunk", "40", "--chunks", "2"]
 
 
-def test_the_command_prints_records_and_resumes(asked, tmp_path, capsys):
+def test_the_command_prints_records_and_resumes(arguments, tmp_path, capsys):
     more = ["--prompt", "25", "--operators", "tova", "last-queries:SIZE:2", "--sizes", "6", "9", "--out", str(tmp_path / "out")]
-    assert main([*asked, *more, "--json"]) == 0
+    assert main([*arguments, *more, "--json"]) == 0
     records = json.loads(capsys.readouterr().out)
     assert [(r["operator"], r["size"]) for r in records[::2]] == [
         ("tova", 6),
@@ -110,10 +110,10 @@ def test_the_command_prints_records_and_resumes(asked, tmp_path, capsys):
         *[("last-queries:SIZE:2", n) for n in (6, 9)],
     ]
     assert all(r["tokens"] == 15 and 0 < r["common"] <= 1 for r in records)
-    assert main([*asked, *more]) == 0
+    assert main([*arguments, *more]) == 0
     assert capsys.readouterr().out == (tmp_path / "out" / "report.md").read_text()
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == records  # with equal times, so nothing was read again
-    assert main([*asked, *more[2:], "--prompt", "26"]) == 1
+    assert main([*arguments, *more[2:], "--prompt", "26"]) == 1
     assert "prompt 25" in capsys.readouterr().err
 
 
@@ -126,8 +126,8 @@ def test_the_command_prints_records_and_resumes(asked, tmp_path, capsys):
         (["--prompt", "9", "--operators", "nothing"], "no operator is called 'nothing'"),
     ],
 )
-def test_invalid_arguments_are_refused(asked, more, message, capsys):
-    assert main([*asked, *more]) == 1
+def test_invalid_arguments_are_refused(arguments, more, message, capsys):
+    assert main([*arguments, *more]) == 1
     assert message in capsys.readouterr().err
 
 

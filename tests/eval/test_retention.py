@@ -99,8 +99,8 @@ def test_a_result_follows_from_the_trace():
 
 def test_classes_are_weighted_by_tokens_and_sorted_by_lifetime():
     cell, tokenizer = chat_cell(), tiny_tokenizer()
-    made = split_into_chunks({"a": TEXT.replace("was", "w a s", 2)}, tokenizer, 40, 2)
-    records = [measure_retention(cell, c, e, keep_steps=True) for c in made for e in conditions(["tova"], [5, 9])]
+    results = split_into_chunks({"a": TEXT.replace("was", "w a s", 2)}, tokenizer, 40, 2)
+    records = [measure_retention(cell, c, e, keep_steps=True) for c in results for e in conditions(["tova"], [5, 9])]
     table = next(t for t in report(records).tables if t.title.startswith("Mean lifetime by token class"))
     assert table.columns == ["class", "tokens", "5", "9"]
     assert [float(row[3]) for row in table.rows] == sorted((float(row[3]) for row in table.rows), reverse=True)
@@ -112,10 +112,20 @@ def test_classes_are_weighted_by_tokens_and_sorted_by_lifetime():
 
 
 def test_classes_of_several_chunks_are_weighted_by_tokens():
-    facts = {"operator": "tova", "size": 4, "mean": 5.0, "first": [9.0], "first_retained": 1.0, "recent": [0.7], "seconds": 1.0}
+    fields = {
+        "operator": "tova",
+        "size": 4,
+        "mean": 5.0,
+        "first": [9.0],
+        "first_retained": 1.0,
+        "recent": [0.7],
+        "seconds": 1.0,
+    }
     found = [{"word start": (1, 90.0), "number": (2, 40.0)}, {"word start": (9, 10.0)}]
-    made = [RetentionResult(chunk=f"c {i}", classes=k, steps=[[[1]]] if i == 0 else None, **facts) for i, k in enumerate(found)]
-    table = next(t for t in report(made).tables if t.title.startswith("Mean lifetime by token class"))
+    results = [
+        RetentionResult(chunk=f"c {i}", classes=k, steps=[[[1]]] if i == 0 else None, **fields) for i, k in enumerate(found)
+    ]
+    table = next(t for t in report(results).tables if t.title.startswith("Mean lifetime by token class"))
     assert table.rows == [["number", "2", "40"], ["word start", "10", "18"]]
 
 
@@ -136,14 +146,14 @@ def test_figures_have_labels_and_the_orientation_of_the_paper():
 def test_the_command(tmp_path, capsys):
     chat_cell().save(tmp_path / "model")
     (tmp_path / "book.txt").write_text(TEXT)
-    asked = ["eval", "retention", str(tmp_path / "model"), "--text", str(tmp_path), "--chunk", "60", "--chunks", "2"]
-    assert main([*asked, "--sizes", "6", "12", "--operators", "tova", "sinks:SIZE:1", "--out", str(tmp_path / "out")]) == 0
+    arguments = ["eval", "retention", str(tmp_path / "model"), "--text", str(tmp_path), "--chunk", "60", "--chunks", "2"]
+    assert main([*arguments, "--sizes", "6", "12", "--operators", "tova", "sinks:SIZE:1", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "| sinks:SIZE:1 | 100.0% | 100.0% |" in unpadded(shown)
     assert [r["size"] for r in json.loads((tmp_path / "out" / "report.json").read_text())] == [6, 6, 12, 12] * 2
     for name in ("first", "map", "layers"):
         assert imread(tmp_path / "out" / f"{name}-sinks-SIZE-1.png").std() > 0.05
-    assert main([*asked, "--operators", "full"]) == 1
+    assert main([*arguments, "--operators", "full"]) == 1
     assert "full, which evicts no row of 60 tokens" in capsys.readouterr().err
-    assert main([*asked, "--sizes", "60"]) == 1
+    assert main([*arguments, "--sizes", "60"]) == 1
     assert "tova:60, which evicts no row" in capsys.readouterr().err

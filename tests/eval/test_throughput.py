@@ -53,17 +53,17 @@ def test_throughput_is_relative_to_the_unbounded_state():
 
 def test_the_command(tmp_path, capsys):
     chat_cell().save(tmp_path / "model")
-    asked = ["eval", "throughput", str(tmp_path / "model"), "--sizes", "4", "8"]
-    asked += ["--length", "30", "--steps", "2", "--budget", "1"]
-    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    arguments = ["eval", "throughput", str(tmp_path / "model"), "--sizes", "4", "8"]
+    arguments += ["--length", "30", "--steps", "2", "--budget", "1"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     first = capsys.readouterr().out
     assert unpadded(first).count("| tova |") == 2
-    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == first  # nothing is measured again, so the times are equal
     for more, message in {
         ("--sizes", "28"): "tova:28, which is not full after 28 tokens",
         ("--steps", "30", "--operators", "full"): "--steps is 30",
         ("--budget", "999999999"): "the machine has",
     }.items():
-        assert main([*asked, *more]) == 1
+        assert main([*arguments, *more]) == 1
         assert message in capsys.readouterr().err

@@ -20,7 +20,7 @@ STORY = "The boat was small, the sea was not; and on the 3rd day the wind rose a
 
 def squality():
     """Return data in the format of nyu-mll/SQuALITY@dc08d4f, one object per line."""
-    asked = [
+    arguments = [
         {
             "question_text": f"What about {what}?",
             "question_number": n,
@@ -32,7 +32,7 @@ def squality():
         for n, what in enumerate(("boat", "sea"), 1)
     ]
     stories = [
-        {"metadata": {"passage_id": i, "uid": "ea", "license": "free"}, "document": STORY, "questions": asked}
+        {"metadata": {"passage_id": i, "uid": "ea", "license": "free"}, "document": STORY, "questions": arguments}
         for i in ("10", "20")
     ]
     return "\n".join(map(json.dumps, stories)) + "\n"
@@ -50,8 +50,8 @@ def qasper():
     evidence = {"evidence": [], "highlighted_evidence": []}
     answers = [{"answer": {**kind, **evidence}, "annotation_id": "3", "worker_id": "w"} for kind in kinds]
     sections = [{"section_name": "Boats", "paragraphs": ["One.", ""]}, {"section_name": None, "paragraphs": ["Two."]}]
-    asked = [{"question": "How does it sail?", "question_id": "75", "answers": answers}]
-    return json.dumps({"1909.1": {"title": "Sailing", "abstract": "Short.", "full_text": sections, "qas": asked}})
+    arguments = [{"question": "How does it sail?", "question_id": "75", "answers": answers}]
+    return json.dumps({"1909.1": {"title": "Sailing", "abstract": "Short.", "full_text": sections, "qas": arguments}})
 
 
 def test_squality_as_published(tmp_path):
@@ -135,13 +135,13 @@ def test_answers_from_one_state_equal_those_of_whole_prompts(row):
         assert got.ids == ids
         assert got.text == TOKENIZER.decode(ids).strip()
         assert got.score == f1(got.text, q.references)
-        lost, n, own = 0.0, 0, ids if row == "full" else [[7, 8, 9], [10]][q.number]
+        losses, n, own = 0.0, 0, ids if row == "full" else [[7, 8, 9], [10]][q.number]
         for text in q.references:
             reference = TOKENIZER.encode(f" {text}", add_special_tokens=False).ids
             logits, _ = CELL(torch.tensor([prompt + reference]), CELL.initial_state(1, condition.reduction))
-            lost -= float(logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(reference)[:, None]).sum())
+            losses -= float(logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(reference)[:, None]).sum())
             n += len(reference)
-        assert got.nll == pytest.approx(lost / n)
+        assert got.nll == pytest.approx(losses / n)
         logits, _ = CELL(torch.tensor([prompt + own]), CELL.initial_state(1, condition.reduction))
         right = (logits[0, len(prompt) - 1 : -1].argmax(-1) == torch.tensor(own)).double().mean()
         assert got.agreement == pytest.approx(float(right))
@@ -154,9 +154,9 @@ def test_a_question_longer_than_the_prompt_is_refused():
 
 
 def test_tables_contain_paired_differences():
-    made = [UnderstandingResult("full", None, f"q {i}", [1], "x", 10.0 * i, 1.0, 2.0 + i) for i in range(3)]
-    made += [UnderstandingResult("tova", 8, f"q {i}", [1], "x", 5.0, 0.5, 2.5 + i) for i in range(3)]
-    score, agreed, nats = report(made, "qasper").tables
+    results = [UnderstandingResult("full", None, f"q {i}", [1], "x", 10.0 * i, 1.0, 2.0 + i) for i in range(3)]
+    results += [UnderstandingResult("tova", 8, f"q {i}", [1], "x", 5.0, 0.5, 2.5 + i) for i in range(3)]
+    score, agreed, nats = report(results, "qasper").tables
     assert score.rows[0] == ["full", "", "10.00 ± 5.77"]
     assert agreed.rows[1] == ["tova", "50.0%", ""]
     assert nats.rows == [["full", "", "3.000"], ["tova", "+0.5000 ± 0.0000", ""]]
@@ -165,14 +165,14 @@ def test_tables_contain_paired_differences():
 def test_the_command(tmp_path, capsys, monkeypatch):
     CELL.save(tmp_path / "model")
     (tmp_path / "dev.json").write_text(qasper())
-    asked = ["eval", "understanding", str(tmp_path / "model"), "--data", str(tmp_path / "dev.json"), "--operators", "tova"]
-    asked += ["--sizes", "8", "--length", "400", "--max-new-tokens", "4"]
-    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    arguments = ["eval", "understanding", str(tmp_path / "model"), "--data", str(tmp_path / "dev.json"), "--operators", "tova"]
+    arguments += ["--sizes", "8", "--length", "400", "--max-new-tokens", "4"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "| full | | 100.0% |" in unpadded(shown)
     assert len(json.loads((tmp_path / "out" / "report.json").read_text())) == 2
     monkeypatch.setattr(msrnn.Cell, "forward", lambda *_, **__: pytest.fail("a token was read"))
-    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == shown
     for more, message in {
         ("--length", "30"): "a prompt has 30 tokens; expected more than",
@@ -180,5 +180,5 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         ("--data", "/nowhere.json"): "cannot read /nowhere.json",
         ("--data", "/nowhere.txt"): "expected a .jsonl file of SQuALITY",
     }.items():
-        assert main([*asked, *more]) == 1
+        assert main([*arguments, *more]) == 1
         assert message in capsys.readouterr().err

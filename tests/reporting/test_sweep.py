@@ -1,4 +1,4 @@
-"""Finished cells are found again, whole; those of another sweep are refused."""
+"""Finished cells are reused; the folder of another sweep is refused."""
 
 import json
 
@@ -13,7 +13,7 @@ ROWS = {"a": {"a 0": 0, "a 1": 1, "a 2": 2}, "b": {"b 0": 3}}
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_cells_are_kept_and_missing_ones_come_in_rows(kept, tmp_path):
+def test_pending_yields_unfinished_cells_by_row(kept, tmp_path):
     sweep = Sweep(tmp_path / "x" if kept else None, {"chunk": 8})
     assert list(sweep.pending(ROWS, 2)) == [("a", {"a 0": 0, "a 1": 1}), ("a", {"a 2": 2}), ("b", {"b 0": 3})]
     sweep["a 1"] = {"value": 0.5}
@@ -23,7 +23,7 @@ def test_cells_are_kept_and_missing_ones_come_in_rows(kept, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["tova:64 on a/b 0", "ünï", "..", "a%2Fb", "con.json"])
-def test_any_name_is_a_file_of_its_own(key, tmp_path):
+def test_every_key_has_its_own_file(key, tmp_path):
     Sweep(tmp_path, {})[key] = {"n": 1}
     assert [p.parent for p in tmp_path.rglob("*.json")].count(tmp_path / "cells") == 1
     assert Sweep(tmp_path, {})[key] == {"n": 1}
@@ -36,9 +36,12 @@ def test_another_sweep_is_refused(tmp_path):
         Sweep(tmp_path, {"model": "b", "chunk": 8})
     with pytest.raises(msrnn.Error, match="with seed None; this one has 1"):
         Sweep(tmp_path, {"model": "a", "chunk": 8, "seed": 1})
+    (tmp_path / "settings.json").write_text('{"model": "a", "chunk": 8}')
+    with pytest.raises(msrnn.Error, match=r"with version None; this one has 2 \(use a new folder\)"):
+        Sweep(tmp_path, {"model": "a", "chunk": 8})
 
 
-def test_a_cell_that_was_being_written_is_not_there(tmp_path, monkeypatch):
+def test_a_partly_written_cell_is_ignored(tmp_path, monkeypatch):
     sweep = Sweep(tmp_path, {})
 
     def killed(path, facts):
@@ -62,5 +65,5 @@ def test_a_damaged_cell_is_refused(tmp_path):
             Sweep(tmp_path, {})
 
 
-def test_models_are_told_apart():
+def test_digests_of_models_differ():
     assert tiny_cell(0).fingerprint().digest() == tiny_cell(0).fingerprint().digest() != tiny_cell(1).fingerprint().digest()

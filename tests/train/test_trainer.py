@@ -26,13 +26,13 @@ def test_gradient_of_a_chunk_equals_that_of_the_step_loop(reduction, figure):
     state = state.detach()
     loss, after = chunk_loss(cell, TrainBatch(text[:, 12:24], text[:, 13:], False), state, reduction)
     found = torch.autograd.grad(loss, [*cell.parameters()])
-    losses, by_hand = [], state
+    losses, stepped = [], state
     for t in range(12, 24):
-        logits, by_hand = cell.step(text[:, t], by_hand)
+        logits, stepped = cell.step(text[:, t], stepped)
         losses.append(cross_entropy(logits, text[:, t + 1]))
     expected = torch.autograd.grad(torch.stack(losses).mean(), [*cell.parameters()])
     assert abs(loss.item() - torch.stack(losses).mean().item()) < 1e-12
-    assert held(after) == held(by_hand)
+    assert held(after) == held(stepped)
     worst = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
     assert worst < 1e-11
     assert min(float(x.abs().max()) for x in found) > 1e-6
@@ -50,9 +50,9 @@ def test_learned_rows_receive_gradients_in_every_chunk(fields):
     with torch.no_grad():
         cell.memory += 0.5  # as an optimizer does
     loss, _ = chunk_loss(cell, TrainBatch(text[:, 12:24], text[:, 13:], False), state, "tova:5")
-    by_hand, losses = cell.carry(state) if "recurrent" in fields else cell.renew(state), []
+    stepped, losses = cell.carry(state) if "recurrent" in fields else cell.renew(state), []
     for t in range(12, 24):
-        logits, by_hand = cell.step(text[:, t], by_hand)
+        logits, stepped = cell.step(text[:, t], stepped)
         losses.append(cross_entropy(logits, text[:, t + 1]))
     names = [name for name, _ in cell.named_parameters() if name != "memory" or "recurrent" not in fields]
     both = (torch.autograd.grad(x, [cell.get_parameter(name) for name in names]) for x in (loss, torch.stack(losses).mean()))

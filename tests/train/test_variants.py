@@ -39,15 +39,15 @@ def test_gradients_flow_through_both_chunks(fields):
     network = cell(**fields)
     first, second, answer = tasks.episodes("copy", 5, 3, torch.Generator().manual_seed(1))
     loss = tasks.episode_loss(network, first, second, answer, "window:4")
-    state, by_hand = network.initial_state(3, "window:4"), []
+    state, losses = network.initial_state(3, "window:4"), []
     for token in first.T:
         _, state = network.step(token, state)
     if fields.get("recurrent"):
         state = network.carry(state)
     for token, target in zip(second.T, answer.T, strict=True):
         logits, state = network.step(token, state)
-        by_hand.append(cross_entropy(logits, target))
-    found, expected = (torch.autograd.grad(x, [*network.parameters()]) for x in (loss, torch.stack(by_hand).mean()))
+        losses.append(cross_entropy(logits, target))
+    found, expected = (torch.autograd.grad(x, [*network.parameters()]) for x in (loss, torch.stack(losses).mean()))
     assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(found, expected, strict=True))
     assert min(float(x.abs().max()) for x in found) > 0
 
@@ -134,17 +134,17 @@ def finished(folder):
 
 
 def test_tables_contain_mean_and_spread(tmp_path):
-    made = report(finished(tmp_path))
-    norms, learned, trained, answered = made.tables
+    found = report(finished(tmp_path))
+    norms, learned, trained, answered = found.tables
     assert norms.rows[2][:3] == ["PreNorm, RMSNorm", "1,000", "0.100 ± 0.100"]
     assert learned.rows[0] == ["plain", "1,000", "0.100 ± 0.100", "0.100 ± 0.100"]
     assert trained.rows[0] == ["trained full", *["0.100 ± 0.100"] * 5]
     assert all("1 of 3 diverged" in cell for cell in trained.rows[1][1:])
     i = [*VARIANTS].index("copy, window:8")
     assert answered.rows[1][2] == f"{10 * (i + 1):.1f} ± 10.0"
-    plot = made.figures["learned.png"]
+    plot = found.figures["learned.png"]
     assert (plot.x_label, plot.y_label) == ("step", "loss, nats per byte")
-    assert made.figures["copy.png"].y_label == "loss, nats per symbol"
+    assert found.figures["copy.png"].y_label == "loss, nats per symbol"
     assert plot.lines["plain"] == [(10, 4.0, 1.0), (20, 3.0, 1.0)]
     assert spread([None, None, None]) == "3 of 3 diverged"
 

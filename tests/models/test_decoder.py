@@ -400,7 +400,7 @@ def test_decoding_and_disk(facts, tmp_path, capsys):
     assert f"{2 * 2 * (8 * cell.kv_dim + 8):,} in float32" in said  # of two layers, two heads
     converters.convert(tmp_path / "own", tmp_path / "half", dtype=torch.float16)
     assert msrnn.load(tmp_path / "half").config == cell.config
-    with pytest.raises(msrnn.Error, match="which transformers does not know"):
+    with pytest.raises(msrnn.Error, match="which transformers does not support"):
         converters.convert(tmp_path / "own", tmp_path / "hf", to="hf")
     assert not (tmp_path / "hf").exists()
 

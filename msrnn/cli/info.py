@@ -5,8 +5,6 @@ The command reads the config only, not the weights.
 
 import argparse
 
-import torch
-
 from ..diagnostics.state_memory import token_bytes
 from ..models import Config, DecoderConfig
 from ..models.registry import build_on_meta
@@ -30,7 +28,8 @@ def describe(config: Config | DecoderConfig) -> list[str]:
     cell = build_on_meta(config)
     parameters = sum(x.numel() for x in cell.parameters())
     positions = config.positions if isinstance(config, DecoderConfig) else config.rope
-    single, half = (token_bytes(cell.to(dtype).initial_state(1, "full")) for dtype in (torch.float32, torch.bfloat16))
+    state = cell.initial_state(1, "full")
+    half, single = token_bytes(state, itemsize=2), token_bytes(state, itemsize=4)
     lines = {
         "family": config.family,
         "parameters": f"{parameters / 1e6:,.1f} million",

@@ -3,9 +3,14 @@
 from ..state.state import State
 
 
-def token_bytes(state: State) -> int:
-    """Return the bytes of one token in H: keys, values and position in all layers and heads, without row statistics."""
-    return sum(H.keys.shape[1] * (2 * H.keys.shape[3] * H.keys.element_size() + 8) for H in state)
+def token_bytes(state: State, itemsize: int | None = None) -> int:
+    """Return the bytes of one token in H: keys, values and position in all layers and heads, without row statistics.
+
+    Args:
+        state: H.
+        itemsize: bytes of a number in keys and values; None takes the dtype of ``state``.
+    """
+    return sum(H.keys.shape[1] * (2 * H.keys.shape[3] * (itemsize or H.keys.element_size()) + 8) for H in state)
 
 
 def full_nbytes(state: State) -> int:

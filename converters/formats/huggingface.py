@@ -139,10 +139,10 @@ def config_from_hf(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
         ffn_width=fields.get_int("intermediate_size"),
         norm_eps=fields.get_float("rms_norm_eps"),
         rope=rope_from_hf(config, length),
-        length=length,
+        context_length=length,
         tied=config.get("tie_word_embeddings") or False,
         # a missing key means 4096, transformers' default, as in v0.1; later versions have null
-        window=config.get("sliding_window", 4096) if family == "mistral" else None,
+        sliding_window=config.get("sliding_window", 4096) if family == "mistral" else None,
         bos_token_id=config.get("bos_token_id"),
         eos_token_ids=tuple(eos),
     )
@@ -154,7 +154,7 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     transformers has no Yi, which is written as a LLaMA. A model with a window is written as a Mistral, because the family in
     a GGUF of Mistral is llama.
     """
-    family = "mistral" if config.family == "mistral" or config.window is not None else "llama"
+    family = "mistral" if config.family == "mistral" or config.sliding_window is not None else "llama"
     fields = {
         "architectures": ["MistralForCausalLM" if family == "mistral" else "LlamaForCausalLM"],
         "model_type": family,
@@ -166,7 +166,7 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": config.length,
+        "max_position_embeddings": config.context_length,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope.theta,
         "rope_scaling": rope_to_hf(config.rope),
@@ -175,7 +175,9 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         "eos_token_id": list(config.eos_token_ids) if len(config.eos_token_ids) > 1 else next(iter(config.eos_token_ids), None),
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    return fields | ({"sliding_window": config.window} if family == "mistral" else {"attention_bias": False, "mlp_bias": False})
+    return fields | (
+        {"sliding_window": config.sliding_window} if family == "mistral" else {"attention_bias": False, "mlp_bias": False}
+    )
 
 
 def tokenizer_config(config: Config, tokenizer: bytes) -> dict[str, Any]:
@@ -188,7 +190,7 @@ def tokenizer_config(config: Config, tokenizer: bytes) -> dict[str, Any]:
     Raises:
         Error: ``tokenizer`` is no JSON, or its added tokens have no id or content.
     """
-    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length}
+    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context_length}
     added = parse_json(tokenizer, "tokenizer.json").get("added_tokens") or []
     try:
         texts = {token["id"]: str(token["content"]) for token in added}

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from msrnn import Error
-from msrnn.layers.rotary import Llama3, Rope
+from msrnn.layers.rotary import Llama3Rope, Rope
 from msrnn.models import Config
 
 from ..extra_files import read_folder
@@ -69,7 +69,7 @@ def config_from_params(params: Fields, shards: ModelParallelShards) -> Config:
         ffn_width=_joined_shape(shards, "layers.0.feed_forward.w1.weight", "gate", width)[0],
         norm_eps=eps,
         rope=_scaled_rope(params, theta, width, n_layers) if scaled else Rope(theta),
-        length=params.get_int("max_seq_len", length),
+        context_length=params.get_int("max_seq_len", length),
         tied=_is_tied(shards),
         bos_token_id=128000 if llama3 else 1,
         # of Llama 3: end of text, and for chat models end of message and end of turn
@@ -77,14 +77,16 @@ def config_from_params(params: Fields, shards: ModelParallelShards) -> Config:
     )
 
 
-def _scaled_rope(params: Fields, theta: float, width: int, n_layers: int) -> Llama3:
+def _scaled_rope(params: Fields, theta: float, width: int, n_layers: int) -> Llama3Rope:
     factor = ROPE_FACTORS.get((width, n_layers))
     if factor is None and "rope_scaling_factor" not in params.values:
         raise Error(
             f"{PARAMS}: use_scaled_rope is true, but the factor is missing, and no published model has {n_layers} layers "
             f"of width {width}; expected rope_scaling_factor (8 in Llama 3.1, 32 in the small 3.2)"
         )
-    return Llama3(theta, params.get_float("rope_scaling_factor", factor), low=1.0, high=4.0, length=8192)
+    return Llama3Rope(
+        theta, params.get_float("rope_scaling_factor", factor), low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192
+    )
 
 
 def _joined_shape(shards: ModelParallelShards, name: str, part: str, width: int) -> tuple[int, ...]:

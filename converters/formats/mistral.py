@@ -57,8 +57,8 @@ def config_from_params(params: Fields) -> Config:
         ffn_width=params.get_int("hidden_dim"),
         norm_eps=params.get_float("norm_eps"),
         rope=Rope(params.get_float("rope_theta", 1e6 if window is None else 1e4)),
-        length=params.get_int("max_seq_len", 32768),
-        window=window,
+        context_length=params.get_int("max_seq_len", 32768),
+        sliding_window=window,
         bos_token_id=1,
         eos_token_ids=(2,),
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from msrnn import Error
-from msrnn.layers.rotary import Dynamic, Linear, Llama3, Rope, Yarn
+from msrnn.layers.rotary import DynamicNTKRope, LinearRope, Llama3Rope, Rope, YarnRope
 
 from ..fields import Fields
 
@@ -53,16 +53,18 @@ def rope_from_hf(config: Mapping[str, Any], length: int) -> Rope:
                 raise Error(f"config.json: the rope factor is {settings['factor']!r}, but the type is default; expected a type")
             return Rope(theta)
         case "linear":
-            return Linear(theta, rope.get_float("factor"))
+            return LinearRope(theta, rope.get_float("factor"))
         case "dynamic":
-            return Dynamic(theta, rope.get_float("factor"), length)
+            return DynamicNTKRope(theta, rope.get_float("factor"), length)
         case "llama3":
             low, high = rope.get_float("low_freq_factor"), rope.get_float("high_freq_factor")
-            return Llama3(theta, rope.get_float("factor"), low, high, original_length)
+            return Llama3Rope(theta, rope.get_float("factor"), low, high, original_length)
         case "yarn":
             fast, slow = rope.get_float("beta_fast", 32.0), rope.get_float("beta_slow", 1.0)
             truncate = settings.get("truncate", True)
-            return Yarn(theta, rope.get_float("factor"), original_length, _yarn_attention_factor(rope), fast, slow, truncate)
+            return YarnRope(
+                theta, rope.get_float("factor"), original_length, _yarn_attention_factor(rope), fast, slow, truncate
+            )
         case other:
             raise Error(f"config.json: rope type {other!r} is not supported; expected default, linear, dynamic, llama3 or yarn")
 
@@ -70,15 +72,20 @@ def rope_from_hf(config: Mapping[str, Any], length: int) -> Rope:
 def rope_to_hf(rope: Rope) -> dict[str, Any] | None:
     """Return the ``rope_scaling`` entry, or None for the plain rope."""
     match rope:
-        case Linear(factor=factor):
+        case LinearRope(factor=factor):
             return {"rope_type": "linear", "factor": factor}
-        case Dynamic(factor=factor):
+        case DynamicNTKRope(factor=factor):
             return {"rope_type": "dynamic", "factor": factor}
-        case Llama3():
-            scaling = {"rope_type": "llama3", "factor": rope.factor, "low_freq_factor": rope.low, "high_freq_factor": rope.high}
-            return scaling | {"original_max_position_embeddings": rope.length}
-        case Yarn():
-            scaling = {"rope_type": "yarn", "factor": rope.factor, "original_max_position_embeddings": rope.length}
+        case Llama3Rope():
+            scaling = {
+                "rope_type": "llama3",
+                "factor": rope.factor,
+                "low_freq_factor": rope.low_freq_factor,
+                "high_freq_factor": rope.high_freq_factor,
+            }
+            return scaling | {"original_max_position_embeddings": rope.original_length}
+        case YarnRope():
+            scaling = {"rope_type": "yarn", "factor": rope.factor, "original_max_position_embeddings": rope.original_length}
             scaling |= {"attention_factor": rope.attention_factor, "beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
             return scaling | {"truncate": rope.truncate}
         case _:

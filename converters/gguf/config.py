@@ -5,7 +5,7 @@ import math
 import torch
 
 from msrnn.errors import Error
-from msrnn.layers.rotary import Linear, Llama3, Rope, Yarn
+from msrnn.layers.rotary import LinearRope, Llama3Rope, Rope, YarnRope
 from msrnn.models import Config
 
 from ..fields import Fields
@@ -52,9 +52,9 @@ def config_from_gguf(header: Header) -> Config:
         ffn_width=meta.get_int("llama.feed_forward_length"),
         norm_eps=meta.get_float("llama.attention.layer_norm_rms_epsilon"),
         rope=_rope(meta, header, head_dim),
-        length=meta.get_int("llama.context_length"),
+        context_length=meta.get_int("llama.context_length"),
         tied="output.weight" not in header.tensors,
-        window=meta.get_int("llama.attention.sliding_window", 0, at_least=0) or None,
+        sliding_window=meta.get_int("llama.attention.sliding_window", 0, at_least=0) or None,
         bos_token_id=meta.get_int(bos, at_least=0) if bos in meta.values else None,
         eos_token_ids=tuple(dict.fromkeys(meta.get_int(key, at_least=0) for key in eos)),
     )
@@ -83,15 +83,15 @@ def _rope(meta: Fields, header: Header, head_dim: int) -> Rope:
     if rope_type == "none" or (rope_type == "linear" and not factor):
         return Rope(theta)
     if rope_type == "linear":
-        return Linear(theta, factor)
+        return LinearRope(theta, factor)
     if rope_type != "yarn":
         raise meta.error(prefix + "type", "'none', 'linear' or 'yarn'")
     if factor < 1:
         raise meta.error(prefix + "factor", "at least 1 for yarn")
-    return Yarn(
+    return YarnRope(
         theta,
         factor,
-        length=meta.get_int(prefix + "original_context_length", meta.get_int("llama.context_length")),
+        original_length=meta.get_int(prefix + "original_context_length", meta.get_int("llama.context_length")),
         attention_factor=(0.1 * math.log(factor) + 1) * meta.get_float(prefix + "attn_factor", 1.0),  # llama.cpp's product
         beta_fast=meta.get_float(prefix + "yarn_beta_fast", 32.0),
         beta_slow=meta.get_float(prefix + "yarn_beta_slow", 1.0),
@@ -111,7 +111,7 @@ def _llama3(header: Header, theta: float, head_dim: int) -> Rope:
     plain, start = Rope(theta), torch.zeros(1, dtype=torch.int64)
     if bool((divisors == 1).all()):
         return plain
-    rope = Llama3(theta, divisors.max().item(), low=1.0, high=4.0, length=8192)
+    rope = Llama3Rope(theta, divisors.max().item(), low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192)
     ratio = plain.frequencies(start, head_dim, torch.float64) / rope.frequencies(start, head_dim, torch.float64)
     if not torch.allclose(divisors, ratio, rtol=1e-5, atol=0):
         raise Error(f"{header.path}: {ROPE_FREQS} is {divisors.tolist()!s:.60}…; expected Llama 3's scaling (1, 4, 8192)")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import attend
-from ..layers.linear import lay_together, side_by_side
-from ..layers.rotary import Rotation, rotate
+from ..layers.linear import fuse_storage_, fused_linear
+from ..layers.rotary import CosSin, apply_rotary
 from ..recurrence.transition import advance
 from ..recurrence.unroll import Before, Events, fold
 from ..state.multistate import MultiState
@@ -32,13 +32,13 @@ class RecurrentLayer(nn.Module):
 
     # Defined by a family.
 
-    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation | None:
+    def rotation(self, position: Tensor, dtype: torch.dtype) -> CosSin | None:
         """Return the rotary cos and sin of tokens at ``position (…,)``; None for a layer that rotates nothing."""
-        return self.config.rope.rotation(position, self.config.head_dim, dtype)
+        return self.config.rope.cos_sin(position, self.config.head_dim, dtype)
 
     @abstractmethod
-    def project_qkv(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Project ``x (…, E)`` to query ``(…, N, D)``, key and value ``(…, K, D)``, and rotate query and key."""
+    def project_qkv(self, x: Tensor, rotation: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project ``x (…, E)`` to query ``(…, N, D)``, key and value ``(…, K, D)``, and apply_rotary query and key."""
 
     @abstractmethod
     def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class RecurrentLayer(nn.Module):
         H: MultiState,
         *,
         active: Tensor | None = None,
-        rotation: Rotation | None = None,
+        rotation: CosSin | None = None,
         in_place: bool = False,
     ) -> tuple[Tensor, MultiState]:
         """Read one token: ``(B, E), H_{t-1} -> (B, E), H_t``. This is the definition of a layer.
@@ -82,7 +82,7 @@ class RecurrentLayer(nn.Module):
         return self.post_attention(x, attn_output), H
 
     def attend_in_place(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Append and attend, without reduce: write ``k`` and ``v`` into the last row of ``keys, values (B, K, S + 1, D)``.
 
@@ -90,14 +90,14 @@ class RecurrentLayer(nn.Module):
             The output of the layer ``(B, E)``, and the attention weights ``(B, K, G, S + 1)``.
         """
         keys[:, :, -1], values[:, :, -1] = k, v
-        attn_output, weights = attend(q, keys, values, empty)
+        attn_output, weights = attend(q, keys, values, visible)
         return self.post_attention(x, attn_output), weights
 
     def unroll(
         self,
         x: Tensor,
         H: MultiState,
-        rotation: Rotation | None,
+        rotation: CosSin | None,
         active: Tensor | None,
         events: Events | None,
         before: Before,
@@ -112,17 +112,17 @@ class RecurrentLayer(nn.Module):
         parts = zip(x.split(length, dim=1), attn_output.split(length, dim=1), strict=True)
         return torch.cat([self.post_attention(*part) for part in parts], dim=1), H
 
-    def qkv_heads(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Project a normed ``x (…, E)`` by one fused product, split it into heads, and rotate query and key."""
+    def qkv_heads(self, x: Tensor, rotation: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project a normed ``x (…, E)`` by one fused product, split it into heads, and apply_rotary query and key."""
         N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
-        qk, v = side_by_side(x, self.q, self.k, self.v).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
-        q, k = (qk if rotation is None else rotate(qk, rotation)).split((N, K), dim=-2)
+        qk, v = fused_linear(x, self.q, self.k, self.v).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
+        q, k = (qk if rotation is None else apply_rotary(qk, rotation)).split((N, K), dim=-2)
         return q, k, v
 
     def fuse_storage_(self) -> None:
         """Move the weights of each fused group into one storage."""
         for group in self.fused_groups:
-            lay_together(*group)
+            fuse_storage_(*group)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RecurrentLayer":
         """Fuse again after ``to``, ``half``, ``to_empty`` and the like have replaced the weights."""

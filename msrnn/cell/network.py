@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.embedding import Embedding
-from ..layers.rotary import Rope, Rotation
+from ..layers.rotary import CosSin, Rope
 from ..recurrence.block_layout import token_positions
 from ..recurrence.unroll import Before, Events
 from ..reductions.contract import Reduction
@@ -127,7 +127,7 @@ class RecurrentNetwork(nn.Module, ABC):
     def run_layers(
         self,
         x: Tensor,
-        rotation: Rotation | None,
+        rotation: CosSin | None,
         layers: Iterable[MultiState],
         active: Tensor | None = None,
         recorders: Sequence[Events] | None = None,
@@ -146,7 +146,7 @@ class RecurrentNetwork(nn.Module, ABC):
         """``layers`` as a typed list."""
         return list(self.layers)  # type: ignore[arg-type]
 
-    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation | None:
+    def rotation(self, position: Tensor, dtype: torch.dtype) -> CosSin | None:
         """Return the rotary cos and sin of tokens at ``position (…,)``, the same for all layers."""
         return self.recurrent_layers[0].rotation(position, dtype)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..layers.rotary import Rotation
+from ..layers.rotary import CosSin
 from ..recurrence.transition import reduce
 from ..state.multistate import MultiState
 from ..state.stacking import unstack
@@ -23,7 +23,7 @@ def stacked_step(
     layers: Sequence[RecurrentLayer],
     x: Tensor,
     state: State,
-    rotation: Rotation | None,
+    rotation: CosSin | None,
     active: Tensor | None,
     in_place: bool,
 ) -> tuple[Tensor, State] | None:
@@ -46,14 +46,14 @@ def stacked_step(
     after = clock + (1 if active is None else active)
     seen = replace(stacked, clock=clock.repeat(L)).extended(in_place=in_place or copied)  # (L B, K, S + 1, …)
     keys, values = (rows.unflatten(0, (L, -1)).unbind() for rows in (seen.keys, seen.values))
-    empty = [None] * L if seen.no_empty_rows else seen.empty.unflatten(0, (L, -1)).unbind()
+    visible = [None] * L if seen.no_empty_rows else (~seen.empty).unflatten(0, (L, -1)).unbind()
     weights: list[Tensor] = []
     for i, layer in enumerate(layers):
         q, k, v = layer.project_qkv(x, rotation)
         if q.requires_grad or k.requires_grad or v.requires_grad:  # autograd has to follow this layer and the next ones
             done = _reduce_first(seen, weights, len(x), after, active)
             return _continue_layerwise(layers, x, state, rotation, active, done)
-        x, w = layer.attend_in_place(x, q, k, v, keys[i], values[i], empty[i])
+        x, w = layer.attend_in_place(x, q, k, v, keys[i], values[i], visible[i])
         weights.append(w)
     H = reduce(seen, torch.cat(weights), after.repeat(L), None if active is None else active.repeat(L))
     return x, state.from_stacked(replace(H, clock=after))
@@ -75,7 +75,7 @@ def _continue_layerwise(
     layers: Sequence[RecurrentLayer],
     x: Tensor,
     state: State,
-    rotation: Rotation | None,
+    rotation: CosSin | None,
     active: Tensor | None,
     done: tuple[MultiState, ...],
 ) -> tuple[Tensor, State]:

@@ -194,7 +194,7 @@ def _about(args: argparse.Namespace, bench: Bench, source: str) -> dict[str, str
     gpu = bench.device.type == "cuda"
     return {
         "model": f"{Path(args.model).name}, {parameters / 1e6:,.1f} million parameters, {args.dtype}",
-        "training length": f"{cell.config.length:,} tokens; time and bytes are also measured beyond it",
+        "training length": f"{cell.config.context_length:,} tokens; time and bytes are also measured beyond it",
         "text": source,
         "machine": torch.cuda.get_device_name(bench.device) if gpu else f"{_cpu_name()}, {torch.get_num_threads()} threads",
         "versions": f"torch {torch.__version__}, transformers {Transformers.version() or 'not installed'}",

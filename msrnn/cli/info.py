@@ -36,7 +36,7 @@ def describe(config: Config | DecoderConfig) -> list[str]:
         "layers": f"{config.n_layers} of width {config.width}, MLP width {config.ffn_width}",
         "heads": f"{config.n_heads} query, {config.n_kv_heads} key/value, of dimension {config.head_dim}",
         "vocabulary": f"{config.vocab_size:,}{', LM head tied to the embedding' if config.tied else ''}",
-        "positions": f"{positions}, context length {config.length:,}",
+        "positions": f"{positions}, context length {config.context_length:,}",
         "reduction": f"{cell.default_reduction} (default of the family)",
         "eos token ids": ", ".join(map(str, config.eos_token_ids)) or "none",
         "KV cache": f"{half:,} bytes per token in 16 bits, {single:,} in float32",

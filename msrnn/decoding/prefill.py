@@ -112,7 +112,7 @@ def _evict_once(H: MultiState, query: Tensor) -> MultiState:
     S, bound = H.positions.shape[2], H.capacity
     if bound is None or bound >= S:
         return H
-    _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), H.empty)
+    _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), ~H.empty)
     keys = H.keys.detach() if operator.needs_keys else None
     observation = Observation(weights, H.positions, H.clock - 1, H.row_stats, keys)
     score = retention_scores(operator, observation).expand(H.positions.shape).clone()

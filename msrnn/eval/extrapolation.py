@@ -129,7 +129,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
                 state.save(path)
     found = [(c, sweep[key]) for (c, _), row in rows.items() for key in row]
     results = [ExtrapolationResult(**{**record, "operator": c.operator, "size": c.size}) for c, record in found]
-    return report(results, inputs.cell.config.length)
+    return report(results, inputs.cell.config.context_length)
 
 
 def saved_state(cell: Cell, condition: Condition, rule: str, batch_size: int, path: Path | None, start: int) -> State:

@@ -58,7 +58,7 @@ class HarnessLM(TemplateLM):
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise Error(f"batch_size is {batch_size!r}; expected an int of at least 1")
         self.cell, self.tokenizer, self.reduction = cell, tokenizer, reduction
-        self.batch_size, self.max_length = int(batch_size), max_length or config.length
+        self.batch_size, self.max_length = int(batch_size), max_length or config.context_length
         self._special = special
 
     @property

@@ -1,1 +1,1 @@
-"""Layers and functions without state: linear maps, norms, positions, attention."""
+"""Layers and functions without state: linear maps, norms, position encodings, attention."""

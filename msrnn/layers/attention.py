@@ -1,37 +1,44 @@
-"""One query against the rows of H, its own among them: what it reads, and the weights it reads with."""
+"""Scaled dot-product attention of one query per sequence over the rows of H, with its weights."""
 
 import torch
 from torch import Tensor
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None) -> tuple[Tensor, Tensor]:
-    r"""$\mathrm{softmax}(q K^\top / \sqrt D)\,V$ for one token, heads grouped (arXiv:2401.06104, eq. 7).
+def attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
+    r"""Return $\mathrm{softmax}(q K^\top / \sqrt D)\,V$ for one token, and the weights (arXiv:2401.06104, eq. 7).
 
     Args:
-        query: ``(B, N, D)``, rotated.
-        keys, values: ``(B, K, R, D)``, the rows carried over and the current token's own.
-        empty: ``(B, K, R)`` bool, rows that hold nothing and are not seen. None: all hold something.
+        query: ``(B, N, D)``, with the position encoding applied.
+        keys, values: ``(B, K, R, D)``, the cached rows and the current token's own row; ``G = N // K`` query heads share a
+            key head.
+        visible: ``(B, K, R)`` bool, False for empty rows; None: all rows are visible.
 
     Returns:
-        What was read, ``(B, N, D)`` in the dtype of ``query``, and the weights ``(B, K, G, R)`` in at least float32;
-        ``G = N // K`` query heads share a key head.
+        The attention output ``(B, N, D)`` in the dtype of ``query``, and the weights ``(B, K, G, R)`` in at least float32.
     """
     (B, K), (N, D) = keys.shape[:2], query.shape[1:]
-    logits = meet(query.reshape(B * K, N // K, D), keys.flatten(0, 1))  # (B K, G, R)
-    weights = (logits if empty is None else mask(logits, empty.flatten(0, 1)[:, None])).softmax(dim=-1)
-    read = weights.to(values.dtype) @ values.flatten(0, 1)  # (B K, G, D)
-    return read.view(B, N, D), weights.view(B, K, N // K, -1)
+    logits = attention_logits(query.reshape(B * K, N // K, D), keys.flatten(0, 1))  # (B K, G, R)
+    weights = (logits if visible is None else mask_logits(logits, visible.flatten(0, 1)[:, None])).softmax(dim=-1)
+    output = weights.to(values.dtype) @ values.flatten(0, 1)  # (B K, G, D)
+    return output.view(B, N, D), weights.view(B, K, N // K, -1)
 
 
-def meet(queries: Tensor, keys: Tensor) -> Tensor:
-    r"""The logits $q K^\top / \sqrt D$, ``(…, M, D), (…, R, D) -> (…, M, R)`` in at least float32."""
+def attention_logits(queries: Tensor, keys: Tensor) -> Tensor:
+    r"""Return $q K^\top / \sqrt D$, ``(…, M, D), (…, R, D) -> (…, M, R)``, in at least float32.
+
+    In 16 bits the product is scaled, because scaled queries would be rounded. In float32 and wider the queries are scaled,
+    because they have fewer elements.
+    """
     dtype, scale = torch.promote_types(queries.dtype, torch.float32), queries.shape[-1] ** -0.5
-    if queries.dtype == dtype:  # fewer numbers to scale; in 16 bits they would be rounded
+    if queries.dtype == dtype:
         return (queries * scale) @ keys.mT
     return (queries @ keys.mT).to(dtype) * scale
 
 
-def mask(logits: Tensor, hidden: Tensor) -> Tensor:
-    """``logits`` with −inf where ``hidden``, which is broadcast: an addition, several times as fast as ``masked_fill``."""
-    nothing = torch.zeros(1, dtype=logits.dtype, device=logits.device)
-    return logits + torch.where(hidden, -torch.inf, nothing)
+def mask_logits(logits: Tensor, visible: Tensor) -> Tensor:
+    """Return ``logits`` with −inf where ``visible``, which is broadcast, is False.
+
+    Implemented as an addition, which is several times as fast as ``masked_fill``.
+    """
+    zero = torch.zeros(1, dtype=logits.dtype, device=logits.device)
+    return logits + torch.where(visible, zero, -torch.inf)

@@ -1,4 +1,4 @@
-"""The norms of a layer that PyTorch does not have as they are meant: RMSNorm by both conventions, ScaleNorm."""
+"""Norms that PyTorch does not have in the required form: RMSNorm with epsilon inside or outside the root, and ScaleNorm."""
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,8 @@ from torch.nn.functional import rms_norm
 class RMSNorm(nn.Module):
     r"""$x \cdot (\overline{x^2} + \epsilon)^{-1/2} \odot g$ (arXiv:1910.07467), with epsilon inside the root, as in LLaMA.
 
-    The mean and the root are taken in at least float32; the result is rounded to the dtype of ``x``
-    before the gain ``weight (E,)`` multiplies it, which is the order LLaMA was trained with.
+    The mean and the root are computed in at least float32. The result is rounded to the dtype of ``x`` before the gain
+    ``weight (E,)`` multiplies it, because LLaMA was trained in this order.
     """
 
     def __init__(self, width: int, eps: float):
@@ -18,23 +18,27 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.promote_types(x.dtype, torch.float32):  # nothing is rounded on the way: the same in one call
+        """Normalize ``(…, E)``."""
+        if x.dtype == torch.promote_types(x.dtype, torch.float32):  # no intermediate rounding, so one call is enough
             return rms_norm(x, self.weight.shape, self.weight, self.eps)
         return self.weight * rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
 
 
-class RMSNormOutside(RMSNorm):
-    r"""$x / (\sqrt{\overline{x^2}} + \epsilon) \odot g$, with epsilon outside the root, as the authors' code has it
-    (bzhangGo/rmsnorm at c6691f2, ``rmsnorm_torch.py``)."""
+class RMSNormEpsOutside(RMSNorm):
+    r"""$x / (\sqrt{\overline{x^2}} + \epsilon) \odot g$, with epsilon outside the root, as in the code of the authors.
+
+    Source: bzhangGo/rmsnorm at c6691f2, ``rmsnorm_torch.py``.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``(…, E)``."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         rms = wide.norm(dim=-1, keepdim=True) * x.shape[-1] ** -0.5
         return self.weight * (wide / (rms + self.eps)).to(x.dtype)
 
 
 class ScaleNorm(nn.Module):
-    r"""$g \cdot x / \max(\lVert x \rVert_2, \epsilon)$, one learned number g that begins at $\sqrt E$ (arXiv:1910.05895)."""
+    r"""$g \cdot x / \max(\lVert x \rVert_2, \epsilon)$ with one learned number g, initially $\sqrt E$ (arXiv:1910.05895)."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -42,10 +46,11 @@ class ScaleNorm(nn.Module):
         self.weight = nn.Parameter(torch.tensor(width**0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * unit(x, self.eps)
+        """Normalize ``(…, E)``."""
+        return self.weight * l2_normalize(x, self.eps)
 
 
-def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
-    r"""$x / \max(\lVert x \rVert_2, \epsilon)$ of the last dimension, taken in at least float32."""
+def l2_normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
+    r"""Return $x / \max(\lVert x \rVert_2, \epsilon)$ over the last dimension, computed in at least float32."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide / wide.norm(dim=-1, keepdim=True).clamp(min=eps)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""What a transformer's layer is made of: parts with a residual around them, and a norm before or after."""
+"""Parts of a transformer layer: the residual connection with its norm, and the MLP."""
 
 from collections.abc import Callable
 
@@ -7,43 +7,46 @@ from torch.nn import functional
 
 from ..errors import Error
 
-PLACEMENTS = ("pre", "post")
+NORM_PLACEMENTS = ("pre", "post")
 
 
 class Residual(nn.Module):
-    """One part of a layer and the way around it (arXiv:1910.05895, sec. 2.1, has both forms side by side).
+    """The residual connection around one sublayer (arXiv:1910.05895, sec. 2.1, compares both forms).
 
-    ``pre``: x + part(norm(x)). Nothing stands in the way of x, so a stack ends with a norm of its own.
-    ``post``: norm(x + part(x)), as arXiv:1706.03762 has it.
+    ``pre``: x + sublayer(norm(x)). A stack then ends with a norm.
+    ``post``: norm(x + sublayer(x)), as in arXiv:1706.03762.
     """
 
-    def __init__(self, norm: nn.Module, placement: str, dropout: float = 0.0):
+    def __init__(self, norm: nn.Module, norm_placement: str, dropout: float = 0.0):
         super().__init__()
-        if placement not in PLACEMENTS:
-            raise Error(f"the norm's placement is {placement!r:.60}; expected {' or '.join(PLACEMENTS)}")
-        self.norm, self.placement, self.dropout = norm, placement, nn.Dropout(dropout)
+        if norm_placement not in NORM_PLACEMENTS:
+            raise Error(f"norm_placement is {norm_placement!r:.60}; expected {' or '.join(NORM_PLACEMENTS)}")
+        self.norm, self.norm_placement, self.dropout = norm, norm_placement, nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, part: Callable[..., Tensor], *seen: Tensor) -> Tensor:
-        """``(…, E) -> (…, E)``; ``part`` is given x and whatever else of the same layer it is to see, normed alike."""
-        return self.leave(x, part(*map(self.enter, (x, *seen))))
+    def forward(self, x: Tensor, sublayer: Callable[..., Tensor], *context: Tensor) -> Tensor:
+        """Return x after the sublayer, ``(…, E) -> (…, E)``.
 
-    def enter(self, x: Tensor) -> Tensor:
-        """What the part is given."""
-        return self.norm(x) if self.placement == "pre" else x
+        ``sublayer`` is called with x and ``context``, other inputs of the layer that are normalized in the same way.
+        """
+        return self.add_and_norm(x, sublayer(*map(self.pre_norm, (x, *context))))
 
-    def leave(self, x: Tensor, made: Tensor) -> Tensor:
-        """What comes of x and of what the part made."""
-        x = x + self.dropout(made)
-        return x if self.placement == "pre" else self.norm(x)
+    def pre_norm(self, x: Tensor) -> Tensor:
+        """Return the input of the sublayer: x, normalized in the form ``pre``."""
+        return self.norm(x) if self.norm_placement == "pre" else x
+
+    def add_and_norm(self, x: Tensor, output: Tensor) -> Tensor:
+        """Return the sum of x and the output of the sublayer, normalized in the form ``post``."""
+        x = x + self.dropout(output)
+        return x if self.norm_placement == "pre" else self.norm(x)
 
 
 class FeedForward(nn.Module):
-    """Each token by itself: E to F numbers, those below 0 cut off, back to E (arXiv:1706.03762, eq. 2)."""
+    """The MLP of arXiv:1706.03762, eq. 2: E to F elements, ReLU, back to E, for each token separately."""
 
     def __init__(self, width: int, ffn_width: int, dropout: float = 0.0):
         super().__init__()
         self.up, self.down, self.dropout = nn.Linear(width, ffn_width), nn.Linear(ffn_width, width), nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(…, E) -> (…, E)``."""
+        """Return the MLP output, ``(…, E) -> (…, E)``."""
         return self.down(self.dropout(functional.relu(self.up(x))))

@@ -1,8 +1,8 @@
-r"""Rotary positions (arXiv:2104.09864), half-split: pair i of a head is ``(x[i], x[i + D/2])``.
+r"""Rotary position embeddings (RoPE, arXiv:2104.09864) in the half-split layout: pair i of a head is ``(x[i], x[i + D/2])``.
 
-That is Hugging Face's layout; Meta, Mistral's own files and GGUF interleave ``(x[2i], x[2i + 1])``, which
-converters undo. A token at position t turns pair i by the angle $t \cdot f_i$; the classes below are the ways
-to choose the frequencies f, each a frozen record of what a model's configuration says.
+Hugging Face uses this layout. Meta, Mistral's own files and GGUF interleave ``(x[2i], x[2i + 1])``; the converters change the
+layout. A token at position t rotates pair i by the angle $t \cdot f_i$. The classes are the ways to choose the frequencies
+f, as frozen records of a model's config.
 """
 
 import math
@@ -12,50 +12,51 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import Error
+from ..errors import Error, check_bool, check_number
 
-Rotation = tuple[Tensor, Tensor]
+CosSin = tuple[Tensor, Tensor]
+"""cos and signed sin, ``(…, 1, D)`` each."""
+
+MAX_SETTING = 1e15
+"""Maximum of every setting: far above published values, and still exact in float64 and int64."""
 
 
 @dataclass(frozen=True)
 class Rope:
-    r"""The plain frequencies $f_i = \theta^{-2i/D}$; the base of the other kinds."""
+    r"""The plain frequencies $f_i = \theta^{-2i/D}$, and the base class of the scaled ones."""
 
     theta: float
     relative: ClassVar[bool] = True
-    """Whether the product of a turned query and a turned key depends on their distance alone."""
+    """True if the product of a rotated query and a rotated key depends only on their distance."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if name == "truncate" and not isinstance(value, bool):
-                raise Error(f"{type(self).__name__}.{name} is {value!r}; expected a bool")
-            if name != "truncate" and not (number and 0 < value <= 1e15):
-                raise Error(f"{type(self).__name__}.{name} is {value!r}; expected a number above 0")
-        if self.theta <= 1:
-            raise Error(f"{type(self).__name__}.theta is {self.theta!r}; expected a number above 1")
+            if name == "truncate":
+                check_bool(f"{type(self).__name__}.{name}", value)
+            else:
+                check_number(f"{type(self).__name__}.{name}", value, above=1 if name == "theta" else 0, at_most=MAX_SETTING)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the kind and the fields, for JSON."""
-        return {"kind": next(name for name, kind in KINDS.items() if type(self) is kind), **vars(self)}
+        """Return the type and the fields, for JSON."""
+        return {"rope_type": next(name for name, kind in ROPE_TYPES.items() if type(self) is kind), **vars(self)}
 
     @property
-    def gain(self) -> float:
-        """What cos and sin are multiplied by (1 but for yarn)."""
+    def attention_scaling(self) -> float:
+        """The factor on cos and sin; 1 except for YaRN."""
         return 1.0
 
     def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-        """Angles per position, ``(D/2,)``, or ``(…, D/2)`` where they depend on ``position (…,)``."""
+        """Return the angles per position, ``(D/2,)``, or ``(…, D/2)`` where they depend on ``position (…,)``."""
         return self.theta ** -self._exponents(position, head_dim, dtype)
 
-    def rotation(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
-        """cos, and sin with its sign (− in the first half), for tokens at ``position (…,)`` int64: ``(…, 1, D)`` each.
+    def cos_sin(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> CosSin:
+        """Return cos and signed sin (negative in the first half) for ``position (…,)`` int64, ``(…, 1, D)`` each.
 
-        Angles are computed in at least float32, on the device of ``position``, without waiting for it.
+        Angles are computed in at least float32, on the device of ``position``, without synchronising with it.
         """
         wide = torch.promote_types(dtype, torch.float32)
         angle = position[..., None].to(wide) * self.frequencies(position, head_dim, wide)  # (…, D/2)
-        cos, sin = angle.cos() * self.gain, angle.sin() * self.gain
+        cos, sin = angle.cos() * self.attention_scaling, angle.sin() * self.attention_scaling
         cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (…, D)
         return cos.to(dtype)[..., None, :], sin.to(dtype)[..., None, :]  # the same for every head
 
@@ -65,7 +66,7 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class Linear(Rope):
+class LinearRope(Rope):
     """Position interpolation (arXiv:2306.15595): every frequency divided by ``factor``."""
 
     factor: float
@@ -75,62 +76,70 @@ class Linear(Rope):
 
 
 @dataclass(frozen=True)
-class Dynamic(Rope):
-    """NTK-aware scaling that grows with the text: token t is turned by the frequencies of length t + 1.
+class DynamicNTKRope(Rope):
+    """NTK-aware scaling that grows with the text: token t uses the frequencies of length t + 1.
 
-    Up to ``length``, the model's training length, they are the plain ones.
+    Up to ``original_length``, the training length, the frequencies are the plain ones.
     """
 
     factor: float
-    length: int
+    original_length: int
     relative: ClassVar[bool] = False
 
     def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
-        stretch = (position[..., None] + 1).clamp(min=self.length).to(dtype) / self.length  # (…, 1)
+        stretch = (position[..., None] + 1).clamp(min=self.original_length).to(dtype) / self.original_length  # (…, 1)
         power = head_dim / (head_dim - 2)
         theta = self.theta * (self.factor * stretch - (self.factor - 1)) ** power
         return theta ** -self._exponents(position, head_dim, dtype)  # (…, D/2)
 
 
 @dataclass(frozen=True)
-class Llama3(Rope):
-    """LLaMA 3.1's scaling: waves longer than ``length / low`` are stretched by ``factor``, those shorter than
-    ``length / high`` kept, those between blended (facts of ``transformers`` ``modeling_rope_utils.py``, 5.x)."""
+class Llama3Rope(Rope):
+    """The scaling of LLaMA 3.1, a function of the wavelength (``modeling_rope_utils.py`` of transformers 5.x).
+
+    Wavelengths above ``original_length / low_freq_factor`` are multiplied by ``factor``. Wavelengths below
+    ``original_length / high_freq_factor`` are kept. Those in between are interpolated.
+    """
 
     factor: float
-    low: float
-    high: float
-    length: int
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.high <= self.low:
-            raise Error(f"Llama3.high is {self.high!r}; expected more than low, {self.low!r}")
+        if self.high_freq_factor <= self.low_freq_factor:
+            found = f"{self.high_freq_factor!r}; expected more than low_freq_factor, {self.low_freq_factor!r}"
+            raise Error(f"Llama3Rope.high_freq_factor is {found}")
 
     def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
         plain = super().frequencies(position, head_dim, dtype)
-        turns = self.length * plain / (2 * math.pi)  # how often a wave fits into the training length
-        keep = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)  # 0 stretched … 1 as it was
+        turns = self.original_length * plain / (2 * math.pi)  # number of wavelengths in the training length
+        keep = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
         return (1 - keep) * plain / self.factor + keep * plain
 
 
 @dataclass(frozen=True)
-class Yarn(Rope):
-    """YaRN (arXiv:2309.00071): slow waves interpolated, fast ones kept, a ramp between, and a gain on cos and sin.
+class YarnRope(Rope):
+    """YaRN (arXiv:2309.00071): low frequencies are interpolated, high ones kept, with a ramp in between.
 
-    ``beta_fast`` and ``beta_slow`` are turns over ``length`` where the ramp ends; ``truncate`` rounds its ends to
-    whole dimensions outward (the released models do). ``attention_factor`` is the gain itself.
+    Attributes:
+        factor: by which low frequencies are divided.
+        original_length: the training length.
+        attention_factor: the factor on cos and sin.
+        beta_fast, beta_slow: rotations over ``original_length`` at the two ends of the ramp.
+        truncate: True rounds the ends outward to whole dimensions, as the released models do.
     """
 
     factor: float
-    length: int
+    original_length: int
     attention_factor: float
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
 
     @property
-    def gain(self) -> float:
+    def attention_scaling(self) -> float:
         return self.attention_factor
 
     def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
@@ -140,20 +149,27 @@ class Yarn(Rope):
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, head_dim - 1)
         if first == last:
-            last += 0.001  # the released code's way around a ramp of no length
+            last += 0.001  # avoids a division by zero, as in the released code
         index = torch.arange(head_dim // 2, dtype=dtype, device=position.device)
-        ramp = ((index - first) / (last - first)).clamp(0, 1)  # 0 kept … 1 interpolated
+        ramp = ((index - first) / (last - first)).clamp(0, 1)  # 0: kept, 1: interpolated
         return ramp * plain / self.factor + (1 - ramp) * plain
 
-    def _dimension(self, turns: float, head_dim: int) -> float:
-        """The (real-valued) pair index whose wave makes ``turns`` turns over ``length``."""
-        return head_dim * math.log(self.length / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+    def _dimension(self, rotations: float, head_dim: int) -> float:
+        """Return the (real-valued) index of the pair that makes ``rotations`` rotations over the training length."""
+        return head_dim * math.log(self.original_length / (rotations * 2 * math.pi)) / (2 * math.log(self.theta))
 
 
-KINDS: dict[str, type[Rope]] = {"default": Rope, "linear": Linear, "dynamic": Dynamic, "llama3": Llama3, "yarn": Yarn}
+ROPE_TYPES: dict[str, type[Rope]] = {
+    "default": Rope,
+    "linear": LinearRope,
+    "dynamic": DynamicNTKRope,
+    "llama3": Llama3Rope,
+    "yarn": YarnRope,
+}
+"""The classes by the ``rope_type`` of Hugging Face configs."""
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn every head of ``x (…, heads, D)`` by ``rotation``, cos and signed sin ``(…, 1, D)`` each."""
-    cos, sin = rotation
+def apply_rotary(x: Tensor, cos_sin: CosSin) -> Tensor:
+    """Rotate every head of ``x (…, heads, D)`` by ``cos_sin``, ``(…, 1, D)`` each."""
+    cos, sin = cos_sin
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)  # x[i] cos ∓ x[i ± D/2] sin

@@ -1,11 +1,11 @@
-"""The families: :class:`Llama`, with named configs of LLaMA, Mistral and Yi; :class:`Decoder`, small, to be trained."""
+"""The model families: :class:`Llama` with presets of LLaMA, Mistral and Yi, :class:`Decoder` for training, and encoders."""
 
-from .config import LLAMA_2_7B, LLAMA_3_8B, LLAMA_31_8B, LLAMA_32_1B, Config
+from .config import Config
 from .decoder import Decoder
 from .decoder_config import DecoderConfig
 from .encoder import Encoder, EncoderConfig
 from .encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from .llama import Llama
+from .llama import LLAMA_2_7B, LLAMA_3_8B, LLAMA_31_8B, LLAMA_32_1B, Llama
 from .memory_encoder import MemoryConfig, MemoryEncoder
 from .mistral import MISTRAL_7B_V01, MISTRAL_7B_V02, MISTRAL_7B_V03
 from .yi import YI_6B, YI_6B_200K

@@ -1,13 +1,14 @@
-"""What one checkpoint of the family is: facts, checked, and those of some that are published."""
+"""The config of LLaMA, Mistral and Yi checkpoints, and checks that all configs share."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Error
-from ..layers.rotary import Llama3, Rope
+from ..errors import Error, check_bool, check_int, is_int
+from ..layers.rotary import Rope
 
-MOST, MOST_LAYERS = 2**28, 1000
-"""Of anything that is counted: no model comes near, products of two fit into 64 bits, and no number makes a giant."""
+MAX_SIZE = 2**28
+"""Maximum of every size: far above published models; products of two sizes fit into int64."""
+MAX_LAYERS = 1000
 
 
 class ModelConfig:
@@ -21,11 +22,17 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """What one checkpoint is: facts, no switches.
+    """The config of one LLaMA, Mistral or Yi checkpoint.
 
-    ``window`` is the number of tokens a layer attends to, the current one included (Mistral v0.1), or None;
-    ``length`` the longest text the model was made for, in tokens; ``tied`` whether the vocabulary product reuses the
-    embedding; ``family`` one of ``llama``, ``mistral``, ``yi``.
+    Attributes:
+        family: ``llama``, ``mistral`` or ``yi``.
+        vocab_size, width, n_layers, n_heads, n_kv_heads, head_dim, ffn_width: the sizes V, E, L, N, K, D and of the MLP.
+        norm_eps: epsilon of RMSNorm.
+        rope: the rotary frequencies.
+        context_length: maximum number of tokens in training.
+        tied: True: the output projection reuses the embedding.
+        sliding_window: number of tokens that a layer attends to, the current one included (Mistral v0.1); None: no limit.
+        bos_token_id, eos_token_ids: special tokens.
     """
 
     family: str
@@ -38,104 +45,61 @@ class Config(ModelConfig):
     ffn_width: int
     norm_eps: float
     rope: Rope
-    length: int
+    context_length: int
     tied: bool = False
-    window: int | None = None
+    sliding_window: int | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes(self)
-        check_whole(self, "ffn_width")
+        check_int("config: ffn_width", self.ffn_width, at_most=MAX_SIZE)
         if self.family not in ("llama", "mistral", "yi"):
             raise Error(f"config: family is {self.family!r:.60}; expected llama, mistral or yi")
-        if not isinstance(self.rope, Rope) or not isinstance(self.tied, bool):
-            raise Error(f"config: rope is {self.rope!r:.60} and tied {self.tied!r:.60}; expected a Rope and a bool")
-        check_rotary(self.head_dim)
-        if self.window is not None and (not _is_whole(self.window) or self.window < 1):
-            raise Error(f"config: window is {self.window!r:.60}; expected None or a whole number of at least 1")
+        if not isinstance(self.rope, Rope):
+            raise Error(f"config: rope is {self.rope!r:.60}; expected a Rope")
+        check_bool("config: tied", self.tied)
+        check_rotary_dim(self.head_dim)
+        if self.sliding_window is not None:
+            check_int("config: sliding_window", self.sliding_window)
 
 
 def check_sizes(config: Any) -> None:
-    """Refuse what no decoder can have: sizes, ``norm_eps``, special tokens.
+    """Check the fields that all decoders have: sizes, ``norm_eps`` and special tokens.
 
     Raises:
-        Error: naming the field.
+        Error: a field has a wrong type or value.
     """
-    check_whole(config, "vocab_size", "width", "n_layers", "n_heads", "n_kv_heads", "head_dim", "length")
-    if config.n_layers > MOST_LAYERS:
-        raise Error(f"config: n_layers is {config.n_layers!r:.60}; expected at most {MOST_LAYERS}")
-    if config.n_heads * config.head_dim > MOST:
-        raise Error(f"config: {config.n_heads} heads of {config.head_dim} numbers; expected at most {MOST} side by side")
+    for name in ("vocab_size", "width", "n_layers", "n_heads", "n_kv_heads", "head_dim", "context_length"):
+        check_int(f"config: {name}", getattr(config, name), at_most=MAX_LAYERS if name == "n_layers" else MAX_SIZE)
+    if config.n_heads * config.head_dim > MAX_SIZE:
+        raise Error(f"config: {config.n_heads} heads of {config.head_dim} elements; expected at most {MAX_SIZE} elements")
     if config.n_heads % config.n_kv_heads:
-        raise Error(f"config: {config.n_heads} query heads cannot share {config.n_kv_heads} key/value heads evenly")
-    check_part(config, "norm_eps", above=True)
+        raise Error(f"config: n_heads is {config.n_heads}; expected a multiple of n_kv_heads, {config.n_kv_heads}")
+    check_fraction("config: norm_eps", config.norm_eps, above_zero=True)
     if not isinstance(config.eos_token_ids, tuple):
         raise Error(f"config: eos_token_ids are {config.eos_token_ids!r:.60}; expected a tuple of ids")
     for token in (*config.eos_token_ids, *(() if config.bos_token_id is None else (config.bos_token_id,))):
-        if not _is_whole(token) or not 0 <= token < config.vocab_size:
-            raise Error(f"config: special token id {token!r:.60} is outside the vocabulary of {config.vocab_size}")
+        if not is_int(token) or not 0 <= token < config.vocab_size:
+            raise Error(f"config: special token id is {token!r:.60}; expected an id of the vocabulary of {config.vocab_size}")
 
 
-def check_whole(config: Any, *names: str, at_least: int = 1) -> None:
-    """Refuse fields that are no whole numbers from ``at_least`` on."""
-    for name in names:
-        value = getattr(config, name)
-        if not _is_whole(value) or value < at_least:
-            raise Error(f"config: {name} is {value!r:.60}; expected a whole number of at least {at_least}")
-        if value > MOST:
-            raise Error(f"config: {name} is {value!r:.60}; expected at most {MOST}")
+def check_fraction(name: str, value: object, above_zero: bool = False) -> None:
+    """Refuse a value that is not a number from 0 (or above it) to below 1.
+
+    Raises:
+        Error: the message begins with ``name``.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1 or (above_zero and value == 0):  # type: ignore[operator]
+        raise Error(f"{name} is {value!r:.60}; expected a number {'above' if above_zero else 'of at least'} 0 and below 1")
 
 
-def check_part(config: Any, name: str, above: bool = False) -> None:
-    """Refuse a field that is no number from 0, or ``above`` it, to below 1."""
-    value = getattr(config, name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1 or (above and value == 0):
-        raise Error(f"config: {name} is {value!r:.60}; expected a number {'between 0 and' if above else 'from 0 to below'} 1")
+def check_rotary_dim(head_dim: int) -> None:
+    """Refuse a head dimension without rotary pairs.
 
-
-def check_rotary(head_dim: int) -> None:
-    """Refuse a head that cannot be turned."""
+    Raises:
+        Error: ``head_dim`` is odd or below 4.
+    """
     if head_dim % 2 or head_dim < 4:
-        raise Error(f"config: head_dim is {head_dim}; rotary positions need an even one of at least 4")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-LLAMA_2_7B = Config(
-    family="llama",
-    vocab_size=32000,
-    width=4096,
-    n_layers=32,
-    n_heads=32,
-    n_kv_heads=32,
-    head_dim=128,
-    ffn_width=11008,
-    norm_eps=1e-5,
-    rope=Rope(10000.0),
-    length=4096,
-    bos_token_id=1,
-    eos_token_ids=(2,),
-)
-LLAMA_3_8B = replace(
-    LLAMA_2_7B,
-    vocab_size=128256,
-    n_kv_heads=8,
-    ffn_width=14336,
-    rope=Rope(500000.0),
-    length=8192,
-    bos_token_id=128000,
-    eos_token_ids=(128001,),
-)
-LLAMA_31_8B = replace(LLAMA_3_8B, rope=Llama3(500000.0, factor=8.0, low=1.0, high=4.0, length=8192), length=131072)
-LLAMA_32_1B = replace(
-    LLAMA_31_8B,
-    width=2048,
-    n_layers=16,
-    head_dim=64,
-    ffn_width=8192,
-    rope=Llama3(500000.0, factor=32.0, low=1.0, high=4.0, length=8192),
-    tied=True,
-)
+        raise Error(f"config: head_dim is {head_dim}; expected an even number of at least 4 for rotary positions")

@@ -1,8 +1,7 @@
-"""A small decoder-only network as a cell, of interchangeable parts, to be trained.
+"""A small decoder-only network for training, with interchangeable parts.
 
-Each part stands in a file of its own: norms (``norm.py``), positions (``rotary.py``, ``positions.py``), what H holds before the
-first token (``learned.py``), the loops over layers (``network.py``). What is chosen says :class:`DecoderConfig`; the layers are
-LLaMA's unless it says otherwise, parameter for parameter.
+:class:`DecoderConfig` selects the parts: norms (``layers/norm.py``), position encodings (``layers/positional.py``) and learned
+rows (``learned_rows.py``). With its default values the layers equal those of LLaMA, parameter by parameter.
 """
 
 from collections.abc import Callable
@@ -16,19 +15,19 @@ from torch.nn import functional
 from ..cell.layer import RecurrentLayer
 from ..errors import Error
 from ..layers.embedding import Embedding
-from ..layers.linear import Linear, product, side_by_side
-from ..layers.norm import RMSNorm, RMSNormOutside, ScaleNorm, unit
-from ..layers.positional import MORE, lean, sinusoids, slope
-from ..layers.rotary import Rope, Rotation
+from ..layers.linear import Linear, fused_linear, linear
+from ..layers.norm import RMSNorm, RMSNormEpsOutside, ScaleNorm, l2_normalize
+from ..layers.positional import ALIBI_DIMS, alibi_features, append_alibi, sinusoidal_encoding
+from ..layers.rotary import CosSin, Rope
 from ..reductions.contract import Reduction
 from ..reductions.core import Full
 from ..state.multistate import MultiState
 from ..state.state import State
 from .decoder_config import DecoderConfig
-from .learned_rows import Learned
+from .learned_rows import LearnedRowsNetwork
 
 Activation = Callable[[Tensor], Tensor]
-NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "rms-outside": RMSNormOutside, "scale": ScaleNorm}
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {"rms": RMSNorm, "rms-outside": RMSNormEpsOutside, "scale": ScaleNorm}
 GATED: dict[str, Activation] = {"swiglu": functional.silu, "geglu": functional.gelu, "reglu": functional.relu}
 PLAIN: dict[str, Activation] = {"silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu}
 
@@ -40,18 +39,18 @@ class Layer(RecurrentLayer):
         super().__init__()
         E, F, D = config.width, config.ffn_width, config.head_dim
         self.config = config
-        self.pre = config.placement == "pre"
-        self.attention_norm = norm(config)
-        self.q = linear(config, E, config.n_heads * D)
-        self.k = linear(config, E, config.n_kv_heads * D)
-        self.v = linear(config, E, config.n_kv_heads * D)
-        self.o = linear(config, config.n_heads * D, E)
+        self.pre = config.norm_placement == "pre"
+        self.attention_norm = make_norm(config)
+        self.q = make_linear(config, E, config.n_heads * D)
+        self.k = make_linear(config, E, config.n_kv_heads * D)
+        self.v = make_linear(config, E, config.n_kv_heads * D)
+        self.o = make_linear(config, config.n_heads * D, E)
         if config.ffn != "none":
-            self.ffn_norm = norm(config)
+            self.ffn_norm = make_norm(config)
             if config.ffn in GATED:
-                self.gate = linear(config, E, F)
-            self.up = linear(config, E, F)
-            self.down = linear(config, F, E)
+                self.gate = make_linear(config, E, F)
+            self.up = make_linear(config, E, F)
+            self.down = make_linear(config, F, E)
         self.fuse_storage_()
 
     @property
@@ -59,15 +58,19 @@ class Layer(RecurrentLayer):
         qkv = (self.q, self.k, self.v)
         return (qkv, (self.gate, self.up)) if self.config.ffn in GATED else (qkv,)
 
-    def rotation(self, position: Tensor, dtype: torch.dtype) -> Rotation | None:
+    def rotation(self, position: Tensor, dtype: torch.dtype) -> CosSin | None:
         c = self.config
         if c.positions == "alibi":
-            return slope(position, c.n_heads, c.head_dim, dtype)
-        return c.positions.rotation(position, c.head_dim, dtype) if isinstance(c.positions, Rope) else None
+            return alibi_features(position, c.n_heads, c.head_dim, dtype)
+        return c.positions.cos_sin(position, c.head_dim, dtype) if isinstance(c.positions, Rope) else None
 
-    def project_qkv(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, x: Tensor, rotation: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
         x = self.attention_norm(x) if self.pre else x
-        return lean(*self.qkv_heads(x, None), rotation) if self.config.positions == "alibi" else self.qkv_heads(x, rotation)
+        return (
+            append_alibi(*self.qkv_heads(x, None), rotation)
+            if self.config.positions == "alibi"
+            else self.qkv_heads(x, rotation)
+        )
 
     def post_attention(self, x: Tensor, read: Tensor) -> Tensor:
         x = self._add(x, self.o(read[..., : self.config.head_dim].flatten(-2)), self.attention_norm)
@@ -80,7 +83,7 @@ class Layer(RecurrentLayer):
         """``(…, E) -> (…, F)``."""
         if self.config.ffn in PLAIN:
             return PLAIN[self.config.ffn](self.up(x))
-        gate, up = side_by_side(x, self.gate, self.up).chunk(2, dim=-1)
+        gate, up = fused_linear(x, self.gate, self.up).chunk(2, dim=-1)
         return GATED[self.config.ffn](gate) * up
 
     def _add(self, x: Tensor, more: Tensor, norm: nn.Module) -> Tensor:
@@ -88,47 +91,50 @@ class Layer(RecurrentLayer):
         return x if self.pre else norm(x)
 
 
-class Decoder(Learned):
-    """The network. Freshly built it is random and trainable."""
+class Decoder(LearnedRowsNetwork):
+    """The network. A new one is random and trainable."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
         self.embed = Embedding(config.vocab_size, config.width)
         if config.positions == "learned":
-            self.place = Embedding(config.length, config.width)
+            self.position_embedding = Embedding(config.context_length, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
-        if config.placement == "pre":
-            self.norm = norm(config)
+        if config.norm_placement == "pre":
+            self.norm = make_norm(config)
         if not config.tied:
             self.head = Linear(config.width, config.vocab_size)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all matrices anew: products by Xavier or as ``small_init`` says, persistent rows of variance 1, embeddings of
-        variance 1 / E; memory tokens are then as long as what embeddings make of a token."""
+        """Initialize all parameters.
+
+        Linear maps by Xavier, or as ``small_init`` sets; persistent rows with variance 1; embeddings with variance 1 / E.
+        Memory and write tokens get the variance of token vectors at the input of the first layer.
+        """
         c = self.config
         for name, x in self.named_parameters():
             if x.ndim == 1 and name.endswith("bias"):
                 x.zero_()
             elif x.ndim > 1 and not x.is_meta:
                 variance = 2 / sum(x.shape[-2:])
-                if name.startswith("persistent") or (name in ("memory", "write") and self.lengthens):
+                if name.startswith("persistent") or (name in ("memory", "write_tokens") and self.scales_embeddings):
                     variance = 1
-                elif name.startswith(("embed", "place", "memory", "write")):
+                elif name.startswith(("embed", "position_embedding", "memory", "write_tokens")):
                     variance = 1 / c.width
                 elif c.small_init and name.split(".")[-2] in ("q", "k", "v", "o"):
                     variance = 2 / (5 * c.width)
                 x.normal_(std=variance**0.5)
 
     @property
-    def lengthens(self) -> bool:
-        """Whether embeddings are multiplied by √E, to be as long as what is added to them."""
+    def scales_embeddings(self) -> bool:
+        """True if embeddings are multiplied by √E, the scale of the position encoding."""
         return self.config.fixnorm or self.config.positions == "sinusoidal"
 
     @property
     def kv_dim(self) -> int:
-        return self.config.head_dim + (MORE if self.config.positions == "alibi" else 0)
+        return self.config.head_dim + (ALIBI_DIMS if self.config.positions == "alibi" else 0)
 
     @property
     def default_reduction(self) -> Reduction:
@@ -140,7 +146,7 @@ class Decoder(Learned):
 
     @property
     def signature(self) -> str:
-        """What training alone looks at left out."""
+        """The config without the fields that only training uses."""
         return str(replace(self.config, dropout=0.0, small_init=True, bos_token_id=None, eos_token_ids=()))
 
     @property
@@ -153,52 +159,58 @@ class Decoder(Learned):
         if self.config.positions == "alibi":
             if reduction.needs_keys:
                 raise Error(
-                    f"{type(reduction).__name__} looks at keys, and alibi writes positions there; expected another operator"
+                    f"{type(reduction).__name__} needs keys, to which alibi appends positions; expected another operator"
                 )
-            self._check_wide(dtype)
+            self._check_alibi_dtype(dtype)
         return super().init_layer_state(batch_size, reduction, clock, dtype)
 
     def check_state(self, state: State, batch_size: int) -> None:
         super().check_state(state, batch_size)
         if self.config.positions == "alibi":
-            self._check_wide(state.dtype)
+            self._check_alibi_dtype(state.dtype)
 
-    def _check_wide(self, dtype: torch.dtype) -> None:
+    def _check_alibi_dtype(self, dtype: torch.dtype) -> None:
         if dtype.itemsize < 4:
-            raise Error(f"alibi writes positions into keys, which {dtype} cannot tell apart; expected float32 or float64")
+            raise Error(
+                f"dtype is {dtype}, too coarse for the positions that alibi appends to keys; expected float32 or float64"
+            )
 
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
         c, x = self.config, self.embed(token)
         if c.fixnorm:
-            x = unit(x)
-        if self.lengthens:
+            x = l2_normalize(x)
+        if self.scales_embeddings:
             x = x * c.width**0.5
         if c.positions == "sinusoidal":
-            x = x + sinusoids(position, c.width, x.dtype)
+            x = x + sinusoidal_encoding(position, c.width, x.dtype)
         if c.positions == "learned":
-            x = x + self.place(position.clamp(max=c.length - 1))  # those beyond are not read
+            x = x + self.position_embedding(
+                position.clamp(max=c.context_length - 1)
+            )  # longer texts are refused in check_length
         return functional.dropout(x, c.dropout, self.training)
 
     def check_length(self, clock: Tensor) -> None:
-        if self.config.positions == "learned" and bool((clock > self.config.length).any()):
-            raise Error(f"the text is of {int(clock.max())} tokens; there are {self.config.length} learned positions")
+        if self.config.positions == "learned" and bool((clock > self.config.context_length).any()):
+            raise Error(
+                f"the text has {int(clock.max())} tokens; expected at most {self.config.context_length}, the learned positions"
+            )
 
-    def leave(self, x: Tensor) -> Tensor:
-        return self.norm(x) if self.config.placement == "pre" else x
+    def final_norm(self, x: Tensor) -> Tensor:
+        return self.norm(x) if self.config.norm_placement == "pre" else x
 
     def compute_logits(self, x: Tensor) -> Tensor:
         c = self.config
         weight = self.embed.weight if c.tied else self.head.weight
         if c.tied and c.fixnorm:
-            weight = unit(weight)
-        return product(self.leave(x), weight)
+            weight = l2_normalize(weight)
+        return linear(self.final_norm(x), weight)
 
 
-def norm(config: DecoderConfig) -> nn.Module:
+def make_norm(config: DecoderConfig) -> nn.Module:
     if config.norm == "layer":
         return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
     return NORMS[config.norm](config.width, config.norm_eps)
 
 
-def linear(config: DecoderConfig, n_in: int, n_out: int) -> nn.Linear:
+def make_linear(config: DecoderConfig, n_in: int, n_out: int) -> nn.Linear:
     return nn.Linear(n_in, n_out) if config.bias else Linear(n_in, n_out)

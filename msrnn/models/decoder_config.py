@@ -1,15 +1,16 @@
-"""What a :class:`Decoder` is made of: facts, checked."""
+"""The config of a :class:`Decoder`."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..errors import Error
+from ..errors import Error, check_bool, check_int
+from ..layers.residual import NORM_PLACEMENTS
 from ..layers.rotary import Rope
-from .config import MOST, ModelConfig, check_part, check_rotary, check_sizes, check_whole
+from .config import MAX_SIZE, ModelConfig, check_fraction, check_rotary_dim, check_sizes
 
 CHOICES = {
     "norm": ("rms", "rms-outside", "layer", "scale"),
-    "placement": ("pre", "post"),
+    "norm_placement": NORM_PLACEMENTS,
     "ffn": ("swiglu", "geglu", "reglu", "silu", "gelu", "relu", "none"),
 }
 ROTARY = Rope(10000.0)
@@ -18,25 +19,30 @@ POSITIONS = ("learned", "sinusoidal", "alibi")
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(ModelConfig):
-    """A small decoder-only network, to be trained. Those left as they are make it a LLaMA.
+    """A small decoder-only network for training. With the default values it is a LLaMA.
 
     Attributes:
-        vocab_size, width, n_layers, n_heads, n_kv_heads, head_dim, length: as of :class:`Config`; multi-head attention where
-            ``n_kv_heads`` is ``n_heads``, multi-query where it is 1. ``length`` is how many ``learned`` positions there are.
-        ffn: of the feed-forward: gated (arXiv:2002.05202) by SiLU ``swiglu``, GELU ``geglu`` or ReLU ``reglu``; plain ``silu``,
-            ``gelu``, ``relu``; or ``none``, and then ``ffn_width`` is 0.
-        positions: a :class:`Rope` for rotary ones, or ``learned``, ``sinusoidal`` (both are added to what enters), ``alibi``.
-        norm: ``rms`` with epsilon inside the root as in LLaMA, ``rms-outside`` as in its authors' code, ``layer``, ``scale``.
-        placement: ``pre`` norms what a sublayer is given, and what leaves the last layer; ``post`` what has been added up.
-        bias: whether the products within layers, and LayerNorm, have one.
-        tied: whether the vocabulary product reuses the embedding.
-        fixnorm: whether embeddings have the length √E, whatever the parameters' length, and where tied, 1 in the product
-            (arXiv:1910.05895).
-        small_init: whether attention begins as narrow as a feed-forward of 4 E, √(2 / 5E) (ibid.), and not by Xavier.
-        dropout: of embeddings and of what each sublayer adds, in training.
-        memory_tokens: how many are read before the text; ``recurrent``: whether they are written anew at the end of a chunk, by
-            :meth:`Decoder.carry`; ``persistent``: how many rows each layer's H has from the first (all in ``learned.py``).
-        bos_token_id, eos_token_ids: as of :class:`Config`.
+        vocab_size, width, n_layers, n_heads, n_kv_heads, head_dim: as in :class:`Config`. Multi-head attention has
+            ``n_kv_heads`` equal to ``n_heads``, multi-query attention has 1.
+        context_length: as in :class:`Config`, and the number of ``learned`` positions.
+        ffn: of the MLP, gated (arXiv:2002.05202) by SiLU ``swiglu``, GELU ``geglu`` or ReLU ``reglu``; plain ``silu``,
+            ``gelu``, ``relu``; or ``none``, without an MLP.
+        ffn_width: elements in the hidden layer of the MLP; 0 for ``none``.
+        positions: a :class:`Rope`; ``learned`` or ``sinusoidal``, added to the embeddings; or ``alibi``.
+        norm: ``rms`` with epsilon inside the root as in LLaMA, ``rms-outside`` as in the code of its authors, ``layer``,
+            ``scale``.
+        norm_eps: epsilon of every norm.
+        norm_placement: ``pre`` normalizes the input of each sublayer and the output of the last layer; ``post`` normalizes
+            each residual sum.
+        bias: True: the linear maps within layers, and LayerNorm, have a bias.
+        tied: True: the output projection reuses the embedding.
+        fixnorm: True: embeddings are scaled to length √E, and in a tied output projection to length 1 (arXiv:1910.05895).
+        small_init: True: the attention matrices are initialized with variance 2 / 5E (ibid.); False: by Xavier.
+        dropout: of embeddings and of the output of each sublayer, in training.
+        memory_tokens: number of memory tokens before the text (:mod:`msrnn.models.learned_rows`).
+        recurrent: True: :meth:`Decoder.next_segment` computes the memory of the next segment.
+        persistent: number of persistent rows in the H of each layer.
+        bos_token_id, eos_token_ids: as in :class:`Config`.
     """
 
     family: ClassVar[str] = "decoder"
@@ -47,12 +53,12 @@ class DecoderConfig(ModelConfig):
     n_kv_heads: int
     head_dim: int
     ffn_width: int
-    length: int
+    context_length: int
     ffn: str = "swiglu"
     positions: Rope | str = ROTARY
     norm: str = "rms"
     norm_eps: float = 1e-5
-    placement: str = "pre"
+    norm_placement: str = "pre"
     bias: bool = False
     tied: bool = False
     fixnorm: bool = False
@@ -70,21 +76,21 @@ class DecoderConfig(ModelConfig):
             if (value := getattr(self, name)) not in known:
                 raise Error(f"config: {name} is {value!r:.60}; expected one of {', '.join(known)}")
         for name in ("bias", "tied", "fixnorm", "small_init", "recurrent"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise Error(f"config: {name} is {value!r:.60}; expected a bool")
-        check_part(self, "dropout")
-        if not isinstance(self.positions, Rope) and self.positions not in POSITIONS:
-            raise Error(f"config: positions are {self.positions!r:.60}; expected a Rope, or one of {', '.join(POSITIONS)}")
+            check_bool(f"config: {name}", getattr(self, name))
+        check_fraction("config: dropout", self.dropout)
         if isinstance(self.positions, Rope):
-            check_rotary(self.head_dim)
+            check_rotary_dim(self.head_dim)
+        elif self.positions not in POSITIONS:
+            raise Error(f"config: positions are {self.positions!r:.60}; expected a Rope, or one of {', '.join(POSITIONS)}")
         if self.positions == "sinusoidal" and self.width % 2:
-            raise Error(f"config: width is {self.width}; sinusoidal positions need an even one")
-        check_whole(self, "memory_tokens", "persistent", at_least=0)
-        if self.persistent * self.n_heads * self.head_dim > MOST:
-            raise Error(f"config: {self.persistent} persistent rows of {self.n_heads} heads; expected at most {MOST} numbers")
+            raise Error(f"config: width is {self.width}; expected an even width for sinusoidal positions")
+        for name in ("memory_tokens", "persistent"):
+            check_int(f"config: {name}", getattr(self, name), at_least=0, at_most=MAX_SIZE)
+        if self.persistent * self.n_heads * self.head_dim > MAX_SIZE:
+            raise Error(f"config: persistent is {self.persistent}; expected at most {MAX_SIZE} elements in all heads")
         if self.recurrent and not self.memory_tokens:
-            raise Error("config: recurrent is True and memory_tokens 0; expected memory tokens, which are written anew")
+            raise Error("config: recurrent is True and memory_tokens is 0; expected at least 1 memory token")
         if self.ffn != "none":
-            check_whole(self, "ffn_width")
+            check_int("config: ffn_width", self.ffn_width, at_most=MAX_SIZE)
         elif self.ffn_width != 0:
-            raise Error(f"config: ffn is none and ffn_width {self.ffn_width!r:.60}; expected 0")
+            raise Error(f"config: ffn is none and ffn_width is {self.ffn_width!r:.60}; expected 0")

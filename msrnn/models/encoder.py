@@ -1,92 +1,106 @@
-"""The classic encoder (arXiv:1706.03762): every token sees every other, so it has no step.
+"""The encoder of arXiv:1706.03762: every token attends to every other token, so it has no step.
 
-A decoder's layer is a cell because a token sees what came before it and is never changed by what comes after: H grows by a
-row. Here each new token changes all rows of all layers, and there is nothing to carry over. With ``subsequent_mask`` the same
-stack is a decoder's, and is a cell again (docs/encoder.md).
+A decoder layer is a recurrent cell because a token attends to earlier tokens and never changes afterwards: H grows by one row.
+In an encoder each new token would change all rows of all layers, so there is no state to carry. With ``subsequent_mask`` the
+same stack is a decoder and a recurrent cell again (docs/encoder.md).
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..errors import Error
-from ..layers.multihead_attention import MultiHead
-from ..layers.residual import PLACEMENTS, FeedForward, Residual
-from .config import MOST_LAYERS, check_part, check_whole
+from ..errors import Error, check_int
+from ..layers.multihead_attention import MultiheadAttention
+from ..layers.residual import NORM_PLACEMENTS, FeedForward, Residual
+from .config import MAX_LAYERS, MAX_SIZE, check_fraction
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What one stack is. ``placement`` of the norms is ``pre`` or ``post``; ``dropout`` is on attention weights, within the
-    feed-forward, and on what each of both adds."""
+    """The config of one stack.
+
+    Attributes:
+        width, n_layers, n_heads, ffn_width: the sizes E, L, N and of the MLP; heads have E / N elements.
+        norm_placement: ``pre`` or ``post`` (:class:`msrnn.layers.residual.Residual`).
+        norm_eps: epsilon of LayerNorm.
+        dropout: of attention weights, of the hidden layer of the MLP, and of the output of each sublayer.
+    """
 
     width: int
     n_layers: int
     n_heads: int
     ffn_width: int
-    placement: str = "pre"
+    norm_placement: str = "pre"
     norm_eps: float = 1e-5
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_whole(self, "width", "n_layers", "n_heads", "ffn_width")
-        if self.n_layers > MOST_LAYERS:
-            raise Error(f"config: n_layers is {self.n_layers!r:.60}; expected at most {MOST_LAYERS}")
+        for name in ("width", "n_layers", "n_heads", "ffn_width"):
+            check_int(f"config: {name}", getattr(self, name), at_most=MAX_LAYERS if name == "n_layers" else MAX_SIZE)
         if self.width % self.n_heads:
-            raise Error(f"config: a width of {self.width} cannot be shared by {self.n_heads} heads evenly")
-        if self.placement not in PLACEMENTS:
-            raise Error(f"config: placement is {self.placement!r:.60}; expected {' or '.join(PLACEMENTS)}")
-        check_part(self, "norm_eps", above=True)
-        check_part(self, "dropout")
+            raise Error(f"config: width is {self.width}; expected a multiple of n_heads, {self.n_heads}")
+        if self.norm_placement not in NORM_PLACEMENTS:
+            raise Error(f"config: norm_placement is {self.norm_placement!r:.60}; expected {' or '.join(NORM_PLACEMENTS)}")
+        check_fraction("config: norm_eps", self.norm_eps, above_zero=True)
+        check_fraction("config: dropout", self.dropout)
 
-    def norm(self) -> nn.Module:
-        """A norm of this stack's kind."""
+    def make_norm(self) -> nn.Module:
+        """Return a new norm."""
         return nn.LayerNorm(self.width, self.norm_eps)
 
-    def residual(self) -> Residual:
-        """The way around one part of a layer."""
-        return Residual(self.norm(), self.placement, self.dropout)
+    def make_final_norm(self) -> nn.Module:
+        """Return a new norm for the end of a stack; the identity for the norm_placement ``post``."""
+        return self.make_norm() if self.norm_placement == "pre" else nn.Identity()
+
+    def make_residual(self) -> Residual:
+        """Return a new residual connection."""
+        return Residual(self.make_norm(), self.norm_placement, self.dropout)
 
 
 class EncoderLayer(nn.Module):
-    """Attention, then the feed-forward, each with a residual around it."""
+    """Attention and the MLP, each with a residual connection."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.attention = MultiHead(config.width, config.n_heads, config.dropout)
-        self.around_attention = config.residual()
+        self.attention = MultiheadAttention(config.width, config.n_heads, config.dropout)
+        self.attention_residual = config.make_residual()
         self.ffn = FeedForward(config.width, config.ffn_width, config.dropout)
-        self.around_ffn = config.residual()
+        self.ffn_residual = config.make_residual()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
-        """``(B, T, E) -> (B, T, E)``.
+    def forward(self, x: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """Return the layer output, ``(B, T, E) -> (B, T, E)``.
 
         Args:
-            x: the tokens that move on.
-            mask: ``(T, S)`` or ``(B, 1 or T, S)`` bool, true where a row may be seen; None: all may.
-            seen: ``(B, S, E)``, the rows that they look at; None: each other.
+            x: the tokens that the layer updates.
+            mask: ``(T, S)`` or ``(B, 1 or T, S)`` bool, True where a row is visible; None: all rows are visible.
+            context: ``(B, S, E)``, the rows that ``x`` attends to; None: ``x`` itself.
 
         Raises:
-            Error: a mask of other shape or type.
+            Error: the mask has another shape or dtype.
         """
-        x = self.around_attention(x, lambda x, seen: self.attention(x, seen, mask)[0], x if seen is None else seen)
-        return self.around_ffn(x, self.ffn)
+        context = x if context is None else context
+        x = self.attention_residual(x, lambda x, context: self.attention(x, context, mask)[0], context)
+        return self.ffn_residual(x, self.ffn)
 
 
 class Encoder(nn.Module):
-    """A stack of N layers over vectors; where the norms come first, a last one ends it."""
+    """A stack of layers over vectors, with a final norm for the norm_placement ``pre``."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
-        self.norm = config.norm() if config.placement == "pre" else nn.Identity()
+        self.norm = config.make_final_norm()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``(B, T, E) -> (B, T, E)``; ``mask`` is ``(T, T)`` or ``(B, 1 or T, T)``, as made by :mod:`msrnn.layers.masks`.
+        """Return the output of the stack, ``(B, T, E) -> (B, T, E)``.
+
+        Args:
+            x: the input vectors.
+            mask: ``(T, T)`` or ``(B, 1 or T, T)`` bool (:mod:`msrnn.layers.masks`); None: all tokens are visible.
 
         Raises:
-            Error: vectors of another width, a mask of other shape or type.
+            Error: ``x`` has another width, or the mask another shape or dtype.
         """
         if x.ndim != 3 or x.shape[-1] != self.config.width:
             raise Error(f"encoder: x has shape {tuple(x.shape)}; expected (B, T, {self.config.width})")

@@ -1,17 +1,16 @@
-r"""A learned $H_0$: rows that stand in H before the first token is read, and never leave.
+r"""A learned $H_0$: rows that H contains before the first token, and that are never evicted.
 
-- *Persistent rows* (all-attention, arXiv:1907.01470) are keys and values of their own in every layer, for the one softmax over
-  them and the text; a layer that has them needs no feed-forward.
-- *Memory tokens* (Memory Transformer, arXiv:2006.11527) are vectors read before the text, by the same transitions, with nothing
-  reduced; what they leave behind is $H_0$.
-- *Recurrent memory* (RMT, arXiv:2207.06881): at the end of a chunk as many write tokens are read, and what leaves the last
-  layer there is the memory that the next chunk begins with. The authors read the memory itself a second time; here write tokens
-  are learned, so that a state remembers nothing but H.
+- *Persistent rows* (all-attention, arXiv:1907.01470) are learned keys and values in every layer. One softmax covers them and
+  the text. A layer with persistent rows needs no MLP.
+- *Memory tokens* (Memory Transformer, arXiv:2006.11527) are learned vectors that pass the layers before the text, without
+  eviction. Their rows are $H_0$.
+- *Recurrent memory* (RMT, arXiv:2207.06881): at the end of a segment as many write tokens pass the layers. Their outputs of the
+  last layer are the memory of the next segment. The paper reads the memory itself a second time; here write tokens are
+  learned, so that a state contains nothing but H.
 
-Learned rows have no place in the text. The clock counts text alone; they are at position −2, and not counted in ``size``
-(:mod:`msrnn.state.multistate`). Nothing is added to memory tokens for their position, their queries and keys are not rotated
-(as at the place 0), and to ALiBi they are near to every token. Write tokens are rotated, or lean,
-as the next ones of the text would be.
+Learned rows have no position in the text: the clock counts text tokens only, learned rows have position −2, and ``size`` does
+not count them (:mod:`msrnn.state.multistate`). Memory tokens have no position embedding, no rotation and a zero ALiBi bias.
+Write tokens use the positions that follow the text.
 """
 
 from abc import abstractmethod
@@ -32,8 +31,8 @@ from ..state.position_remapping import ABSOLUTE
 from ..state.state import State
 
 
-class Learned(Cell):
-    """A network with ``config.memory_tokens``, ``config.persistent`` rows, or none of either."""
+class LearnedRowsNetwork(Cell):
+    """A network with ``config.memory_tokens`` memory tokens and ``config.persistent`` persistent rows; 0 is allowed."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -44,65 +43,67 @@ class Learned(Cell):
         if config.memory_tokens:
             self.memory = nn.Parameter(torch.empty(config.memory_tokens, config.width))
         if config.recurrent:
-            self.write = nn.Parameter(torch.empty(config.memory_tokens, config.width))
+            self.write_tokens = nn.Parameter(torch.empty(config.memory_tokens, config.width))
 
     @abstractmethod
-    def leave(self, x: Tensor) -> Tensor:
-        """``(…, E) -> (…, E)``: what leaves the last layer, as the vocabulary product, and the next chunk, are given it."""
+    def final_norm(self, x: Tensor) -> Tensor:
+        """Return the input of the output projection, and of the next segment, from the output of the last layer."""
 
     def initial_state(
-        self, batch_size: int = 1, reduction: Reduction | str | Sequence[Reduction | str] | None = None, **how: Any
+        self, batch_size: int = 1, reduction: Reduction | str | Sequence[Reduction | str] | None = None, **options: Any
     ) -> State:
-        state = super().initial_state(batch_size, reduction, **how)
-        return self._begun(state, self.memory[None] if self.config.memory_tokens else None)
+        state = super().initial_state(batch_size, reduction, **options)
+        return self._with_learned_rows(state, self.memory[None] if self.config.memory_tokens else None)
 
     initial_state.__doc__ = Cell.initial_state.__doc__
 
-    def carry(self, state: State) -> State:
-        """The state before the next chunk: its memory is what this one wrote, and of its text nothing else is left; the clock
-        is at 0. Gradients flow through it; ``carry(state.detach())`` ends them where the writing begins.
+    def next_segment(self, state: State) -> State:
+        """Return the state before the next segment: the new memory, no rows of text, the clock at 0.
+
+        Gradients flow through the memory. ``next_segment(state.detach())`` stops them at the write tokens.
 
         Raises:
-            Error: a cell that is not ``recurrent``; a state of another model.
+            Error: the cell is not ``recurrent``, or the state belongs to another model.
         """
         if not self.config.recurrent:
-            raise Error("carry: this cell writes no memory; expected one whose config is recurrent")
-        how = self._like(state)
+            raise Error("next_segment: config.recurrent is False; expected a recurrent cell")
+        options = self._like(state)
         B, places = len(state.clock), state.places
-        position = state.clock[:, None] + torch.arange(len(self.write), device=state.clock.device)
-        rotation = None if places else self.rotation(position, self.write.dtype)
-        write = dropout(self.write.expand(B, -1, -1), self.config.dropout, self.training)
-        x, _ = self.run_layers(write, rotation, state)
-        return self._begun(super().initial_state(**how), self.leave(x))
+        position = state.clock[:, None] + torch.arange(len(self.write_tokens), device=state.clock.device)
+        rotation = None if places else self.rotation(position, self.write_tokens.dtype)
+        write_tokens = dropout(self.write_tokens.expand(B, -1, -1), self.config.dropout, self.training)
+        x, _ = self.run_layers(write_tokens, rotation, state)
+        return self._with_learned_rows(super().initial_state(**options), self.final_norm(x))
 
-    def renew(self, state: State) -> State:
-        """``state`` with the learned rows that the parameters give now, and their graph: for a state that is carried on after
-        the parameters have changed, or that was detached.
+    def refresh_learned_rows(self, state: State) -> State:
+        """Return ``state`` with learned rows from the current parameters, with their graph.
+
+        Needed for a state that is used further after an optimizer step, or that was detached.
 
         Raises:
-            Error: a ``recurrent`` cell, whose state is renewed by :meth:`carry`; a state of another model.
+            Error: the cell is ``recurrent`` (use :meth:`next_segment`), or the state belongs to another model.
         """
         if self.config.recurrent:
-            raise Error("renew: the memory of a recurrent cell is what it wrote; expected carry")
+            raise Error("refresh_learned_rows: the cell is recurrent, its memory is computed; expected a call of next_segment")
         fresh = self.initial_state(**self._like(state))
 
-        def renewed(H: MultiState, new: MultiState) -> MultiState:
+        def refreshed(H: MultiState, new: MultiState) -> MultiState:
             keys, values = (
                 torch.cat((ours, x[:, :, H.n_learned :]), dim=2) for ours, x in ((new.keys, H.keys), (new.values, H.values))
             )
             return replace(H, keys=keys, values=values, buffer=None)
 
-        return state.with_layers(renewed(H, new) for H, new in zip(state, fresh, strict=True))
+        return state.with_layers(refreshed(H, new) for H, new in zip(state, fresh, strict=True))
 
     def _like(self, state: State) -> dict[str, Any]:
-        """What makes an :meth:`initial_state` for the same texts as ``state``, which has to be of this cell."""
+        """Return the arguments of an :meth:`initial_state` like ``state``; refuse a state of another model."""
         self.check_state(state, len(state.clock) if isinstance(state, State) else 0)
         where = {"device": state.device, "dtype": state.dtype}
         places = state.places.rule if state.places else ABSOLUTE
         return {"batch_size": len(state.clock), "reduction": [H.reduction for H in state], "places": places, **where}
 
-    def _begun(self, state: State, memory: Tensor | None) -> State:
-        """``state``, which has no rows, with the learned ones; ``memory (1 or B, m, E)``."""
+    def _with_learned_rows(self, state: State, memory: Tensor | None) -> State:
+        """Return ``state``, which has no rows, with the learned rows; ``memory (1 or B, m, E)``."""
         rows: list[tuple[Tensor, Tensor]] = []
         if self.config.persistent:
             more = self.kv_dim - self.config.head_dim
@@ -111,19 +112,19 @@ class Learned(Cell):
         if memory is not None:
             first = super().initial_state(len(memory), Full(), device=memory.device, dtype=memory.dtype)
             memory = dropout(memory, self.config.dropout, self.training)
-            _, layers = self.run_layers(memory, None, _pinned(first, rows))
+            _, layers = self.run_layers(memory, None, _prepend_rows(first, rows))
             rows = [(H.keys, H.values) for H in layers]
-        return state.with_layers(_pinned(state, rows))
+        return state.with_layers(_prepend_rows(state, rows))
 
 
-def _pinned(state: State, rows: list[tuple[Tensor, Tensor]]) -> list[MultiState]:
-    """The layers of ``state``, which have no rows, each with a key and a value ``(1 or B, K, P, D)`` of P learned ones."""
+def _prepend_rows(state: State, rows: list[tuple[Tensor, Tensor]]) -> list[MultiState]:
+    """Return the layers of ``state``, which have no rows, with P learned rows each: ``(1 or B, K, P, D)`` keys and values."""
 
-    def pinned(H: MultiState, keys: Tensor, values: Tensor) -> MultiState:
+    def prepended(H: MultiState, keys: Tensor, values: Tensor) -> MultiState:
         (B, K, _), P = H.positions.shape, keys.shape[2]
         keys, values = (x.to(H.keys).expand(B, -1, -1, -1).contiguous() for x in (keys, values))
         positions = H.positions.new_full((B, K, P), LEARNED)
         row_stats = {name: x.new_zeros(B, K, P, *x.shape[3:]) for name, x in H.row_stats.items()}
         return replace(H, keys=keys, values=values, positions=positions, row_stats=row_stats, n_learned=P)
 
-    return [pinned(H, *of) for H, of in zip(state, rows, strict=True)] if rows else list(state)
+    return [prepended(H, *learned) for H, learned in zip(state, rows, strict=True)] if rows else list(state)

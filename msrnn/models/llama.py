@@ -1,10 +1,11 @@
-r"""LLaMA as a recurrent cell: the decoder layer and the network.
+"""LLaMA as a recurrent cell: the decoder layer, the network, and presets of published models.
 
-Pre-norm residual layers, grouped-query attention, half-split rotary positions, a gated MLP with SiLU, no biases:
-arXiv:2302.13971; grouped queries: arXiv:2307.09288; llama3 rope scaling: arXiv:2407.21783. Mistral and Yi are the same network
-with other configs (``mistral.py``, ``yi.py``). The loops over layers and tokens are in ``msrnn/cell``.
+Pre-norm residual layers, grouped-query attention, half-split rotary positions, a gated MLP with SiLU, no biases
+(arXiv:2302.13971); grouped queries: arXiv:2307.09288; the scaling of rotary frequencies: arXiv:2407.21783. Mistral and Yi are
+the same cell with other configs (``mistral.py``, ``yi.py``).
 """
 
+from dataclasses import replace
 from operator import attrgetter
 
 from torch import Tensor, nn
@@ -13,12 +14,52 @@ from torch.nn.functional import silu
 from ..cell.cell import Cell
 from ..cell.layer import RecurrentLayer
 from ..layers.embedding import Embedding
-from ..layers.linear import Linear, product, side_by_side
+from ..layers.linear import Linear, fused_linear, linear
 from ..layers.norm import RMSNorm
-from ..layers.rotary import Rope, Rotation
+from ..layers.rotary import CosSin, Llama3Rope, Rope
 from ..reductions.contract import Reduction
 from ..reductions.core import Full, Window
 from .config import Config
+
+LLAMA_2_7B = Config(
+    family="llama",
+    vocab_size=32000,
+    width=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=32,
+    head_dim=128,
+    ffn_width=11008,
+    norm_eps=1e-5,
+    rope=Rope(10000.0),
+    context_length=4096,
+    bos_token_id=1,
+    eos_token_ids=(2,),
+)
+LLAMA_3_8B = replace(
+    LLAMA_2_7B,
+    vocab_size=128256,
+    n_kv_heads=8,
+    ffn_width=14336,
+    rope=Rope(500000.0),
+    context_length=8192,
+    bos_token_id=128000,
+    eos_token_ids=(128001,),
+)
+LLAMA_31_8B = replace(
+    LLAMA_3_8B,
+    rope=Llama3Rope(500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192),
+    context_length=131072,
+)
+LLAMA_32_1B = replace(
+    LLAMA_31_8B,
+    width=2048,
+    n_layers=16,
+    head_dim=64,
+    ffn_width=8192,
+    rope=Llama3Rope(500000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192),
+    tied=True,
+)
 
 
 class LlamaLayer(RecurrentLayer):
@@ -43,18 +84,18 @@ class LlamaLayer(RecurrentLayer):
     def fused_groups(self) -> tuple[tuple[nn.Module, ...], ...]:
         return ((self.q, self.k, self.v), (self.gate, self.up))
 
-    def project_qkv(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, x: Tensor, rotation: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
         return self.qkv_heads(self.attention_norm(x), rotation)
 
     def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
         x = x + self.o(attn_output.flatten(-2))  # (…, N, D) -> (…, N D) -> (…, E)
         normed = self.ffn_norm(x)
-        gate, up = side_by_side(normed, self.gate, self.up).chunk(2, dim=-1)
+        gate, up = fused_linear(normed, self.gate, self.up).chunk(2, dim=-1)
         return x + self.down(silu(gate) * up)
 
 
 class Llama(Cell):
-    """Embedding, layers, final norm and LM head. A new network is random and trainable."""
+    """The network: embedding, layers, final norm, vocabulary linear. Freshly built it is random and trainable."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -67,8 +108,8 @@ class Llama(Cell):
 
     @property
     def default_reduction(self) -> Reduction:
-        """:class:`Full`, or for a sliding window W ``Window(W - 1)``: W counts the current token, ``size`` does not."""
-        return Full() if self.config.window is None else Window(self.config.window - 1)
+        """:class:`Full`, or ``Window(W - 1)`` for a sliding window W, which includes the current token."""
+        return Full() if self.config.sliding_window is None else Window(self.config.sliding_window - 1)
 
     @property
     def rope(self) -> Rope:
@@ -87,4 +128,4 @@ class Llama(Cell):
 
     def compute_logits(self, x: Tensor) -> Tensor:
         head = self.embed if self.config.tied else self.head
-        return product(self.norm(x), head.weight)
+        return linear(self.norm(x), head.weight)

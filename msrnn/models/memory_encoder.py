@@ -1,7 +1,7 @@
-"""The Memory Transformer (arXiv:2006.11527): m trained tokens beside the text, for what belongs to no token of it.
+"""The Memory Transformer encoder (arXiv:2006.11527): m trained memory tokens are added to the text.
 
-The same tokens at the beginning of a decoder are read first and never leave: a learned H_0. In an encoder all look at once, and
-the question is only who updates the memory and who sees it; the source answers it in three ways.
+In a decoder the same tokens are read before the text and never evicted: a learned H_0 (:mod:`msrnn.models.learned_rows`). In an
+encoder all tokens attend at once. The paper has three forms, which differ in how memory and text attend to each other.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from ..errors import Error
-from .config import check_whole
+from ..errors import Error, check_int
+from .config import MAX_SIZE
 from .encoder import EncoderConfig, EncoderLayer
 
 FORMS = ("tokens", "controller", "bottleneck")
@@ -19,12 +19,15 @@ FORMS = ("tokens", "controller", "bottleneck")
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig(EncoderConfig):
-    """An encoder's facts, ``n_memory`` tokens, and the form.
+    """The config of an encoder, with memory.
 
-    ``tokens``: memory and text are one longer text, read by an ordinary encoder.
-    ``controller`` (MemCtrl): the same, but the layers have parameters of their own for the memory.
-    ``bottleneck`` (MemBottleneck): as that, but the text sees the memory alone, once it has been updated; tokens of the text
-    learn of each other only through it, and the work grows with m × T instead of T × T.
+    Attributes:
+        n_memory: m, the number of memory tokens.
+        form: one of three.
+            ``tokens``: memory and text form one longer text for an ordinary encoder.
+            ``controller`` (MemCtrl): the same, with separate layer parameters for the memory.
+            ``bottleneck`` (MemBottleneck): as ``controller``, but the text attends only to the updated memory. Text tokens
+            exchange information only through the memory, and the cost grows with m × T instead of T × T.
     """
 
     n_memory: int
@@ -32,13 +35,13 @@ class MemoryConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole(self, "n_memory")
+        check_int("config: n_memory", self.n_memory, at_most=MAX_SIZE)
         if self.form not in FORMS:
             raise Error(f"config: form is {self.form!r:.60}; expected one of {', '.join(FORMS)}")
 
 
 class MemoryLayer(nn.Module):
-    """One layer of any of the forms."""
+    """One layer of any form."""
 
     def __init__(self, config: MemoryConfig):
         super().__init__()
@@ -48,37 +51,43 @@ class MemoryLayer(nn.Module):
             self.memory = EncoderLayer(config)
 
     def forward(self, memory: Tensor, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``(B, m, E), (B, T, E) -> (B, m, E), (B, T, E)``; ``mask (B, 1, m + T)`` bool says which rows are no padding."""
-        everything = torch.cat((memory, x), dim=1)  # (B, m + T, E)
+        """Return the updated memory and text.
+
+        Args:
+            memory: ``(B, m, E)``.
+            x: ``(B, T, E)``, the text.
+            mask: ``(B, 1, m + T)`` bool, False for padding; None: no padding.
+        """
+        both = torch.cat((memory, x), dim=1)  # (B, m + T, E)
         if self.form == "tokens":
-            memory, x = self.text(everything, mask).split((memory.shape[1], x.shape[1]), dim=1)
+            memory, x = self.text(both, mask).split((memory.shape[1], x.shape[1]), dim=1)
             return memory, x
-        memory = self.memory(memory, mask, everything)
-        return memory, self.text(x, None, memory) if self.form == "bottleneck" else self.text(x, mask, everything)
+        memory = self.memory(memory, mask, both)
+        return memory, self.text(x, None, memory) if self.form == "bottleneck" else self.text(x, mask, both)
 
 
 class MemoryEncoder(nn.Module):
-    """A stack of N such layers over vectors; where the norms come first, a last one ends it."""
+    """A stack of such layers over vectors, with a final norm for the norm_placement ``pre``."""
 
     def __init__(self, config: MemoryConfig):
         super().__init__()
         self.config = config
         self.tokens = nn.Parameter(torch.randn(config.n_memory, config.width))
         self.layers = nn.ModuleList(MemoryLayer(config) for _ in range(config.n_layers))
-        self.norm = config.norm() if config.placement == "pre" else nn.Identity()
+        self.norm = config.make_final_norm()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The text and the memory, read together.
+        """Return the text and the memory after the last layer.
 
         Args:
             x: ``(B, T, E)``.
-            mask: ``(B, 1, T)`` bool as :func:`msrnn.layers.masks.padding_mask` makes it; None: no padding.
+            mask: ``(B, 1, T)`` bool from :func:`msrnn.layers.masks.padding_mask`; None: no padding.
 
         Returns:
-            ``(B, T, E)``, and the memory ``(B, m, E)``, which the source drops.
+            ``(B, T, E)``, and the memory ``(B, m, E)``, which the paper drops.
 
         Raises:
-            Error: a mask that says who may look at whom: it would not say what the memory sees.
+            Error: the mask has another shape. A mask per query is refused, because it has no rows for the memory.
         """
         B, T, _ = x.shape
         memory = repeat(self.tokens, "m E -> B m E", B=B)
@@ -86,7 +95,7 @@ class MemoryEncoder(nn.Module):
             if mask.shape != (B, 1, T) or mask.dtype != torch.bool:
                 found = f"{mask.dtype} of shape {tuple(mask.shape)}"
                 raise Error(f"the mask is {found}; an encoder with memory takes padding alone, bool of shape {(B, 1, T)}")
-            mask = torch.cat((mask.new_ones(B, 1, memory.shape[1]), mask), dim=2)  # the memory is seen by all who see
+            mask = torch.cat((mask.new_ones(B, 1, memory.shape[1]), mask), dim=2)  # the memory is always visible
         for layer in self.layers:
             memory, x = layer(memory, x, mask)
         return self.norm(x), self.norm(memory)

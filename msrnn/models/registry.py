@@ -8,7 +8,7 @@ import torch
 
 from ..cell.cell import Cell
 from ..errors import Error
-from ..layers.rotary import KINDS, Rope
+from ..layers.rotary import ROPE_TYPES, Rope
 from .config import Config
 from .decoder import Decoder
 from .decoder_config import DecoderConfig
@@ -52,9 +52,11 @@ def config_from_dict(values: Mapping[str, Any]) -> AnyConfig:
 
 
 def _rope(values: Any, name: str) -> Rope:
-    if not isinstance(values, dict) or not isinstance(values.get("kind"), str) or values["kind"] not in KINDS:
-        raise Error(f"config: {name} is {values!r:.60}; expected a kind among {', '.join(KINDS)} and its numbers")
-    return _from_fields(KINDS[values["kind"]], {k: v for k, v in values.items() if k != "kind"}, f"config: {name}")
+    if not isinstance(values, dict) or not isinstance(values.get("rope_type"), str) or values["rope_type"] not in ROPE_TYPES:
+        raise Error(f"config: {name} is {values!r:.60}; expected a rope_type among {', '.join(ROPE_TYPES)} and its numbers")
+    return _from_fields(
+        ROPE_TYPES[values["rope_type"]], {k: v for k, v in values.items() if k != "rope_type"}, f"config: {name}"
+    )
 
 
 def _from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:

@@ -1,7 +1,7 @@
-"""Yi: LLaMA with four key/value heads, a large vocabulary and a slow rotary base (arXiv:2403.04652).
+"""Yi: LLaMA with four key/value heads, a large vocabulary and a large rotary base (arXiv:2403.04652).
 
-The first checkpoints called themselves ``Yi`` and their norms ``ln1`` and ``ln2``; the
-later ones are LLaMAs by name. Converters read both.
+Early checkpoints have the model type ``Yi`` and the norm names ``ln1`` and ``ln2``; later ones have the names of LLaMA. The
+converters read both.
 """
 
 from dataclasses import replace
@@ -20,8 +20,8 @@ YI_6B = Config(
     ffn_width=11008,
     norm_eps=1e-5,
     rope=Rope(5e6),
-    length=4096,
+    context_length=4096,
     bos_token_id=1,
     eos_token_ids=(2,),
 )
-YI_6B_200K = replace(YI_6B, length=200000)
+YI_6B_200K = replace(YI_6B, context_length=200000)

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..layers.attention import mask
+from ..layers.attention import mask_logits
 from ..state.multistate import MultiState
 
 
@@ -45,7 +45,7 @@ class Frame:
     @cached_property
     def veil(self) -> Tensor:
         """``(B, 1 or K, 1, T, R)``: what hides the ``hidden`` rows when it is added to logits."""
-        return mask(torch.zeros(1, dtype=self.dtype, device=self.hidden.device), self.hidden[:, :, None])
+        return mask_logits(torch.zeros(1, dtype=self.dtype, device=self.hidden.device), ~self.hidden[:, :, None])
 
     @classmethod
     def of(cls, H: MultiState, active: Tensor | None, T: int) -> "Frame":

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..layers.attention import mask
+from ..layers.attention import mask_logits
 from ..reductions.contract import EMPTY, Observation, Reduction
 from .block_layout import Frame
 from .operator_calls import above_lowest, retention_scores, update_stats
@@ -180,7 +180,7 @@ def _look(
     hidden = block.hidden(start, stop)  # (B, 1 or K, t, R)
     weights = block.logits[..., start:stop, :]
     if operator.needs_weights:
-        weights = (weights if block.until is block.frame.until else mask(weights, hidden[:, :, None])).softmax(dim=-1)
+        weights = (weights if block.until is block.frame.until else mask_logits(weights, ~hidden[:, :, None])).softmax(dim=-1)
     hidden = hidden.transpose(1, 2)  # (B, t, 1 or K, R)
 
     def aside(x: Tensor) -> Tensor:  # (B, t, …) -> (B t, …), each token a row of the batch

@@ -45,7 +45,7 @@ def advance(
     """
     seen = H.append(k, v, in_place=in_place)  # S + 1 rows
     q, keys = (q, seen.keys) if seen.places is None else seen.places.rotate(q, seen.keys, seen.positions, seen.n_learned)
-    read, weights = attend(q, keys, seen.values, None if seen.no_empty_rows else seen.empty)
+    read, weights = attend(q, keys, seen.values, None if seen.no_empty_rows else ~seen.empty)
     return read, reduce(seen, weights, clock, active, keys)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..layers.attention import mask, meet
-from ..layers.linear import workable
+from ..layers.attention import attention_logits, mask_logits
+from ..layers.linear import upcast_if_emulated
 from ..reductions.contract import EMPTY, Observation
 from ..state.multistate import MultiState
 from .block_layout import Frame
@@ -193,16 +193,17 @@ def _block(
             before.blind[start] = block
     if H.places and not one:
         hidden = block.hidden(0, T)
-        logits = mask(H.places.attention_logits(queries, keys, positions, hidden), hidden[:, :, None])
+        logits = mask_logits(H.places.attention_logits(queries, keys, positions, hidden), ~hidden[:, :, None])
         read = logits.softmax(dim=-1).to(values.dtype).flatten(2, 3) @ values  # (B, K, G T, D)
     elif not H.reduction.needs_weights:
         seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
-        read = scaled_dot_product_attention(workable(queries.flatten(2, 3)), workable(keys), workable(values), seen)
+        wide_q, wide_k, wide_v = map(upcast_if_emulated, (queries.flatten(2, 3), keys, values))
+        read = scaled_dot_product_attention(wide_q, wide_k, wide_v, seen)
     else:
         weights = torch.cat([look.weights for look in looks], dim=3) if len(looks) > 1 else looks[0].weights
         if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):  # only the choice of rows is not differentiated
-            weights = mask(_logits(queries, keys), block.hidden(0, T)[:, :, None]).softmax(dim=-1)
-        wide = workable(values)
+            weights = mask_logits(_logits(queries, keys), ~block.hidden(0, T)[:, :, None]).softmax(dim=-1)
+        wide = upcast_if_emulated(values)
         read = weights.to(wide.dtype).flatten(2, 3) @ wide  # (B, K, G T, D)
     if events is not None:
         score = None
@@ -234,7 +235,7 @@ def _merged(block: Block, look: Look, values: Tensor) -> Tensor:
 
 def _logits(q: Tensor, keys: Tensor) -> Tensor:
     """``(B, K, G, T, D), (B, K, R, D) -> (B, K, G, T, R)`` in at least float32."""
-    return meet(workable(q.flatten(2, 3)), workable(keys)).unflatten(2, q.shape[2:4])
+    return attention_logits(upcast_if_emulated(q.flatten(2, 3)), upcast_if_emulated(keys)).unflatten(2, q.shape[2:4])
 
 
 def _entered(q: Tensor, keys: Tensor, positions: Tensor, H: MultiState, frame: Frame) -> Block:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
-from ..layers.attention import meet
-from ..layers.rotary import Rope, rotate
+from ..layers.attention import attention_logits
+from ..layers.rotary import Rope, apply_rotary
 from ..reductions.contract import EMPTY
 
 MAX_KEY_ELEMENTS = 2**22
@@ -80,11 +80,11 @@ class PositionRemapping:
         if positions.device.type == "cpu" and not torch.compiler.is_compiling() and bool((positions == positions[:, :1]).all()):
             positions = positions[:, :1]  # all heads hold the same tokens
         remapped = self.remapped_positions(positions, torch.promote_types(keys.dtype, torch.float32))
-        cos, sin = self.rope.rotation(remapped, D, keys.dtype)  # (B, 1 or K, R, 1, D)
-        rotated = rotate(keys.unsqueeze(-2), (cos, sin)).squeeze(-2)
+        cos, sin = self.rope.cos_sin(remapped, D, keys.dtype)  # (B, 1 or K, R, 1, D)
+        rotated = apply_rotary(keys.unsqueeze(-2), (cos, sin)).squeeze(-2)
         if n_learned:
             rotated = torch.cat((keys[:, :, :n_learned], rotated[:, :, n_learned:]), dim=2)
-        return rotate(q.unflatten(1, (K, -1)), (cos[:, :, -1], sin[:, :, -1])).flatten(1, 2), rotated
+        return apply_rotary(q.unflatten(1, (K, -1)), (cos[:, :, -1], sin[:, :, -1])).flatten(1, 2), rotated
 
     def attention_logits(self, q: Tensor, keys: Tensor, positions: Tensor, hidden: Tensor) -> Tensor:
         """Return the logits of T queries and all rows that any of them attends to; the last T rows are their own.
@@ -106,18 +106,20 @@ class PositionRemapping:
             positions = positions[:, :1]  # all heads hold the same tokens
         wide = torch.promote_types(keys.dtype, torch.float32)
         text = positions - positions[..., -T:].amax(-1, keepdim=True)  # near 0, where angles are precise
-        cos, sin = self.rope.rotation(text, D, keys.dtype)  # (B, K, R, 1, D)
-        rotated_keys = rotate(keys.unsqueeze(-2), (cos, sin)).squeeze(-2)
-        rotated_q = rotate(q, (cos[:, :, None, -T:, 0], sin[:, :, None, -T:, 0]))
-        logits = meet(rotated_q.flatten(2, 3), rotated_keys).unflatten(2, q.shape[2:4])
+        cos, sin = self.rope.cos_sin(text, D, keys.dtype)  # (B, K, R, 1, D)
+        rotated_keys = apply_rotary(keys.unsqueeze(-2), (cos, sin)).squeeze(-2)
+        rotated_q = apply_rotary(q, (cos[:, :, None, -T:, 0], sin[:, :, None, -T:, 0]))
+        logits = attention_logits(rotated_q.flatten(2, 3), rotated_keys).unflatten(2, q.shape[2:4])
         remapped = self.remapped_positions(positions[:, :, None].masked_fill(hidden, EMPTY), wide)  # (B, K, T, R)
         distance = remapped.diagonal(R - T, -2, -1)[..., None] - remapped
         differs = ((distance - (text[:, :, -T:, None] - text[:, :, None])).abs() > 0.01) & ~hidden
         columns = differs.flatten(0, 2).any(0).nonzero()[:, 0]  # (M,)
-        unrotated = rotate(q, self.rope.rotation(positions.new_zeros(()), D, keys.dtype)).transpose(2, 3)  # (B, K, T, G, D)
+        unrotated = apply_rotary(q, self.rope.cos_sin(positions.new_zeros(()), D, keys.dtype)).transpose(
+            2, 3
+        )  # (B, K, T, G, D)
         chunk = max(1, MAX_KEY_ELEMENTS * R // (keys.numel() * T))
         for some in columns.split(chunk) if len(columns) else ():
-            cos_sin = self.rope.rotation(-distance[..., some], D, keys.dtype)  # (B, 1 or K, T, M, 1, D)
-            per_query = rotate(keys[:, :, None, some, None], cos_sin).squeeze(-2)  # (B, K, T, M, D)
-            logits[..., some] = meet(unrotated, per_query).transpose(2, 3)
+            cos_sin = self.rope.cos_sin(-distance[..., some], D, keys.dtype)  # (B, 1 or K, T, M, 1, D)
+            per_query = apply_rotary(keys[:, :, None, some, None], cos_sin).squeeze(-2)  # (B, K, T, M, D)
+            logits[..., some] = attention_logits(unrotated, per_query).transpose(2, 3)
         return logits

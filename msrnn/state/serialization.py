@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import Error
-from ..layers.rotary import KINDS
+from ..layers.rotary import ROPE_TYPES
 from ..reductions.contract import EMPTY, LEARNED, Reduction
 from ..reductions.registry import kinds
 from ..storage.files import atomic_file, reject_duplicate_keys
@@ -42,8 +42,7 @@ def write_layers(
         "cell": json.dumps(asdict(fingerprint)),
     }
     if (places := layers[0].places) is not None:
-        kind = next(name for name, rope in KINDS.items() if type(places.rope) is rope)
-        entries["places"] = json.dumps({"rule": places.rule, "rope": {"kind": kind, **asdict(places.rope)}})
+        entries["places"] = json.dumps({"rule": places.rule, "rope": places.rope.to_dict()})
     with atomic_file(path) as staging:
         write_tensors(staging, {**tensors, "clock": LazyTensor.of(layers[0].clock)}, entries)
 
@@ -125,7 +124,7 @@ def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
 
 def _places(text: str) -> PositionRemapping:
     fields = json.loads(text, object_pairs_hook=reject_duplicate_keys)
-    rope = KINDS[fields["rope"].pop("kind")](**fields.pop("rope"))
+    rope = ROPE_TYPES[fields["rope"].pop("rope_type")](**fields.pop("rope"))
     return PositionRemapping(**fields, rope=rope)
 
 

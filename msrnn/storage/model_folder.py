@@ -12,7 +12,7 @@ from .files import read_bytes, read_json, write_json
 from .lazy_tensors import LazyTensor
 from .safetensors_io import open_tensors, write_tensors
 
-FORMAT, VERSION = "msrnn", 1
+FORMAT, VERSION = "msrnn", 2
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 EXTRA_FILES = ("tokenizer.json", "chat_template.jinja")
 """Names of the small files that are stored with a model."""
@@ -55,7 +55,8 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
             f"{folder} is not a folder of this library (config.json: no format 'msrnn'); converters.load reads other kinds"
         )
     if (version := fields.pop("version", None)) != VERSION:
-        raise Error(f"{folder}/config.json: version is {version!r}; expected {VERSION}")
+        hint = "convert the model again from its source, or train it again"
+        raise Error(f"{folder}/config.json: version is {version!r}; expected {VERSION} ({hint})")
     return fields
 
 

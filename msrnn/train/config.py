@@ -82,9 +82,9 @@ class TrainConfig:
         per_layer(parse_reduction(self.reduction), config.n_layers)
         if isinstance(config, DecoderConfig) and config.positions == "learned":
             chunks = 1 if config.recurrent else self.chunks_per_state  # a recurrent memory restarts the clock with every chunk
-            if chunks * self.chunk_length > config.length:
+            if chunks * self.chunk_length > config.context_length:
                 product = f"chunks_per_state {chunks} times chunk_length {self.chunk_length}"
-                raise Error(f"{product} exceeds the {config.length} learned positions (model.length)")
+                raise Error(f"{product} exceeds the {config.context_length} learned positions (model.context_length)")
 
     def model_config(self, vocab_size: int) -> Config | DecoderConfig:
         """Return the model config for a vocabulary of ``vocab_size`` tokens.
@@ -110,8 +110,8 @@ TINY = TrainConfig(
         "head_dim": 32,
         "ffn_width": 384,
         "norm_eps": 1e-5,
-        "rope": {"kind": "default", "theta": 10000.0},
-        "length": 1024,
+        "rope": {"rope_type": "default", "theta": 10000.0},
+        "context_length": 1024,
     }
 )
 DECODER = {

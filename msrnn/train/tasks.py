@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..cell.cell import Cell
-from ..models.learned_rows import Learned
+from ..models.learned_rows import LearnedRowsNetwork
 from ..reductions.contract import Reduction
 
 SYMBOLS = 10
@@ -34,8 +34,8 @@ def second_logits(cell: Cell, first: Tensor, second: Tensor, reduction: Reductio
     state = cell.initial_state(len(first), reduction)
     _, layers = cell.unroll(first, state, None)
     state = state.with_layers(layers)
-    if isinstance(cell, Learned) and cell.config.recurrent:
-        state = cell.carry(state)
+    if isinstance(cell, LearnedRowsNetwork) and cell.config.recurrent:
+        state = cell.next_segment(state)
     x, _ = cell.unroll(second, state, None)
     return cell.compute_logits(x)
 

@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..cell.cell import Cell
 from ..errors import Error
-from ..models.learned_rows import Learned
+from ..models.learned_rows import LearnedRowsNetwork
 from ..reductions.contract import Reduction
 from ..state.state import State
 from .config import TrainConfig
@@ -116,7 +116,7 @@ def _read(cell: Cell, tokens: Tensor, state: State | None, reduction: Reduction 
     they receive gradients."""
     if state is None:
         state = cell.initial_state(len(tokens), reduction)
-    elif isinstance(cell, Learned):
-        state = cell.carry(state) if cell.config.recurrent else cell.renew(state)
+    elif isinstance(cell, LearnedRowsNetwork):
+        state = cell.next_segment(state) if cell.config.recurrent else cell.refresh_learned_rows(state)
     x, layers = cell.unroll(tokens, state, None)
     return cell.compute_logits(x), state.with_layers(layers)

@@ -31,7 +31,7 @@ EPISODE_LENGTH = 8
 """Symbols of an episode, and rows or memory tokens that a bounded state may carry."""
 
 PLAIN: Mapping[str, Any] = {
-    **{"family": "decoder", "width": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "head_dim": 16, "length": 4096},
+    **{"family": "decoder", "width": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "head_dim": 16, "context_length": 4096},
     **{"ffn": "relu", "ffn_width": 256},
 }
 TEXT = TrainConfig(
@@ -62,7 +62,7 @@ def _with(config: TrainConfig, model: Mapping[str, Any], **fields: Any) -> Train
 
 
 NORMS: dict[str, Mapping[str, Any]] = {
-    "PostNorm, LayerNorm": {"placement": "post", "norm": "layer"},
+    "PostNorm, LayerNorm": {"norm_placement": "post", "norm": "layer"},
     "PreNorm, LayerNorm": {"norm": "layer"},
     "PreNorm, RMSNorm": {},
     "PreNorm, ScaleNorm, FixNorm": {"norm": "scale", "fixnorm": True},

@@ -1,15 +1,15 @@
 """``python tests/benchmarks/linear.py``: all matrices of SmolLM2-135M times some rows, by PyTorch's kernels, in float32.
 
-What `msrnn/linear.py` chooses rests on these figures; beside them, the time it takes to sum the same bytes.
+What `msrnn/layers/linear.py` chooses rests on these figures; beside them, the time it takes to sum the same bytes.
 """
 
 import statistics
 import time
 
 import torch
-from torch.nn.functional import linear
+from torch.nn import functional
 
-from msrnn.layers.linear import HAS_KERNEL, product
+from msrnn.layers.linear import HAS_KERNEL, linear
 
 LAYER = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
 
@@ -23,9 +23,9 @@ def main(rounds: int = 9) -> None:
     for rows in (1, 2, 4, 16, 64):
         x = {width: torch.randn(rows, width) for width in (576, 1536)}
         ways = {
-            "linear": lambda x=x: [linear(x[m.shape[1]], m) for m in plain],
-            "linear, stored transposed": lambda x=x: [linear(x[m.shape[1]], m) for m in transposed],
-            "product": lambda x=x: [product(x[m.shape[1]], m) for m in plain],
+            "linear": lambda x=x: [functional.linear(x[m.shape[1]], m) for m in plain],
+            "linear, stored transposed": lambda x=x: [functional.linear(x[m.shape[1]], m) for m in transposed],
+            "msrnn": lambda x=x: [linear(x[m.shape[1]], m) for m in plain],
             "sum": bytes_alone.sum,
         }
         spent: dict[str, list[float]] = {name: [] for name in ways}

@@ -12,7 +12,7 @@ MEASURED = """
 import torch
 from pathlib import Path
 from torch.nn.functional import scaled_dot_product_attention as fused
-from msrnn.tiled import attention
+from msrnn.layers.tiled_attention import attention
 
 def softmax(q, k, v):
     future = torch.ones(len(q[0, 0]), len(q[0, 0]), dtype=torch.bool).triu(1)

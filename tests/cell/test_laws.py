@@ -11,7 +11,7 @@ from support.tiny_models import ROPES, assert_same, close, fold, held, tiny_cell
 
 import msrnn
 from msrnn import H2O, TOVA, Full, Reduction, Sinks, Window
-from msrnn.layers.rotary import KINDS
+from msrnn.layers.rotary import ROPE_TYPES
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def settings_of(draw, operators=True):
         n_kv_heads=shared,
         head_dim=draw(st.sampled_from([4, 6])),
         tied=draw(st.booleans()),
-        rope=ROPES[draw(st.sampled_from(sorted(KINDS)))],
-        window=draw(st.sampled_from([None, None, 1, 4])),
+        rope=ROPES[draw(st.sampled_from(sorted(ROPE_TYPES)))],
+        sliding_window=draw(st.sampled_from([None, None, 1, 4])),
     )
     size = st.integers(1, 7)
     operator = (size | st.tuples(*[size] * L)).flatmap(lambda n: st.sampled_from(bounded(n)))

@@ -5,7 +5,7 @@ import torch
 from support.tiny_checkpoints import interleave
 
 from converters.row_order import half_split
-from msrnn.layers.rotary import Rope, rotate
+from msrnn.layers.rotary import Rope, apply_rotary
 
 
 @pytest.mark.parametrize(("heads", "half"), [(1, 2), (4, 3), (3, 4)])
@@ -22,5 +22,5 @@ def test_half_split_rotation_equals_that_of_metas_code():
     w, x, rope, position = torch.randn(2 * 6, 5).double(), torch.randn(5).double(), Rope(50.0), torch.tensor([7])
     angle = 7 * 50.0 ** -(torch.arange(0, 6, 2).double() / 6)
     rotated = torch.view_as_complex((w @ x).view(2, 3, 2)) * torch.polar(torch.ones(3).double(), angle)
-    ours = rotate((half_split(w, 2) @ x).view(1, 2, 6), rope.rotation(position, 6, torch.float64))
+    ours = apply_rotary((half_split(w, 2) @ x).view(1, 2, 6), rope.cos_sin(position, 6, torch.float64))
     torch.testing.assert_close(ours[0], torch.cat((rotated.real, rotated.imag), dim=-1))

@@ -37,7 +37,7 @@ def test_the_cell_of_the_folder_equals_the_model(family, models):
     _, model, _, fields, cell = models[family]
     with torch.no_grad():
         torch.testing.assert_close(cell(TOKENS)[0], model(TOKENS).logits, rtol=1e-4, atol=1e-5)
-    assert cell.config.window == (5 if family == "mistral" else None)
+    assert cell.config.sliding_window == (5 if family == "mistral" else None)
     assert (cell.config.tied, cell.config.n_kv_heads) == (family == "tied", fields["num_key_value_heads"])
 
 

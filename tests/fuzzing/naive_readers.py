@@ -23,12 +23,12 @@ MSRNN_NAMES = [*(f"layers.{n}.{stem}" for n in (0, 1) for stem in list(HF_NAMES)
 HF_FIELDS = {
     "vocab_size": "vocab_size", "hidden_size": "width", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
     "num_key_value_heads": "n_kv_heads", "head_dim": "head_dim", "intermediate_size": "ffn_width", "rms_norm_eps": "norm_eps",
-    "max_position_embeddings": "length", "tie_word_embeddings": "tied", "sliding_window": "window",
+    "max_position_embeddings": "context_length", "tie_word_embeddings": "tied", "sliding_window": "sliding_window",
     "bos_token_id": "bos_token_id", "eos_token_id": "eos_token_ids", "rope_theta": "rope.theta",
 }  # fmt: skip
 HF_ROPE = {
-    "rope_theta": "theta", "factor": "factor", "low_freq_factor": "low", "high_freq_factor": "high",
-    "original_max_position_embeddings": "length", "attention_factor": "attention_factor", "beta_fast": "beta_fast",
+    "rope_theta": "theta", "factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_length", "attention_factor": "attention_factor", "beta_fast": "beta_fast",
     "beta_slow": "beta_slow", "truncate": "truncate",
 }  # fmt: skip
 META_NAMES = {
@@ -39,13 +39,13 @@ META_NAMES = {
 META_FIELDS = {
     "dim": "width", "n_layers": "n_layers", "n_heads": "n_heads", "n_kv_heads": "n_kv_heads", "head_dim": "head_dim",
     "hidden_dim": "ffn_width", "norm_eps": "norm_eps", "vocab_size": "vocab_size", "rope_theta": "rope.theta",
-    "sliding_window": "window", "max_seq_len": "length", "rope_scaling_factor": "rope.factor",
+    "sliding_window": "sliding_window", "max_seq_len": "context_length", "rope_scaling_factor": "rope.factor",
 }  # fmt: skip
 GGUF_FIELDS = {
     "block_count": "n_layers", "embedding_length": "width", "feed_forward_length": "ffn_width",
     "attention.head_count": "n_heads", "attention.head_count_kv": "n_kv_heads", "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "norm_eps", "context_length": "length", "vocab_size": "vocab_size",
-    "rope.freq_base": "rope.theta", "attention.sliding_window": "window", "rope.scaling.factor": "rope.factor",
+    "attention.layer_norm_rms_epsilon": "norm_eps", "context_length": "context_length", "vocab_size": "vocab_size",
+    "rope.freq_base": "rope.theta", "attention.sliding_window": "sliding_window", "rope.scaling.factor": "rope.factor",
 }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def read_own(folder: Path) -> Read:
     fields = json.loads((folder / "config.json").read_text())
     fields = {name: value for name, value in fields.items() if name not in ("format", "version")}
     rope = fields.pop("rope")
-    fields |= {f"rope.{name}": value for name, value in rope.items() if name != "kind"}
+    fields |= {f"rope.{name}": value for name, value in rope.items() if name != "rope_type"}
     return fields, safetensors(folder / "model.safetensors")[0]
 
 
@@ -82,7 +82,7 @@ def read_hf(folder: Path) -> Read:
     for settings in (config.get("rope_parameters"), config.get("rope_scaling")):
         fields |= {f"rope.{HF_ROPE[k]}": v for k, v in (settings or {}).items() if k in HF_ROPE and v is not None}
     if config["model_type"] != "mistral":
-        fields.pop("window", None)
+        fields.pop("sliding_window", None)
     stored: dict[str, bytes] = {}
     for path in folder.glob("*.safetensors"):
         stored |= safetensors(path)[0]

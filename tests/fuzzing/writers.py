@@ -12,14 +12,14 @@ from support.gguf_files import to_gguf
 from support.tiny_models import tiny_cell, tokens
 
 from msrnn import H2O, TOVA, Full, Sinks, Window
-from msrnn.layers.rotary import Dynamic, Llama3, Rope, Yarn
+from msrnn.layers.rotary import DynamicNTKRope, Llama3Rope, Rope, YarnRope
 from msrnn.models import Llama
 
 MODELS: dict[str, dict[str, Any]] = {
-    "llama": {"rope": Llama3(500000.0, 8.0, 1.0, 4.0, 8192), "eos_token_ids": (2, 3)},
-    "tied": {"rope": Dynamic(100.0, 2.0, 64), "tied": True},
-    "mistral": {"rope": Rope(1000.0), "family": "mistral", "window": 5, "eos_token_ids": (2,)},
-    "yi": {"rope": Yarn(100.0, 4.0, 16, 1.1, 2.0, 0.5), "family": "yi", "bos_token_id": 1},
+    "llama": {"rope": Llama3Rope(500000.0, 8.0, 1.0, 4.0, 8192), "eos_token_ids": (2, 3)},
+    "tied": {"rope": DynamicNTKRope(100.0, 2.0, 64), "tied": True},
+    "mistral": {"rope": Rope(1000.0), "family": "mistral", "sliding_window": 5, "eos_token_ids": (2,)},
+    "yi": {"rope": YarnRope(100.0, 4.0, 16, 1.1, 2.0, 0.5), "family": "yi", "bos_token_id": 1},
 }
 STATES = {"llama": [H2O(4), TOVA(3)], "tied": [Full(), Window(5)], "mistral": None, "yi": [Sinks(5, 2), H2O(6, 2, False)]}
 PIECES = ["<unk>", "<s>", "</s>", "▁", *"etaoinshrdlucmfwypvbgkjqxz", *"0123456789"]
@@ -93,15 +93,15 @@ def write_gguf(folder: Path, model: str) -> None:
     writer.add_head_count_kv(c.n_kv_heads)
     writer.add_key_length(c.head_dim)
     writer.add_layer_norm_rms_eps(c.norm_eps)
-    writer.add_context_length(c.length)
+    writer.add_context_length(c.context_length)
     writer.add_vocab_size(c.vocab_size)
     writer.add_rope_freq_base(rope.theta)
     if model == "mistral":
-        writer.add_sliding_window(c.window)
+        writer.add_sliding_window(c.sliding_window)
     if model == "yi":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope.factor)
-        writer.add_rope_scaling_orig_ctx_len(rope.length)
+        writer.add_rope_scaling_orig_ctx_len(rope.original_length)
     if model == "llama":
         start = torch.zeros(1, dtype=torch.int64)
         ratio = Rope(rope.theta).frequencies(start, c.head_dim, torch.float64)

@@ -230,11 +230,14 @@ def test_any_settings_of_decoding(chosen):
 
 
 @some
-@given(st.sampled_from([f.name for f in fields(Config)] + ["rope.theta", "rope.factor", "rope.length", "rope.kind"]), JSON)
+@given(
+    st.sampled_from([f.name for f in fields(Config)] + ["rope.theta", "rope.factor", "rope.original_length", "rope.rope_type"]),
+    JSON,
+)
 def test_any_fact_of_a_config(name, value):
     facts = CELL.config.to_dict()
     if name.startswith("rope."):
-        facts["rope"] = {"kind": "dynamic", "theta": 100.0, "factor": 2.0, "length": 8, name[5:]: value}
+        facts["rope"] = {"rope_type": "dynamic", "theta": 100.0, "factor": 2.0, "original_length": 8, name[5:]: value}
     else:
         facts[name] = value
     config = allowed(lambda: config_from_dict(facts))
@@ -242,7 +245,9 @@ def test_any_fact_of_a_config(name, value):
         again = config_from_dict(json.loads(json.dumps(config.to_dict())))
         assert again == config
         assert all(math.isfinite(x) for x in (*vars(config).values(), *vars(config.rope).values()) if isinstance(x, float))
-        if all(getattr(config, key) == value for key, value in FACTS.items() if key not in ("rope", "norm_eps", "length")):
+        if all(
+            getattr(config, key) == value for key, value in FACTS.items() if key not in ("rope", "norm_eps", "context_length")
+        ):
             goes_on(
                 tiny_cell(norm_eps=config.norm_eps, rope=config.rope).initial_state(1),
                 tiny_cell(norm_eps=config.norm_eps, rope=config.rope),

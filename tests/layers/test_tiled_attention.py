@@ -1,4 +1,4 @@
-"""Tiled attention is softmax attention, forward and backward, and never holds all tokens by all rows."""
+"""Tests of tiled attention against softmax attention, forward and backward, and of its memory."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import msrnn
-from msrnn.layers.tiled_attention import Carried, attention, end, start, step
+from msrnn.layers.tiled_attention import SoftmaxState, attention, finalize, init, update
 
 SHAPES = {  # B, N, K, T, R, D
     "one head": (1, 1, 1, 5, 5, 4),
@@ -28,20 +28,20 @@ def inputs(shape, dtype=torch.float64, seed=0):
 
 
 def masks(shape, seed=0):
-    """By name, ``hidden`` of every rank; some tokens see no row."""
+    """Masks of every rank by name, True where visible; some tokens see no row."""
     B, N, _, T, R, _ = shape
     generator = torch.Generator().manual_seed(seed)
-    padding = torch.arange(R) >= torch.randint(1, R + 1, (B, 1, 1, 1), generator=generator)
-    some = torch.rand(B, N, T, R, generator=generator) < 0.4
-    some[:, :, T // 2] = True
+    padding = torch.arange(R) < torch.randint(1, R + 1, (B, 1, 1, 1), generator=generator)
+    some = torch.rand(B, N, T, R, generator=generator) >= 0.4
+    some[:, :, T // 2] = False
     return {"none": None, "padding": padding, "any": some, "of one head": some[:1, :1], "rows": some[0, 0, 0], "tr": some[0, 0]}
 
 
-def softmax_attention(q, k, v, hidden, causal):
-    """By PyTorch; a token that sees nothing reads zeros."""
+def softmax_attention(q, k, v, visible, causal):
+    """Return the output of plain softmax attention; zeros for a token that sees no row."""
     T, R = q.shape[2], k.shape[2]
     seen = torch.ones(T, R, dtype=torch.bool).tril(R - T) if causal else torch.ones(T, R, dtype=torch.bool)
-    seen = (seen if hidden is None else seen & ~hidden).expand(q.shape[0], q.shape[1], T, R)
+    seen = (seen if visible is None else seen & visible).expand(q.shape[0], q.shape[1], T, R)
     logits = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT / math.sqrt(q.shape[3])
     weights = logits.masked_fill(~seen, -1e300).softmax(-1) * seen.any(-1, keepdim=True)
     return weights @ v.repeat_interleave(q.shape[1] // k.shape[1], 1)
@@ -49,7 +49,7 @@ def softmax_attention(q, k, v, hidden, causal):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
-def test_it_is_softmax_attention_and_so_are_its_gradients(name, causal, figure):
+def test_output_and_gradients_equal_softmax_attention(name, causal, figure):
     worst = 0.0
     q, k, v = inputs(SHAPES[name])
     for mask in masks(SHAPES[name]).values():
@@ -65,11 +65,11 @@ def test_it_is_softmax_attention_and_so_are_its_gradients(name, causal, figure):
     figure(f"tiled attention, {name}, causal={causal}: differs from softmax attention by {worst:.1e}, gradients included")
 
 
-def test_it_is_what_pytorchs_kernel_reads():
+def test_output_equals_pytorchs_kernel():
     q, k, v = (x.detach() for x in inputs((2, 4, 4, 12, 12, 8)))
     assert torch.allclose(attention(q, k, v, causal=True, tile=(5, 5)), scaled_dot_product_attention(q, k, v, is_causal=True))
-    hidden = masks((2, 4, 4, 12, 12, 8))["padding"]
-    assert torch.allclose(attention(q, k, v, hidden, tile=(5, 5)), scaled_dot_product_attention(q, k, v, ~hidden))
+    visible = masks((2, 4, 4, 12, 12, 8))["padding"]
+    assert torch.allclose(attention(q, k, v, visible, tile=(5, 5)), scaled_dot_product_attention(q, k, v, visible))
 
 
 @pytest.mark.parametrize("tile", [(2, 3), (3, 1)])
@@ -79,15 +79,15 @@ def test_gradcheck(tile):
         assert torch.autograd.gradcheck(lambda *x, mask=mask: attention(*x, mask, causal=True, tile=tile), inputs(shape))
 
 
-def test_the_rows_may_come_in_any_tiles_and_any_order():
-    """An RNN whose state knows nothing of the order of its input: as the rows of H know none."""
+def test_tiles_and_order_of_rows_do_not_matter():
+    """The order of the rows in H has no meaning either."""
     q, k, v = (x.detach()[0, 0] for x in inputs((1, 1, 1, 3, 10, 4)))
     ends = []
     for rows in ([[*range(10)]], [[i] for i in range(10)], [[7, 2], [9], [0, 1, 3, 8], [5, 4, 6]]):
-        carried = start(q, 4)
+        carried = init(q, 4)
         for some in rows:
-            carried = step(carried, q, k[some], v[some])
-        ends.append(end(carried))
+            carried = update(carried, q, k[some], v[some])
+        ends.append(finalize(carried))
     for read, L in ends:
         assert torch.allclose(read, (q @ k.mT / 2).softmax(-1) @ v, atol=1e-14)
         assert torch.allclose(L[:, 0], (q @ k.mT / 2).logsumexp(-1), atol=1e-14)
@@ -95,25 +95,25 @@ def test_the_rows_may_come_in_any_tiles_and_any_order():
 
 def test_large_logits_do_not_overflow():
     q, k, v = (torch.tensor(x, dtype=torch.float32)[:, None] for x in ([1.0], [900.0, -900.0, 1000.0], [1.0, 2.0, 3.0]))
-    carried = start(q, 1)
+    carried = init(q, 1)
     for i in range(3):
-        carried = step(carried, q, k[i : i + 1], v[i : i + 1])
-    assert end(carried)[0].item() == 3.0
+        carried = update(carried, q, k[i : i + 1], v[i : i + 1])
+    assert finalize(carried)[0].item() == 3.0
 
 
-def test_a_token_that_sees_no_row_reads_zeros_and_learns_nothing():
+def test_a_token_that_sees_no_row_has_output_and_gradient_zero():
     q, k, v = inputs((1, 1, 1, 3, 4, 2))
-    hidden = torch.tensor([[False], [True], [False]]).expand(3, 4)
-    read = attention(q, k, v, hidden, tile=(2, 3))
+    visible = torch.tensor([[True], [False], [True]]).expand(3, 4)
+    read = attention(q, k, v, visible, tile=(2, 3))
     assert read[0, 0, 1].tolist() == [0.0, 0.0]
     read.sum().backward()
     assert q.grad[0, 0, 1].tolist() == [0.0, 0.0]
     assert all(x.grad.isfinite().all() for x in (q, k, v))
-    assert end(start(q.detach(), 2))[1].eq(-torch.inf).all()
+    assert finalize(init(q.detach(), 2))[1].eq(-torch.inf).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits_are_added_up_in_32(dtype):
+def test_sums_of_16_bit_values_are_computed_in_float32(dtype):
     q, k, v = inputs((1, 2, 1, 6, 6, 4), dtype)
     read = attention(q, k, v, causal=True, tile=(4, 4))
     read.float().square().sum().backward()
@@ -127,7 +127,7 @@ def test_sixteen_bits_are_added_up_in_32(dtype):
 
 
 class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gives."""
+    """Records the number of elements of the largest tensor that an operation returns."""
 
     elements = 0
 
@@ -140,7 +140,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_nothing_as_large_as_all_tokens_by_all_rows_is_ever_there(causal):
+def test_no_tensor_has_all_tokens_by_all_rows(causal):
     T, D = 300, 4
     q, k, v = inputs((1, 1, 1, T, T, D))
     with Largest() as largest:
@@ -151,8 +151,8 @@ def test_nothing_as_large_as_all_tokens_by_all_rows_is_ever_there(causal):
     assert largest.elements == T * T
 
 
-def test_what_is_to_come_is_not_looked_at():
-    """Half of the tiles, and no NaN that stands there comes in."""
+def test_causal_attention_skips_later_tiles():
+    """NaN in skipped tiles does not reach the output."""
     q, k, v = (x.detach() for x in inputs((1, 1, 1, 8, 8, 2)))
     expected = attention(q, k, v, causal=True)
     k[:, :, 4:], v[:, :, 4:] = torch.nan, torch.nan
@@ -160,7 +160,7 @@ def test_what_is_to_come_is_not_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("call", "message"),
     [
         (lambda q, k, v: attention(q[0], k, v), "expected (B, N, T, D)"),
         (lambda q, k, v: attention(q[:, :3], k, v), "expected (B, N, T, D)"),
@@ -174,13 +174,13 @@ def test_what_is_to_come_is_not_looked_at():
         (lambda q, k, v: attention(q, k, v, tile=(2.5, 2)), "tile is (2.5, 2)"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, words):
+def test_wrong_arguments_are_refused(call, message):
     with pytest.raises(msrnn.Error, match=r"^tiled attention: ") as refused:
-        change(*inputs((1, 4, 2, 5, 6, 4)))
-    assert words in str(refused.value)
+        call(*inputs((1, 4, 2, 5, 6, 4)))
+    assert message in str(refused.value)
 
 
 def test_the_state_is_three_tensors():
     q = torch.zeros(2, 3, 4)
-    assert [tuple(x.shape) for x in start(q, 5)] == [(2, 3, 1), (2, 3, 1), (2, 3, 5)]
-    assert Carried._fields == ("m", "l", "o")
+    assert [tuple(x.shape) for x in init(q, 5)] == [(2, 3, 1), (2, 3, 1), (2, 3, 5)]
+    assert SoftmaxState._fields == ("m", "l", "o")

@@ -16,7 +16,7 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 import converters
 import msrnn
 from msrnn.cli.main import main
-from msrnn.layers.norm import RMSNorm, RMSNormOutside, ScaleNorm
+from msrnn.layers.norm import RMSNorm, RMSNormEpsOutside, ScaleNorm
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.decoder_config import CHOICES, POSITIONS
 from msrnn.models.registry import build_on_meta, config_from_dict
@@ -31,7 +31,7 @@ def naive(cell, text, rotated=lambda x, position: x, entered=None, bias=None):
     x = cell.embed.weight[text] if entered is None else entered
     ffn = {"swiglu": silu, "geglu": gelu, "reglu": relu, "silu": silu, "gelu": gelu, "relu": relu}.get(c.ffn)
     for layer in cell.layers:
-        pre, post = (lambda f, y: f(y), lambda f, y: y) if c.placement == "pre" else (lambda f, y: y, lambda f, y: f(y))
+        pre, post = (lambda f, y: f(y), lambda f, y: y) if c.norm_placement == "pre" else (lambda f, y: y, lambda f, y: f(y))
         y = pre(layer.attention_norm, x)
         q = rotated(layer.q(y).view(B, T, N, D).transpose(1, 2), torch.arange(T))
         k = rotated(layer.k(y).view(B, T, K, D).transpose(1, 2), torch.arange(T)).repeat_interleave(N // K, dim=1)
@@ -42,7 +42,7 @@ def naive(cell, text, rotated=lambda x, position: x, entered=None, bias=None):
             y = pre(layer.ffn_norm, x)
             y = ffn(layer.gate(y)) * layer.up(y) if c.ffn.endswith("glu") else ffn(layer.up(y))
             x = post(layer.ffn_norm, x + layer.down(y))
-    x = cell.norm(x) if c.placement == "pre" else x
+    x = cell.norm(x) if c.norm_placement == "pre" else x
     return x @ (cell.embed.weight if c.tied else cell.head.weight).T
 
 
@@ -53,7 +53,9 @@ TEXT = tokens(1, 3, 20)
 @pytest.mark.parametrize("rope", sorted(ROPES))
 def test_left_as_it_is_it_is_a_llama(rope, reduction):
     llama = tiny_cell(rope=ROPES[rope])
-    cell = Decoder(DecoderConfig(**{**DECODER, "length": FACTS["length"]}, positions=ROPES[rope])).double().eval()
+    cell = (
+        Decoder(DecoderConfig(**{**DECODER, "context_length": FACTS["context_length"]}, positions=ROPES[rope])).double().eval()
+    )
     cell.load_state_dict(llama.state_dict())
     cell.requires_grad_(False)
     a, b = llama(TEXT, llama.initial_state(3, reduction)), cell(TEXT, cell.initial_state(3, reduction))
@@ -65,7 +67,7 @@ def test_left_as_it_is_it_is_a_llama(rope, reduction):
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=["multi-head", "grouped", "multi-query"])
 def test_attention(heads, tied):
     cell = tiny_decoder(positions="learned", n_heads=heads[0], n_kv_heads=heads[1], tied=tied)
-    entered = cell.embed.weight[TEXT] + cell.place.weight[:20]
+    entered = cell.embed.weight[TEXT] + cell.position_embedding.weight[:20]
     close(cell(TEXT)[0], naive(cell, TEXT, entered=entered), 1e-12)
 
 
@@ -106,23 +108,23 @@ def test_alibi_far_away():
 
 
 def test_alibi_refuses():
-    with pytest.raises(msrnn.Error, match="KeyDiff looks at keys"):
+    with pytest.raises(msrnn.Error, match="KeyDiff needs keys"):
         tiny_decoder(positions="alibi").initial_state(1, msrnn.KeyDiff(4))
-    with pytest.raises(msrnn.Error, match="bfloat16 cannot tell apart"):
+    with pytest.raises(msrnn.Error, match="bfloat16, too coarse"):
         tiny_decoder(positions="alibi").bfloat16().initial_state(1)
     tiny_decoder().bfloat16().initial_state(1, msrnn.KeyDiff(4))
     state = tiny_decoder(positions="alibi").initial_state(2)
-    with pytest.raises(msrnn.Error, match="float16 cannot tell apart"):
+    with pytest.raises(msrnn.Error, match="float16, too coarse"):
         tiny_decoder(positions="alibi").half().step(torch.tensor([1, 2]), state.to(torch.float16))
 
 
 def test_learned_positions_end():
-    cell = tiny_decoder(positions="learned", length=20)
+    cell = tiny_decoder(positions="learned", context_length=20)
     _, state = cell(TEXT)
     longer = torch.cat((TEXT, TEXT[:, :1]), dim=1)
-    with pytest.raises(msrnn.Error, match="21 tokens; there are 20 learned positions"):
+    with pytest.raises(msrnn.Error, match="21 tokens; expected at most 20"):
         cell(longer)
-    with pytest.raises(msrnn.Error, match="21 tokens; there are 20 learned positions"):
+    with pytest.raises(msrnn.Error, match="21 tokens; expected at most 20"):
         cell.step(TEXT[:, 0], state)
     cell.step(TEXT[:, 0], state, active=torch.zeros(3, dtype=torch.bool))
     logits, _ = cell(longer, lengths=torch.tensor([20, 3, 0]))  # what is not read may stand anywhere
@@ -149,7 +151,7 @@ def angle(t, j):
 def test_fixnorm(tied):
     cell = tiny_decoder(positions="learned", fixnorm=True, tied=tied)
     words = cell.embed.weight / cell.embed.weight.pow(2).sum(1, keepdim=True).sqrt()
-    x = words[TEXT] * math.sqrt(24) + cell.place.weight[:20]
+    x = words[TEXT] * math.sqrt(24) + cell.position_embedding.weight[:20]
     if tied:
         cell_of_words = tiny_decoder(positions="learned", tied=True)
         cell_of_words.embed.weight.copy_(words)
@@ -171,7 +173,7 @@ def test_fixnorm_of_long_and_of_no_embeddings():
 def test_norms():
     x, gain = torch.randn(5, 24, dtype=torch.float64), torch.rand(24, dtype=torch.float64)
     x[0] *= 1e-3  # epsilon matters
-    inside, outside, scale = RMSNorm(24, 1e-2).double(), RMSNormOutside(24, 1e-2).double(), ScaleNorm(24, 1e-2).double()
+    inside, outside, scale = RMSNorm(24, 1e-2).double(), RMSNormEpsOutside(24, 1e-2).double(), ScaleNorm(24, 1e-2).double()
     with torch.no_grad():
         inside.weight.copy_(gain)
         outside.weight.copy_(gain)
@@ -192,22 +194,24 @@ def test_norms():
 
 
 @pytest.mark.parametrize("norm", CHOICES["norm"])
-@pytest.mark.parametrize("placement", CHOICES["placement"])
+@pytest.mark.parametrize("placement", CHOICES["norm_placement"])
 def test_norm_and_placement(norm, placement):
     """In any place, whichever the norm; that each is what its name says, other tests tell."""
-    cell = tiny_decoder(norm=norm, placement=placement, positions="learned", norm_eps=1e-3, bias=True)
-    kinds = {"rms": RMSNorm, "rms-outside": RMSNormOutside, "layer": nn.LayerNorm, "scale": ScaleNorm}
+    cell = tiny_decoder(norm=norm, norm_placement=placement, positions="learned", norm_eps=1e-3, bias=True)
+    kinds = {"rms": RMSNorm, "rms-outside": RMSNormEpsOutside, "layer": nn.LayerNorm, "scale": ScaleNorm}
     norms = [m for name, m in cell.named_modules() if name.endswith("norm")]
     assert len(norms) == (5 if placement == "pre" else 4)
     assert all(type(m) is kinds[norm] and m.eps == 1e-3 for m in norms)
-    close(cell(TEXT)[0], naive(cell, TEXT, entered=cell.embed.weight[TEXT] + cell.place.weight[:20]), 1e-12)
+    close(cell(TEXT)[0], naive(cell, TEXT, entered=cell.embed.weight[TEXT] + cell.position_embedding.weight[:20]), 1e-12)
 
 
 @pytest.mark.parametrize("ffn", ["relu", "gelu"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_it_is_pytorchs_own_layer(placement, bias, ffn, figure):
-    cell = tiny_decoder(norm="layer", placement=placement, bias=bias, ffn=ffn, n_kv_heads=4, positions="learned", tied=True)
+    cell = tiny_decoder(
+        norm="layer", norm_placement=placement, bias=bias, ffn=ffn, n_kv_heads=4, positions="learned", tied=True
+    )
     layer = nn.TransformerEncoderLayer(
         24, 4, 32, dropout=0.0, activation=ffn, batch_first=True, norm_first=placement == "pre", bias=bias, dtype=torch.float64
     )
@@ -225,7 +229,7 @@ def test_it_is_pytorchs_own_layer(placement, bias, ffn, figure):
             theirs.norm1.load_state_dict(ours.attention_norm.state_dict())
             theirs.norm2.load_state_dict(ours.ffn_norm.state_dict())
     mask = nn.Transformer.generate_square_subsequent_mask(20, dtype=torch.float64)
-    x = reference.train()(cell.embed.weight[TEXT] + cell.place.weight[:20], mask=mask, is_causal=True)
+    x = reference.train()(cell.embed.weight[TEXT] + cell.position_embedding.weight[:20], mask=mask, is_causal=True)
     logits, expected = cell(TEXT)[0], x @ cell.embed.weight.T
     close(logits, expected, 1e-12)
     gap = (logits - expected).abs().max().item()
@@ -270,7 +274,7 @@ def test_how_it_begins():
             assert abs(module.weight.std().item() / math.sqrt(variance) - 1) < 0.03
             assert module.bias.eq(0).all()
         assert abs(cell.head.weight.std().item() / math.sqrt(2 / 1160) - 1) < 0.03
-        for table in (cell.embed, cell.place):
+        for table in (cell.embed, cell.position_embedding):
             assert abs(table.weight.std().item() * math.sqrt(160) - 1) < 0.03
         assert abs(cell(tokens(0, 2, 30, 1000))[0].std().item() - 0.5) < 0.4  # near to no opinion
         assert cell.layers[0].attention_norm.weight.eq(1).all()
@@ -280,7 +284,7 @@ def test_how_it_begins():
     "facts",
     [
         {},
-        {"placement": "post", "norm": "layer", "ffn": "gelu", "bias": True, "positions": "sinusoidal", "tied": True},
+        {"norm_placement": "post", "norm": "layer", "ffn": "gelu", "bias": True, "positions": "sinusoidal", "tied": True},
         {"norm": "scale", "fixnorm": True, "tied": True, "positions": "learned", "memory_tokens": 2},
         {"ffn": "none", "ffn_width": 0, "persistent": 16, "positions": "alibi", "norm": "rms-outside"},
     ],
@@ -320,7 +324,7 @@ def cells(draw, **fixed):
         ffn_width=0 if ffn == "none" else 32,
         positions=positions,
         norm=draw(st.sampled_from(CHOICES["norm"])),
-        placement=draw(st.sampled_from(CHOICES["placement"])),
+        norm_placement=draw(st.sampled_from(CHOICES["norm_placement"])),
         **flags,
         **fixed,
     )
@@ -408,8 +412,8 @@ def test_decoding_and_disk(facts, tmp_path, capsys):
 @pytest.mark.parametrize("positions", [*POSITIONS, *ROPES.values()], ids=str)
 def test_every_config_survives_json(positions):
     config = DecoderConfig(
-        **DECODER, positions=positions, norm="rms-outside", norm_eps=1e-3, placement="post", bias=True, tied=True, fixnorm=True,
-        small_init=False, dropout=0.5, ffn="geglu", bos_token_id=1, eos_token_ids=(2, 3),
+        **DECODER, positions=positions, norm="rms-outside", norm_eps=1e-3, norm_placement="post", bias=True, tied=True,
+        fixnorm=True, small_init=False, dropout=0.5, ffn="geglu", bos_token_id=1, eos_token_ids=(2, 3),
     )  # fmt: skip
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -419,24 +423,24 @@ def test_every_config_survives_json(positions):
     [
         ({"width": 0}, "width is 0"),
         ({"n_layers": 1001}, "n_layers is 1001"),
-        ({"n_kv_heads": 3}, "4 query heads cannot share 3"),
+        ({"n_kv_heads": 3}, "n_heads is 4; expected a multiple of n_kv_heads, 3"),
         ({"ffn": "maxout"}, "ffn is 'maxout'"),
-        ({"ffn": "none"}, "ffn is none and ffn_width 32; expected 0"),
+        ({"ffn": "none"}, "ffn is none and ffn_width is 32; expected 0"),
         ({"ffn_width": 0}, "ffn_width is 0"),
         ({"positions": "absolute"}, "positions are 'absolute'"),
         ({"positions": None}, "positions are None"),
-        ({"head_dim": 5}, "head_dim is 5; rotary"),
-        ({"positions": "sinusoidal", "width": 25}, "width is 25; sinusoidal"),
+        ({"head_dim": 5}, "head_dim is 5; expected an even number"),
+        ({"positions": "sinusoidal", "width": 25}, "width is 25; expected an even width"),
         ({"norm": "batch"}, "norm is 'batch'"),
         ({"norm_eps": 0}, "norm_eps is 0"),
-        ({"placement": "sandwich"}, "placement is 'sandwich'"),
+        ({"norm_placement": "sandwich"}, "norm_placement is 'sandwich'"),
         ({"bias": 1}, "bias is 1"),
         ({"tied": None}, "tied is None"),
         ({"fixnorm": "yes"}, "fixnorm is 'yes'"),
         ({"small_init": 0}, "small_init is 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": False}, "dropout is False;"),
-        ({"bos_token_id": 50}, "special token id 50"),
+        ({"bos_token_id": 50}, "special token id is 50"),
         ({"eos_token_ids": 3}, "eos_token_ids are 3; expected a tuple"),
     ],
 )
@@ -448,7 +452,24 @@ def test_what_does_not_fit_is_refused_by_name(facts, said):
 @pytest.mark.parametrize("field", [*tiny_decoder().config.to_dict()])
 def test_a_damaged_field_is_refused_in_one_sentence_or_makes_a_cell(field):
     facts, said = DecoderConfig(**DECODER).to_dict(), list[str]()
-    damages = [None, -1, 0, 1, 2**28, 2**70, 1.5, float("nan"), "", "rms", [], [1], {}, {"kind": "default"}, True, "decoder"]
+    damages = [
+        None,
+        -1,
+        0,
+        1,
+        2**28,
+        2**70,
+        1.5,
+        float("nan"),
+        "",
+        "rms",
+        [],
+        [1],
+        {},
+        {"rope_type": "default"},
+        True,
+        "decoder",
+    ]
     for wrong in damages:
         try:
             build_on_meta(config_from_dict({**facts, field: wrong}))

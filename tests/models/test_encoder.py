@@ -16,7 +16,7 @@ LENGTHS = torch.tensor([9, 4, 1])
 
 def pair(placement, seed=0, **facts):
     """Ours and torch's, with the same weights."""
-    config = EncoderConfig(**FACTS, placement=placement, norm_eps=1e-3, **facts)
+    config = EncoderConfig(**FACTS, norm_placement=placement, norm_eps=1e-3, **facts)
     layer = nn.TransformerEncoderLayer(
         config.width,
         config.n_heads,
@@ -111,9 +111,9 @@ def test_padding_that_leaves_a_query_nothing_to_see_makes_no_nan():
     [
         ({"width": 0}, "width is 0"),
         ({"n_layers": True}, "n_layers is True"),
-        ({"n_layers": 1001}, "n_layers is 1001; expected at most 1000"),
-        ({"n_heads": 5}, "cannot be shared by 5 heads"),
-        ({"placement": "sandwich"}, "placement is 'sandwich'"),
+        ({"n_layers": 1001}, "n_layers is 1001; expected an int from 1 to 1000"),
+        ({"n_heads": 5}, "width is 24; expected a multiple of n_heads, 5"),
+        ({"norm_placement": "sandwich"}, "norm_placement is 'sandwich'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": False}, "dropout is False"),
         ({"norm_eps": 1}, "norm_eps is 1"),

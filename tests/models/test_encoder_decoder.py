@@ -17,13 +17,13 @@ LENGTHS = torch.tensor([6, 2, 1])
 
 
 def tiny(placement="pre", seed=0, frozen=True, **facts):
-    cell = shaken(EncoderDecoder(EncoderDecoderConfig(**{**FACTS, "placement": placement, **facts})), seed)
+    cell = shaken(EncoderDecoder(EncoderDecoderConfig(**{**FACTS, "norm_placement": placement, **facts})), seed)
     return cell.requires_grad_(not frozen)
 
 
 def torchs(cell):
     """``(source, lengths, text) -> logits`` by torch.nn's own stacks with the cell's weights."""
-    config, pre = cell.config, cell.config.placement == "pre"
+    config, pre = cell.config, cell.config.norm_placement == "pre"
     shape, how = (config.width, config.n_heads, config.ffn_width, 0.0), {"batch_first": True, "norm_first": pre}
     last = [nn.LayerNorm(config.width) if pre else None for _ in range(2)]
     encoder = nn.TransformerEncoder(
@@ -183,9 +183,9 @@ def test_a_state_tells_what_is_given_and_what_was_read():
 @pytest.mark.parametrize(
     ("refused", "words"),
     [
-        (lambda cell: cell.initial_state(3), "no state before it has read a source"),
-        (lambda cell: cell.step(torch.tensor([1])), "no state before it has read a source"),
-        (lambda cell: cell(tokens(0, 1, 3)), "no state before it has read a source"),
+        (lambda cell: cell.initial_state(3), "no state without a source"),
+        (lambda cell: cell.step(torch.tensor([1])), "no state without a source"),
+        (lambda cell: cell(tokens(0, 1, 3)), "no state without a source"),
         (lambda cell: cell.encode(tokens(0, 3, 0)), r"source lengths are \[0, 0, 0\]"),
         (lambda cell: cell.encode(tokens(0, 2, 3), torch.tensor([3, 0])), r"source lengths are \[3, 0\]"),
         (lambda cell: cell.encode(torch.tensor([[50]])), "token id 50 is outside the vocabulary"),

@@ -8,8 +8,8 @@ from support.tiny_models import DECODER, ROPES, assert_same, close, fold, tiny_d
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 import msrnn
-from msrnn.layers.positional import slopes
-from msrnn.layers.rotary import Rope, rotate
+from msrnn.layers.positional import alibi_slopes
+from msrnn.layers.rotary import Rope, apply_rotary
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.reductions.contract import LEARNED
 
@@ -28,14 +28,14 @@ def naive(cell, x, position):
     if c.positions == "alibi":
         distance = (position[:, None] - position).nan_to_num(0)  # near to all
         distance = torch.where(position.isnan(), 0, distance)
-        mask[..., P:] -= slopes(N, torch.float64)[:, None, None] * distance
+        mask[..., P:] -= alibi_slopes(N, torch.float64)[:, None, None] * distance
     if isinstance(c.positions, Rope):
-        rotation = c.positions.rotation(position.nan_to_num(0).long(), D, x.dtype)
+        rotation = c.positions.cos_sin(position.nan_to_num(0).long(), D, x.dtype)
     for l, layer in enumerate(cell.layers):
         y = layer.attention_norm(x)
         q, k, v = (m(y).view(B, T, -1, D) for m in (layer.q, layer.k, layer.v))
         if isinstance(c.positions, Rope):
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = apply_rotary(q, rotation), apply_rotary(k, rotation)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if P:
             k = torch.cat((cell.persistent_keys[l].expand(B, -1, -1, -1), k), dim=2)
@@ -139,13 +139,15 @@ def test_recurrent_memory(positions):
     for chunk in TEXT.split([7, 9, 4], dim=1):
         T = chunk.shape[1]
         position = torch.cat((torch.full((2,), torch.nan), torch.arange(T + 2)))
-        x = torch.cat((memory, cell.embed_tokens(chunk, torch.arange(T).expand(3, -1)), cell.write.expand(3, -1, -1)), dim=1)
+        x = torch.cat(
+            (memory, cell.embed_tokens(chunk, torch.arange(T).expand(3, -1)), cell.write_tokens.expand(3, -1, -1)), dim=1
+        )
         x = cell.norm(naive(cell, x, position))
         memory = x[:, -2:]
         expected.append(x[:, 2:-2] @ cell.head.weight.T)
         read, state = cell(chunk, state)
         logits.append(read)
-        state = cell.carry(state)
+        state = cell.next_segment(state)
     close(torch.cat(logits, 1), torch.cat(expected, 1), 1e-11)
     gradients = []
     for x in (logits, expected):
@@ -154,7 +156,7 @@ def test_recurrent_memory(positions):
         gradients.append({name: p.grad.clone() for name, p in cell.named_parameters()})
     for name, gradient in gradients[0].items():
         close(gradient, gradients[1][name], 1e-8)
-    assert gradients[0]["write"].abs().min() > 0
+    assert gradients[0]["write_tokens"].abs().min() > 0
 
 
 def test_what_is_left_after_carry():
@@ -162,12 +164,12 @@ def test_what_is_left_after_carry():
     for state in (cell.initial_state(3, "tova:4"), cell.initial_state(3)):
         _, read = cell(TEXT, state, lengths=torch.tensor([20, 9, 0]))
         kept = read.clone()
-        begun = cell.carry(read)
+        begun = cell.next_segment(read)
         assert_same(read, kept)
         assert begun.clock.tolist() == [0, 0, 0]
         assert [H.reduction for H in begun] == [H.reduction for H in read]
         assert all(H.positions.eq(LEARNED).all() and H.keys.shape[2] == 2 for H in begun)
-        alone = cell.carry(cell(TEXT[1:2, :9], state.select([1]))[1])
+        alone = cell.next_segment(cell(TEXT[1:2, :9], state.select([1]))[1])
         assert_same(begun.select([1]), alone, 1e-12)
 
 
@@ -180,12 +182,12 @@ def test_places_are_carried(places):
         logits, state = cell(text, state)
         found, placed = cell(text, placed)
         close(found, logits, 1e-9)
-        state, placed = cell.carry(state), cell.carry(placed)
+        state, placed = cell.next_segment(state), cell.next_segment(placed)
         assert placed.places.rule == places
     renewing = tiny_decoder(**ALL)
     _, placed = renewing(text, renewing.initial_state(3, "tova:4", places=places))
-    assert_same(renewing.renew(placed), placed)
-    assert renewing.renew(placed).places.rule == places
+    assert_same(renewing.refresh_learned_rows(placed), placed)
+    assert renewing.refresh_learned_rows(placed).places.rule == places
 
 
 def test_a_state_is_renewed_as_parameters_change():
@@ -195,7 +197,7 @@ def test_a_state_is_renewed_as_parameters_change():
     with torch.no_grad():
         for x in (cell.memory, cell.persistent_keys, cell.persistent_values):
             x.add_(1)
-    state = cell.renew(old.detach())
+    state = cell.refresh_learned_rows(old.detach())
     for H, before, start in zip(state, old, cell.initial_state(3, "h2o:6"), strict=True):
         assert torch.equal(H.keys, torch.cat((start.keys, before.keys[:, :, 5:]), dim=2))
         assert torch.equal(H.values, torch.cat((start.values, before.values[:, :, 5:]), dim=2))
@@ -209,7 +211,7 @@ def test_a_state_is_renewed_as_parameters_change():
         assert cell.get_parameter(name).grad.abs().max() > 0
     plain = tiny_decoder()
     _, state = plain(TEXT)
-    assert_same(plain.renew(state), state)
+    assert_same(plain.refresh_learned_rows(state), state)
 
 
 def test_of_another_type_or_elsewhere():
@@ -239,9 +241,9 @@ def test_dropout_is_of_memory_too(monkeypatch):
     monkeypatch.setattr(cell, "run_layers", lambda x, *more: entered.append(x) or run_layers(x, *more))
     for training in (False, True):
         cell.train(training)
-        cell.carry(cell.initial_state(9))
+        cell.next_segment(cell.initial_state(9))
     assert [x.eq(0).any().item() for x in entered] == [False, False, False, True, True, True]
-    for x, whole in zip(entered, [cell.memory, cell.write, None] * 2, strict=True):
+    for x, whole in zip(entered, [cell.memory, cell.write_tokens, None] * 2, strict=True):
         if whole is not None:
             left = x != 0
             close(x[left], (whole * (1 if left.all() else 2)).expand_as(x)[left], 0)
@@ -252,7 +254,7 @@ def test_how_it_begins():
     facts = {**DECODER, "width": 160, "memory_tokens": 40, "recurrent": True, "persistent": 20}
     for fixnorm in (True, False):
         cell = Decoder(DecoderConfig(**facts, fixnorm=fixnorm))
-        for x in (cell.memory, cell.write):
+        for x in (cell.memory, cell.write_tokens):
             assert abs(x.std().item() * (1 if fixnorm else 160**0.5) - 1) < 0.05
         assert abs(cell.persistent_keys.std().item() - 1) < 0.1
         assert abs(cell.persistent_values.std().item() - 1) < 0.1
@@ -267,7 +269,7 @@ def test_how_it_begins():
         ({"memory_tokens": -1}, "memory_tokens is -1"),
         ({"persistent": 1.5}, "persistent is 1.5"),
         ({"recurrent": 1}, "recurrent is 1"),
-        ({"recurrent": True}, "recurrent is True and memory_tokens 0"),
+        ({"recurrent": True}, "recurrent is True and memory_tokens is 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(facts, said):
@@ -277,14 +279,14 @@ def test_what_does_not_fit_is_refused_by_name(facts, said):
 
 def test_refusals():
     plain, recurrent = tiny_decoder(memory_tokens=2), tiny_decoder(memory_tokens=2, recurrent=True)
-    with pytest.raises(msrnn.Error, match="carry: this cell writes no memory"):
-        plain.carry(plain.initial_state(1))
-    with pytest.raises(msrnn.Error, match="renew: the memory of a recurrent cell is what it wrote"):
-        recurrent.renew(recurrent.initial_state(1))
+    with pytest.raises(msrnn.Error, match=r"next_segment: config\.recurrent is False"):
+        plain.next_segment(plain.initial_state(1))
+    with pytest.raises(msrnn.Error, match="refresh_learned_rows: the cell is recurrent"):
+        recurrent.refresh_learned_rows(recurrent.initial_state(1))
     with pytest.raises(msrnn.Error, match="another model"):
-        recurrent.carry(plain.initial_state(1))
+        recurrent.next_segment(plain.initial_state(1))
     with pytest.raises(msrnn.Error, match="another model"):
-        plain.renew(recurrent.initial_state(1))
-    for call in (recurrent.carry, plain.renew):
+        plain.refresh_learned_rows(recurrent.initial_state(1))
+    for call in (recurrent.next_segment, plain.refresh_learned_rows):
         with pytest.raises(msrnn.Error, match="expected a State"):
             call(None)

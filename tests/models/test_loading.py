@@ -40,7 +40,7 @@ def test_saved_is_loaded(dtype, tmp_path):
 
 @pytest.mark.parametrize("rope", ROPES.values() if isinstance(ROPES, dict) else ROPES)
 def test_every_config_survives_json(rope):
-    config = replace(CELL.config, rope=rope, window=3, bos_token_id=1, eos_token_ids=(2, 3), family="mistral")
+    config = replace(CELL.config, rope=rope, sliding_window=3, bos_token_id=1, eos_token_ids=(2, 3), family="mistral")
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -48,22 +48,22 @@ def test_every_config_survives_json(rope):
     ("change", "said"),
     [
         ({"format": "other"}, "not a folder of this library"),
-        ({"version": 2}, "version is 2"),
+        ({"version": 1}, r"version is 1; expected 2 \(convert the model again from its source"),
         ({"width": None}, "width is None"),
         ({"width": 16.0}, "width is 16.0"),
         ({"colour": "red"}, "'colour' is not known"),
         ({"family": "banana"}, "banana"),
         ({"tied": "no"}, "tied"),
-        ({"window": True}, "window is True"),
+        ({"sliding_window": True}, "sliding_window is True"),
         ({"eos_token_ids": [True]}, "True"),
         ({"eos_token_ids": 3}, "eos_token_ids is 3"),
         ({"bos_token_id": 999}, "999"),
         ({"norm_eps": "small"}, "norm_eps is 'small'"),
         ({"rope": None}, "rope is None"),
-        ({"rope": {"kind": ["x"]}}, "rope is"),
-        ({"rope": {"kind": "spiral"}}, "spiral"),
-        ({"rope": {"kind": "default"}}, "'theta' is missing"),
-        ({"rope": {"kind": "default", "theta": 9.0, "factor": 2.0}}, "'factor' is not known"),
+        ({"rope": {"rope_type": ["x"]}}, "rope is"),
+        ({"rope": {"rope_type": "spiral"}}, "spiral"),
+        ({"rope": {"rope_type": "default"}}, "'theta' is missing"),
+        ({"rope": {"rope_type": "default", "theta": 9.0, "factor": 2.0}}, "'factor' is not known"),
         ({"n_layers": 3}, "missing"),
         ({"ffn_width": 8}, "shape"),
     ],

@@ -16,7 +16,7 @@ REAL = padding_mask(torch.tensor([7, 3]), 7)
 
 
 def encoder(form, placement, seed=0):
-    return shaken(MemoryEncoder(MemoryConfig(**FACTS, form=form, placement=placement)), seed)
+    return shaken(MemoryEncoder(MemoryConfig(**FACTS, form=form, norm_placement=placement)), seed)
 
 
 def text(seed=1, T=7):
@@ -31,7 +31,7 @@ def updated(x, seen, hidden, w, placement):
     pre = placement == "pre"
 
     def norm(x, name, now):
-        name = f"around_{name}.norm."
+        name = f"{name}_residual.norm."
         return layer_norm(x, (24,), w[name + "weight"], w[name + "bias"], 1e-5) if now else x
 
     q, kv = norm(x, "attention", pre), norm(seen, "attention", pre)
@@ -46,11 +46,11 @@ def described(model, x, real):
     hidden = torch.cat((torch.zeros(2, 3, dtype=torch.bool), ~real[:, 0]), dim=1)
     for layer in model.layers:
         both = torch.cat((m, x), dim=1)
-        m = updated(m, both, hidden, layer.memory.state_dict(), config.placement)
+        m = updated(m, both, hidden, layer.memory.state_dict(), config.norm_placement)
         if config.form == "bottleneck":
-            x = updated(x, m, None, layer.text.state_dict(), config.placement)
+            x = updated(x, m, None, layer.text.state_dict(), config.norm_placement)
         else:
-            x = updated(x, both, hidden, layer.text.state_dict(), config.placement)
+            x = updated(x, both, hidden, layer.text.state_dict(), config.norm_placement)
     return model.norm(x), model.norm(m)
 
 

@@ -129,7 +129,7 @@ def test_tova_without_queries_is_the_window(heads, size):
 
 def test_a_sliding_window_of_w_is_the_default_window_of_w_minus_one():
     W, text = 5, tokens(2, 1, 18)
-    cell = tiny_cell(family="mistral", window=W)
+    cell = tiny_cell(family="mistral", sliding_window=W)
     assert cell.default_reduction == Window(W - 1)
     published, _ = dense(cell, text[0], lambda l: lambda t, seen: [range(max(0, t + 1 - (W - 1)), t + 1) for _ in seen])
     own, state = fold(cell, text)
@@ -142,7 +142,7 @@ def test_a_sliding_window_of_w_is_the_default_window_of_w_minus_one():
 
 
 def test_a_window_of_one_sees_the_current_token_only():
-    cell = tiny_cell(window=1)
+    cell = tiny_cell(sliding_window=1)
     text = tokens(2, 1, 6)
     own, state = fold(cell, text)
     assert [H.keys.shape[2] for H in state] == [0, 0]

@@ -60,7 +60,7 @@ def naive(cell, text, rule, size):
     for t, token in enumerate(text.tolist()):
         x = cell.embed.weight[token][None]  # (1, E)
         for l, layer in enumerate(cell.layers):
-            q, k, v = (y[0].tolist() for y in layer.project_qkv(x, c.rope.rotation(torch.tensor([t]), c.head_dim, x.dtype)))
+            q, k, v = (y[0].tolist() for y in layer.project_qkv(x, c.rope.cos_sin(torch.tensor([t]), c.head_dim, x.dtype)))
             read = []
             for h, rows in enumerate(H[l]):
                 rows.append(Row(t, k[h], v[h]))

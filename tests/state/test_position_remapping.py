@@ -17,7 +17,7 @@ from support.transformers_reference import float64_reference, tiny_reference
 
 import converters
 import msrnn
-from msrnn.layers.rotary import Dynamic, Rope, Yarn
+from msrnn.layers.rotary import DynamicNTKRope, Rope, YarnRope
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.state.position_remapping import RULES, PositionRemapping
 
@@ -39,8 +39,8 @@ def stand(places, positions):
 def turn(x, place, rope):
     """A head ``(D,)`` as complex numbers, pair i turned by place · f_i."""
     half, theta = len(x) // 2, rope.theta
-    if isinstance(rope, Dynamic):
-        longer = max(place + 1, rope.length) / rope.length
+    if isinstance(rope, DynamicNTKRope):
+        longer = max(place + 1, rope.original_length) / rope.original_length
         theta *= (rope.factor * longer - (rope.factor - 1)) ** (2 * half / (2 * half - 2))
     return [complex(x[i], x[half + i]) * cmath.rect(1, place * theta ** (-i / half)) for i in range(half)]
 
@@ -271,8 +271,11 @@ def test_a_saved_state_keeps_its_places(rope, tmp_path):
     assert "places" not in repr(cell.initial_state(1))
 
 
-DAMAGE = ["[", "3", "{}", '{"rule": "inside"}', '{"rule": "outside", "rope": {"kind": "default", "theta": 100.0}}']
-DAMAGE += ['{"rule": "inside", "rope": {"kind": "default", "theta": -1}}', '{"rule": "inside", "rope": {"kind": "spiral"}}']
+DAMAGE = ["[", "3", "{}", '{"rule": "inside"}', '{"rule": "outside", "rope": {"rope_type": "default", "theta": 100.0}}']
+DAMAGE += [
+    '{"rule": "inside", "rope": {"rope_type": "default", "theta": -1}}',
+    '{"rule": "inside", "rope": {"rope_type": "spiral"}}',
+]
 
 
 @pytest.mark.parametrize("text", DAMAGE)
@@ -301,14 +304,14 @@ def test_a_cell_that_rotates_nothing_has_no_places(monkeypatch):
 def test_a_decoder_has_places_where_it_has_a_rope():
     facts = {"vocab_size": 50, "width": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "ffn_width": 32}
     torch.manual_seed(0)
-    cell = Decoder(DecoderConfig(**facts, length=40, positions=ROPES["default"])).double().eval().requires_grad_(False)
+    cell = Decoder(DecoderConfig(**facts, context_length=40, positions=ROPES["default"])).double().eval().requires_grad_(False)
     text = tokens(3, 1, 20)
     whole, _ = fold(cell, text, cell.initial_state(1, "full", places="inside"))
     close(whole, cell(text)[0])
     start = cell.initial_state(1, "tova:5", places="compressed")
     close(cell(text, start)[0], fold(cell, text, start)[0], 1e-8)
     for positions in ("alibi", "learned", "sinusoidal"):
-        other = Decoder(DecoderConfig(**facts, length=40, positions=positions))
+        other = Decoder(DecoderConfig(**facts, context_length=40, positions=positions))
         with pytest.raises(msrnn.Error, match="no rotary positions"):
             other.initial_state(1, places="inside")
 
@@ -323,8 +326,8 @@ def test_sixteen_bits_are_read_in_sixteen_bits():
 
 def test_a_gain_counts_once():
     """YaRN's gain is on cos and sin: keys that are kept unrotated are kept without it."""
-    cell = tiny_cell(rope=Yarn(100.0, 4.0, 16, 1.1, 2.0, 0.5))
-    plain = tiny_cell(rope=Yarn(100.0, 4.0, 16, 1.0, 2.0, 0.5))
+    cell = tiny_cell(rope=YarnRope(100.0, 4.0, 16, 1.1, 2.0, 0.5))
+    plain = tiny_cell(rope=YarnRope(100.0, 4.0, 16, 1.0, 2.0, 0.5))
     key, other = (c.step(torch.tensor([3]), c.initial_state(1, places="inside"))[1][0].keys for c in (cell, plain))
     assert key.equal(other)
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from msrnn.layers.rotary import Dynamic
+from msrnn.layers.rotary import DynamicNTKRope
 
 # The oracle: a decoder over a whole text at once, each query seeing the positions a rule left it.
 
@@ -19,9 +19,9 @@ def dense(cell, text, rule):
     G = c.n_heads // c.n_kv_heads
 
     def theta(t):  # a dynamic rope turns token t as a text of t + 1 tokens is turned
-        if not isinstance(c.rope, Dynamic):
+        if not isinstance(c.rope, DynamicNTKRope):
             return c.rope.theta
-        longer = max(t + 1, c.rope.length) / c.rope.length
+        longer = max(t + 1, c.rope.original_length) / c.rope.original_length
         return c.rope.theta * (c.rope.factor * longer - (c.rope.factor - 1)) ** (c.head_dim / (c.head_dim - 2))
 
     def norm(x, gain):

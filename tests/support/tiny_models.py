@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from msrnn.layers.rotary import Dynamic, Linear, Llama3, Rope, Yarn
+from msrnn.layers.rotary import DynamicNTKRope, LinearRope, Llama3Rope, Rope, YarnRope
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.config import Config
 from msrnn.models.llama import Llama
@@ -14,10 +14,10 @@ torch.set_num_threads(1)
 
 ROPES = {
     "default": Rope(100.0),
-    "linear": Linear(100.0, 2.0),
-    "dynamic": Dynamic(100.0, 2.0, 6),
-    "llama3": Llama3(100.0, 4.0, 1.0, 4.0, 16),
-    "yarn": Yarn(100.0, 4.0, 16, 1.1, 2.0, 0.5),
+    "linear": LinearRope(100.0, 2.0),
+    "dynamic": DynamicNTKRope(100.0, 2.0, 6),
+    "llama3": Llama3Rope(100.0, 4.0, 1.0, 4.0, 16),
+    "yarn": YarnRope(100.0, 4.0, 16, 1.1, 2.0, 0.5),
 }
 """One of every kind, its scaling at work within a dozen tokens."""
 
@@ -32,7 +32,7 @@ FACTS = {
     "ffn_width": 32,
     "norm_eps": 1e-5,
     "rope": ROPES["default"],
-    "length": 64,
+    "context_length": 64,
 }
 
 
@@ -55,7 +55,7 @@ def tiny_cell(seed: int = 0, dtype: torch.dtype = torch.float64, frozen: bool = 
 
 DECODER = {
     **{"vocab_size": 50, "width": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "ffn_width": 32},
-    "length": 40,
+    "context_length": 40,
 }
 
 
@@ -68,7 +68,9 @@ def tiny_decoder(seed=0, frozen=True, **facts) -> Decoder:
             noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
             if "norm" in name:
                 x.copy_(x + 0.2 * noise)
-            elif name.startswith(("embed", "place", "memory", "write", "persistent")) or name.endswith("bias"):
+            elif name.startswith(("embed", "position_embedding", "memory", "write_tokens", "persistent")) or name.endswith(
+                "bias"
+            ):
                 x.copy_(noise)
             else:
                 x.copy_(noise * (1.5 if ".q." in name or ".k." in name else 1) * x.shape[1] ** -0.5)

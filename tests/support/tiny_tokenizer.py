@@ -95,7 +95,7 @@ def chat_cell(
     """Return a random cell with :func:`tiny_tokenizer` and ``template`` as extra files; bos is ``<s>``, eos ``<|im_end|>``."""
     tokenizer = tiny_tokenizer()
     size = tokenizer.get_vocab_size()
-    cell = tiny_cell(seed, dtype, vocab_size=size, length=4096, bos_token_id=3, eos_token_ids=eos_token_ids)
+    cell = tiny_cell(seed, dtype, vocab_size=size, context_length=4096, bos_token_id=3, eos_token_ids=eos_token_ids)
     files = {"tokenizer.json": tokenizer.to_str().encode()}
     cell.extra_files = files if template is None else {**files, "chat_template.jinja": template.encode()}
     return cell

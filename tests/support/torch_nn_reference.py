@@ -7,19 +7,19 @@ from torch import Tensor, nn
 
 ENCODER = {  # torch.nn's names of a layer's parts, and ours
     "self_attn": "attention",
-    "norm1": "around_attention.norm",
+    "norm1": "attention_residual.norm",
     "linear1": "ffn.up",
     "linear2": "ffn.down",
-    "norm2": "around_ffn.norm",
+    "norm2": "ffn_residual.norm",
 }
 DECODER = {  # with the half of our layer that has it
     "self_attn": (0, "attention"),
-    "norm1": (0, "around_attention.norm"),
+    "norm1": (0, "attention_residual.norm"),
     "multihead_attn": (1, "attention"),
-    "norm2": (1, "around_attention.norm"),
+    "norm2": (1, "attention_residual.norm"),
     "linear1": (1, "ffn.up"),
     "linear2": (1, "ffn.down"),
-    "norm3": (1, "around_ffn.norm"),
+    "norm3": (1, "ffn_residual.norm"),
 }
 
 

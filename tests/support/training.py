@@ -13,8 +13,8 @@ MODEL = {
     "head_dim": 8,
     "ffn_width": 24,
     "norm_eps": 1e-5,
-    "rope": {"kind": "default", "theta": 100.0},
-    "length": 64,
+    "rope": {"rope_type": "default", "theta": 100.0},
+    "context_length": 64,
 }
 
 

@@ -217,7 +217,7 @@ def test_other_commands_read_the_folder(text, tmp_path, capsys):
         ({"carry": 16}, "field 'carry' has a new name; expected 'chunks_per_state'"),
         ({"weight_decay": -1}, "weight_decay is -1; expected a number above 0 and at most 1"),
         ({"reduction": "tofa:8"}, "no operator is called 'tofa'"),
-        ({"model": {**DECODER, "positions": "learned", "length": 29}}, "exceeds the 29 learned positions"),
+        ({"model": {**DECODER, "positions": "learned", "context_length": 29}}, "exceeds the 29 learned positions"),
         ({"model": ENCODER_DECODER}, "model.family is 'encoder-decoder'; `msrnn train` trains decoder-only models"),
         ({"model": {**DECODER, "positions": "alibi"}, "reduction": "keydiff:8"}, "alibi"),
         ({"tokenizer": "words"}, "tokenizer is 'words'; expected bytes, or bpe with a size, such as bpe:4096"),
@@ -247,7 +247,7 @@ def test_fields_are_checked_against_the_tokenizer_and_the_memory():
     assert train_config(tokenizer="bpe:400", model={**MODEL, "eos_token_ids": [300]}).model_config(400).eos_token_ids == (300,)
     with pytest.raises(msrnn.Error, match="300 is outside the vocabulary of 256"):
         train_config(model={**MODEL, "eos_token_ids": [300]})
-    learned = {**DECODER, "positions": "learned", "length": 10, "memory_tokens": 2, "recurrent": True}
+    learned = {**DECODER, "positions": "learned", "context_length": 10, "memory_tokens": 2, "recurrent": True}
     assert train_config(model=MappingProxyType(learned)).model == learned
 
 

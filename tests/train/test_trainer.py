@@ -50,7 +50,7 @@ def test_learned_rows_receive_gradients_in_every_chunk(fields):
     with torch.no_grad():
         cell.memory += 0.5  # as an optimizer does
     loss, _ = chunk_loss(cell, TrainBatch(text[:, 12:24], text[:, 13:], False), state, "tova:5")
-    stepped, losses = cell.carry(state) if "recurrent" in fields else cell.renew(state), []
+    stepped, losses = cell.next_segment(state) if "recurrent" in fields else cell.refresh_learned_rows(state), []
     for t in range(12, 24):
         logits, stepped = cell.step(text[:, t], stepped)
         losses.append(cross_entropy(logits, text[:, t + 1]))

@@ -43,7 +43,7 @@ def test_gradients_flow_through_both_chunks(fields):
     for token in first.T:
         _, state = network.step(token, state)
     if fields.get("recurrent"):
-        state = network.carry(state)
+        state = network.next_segment(state)
     for token, target in zip(second.T, answer.T, strict=True):
         logits, state = network.step(token, state)
         losses.append(cross_entropy(logits, target))

@@ -45,9 +45,15 @@ def test_round_trip_is_bit_exact(kind, fields, dtype, tmp_path):
 
 def test_missing_fields_have_the_defaults_of_the_published_models():
     plain = config_from_hf({k: v for k, v in CONFIG.items() if k != "num_key_value_heads"}, {})
-    assert (plain.n_kv_heads, plain.rope.theta, plain.tied, plain.window, plain.head_dim) == (4, 10000.0, False, None, 6)
-    assert config_from_hf(MISTRAL, {}).window == 4096  # v0.1's config.json may lack the default
-    assert config_from_hf(MISTRAL | {"sliding_window": None}, {}).window is None
+    assert (plain.n_kv_heads, plain.rope.theta, plain.tied, plain.sliding_window, plain.head_dim) == (
+        4,
+        10000.0,
+        False,
+        None,
+        6,
+    )
+    assert config_from_hf(MISTRAL, {}).sliding_window == 4096  # v0.1's config.json may lack the default
+    assert config_from_hf(MISTRAL | {"sliding_window": None}, {}).sliding_window is None
 
 
 def test_all_eos_ids_are_read_from_generation_config():
@@ -68,7 +74,7 @@ def test_all_eos_ids_are_read_from_generation_config():
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": 25}, "hidden_size 25"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
-        ({"num_attention_heads": 3, "hidden_size": 24}, "3 query heads"),
+        ({"num_attention_heads": 3, "hidden_size": 24}, "n_heads is 3"),
         ({"head_dim": 5}, "head_dim"),
         ({"rms_norm_eps": None}, "rms_norm_eps"),
         ({"eos_token_id": 61}, "61"),

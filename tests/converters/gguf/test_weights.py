@@ -14,7 +14,7 @@ from support.refusals import refusing
 import converters
 from converters.gguf.weights import open_checkpoint
 from converters.tokenization import bpe
-from msrnn.layers.rotary import Rope, rotate
+from msrnn.layers.rotary import Rope, apply_rotary
 from msrnn.models import Llama
 
 
@@ -53,11 +53,11 @@ def test_interleaved_rotation_of_the_file_equals_our_half_split_rotation(write_t
     k, x, position = source.tensors["layers.1.k.weight"].read(), torch.randn(24), torch.tensor([7])
     reader = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
     stored = torch.tensor(reader["blk.1.attn_k.weight"]) @ x
-    cos, sin = source.config.rope.rotation(position, 6, torch.float32)
+    cos, sin = source.config.rope.cos_sin(position, 6, torch.float32)
     pair_cos, pair_sin = cos[..., 3:], sin[..., 3:]
     a, b = rearrange(stored, "(k i two) -> two 1 k i", k=2, two=2)
     rotated = torch.stack((a * pair_cos - b * pair_sin, b * pair_cos + a * pair_sin))  # (2, 1, K, D/2)
-    half_split = rotate(rearrange(k @ x, "(k d) -> 1 k d", k=2), (cos, sin))
+    half_split = apply_rotary(rearrange(k @ x, "(k d) -> 1 k d", k=2), (cos, sin))
     assert torch.allclose(rearrange(rotated, "two 1 k i -> 1 k (two i)"), half_split, atol=1e-6)
 
 

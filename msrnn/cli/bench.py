@@ -29,6 +29,7 @@ from ..errors import Error
 from ..reductions.registry import parse_reduction
 from ..reporting.figures import check_output_path
 from ..storage.files import atomic_file, write_json
+from .loading import load_cell, load_config, load_tokenizer
 from .options import add_model_arguments, check_device
 
 MAX_FACTOR = 16
@@ -85,17 +86,15 @@ def section_names(text: str) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Check the arguments, measure, and print what was measured, also after ctrl-C."""
-    import converters
-
     _check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     ids, source = _ids(args)
     with _hugging_face_folder(args) as export:
         bench = Bench(
-            load=partial(converters.load, args.model, device=args.device, revision=args.revision),
+            load=partial(load_cell, args),
             export=export,
-            tokenizer=partial(converters.tokenizer, args.model, revision=args.revision),
+            tokenizer=partial(load_tokenizer, args),
             ids=ids,
             device=torch.device(args.device),
             dtype=getattr(torch, args.dtype),
@@ -137,14 +136,11 @@ def _check(args: argparse.Namespace) -> None:
 
 def _ids(args: argparse.Namespace) -> tuple[Tensor, str]:
     """Return ``(N,)`` int64 ids to read, and a description of their source."""
-    import converters
-
     if args.text is None:
-        vocabulary = converters.config(args.model, revision=args.revision).vocab_size
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(vocabulary, (MAX_FACTOR * args.tokens,), generator=generator), "random ids"
+        size, generator = load_config(args).vocab_size, torch.Generator().manual_seed(0)
+        return torch.randint(size, (MAX_FACTOR * args.tokens,), generator=generator), "random ids"
     words = read_text(args.text)
-    ids = torch.tensor(converters.tokenizer(args.model, revision=args.revision).encode(words).ids, dtype=torch.int64)
+    ids = torch.tensor(load_tokenizer(args).encode(words).ids, dtype=torch.int64)
     if len(ids) <= args.size:
         raise Error(f"--text has {len(ids)} tokens; expected more than --size, {args.size}, so that H is full")
     return ids, f"{args.text.name}, {len(ids):,} tokens"

@@ -8,6 +8,7 @@ import argparse
 from ..diagnostics.state_memory import token_bytes
 from ..models import Config, DecoderConfig
 from ..models.registry import build_on_meta
+from .loading import load_config
 from .options import add_source_arguments
 
 
@@ -18,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print MODEL and its summary."""
-    import converters
-
-    print(args.model, *describe(converters.config(args.model, revision=args.revision)), sep="\n")
+    print(args.model, *describe(load_config(args)), sep="\n")
 
 
 def describe(config: Config | DecoderConfig) -> list[str]:

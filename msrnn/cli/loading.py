@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
+from ..models import Config, DecoderConfig
 from .options import check_device
 
 if TYPE_CHECKING:
@@ -30,12 +31,20 @@ def load_tokenizer(args: argparse.Namespace) -> "tokenizers.Tokenizer":
     return converters.tokenizer(args.model, revision=args.revision)
 
 
-def load_cell(args: argparse.Namespace) -> Cell:
-    """Load the cell of MODEL in ``--dtype`` on ``--device``. Raises as :func:`converters.load`."""
+def load_config(args: argparse.Namespace) -> Config | DecoderConfig:
+    """Read the config of MODEL. Raises as :func:`converters.config`."""
+    import converters
+
+    return converters.config(args.model, revision=args.revision)
+
+
+def load_cell(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Cell:
+    """Load the cell of MODEL in ``dtype`` (default: ``--dtype``) on ``--device``. Raises as :func:`converters.load`."""
     import converters
 
     check_device(args)
-    dtype = getattr(torch, args.dtype) if args.dtype else None
+    if dtype is None and args.dtype:
+        dtype = getattr(torch, args.dtype)
     return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
 
 

@@ -1,7 +1,7 @@
 """Conditions of an experiment: operators at sizes, as on the command line and in the tables."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reductions.core import Full
 from ..reductions.registry import parse_reduction
+from ..reporting.sweep import Sweep
 
 CORE = ("full", "window", "sinks:SIZE:1", "sinks:SIZE:4", "h2o", "h2o-layer", "tova", "tova-head")
 SIZES = (64, 128, 256, 512)
@@ -40,7 +41,7 @@ class Condition:
         return f"{TRUNCATED}:{self.size}" if self.truncated else str(self.reduction)
 
 
-def conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Condition]:
+def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Condition]:
     """Return every operator at every size.
 
     Args:
@@ -76,6 +77,19 @@ def _complete(operator: str) -> Reduction | None:
         if ":" in operator:
             raise
         return None
+
+
+def load_results(kind: Callable[..., Result], sweep: Sweep, rows: Mapping[Any, Iterable[str]]) -> list[Result]:
+    """Return the finished cells of a sweep as results.
+
+    Args:
+        kind: class of the results. The fields ``operator`` and ``size`` are taken from the condition, because equal operators
+            with different spec strings share a cell.
+        sweep: the cells.
+        rows: cell keys by row; a row is a condition or a tuple that starts with a condition.
+    """
+    pairs = [(row[0] if isinstance(row, tuple) else row, key) for row, keys in rows.items() for key in keys]
+    return [kind(**{**sweep[key], "operator": c.operator, "size": c.size}) for c, key in pairs]
 
 
 def by_condition(results: Iterable[Result]) -> dict[tuple[str, int | None], list[Result]]:

@@ -22,7 +22,7 @@ from ..reporting.report import Curves, Report, Table, format_significant
 from ..reporting.statistics import mean, paired
 from ..state.position_remapping import ABSOLUTE, RULES
 from ..state.state import State, load_state
-from .conditions import Condition, add_condition_arguments, conditions
+from .conditions import Condition, add_condition_arguments, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import MAX_LOGITS, score_tokens
 from .texts import text_digest
@@ -93,18 +93,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Read the texts under all conditions and position remappings."""
-    asked = conditions(args.operators, args.sizes)
-    if truncated := [condition for condition in asked if condition.truncated]:
+    conditions = parse_conditions(args.operators, args.sizes)
+    if truncated := [condition for condition in conditions if condition.truncated]:
         raise Error(f"--operators has {truncated[0]}, which carries no state; expected operators")
     if args.tokens % args.stretch:
         raise Error(f"--tokens is {args.tokens}; expected a multiple of --stretch, {args.stretch}")
     args.chunk, args.chunks = args.tokens + 1, 1
     chunks = inputs.chunks(args)
-    inputs.check_memory(len(chunks), [condition.size for condition in asked], args.tokens)
+    inputs.check_memory(len(chunks), [condition.size for condition in conditions], args.tokens)
     names, ids = [chunk.text_name for chunk in chunks], torch.stack([chunk.ids for chunk in chunks]).to(inputs.cell.device)
     rows = {
         (condition, rule): {f"{condition} {rule} from {start}": start for start in range(0, args.tokens, args.stretch)}
-        for condition in asked
+        for condition in conditions
         for rule in args.places
         if rule == ABSOLUTE or condition.size is not None  # remapping does not change an unbounded H
     }
@@ -127,9 +127,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
             if path is not None:
                 path.parent.mkdir(exist_ok=True)
                 state.save(path)
-    found = [(c, sweep[key]) for (c, _), row in rows.items() for key in row]
-    results = [ExtrapolationResult(**{**record, "operator": c.operator, "size": c.size}) for c, record in found]
-    return report(results, inputs.cell.config.context_length)
+    return report(load_results(ExtrapolationResult, sweep, rows), inputs.cell.config.context_length)
 
 
 def saved_state(cell: Cell, condition: Condition, rule: str, batch_size: int, path: Path | None, start: int) -> State:

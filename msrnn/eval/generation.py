@@ -16,7 +16,7 @@ from ..decoding.generate import generate
 from ..errors import Error
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean
-from .conditions import Condition, add_condition_arguments, by_condition, conditions
+from .conditions import Condition, add_condition_arguments, by_condition, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import Chunk, text_digest
@@ -93,25 +93,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Continue all prompts under all conditions and with the unbounded model."""
-    asked = conditions(args.operators, args.sizes)
-    if truncated := [condition for condition in asked if condition.truncated]:
+    conditions = parse_conditions(args.operators, args.sizes)
+    if truncated := [condition for condition in conditions if condition.truncated]:
         raise Error(f"--operators has {truncated[0]}, which has no state to continue from; expected operators")
-    if not any(condition.size is None for condition in asked):
-        asked = conditions(["full", *args.operators], args.sizes)
+    if not any(condition.size is None for condition in conditions):
+        conditions = parse_conditions(["full", *args.operators], args.sizes)
     chunks = inputs.chunks(args)
     inputs.check_memory(args.batch, [None], args.chunk + args.max_new_tokens)
     settings = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "batch": args.batch}
     sweep = inputs.sweep(args.out, "generation", text=text_digest(chunks), chunk=args.chunk, **settings)
     groups = [chunks[i : i + args.batch] for i in range(0, len(chunks), args.batch)]  # sampling depends on the whole batch
-    rows = {(c, i): {f"{c} after {chunk.name}": chunk for chunk in g} for c in asked for i, g in enumerate(groups)}
+    rows = {(c, i): {f"{c} after {chunk.name}": chunk for chunk in g} for c in conditions for i, g in enumerate(groups)}
     for (condition, i), pending in sweep.pending(rows, args.batch, inputs.progress):
         seed = None if args.seed is None else args.seed + i
         for result in continue_prompts(inputs.cell, groups[i], condition, args.max_new_tokens, seed):
             if (key := f"{condition} after {result.chunk}") in pending:
                 sweep[key] = asdict(result)
-    found = [(c, sweep[key]) for (c, _), row in rows.items() for key in row]
-    results = [GenerationResult(**{**record, "operator": c.operator, "size": c.size}) for c, record in found]
-    return report(results, args.max_new_tokens)
+    return report(load_results(GenerationResult, sweep, rows), args.max_new_tokens)
 
 
 def report(results: Sequence[GenerationResult], max_new_tokens: int) -> Report:

@@ -20,7 +20,7 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Curves, Report, Table, format_significant
 from ..reporting.statistics import mean, paired
-from .conditions import CORE, TRUNCATED, Condition, add_condition_arguments, by_condition, conditions
+from .conditions import CORE, TRUNCATED, Condition, add_condition_arguments, by_condition, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import Chunk, text_digest
@@ -118,18 +118,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Score all chunks under all conditions."""
-    asked = conditions(args.operators, args.sizes)
+    conditions = parse_conditions(args.operators, args.sizes)
     if args.against not in args.operators:
         raise Error(f"--against is {args.against!r}; expected one of the operators, {', '.join(args.operators)}")
     chunks = inputs.chunks(args)
-    inputs.check_memory(args.batch, [condition.size for condition in asked], args.chunk)
+    inputs.check_memory(args.batch, [condition.size for condition in conditions], args.chunk)
     sweep = inputs.sweep(args.out, "lm", text=text_digest(chunks), chunk=args.chunk)
-    rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in asked}
+    rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
     for condition, batch in sweep.pending(rows, args.batch, inputs.progress):
         for key, result in zip(batch, score_chunks(inputs.cell, list(batch.values()), condition), strict=True):
             sweep[key] = asdict(result)
-    results = [LMResult(**{**sweep[key], "operator": c.operator, "size": c.size}) for c, row in rows.items() for key in row]
-    return report(results, args.against)
+    return report(load_results(LMResult, sweep, rows), args.against)
 
 
 def report(results: Sequence[LMResult], against: str) -> Report:

@@ -1,4 +1,4 @@
-"""Pass key retrieval: a key in a long text that is asked for at its end (arXiv:2305.16300, sec. 4.2).
+"""Pass key retrieval: a key in a long text, with a question about the key at the end (arXiv:2305.16300, sec. 4.2).
 
 The text is filler except for one sentence. A key counts as found if greedy decoding generates all its digits. A low perplexity
 does not imply that keys are found, because an operator that has evicted the rows of the key cannot recover them.
@@ -17,7 +17,7 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import HeatMaps, Report, Table
 from ..reporting.statistics import mean
-from .conditions import Condition, add_condition_arguments, by_condition, conditions
+from .conditions import Condition, add_condition_arguments, by_condition, load_results, parse_conditions
 from .inputs import EvalInputs
 from .teacher_forcing import pad_right, padding_mask, teacher_force
 
@@ -117,22 +117,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Measure all conditions, lengths and depths."""
-    asked = conditions(args.operators, args.sizes)
-    if truncated := [condition for condition in asked if condition.truncated]:
+    conditions = parse_conditions(args.operators, args.sizes)
+    if truncated := [condition for condition in conditions if condition.truncated]:
         raise Error(f"--operators has {truncated[0]}, which has no state to continue from; expected operators")
     if invalid := [depth for depth in args.depths if not 0 <= depth <= 1]:
         raise Error(f"--depths has {invalid[0]}; expected numbers from 0 to 1")
     make_prompt(inputs.tokenizer, "12345", min(args.lengths), 0)  # refuses a short length before any work
-    inputs.check_memory(args.keys, [condition.size for condition in asked], max(args.lengths))
+    inputs.check_memory(args.keys, [condition.size for condition in conditions], max(args.lengths))
     sweep = inputs.sweep(args.out, "passkey", keys=args.keys, seed=args.seed)
-    rows = {c: {f"{c} at {d:g} of {n}": (n, d) for n in args.lengths for d in args.depths} for c in asked}
+    rows = {c: {f"{c} at {d:g} of {n}": (n, d) for n in args.lengths for d in args.depths} for c in conditions}
     for condition, batch in sweep.pending(rows, 1, inputs.progress):
         for key, (length, depth) in batch.items():
             result = retrieve_keys(inputs.cell, inputs.tokenizer, condition, length, depth, args.keys, args.seed)
             sweep[key] = asdict(result)
-    return report(
-        [PasskeyResult(**{**sweep[key], "operator": c.operator, "size": c.size}) for c, row in rows.items() for key in row]
-    )
+    return report(load_results(PasskeyResult, sweep, rows))
 
 
 def report(results: Sequence[PasskeyResult]) -> Report:

@@ -22,7 +22,7 @@ from ..reductions.contract import Reduction
 from ..reporting.report import Report, Table, format_significant
 from ..reporting.statistics import mean, paired
 from ..state.state import State
-from .conditions import add_condition_arguments, by_condition, conditions
+from .conditions import add_condition_arguments, by_condition, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import text_digest
@@ -100,8 +100,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Read all chunks under all conditions by both methods."""
-    asked = conditions(args.operators, args.sizes)
-    for condition in asked:
+    conditions = parse_conditions(args.operators, args.sizes)
+    for condition in conditions:
         if condition.truncated or condition.reduction.merges_values:
             raise Error(f"--operators has {condition}, which has no one-shot prefill; expected operators that only evict rows")
     if args.prompt >= args.chunk:
@@ -109,13 +109,12 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     chunks = inputs.chunks(args)
     inputs.check_memory(1, [None], args.chunk)  # one-shot prefill holds the whole prompt
     sweep = inputs.sweep(args.out, "prefill-cost", text=text_digest(chunks), chunk=args.chunk, prompt=args.prompt)
-    rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in asked}
+    rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
     for c, batch in sweep.pending(rows, 1, inputs.progress):
         for key, chunk in batch.items():
             cost = measure_cost(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt)
             sweep[key] = {**asdict(cost), "operator": c.operator, "size": c.size, "chunk": chunk.name}
-    found = [(c, sweep[key]) for c, row in rows.items() for key in row]
-    return report([PrefillCostResult(**{**record, "operator": c.operator, "size": c.size}) for c, record in found])
+    return report(load_results(PrefillCostResult, sweep, rows))
 
 
 def report(results: Sequence[PrefillCostResult]) -> Report:

@@ -22,7 +22,7 @@ from ..diagnostics.retention import eviction_steps, retention_map
 from ..errors import Error
 from ..reporting.report import Curves, HeatMaps, Report, Table
 from ..reporting.statistics import mean
-from .conditions import Condition, add_condition_arguments, conditions
+from .conditions import Condition, add_condition_arguments, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .texts import Chunk, text_digest
 from .token_classes import character_classes, check_tagger, parts_of_speech
@@ -122,22 +122,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Measure all chunks under all conditions."""
-    asked = conditions(args.operators, args.sizes)
-    for condition in asked:
+    conditions = parse_conditions(args.operators, args.sizes)
+    for condition in conditions:
         if condition.truncated or condition.size is None or condition.size >= args.chunk:
             raise Error(f"--operators has {condition}, which evicts no row of {args.chunk} tokens; expected bounded operators")
     if args.parts_of_speech:
         check_tagger()
     chunks, classify = inputs.chunks(args), parts_of_speech if args.parts_of_speech else character_classes
-    inputs.check_memory(1, [condition.size for condition in asked], args.chunk)
+    inputs.check_memory(1, [condition.size for condition in conditions], args.chunk)
     sweep = inputs.sweep(args.out, "retention", text=text_digest(chunks), chunk=args.chunk, classes=classify.__name__)
-    rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in asked}
+    rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
     for condition, batch in sweep.pending(rows, 1, inputs.progress):
         for key, chunk in batch.items():
             result = measure_retention(inputs.cell, chunk, condition, classify, keep_steps=chunk is chunks[0])
             sweep[key] = asdict(result)
-    found = [(c, sweep[key]) for c, row in rows.items() for key in row]
-    return report([RetentionResult(**{**record, "operator": c.operator, "size": c.size}) for c, record in found])
+    return report(load_results(RetentionResult, sweep, rows))
 
 
 BySize = dict[int, list[RetentionResult]]

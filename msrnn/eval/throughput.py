@@ -18,7 +18,7 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Report, Table, format_significant
-from .conditions import add_condition_arguments, conditions
+from .conditions import add_condition_arguments, load_results, parse_conditions
 from .inputs import EvalInputs, total_memory
 
 
@@ -82,21 +82,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Measure all conditions."""
-    asked = conditions(args.operators, args.sizes)
+    conditions = parse_conditions(args.operators, args.sizes)
     if args.steps >= args.length:
         raise Error(f"--steps is {args.steps}; expected fewer than --length, {args.length}")
     read = args.length - args.steps
-    if not_full := [condition for condition in asked if condition.truncated or (condition.size or 0) >= read]:
+    if not_full := [condition for condition in conditions if condition.truncated or (condition.size or 0) >= read]:
         raise Error(f"--operators has {not_full[0]}, which is not full after {read} tokens; expected a longer --length")
     if (budget := args.budget * 10**6) > (memory := total_memory(inputs.cell.device)):
         raise Error(f"--budget is {budget / 1e9:,.1f} GB; the machine has {memory / 1e9:,.1f} GB")
     settings = {"device": args.device, "budget": args.budget, "length": args.length, "steps": args.steps}
     sweep = inputs.sweep(args.out, "throughput", **settings)
-    for condition, batch in sweep.pending({c: {str(c): c} for c in asked}, 1, inputs.progress):
+    rows = {condition: {str(condition): condition} for condition in conditions}
+    for condition, batch in sweep.pending(rows, 1, inputs.progress):
         measured = measure_throughput(inputs.cell, condition.reduction, budget, args.length, args.steps)
         sweep[next(iter(batch))] = asdict(ThroughputResult(condition.operator, condition.size, *measured))
-    results = [ThroughputResult(**{**sweep[str(c)], "operator": c.operator, "size": c.size}) for c in asked]
-    return report(results, args.budget, args.length)
+    return report(load_results(ThroughputResult, sweep, rows), args.budget, args.length)
 
 
 def report(results: Sequence[ThroughputResult], budget: int, length: int) -> Report:

@@ -21,7 +21,7 @@ from ..reporting.report import Report, Table
 from ..reporting.statistics import mean, paired
 from ..state.state import State
 from ..storage.digest import digest
-from .conditions import TRUNCATED, Condition, add_condition_arguments, by_condition, conditions
+from .conditions import TRUNCATED, Condition, add_condition_arguments, by_condition, load_results, parse_conditions
 from .inputs import EvalInputs
 from .questions import Question, check_rouge, read_questions
 from .teacher_forcing import pad_right, padding_mask, teacher_force
@@ -140,8 +140,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Answer all questions under all conditions and with the unbounded model."""
     operators = args.operators if "full" in args.operators else ["full", *args.operators]
-    asked = sorted(
-        conditions(operators, args.sizes), key=lambda c: c.operator != "full"
+    conditions = sorted(
+        parse_conditions(operators, args.sizes), key=lambda c: c.operator != "full"
     )  # full first: the others need its answers
     questions = read_questions(args.data)
     if questions[0].task == "squality":
@@ -150,11 +150,11 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     groups = {document: [q for q in questions if q.name == document] for document in documents}
     suffixes = [q.prompt_suffix for group in groups.values() for q in group]
     longest = max(len(inputs.tokenizer.encode(suffix, add_special_tokens=False).ids) for suffix in suffixes)
-    check_fits(min([args.length, *(c.size for c in asked if c.truncated and c.size)]), longest)
+    check_fits(min([args.length, *(c.size for c in conditions if c.truncated and c.size)]), longest)
     inputs.check_memory(max(len(q.references) for q in questions), [None], args.length + args.max_new_tokens)
     settings = {"length": args.length, "max_new_tokens": args.max_new_tokens}
     sweep = inputs.sweep(args.out, "understanding", data=digest(repr(questions)), **settings)
-    rows = {(c, d): {f"{c} on {question_name(q)}": q for q in group} for c in asked for d, group in groups.items()}
+    rows = {(c, d): {f"{c} on {question_name(q)}": q for q in group} for c in conditions for d, group in groups.items()}
     for (condition, document), pending in sweep.pending(rows, max(map(len, groups.values())), inputs.progress):
         group = groups[document]  # all questions together, because the longest decides where the document is truncated
         unbounded = None if condition.operator == "full" else [sweep[f"full on {question_name(q)}"]["ids"] for q in group]
@@ -163,10 +163,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         for q, result in zip(group, results, strict=True):
             if (key := f"{condition} on {question_name(q)}") in pending:
                 sweep[key] = asdict(result)
-    found = [(c, sweep[key]) for (c, _), row in rows.items() for key in row]
-    return report(
-        [UnderstandingResult(**{**record, "operator": c.operator, "size": c.size}) for c, record in found], questions[0].task
-    )
+    return report(load_results(UnderstandingResult, sweep, rows), questions[0].task)
 
 
 def report(results: Sequence[UnderstandingResult], task: str) -> Report:

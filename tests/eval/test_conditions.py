@@ -5,12 +5,12 @@ import argparse
 import pytest
 
 import msrnn
-from msrnn.eval.conditions import CORE, add_condition_arguments, by_condition, conditions
+from msrnn.eval.conditions import CORE, add_condition_arguments, by_condition, parse_conditions
 from msrnn.eval.lm import LMResult
 
 
 def test_every_operator_at_every_size():
-    found = conditions(["truncated", "tova:9", "sinks:SIZE:1", "full"], [8, 16])
+    found = parse_conditions(["truncated", "tova:9", "sinks:SIZE:1", "full"], [8, 16])
     assert [str(c) for c in found] == ["truncated:8", "truncated:16", "tova:9", "sinks:8:1", "sinks:16:1", "full"]
     assert [(c.operator, c.size) for c in found[2:]] == [
         ("tova:9", 9),
@@ -19,7 +19,7 @@ def test_every_operator_at_every_size():
         ("full", None),
     ]
     assert [c.truncated for c in found] == [True, True, False, False, False, False]
-    assert len(conditions(CORE, [8, 16])) == 1 + 7 * 2
+    assert len(parse_conditions(CORE, [8, 16])) == 1 + 7 * 2
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_every_operator_at_every_size():
 )
 def test_invalid_operators_are_refused(operators, message):
     with pytest.raises(msrnn.Error, match=message):
-        conditions(operators, [8])
+        parse_conditions(operators, [8])
 
 
 def test_results_are_grouped_in_order():

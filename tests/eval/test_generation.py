@@ -10,7 +10,7 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main
-from msrnn.eval.conditions import conditions
+from msrnn.eval.conditions import parse_conditions
 from msrnn.eval.generation import GenerationResult, continue_prompts, report
 from msrnn.eval.teacher_forcing import teacher_force
 from msrnn.eval.texts import split_into_chunks
@@ -36,7 +36,7 @@ def test_teacher_forcing_equals_the_step_loop(reduction):
 
 def test_a_result_of_a_batch_equals_that_of_a_single_prompt():
     cell = chat_cell(eos_token_ids=(40, 41, 42, 43, 44, 45))
-    (full, tova), ended = conditions(["full", "tova"], [6]), 0
+    (full, tova), ended = parse_conditions(["full", "tova"], [6]), 0
     for condition in (full, tova):
         for found, chunk in zip(continue_prompts(cell, PROMPTS, condition, 25), PROMPTS, strict=True):
             new, _ = msrnn.generate(cell, chunk.ids[None], cell.initial_state(1, condition.reduction), max_new_tokens=25)
@@ -55,7 +55,7 @@ def test_a_result_of_a_batch_equals_that_of_a_single_prompt():
 
 
 def test_a_seed_repeats_the_samples():
-    (condition,) = conditions(["tova"], [6])
+    (condition,) = parse_conditions(["tova"], [6])
     one, again, other = (continue_prompts(CELL, PROMPTS, condition, 20, seed) for seed in (1, 1, 2))
     assert one == again != other
 

@@ -14,7 +14,7 @@ import converters
 import msrnn
 from msrnn.cli.main import main
 from msrnn.eval import lm, teacher_forcing
-from msrnn.eval.conditions import conditions
+from msrnn.eval.conditions import parse_conditions
 from msrnn.eval.lm import LMResult, nll, report, score_chunks, truncated_nll
 from msrnn.eval.texts import Chunk, read_dataset, split_into_chunks
 
@@ -80,7 +80,7 @@ def test_chunks_start_with_bos_and_count_their_bytes():
 def test_a_batch_gives_the_scores_of_single_chunks():
     ids = tokens(3, 3, 31)
     batch = [Chunk(f"t {i}", x, "x" * 31, tuple((j, j + 1) for j in range(31)), 1) for i, x in enumerate(ids)]
-    for condition in conditions(["tova", "truncated"], [5]):
+    for condition in parse_conditions(["tova", "truncated"], [5]):
         together, single = score_chunks(CELL, batch, condition), [score_chunks(CELL, [c], condition)[0] for c in batch]
         for a, b, c in zip(together, single, batch, strict=True):
             assert (a.chunk, a.tokens, a.n_bytes) == (b.chunk, b.tokens, b.n_bytes) == (c.name, 30, 30)
@@ -237,7 +237,7 @@ def test_order_of_the_operators_on_the_real_weights(smollm, gguf_path, figure):
     page_chunks = split_into_chunks({"docs": page}, converters.tokenizer(gguf_path), 192, 1)
     found = {
         str(c): score_chunks(smollm, page_chunks, c)[0].mean
-        for c in conditions(["full", "window", "sinks:SIZE:1", "tova"], [32])
+        for c in parse_conditions(["full", "window", "sinks:SIZE:1", "tova"], [32])
     }
     figure(f"192 tokens of the docs, nats per token: {', '.join(f'{k} {v:.3f}' for k, v in found.items())}")
     assert found["full"] < found["tova:32"] < found["window:32"]

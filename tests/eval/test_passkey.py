@@ -10,7 +10,7 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main
-from msrnn.eval.conditions import conditions
+from msrnn.eval.conditions import parse_conditions
 from msrnn.eval.passkey import NEEDLE, QUESTION, TASK, PasskeyResult, make_prompt, report, retrieve_keys
 
 TOKENIZER = tiny_tokenizer()
@@ -39,7 +39,7 @@ def test_a_short_length_is_refused():
 @pytest.mark.parametrize("row", ["full", "tova:9"])
 def test_a_key_is_found_if_greedy_decoding_generates_it(row):
     """The cell is random, so the keys are replaced by the text that it generates, with one wrong letter in the last."""
-    cell, (condition,) = chat_cell(), conditions([row], [9])
+    cell, (condition,) = chat_cell(), parse_conditions([row], [9])
     result = retrieve_keys(cell, TOKENIZER, condition, 320, 0.5, 3, seed=1)
     assert (result.found, result.keys) == (0, 3)
     texts = [torch.tensor([make_prompt(TOKENIZER, key, 320, 0.5)]) for key in ("11111", "22222", "33333")]

@@ -12,7 +12,7 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.cli.main import main
 from msrnn.diagnostics.retention import eviction_steps
-from msrnn.eval.conditions import conditions
+from msrnn.eval.conditions import parse_conditions
 from msrnn.eval.retention import N_FIRST, RetentionResult, lifetimes, measure_retention, recent_share, report
 from msrnn.eval.texts import split_into_chunks
 from msrnn.eval.token_classes import character_classes, parts_of_speech
@@ -80,7 +80,7 @@ def test_parts_of_speech():
 def test_a_result_follows_from_the_trace():
     cell, tokenizer = chat_cell(), tiny_tokenizer()
     (chunk,) = split_into_chunks({"book": TEXT}, tokenizer, 50, 1)
-    for condition in conditions(["tova", "h2o"], [7]):
+    for condition in parse_conditions(["tova", "h2o"], [7]):
         result = measure_retention(cell, chunk, condition, keep_steps=True)
         left = eviction_steps(cell, chunk.ids[None], condition.reduction)[0]
         life = lifetimes(left).double().mean((0, 1))
@@ -100,7 +100,7 @@ def test_a_result_follows_from_the_trace():
 def test_classes_are_weighted_by_tokens_and_sorted_by_lifetime():
     cell, tokenizer = chat_cell(), tiny_tokenizer()
     results = split_into_chunks({"a": TEXT.replace("was", "w a s", 2)}, tokenizer, 40, 2)
-    records = [measure_retention(cell, c, e, keep_steps=True) for c in results for e in conditions(["tova"], [5, 9])]
+    records = [measure_retention(cell, c, e, keep_steps=True) for c in results for e in parse_conditions(["tova"], [5, 9])]
     table = next(t for t in report(records).tables if t.title.startswith("Mean lifetime by token class"))
     assert table.columns == ["class", "tokens", "5", "9"]
     assert [float(row[3]) for row in table.rows] == sorted((float(row[3]) for row in table.rows), reverse=True)
@@ -132,7 +132,7 @@ def test_classes_of_several_chunks_are_weighted_by_tokens():
 def test_figures_have_labels_and_the_orientation_of_the_paper():
     cell = chat_cell()
     (chunk,) = split_into_chunks({"book": TEXT}, tiny_tokenizer(), 50, 1)
-    result = measure_retention(cell, chunk, conditions(["window"], [5])[0], keep_steps=True)
+    result = measure_retention(cell, chunk, parse_conditions(["window"], [5])[0], keep_steps=True)
     figures = report([result]).figures
     maps, first = figures["map-window.png"], figures["first-window.png"]
     assert (maps.x_label, maps.y_label, maps.extent) == ("position", "step", 50)

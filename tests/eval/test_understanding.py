@@ -10,7 +10,7 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main
-from msrnn.eval.conditions import conditions
+from msrnn.eval.conditions import parse_conditions
 from msrnn.eval.questions import Question, f1, read_questions, rouge
 from msrnn.eval.understanding import UnderstandingResult, answer_questions, report
 
@@ -120,11 +120,11 @@ QUESTIONS = [
 
 @pytest.mark.parametrize("row", ["full", "tova", "h2o", "truncated"])
 def test_answers_from_one_state_equal_those_of_whole_prompts(row):
-    (condition,) = conditions([row], [120] if row == "truncated" else [16])
+    (condition,) = parse_conditions([row], [120] if row == "truncated" else [16])
     tails = [TOKENIZER.encode(q.prompt_suffix, add_special_tokens=False).ids for q in QUESTIONS]
     limit = max(map(len, tails)) + 40
     if row == "truncated":
-        (condition,) = conditions([row], [limit - 20])
+        (condition,) = parse_conditions([row], [limit - 20])
     found = answer_questions(CELL, TOKENIZER, QUESTIONS, condition, limit, 9, None if row == "full" else [[7, 8, 9], [10]])
     room = 20 if row == "truncated" else 40
     for q, tail, got in zip(QUESTIONS, tails, found, strict=True):
@@ -150,7 +150,7 @@ def test_answers_from_one_state_equal_those_of_whole_prompts(row):
 
 def test_a_question_longer_than_the_prompt_is_refused():
     with pytest.raises(msrnn.Error, match="a prompt has 30 tokens; expected more than"):
-        answer_questions(CELL, TOKENIZER, QUESTIONS, conditions(["full"], [])[0], 30, 4)
+        answer_questions(CELL, TOKENIZER, QUESTIONS, parse_conditions(["full"], [])[0], 30, 4)
 
 
 def test_tables_contain_paired_differences():

@@ -104,7 +104,7 @@ class MultiState:
         return replace(self, keys=keys, values=values, positions=positions, row_stats=self._extended_stats(), buffer=buffer)
 
     def extended(self, *, in_place: bool) -> "MultiState":
-        """Return H with one more row at the clock's position, whose key and value are still to be written.
+        """Return H with one more row at the position of the clock. Its key and value are still to be written.
 
         ``in_place``: True if the row may lie in the buffer of this state. Otherwise, and if the buffer is full, the rows are
         copied to a new buffer with spare rows.
@@ -144,7 +144,7 @@ class MultiState:
 
         Args:
             uniform: True if every head keeps equally many rows.
-            out: an H whose keys and values may be overwritten with the result.
+            out: an H with keys and values that may be overwritten with the result.
         """
         if not uniform:
             positions = self.positions.masked_fill(~mask, EMPTY)

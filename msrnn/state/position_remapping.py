@@ -28,7 +28,7 @@ def _compressed(gap: Tensor) -> Tensor:
 
 ABSOLUTE = "absolute"
 RULES: dict[str, Callable[[Tensor], Tensor]] = {"inside": torch.ones_like, "compressed": _compressed}
-"""The remapped gap of two neighbouring rows whose positions differ by ``gap (…)``, floating-point. ``inside``: 1, so that the
+"""The remapped gap of two neighbouring rows at positions ``gap (…)`` apart, floating-point. ``inside``: 1, so that the
 remapped position is the index in the cache (StreamingLLM, arXiv:2309.17453, sec. 3.2). ``compressed``: the extrapolation of
 arXiv:2401.06104."""
 

@@ -205,7 +205,7 @@ class State:
             metadata: further texts by name, to be stored in the metadata of the file.
 
         Raises:
-            Error: an operator whose settings cannot be saved, or a path that cannot be written to.
+            Error: the settings of an operator cannot be saved, or a path that cannot be written to.
         """
         write_layers(list(self), self.fingerprint, path, metadata)
 

@@ -34,7 +34,7 @@ class Condition:
 
     @property
     def truncated(self) -> bool:
-        """True for the truncated baseline: the unbounded model, which sees ``size`` tokens of the text at most."""
+        """True for the truncated baseline: the unbounded model with at most ``size`` visible tokens."""
         return self.operator == TRUNCATED
 
     def __str__(self) -> str:

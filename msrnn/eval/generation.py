@@ -1,7 +1,8 @@
 """Long continuations with a bounded state, compared with the unbounded model (sec. 5.4 of the paper, without its judge).
 
-A prompt is a chunk of a text. The unbounded model then scores each continuation by teacher forcing: its log-likelihood, and the
-share of tokens that greedy decoding of the unbounded model would choose. The quality of the texts is not judged.
+A prompt is a chunk of a text. The unbounded model then scores each continuation by teacher forcing. The scores are its
+log-likelihood and its agreement: the share of tokens that greedy decoding of the unbounded model would choose. The quality of
+the texts is not judged.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Language modelling with a bounded state: perplexity and bits per byte (fig. 3 and table 3 of the paper).
 
 Each chunk is read by the many-token path from an empty state, so the operator evicts rows from token size + 1 on. All tokens
-except the first are predicted. The truncated baseline is the unbounded model, which sees at most ``size`` tokens: its state is
-reset every ``size`` tokens, and the last token before a reset is read again, so that all tokens are predicted.
+except the first are predicted. The truncated baseline is the unbounded model with at most ``size`` visible tokens. Its state is
+reset every ``size`` tokens. The last token before a reset is read again, so that all tokens are predicted.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Cost of one-shot prefill (``msrnn.prefill``) compared with eviction at every token.
 
-The published implementations of most operators read a prompt with full attention and evict once at its end, so their published
-results include the effect of one-shot prefill. Here both methods read the same prompt. The rest of the chunk is then read by
-the many-token path from either state, under the same operator.
+The published implementations of most operators read a prompt with full attention and evict once at its end. Their published
+results therefore include the effect of one-shot prefill. Here both methods read the same prompt. The rest of the chunk is then
+read by the many-token path from either state, under the same operator.
 """
 
 import argparse

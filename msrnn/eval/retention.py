@@ -1,10 +1,9 @@
-"""Tokens that a bounded state retains: maps, lifetimes, share of recent rows (figs. 8 and 9, table 2 of the paper; v1 figs. 7
-to 9).
+"""Tokens that a bounded state retains (figs. 8 and 9, table 2 of the paper; v1 figs. 7 to 9).
 
-All results follow from the trace of ``cell.scan``. The *lifetime* of a token is the number of steps that attend to its row,
-including its own step. With this definition the mean over T tokens is the same for every operator, and it agrees with the paper
-for T = 4,096. After step t a retained row is *recent* if it is one of the last ``size`` tokens, t − size < p ≤ t; steps before
-H is full are not counted.
+The results are maps, lifetimes and the share of recent rows. All of them follow from the trace of ``cell.scan``. The *lifetime*
+of a token is the number of steps that attend to its row, including its own step. With this definition the mean over T tokens is
+the same for every operator, and it agrees with the paper for T = 4,096. After step t a retained row is *recent* if it is one of
+the last ``size`` tokens, t − size < p ≤ t. Steps before H is full are not counted.
 """
 
 import argparse

@@ -31,8 +31,8 @@ def train(config: TrainConfig, text: str, folder: str | Path, *, progress: bool 
         The finished :class:`Trainer`, with the cell in training mode, the losses and the validations.
 
     Raises:
-        Error: before the first step, if the text is too short, or the folder contains something else or cannot be written;
-            during training, if the loss is not finite.
+        Error: before the first step, if the text is too short, or if the folder contains something else or cannot be written.
+        Diverged: the loss is not finite.
     """
     folder = Path(folder)
     resumed = _is_occupied(folder)

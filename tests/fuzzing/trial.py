@@ -106,9 +106,9 @@ def close(a: Any, b: Any) -> bool:
 def fields(found: Any) -> dict[str, Any]:
     """Return the config fields of a cell, or operators and fingerprint of a state."""
     if isinstance(found, msrnn.State):
-        operators = [{"operator": type(H.reduction).__name__, **vars(H.reduction)} for H in found]
-        mark = found.fingerprint
-        return {"operators": operators, "facts": mark.signature, "dtype": mark.dtype, "values": list(mark.values)}
+        operators = [{"class": type(H.reduction).__name__, "settings": vars(H.reduction)} for H in found]
+        model = found.fingerprint
+        return {"operators": operators, "signature": model.signature, "dtype": model.dtype, "values": list(model.values)}
     rope = {f"rope.{name}": value for name, value in vars(found.config.rope).items()}
     return {**vars(found.config), **rope, "eos_token_ids": list(found.config.eos_token_ids)}
 

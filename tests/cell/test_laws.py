@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_models import ROPES, assert_same, close, fold, held, tiny_cell, tokens
+from support.tiny_models import ROPES, assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 
 import msrnn
 from msrnn import H2O, TOVA, Full, Reduction, Sinks, Window
@@ -63,7 +63,7 @@ def settings_of(draw, operators=True):
 
 def a_text(draw, B, longest=14):
     T = draw(st.integers(0, longest))
-    return tokens(draw(st.integers(0, 999)), B, T)
+    return random_tokens(draw(st.integers(0, 999)), B, T)
 
 
 def snapshot(state):
@@ -86,9 +86,9 @@ def test_the_fold_is_the_step_loop_however_the_text_is_split(data):
     cell, B, reduction = data.draw(settings_of())
     text = a_text(data.draw, B)
     T = text.shape[1]
-    by_step, end = fold(cell, text, cell.initial_state(B, reduction))
+    by_step, end = step_loop(cell, text, cell.initial_state(B, reduction))
     whole, after = cell(text, cell.initial_state(B, reduction))
-    close(whole, by_step, 1e-8)
+    assert_close(whole, by_step, 1e-8)
     assert_same(after, end, 1e-8)
     cuts = sorted(data.draw(st.lists(st.integers(0, T), max_size=5)))
     state, pieces = cell.initial_state(B, reduction), []
@@ -96,7 +96,7 @@ def test_the_fold_is_the_step_loop_however_the_text_is_split(data):
         logits, state = cell(text[:, start:stop], state)
         assert logits.shape == (B, stop - start, cell.config.vocab_size)
         pieces.append(logits)
-    close(torch.cat(pieces, 1), by_step, 1e-8)
+    assert_close(torch.cat(pieces, 1), by_step, 1e-8)
     assert_same(state, end, 1e-8)
 
 
@@ -111,21 +111,21 @@ def test_a_ragged_row_reads_as_alone_and_padding_is_any_number(data):
     text = text.masked_fill(past, data.draw(st.sampled_from([0, -100, 50, 10**9])))
     logits, state = cell(text, cell.initial_state(B, reduction), lengths=lengths)
     assert logits.isnan().equal(past[..., None].expand_as(logits))
-    stepped, end = fold(cell, text, cell.initial_state(B, reduction), lengths)
-    close(logits, stepped, 1e-8)
+    stepped, end = step_loop(cell, text, cell.initial_state(B, reduction), lengths)
+    assert_close(logits, stepped, 1e-8)
     assert_same(state, end, 1e-8)
     last, same = cell(text, cell.initial_state(B, reduction), lengths=lengths, last_only=True)
     assert_same(same, state, 1e-8)
     assert state.clock.tolist() == lengths.tolist()
-    more = tokens(5, B, 4)
+    more = random_tokens(5, B, 4)
     going_on, later = cell(more, state)
     for b, n in enumerate(lengths.tolist()):
         alone, own = cell(text[b : b + 1, :n], cell.initial_state(1, reduction))
-        close(logits[b, :n], alone[0], 1e-8)
+        assert_close(logits[b, :n], alone[0], 1e-8)
         assert_same(state.select([b]), own, 1e-8)
-        close(last[b], alone[0, -1] if n else torch.full_like(last[b], torch.nan), 1e-8)
+        assert_close(last[b], alone[0, -1] if n else torch.full_like(last[b], torch.nan), 1e-8)
         on, own = cell(more[b : b + 1], own)
-        close(going_on[b], on[0], 1e-8)
+        assert_close(going_on[b], on[0], 1e-8)
         assert_same(later.select([b]), own, 1e-8)
 
 
@@ -137,7 +137,7 @@ def test_last_only_is_the_last_row_of_the_full_logits(data):
     full, state = cell(text, cell.initial_state(B, reduction))
     last, after = cell(text, cell.initial_state(B, reduction), last_only=True)
     assert last.shape == (B, cell.config.vocab_size)
-    close(last, full[:, -1] if text.shape[1] else torch.full_like(last, torch.nan), 1e-8)
+    assert_close(last, full[:, -1] if text.shape[1] else torch.full_like(last, torch.nan), 1e-8)
     assert_same(after, state, 1e-8)
 
 
@@ -146,14 +146,14 @@ def test_last_only_is_the_last_row_of_the_full_logits(data):
 def test_layers_chained_by_hand_are_the_step(data):
     cell, B, reduction = data.draw(settings_of())
     state = cell.initial_state(B, reduction)
-    for token in tokens(3, B, 9).T:
+    for token in random_tokens(3, B, 9).T:
         logits, after = cell.step(token, state)
         x, chained = cell.embed(token), []
         for layer, H in zip(cell.layers, state, strict=True):
             x, H = layer.step(x, H)
             assert x.shape == (B, cell.config.width)
             chained.append(H)
-        close(cell.compute_logits(x), logits, 1e-12)
+        assert_close(cell.compute_logits(x), logits, 1e-12)
         assert_same(state.with_layers(chained), after, 1e-12)
         state = after
 
@@ -166,7 +166,7 @@ def test_layers_chained_by_hand_are_the_step(data):
 def test_no_state_is_ever_edited_but_by_the_step_in_place(data):
     """Every state of a run, and every copy of one, is bit for bit what it was after its descendants moved on."""
     cell, B, reduction = data.draw(settings_of())
-    text = tokens(data.draw(st.integers(0, 99)), B, 12)
+    text = random_tokens(data.draw(st.integers(0, 99)), B, 12)
     kept = [cell.initial_state(B, reduction)]
     shots = [snapshot(kept[0])]
     for t in range(10):
@@ -204,20 +204,20 @@ def test_no_state_is_ever_edited_but_by_the_step_in_place(data):
 @laws(20)
 def test_in_place_on_what_a_call_returned_leaves_its_argument_alone(data):
     cell, B, reduction = data.draw(settings_of())
-    _, state = cell(tokens(1, B, data.draw(st.integers(0, 9))), cell.initial_state(B, reduction))
+    _, state = cell(random_tokens(1, B, data.draw(st.integers(0, 9))), cell.initial_state(B, reduction))
     shot = snapshot(state)
     nobody = torch.zeros(B, dtype=torch.bool)
     makers = [
-        lambda: cell(tokens(0, B, 0), state)[1],
-        lambda: cell(tokens(0, B, 3), state, lengths=torch.zeros(B, dtype=torch.int64))[1],
-        lambda: cell.step(tokens(0, B, 1)[:, 0], state, active=nobody)[1],
-        lambda: cell.step(tokens(0, B, 1)[:, 0], state)[1],
+        lambda: cell(random_tokens(0, B, 0), state)[1],
+        lambda: cell(random_tokens(0, B, 3), state, lengths=torch.zeros(B, dtype=torch.int64))[1],
+        lambda: cell.step(random_tokens(0, B, 1)[:, 0], state, active=nobody)[1],
+        lambda: cell.step(random_tokens(0, B, 1)[:, 0], state)[1],
         lambda: state.select(list(range(B))),
         lambda: state.clone(),
     ]
     for make in makers:
         child = make()
-        for token in tokens(2, B, 4).T:
+        for token in random_tokens(2, B, 4).T:
             cell.step_(token, child)
         assert_untouched(state, shot)
 
@@ -226,7 +226,7 @@ def test_in_place_on_what_a_call_returned_leaves_its_argument_alone(data):
 @laws(20)
 def test_the_step_in_place_is_the_step(data):
     cell, B, reduction = data.draw(settings_of())
-    text = tokens(data.draw(st.integers(0, 99)), B, 10)
+    text = random_tokens(data.draw(st.integers(0, 99)), B, 10)
     pure = cell.initial_state(B, reduction)
     moving = pure.clone()
     for token in text.T:
@@ -243,7 +243,7 @@ def test_the_step_in_place_is_the_step(data):
 @laws(20)
 def test_rows_that_are_not_active_stand_still_and_the_others_step_as_if_alone(data):
     cell, B, reduction = data.draw(settings_of())
-    text = tokens(data.draw(st.integers(0, 99)), B, 9)
+    text = random_tokens(data.draw(st.integers(0, 99)), B, 9)
     state = cell.initial_state(B, reduction)
     for token in text.T:
         active = torch.tensor(data.draw(st.lists(st.booleans(), min_size=B, max_size=B)))
@@ -251,7 +251,7 @@ def test_rows_that_are_not_active_stand_still_and_the_others_step_as_if_alone(da
         for b, moves in enumerate(active.tolist()):
             if moves:
                 alone, own = cell.step(token[b : b + 1], state.select([b]))
-                close(logits[b], alone[0])
+                assert_close(logits[b], alone[0])
                 assert_same(after.select([b]), own, 1e-9)
             else:
                 assert_same(after.select([b]), state.select([b]))
@@ -262,15 +262,15 @@ def test_rows_that_are_not_active_stand_still_and_the_others_step_as_if_alone(da
 @laws(20)
 def test_select_picks_repeats_and_reorders_and_each_row_goes_on_as_it_would(data):
     cell, B, reduction = data.draw(settings_of())
-    _, state = cell(tokens(1, B, 12), cell.initial_state(B, reduction), lengths=12 - torch.arange(B) * 3)
+    _, state = cell(random_tokens(1, B, 12), cell.initial_state(B, reduction), lengths=12 - torch.arange(B) * 3)
     rows = data.draw(st.lists(st.integers(-B, B - 1), min_size=1, max_size=5))
-    more = tokens(2, B, 4)
-    straight, _ = fold(cell, more, state)
+    more = random_tokens(2, B, 4)
+    straight, _ = step_loop(cell, more, state)
     for picked in (state.select(rows), state.select(torch.tensor(rows))):
         for i, b in enumerate(rows):
             assert_same(picked.select([i]), state.select([b]))
-        logits, _ = fold(cell, more[rows], picked)
-        close(logits, straight[rows])
+        logits, _ = step_loop(cell, more[rows], picked)
+        assert_close(logits, straight[rows])
     cut = slice(data.draw(st.integers(-B, B)), None, data.draw(st.integers(1, 2)))
     assert state.select(cut).clock.tolist() == state.clock[cut].tolist()
     assert_same(state.select(cut), state.select(list(range(B))[cut]))
@@ -280,12 +280,12 @@ def test_select_picks_repeats_and_reorders_and_each_row_goes_on_as_it_would(data
 @laws(15)
 def test_branch_and_undo_after_evictions(data):
     cell, B, reduction = data.draw(settings_of())
-    prompt, one, other = tokens(1, B, 10), tokens(2, B, 5), tokens(3, B, 5)
+    prompt, one, other = random_tokens(1, B, 10), random_tokens(2, B, 5), random_tokens(3, B, 5)
     _, fork = cell(prompt, cell.initial_state(B, reduction))
     for path in (one, other, one):  # the same state three times
-        branch, end = fold(cell, path, fork)
+        branch, end = step_loop(cell, path, fork)
         straight, after = cell(torch.cat((prompt, path), 1), cell.initial_state(B, reduction))
-        close(branch, straight[:, 10:], 1e-8)
+        assert_close(branch, straight[:, 10:], 1e-8)
         assert_same(end, after, 1e-8)
 
 
@@ -295,7 +295,7 @@ def test_a_saved_state_goes_on_as_the_state_would(data, tmp_path_factory):
     cell, B, reduction = data.draw(settings_of())
     path = tmp_path_factory.mktemp("state") / "state.safetensors"
     state = cell.initial_state(B, reduction)
-    for token in tokens(1, B, data.draw(st.integers(0, 10))).T:
+    for token in random_tokens(1, B, data.draw(st.integers(0, 10))).T:
         if data.draw(st.booleans()):
             cell.step_(token, state)
         else:
@@ -304,10 +304,10 @@ def test_a_saved_state_goes_on_as_the_state_would(data, tmp_path_factory):
     loaded = msrnn.load_state(path)
     assert [H.reduction for H in loaded] == [H.reduction for H in state]
     assert_same(loaded, state)
-    more = tokens(2, B, 6)
-    logits, end = fold(cell, more, loaded)
-    straight, after = fold(cell, more, state)
-    close(logits, straight)
+    more = random_tokens(2, B, 6)
+    logits, end = step_loop(cell, more, loaded)
+    straight, after = step_loop(cell, more, state)
+    assert_close(logits, straight)
     assert_same(end, after)
 
 
@@ -320,9 +320,9 @@ def test_never_more_than_size_rows_each_seen_and_unique_and_shapes_stand_still_o
     cell, B, reduction = data.draw(settings_of())
     state = cell.initial_state(B, reduction)
     before = [[[set()] * cell.config.n_kv_heads] * B] * len(state)
-    for t, token in enumerate(tokens(data.draw(st.integers(0, 99)), B, 12).T):
+    for t, token in enumerate(random_tokens(data.draw(st.integers(0, 99)), B, 12).T):
         state = cell.step(token, state)[1]
-        now = held(state)
+        now = retained_positions(state)
         for l, H in enumerate(state):
             size = H.reduction.size
             assert H.keys.shape[2] == (t + 1 if size is None else min(t + 1, size))  # g(t)
@@ -339,7 +339,7 @@ def test_ragged_rows_stay_within_size_too(data):
     cell, B, reduction = data.draw(settings_of())
     state = cell.initial_state(B, reduction)
     full = [False] * len(state)
-    for token in tokens(1, B, 14).T:
+    for token in random_tokens(1, B, 14).T:
         active = torch.tensor(data.draw(st.lists(st.booleans(), min_size=B, max_size=B)))
         shapes = [H.keys.shape for H in state]
         state = cell.step(token, state, active=active)[1]
@@ -349,21 +349,21 @@ def test_ragged_rows_stay_within_size_too(data):
             assert not full[l] or H.keys.shape == shapes[l]
             full[l] = H.keys.shape[2] == size
             for b in range(B):
-                counts = {len(positions) for positions in held(state)[l][b]}
+                counts = {len(positions) for positions in retained_positions(state)[l][b]}
                 assert counts == {clock[b] if size is None else min(clock[b], size)}
-                assert all(0 <= p < clock[b] for positions in held(state)[l][b] for p in positions)
+                assert all(0 <= p < clock[b] for positions in retained_positions(state)[l][b] for p in positions)
 
 
 @given(st.data())
 @laws(12)
 def test_below_its_bound_every_operator_is_full_exactly(data):
     cell, B, _ = data.draw(settings_of())
-    size, text = data.draw(st.integers(2, 8)), tokens(data.draw(st.integers(0, 99)), B, 10)
-    logits, _ = fold(cell, text, cell.initial_state(B, Full()))
+    size, text = data.draw(st.integers(2, 8)), random_tokens(data.draw(st.integers(0, 99)), B, 10)
+    logits, _ = step_loop(cell, text, cell.initial_state(B, Full()))
     for operator in bounded(size):
-        own, state = fold(cell, text[:, : size + 1], cell.initial_state(B, operator))
+        own, state = step_loop(cell, text[:, : size + 1], cell.initial_state(B, operator))
         assert own.equal(logits[:, : size + 1])  # attention sees size + 1 rows
-        assert {len(p) for H in held(state) for row in H for p in row} == {size}
+        assert {len(p) for H in retained_positions(state) for row in H for p in row} == {size}
 
 
 # Gradients.
@@ -372,12 +372,12 @@ def test_below_its_bound_every_operator_is_full_exactly(data):
 @pytest.mark.parametrize("reduction", [TOVA(3), TOVA(3, per_head=True), H2O(4), Window(3), Full()], ids=str)
 def test_a_trainable_cell_differentiates_the_fold_at_fixed_choices(reduction):
     cell = tiny_cell(seed=4, frozen=False, n_layers=2)
-    text = tokens(7, 2, 9)
+    text = random_tokens(7, 2, 9)
     aim = torch.randn(2, 9, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def loss():
         logits, state = cell(text, cell.initial_state(2, reduction))
-        return (logits.tanh() * aim).sum(), held(state)
+        return (logits.tanh() * aim).sum(), retained_positions(state)
 
     value, chosen = loss()
     value.backward()
@@ -400,23 +400,23 @@ def test_a_trainable_cell_differentiates_the_fold_at_fixed_choices(reduction):
 
 def test_the_gradient_flows_through_a_state_until_it_is_detached():
     cell = tiny_cell(frozen=False)
-    _, state = cell(tokens(1, 1, 6), cell.initial_state(1, TOVA(3)))
+    _, state = cell(random_tokens(1, 1, 6), cell.initial_state(1, TOVA(3)))
     assert state.requires_grad
-    _, scored = cell(tokens(1, 1, 6), cell.initial_state(1, H2O(3)))
+    _, scored = cell(random_tokens(1, 1, 6), cell.initial_state(1, H2O(3)))
     assert not any(x.requires_grad for H in scored for x in H.row_stats.values())  # what decides is not differentiated
-    token = tokens(2, 1, 1)[:, 0]
+    token = random_tokens(2, 1, 1)[:, 0]
     for cut in (False, True):
         cell.zero_grad()
         logits, _ = cell.step(token, state.detach() if cut else state)
-        first = tokens(1, 1, 6)[0]
+        first = random_tokens(1, 1, 6)[0]
         logits.sum().backward(retain_graph=True)
-        read = held(state)[0][0][0]
+        read = retained_positions(state)[0][0][0]
         grads = cell.embed.weight.grad.abs().sum(1)
         assert all((grads[first[p]] > 0) != cut or first[p] == token[0] for p in read)
 
 
 def test_in_place_refuses_a_graph_and_a_frozen_cell_builds_none():
-    token = tokens(1, 2, 1)[:, 0]
+    token = random_tokens(1, 2, 1)[:, 0]
     trainable, frozen = tiny_cell(frozen=False), tiny_cell()
     with pytest.raises(msrnn.Error, match="in place"):
         trainable.step_(token, trainable.initial_state(2))
@@ -425,7 +425,7 @@ def test_in_place_refuses_a_graph_and_a_frozen_cell_builds_none():
     _, carrying = trainable.step(token)
     with pytest.raises(msrnn.Error, match="in place"):
         frozen.step_(token, carrying)
-    logits, state = frozen(tokens(1, 2, 5))
+    logits, state = frozen(random_tokens(1, 2, 5))
     assert not logits.requires_grad
     assert not state.requires_grad
     logits, state = frozen.step(token, state)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.tiny_models import assert_same, close, tiny_cell, tokens
+from support.tiny_models import assert_close, assert_same, random_tokens, tiny_cell
 
 import msrnn
 from msrnn.cell.stacked_step import stacked_step
@@ -25,12 +25,12 @@ def test_stacked_step_equals_the_plain_loop(reduction, in_place):
     cell = tiny_cell(n_layers=3)
     plain = fast = cell.initial_state(2, reduction)
     fast = fast.clone()
-    for t, token in enumerate(tokens(1, 2, 9).T):
+    for t, token in enumerate(random_tokens(1, 2, 9).T):
         active = None if t % 4 else torch.tensor([True, t % 8 == 0])
         expected, plain = plain_loop(cell, token, plain, active)
         logits, fast = (cell.step_ if in_place else cell.step)(token, fast, active=active)
         shown = slice(None) if active is None else active
-        close(logits[shown], expected[shown], 1e-12)
+        assert_close(logits[shown], expected[shown], 1e-12)
     assert_same(fast, plain, 1e-12)
 
 
@@ -38,7 +38,7 @@ def test_stacked_step_equals_the_plain_loop(reduction, in_place):
 def test_layers_that_differ_or_are_unbounded_are_not_stacked(reduction):
     cell = tiny_cell()
     state = cell.initial_state(2, reduction)
-    for token in tokens(1, 2, 5).T:
+    for token in random_tokens(1, 2, 5).T:
         _, state = cell.step(token, state)
     x = cell.embed_tokens(token, state.clock)
     rotation = cell.rotation(state.clock, x.dtype)
@@ -59,7 +59,7 @@ def test_a_graph_that_begins_in_a_later_layer_is_followed_and_no_hook_runs_twice
 
     for i, each in enumerate(cell.layers):
         each.o.register_forward_hook(count(i))
-    text = tokens(1, 2, 6)
+    text = random_tokens(1, 2, 6)
     state = cell.initial_state(2, "tova:3")
     for token in text.T[:5]:
         _, state = cell.step(token, state)
@@ -68,7 +68,7 @@ def test_a_graph_that_begins_in_a_later_layer_is_followed_and_no_hook_runs_twice
     calls[:] = [0, 0, 0]
     logits, new = cell.step(text[:, 5], state)
     assert calls == [1, 1, 1]
-    close(logits.detach(), expected, 1e-12)
+    assert_close(logits.detach(), expected, 1e-12)
     assert_same(new.detach(), after, 1e-12)
     logits.sum().backward()
     assert bool(shift.grad.abs().sum() > 0)
@@ -76,6 +76,6 @@ def test_a_graph_that_begins_in_a_later_layer_is_followed_and_no_hook_runs_twice
 
 def test_a_frozen_cell_steps_without_a_graph():
     cell = tiny_cell()
-    logits, state = cell.step(tokens(1, 2, 1)[:, 0], cell.initial_state(2, msrnn.TOVA(3)))
+    logits, state = cell.step(random_tokens(1, 2, 1)[:, 0], cell.initial_state(2, msrnn.TOVA(3)))
     assert not logits.requires_grad
     assert not state.requires_grad

@@ -5,14 +5,14 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.transformers_reference import saved, tiny_reference
+from support.transformers_reference import save_folder, tiny_reference
 
 import converters
 import msrnn
 
 
 def test_an_existing_target_is_not_changed(tmp_path):
-    folder = saved(tiny_reference(dtype=torch.float32), tmp_path / "source")
+    folder = save_folder(tiny_reference(dtype=torch.float32), tmp_path / "source")
     before = sorted(os.listdir(folder))
     for to in ("msrnn", "hf"):
         with pytest.raises(msrnn.Error, match="exists already"):
@@ -24,7 +24,7 @@ def test_an_existing_target_is_not_changed(tmp_path):
 
 
 def test_ctrl_c_leaves_no_target(tmp_path, monkeypatch):
-    folder = saved(tiny_reference(dtype=torch.float32), tmp_path / "source")
+    folder = save_folder(tiny_reference(dtype=torch.float32), tmp_path / "source")
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -42,7 +42,7 @@ def test_tokenizer_and_chat_template_are_copied(hf_folder, tmp_path):
         (tmp_path / "source").mkdir(exist_ok=True)
         (tmp_path / "source" / name).write_bytes((hf_folder / name).read_bytes())
     model = tiny_reference(dtype=torch.float32, vocab_size=49152)
-    saved(model, tmp_path / "source")
+    save_folder(model, tmp_path / "source")
     converters.convert(tmp_path / "source", tmp_path / "own")
     msrnn.load(tmp_path / "own").save(tmp_path / "own2")
     converters.convert(tmp_path / "own2", tmp_path / "back", to="hf")
@@ -55,7 +55,7 @@ def test_tokenizer_and_chat_template_are_copied(hf_folder, tmp_path):
 def test_command_line(tmp_path, capsys):
     from converters.__main__ import main
 
-    source = saved(tiny_reference(dtype=torch.float32), tmp_path / "source")
+    source = save_folder(tiny_reference(dtype=torch.float32), tmp_path / "source")
     assert main([str(source), str(tmp_path / "out"), "--to", "hf", "--dtype", "bfloat16"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out")
     assert load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16

@@ -4,14 +4,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.tiny_checkpoints import make_checkpoint, meta_params, to_meta, write_folder
-from support.transformers_reference import saved, tiny_reference
+from support.transformers_reference import save_folder, tiny_reference
 
 import converters
 import msrnn
 
 
 def test_truncated_and_missing_files_are_refused(tmp_path):
-    folder = saved(tiny_reference(dtype=torch.float32), tmp_path / "source")
+    folder = save_folder(tiny_reference(dtype=torch.float32), tmp_path / "source")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(msrnn.Error, match="safetensors"):
@@ -33,7 +33,7 @@ def test_a_missing_source_is_refused(source):
 def test_a_revision_requires_a_hub_id(tmp_path):
     model = tiny_reference()
     for call in (converters.load, converters.config):
-        for source in (saved(model, tmp_path), model):
+        for source in (save_folder(model, tmp_path), model):
             with pytest.raises(msrnn.Error, match="expected a revision with a hub id only"):
                 call(source, revision="main")
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from support.transformers_reference import saved, tiny_reference
+from support.transformers_reference import save_folder, tiny_reference
 
 import converters
 import msrnn
@@ -16,7 +16,7 @@ def test_a_cached_hub_id_is_read_without_a_network(tmp_path, monkeypatch):
 
     home = tmp_path / "hub"
     snapshot = home / "models--owner--tiny" / "snapshots" / ("a" * 40)
-    model = saved(tiny_reference(dtype=torch.float32), snapshot)
+    model = save_folder(tiny_reference(dtype=torch.float32), snapshot)
     (home / "models--owner--tiny" / "refs").mkdir()
     (home / "models--owner--tiny" / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))

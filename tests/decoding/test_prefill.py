@@ -5,8 +5,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from support.tiny_models import assert_same, close, fold, held, tiny_cell, tokens
-from support.transformers_reference import float64_reference, saved, tiny_reference
+from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
+from support.transformers_reference import float64_reference, save_folder, tiny_reference
 from transformers import DynamicCache
 
 import converters
@@ -68,10 +68,10 @@ RULES = {
 @pytest.mark.parametrize(("operator", "rule"), RULES.values(), ids=RULES)
 def test_retained_rows_and_logits_equal_transformers_and_plain_python(operator, rule, heads, tmp_path):
     model = tiny_reference(num_key_value_heads=heads)
-    cell = converters.load(saved(model, tmp_path))
+    cell = converters.load(save_folder(model, tmp_path))
     logits, weights, rows = dense(model, TEXT)
     read, state = prefill(cell, TEXT, operator)
-    close(read, logits)
+    assert_close(read, logits)
     cache = DynamicCache()
     for l, H in enumerate(state):
         size = operator.for_layer(l).size or 30
@@ -79,8 +79,8 @@ def test_retained_rows_and_logits_equal_transformers_and_plain_python(operator, 
         assert H.positions.tolist() == kept
         index = torch.tensor(kept)[..., None].expand(-1, -1, -1, H.keys.shape[3])
         keys, values = (x.gather(2, index) for x in rows[l])
-        close(H.keys, keys)
-        close(H.values, values)
+        assert_close(H.keys, keys)
+        assert_close(H.values, values)
         cache.update(keys, values, l)
         assert H.clock.tolist() == [30, 30]
         assert str(H.reduction) == str(operator.for_layer(l))
@@ -88,7 +88,7 @@ def test_retained_rows_and_logits_equal_transformers_and_plain_python(operator, 
         token = torch.tensor([[5], [6]])
         with float64_reference(model), patch("torch.float32", torch.float64), torch.no_grad():
             out = model(token, past_key_values=cache, position_ids=torch.full((2, 1), 30), use_cache=True)
-        close(cell.step(token[:, 0], state)[0], out.logits[:, -1])
+        assert_close(cell.step(token[:, 0], state)[0], out.logits[:, -1])
 
 
 OPERATORS = [TOVA(5), TOVA(4, per_head=True), H2O(6), Window(5), Window(0), Sinks(5, 2), Random(5), Knorm(5), Keyformer(6)]
@@ -105,13 +105,13 @@ def test_ragged_prompts_are_independent_and_the_unroll_continues(operator):
     assert logits[2].isnan().all()
     for b in (0, 1, 3):
         alone, own = prefill(cell, text[b : b + 1, : lengths[b]], operator)
-        close(logits[b], alone[0], 1e-8)
+        assert_close(logits[b], alone[0], 1e-8)
         assert_same(state.select([b]), own, 1e-8)
     assert_same(state.select([2]), cell.initial_state(1, operator))
-    more = tokens(4, 4, 9)
-    by_step, end = fold(cell, more, state)
+    more = random_tokens(4, 4, 9)
+    by_step, end = step_loop(cell, more, state)
     folded, after = cell(more, state)
-    close(folded, by_step, 1e-8)
+    assert_close(folded, by_step, 1e-8)
     assert_same(after, end, 1e-8)
     new, written = msrnn.generate(cell, more, state, max_new_tokens=3)
     assert new.shape == (4, 3)
@@ -120,31 +120,31 @@ def test_ragged_prompts_are_independent_and_the_unroll_continues(operator):
 
 @pytest.mark.parametrize("operator", ["tova:20", "h2o:20", "keyformer:20", "scissorhands:20", "knorm:20", "full"])
 def test_without_an_eviction_prefill_equals_the_unroll(operator):
-    cell, text = tiny_cell(), tokens(1, 2, 20)
+    cell, text = tiny_cell(), random_tokens(1, 2, 20)
     logits, state = prefill(cell, text, operator)
     expected, end = cell(text, cell.initial_state(2, operator), last_only=True)
-    close(logits, expected, 1e-8)
+    assert_close(logits, expected, 1e-8)
     assert_same(state, end, 1e-8)
 
 
 def test_with_evictions_prefill_differs_from_the_unroll():
-    cell, text = tiny_cell(), tokens(1, 1, 30)
+    cell, text = tiny_cell(), random_tokens(1, 1, 30)
     for operator in ("tova:6", "h2o:6"):
         logits, state = prefill(cell, text, operator)
         folded, exact = cell(text, cell.initial_state(1, operator), last_only=True)
-        close(logits, cell(text, last_only=True)[0], 1e-8)
+        assert_close(logits, cell(text, last_only=True)[0], 1e-8)
         assert (logits - folded).abs().max() > 0.1
-        assert held(state) != held(exact)
+        assert retained_positions(state) != retained_positions(exact)
     for operator in ("window:6", "sinks:6:2"):  # equal positions, but keys computed with other attention
         _, state = prefill(cell, text, operator)
         _, exact = cell(text, cell.initial_state(1, operator))
-        assert held(state) == held(exact)
+        assert retained_positions(state) == retained_positions(exact)
         assert (state[1].keys.sum() - exact[1].keys.sum()).abs() > 1e-3
 
 
 def test_an_empty_prompt_gives_the_initial_state():
     cell = tiny_cell()
-    logits, state = prefill(cell, tokens(0, 2, 0), "tova:4")
+    logits, state = prefill(cell, random_tokens(0, 2, 0), "tova:4")
     assert logits.shape == (2, 50)
     assert logits.isnan().all()
     assert_same(state, cell.initial_state(2, "tova:4"))
@@ -159,8 +159,8 @@ class Equal(Reduction):
 
 
 def test_of_equal_scores_the_oldest_rows_are_evicted():
-    _, state = prefill(tiny_cell(), tokens(1, 1, 12), Equal(5))
-    assert held(state) == [[[[7, 8, 9, 10, 11]] * 2]] * 2
+    _, state = prefill(tiny_cell(), random_tokens(1, 1, 12), Equal(5))
+    assert retained_positions(state) == [[[[7, 8, 9, 10, 11]] * 2]] * 2
 
 
 @dataclass(frozen=True)
@@ -169,11 +169,11 @@ class SafeH2O(H2O):
 
 
 def test_the_flags_of_an_operator_do_not_change_the_result():
-    cell, text, lengths = tiny_cell(), tokens(1, 2, 30), torch.tensor([30, 11])
+    cell, text, lengths = tiny_cell(), random_tokens(1, 2, 30), torch.tensor([30, 11])
     logits, state = prefill(cell, text, H2O(6), lengths=lengths)
     same, other = prefill(cell, text, SafeH2O(6), lengths=lengths)
-    close(same, logits, 1e-8)
-    assert held(other) == held(state)
+    assert_close(same, logits, 1e-8)
+    assert retained_positions(other) == retained_positions(state)
 
 
 def test_memory_is_not_quadratic_in_the_prompt(monkeypatch):
@@ -182,23 +182,23 @@ def test_memory_is_not_quadratic_in_the_prompt(monkeypatch):
     softmax = torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: sizes.append(x.numel()) or softmax(x, *a, **k))
     cell = tiny_cell()
-    prefill(cell, tokens(1, 1, 300), "tova:8")
+    prefill(cell, random_tokens(1, 1, 300), "tova:8")
     assert max(sizes) == cell.config.n_heads * 300
     sizes.clear()
-    prefill(cell, tokens(1, 1, 300), "h2o:8")
+    prefill(cell, random_tokens(1, 1, 300), "h2o:8")
     assert max(sizes) <= cell.config.n_heads * 64 * 300
 
 
 def test_invalid_arguments_raise():
     cell = tiny_cell()
     with pytest.raises(msrnn.Error, match="CaM merges values"):
-        prefill(cell, tokens(1, 1, 9), CaM(5, sinks=1))
+        prefill(cell, random_tokens(1, 1, 9), CaM(5, sinks=1))
     with pytest.raises(msrnn.Error, match="outside the vocabulary"):
         prefill(cell, torch.tensor([[50]]), "tova:4")
     with pytest.raises(msrnn.Error, match="lengths are"):
-        prefill(cell, tokens(1, 1, 9), "tova:4", lengths=torch.tensor([10]))
+        prefill(cell, random_tokens(1, 1, 9), "tova:4", lengths=torch.tensor([10]))
     with pytest.raises(msrnn.Error, match="no operator is called"):
-        prefill(cell, tokens(1, 1, 9), "nothing")
+        prefill(cell, random_tokens(1, 1, 9), "nothing")
 
 
 def test_on_the_real_weights(smollm, figure):

@@ -5,7 +5,7 @@ import torch
 from cell.test_laws import laws, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny_models import assert_same, tiny_cell, tokens
+from support.tiny_models import assert_same, random_tokens, tiny_cell
 
 import msrnn
 from msrnn import Error, jacobi
@@ -15,10 +15,10 @@ from msrnn import Error, jacobi
 def calls(draw):
     """A cell, a batch of ragged prompts, a state after a short text, and eos ids that occur inside accepted drafts."""
     cell, B, reduction = draw(settings_of())
-    text = tokens(draw(st.integers(0, 99)), B, T := draw(st.integers(1, 9)), vocab=draw(st.sampled_from([3, 50])))
+    text = random_tokens(draw(st.integers(0, 99)), B, T := draw(st.integers(1, 9)), vocab=draw(st.sampled_from([3, 50])))
     lengths = torch.tensor(draw(st.lists(st.integers(1, T), min_size=B, max_size=B)))
     eos = draw(st.none() | st.lists(st.integers(0, 49), min_size=1, max_size=12))
-    state = cell(tokens(7, B, draw(st.integers(0, 3))), cell.initial_state(B, reduction))[1]
+    state = cell(random_tokens(7, B, draw(st.integers(0, 3))), cell.initial_state(B, reduction))[1]
     return cell, text, state, {"max_new_tokens": draw(st.integers(0, 13)), "lengths": lengths, "eos_token_id": eos}
 
 
@@ -64,7 +64,7 @@ def test_lookahead_is_greedy(data, call):
 @pytest.mark.parametrize("reduction", ["full", "tova:4", "h2o:5", "sinks:4:2"])
 def test_a_pool_with_the_answer_is_accepted_in_full(reduction):
     """The number of forward passes is the number of drafts that the answer contains."""
-    cell, text = tiny_cell(), tokens(1, 2, 5)
+    cell, text = tiny_cell(), random_tokens(1, 2, 5)
     state = cell.initial_state(2, reduction)
     greedy, end = msrnn.generate(cell, text, state, max_new_tokens=24)
     pool = msrnn.NgramPool()
@@ -86,7 +86,7 @@ def test_a_pool_with_the_answer_is_accepted_in_full(reduction):
     ],
 )
 def test_a_stream_yields_the_same_forward_passes_and_separate_states(whole, stream, settings):
-    cell, text = tiny_cell(), tokens(1, 2, 5)
+    cell, text = tiny_cell(), random_tokens(1, 2, 5)
     state = cell.initial_state(2, "h2o:4")
     new, _, record = whole(cell, text, state, max_new_tokens=20, **settings)
     steps = list(stream(cell, text, state, max_new_tokens=20, **settings))
@@ -104,7 +104,7 @@ def test_a_stream_yields_the_same_forward_passes_and_separate_states(whole, stre
 
 def test_trajectories_are_continuations_by_the_model():
     """Each forward pass appends the model's choice after the text, the newest token and the end of the trajectory."""
-    cell, prompt = tiny_cell(), tokens(1, 1, 6)
+    cell, prompt = tiny_cell(), random_tokens(1, 1, 6)
     state, pool, added = cell.initial_state(1, "tova:5"), msrnn.NgramPool(), []
     pool.add = lambda text, start=0: added.append((list(text), start))
     written, grown = prompt[0].tolist(), 0
@@ -123,7 +123,7 @@ def test_trajectories_are_continuations_by_the_model():
 @pytest.mark.parametrize("settings", [{"window": 3, "ngram": 4, "guesses": 3}, {"guesses": "auto"}, {"block": 5}])
 def test_one_sequence_is_sampled_as_in_plain_decoding(settings):
     """The generator returns the same numbers in the same order, and ends in the same state."""
-    cell, text = tiny_cell(), tokens(1, 1, 5, vocab=4)
+    cell, text = tiny_cell(), random_tokens(1, 1, 5, vocab=4)
     for seed in range(8):
         ours, plain = (torch.Generator().manual_seed(seed) for _ in range(2))
         shape = {"max_new_tokens": 30, "do_sample": True, "temperature": 0.7, "top_k": 3, "eos_token_id": seed}
@@ -171,7 +171,7 @@ def test_sampled_tokens_have_the_distribution_of_plain_decoding():
 
 def test_every_jacobi_pass_accepts_a_token_and_a_repeating_text_gains_more():
     """A block of 1 is greedy decoding."""
-    cell, text = tiny_cell(seed=3), tokens(1, 1, 5)
+    cell, text = tiny_cell(seed=3), random_tokens(1, 1, 5)
     new, _, record = jacobi(cell, text, cell.initial_state(1, "tova:4"), max_new_tokens=60, block=12)
     assert (record.accepted >= 1).all()
     assert record.steps < 60
@@ -183,7 +183,7 @@ def test_every_jacobi_pass_accepts_a_token_and_a_repeating_text_gains_more():
 
 
 def test_decoding_continues_from_the_returned_state():
-    cell, text = tiny_cell(), tokens(1, 2, 5)
+    cell, text = tiny_cell(), random_tokens(1, 2, 5)
     first, state, _ = jacobi(cell, text, cell.initial_state(2, "h2o:4"), max_new_tokens=7, block=3)
     logits, _ = cell(text, cell.initial_state(2, "h2o:4"))
     assert first[:, 0].equal(logits[:, -1].argmax(-1))
@@ -197,7 +197,7 @@ def test_decoding_continues_from_the_returned_state():
 @pytest.mark.parametrize("block", [0, -1, 2.0, True, "3", None])
 def test_an_invalid_block_raises(block):
     with pytest.raises(Error, match="block is"):
-        jacobi(tiny_cell(), tokens(1, 1, 3), max_new_tokens=3, block=block)
+        jacobi(tiny_cell(), random_tokens(1, 1, 3), max_new_tokens=3, block=block)
 
 
 @pytest.mark.parametrize(
@@ -216,14 +216,14 @@ def test_an_invalid_block_raises(block):
 def test_invalid_settings_raise(settings, message):
     for decode in (msrnn.lookahead, msrnn.stream_lookahead):
         with pytest.raises(Error, match=message):
-            decode(tiny_cell(), tokens(1, 1, 3), **{"max_new_tokens": 3, **settings})
+            decode(tiny_cell(), random_tokens(1, 1, 3), **{"max_new_tokens": 3, **settings})
 
 
 def test_a_pool_of_another_vocabulary_raises():
     pool = msrnn.NgramPool()
     pool.add([1, 2, 50])
     with pytest.raises(Error, match="pool holds token id 50; expected ids below 50"):
-        msrnn.lookahead(tiny_cell(), tokens(1, 1, 3), max_new_tokens=3, pool=pool)
+        msrnn.lookahead(tiny_cell(), random_tokens(1, 1, 3), max_new_tokens=3, pool=pool)
 
 
 @pytest.mark.parametrize("reduction", ["full", "tova:48", "h2o:48", "sinks:48:4", "window:48"])

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.tiny_models import tiny_cell, tiny_decoder, tokens
+from support.tiny_models import random_tokens, tiny_cell, tiny_decoder
 
 import msrnn
 from msrnn import Reduction, Sinks, Window
@@ -196,7 +196,7 @@ def test_near_ties_are_counted_and_larger_gaps_are_errors(tmp_path):
 
 
 def test_comparison_returns_the_state_of_the_unroll():
-    text = tokens(0, 1, 30)
+    text = random_tokens(0, 1, 30)
     _, before = CELL(text[:, :20], CELL.initial_state(1, "tova:6"))
     compared, after = compare_step(CELL, text[:, 20:], before)
     assert after.clock.tolist() == [30]
@@ -209,7 +209,7 @@ def test_comparison_returns_the_state_of_the_unroll():
 def test_learned_rows_are_not_counted(tmp_path):
     cell = tiny_decoder(memory_tokens=2, persistent=1)
     assert [row.read for row in soak(cell, tmp_path, 64, "tova:6", interval=32)] == [32, 64]
-    state = cell(tokens(0, 1, 9), cell.initial_state(1, "tova:6"))[1]
+    state = cell(random_tokens(0, 1, 9), cell.initial_state(1, "tova:6"))[1]
     state[1].positions[0, 1, 2] = EMPTY
     with pytest.raises(msrnn.Error, match="layer 1: some of the 3 learned rows are missing"):
         check_rows(state, 9)

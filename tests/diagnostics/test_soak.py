@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from support.tiny_models import assert_same, tiny_cell, tokens
+from support.tiny_models import assert_same, random_tokens, tiny_cell
 
 import msrnn
 from msrnn.diagnostics import soak as module
@@ -27,7 +27,7 @@ def reproducible(rows):
 
 @pytest.mark.parametrize("reduction", OPERATORS)
 def test_text_is_repeated(reduction, tmp_path):
-    text = tokens(0, 1, 37)[0]
+    text = random_tokens(0, 1, 37)[0]
     rows = soak(CELL, tmp_path, 100, reduction, text=text, interval=32)
     assert [row.read for row in rows] == [32, 64, 96, 100]
     assert all(row.difference < 1e-8 and row.near_ties == 0 and row.unroll_ms > 0 and row.step_ms > 0 for row in rows)
@@ -77,7 +77,7 @@ def test_run_stopped_before_any_file_resumes_as_if_uninterrupted(tmp_path, monke
 def test_other_text_is_refused(tmp_path):
     soak(CELL, tmp_path, 64, "tova:9", interval=32)
     with pytest.raises(msrnn.Error, match=r"contains a run with text 'random ids'; this one has '[0-9a-f]{16}'"):
-        soak(CELL, tmp_path, 120, "tova:9", text=tokens(0, 1, 20)[0], interval=32)
+        soak(CELL, tmp_path, 120, "tova:9", text=random_tokens(0, 1, 20)[0], interval=32)
 
 
 def test_invalid_arguments_are_refused(tmp_path):
@@ -87,7 +87,7 @@ def test_invalid_arguments_are_refused(tmp_path):
         ({"n_tokens": 0}, "n_tokens is 0; expected an int of at least 1"),
         ({"interval": 0}, "interval is 0; expected an int of at least 1"),
         ({"text": torch.zeros(0).long()}, "T at least 1"),
-        ({"text": tokens(0, 1, 5)}, r"shape \(1, 5\)"),
+        ({"text": random_tokens(0, 1, 5)}, r"shape \(1, 5\)"),
         ({"text": torch.tensor([3, 50])}, "ids from 3 to 50; expected 0 to 49"),
     ):
         with pytest.raises(msrnn.Error, match=message):

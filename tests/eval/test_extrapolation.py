@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 import torch
-from support.tiny_models import fold, tiny_cell, tokens
+from support.tiny_models import random_tokens, step_loop, tiny_cell
 from support.tiny_tokenizer import chat_cell
 
 import converters
@@ -21,9 +21,9 @@ TEXTS = {"boat": "The boat was small, the sea was not; and on day three the wind
 
 @pytest.mark.parametrize("places", ["absolute", "inside", "compressed"])
 def test_scores_of_a_segment_equal_the_step_loop(places, monkeypatch):
-    cell, text = tiny_cell(), tokens(2, 2, 24)
+    cell, text = tiny_cell(), random_tokens(2, 2, 24)
     start = cell.initial_state(2, "tova:5", places=places)
-    logits, end = fold(cell, text[:, :-1], start)
+    logits, end = step_loop(cell, text[:, :-1], start)
     expected = -logits.log_softmax(-1).gather(2, text[:, 1:, None])[..., 0]
     for room in (2**24, 50 * 2 * 7):  # all at once, and in pieces of 7 tokens
         monkeypatch.setattr(extrapolation, "MAX_LOGITS", room)
@@ -69,7 +69,7 @@ def test_the_command_resumes(arguments, tmp_path, capsys, monkeypatch):
     cell, tokenizer = converters.load(folder / "tiny"), converters.tokenizer(folder / "tiny")
     ids = torch.stack([c.ids for c in split_into_chunks(read_texts(folder / "books"), tokenizer, 65, 1)])
     for operator, places in (("sinks:8:4", "inside"), ("tova:8", "compressed")):
-        logits, _ = fold(cell, ids[:, :-1], cell.initial_state(2, operator, places=places))
+        logits, _ = step_loop(cell, ids[:, :-1], cell.initial_state(2, operator, places=places))
         losses = -logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
         found = [r["nll"] for r in records if r["places"] == places and r["operator"][0] == operator[0]]
         expected = losses.unflatten(1, (4, 16)).sum(-1).T

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from support.tables import unpadded
-from support.tiny_models import fold
+from support.tiny_models import step_loop
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
@@ -23,7 +23,7 @@ PROMPTS = split_into_chunks({"book": TEXT}, TOKENIZER, 20, 3)
 @pytest.mark.parametrize("reduction", ["full", "tova:6"])
 def test_teacher_forcing_equals_the_step_loop(reduction):
     ids = torch.stack([c.ids for c in PROMPTS])
-    read, _ = fold(CELL, ids, CELL.initial_state(3, reduction))
+    read, _ = step_loop(CELL, ids, CELL.initial_state(3, reduction))
     logits, state = CELL(ids[:, :7], CELL.initial_state(3, reduction), last_only=True)
     found = teacher_force(CELL, logits, ids[:, 7:], state)
     right = -read[:, 6:-1].log_softmax(-1).gather(2, ids[:, 7:, None])[..., 0]
@@ -45,7 +45,7 @@ def test_a_result_of_a_batch_equals_that_of_a_single_prompt():
             assert (found.chunk, found.ended) == (chunk.name, end is not None)
             assert found.ids == (ids if end is None else ids[: end + 1])
             ended += found.ended
-            read, _ = fold(cell, torch.cat((chunk.ids, torch.tensor(found.ids)))[None])
+            read, _ = step_loop(cell, torch.cat((chunk.ids, torch.tensor(found.ids)))[None])
             logits = read[0, len(chunk.ids) - 1 : -1]
             right = -logits.log_softmax(-1).gather(1, torch.tensor(found.ids)[:, None]).mean()
             assert found.nll == pytest.approx(float(right))

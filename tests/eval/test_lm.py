@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from support.tiny_models import close, fold, tiny_cell, tokens
+from support.tiny_models import assert_close, random_tokens, step_loop, tiny_cell
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 from support.transformers_reference import tiny_reference
 
@@ -24,7 +24,7 @@ TEXT = "The boat was small, the sea was not; and on the third day the wind rose 
 
 def by_steps(ids, reduction):
     """Return −ln p of tokens 1 …, by the step loop."""
-    logits, _ = fold(CELL, ids, CELL.initial_state(len(ids), reduction))
+    logits, _ = step_loop(CELL, ids, CELL.initial_state(len(ids), reduction))
     return -logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
 
 
@@ -32,24 +32,24 @@ def by_steps(ids, reduction):
 @pytest.mark.parametrize("most", [1, 300, 10**9])
 def test_nll_equals_the_step_loop_for_any_memory_limit(reduction, most, monkeypatch):
     monkeypatch.setattr(teacher_forcing, "MAX_LOGITS", most)
-    ids = tokens(0, 3, 23)
-    close(nll(CELL, ids, reduction), by_steps(ids, reduction), 1e-8)
+    ids = random_tokens(0, 3, 23)
+    assert_close(nll(CELL, ids, reduction), by_steps(ids, reduction), 1e-8)
 
 
 def test_nll_equals_the_loss_of_transformers():
     model = tiny_reference()
-    ids = tokens(1, 1, 30, 61)
-    close(nll(converters.load(model), ids).mean(), model(ids, labels=ids).loss.double(), 1e-4)  # float32 loss
+    ids = random_tokens(1, 1, 30, 61)
+    assert_close(nll(converters.load(model), ids).mean(), model(ids, labels=ids).loss.double(), 1e-4)  # float32 loss
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 22, 40])
 def test_the_truncated_model_sees_at_most_size_tokens(size):
-    ids = tokens(2, 2, 23)
+    ids = random_tokens(2, 2, 23)
     found = truncated_nll(CELL, ids, size)
     assert found.shape == (2, 22)
     for t in range(1, 23):
         begin = (t - 1) // size * size
-        close(found[:, t - 1], by_steps(ids[:, begin : t + 1], "full")[:, -1], 1e-8)
+        assert_close(found[:, t - 1], by_steps(ids[:, begin : t + 1], "full")[:, -1], 1e-8)
 
 
 def test_the_number_of_logits_in_memory_is_bounded(monkeypatch):
@@ -57,7 +57,7 @@ def test_the_number_of_logits_in_memory_is_bounded(monkeypatch):
     most = []
     read = type(CELL).compute_logits
     monkeypatch.setattr(type(CELL), "compute_logits", lambda self, x: most.append(x.shape[1:-1].numel()) or read(self, x))
-    nll(CELL, tokens(0, 1, 40))
+    nll(CELL, random_tokens(0, 1, 40))
     assert max(most) == 5
 
 
@@ -78,7 +78,7 @@ def test_chunks_start_with_bos_and_count_their_bytes():
 
 
 def test_a_batch_gives_the_scores_of_single_chunks():
-    ids = tokens(3, 3, 31)
+    ids = random_tokens(3, 3, 31)
     batch = [Chunk(f"t {i}", x, "x" * 31, tuple((j, j + 1) for j in range(31)), 1) for i, x in enumerate(ids)]
     for condition in parse_conditions(["tova", "truncated"], [5]):
         together, single = score_chunks(CELL, batch, condition), [score_chunks(CELL, [c], condition)[0] for c in batch]

@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 import torch
-from support.tiny_models import fold, held, tiny_cell, tokens
+from support.tiny_models import random_tokens, retained_positions, step_loop, tiny_cell
 from support.tiny_tokenizer import chat_cell
-from support.transformers_reference import saved, tiny_reference
+from support.transformers_reference import save_folder, tiny_reference
 from transformers import DynamicCache
 
 import converters
@@ -30,15 +30,15 @@ def follows(logits, state, rest):
 
 @pytest.mark.parametrize("operator", ["tova:5", "h2o:6", "sinks:6:2", "last-queries:6:2", "full"])
 def test_both_methods_equal_the_step_loop(operator):
-    text = tokens(4, 1, 40)[0]
+    text = random_tokens(4, 1, 40)[0]
     costs = measure_cost(CELL, text, operator, 25)
-    logits, state = fold(CELL, text[None, :25], CELL.initial_state(1, operator))
+    logits, state = step_loop(CELL, text[None, :25], CELL.initial_state(1, operator))
     assert costs.exact == pytest.approx(follows(logits[:, -1], state, text[25:]), abs=1e-8)
     at_once = msrnn.prefill(CELL, text[None, :25], operator)
     assert costs.one_shot == pytest.approx(follows(*at_once, text[25:]), abs=1e-8)
     same = [
         len(set(one) & set(other)) / len(one)
-        for G, H in zip(held(state), held(at_once[1]), strict=True)
+        for G, H in zip(retained_positions(state), retained_positions(at_once[1]), strict=True)
         for one, other in zip(G[0], H[0], strict=True)
     ]
     assert costs.common == pytest.approx(statistics.fmean(same))
@@ -55,7 +55,7 @@ def test_both_methods_equal_the_step_loop(operator):
 def test_one_shot_prefill_with_a_window_equals_transformers_with_a_truncated_cache(tmp_path):
     """The reference uses transformers only: full attention over the prompt, then the last rows of its cache."""
     model = tiny_reference(dtype=torch.float32)
-    cell, text = converters.load(saved(model, tmp_path)), tokens(1, 1, 30, 61)
+    cell, text = converters.load(save_folder(model, tmp_path)), random_tokens(1, 1, 30, 61)
     with torch.no_grad():
         out = model(text[:, :20], use_cache=True)
         losses, rows = [], out.past_key_values
@@ -70,8 +70,8 @@ def test_one_shot_prefill_with_a_window_equals_transformers_with_a_truncated_cac
 
 
 def test_common_rows_are_counted_per_head():
-    _, one = CELL(tokens(0, 2, 9), CELL.initial_state(2, "window:4"), lengths=torch.tensor([9, 2]))
-    _, other = CELL(tokens(0, 2, 9), CELL.initial_state(2, "sinks:6:3"), lengths=torch.tensor([9, 2]))
+    _, one = CELL(random_tokens(0, 2, 9), CELL.initial_state(2, "window:4"), lengths=torch.tensor([9, 2]))
+    _, other = CELL(random_tokens(0, 2, 9), CELL.initial_state(2, "sinks:6:3"), lengths=torch.tensor([9, 2]))
     assert common_share(one, other) == (3 + 2) / 6  # three of the positions 5 6 7 8; both of 0 1
     assert common_share(other, one) == (3 + 2) / 8
     assert math.isnan(common_share(CELL.initial_state(1), one.select([0])))
@@ -134,4 +134,4 @@ def test_invalid_arguments_are_refused(arguments, more, message, capsys):
 def test_a_prompt_that_is_the_whole_text_is_refused():
     for n in (0, 9, 10):
         with pytest.raises(msrnn.Error, match=f"the prompt has {n} of 9 tokens"):
-            measure_cost(CELL, tokens(0, 1, 9)[0], "tova:4", n)
+            measure_cost(CELL, random_tokens(0, 1, 9)[0], "tova:4", n)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from support.tables import unpadded
-from support.tiny_models import tiny_cell, tokens
+from support.tiny_models import random_tokens, tiny_cell
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.cli.main import main
@@ -24,7 +24,7 @@ TEXT = "The boat was small, the sea was not; and on the 3rd day the wind rose ag
 @pytest.mark.parametrize("reduction", ["tova:6", "h2o:6", "tova-head:4", "sinks:6:2", "window:5"])
 def test_lifetimes_and_shares_equal_the_step_loop(reduction):
     T, size = 30, int(reduction.split(":")[1])
-    text = tokens(4, 1, T)
+    text = random_tokens(4, 1, T)
     left, state = eviction_steps(CELL, text, reduction)[0], CELL.initial_state(1, reduction)
     seen, held, recent = torch.zeros(2, 2, T, dtype=torch.int64), torch.zeros(2, 2), torch.zeros(2, 2)
     for t, token in enumerate(text.T):

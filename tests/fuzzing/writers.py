@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from support import tiny_checkpoints
 from support.gguf_files import to_gguf
-from support.tiny_models import tiny_cell, tokens
+from support.tiny_models import random_tokens, tiny_cell
 
 from msrnn import H2O, TOVA, Full, Sinks, Window
 from msrnn.layers.rotary import DynamicNTKRope, Llama3Rope, Rope, YarnRope
@@ -196,5 +196,5 @@ def hugging_face(folder: Path, model: str) -> tuple[dict[str, torch.Tensor], dic
 def write_state(folder: Path, model: str) -> None:
     """Write a saved state of two rows."""
     built = cell(model)
-    _, state = built(tokens(3, 2, 9), built.initial_state(2, STATES[model]), lengths=torch.tensor([9, 7]))
+    _, state = built(random_tokens(3, 2, 9), built.initial_state(2, STATES[model]), lengths=torch.tensor([9, 7]))
     state.save(folder / "state.safetensors")

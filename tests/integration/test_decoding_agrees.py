@@ -2,7 +2,7 @@
 
 import support.decoding_agrees
 import torch
-from support.tiny_models import tiny_cell, tokens
+from support.tiny_models import random_tokens, tiny_cell
 
 import converters
 from msrnn.bench.prompts import PROMPTS
@@ -24,7 +24,7 @@ def test_speculative_decoding_equals_plain_decoding(smollm, gguf_path, figure):
 
 
 def test_a_difference_without_a_near_tie_is_wrong():
-    cell, text = tiny_cell(), tokens(1, 1, 9)[0].tolist()
+    cell, text = tiny_cell(), random_tokens(1, 1, 9)[0].tolist()
     greedy, other = torch.tensor([3, 4, 5]), torch.tensor([3, 7, 5])
     assert support.decoding_agrees.judge(cell, text, "tova:4", greedy, other).startswith("WRONG: token 1")
     assert support.decoding_agrees.judge(cell, text, "tova:4", greedy, greedy).startswith("WRONG: other positions")

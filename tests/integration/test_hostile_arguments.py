@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from safetensors.torch import load_file, safe_open, save_file
-from support.tiny_models import FACTS, assert_same, tiny_cell, tokens
+from support.tiny_models import CONFIG, assert_same, random_tokens, tiny_cell
 
 import converters
 import converters.__main__
@@ -163,7 +163,7 @@ LENGTHS = st.one_of(ANYTHING, st.lists(st.integers(-1, 5), min_size=2, max_size=
 @some
 @given(LENGTHS, st.one_of(ANYTHING, st.lists(st.booleans(), min_size=2, max_size=2).map(torch.tensor)))
 def test_any_lengths_and_any_active(lengths, active):
-    text = tokens(1, 2, 4)
+    text = random_tokens(1, 2, 4)
     read = allowed(lambda: CELL(text, lengths=lengths))
     fine = isinstance(lengths, torch.Tensor) and lengths.dtype == torch.int64 and lengths.shape == (2,)
     assert (read is not None) == (lengths is None or (fine and bool(((lengths >= 0) & (lengths <= 4)).all())))
@@ -180,7 +180,7 @@ def test_any_lengths_and_any_active(lengths, active):
     st.one_of(ANYTHING, st.lists(st.integers(-3, 3), max_size=3), st.lists(st.integers(-3, 3), max_size=3).map(torch.tensor))
 )
 def test_any_selection(rows):
-    _, state = CELL(tokens(1, 2, 3))
+    _, state = CELL(random_tokens(1, 2, 3))
     picked = allowed(lambda: state.select(rows))
     if picked is not None:
         index = list(range(2))[rows] if isinstance(rows, slice) else [int(i) for i in rows]
@@ -214,7 +214,7 @@ SETTINGS = st.fixed_dictionaries(
 @some
 @given(SETTINGS)
 def test_any_settings_of_decoding(chosen):
-    text = tokens(2, 2, 3)
+    text = random_tokens(2, 2, 3)
     done = allowed(lambda: msrnn.generate(CELL, text, **chosen))
     streamed = allowed(lambda: [*msrnn.stream(CELL, text, **chosen)])
     assert (done is None) == (streamed is None)
@@ -246,7 +246,7 @@ def test_any_fact_of_a_config(name, value):
         assert again == config
         assert all(math.isfinite(x) for x in (*vars(config).values(), *vars(config.rope).values()) if isinstance(x, float))
         if all(
-            getattr(config, key) == value for key, value in FACTS.items() if key not in ("rope", "norm_eps", "context_length")
+            getattr(config, key) == value for key, value in CONFIG.items() if key not in ("rope", "norm_eps", "context_length")
         ):
             goes_on(
                 tiny_cell(norm_eps=config.norm_eps, rope=config.rope).initial_state(1),
@@ -254,7 +254,7 @@ def test_any_fact_of_a_config(name, value):
             )
 
 
-_, STATE = CELL(tokens(1, 2, 9), CELL.initial_state(2, [H2O(4), Full()]))
+_, STATE = CELL(random_tokens(1, 2, 9), CELL.initial_state(2, [H2O(4), Full()]))
 
 
 def reloaded(path, change):

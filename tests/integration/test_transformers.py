@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support.transformers_reference import ROPES, float64_reference, saved, stepped, tiny_reference
+from support.transformers_reference import ROPES, float64_reference, logits_by_steps, save_folder, tiny_reference
 
 import converters
 import msrnn
@@ -14,9 +14,9 @@ TOKENS = torch.randint(0, 61, (2, 40), generator=torch.Generator().manual_seed(1
 
 def difference(model, tokens, folder, reduction=None):
     """Largest difference of logits between the float64 reference, stepped, and our cell read from its folder."""
-    cell = converters.load(saved(model, folder))
+    cell = converters.load(save_folder(model, folder))
     with float64_reference(model):
-        expected = stepped(model, tokens)
+        expected = logits_by_steps(model, tokens)
     logits, _ = cell(tokens, cell.initial_state(len(tokens), reduction))
     return (logits - expected).abs().max().item()
 
@@ -49,7 +49,7 @@ def test_rope_kinds_differ_where_they_should(tmp_path):
     logits = []
     for i, rope in enumerate(ROPES.values()):
         model = tiny_reference(rope_parameters=rope, head_dim=16, max_position_embeddings=24)
-        logits.append(converters.load(saved(model, tmp_path / str(i)))(TOKENS)[0])
+        logits.append(converters.load(save_folder(model, tmp_path / str(i)))(TOKENS)[0])
     for i, a in enumerate(logits):
         for b in logits[:i]:
             assert (a - b).abs().max() > 1e-3
@@ -57,7 +57,7 @@ def test_rope_kinds_differ_where_they_should(tmp_path):
 
 def test_unpatched_float32_reference(tmp_path):
     model = tiny_reference(dtype=torch.float32)
-    cell = converters.load(saved(model, tmp_path))
+    cell = converters.load(save_folder(model, tmp_path))
     with torch.no_grad():
         assert (cell(TOKENS)[0] - model(TOKENS).logits).abs().max() < 2e-3
 
@@ -65,7 +65,7 @@ def test_unpatched_float32_reference(tmp_path):
 @pytest.mark.parametrize("window", [1, 2, 7, 16])
 def test_mistral_is_a_window_of_one_less(window, tmp_path, figure):
     model = tiny_reference("mistral", sliding_window=window)
-    cell = converters.load(saved(model, tmp_path))
+    cell = converters.load(save_folder(model, tmp_path))
     assert str(cell.default_reduction) == f"window:{window - 1}"
     with float64_reference(model), torch.no_grad():
         expected = model(TOKENS).logits
@@ -84,13 +84,13 @@ def test_mistral_without_a_window(tmp_path):
 @pytest.mark.parametrize("early", [False, True], ids=["llama", "Yi"])
 def test_yi_in_both_spellings(early, tmp_path):
     model = tiny_reference(num_key_value_heads=1, rope_parameters={"rope_type": "default", "rope_theta": 5e6})
-    folder = saved(model, tmp_path)
+    folder = save_folder(model, tmp_path)
     if early:
         rewrite_as_early_yi(folder)
     cell = converters.load(folder)
     assert cell.config.family == ("yi" if early else "llama")
     with float64_reference(model):
-        assert (cell(TOKENS)[0] - stepped(model, TOKENS)).abs().max() <= 1e-9
+        assert (cell(TOKENS)[0] - logits_by_steps(model, TOKENS)).abs().max() <= 1e-9
 
 
 def rewrite_as_early_yi(folder):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import safetensors.torch
 import torch
-from support.tiny_models import close, fold, tiny_cell, tokens
+from support.tiny_models import assert_close, random_tokens, step_loop, tiny_cell
 from torch.nn import functional
 
 import msrnn
@@ -39,9 +39,9 @@ def test_linear_equals_a_float64_product(shape, dtype, native, monkeypatch):
 def test_unroll_and_step_loop_agree_in_16_bits(reduction, dtype, native, monkeypatch):
     """Equal up to rounding, with native and with emulated 16-bit products."""
     monkeypatch.setitem(module.HAS_NATIVE_16BIT, dtype, native)
-    cell, text = tiny_cell(dtype=dtype), tokens(1, 2, 7)
+    cell, text = tiny_cell(dtype=dtype), random_tokens(1, 2, 7)
     logits, state = cell(text, cell.initial_state(2, reduction))
-    stepped, _ = fold(cell, text, cell.initial_state(2, reduction))
+    stepped, _ = step_loop(cell, text, cell.initial_state(2, reduction))
     assert logits.dtype == state[0].keys.dtype == dtype
     assert all(x.dtype == torch.float32 for x in state[0].row_stats.values())
     bound = 8 * torch.finfo(dtype).eps
@@ -110,7 +110,7 @@ def other_parameters():
 @pytest.mark.skipif(not module.HAS_KERNEL, reason="this torch has no oneDNN kernel")
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_logits_equal_those_of_separate_plain_products(change, monkeypatch):
-    cell, text = tiny_cell(dtype=torch.float32), tokens(1, 2, 7)
+    cell, text = tiny_cell(dtype=torch.float32), random_tokens(1, 2, 7)
     cell(text)  # a first call may cache
     cell = change(cell)
     fast, state = cell(text)
@@ -118,8 +118,8 @@ def test_logits_equal_those_of_separate_plain_products(change, monkeypatch):
     _, stepped = cell.step_(text[:, 0], state.detach().clone())
     monkeypatch.setattr(module, "HAS_KERNEL", False)
     monkeypatch.setattr(module, "_fused_weight", lambda weights: None)
-    close(fast, cell(text)[0], 1e-4)
-    close(stepped[0].keys, cell.step(text[:, 0], state)[1][0].keys, 1e-4)
+    assert_close(fast, cell(text)[0], 1e-4)
+    assert_close(stepped[0].keys, cell.step(text[:, 0], state)[1][0].keys, 1e-4)
 
 
 def is_fused(layer):
@@ -152,7 +152,7 @@ def test_hooks_on_fused_modules_are_called():
     cell, called = tiny_cell(dtype=torch.float32), []
     cell.layers[0].k.register_forward_hook(lambda *_: called.append("k"))
     cell.layers[1].up.register_forward_pre_hook(lambda *_: called.append("up"))
-    cell.step(tokens(1, 2, 1)[:, 0])
+    cell.step(random_tokens(1, 2, 1)[:, 0])
     assert called == ["k", "up"]
 
 

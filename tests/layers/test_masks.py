@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.tiny_models import tiny_cell, tokens
+from support.tiny_models import random_tokens, tiny_cell
 
 import msrnn
 from msrnn.layers.masks import format_mask, padding_mask, subsequent_mask, window_mask
@@ -10,7 +10,7 @@ from msrnn.layers.masks import format_mask, padding_mask, subsequent_mask, windo
 
 def visible_in_cell(reduction, T):
     """Return ``(T, T)``: the positions that each token sees in a cell of one layer, its own included."""
-    cell, text = tiny_cell(n_layers=1), tokens(0, 1, T)
+    cell, text = tiny_cell(n_layers=1), random_tokens(0, 1, T)
     state, rows = cell.initial_state(1, reduction), torch.zeros(T, T, dtype=torch.bool)
     for t in range(T):
         rows[t, [*state[0].positions[0, 0].tolist(), t]] = True

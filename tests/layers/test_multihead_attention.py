@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support.tiny_models import close
-from support.torch_nn_reference import shaken
+from support.tiny_models import assert_close
+from support.torch_nn_reference import randomized
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -27,12 +27,12 @@ def test_attention_equals_torchs(mask):
     again = [x.clone().requires_grad_() for x in (Q, K, V)]
     found, weights = attention(*inputs, mask)
     expected = scaled_dot_product_attention(*again, mask)
-    close(found, expected, 1e-12)
-    close(weights @ V, expected, 1e-12)
+    assert_close(found, expected, 1e-12)
+    assert_close(weights @ V, expected, 1e-12)
     (found**3).sum().backward()
     (expected**3).sum().backward()
     for x, y in zip(inputs, again, strict=True):
-        close(x.grad, y.grad, 1e-11)
+        assert_close(x.grad, y.grad, 1e-11)
 
 
 def test_a_query_that_sees_no_row_has_output_zero():
@@ -46,13 +46,13 @@ def test_dropout_zeroes_weights_and_scales_the_others():
     torch.manual_seed(0)
     ones = torch.ones(2, 3, 7, 8, dtype=torch.float64)
     found = torch.stack([attention(Q, K, ones, dropout=0.25)[0] for _ in range(2000)])
-    close(found.mean(0), torch.ones_like(Q), 0.06)
+    assert_close(found.mean(0), torch.ones_like(Q), 0.06)
     assert found.std(0).amin() > 0.1
     assert attention(Q, K, ones, dropout=0.25)[1].sum(-1).allclose(torch.ones(1, dtype=torch.float64))
 
 
 def test_multi_head_attention_equals_torchs():
-    theirs = shaken(nn.MultiheadAttention(24, 4, batch_first=True), 0)
+    theirs = randomized(nn.MultiheadAttention(24, 4, batch_first=True), 0)
     heads = MultiheadAttention(24, 4).double()
     parts = zip("qkv", theirs.in_proj_weight.chunk(3), theirs.in_proj_bias.chunk(3), strict=True)
     own = {f"{n}.{kind}": x for n, w, b in parts for kind, x in (("weight", w), ("bias", b))}
@@ -60,9 +60,9 @@ def test_multi_head_attention_equals_torchs():
     x, source, visible = random(3, 5, 24), random(3, 7, 24, seed=1), padding_mask(torch.tensor([7, 3, 1]), 7)
     expected, weights = theirs(x, source, source, key_padding_mask=~visible[:, 0], average_attn_weights=False)
     found, own_weights = heads(x, source, visible)
-    close(found, expected, 1e-12)
-    close(own_weights, weights, 1e-12)
-    close(heads(x, x, subsequent_mask(5))[0], theirs(x, x, x, attn_mask=~subsequent_mask(5))[0], 1e-12)
+    assert_close(found, expected, 1e-12)
+    assert_close(own_weights, weights, 1e-12)
+    assert_close(heads(x, x, subsequent_mask(5))[0], theirs(x, x, x, attn_mask=~subsequent_mask(5))[0], 1e-12)
 
 
 def test_weights_are_at_least_float32():

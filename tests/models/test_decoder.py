@@ -8,7 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_models import DECODER, FACTS, ROPES, assert_same, close, fold, tiny_cell, tiny_decoder, tokens
+from support.tiny_models import (
+    CONFIG,
+    DECODER_CONFIG,
+    ROPES,
+    assert_close,
+    assert_same,
+    random_tokens,
+    step_loop,
+    tiny_cell,
+    tiny_decoder,
+)
 from torch import nn
 from torch.nn.functional import cross_entropy, gelu, relu, scaled_dot_product_attention, silu
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
@@ -46,7 +56,7 @@ def naive(cell, text, rotated=lambda x, position: x, entered=None, bias=None):
     return x @ (cell.embed.weight if c.tied else cell.head.weight).T
 
 
-TEXT = tokens(1, 3, 20)
+TEXT = random_tokens(1, 3, 20)
 
 
 @pytest.mark.parametrize("reduction", ["full", "tova:5", "h2o:6", "window:4"])
@@ -54,7 +64,9 @@ TEXT = tokens(1, 3, 20)
 def test_left_as_it_is_it_is_a_llama(rope, reduction):
     llama = tiny_cell(rope=ROPES[rope])
     cell = (
-        Decoder(DecoderConfig(**{**DECODER, "context_length": FACTS["context_length"]}, positions=ROPES[rope])).double().eval()
+        Decoder(DecoderConfig(**{**DECODER_CONFIG, "context_length": CONFIG["context_length"]}, positions=ROPES[rope]))
+        .double()
+        .eval()
     )
     cell.load_state_dict(llama.state_dict())
     cell.requires_grad_(False)
@@ -68,14 +80,14 @@ def test_left_as_it_is_it_is_a_llama(rope, reduction):
 def test_attention(heads, tied):
     cell = tiny_decoder(positions="learned", n_heads=heads[0], n_kv_heads=heads[1], tied=tied)
     entered = cell.embed.weight[TEXT] + cell.position_embedding.weight[:20]
-    close(cell(TEXT)[0], naive(cell, TEXT, entered=entered), 1e-12)
+    assert_close(cell(TEXT)[0], naive(cell, TEXT, entered=entered), 1e-12)
 
 
 @pytest.mark.parametrize("ffn", CHOICES["ffn"])
 def test_feed_forward(ffn):
     cell = tiny_decoder(positions="alibi", ffn=ffn, ffn_width=0 if ffn == "none" else 32, n_kv_heads=4)
     assert any("ffn" in name or "up" in name for name, _ in cell.named_parameters()) == (ffn != "none")
-    close(cell(TEXT)[0], naive(cell, TEXT, bias=alibi(4)), 1e-12)
+    assert_close(cell(TEXT)[0], naive(cell, TEXT, bias=alibi(4)), 1e-12)
 
 
 def alibi(n_heads, T=20):
@@ -90,7 +102,7 @@ def test_alibi(n_heads, figure):
     expected = naive(cell, TEXT, bias=alibi(n_heads))
     exact = n_heads in (1, 2, 4, 8)  # transformers' slopes are of float32, which has all of these
     for logits in (cell(TEXT)[0], cell(TEXT, state)[0]):
-        close(logits, expected, 1e-12 if exact else 1e-6)
+        assert_close(logits, expected, 1e-12 if exact else 1e-6)
     if n_heads == 8:
         figure(f"ALiBi as two numbers of a row, against BLOOM's bias in float64: {(logits - expected).abs().max():.1e}")
     assert (expected - naive(cell, TEXT)).abs().max() > 0.05
@@ -101,10 +113,10 @@ def test_alibi_far_away():
     cell = tiny_decoder(positions="alibi")
     near = cell.initial_state(1, "full")
     far = near.with_layers(replace(H, clock=H.clock + 10_000) for H in near)
-    close(cell(TEXT[:1], near)[0], cell(TEXT[:1], far)[0], 1e-9)
+    assert_close(cell(TEXT[:1], near)[0], cell(TEXT[:1], far)[0], 1e-9)
     cell = cell.float()
     near, far = near.to(torch.float32), far.to(torch.float32)
-    close(cell(TEXT[:1], near)[0], cell(TEXT[:1], far)[0], 1e-2)
+    assert_close(cell(TEXT[:1], near)[0], cell(TEXT[:1], far)[0], 1e-2)
 
 
 def test_alibi_refuses():
@@ -128,10 +140,10 @@ def test_learned_positions_end():
         cell.step(TEXT[:, 0], state)
     cell.step(TEXT[:, 0], state, active=torch.zeros(3, dtype=torch.bool))
     logits, _ = cell(longer, lengths=torch.tensor([20, 3, 0]))  # what is not read may stand anywhere
-    close(logits[0, :20], cell(TEXT)[0][0], 1e-12)
+    assert_close(logits[0, :20], cell(TEXT)[0][0], 1e-12)
     _, uneven = cell(TEXT, lengths=torch.tensor([0, 15, 20]))
     more, _ = cell(TEXT, uneven, lengths=torch.tensor([20, 5, 0]))
-    close(more[0], cell(TEXT)[0][0], 1e-12)
+    assert_close(more[0], cell(TEXT)[0][0], 1e-12)
     msrnn.generate(cell, TEXT[:, :15], max_new_tokens=5)
     msrnn.lookahead(cell, TEXT[:, :15], max_new_tokens=5, window=3, ngram=3, guesses=2)
 
@@ -139,7 +151,7 @@ def test_learned_positions_end():
 def test_sinusoids():
     cell = tiny_decoder(positions="sinusoidal")
     table = torch.tensor([[angle(t, j) for j in range(24)] for t in range(20)], dtype=torch.float64)
-    close(cell(TEXT)[0], naive(cell, TEXT, entered=cell.embed.weight[TEXT] * math.sqrt(24) + table), 1e-12)
+    assert_close(cell(TEXT)[0], naive(cell, TEXT, entered=cell.embed.weight[TEXT] * math.sqrt(24) + table), 1e-12)
 
 
 def angle(t, j):
@@ -157,7 +169,7 @@ def test_fixnorm(tied):
         cell_of_words.embed.weight.copy_(words)
     else:
         cell_of_words = cell
-    close(cell(TEXT)[0], naive(cell_of_words, TEXT, entered=x), 1e-12)
+    assert_close(cell(TEXT)[0], naive(cell_of_words, TEXT, entered=x), 1e-12)
 
 
 def test_fixnorm_of_long_and_of_no_embeddings():
@@ -167,7 +179,7 @@ def test_fixnorm_of_long_and_of_no_embeddings():
     cell.embed.weight[TEXT[0, 3]] = 0
     wide = cell(TEXT)[0]
     assert wide.isfinite().all()
-    close(cell.half()(TEXT)[0].float(), wide, 0.1)
+    assert_close(cell.half()(TEXT)[0].float(), wide, 0.1)
 
 
 def test_norms():
@@ -180,10 +192,10 @@ def test_norms():
     torch_own = nn.RMSNorm(24, eps=1e-2, dtype=torch.float64)
     with torch.no_grad():
         torch_own.weight.copy_(gain)
-    close(inside(x), torch_own(x), 1e-14)
+    assert_close(inside(x), torch_own(x), 1e-14)
     rms = torch.tensor([math.sqrt(math.fsum(v * v for v in row) / 24) for row in x.tolist()], dtype=torch.float64)
-    close(outside(x), x / (rms[:, None] + 1e-2) * gain, 1e-14)
-    close(scale(x), x / (rms[:, None] * math.sqrt(24)).clamp(min=1e-2) * math.sqrt(24), 1e-6)
+    assert_close(outside(x), x / (rms[:, None] + 1e-2) * gain, 1e-14)
+    assert_close(scale(x), x / (rms[:, None] * math.sqrt(24)).clamp(min=1e-2) * math.sqrt(24), 1e-6)
     assert scale.weight.numel() == 1
     assert scale(torch.zeros(1, 24, dtype=torch.float64)).eq(0).all()
     for norm in (outside, scale):  # what is rounded is rounded last, and no gradient is lost at zero
@@ -202,7 +214,7 @@ def test_norm_and_placement(norm, placement):
     norms = [m for name, m in cell.named_modules() if name.endswith("norm")]
     assert len(norms) == (5 if placement == "pre" else 4)
     assert all(type(m) is kinds[norm] and m.eps == 1e-3 for m in norms)
-    close(cell(TEXT)[0], naive(cell, TEXT, entered=cell.embed.weight[TEXT] + cell.position_embedding.weight[:20]), 1e-12)
+    assert_close(cell(TEXT)[0], naive(cell, TEXT, entered=cell.embed.weight[TEXT] + cell.position_embedding.weight[:20]), 1e-12)
 
 
 @pytest.mark.parametrize("ffn", ["relu", "gelu"])
@@ -231,7 +243,7 @@ def test_it_is_pytorchs_own_layer(placement, bias, ffn, figure):
     mask = nn.Transformer.generate_square_subsequent_mask(20, dtype=torch.float64)
     x = reference.train()(cell.embed.weight[TEXT] + cell.position_embedding.weight[:20], mask=mask, is_causal=True)
     logits, expected = cell(TEXT)[0], x @ cell.embed.weight.T
-    close(logits, expected, 1e-12)
+    assert_close(logits, expected, 1e-12)
     gap = (logits - expected).abs().max().item()
     if bias and ffn == "gelu":
         figure(f"Decoder, {placement}-norm, against torch.nn.TransformerEncoder with a causal mask in float64: {gap:.1e}")
@@ -252,7 +264,7 @@ def test_dropout():
     x = cell.embed_tokens(TEXT, torch.arange(20).expand(3, -1))
     gone = x == 0
     assert abs(float(gone.double().mean()) - 0.25) < 0.05
-    close(x[~gone], (plain.embed.weight[TEXT] / 0.75)[~gone], 1e-14)
+    assert_close(x[~gone], (plain.embed.weight[TEXT] / 0.75)[~gone], 1e-14)
     layer, x = cell.layers[0], torch.ones(4000, 24, dtype=torch.float64)
     added = layer._add(x, 3 * x, layer.ffn_norm) - x
     assert added.unique().tolist() == [0, 4]
@@ -266,7 +278,7 @@ def test_how_it_begins():
     wide = {"width": 160, "n_kv_heads": 4, "head_dim": 40, "ffn_width": 640, "vocab_size": 1000}
     torch.manual_seed(0)
     for small in (True, False):
-        cell = Decoder(DecoderConfig(**{**DECODER, **wide}, small_init=small, bias=True, positions="learned"))
+        cell = Decoder(DecoderConfig(**{**DECODER_CONFIG, **wide}, small_init=small, bias=True, positions="learned"))
         expected = {"q": 2 / (5 * 160) if small else 2 / 320, "up": 2 / 800, "down": 2 / 800, "gate": 2 / 800}
         expected |= dict.fromkeys("kvo", expected["q"])
         for name, variance in expected.items():
@@ -276,7 +288,7 @@ def test_how_it_begins():
         assert abs(cell.head.weight.std().item() / math.sqrt(2 / 1160) - 1) < 0.03
         for table in (cell.embed, cell.position_embedding):
             assert abs(table.weight.std().item() * math.sqrt(160) - 1) < 0.03
-        assert abs(cell(tokens(0, 2, 30, 1000))[0].std().item() - 0.5) < 0.4  # near to no opinion
+        assert abs(cell(random_tokens(0, 2, 30, 1000))[0].std().item() - 0.5) < 0.4  # near to no opinion
         assert cell.layers[0].attention_norm.weight.eq(1).all()
 
 
@@ -293,8 +305,8 @@ def test_how_it_begins():
 def test_it_learns(facts):
     """A text by heart, through a bounded state: better than log 3 = 1.1, which is all that its three tokens' shares tell."""
     torch.manual_seed(0)
-    cell = Decoder(DecoderConfig(**{**DECODER, **facts}))
-    text, losses = tokens(0, 4, 24, 3), []
+    cell = Decoder(DecoderConfig(**{**DECODER_CONFIG, **facts}))
+    text, losses = random_tokens(0, 4, 24, 3), []
     optimizer = torch.optim.Adam(cell.parameters(), 1e-2)
     for _ in range(80):
         logits, _ = cell(text, cell.initial_state(4, "h2o:12"))
@@ -333,43 +345,43 @@ def cells(draw, **fixed):
 @given(cells(), st.sampled_from(BOUNDED), st.integers(0, 9))
 @settings(max_examples=16, deadline=None, derandomize=True, database=None)
 def test_the_fold_is_the_step_loop(cell, reduction, cut):
-    text, lengths = tokens(cut, 3, 14), torch.tensor([14, 5, 0])
+    text, lengths = random_tokens(cut, 3, 14), torch.tensor([14, 5, 0])
     state = cell.initial_state(3, reduction)
     logits, after = cell(text, state)
-    stepped, expected = fold(cell, text, state)
-    close(logits, stepped)
+    stepped, expected = step_loop(cell, text, state)
+    assert_close(logits, stepped)
     assert_same(after, expected, 1e-9)
     first, middle = cell(text[:, :cut], state)
     second, end = cell(text[:, cut:], middle)
-    close(torch.cat((first, second), dim=1), stepped)
+    assert_close(torch.cat((first, second), dim=1), stepped)
     assert_same(end, expected, 1e-9)
     ragged, after = cell(text, state, lengths=lengths)
-    stepped, expected = fold(cell, text, state, lengths)
-    close(ragged, stepped)
+    stepped, expected = step_loop(cell, text, state, lengths)
+    assert_close(ragged, stepped)
     assert_same(after, expected, 1e-9)
-    assert_same(cell.scan(text, state)[1].at(9), fold(cell, text[:, :9], state)[1], 1e-9)
+    assert_same(cell.scan(text, state)[1].at(9), step_loop(cell, text[:, :9], state)[1], 1e-9)
     x, H = cell.embed.weight[text[:, 0]], list(state)
     x = cell.embed_tokens(text[:, 0], state.clock)
     for l, layer in enumerate(cell.layers):
         x, H[l] = layer.step(x, H[l])
-    close(cell.compute_logits(x), cell.step(text[:, 0], state)[0])
+    assert_close(cell.compute_logits(x), cell.step(text[:, 0], state)[0])
     placed = state.clone()
     for token in text.T:
         logits, placed = cell.step_(token, placed)
-    close(logits, cell(text, state)[0][:, -1])
+    assert_close(logits, cell(text, state)[0][:, -1])
 
 
 @given(cells(frozen=False), st.sampled_from(BOUNDED))
 @settings(max_examples=12, deadline=None, derandomize=True, database=None)
 def test_gradients_through_a_bounded_fold_are_those_of_the_step_loop(cell, reduction):
-    text, gradients = tokens(2, 2, 9), []
-    for read in (cell, lambda *a: fold(cell, *a)):
+    text, gradients = random_tokens(2, 2, 9), []
+    for read in (cell, lambda *a: step_loop(cell, *a)):
         cell.zero_grad()
         logits, _ = read(text, cell.initial_state(2, reduction))
         logits.tanh().sum().backward()
         gradients.append({name: x.grad.clone() for name, x in cell.named_parameters()})
     for name, gradient in gradients[0].items():
-        close(gradient, gradients[1][name], 1e-8)
+        assert_close(gradient, gradients[1][name], 1e-8)
     assert gradients[0]["layers.0.k.weight"].abs().max() > 0
 
 
@@ -394,7 +406,7 @@ def test_decoding_and_disk(facts, tmp_path, capsys):
     assert msrnn.load(tmp_path / "own", dtype=torch.float32).embed.weight.dtype == torch.float32
     state.save(tmp_path / "state")
     step = again.step(text[:, 0], msrnn.load_state(tmp_path / "state"))
-    close(step[0], cell.step(text[:, 0], state)[0])
+    assert_close(step[0], cell.step(text[:, 0], state)[0])
     with pytest.raises(msrnn.Error, match="another model"):
         tiny_decoder(seed=7, tied=True, **facts).step(text[:, 0], state)
     assert main(["info", str(tmp_path / "own")]) == 0
@@ -412,7 +424,7 @@ def test_decoding_and_disk(facts, tmp_path, capsys):
 @pytest.mark.parametrize("positions", [*POSITIONS, *ROPES.values()], ids=str)
 def test_every_config_survives_json(positions):
     config = DecoderConfig(
-        **DECODER, positions=positions, norm="rms-outside", norm_eps=1e-3, norm_placement="post", bias=True, tied=True,
+        **DECODER_CONFIG, positions=positions, norm="rms-outside", norm_eps=1e-3, norm_placement="post", bias=True, tied=True,
         fixnorm=True, small_init=False, dropout=0.5, ffn="geglu", bos_token_id=1, eos_token_ids=(2, 3),
     )  # fmt: skip
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -446,12 +458,12 @@ def test_every_config_survives_json(positions):
 )
 def test_what_does_not_fit_is_refused_by_name(facts, said):
     with pytest.raises(msrnn.Error, match=said):
-        DecoderConfig(**{**DECODER, **facts})
+        DecoderConfig(**{**DECODER_CONFIG, **facts})
 
 
 @pytest.mark.parametrize("field", [*tiny_decoder().config.to_dict()])
 def test_a_damaged_field_is_refused_in_one_sentence_or_makes_a_cell(field):
-    facts, said = DecoderConfig(**DECODER).to_dict(), list[str]()
+    facts, said = DecoderConfig(**DECODER_CONFIG).to_dict(), list[str]()
     damages = [
         None,
         -1,
@@ -481,4 +493,4 @@ def test_a_damaged_field_is_refused_in_one_sentence_or_makes_a_cell(field):
 
 def test_odd_heads_need_no_rotation():
     cell = tiny_decoder(positions="alibi", head_dim=5)
-    close(cell(TEXT)[0], naive(cell, TEXT, bias=alibi(4)), 1e-6)
+    assert_close(cell(TEXT)[0], naive(cell, TEXT, bias=alibi(4)), 1e-6)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support.tiny_models import close
-from support.torch_nn_reference import ours, shaken
+from support.tiny_models import assert_close
+from support.torch_nn_reference import parameters_under_our_names, randomized
 from torch import nn
 
 import msrnn
@@ -27,9 +27,9 @@ def pair(placement, seed=0, **facts):
         norm_first=placement == "pre",
     )
     last = nn.LayerNorm(config.width, config.norm_eps) if placement == "pre" else None
-    theirs = shaken(nn.TransformerEncoder(layer, config.n_layers, last, enable_nested_tensor=False), seed)
+    theirs = randomized(nn.TransformerEncoder(layer, config.n_layers, last, enable_nested_tensor=False), seed)
     encoder = Encoder(config).double().eval()
-    encoder.load_state_dict(ours(theirs))
+    encoder.load_state_dict(parameters_under_our_names(theirs))
     return encoder, theirs
 
 
@@ -46,14 +46,14 @@ def test_equals_torch_with_padding(placement, figure):
     gap = (found - expected)[real[:, 0]].abs().amax().item()
     figure(f"encoder, {placement}-norm, padded, against torch.nn.TransformerEncoder in float64: {gap:.1e}")
     assert gap < 1e-10
-    close(encoder(x), theirs(x), 1e-10)
+    assert_close(encoder(x), theirs(x), 1e-10)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
 @pytest.mark.parametrize("mask", [subsequent_mask(9), window_mask(9, 3), window_mask(9, 3) & subsequent_mask(9)])
 def test_equals_torch_under_masks(placement, mask):
     encoder, theirs = pair(placement)
-    close(encoder(text(), mask), theirs(text(), mask=~mask), 1e-10)
+    assert_close(encoder(text(), mask), theirs(text(), mask=~mask), 1e-10)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
@@ -64,9 +64,9 @@ def test_gradients_equal_torchs(placement):
             padding["src_key_padding_mask"] = ~padding_mask(LENGTHS, 9)[:, 0]
         (model(text(), **padding)[padding_mask(LENGTHS, 9)[:, 0]] ** 2).sum().backward()
     expected = {name: x.grad for name, x in theirs.named_parameters()}
-    close(encoder.layers[1].ffn.up.weight.grad, expected["layers.1.linear1.weight"], 1e-10)
+    assert_close(encoder.layers[1].ffn.up.weight.grad, expected["layers.1.linear1.weight"], 1e-10)
     joined = torch.cat([getattr(encoder.layers[0].attention, letter).weight.grad for letter in "qkv"])
-    close(joined, expected["layers.0.self_attn.in_proj_weight"], 1e-10)
+    assert_close(joined, expected["layers.0.self_attn.in_proj_weight"], 1e-10)
 
 
 def test_dropout_falls_where_torchs_falls():
@@ -76,9 +76,9 @@ def test_dropout_falls_where_torchs_falls():
     expected = theirs.train()(x)
     torch.manual_seed(5)
     found = encoder.train()(x)
-    close(found, expected, 1e-10)
+    assert_close(found, expected, 1e-10)
     calm = theirs.eval()(x)
-    close(encoder.eval()(x), calm, 1e-10)
+    assert_close(encoder.eval()(x), calm, 1e-10)
     assert (found - calm).abs().amax() > 0.1
 
 
@@ -86,14 +86,14 @@ def test_what_a_padded_row_holds_does_not_matter():
     encoder, _ = pair("post")
     real = padding_mask(LENGTHS, 9)
     other = torch.where(real[:, 0, :, None], text(), 7.0)
-    close(encoder(text(), real)[real[:, 0]], encoder(other, real)[real[:, 0]], 1e-12)
+    assert_close(encoder(text(), real)[real[:, 0]], encoder(other, real)[real[:, 0]], 1e-12)
 
 
 def test_a_new_token_changes_every_row_but_under_the_subsequent_mask_none():
     encoder, _ = pair("pre")
     longer, shorter = text(), text()[:, :8]
     assert ((encoder(longer)[:, :8] - encoder(shorter)).abs().amax(-1) > 1e-3).all()
-    close(encoder(longer, subsequent_mask(9))[:, :8], encoder(shorter, subsequent_mask(8)), 1e-12)
+    assert_close(encoder(longer, subsequent_mask(9))[:, :8], encoder(shorter, subsequent_mask(8)), 1e-12)
 
 
 def test_padding_that_leaves_a_query_nothing_to_see_makes_no_nan():

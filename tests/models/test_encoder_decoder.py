@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support.tiny_models import assert_same, close, fold, tokens
-from support.torch_nn_reference import ours, shaken
+from support.tiny_models import assert_close, assert_same, random_tokens, step_loop
+from support.torch_nn_reference import parameters_under_our_names, randomized
 from torch import nn
 
 import converters
@@ -17,7 +17,7 @@ LENGTHS = torch.tensor([6, 2, 1])
 
 
 def tiny(placement="pre", seed=0, frozen=True, **facts):
-    cell = shaken(EncoderDecoder(EncoderDecoderConfig(**{**FACTS, "norm_placement": placement, **facts})), seed)
+    cell = randomized(EncoderDecoder(EncoderDecoderConfig(**{**FACTS, "norm_placement": placement, **facts})), seed)
     return cell.requires_grad_(not frozen)
 
 
@@ -30,8 +30,12 @@ def torchs(cell):
         nn.TransformerEncoderLayer(*shape, **how), config.n_layers, last[0], enable_nested_tensor=False
     )
     decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(*shape, **how), config.n_layers, last[1])
-    encoder, decoder = shaken(encoder, 1), shaken(decoder, 2)
-    own = {f"encoder.{name}": x for name, x in ours(encoder).items()} | ours(decoder) | {"embed.weight": cell.embed.weight}
+    encoder, decoder = randomized(encoder, 1), randomized(decoder, 2)
+    own = (
+        {f"encoder.{name}": x for name, x in parameters_under_our_names(encoder).items()}
+        | parameters_under_our_names(decoder)
+        | {"embed.weight": cell.embed.weight}
+    )
     cell.load_state_dict(own)
 
     def entered(ids):
@@ -53,10 +57,10 @@ def torchs(cell):
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_the_cell_equals_torchs_decoder(placement, figure):
     cell = tiny(placement)
-    expected = torchs(cell)(tokens(0, 3, 6), LENGTHS, tokens(1, 3, 8))
-    state = cell.encode(tokens(0, 3, 6), LENGTHS)
-    by_steps, _ = fold(cell, tokens(1, 3, 8), state)
-    at_once, _ = cell(tokens(1, 3, 8), state)
+    expected = torchs(cell)(random_tokens(0, 3, 6), LENGTHS, random_tokens(1, 3, 8))
+    state = cell.encode(random_tokens(0, 3, 6), LENGTHS)
+    by_steps, _ = step_loop(cell, random_tokens(1, 3, 8), state)
+    at_once, _ = cell(random_tokens(1, 3, 8), state)
     gap = max((found - expected).abs().amax().item() for found in (by_steps, at_once))
     figure(f"encoder-decoder, {placement}-norm, steps and fold, against torch.nn.TransformerDecoder in float64: {gap:.1e}")
     assert gap < 1e-10
@@ -64,50 +68,50 @@ def test_the_cell_equals_torchs_decoder(placement, figure):
 
 @pytest.mark.parametrize("reduction", ["full", "window:3", "tova:4", ["h2o:3", "full"]])
 def test_the_fold_is_the_step_loop_however_it_is_split(reduction):
-    cell, text, lengths = tiny(), tokens(1, 3, 9), torch.tensor([9, 4, 0])
-    state = cell.encode(tokens(0, 3, 6), LENGTHS, reduction)
-    expected, end = fold(cell, text, state, lengths)
+    cell, text, lengths = tiny(), random_tokens(1, 3, 9), torch.tensor([9, 4, 0])
+    state = cell.encode(random_tokens(0, 3, 6), LENGTHS, reduction)
+    expected, end = step_loop(cell, text, state, lengths)
     found, after = cell(text, state, lengths=lengths)
-    close(found, expected)
+    assert_close(found, expected)
     _, layers = cell.unroll(text, state, torch.arange(9) < lengths[:, None])
     assert all(H.clock.equal(lengths) for H in layers)
     assert_same(after, end, 1e-9)
     first, middle = cell(text[:, :5], state)
     rest, last = cell(text[:, 5:], middle)
-    whole, end = fold(cell, text, state)
-    close(torch.cat((first, rest), dim=1), whole)
+    whole, end = step_loop(cell, text, state)
+    assert_close(torch.cat((first, rest), dim=1), whole)
     assert_same(last, end, 1e-9)
 
 
 def test_the_source_is_part_of_the_state(tmp_path):
-    cell, text = tiny(), tokens(1, 3, 7)
-    state = cell.encode(tokens(0, 3, 6), LENGTHS, "tova:3")
-    whole, end = fold(cell, text, state)
+    cell, text = tiny(), random_tokens(1, 3, 7)
+    state = cell.encode(random_tokens(0, 3, 6), LENGTHS, "tova:3")
+    whole, end = step_loop(cell, text, state)
     _, middle = cell(text[:, :4], state)
     for kept, rows in ((middle.select([2, 0, 0]), [2, 0, 0]), (middle.clone(), [0, 1, 2]), (middle.to("cpu"), [0, 1, 2])):
-        close(cell(text[rows, 4:], kept)[0], whole[rows, 4:])
+        assert_close(cell(text[rows, 4:], kept)[0], whole[rows, 4:])
     middle.save(tmp_path / "state.safetensors")
     loaded = msrnn.load_state(tmp_path / "state.safetensors")
     found, after = cell(text[:, 4:], loaded)
-    close(found, whole[:, 4:])
+    assert_close(found, whole[:, 4:])
     assert_same(after, end, 1e-9)
     _, trace = cell.scan(text, state)
     assert_same(trace.at(4), middle, 1e-9)
     short = state.select([1, 2])  # of the shorter sources alone
     _, trace = cell.scan(text[1:], short)
     found, _ = cell(text[1:, 4:], trace.at(4))
-    close(found, whole[1:, 4:])
+    assert_close(found, whole[1:, 4:])
     assert " 1 learned + 1 " in repr(trace.at(4))
 
 
 def test_steps_in_place_and_rows_that_stand_still():
-    cell, text = tiny(), tokens(1, 3, 5)
-    state = cell.encode(tokens(0, 3, 6), LENGTHS, "window:2")
-    expected, end = fold(cell, text, state)
+    cell, text = tiny(), random_tokens(1, 3, 5)
+    state = cell.encode(random_tokens(0, 3, 6), LENGTHS, "window:2")
+    expected, end = step_loop(cell, text, state)
     moving = state.clone()
     for t in range(5):
         logits, moving = cell.step_(text[:, t], moving)
-        close(logits, expected[:, t])
+        assert_close(logits, expected[:, t])
     assert_same(moving, end, 1e-9)
     _, still = cell.step(text[:, 0], end, active=torch.tensor([True, False, True]))
     assert still.clock.tolist() == [6, 5, 6]
@@ -116,13 +120,13 @@ def test_steps_in_place_and_rows_that_stand_still():
 
 
 def test_a_saved_cell_is_the_same_cell(tmp_path):
-    cell, text = tiny("post", norm_eps=1e-3), tokens(1, 3, 5)
-    state = cell.encode(tokens(0, 3, 6), LENGTHS)
+    cell, text = tiny("post", norm_eps=1e-3), random_tokens(1, 3, 5)
+    state = cell.encode(random_tokens(0, 3, 6), LENGTHS)
     cell.save(tmp_path / "model")
     loaded = msrnn.load(tmp_path / "model")
     assert loaded.config == cell.config
-    close(loaded(text, state)[0], cell(text, state)[0], 0)
-    close(loaded(text, loaded.encode(tokens(0, 3, 6), LENGTHS))[0], cell(text, state)[0], 0)
+    assert_close(loaded(text, state)[0], cell(text, state)[0], 0)
+    assert_close(loaded(text, loaded.encode(random_tokens(0, 3, 6), LENGTHS))[0], cell(text, state)[0], 0)
     for refuses in (converters.load, converters.config):
         with pytest.raises(msrnn.Error, match=r"an encoder-decoder; .* \(msrnn\.load reads both\)"):
             refuses(tmp_path / "model")
@@ -130,7 +134,7 @@ def test_a_saved_cell_is_the_same_cell(tmp_path):
 
 def test_decoding_is_the_librarys_own():
     cell, start = tiny(), torch.tensor([[7], [7], [7]])
-    state = cell.encode(tokens(0, 3, 6), LENGTHS, "tova:4")
+    state = cell.encode(random_tokens(0, 3, 6), LENGTHS, "tova:4")
     new, end = msrnn.generate(cell, start, state, max_new_tokens=10)
     text = start
     for _ in range(10):
@@ -144,31 +148,33 @@ def test_decoding_is_the_librarys_own():
 def test_decoding_needs_no_frozen_cell():
     """The source's rows carry the encoder's graph; what decoding gives carries none, and what it was given still does."""
     cell, start = tiny(frozen=False), torch.tensor([[7], [7]])
-    state = cell.encode(tokens(0, 2, 6))
+    state = cell.encode(random_tokens(0, 2, 6))
     new, end = msrnn.generate(cell, start, state, max_new_tokens=4)
     assert not end.requires_grad
     assert state.requires_grad
     assert new.equal(msrnn.lookahead(cell, start, state, max_new_tokens=4)[0])
-    assert new.equal(msrnn.generate(cell.requires_grad_(False), start, cell.encode(tokens(0, 2, 6)), max_new_tokens=4)[0])
+    assert new.equal(
+        msrnn.generate(cell.requires_grad_(False), start, cell.encode(random_tokens(0, 2, 6)), max_new_tokens=4)[0]
+    )
 
 
 def test_gradients_reach_the_encoder_and_equal_torchs():
     cell = tiny(frozen=False)
     reference = torchs(cell)
-    source, text = tokens(0, 3, 6), tokens(1, 3, 8)
+    source, text = random_tokens(0, 3, 6), random_tokens(1, 3, 8)
     logits, _ = cell(text, cell.encode(source, LENGTHS))
     found = torch.autograd.grad(logits.square().mean(), [cell.embed.weight, cell.encoder.layers[0].ffn.up.weight])
-    again, _ = fold(cell, text, cell.encode(source, LENGTHS))
+    again, _ = step_loop(cell, text, cell.encode(source, LENGTHS))
     by_steps = torch.autograd.grad(again.square().mean(), [cell.embed.weight, cell.encoder.layers[0].ffn.up.weight])
     (expected,) = torch.autograd.grad(reference(source, LENGTHS, text).square().mean(), [cell.embed.weight])
-    close(found[0], expected, 1e-10)
+    assert_close(found[0], expected, 1e-10)
     for one, other in zip(found, by_steps, strict=True):
-        close(one, other, 1e-10)
+        assert_close(one, other, 1e-10)
 
 
 def test_a_state_tells_what_is_given_and_what_was_read():
     cell = tiny()
-    _, state = cell(tokens(1, 3, 7), cell.encode(tokens(0, 3, 6), LENGTHS, "tova:3"))
+    _, state = cell(random_tokens(1, 3, 7), cell.encode(random_tokens(0, 3, 6), LENGTHS, "tova:3"))
     assert len(state) == len(cell.layers) == 4
     assert [H.keys.shape[2] for H in state] == [3, 6, 3, 6]
     assert (state[0].n_learned, state[1].n_learned) == (0, 1)
@@ -185,12 +191,12 @@ def test_a_state_tells_what_is_given_and_what_was_read():
     [
         (lambda cell: cell.initial_state(3), "no state without a source"),
         (lambda cell: cell.step(torch.tensor([1])), "no state without a source"),
-        (lambda cell: cell(tokens(0, 1, 3)), "no state without a source"),
-        (lambda cell: cell.encode(tokens(0, 3, 0)), r"source lengths are \[0, 0, 0\]"),
-        (lambda cell: cell.encode(tokens(0, 2, 3), torch.tensor([3, 0])), r"source lengths are \[3, 0\]"),
+        (lambda cell: cell(random_tokens(0, 1, 3)), "no state without a source"),
+        (lambda cell: cell.encode(random_tokens(0, 3, 0)), r"source lengths are \[0, 0, 0\]"),
+        (lambda cell: cell.encode(random_tokens(0, 2, 3), torch.tensor([3, 0])), r"source lengths are \[3, 0\]"),
         (lambda cell: cell.encode(torch.tensor([[50]])), "token id 50 is outside the vocabulary"),
-        (lambda cell: cell.encode(tokens(0, 1, 3), reduction=["full"] * 4), "4 reductions for a cell of 2 layers"),
-        (lambda cell: tiny(seed=1).step(torch.tensor([1]), cell.encode(tokens(0, 1, 3))), "another model"),
+        (lambda cell: cell.encode(random_tokens(0, 1, 3), reduction=["full"] * 4), "4 reductions for a cell of 2 layers"),
+        (lambda cell: tiny(seed=1).step(torch.tensor([1]), cell.encode(random_tokens(0, 1, 3))), "another model"),
         (
             lambda cell: TrainConfig({k: v for k, v in cell.config.to_dict().items() if k != "vocab_size"}),
             "decoder-only",

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support.tiny_models import DECODER, ROPES, assert_same, close, fold, tiny_decoder, tokens
+from support.tiny_models import DECODER_CONFIG, ROPES, assert_close, assert_same, random_tokens, step_loop, tiny_decoder
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 import msrnn
@@ -13,7 +13,7 @@ from msrnn.layers.rotary import Rope, apply_rotary
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.reductions.contract import LEARNED
 
-TEXT = tokens(1, 3, 20)
+TEXT = random_tokens(1, 3, 20)
 ALL = {"persistent": 3, "memory_tokens": 2}
 POSITIONS = [ROPES["default"], "alibi", "learned", "sinusoidal"]
 
@@ -62,9 +62,9 @@ def naive_logits(cell, text):
 def test_learned_rows_are_columns_that_all_see(positions, facts, figure):
     cell = tiny_decoder(positions=positions, **facts)
     expected = naive_logits(cell, TEXT)
-    close(cell(TEXT)[0], expected, 1e-12)
+    assert_close(cell(TEXT)[0], expected, 1e-12)
     for reduction in ("full", "h2o:20"):  # of these, what is weighted is told too
-        close(fold(cell, TEXT, cell.initial_state(3, reduction))[0], expected, 1e-12)
+        assert_close(step_loop(cell, TEXT, cell.initial_state(3, reduction))[0], expected, 1e-12)
     if facts is ALL and positions == "alibi":
         gap = (cell(TEXT)[0] - expected).abs().max().item()
         figure(f"persistent rows and memory tokens, against columns of one matrix in float64: {gap:.1e}")
@@ -86,8 +86,8 @@ def test_the_fold_is_the_step_loop(positions, reduction, tmp_path):
     cell, lengths = tiny_decoder(positions=positions, **ALL), torch.tensor([20, 7, 0])
     state = cell.initial_state(3, reduction)
     logits, after = cell(TEXT, state)
-    stepped, expected = fold(cell, TEXT, state)
-    close(logits, stepped)
+    stepped, expected = step_loop(cell, TEXT, state)
+    assert_close(logits, stepped)
     assert_same(after, expected, 1e-9)
     size = after[0].reduction.size
     for H, start in zip(after, state, strict=True):
@@ -95,10 +95,10 @@ def test_the_fold_is_the_step_loop(positions, reduction, tmp_path):
         assert torch.equal(H.keys[:, :, :5], start.keys)
         assert torch.equal(H.values[:, :, :5], start.values)
     ragged, after = cell(TEXT, state, lengths=lengths)
-    stepped, expected = fold(cell, TEXT, state, lengths)
-    close(ragged, stepped)
+    stepped, expected = step_loop(cell, TEXT, state, lengths)
+    assert_close(ragged, stepped)
     assert_same(after, expected, 1e-9)
-    assert_same(cell.scan(TEXT, state)[1].at(9), fold(cell, TEXT[:, :9], state)[1], 1e-9)
+    assert_same(cell.scan(TEXT, state)[1].at(9), step_loop(cell, TEXT[:, :9], state)[1], 1e-9)
     new, end = msrnn.generate(cell, TEXT[:, :9], state, max_new_tokens=9)
     ahead, same, _ = msrnn.lookahead(cell, TEXT[:, :9], state, max_new_tokens=9, window=3, ngram=3, guesses=2)
     assert torch.equal(new, ahead)
@@ -116,7 +116,7 @@ def test_gradients_reach_what_is_learned_through_the_state(reduction):
     cell, gradients = tiny_decoder(frozen=False, **ALL, tied=True), []
     ways = {
         "fold": lambda: cell(TEXT, cell.initial_state(3, reduction))[0],
-        "steps": lambda: fold(cell, TEXT, cell.initial_state(3, reduction))[0],
+        "steps": lambda: step_loop(cell, TEXT, cell.initial_state(3, reduction))[0],
     }
     if reduction == "full":
         ways["naive"] = lambda: naive_logits(cell, TEXT)
@@ -126,7 +126,7 @@ def test_gradients_reach_what_is_learned_through_the_state(reduction):
         gradients.append({name: x.grad.clone() for name, x in cell.named_parameters()})
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
-            close(gradient, other[name], 1e-8)
+            assert_close(gradient, other[name], 1e-8)
     for name in ("memory", "persistent_keys", "persistent_values"):
         assert gradients[0][name].abs().amax(-1).min() > 0  # of every row
 
@@ -148,14 +148,14 @@ def test_recurrent_memory(positions):
         read, state = cell(chunk, state)
         logits.append(read)
         state = cell.next_segment(state)
-    close(torch.cat(logits, 1), torch.cat(expected, 1), 1e-11)
+    assert_close(torch.cat(logits, 1), torch.cat(expected, 1), 1e-11)
     gradients = []
     for x in (logits, expected):
         cell.zero_grad()
         torch.cat(x, 1).tanh().sum().backward(retain_graph=True)
         gradients.append({name: p.grad.clone() for name, p in cell.named_parameters()})
     for name, gradient in gradients[0].items():
-        close(gradient, gradients[1][name], 1e-8)
+        assert_close(gradient, gradients[1][name], 1e-8)
     assert gradients[0]["write_tokens"].abs().min() > 0
 
 
@@ -181,7 +181,7 @@ def test_places_are_carried(places):
     for _ in range(2):
         logits, state = cell(text, state)
         found, placed = cell(text, placed)
-        close(found, logits, 1e-9)
+        assert_close(found, logits, 1e-9)
         state, placed = cell.next_segment(state), cell.next_segment(placed)
         assert placed.places.rule == places
     renewing = tiny_decoder(**ALL)
@@ -220,7 +220,7 @@ def test_of_another_type_or_elsewhere():
     half = cell.initial_state(2, "h2o:5", dtype=torch.bfloat16)
     assert half[0].keys.dtype == half[0].values.dtype == torch.bfloat16
     assert half[0].row_stats["accumulated_attention"].shape == (2, 2, 5)
-    close(half[0].keys.double(), cell.initial_state(2)[0].keys, 0.05)
+    assert_close(half[0].keys.double(), cell.initial_state(2)[0].keys, 0.05)
     assert cell.bfloat16()(TEXT)[0].isfinite().all()
 
 
@@ -246,19 +246,19 @@ def test_dropout_is_of_memory_too(monkeypatch):
     for x, whole in zip(entered, [cell.memory, cell.write_tokens, None] * 2, strict=True):
         if whole is not None:
             left = x != 0
-            close(x[left], (whole * (1 if left.all() else 2)).expand_as(x)[left], 0)
+            assert_close(x[left], (whole * (1 if left.all() else 2)).expand_as(x)[left], 0)
 
 
 def test_how_it_begins():
     torch.manual_seed(0)
-    facts = {**DECODER, "width": 160, "memory_tokens": 40, "recurrent": True, "persistent": 20}
+    facts = {**DECODER_CONFIG, "width": 160, "memory_tokens": 40, "recurrent": True, "persistent": 20}
     for fixnorm in (True, False):
         cell = Decoder(DecoderConfig(**facts, fixnorm=fixnorm))
         for x in (cell.memory, cell.write_tokens):
             assert abs(x.std().item() * (1 if fixnorm else 160**0.5) - 1) < 0.05
         assert abs(cell.persistent_keys.std().item() - 1) < 0.1
         assert abs(cell.persistent_values.std().item() - 1) < 0.1
-        assert cell.embed_tokens(tokens(0, 9, 9), torch.arange(9).expand(9, -1)).std().item() == pytest.approx(
+        assert cell.embed_tokens(random_tokens(0, 9, 9), torch.arange(9).expand(9, -1)).std().item() == pytest.approx(
             cell.memory.std().item(), rel=0.1
         )
 
@@ -274,7 +274,7 @@ def test_how_it_begins():
 )
 def test_what_does_not_fit_is_refused_by_name(facts, said):
     with pytest.raises(msrnn.Error, match=said):
-        DecoderConfig(**{**DECODER, **facts})
+        DecoderConfig(**{**DECODER_CONFIG, **facts})
 
 
 def test_refusals():

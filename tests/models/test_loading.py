@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.tiny_models import ROPES, tiny_cell, tokens
+from support.tiny_models import ROPES, random_tokens, tiny_cell
 
 import converters
 import msrnn
@@ -33,7 +33,7 @@ def test_saved_is_loaded(dtype, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(again.parameters(), cell.parameters(), strict=True))
         assert not again.training
         assert not any(p.requires_grad for p in again.parameters())
-        text = tokens(1, 2, 5)
+        text = random_tokens(1, 2, 5)
         assert torch.equal(again(text)[0], cell(text)[0])
         assert load(tmp_path / "own", dtype=torch.float64).embed.weight.dtype == torch.float64
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support.tiny_models import close
-from support.torch_nn_reference import ours, shaken
+from support.tiny_models import assert_close
+from support.torch_nn_reference import parameters_under_our_names, randomized
 from torch import nn
 from torch.nn.functional import layer_norm, linear, relu
 
@@ -16,7 +16,7 @@ REAL = padding_mask(torch.tensor([7, 3]), 7)
 
 
 def encoder(form, placement, seed=0):
-    return shaken(MemoryEncoder(MemoryConfig(**FACTS, form=form, norm_placement=placement)), seed)
+    return randomized(MemoryEncoder(MemoryConfig(**FACTS, form=form, norm_placement=placement)), seed)
 
 
 def text(seed=1, T=7):
@@ -60,8 +60,8 @@ def test_forms_with_parameters_for_the_memory_are_as_described(form, placement):
     model = encoder(form, placement)
     found, memory = model(text(), REAL)
     expected, expected_memory = described(model, text(), REAL)
-    close(found[REAL[:, 0]], expected[REAL[:, 0]], 1e-10)
-    close(memory, expected_memory, 1e-10)
+    assert_close(found[REAL[:, 0]], expected[REAL[:, 0]], 1e-10)
+    assert_close(memory, expected_memory, 1e-10)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
@@ -69,19 +69,19 @@ def test_memory_tokens_are_a_longer_text_for_torchs_encoder(placement):
     pre = placement == "pre"
     layer = nn.TransformerEncoderLayer(24, 4, 40, 0.0, batch_first=True, norm_first=pre)
     last = nn.LayerNorm(24) if pre else None
-    theirs = shaken(nn.TransformerEncoder(layer, 2, last, enable_nested_tensor=False), 0)
+    theirs = randomized(nn.TransformerEncoder(layer, 2, last, enable_nested_tensor=False), 0)
     model = encoder("tokens", placement)
     own = {
         name.replace("layers.0.", "layers.0.text.").replace("layers.1.", "layers.1.text."): x
-        for name, x in ours(theirs).items()
+        for name, x in parameters_under_our_names(theirs).items()
     }
     model.load_state_dict({**own, "tokens": model.tokens})
     longer = torch.cat((model.tokens.expand(2, -1, -1), text()), dim=1)
     hidden = torch.cat((torch.zeros(2, 3, dtype=torch.bool), ~REAL[:, 0]), dim=1)
     expected = theirs(longer, src_key_padding_mask=hidden)
     found, memory = model(text(), REAL)
-    close(found[REAL[:, 0]], expected[:, 3:][REAL[:, 0]], 1e-10)
-    close(memory, expected[:, :3], 1e-10)
+    assert_close(found[REAL[:, 0]], expected[:, 3:][REAL[:, 0]], 1e-10)
+    assert_close(memory, expected[:, :3], 1e-10)
 
 
 def test_a_controller_with_the_texts_own_parameters_is_memory_tokens():
@@ -89,7 +89,7 @@ def test_a_controller_with_the_texts_own_parameters_is_memory_tokens():
     own = plain.state_dict()
     controlled.load_state_dict({**own, **{name.replace(".text.", ".memory."): x for name, x in own.items()}})
     for one, other in zip(plain(text(), REAL), controlled(text(), REAL), strict=True):
-        close(one, other, 1e-12)
+        assert_close(one, other, 1e-12)
 
 
 def test_behind_a_bottleneck_tokens_know_of_each_other_through_the_memory_alone():
@@ -99,7 +99,7 @@ def test_behind_a_bottleneck_tokens_know_of_each_other_through_the_memory_alone(
     assert ((model(x)[0] - model(changed)[0])[:, 1:].abs().amax(-1) > 1e-6).all()
     for layer in model.layers:  # a memory that learns nothing
         nn.init.zeros_(layer.memory.attention.o.weight)
-    close(model(x)[0][:, 1:], model(changed)[0][:, 1:], 0)
+    assert_close(model(x)[0][:, 1:], model(changed)[0][:, 1:], 0)
 
 
 def test_every_parameter_learns():

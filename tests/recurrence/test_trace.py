@@ -5,7 +5,7 @@ import torch
 from cell.test_laws import laws, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny_models import assert_same, close, fold, held, tiny_cell, tokens
+from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 
 import msrnn
 from msrnn import Error
@@ -16,16 +16,16 @@ from msrnn.recurrence import unroll as folding
 @laws(25)
 def test_the_trace_is_what_the_step_loop_went_through(data):
     cell, B, reduction = data.draw(settings_of())
-    text = tokens(data.draw(st.integers(0, 99)), B, T := data.draw(st.integers(0, 12)))
+    text = random_tokens(data.draw(st.integers(0, 99)), B, T := data.draw(st.integers(0, 12)))
     lengths = torch.tensor(data.draw(st.lists(st.integers(0, T), min_size=B, max_size=B)))
-    before = fold(cell, tokens(7, B, n := data.draw(st.integers(0, 6))), cell.initial_state(B, reduction))[1]
+    before = step_loop(cell, random_tokens(7, B, n := data.draw(st.integers(0, 6))), cell.initial_state(B, reduction))[1]
     logits, trace = cell.scan(text, before, lengths=lengths)
-    expected, _ = fold(cell, text, before, lengths)
-    close(logits, expected, 1e-8)
+    expected, _ = step_loop(cell, text, before, lengths)
+    assert_close(logits, expected, 1e-8)
     states = [before]
     for t in range(T):
         states.append(cell.step(text[:, t], states[-1], active=t < lengths)[1])
-        was, now = held(states[-2]), held(states[-1])
+        was, now = retained_positions(states[-2]), retained_positions(states[-1])
         for layer in range(len(before)):
             left = trace[layer].left[:, :, t]
             for b, row in enumerate(was[layer]):
@@ -44,7 +44,7 @@ def test_the_trace_is_what_the_step_loop_went_through(data):
 
 def test_at_refuses_rows_that_are_not_there():
     cell = tiny_cell()
-    _, trace = cell.scan(tokens(3, 2, 12), cell.initial_state(2, "h2o:4"))
+    _, trace = cell.scan(random_tokens(3, 2, 12), cell.initial_state(2, "h2o:4"))
     for rows in (torch.tensor([2]), torch.tensor([-1]), torch.tensor([0.0]), [0]):
         with pytest.raises(Error, match="at: rows are"):
             trace.at(torch.tensor([3]), rows)
@@ -52,7 +52,7 @@ def test_at_refuses_rows_that_are_not_there():
 
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "sinks:6:2", "full"])
 def test_blocks_do_not_show_in_the_trace(reduction, monkeypatch):
-    cell, text = tiny_cell(), tokens(3, 2, 23)
+    cell, text = tiny_cell(), random_tokens(3, 2, 23)
     _, whole = cell.scan(text, cell.initial_state(2, reduction), weights=True)
     monkeypatch.setattr(folding, "BLOCK", 4)
     monkeypatch.setattr(folding, "BLIND_BLOCK", 5)
@@ -61,7 +61,7 @@ def test_blocks_do_not_show_in_the_trace(reduction, monkeypatch):
     for one, other in zip(whole, pieces, strict=True):
         assert one.left.equal(other.left)
         assert one.rows.equal(other.rows)
-        close(one.scores, other.scores)
+        assert_close(one.scores, other.scores)
     for n in (0, 3, 4, 7, 13, 23):
         assert_same(whole.at(n), pieces.at(n), 1e-9)
     ragged = torch.tensor([3, 17])
@@ -71,15 +71,15 @@ def test_blocks_do_not_show_in_the_trace(reduction, monkeypatch):
 def test_the_scores_are_what_the_operator_saw(monkeypatch):
     """TOVA's score of a row at a token is the mean weight it got there; of the rows seen, the lowest left."""
     monkeypatch.setattr(folding, "BLOCK", 4)
-    cell, text = tiny_cell(), tokens(3, 1, 15)
-    _, before = cell(tokens(9, 1, 6), cell.initial_state(1, "tova:5"))
+    cell, text = tiny_cell(), random_tokens(3, 1, 15)
+    _, before = cell(random_tokens(9, 1, 6), cell.initial_state(1, "tova:5"))
     _, trace = cell.scan(text, before, weights=True)
     for layer in trace:
         assert layer.scores.shape == (1, 1, 15, 20)
         assert layer.rows.shape == (1, 2, 20)
         seen = ~layer.scores[0, 0].isnan()
         assert seen.sum(-1).eq(6).all()
-        close(layer.scores[0, 0].nansum(-1), torch.ones(15, dtype=torch.float64))
+        assert_close(layer.scores[0, 0].nansum(-1), torch.ones(15, dtype=torch.float64))
         lowest = layer.scores[0, 0].nan_to_num(torch.inf).argmin(-1)
         assert layer.rows[0, 0][lowest].equal(layer.left[0, 0])
     assert cell.scan(text, before)[1][0].scores is None
@@ -87,7 +87,7 @@ def test_the_scores_are_what_the_operator_saw(monkeypatch):
 
 @pytest.mark.parametrize("reduction", ["full", "h2o:4", "sinks:20:1", "tova:4"])
 def test_a_trace_outlives_steps_in_place(reduction):
-    cell, text = tiny_cell(), tokens(3, 2, 12)
+    cell, text = tiny_cell(), random_tokens(3, 2, 12)
     _, trace = cell.scan(text, cell.initial_state(2, reduction))
     first, again = trace.at(8), trace.at(8)
     for token in text[:, :4].T:
@@ -98,13 +98,13 @@ def test_a_trace_outlives_steps_in_place(reduction):
 @pytest.mark.parametrize("n", [-1, 13, 2.0, True, "3", torch.tensor([1]), torch.tensor([1, 13]), torch.tensor([1.0, 2.0])])
 def test_at_refuses(n):
     cell = tiny_cell()
-    _, trace = cell.scan(tokens(3, 2, 12), cell.initial_state(2, "tova:4"))
+    _, trace = cell.scan(random_tokens(3, 2, 12), cell.initial_state(2, "tova:4"))
     with pytest.raises(Error, match="at: n is"):
         trace.at(n)
 
 
 def test_decoding_goes_on_from_any_prefix():
-    cell, text = tiny_cell(), tokens(3, 1, 12)
+    cell, text = tiny_cell(), random_tokens(3, 1, 12)
     _, trace = cell.scan(text, cell.initial_state(1, "tova:4"))
     logits, state = cell(text[:, :7], cell.initial_state(1, "tova:4"), last_only=True)
     new, _ = msrnn.generate(cell, logits.argmax(-1)[:, None], state, max_new_tokens=6)
@@ -114,11 +114,11 @@ def test_decoding_goes_on_from_any_prefix():
 
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_a_gradient_flows_through_the_state_of_a_prefix(name):
-    cell, text = tiny_cell(), tokens(3, 1, 9)
+    cell, text = tiny_cell(), random_tokens(3, 1, 9)
     learnt = getattr(cell.layers[-1], name).weight.requires_grad_()
 
     def gradient(state):
         return torch.autograd.grad(cell.step(text[:, 8], state)[0].square().sum(), learnt)[0]
 
     found = gradient(cell.scan(text, cell.initial_state(1, "tova:4"))[1].at(8))
-    close(found, gradient(cell(text[:, :8], cell.initial_state(1, "tova:4"))[1]), 1e-9)
+    assert_close(found, gradient(cell(text[:, :8], cell.initial_state(1, "tova:4"))[1]), 1e-9)

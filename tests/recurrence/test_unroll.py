@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.tiny_models import assert_same, close, fold, tiny_cell, tokens
+from support.tiny_models import assert_close, assert_same, random_tokens, step_loop, tiny_cell
 
 import converters
 import msrnn
@@ -58,8 +58,8 @@ def assert_folds(cell, text, reduction, lengths=None):
     """The fold gives the step loop's logits and state."""
     B = len(text)
     logits, state = cell(text, cell.initial_state(B, reduction), lengths=lengths)
-    expected, end = fold(cell, text, cell.initial_state(B, reduction), lengths)
-    close(logits, expected, 1e-8)
+    expected, end = step_loop(cell, text, cell.initial_state(B, reduction), lengths)
+    assert_close(logits, expected, 1e-8)
     assert_same(state, end, 1e-8)
     return expected
 
@@ -71,11 +71,11 @@ def test_chunks_and_blocks_do_not_show(reduction, chunk, block, monkeypatch):
     monkeypatch.setattr(folding, "BLOCK", block)
     monkeypatch.setattr(folding, "BLIND_BLOCK", block + 1)
     monkeypatch.setattr("msrnn.cell.layer.MLP_CHUNK_TOKENS", block)
-    cell, text = tiny_cell(), tokens(5, 3, 21)
+    cell, text = tiny_cell(), random_tokens(5, 3, 21)
     lengths = torch.tensor([21, 8, 0])
     expected = assert_folds(cell, text, reduction, lengths)
     last, _ = cell(text, cell.initial_state(3, reduction), lengths=lengths, last_only=True)
-    close(last[:2], torch.stack((expected[0, 20], expected[1, 7])), 1e-8)
+    assert_close(last[:2], torch.stack((expected[0, 20], expected[1, 7])), 1e-8)
     assert last[2].isnan().all()
 
 
@@ -85,7 +85,7 @@ def test_wrong_guesses_are_found(reduction, monkeypatch):
     looks = []
     look = deciding._look
     monkeypatch.setattr(deciding, "_look", lambda *a, **k: looks.append(1) or look(*a, **k))
-    cell, text = tiny_cell(), tokens(5, 2, 40)
+    cell, text = tiny_cell(), random_tokens(5, 2, 40)
     assert_folds(cell, text, reduction)
     few = len(looks)
     guess = deciding._guess
@@ -99,7 +99,7 @@ def test_layers_alike_decide_once(monkeypatch):
     asked = []
     honest = folding.decide
     monkeypatch.setattr(folding, "decide", lambda block, *a: asked.append(block.reduction) or honest(block, *a))
-    cell, text = tiny_cell(n_layers=4), tokens(5, 2, 20)
+    cell, text = tiny_cell(n_layers=4), random_tokens(5, 2, 20)
     assert_folds(cell, text, "window:5")
     assert len(asked) == 1
     assert_folds(cell, text, "tova:5")
@@ -114,8 +114,8 @@ def test_layers_alike_decide_once(monkeypatch):
     other[3] = state[3]
     state = state.with_layers(other)
     logits, after = cell(text, state)
-    expected, end = fold(cell, text, state)
-    close(logits, expected, 1e-8)
+    expected, end = step_loop(cell, text, state)
+    assert_close(logits, expected, 1e-8)
     assert_same(after, end, 1e-8)
 
 
@@ -131,7 +131,7 @@ def test_an_operator_is_asked_for_many_tokens_at_once():
             return super().score(seen)
 
     cell = tiny_cell(n_layers=1)
-    cell(tokens(5, 1, 64), cell.initial_state(1, Counting(40)))
+    cell(random_tokens(5, 1, 64), cell.initial_state(1, Counting(40)))
     assert len(asked) < 12
     assert max(asked) == 64
 
@@ -142,7 +142,7 @@ def test_who_is_blind_guesses_right_and_for_all_layers(reduction, monkeypatch):
     looks, look = [], deciding._look
     monkeypatch.setattr(deciding, "_look", lambda *a, **k: looks.append(1) or look(*a, **k))
     cell = tiny_cell()
-    cell(tokens(5, 1, folding.BLIND_BLOCK), cell.initial_state(1, reduction))
+    cell(random_tokens(5, 1, folding.BLIND_BLOCK), cell.initial_state(1, reduction))
     assert len(looks) == 2
 
 
@@ -152,7 +152,7 @@ def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
     """Through rows that were carried, appended and read; the choice of rows is not differentiated."""
     monkeypatch.setattr(folding, "BLOCK", 4)
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 24)
-    cell, text = tiny_cell(frozen=False), tokens(5, 3, 13)
+    cell, text = tiny_cell(frozen=False), random_tokens(5, 3, 13)
     weight = torch.randn(3, 13, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def gradients(read):
@@ -165,15 +165,15 @@ def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
         return {name: x.grad.clone() for name, x in cell.named_parameters()}
 
     folded = gradients(lambda state: cell(text, state, lengths=lengths))
-    stepped = gradients(lambda state: fold(cell, text, state, lengths))
+    stepped = gradients(lambda state: step_loop(cell, text, state, lengths))
     for name, x in folded.items():
-        close(x, stepped[name], 1e-8)
+        assert_close(x, stepped[name], 1e-8)
 
 
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:5", "window:5"])
 def test_a_text_is_read_over_its_own_rows_and_never_over_the_callers(reduction, monkeypatch):
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 4)
-    cell, text, places = tiny_cell(), tokens(5, 1, 24), []
+    cell, text, places = tiny_cell(), random_tokens(5, 1, 24), []
     _, given = cell(text[:, :8], cell.initial_state(1, reduction))  # full, and in order
     before, layer = given.clone(), type(cell.layers[0]).unroll
 
@@ -189,14 +189,14 @@ def test_a_text_is_read_over_its_own_rows_and_never_over_the_callers(reduction, 
     assert places == first * 4
     assert not {H.keys.data_ptr() for H in given} & {keys for keys, _ in first}
     monkeypatch.undo()
-    assert_same(end, fold(cell, text, cell.initial_state(1, reduction))[1], 1e-8)
+    assert_same(end, step_loop(cell, text, cell.initial_state(1, reduction))[1], 1e-8)
 
 
 def test_rows_at_their_end_cost_nothing(monkeypatch):
     """A ragged batch passes the layers without the rows that have ended."""
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 8)
     monkeypatch.setattr(folding, "BLOCK", 8)
-    cell, text, passed = tiny_cell(), tokens(5, 4, 40), []
+    cell, text, passed = tiny_cell(), random_tokens(5, 4, 40), []
     layer = type(cell.layers[0]).unroll
     monkeypatch.setattr(type(cell.layers[0]), "unroll", lambda s, x, *a: passed.append(x[..., 0].numel()) or layer(s, x, *a))
     lengths = torch.tensor([40, 2, 9, 4])
@@ -206,13 +206,13 @@ def test_rows_at_their_end_cost_nothing(monkeypatch):
 
 def test_a_late_query_may_love_a_row_that_earlier_ones_ignored():
     """Keys a thousand apart: whatever leaves or stays, no weight may be lost to underflow on the way."""
-    cell, text = tiny_cell(), tokens(5, 2, 30)
+    cell, text = tiny_cell(), random_tokens(5, 2, 30)
     for layer in cell.layers:
         layer.q.weight.mul_(40)
     for reduction in ("tova:8", "h2o:8", "tova-head:8"):
         logits, state = cell(text, cell.initial_state(2, reduction))
-        expected, end = fold(cell, text, cell.initial_state(2, reduction))
-        close(logits, expected, 1e-8)
+        expected, end = step_loop(cell, text, cell.initial_state(2, reduction))
+        assert_close(logits, expected, 1e-8)
         assert_same(state, end, 1e-8)
 
 
@@ -223,7 +223,7 @@ def test_memory_is_not_the_text_squared(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: seen.append(x.numel()) or softmax(x, *a, **k))
     monkeypatch.setattr(folding, "BLOCK", 4)
     cell = tiny_cell()
-    cell(tokens(1, 1, 40), cell.initial_state(1, "tova:6"))
+    cell(random_tokens(1, 1, 40), cell.initial_state(1, "tova:6"))
     assert max(seen) <= cell.config.n_heads * 4 * (6 + 4)
 
 
@@ -233,7 +233,7 @@ def test_on_the_real_weights(reduction, smollm, gguf_path, figure):
     text = (Path(__file__).parents[2] / "LICENSE").read_text()
     ids = torch.tensor([converters.tokenizer(gguf_path).encode(text).ids[:160]])
     folded, state = smollm(ids, smollm.initial_state(1, reduction))
-    by_step, end = fold(smollm, ids, smollm.initial_state(1, reduction))
+    by_step, end = step_loop(smollm, ids, smollm.initial_state(1, reduction))
     off = sum(
         sorted(H.positions[0, k].tolist()) != sorted(G.positions[0, k].tolist())
         for H, G in zip(state, end, strict=True)
@@ -254,14 +254,14 @@ def test_a_subclass_of_an_operator_that_needs_no_positions_gets_true_ones():
             held = (seen.positions >= 0).sum(-1, keepdim=True)
             return super().score(seen) * (1 + (seen.positions * 7 + held) % 5)[:, :1]
 
-    assert_folds(tiny_cell(), tokens(7, 2, 30), Scaled(5))
+    assert_folds(tiny_cell(), random_tokens(7, 2, 30), Scaled(5))
 
 
 @pytest.mark.parametrize("reduction", ["full", "window:4", "tova:4", "h2o:5", "keydiff:4"])
 @pytest.mark.parametrize("remapping", ["absolute", "inside"])
 def test_tokens_that_are_not_read_take_no_position(reduction, remapping):
     """A mask with gaps: each token is rotated and stored at the number of tokens read before it, as in the step loop."""
-    cell, text = tiny_cell(), tokens(5, 2, 14)
+    cell, text = tiny_cell(), random_tokens(5, 2, 14)
     active = torch.rand(2, 14, generator=torch.Generator().manual_seed(0)) < 0.6
     start = cell.initial_state(2, reduction, places=remapping)
     expected, logits = start, []
@@ -270,4 +270,4 @@ def test_tokens_that_are_not_read_take_no_position(reduction, remapping):
         logits.append(read)
     x, layers = cell.unroll(text, start, active)
     assert_same(start.with_layers(layers), expected, 1e-9)
-    close(cell.compute_logits(x)[active], torch.stack(logits, 1)[active], 1e-9)
+    assert_close(cell.compute_logits(x)[active], torch.stack(logits, 1)[active], 1e-9)

@@ -6,23 +6,23 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.tiny_models import assert_same, close, fold, held, tiny_cell, tiny_decoder, tokens
+from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell, tiny_decoder
 
 import msrnn
 from msrnn import H2O, TOVA, KeyDiff, Knorm, Reduction, Window
 from msrnn.reductions.contract import SAFE_FLAGS
 from msrnn.reductions.stochastic import CaM
 
-TEXT, LENGTHS = tokens(5, 2, 30), torch.tensor([30, 21])
+TEXT, LENGTHS = random_tokens(5, 2, 30), torch.tensor([30, 21])
 
 
 def assert_paths_agree(operator, cell=None, text=TEXT, lengths=LENGTHS):
     """Equal logits and states by the step loop and the many-token path; the state after it."""
     cell = tiny_cell() if cell is None else cell
-    expected, end = fold(cell, text, cell.initial_state(2, operator), lengths)
+    expected, end = step_loop(cell, text, cell.initial_state(2, operator), lengths)
     logits, state = cell(text, cell.initial_state(2, operator), lengths=lengths)
     assert_same(state, end, 1e-8)
-    close(logits, expected, 1e-8)
+    assert_close(logits, expected, 1e-8)
     return end
 
 
@@ -118,7 +118,7 @@ class NewBonus(Reduction):
 def test_observation_has_the_same_layout_in_both_paths(operator):
     end = assert_paths_agree(operator)
     cell = tiny_cell()
-    _, alone = fold(cell, TEXT[1:, :21], cell.initial_state(1, operator))
+    _, alone = step_loop(cell, TEXT[1:, :21], cell.initial_state(1, operator))
     assert_same(end.select([1]), alone, 1e-8)
 
 
@@ -165,11 +165,11 @@ def test_learned_rows_come_first_in_an_observation():
 
     cell = tiny_decoder(persistent=3)
     state = cell.initial_state(2, Learned(4))
-    expected, end = fold(cell, TEXT[:, :12], state)
+    expected, end = step_loop(cell, TEXT[:, :12], state)
     logits, after = cell(TEXT[:, :12], state)
-    close(logits, expected, 1e-8)
+    assert_close(logits, expected, 1e-8)
     assert_same(after, end, 1e-8)
-    assert held(end)[0][0][0] == [-2, -2, -2, 0, 1, 2, 3]
+    assert retained_positions(end)[0][0][0] == [-2, -2, -2, 0, 1, 2, 3]
 
 
 # In-place edits.
@@ -214,12 +214,12 @@ EDITS = ["update weights", "update stats", "score weights", "score stats", "scor
 @pytest.mark.parametrize("what", EDITS)
 def test_in_place_edits_are_harmless_or_refused(what, rows):
     cell, text = tiny_cell(), TEXT[:rows]
-    expected, end = fold(cell, text, cell.initial_state(rows, Edits(6, what)))
+    expected, end = step_loop(cell, text, cell.initial_state(rows, Edits(6, what)))
     logits, state = cell(text, cell.initial_state(rows, Edits(6, what)))
-    close(logits, expected, 1e-8)
+    assert_close(logits, expected, 1e-8)
     assert_same(state, end, 1e-8)
     assert logits.isfinite().all()
-    for path in (lambda s: fold(cell, text, s), lambda s: cell(text, s)):
+    for path in (lambda s: step_loop(cell, text, s), lambda s: cell(text, s)):
         with pytest.raises(msrnn.Error, match=r"LayoutFree\.(update|score) edits .* in place; expected a new tensor"):
             path(cell.initial_state(rows, LayoutFree(6, what)))
         with torch.inference_mode():
@@ -276,13 +276,13 @@ def plain(scores, size, T):
 )
 def test_extreme_scores_have_one_rule(kind, scores):
     end = assert_paths_agree(kind(5, scores))
-    assert held(end)[0] == [[plain(scores, 5, n)] * 2 for n in LENGTHS.tolist()]
+    assert retained_positions(end)[0] == [[plain(scores, 5, n)] * 2 for n in LENGTHS.tolist()]
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float16", "bfloat16"])
 def test_scores_of_any_real_dtype_have_one_rule(dtype):
     end = assert_paths_agree(ByPosition(5, (1, 0, 1, 1, 0, 0, 1), dtype))
-    assert held(end)[0] == [[plain((1, 0, 1, 1, 0, 0, 1), 5, n)] * 2 for n in LENGTHS.tolist()]
+    assert retained_positions(end)[0] == [[plain((1, 0, 1, 1, 0, 0, 1), 5, n)] * 2 for n in LENGTHS.tolist()]
 
 
 # Ties that rounding decides.
@@ -291,7 +291,7 @@ def test_scores_of_any_real_dtype_have_one_rule(dtype):
 @pytest.mark.parametrize("operator", [Knorm(8), KeyDiff(1), KeyDiff(3), Knorm(1)], ids=str)
 @pytest.mark.parametrize("seed", range(5))
 def test_ties_up_to_rounding_are_exact_on_repeated_tokens(operator, seed):
-    text = tokens(seed, 2, 12).repeat(1, 3)
+    text = random_tokens(seed, 2, 12).repeat(1, 3)
     cell = tiny_cell(seed=seed)
     end = assert_paths_agree(operator, cell, text, torch.tensor([36, 31]))
     _, state = cell(text[:1, :17], cell.initial_state(1, operator))
@@ -301,8 +301,8 @@ def test_ties_up_to_rounding_are_exact_on_repeated_tokens(operator, seed):
 
 def test_keydiff_with_one_row_is_the_window():
     cell = tiny_cell()
-    for path in (fold, lambda cell, text, state: cell(text, state)):
-        assert held(path(cell, TEXT, cell.initial_state(2, "keydiff:1"))[1]) == [[[[29]] * 2] * 2] * 2
+    for path in (step_loop, lambda cell, text, state: cell(text, state)):
+        assert retained_positions(path(cell, TEXT, cell.initial_state(2, "keydiff:1"))[1]) == [[[[29]] * 2] * 2] * 2
 
 
 def test_scores_within_the_tolerance_are_equal():
@@ -310,8 +310,10 @@ def test_scores_within_the_tolerance_are_equal():
     class Near(ByPosition):
         tie_tolerance: ClassVar[float] = 1e-3
 
-    assert held(assert_paths_agree(Near(5, (2.0, 2.0 - 1e-3, 2.0, 1.0))))[0][0][0] == plain((2.0, 2.0, 2.0, 1.0), 5, 30)
-    assert held(assert_paths_agree(Near(5, (2.0, 1.9, MAX))))[0][0][0] == plain((2.0, 1.9, MAX), 5, 30)
+    assert retained_positions(assert_paths_agree(Near(5, (2.0, 2.0 - 1e-3, 2.0, 1.0))))[0][0][0] == plain(
+        (2.0, 2.0, 2.0, 1.0), 5, 30
+    )
+    assert retained_positions(assert_paths_agree(Near(5, (2.0, 1.9, MAX))))[0][0][0] == plain((2.0, 1.9, MAX), 5, 30)
     assert_paths_agree(Near(5, (math.inf, -math.inf, 0.0, math.nan)))
 
 
@@ -351,7 +353,7 @@ def test_wrong_answers_are_refused_in_one_sentence(answer, method, layout):
             return answer(observation) if method == "merge" else values
 
     cell = tiny_cell()
-    for path in (fold, lambda cell, text, state: cell(text, state)):
+    for path in (step_loop, lambda cell, text, state: cell(text, state)):
         with pytest.raises(msrnn.Error, match=rf"^Wrong\.{method} returns .*; expected") as refusal:
             path(cell, TEXT, cell.initial_state(2, Wrong(4)))
         assert len(str(refusal.value).splitlines()) == 1

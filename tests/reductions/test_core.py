@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.eviction_rules import dense, drop_one, full, h2o, lowest, mean, sinks, tova, tova_head, window
-from support.tiny_models import ROPES, assert_same, close, fold, held, tiny_cell, tokens
+from support.eviction_rules import dense_decoder, evict_one, full, h2o, lowest, mean, sinks, tova, tova_head, window
+from support.tiny_models import ROPES, assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 
 import msrnn
 from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction
@@ -37,35 +37,35 @@ SHAPES = {"alone": (4, 4), "grouped": (4, 2), "six by three": (6, 3), "shared": 
 @pytest.mark.parametrize(("operator", "rule"), CASES.values(), ids=CASES)
 def test_operator_is_its_rule_and_attention_sees_exactly_the_rows_held(operator, rule, heads):
     cell = tiny_cell(seed=sum(heads), n_heads=heads[0], n_kv_heads=heads[1])
-    text, lengths = tokens(3, 3, 16), torch.tensor([16, 9, 13])
+    text, lengths = random_tokens(3, 3, 16), torch.tensor([16, 9, 13])
     state, logits, history = cell.initial_state(3, operator), [], []
     for t in range(16):
         read, state = cell.step(text[:, t], state, active=t < lengths)
         logits.append(read)
-        history.append(held(state))
+        history.append(retained_positions(state))
     for b, length in enumerate(lengths.tolist()):
         own = torch.stack(logits, 1)[b, :length]
-        masked, _ = dense(cell, text[b, :length], lambda l, b=b: lambda t, seen: history[t][l][b])  # noqa: B023
-        close(own, masked)
-        ruled, after = dense(cell, text[b, :length], rule)
+        masked, _ = dense_decoder(cell, text[b, :length], lambda l, b=b: lambda t, seen: history[t][l][b])  # noqa: B023
+        assert_close(own, masked)
+        ruled, after = dense_decoder(cell, text[b, :length], rule)
         assert [[history[t][l][b] for t in range(length)] for l in range(2)] == after
-        close(own, ruled)
+        assert_close(own, ruled)
 
 
 @pytest.mark.parametrize(("operator", "rule"), [CASES["full"], CASES["tova:6"]], ids=["full", "tova:6"])
 def test_a_dynamic_rope_turns_each_token_by_the_length_it_makes(operator, rule):
-    cell, text = tiny_cell(rope=ROPES["dynamic"]), tokens(3, 1, 16)
-    logits, state = fold(cell, text, cell.initial_state(1, operator))
-    ruled, after = dense(cell, text[0], rule)
-    close(logits[0], ruled)
-    assert [row[0] for row in held(state)] == [history[-1] for history in after]
-    assert (ruled - dense(tiny_cell(), text[0], rule)[0])[6:].abs().max() > 1e-3  # the scaling was at work
+    cell, text = tiny_cell(rope=ROPES["dynamic"]), random_tokens(3, 1, 16)
+    logits, state = step_loop(cell, text, cell.initial_state(1, operator))
+    ruled, after = dense_decoder(cell, text[0], rule)
+    assert_close(logits[0], ruled)
+    assert [row[0] for row in retained_positions(state)] == [history[-1] for history in after]
+    assert (ruled - dense_decoder(tiny_cell(), text[0], rule)[0])[6:].abs().max() > 1e-3  # the scaling was at work
 
 
 def test_oracle_tells_operators_apart():
-    cell, text = tiny_cell(), tokens(3, 1, 16)[0]
+    cell, text = tiny_cell(), random_tokens(3, 1, 16)[0]
     several = [window(6), sinks(6, 4), tova(6), tova_head(6), h2o(6, 3), h2o(6, 3, True), h2o(6, 0)]
-    histories = [dense(cell, text, lambda l, rule=rule: rule)[1][0] for rule in several]
+    histories = [dense_decoder(cell, text, lambda l, rule=rule: rule)[1][0] for rule in several]
     assert all(a != b for i, a in enumerate(histories) for b in histories[:i])
 
 
@@ -114,40 +114,40 @@ def test_tova_without_queries_is_the_window(heads, size):
     cell = tiny_cell(n_heads=heads[0], n_kv_heads=heads[1])
     for layer in cell.layers:
         layer.q.weight.zero_()
-    text = tokens(1, 2, 20)
+    text = random_tokens(1, 2, 20)
     states = [cell.initial_state(2, r) for r in (TOVA(size), TOVA(size, per_head=True), Window(size))]
     for token in text.T:
         outs = [cell.step(token, state) for state in states]
         states = [state for _, state in outs]
-        assert held(states[0]) == held(states[1]) == held(states[2])
-        close(outs[0][0], outs[2][0], 1e-12)
-        close(outs[1][0], outs[2][0], 1e-12)
+        assert retained_positions(states[0]) == retained_positions(states[1]) == retained_positions(states[2])
+        assert_close(outs[0][0], outs[2][0], 1e-12)
+        assert_close(outs[1][0], outs[2][0], 1e-12)
 
 
 # Mistral.
 
 
 def test_a_sliding_window_of_w_is_the_default_window_of_w_minus_one():
-    W, text = 5, tokens(2, 1, 18)
+    W, text = 5, random_tokens(2, 1, 18)
     cell = tiny_cell(family="mistral", sliding_window=W)
     assert cell.default_reduction == Window(W - 1)
-    published, _ = dense(cell, text[0], lambda l: lambda t, seen: [range(max(0, t + 1 - (W - 1)), t + 1) for _ in seen])
-    own, state = fold(cell, text)
-    close(own[0], published)
+    published, _ = dense_decoder(cell, text[0], lambda l: lambda t, seen: [range(max(0, t + 1 - (W - 1)), t + 1) for _ in seen])
+    own, state = step_loop(cell, text)
+    assert_close(own[0], published)
     assert state[0].reduction == Window(W - 1)
-    wider, _ = fold(cell, text, cell.initial_state(1, Window(W)))
+    wider, _ = step_loop(cell, text, cell.initial_state(1, Window(W)))
     assert (wider[0] - published).abs().max() > 1e-3
-    unbounded, _ = fold(cell, text, cell.initial_state(1, "full"))
+    unbounded, _ = step_loop(cell, text, cell.initial_state(1, "full"))
     assert (unbounded[0] - published).abs().max() > 1e-3
 
 
 def test_a_window_of_one_sees_the_current_token_only():
     cell = tiny_cell(sliding_window=1)
-    text = tokens(2, 1, 6)
-    own, state = fold(cell, text)
+    text = random_tokens(2, 1, 6)
+    own, state = step_loop(cell, text)
     assert [H.keys.shape[2] for H in state] == [0, 0]
-    alone, _ = dense(cell, text[0], lambda l: lambda t, seen: [[] for _ in seen])
-    close(own[0], alone)
+    alone, _ = dense_decoder(cell, text[0], lambda l: lambda t, seen: [[] for _ in seen])
+    assert_close(own[0], alone)
 
 
 # Ties, protection, empty rows.
@@ -242,7 +242,7 @@ class LeastRecentlyRead(Reduction):
 
 
 def keep_even(size):
-    return drop_one(size, lambda t, seen: [lowest({p: p % 2 == 0 for p in head}) for head in seen])
+    return evict_one(size, lambda t, seen: [lowest({p: p % 2 == 0 for p in head}) for head in seen])
 
 
 def least_recently_read(size, share):
@@ -255,7 +255,7 @@ def least_recently_read(size, share):
                 best[h, p] = max(best.get((h, p), 0.0), mean(w))
         return [lowest({p: last[h, p] + best[h, p] / 2 for p in head}) for h, head in enumerate(seen)]
 
-    return drop_one(size, worst)
+    return evict_one(size, worst)
 
 
 OWN = {
@@ -268,26 +268,26 @@ OWN = {
 
 @pytest.mark.parametrize(("operator", "rule"), OWN.values(), ids=OWN)
 def test_an_operator_of_ones_own_works_in_step_fold_select_clone_and_on_disk(operator, rule, tmp_path):
-    cell, text, lengths = tiny_cell(), tokens(5, 2, 15), torch.tensor([15, 11])
-    expected = [dense(cell, text[b, :n], rule) for b, n in enumerate(lengths.tolist())]
-    by_step, end = fold(cell, text, cell.initial_state(2, operator), lengths)
+    cell, text, lengths = tiny_cell(), random_tokens(5, 2, 15), torch.tensor([15, 11])
+    expected = [dense_decoder(cell, text[b, :n], rule) for b, n in enumerate(lengths.tolist())]
+    by_step, end = step_loop(cell, text, cell.initial_state(2, operator), lengths)
     for b, (logits, after) in enumerate(expected):
-        close(by_step[b, : lengths[b]], logits)
-        assert [held(end)[l][b] for l in range(2)] == [history[-1] for history in after]
+        assert_close(by_step[b, : lengths[b]], logits)
+        assert [retained_positions(end)[l][b] for l in range(2)] == [history[-1] for history in after]
     folded, state = cell(text, cell.initial_state(2, operator), lengths=lengths)
-    close(folded, by_step, 1e-8)
+    assert_close(folded, by_step, 1e-8)
     assert_same(state, end, 1e-8)
-    more = tokens(6, 2, 8)
-    swapped, other = fold(cell, more[[1, 0]], end.select([1, 0]))
+    more = random_tokens(6, 2, 8)
+    swapped, other = step_loop(cell, more[[1, 0]], end.select([1, 0]))
     end.save(tmp_path / "state")
     for start in (end, end.clone(), msrnn.load_state(tmp_path / "state")):
-        straight, after = fold(cell, more, start)
-        close(swapped[[1, 0]], straight)
+        straight, after = step_loop(cell, more, start)
+        assert_close(swapped[[1, 0]], straight)
         assert_same(other.select([1, 0]), after, 1e-9)
     moving = end.clone()
     for t in range(8):
         read, moving = cell.step_(more[:, t], moving)
-        close(read, straight[:, t])
+        assert_close(read, straight[:, t])
     assert_same(moving, after, 1e-9)
 
 
@@ -320,13 +320,13 @@ class Edits(Reduction):
 
 @pytest.mark.parametrize("operator", [Views(3), Edits(3)], ids=["views", "edits"])
 def test_what_update_returns_is_free_to_be_a_view_or_its_argument(operator):
-    cell, text, lengths = tiny_cell(), tokens(5, 2, 9), torch.tensor([9, 6])
-    by_step, end = fold(cell, text, cell.initial_state(2, operator), lengths)
+    cell, text, lengths = tiny_cell(), random_tokens(5, 2, 9), torch.tensor([9, 6])
+    by_step, end = step_loop(cell, text, cell.initial_state(2, operator), lengths)
     folded, state = cell(text, cell.initial_state(2, operator), lengths=lengths)
-    close(folded, by_step, 1e-8)
+    assert_close(folded, by_step, 1e-8)
     assert_same(state, end, 1e-8)
-    alone, own = fold(cell, text[1:, :6], cell.initial_state(1, operator))
-    close(by_step[1, :6], alone[0])
+    alone, own = step_loop(cell, text[1:, :6], cell.initial_state(1, operator))
+    assert_close(by_step[1, :6], alone[0])
     assert_same(end.select([1]), own, 1e-9)
 
 
@@ -342,10 +342,10 @@ class KeepEvenIn(Reduction):
 
 @pytest.mark.parametrize("type", ["float32", "bfloat16", "bool", "int64", "uint8"])
 def test_a_score_of_any_type_decides_alike(type):
-    cell, text, lengths = tiny_cell(), tokens(5, 2, 9), torch.tensor([9, 2])
-    _, state = fold(cell, text, cell.initial_state(2, KeepEvenIn(4, type)), lengths)
+    cell, text, lengths = tiny_cell(), random_tokens(5, 2, 9), torch.tensor([9, 2])
+    _, state = step_loop(cell, text, cell.initial_state(2, KeepEvenIn(4, type)), lengths)
     _, state = cell.step(text[:, 0], state)  # the short row still has empty rows to give
-    assert held(state)[0] == [[[2, 4, 6, 8]] * 2, [[0, 1, 2]] * 2]
+    assert retained_positions(state)[0] == [[[2, 4, 6, 8]] * 2, [[0, 1, 2]] * 2]
 
 
 @pytest.mark.parametrize("shape", ["(B, R)", "(B, K, S)", "(B, N, R)"])
@@ -362,7 +362,7 @@ def test_a_score_of_another_shape_is_refused(shape):
 
     cell = tiny_cell()
     with pytest.raises(msrnn.Error, match=r"Odd\.score returns shape"):
-        cell(tokens(5, 2, 9), cell.initial_state(2, Odd(4)))
+        cell(random_tokens(5, 2, 9), cell.initial_state(2, Odd(4)))
 
 
 def test_an_operator_that_forgets_a_number_is_refused():

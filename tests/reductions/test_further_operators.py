@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_models import assert_same, close, fold, held, tiny_cell, tokens
+from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 
 import msrnn
 from msrnn import TOVA, CaM, KeyDiff, Keyformer, Knorm, LastQueries, MorphKV, Random, Scissorhands, parse_reduction, pyramid
@@ -226,16 +226,20 @@ class Heirs(TOVA):
 @pytest.mark.parametrize(("operator", "rule"), CASES.values(), ids=CASES)
 def test_operator_is_its_papers_rule(operator, rule, heads):
     cell, text = tiny_cell(n_heads=heads[0], n_kv_heads=heads[1]), distinct(3, 2, 40 if "scissor" in str(operator) else 22)
-    logits, state = fold(cell, text, cell.initial_state(2, operator))
+    logits, state = step_loop(cell, text, cell.initial_state(2, operator))
     for b in range(2):
         ruled, kept = naive(cell, text[b], rule, lambda l: operator.for_layer(l).size)
-        assert [held(state)[l][b] for l in range(2)] == kept
-        close(logits[b], ruled)
+        assert [retained_positions(state)[l][b] for l in range(2)] == kept
+        assert_close(logits[b], ruled)
 
 
 def test_the_rules_tell_operators_apart():
     cell, text = tiny_cell(), distinct(3, 1, 40)
-    ends = [held(fold(cell, text, cell.initial_state(1, replace(o, size=7)))[1]) for o in OPERATORS[:15] if "cam" not in str(o)]
+    ends = [
+        retained_positions(step_loop(cell, text, cell.initial_state(1, replace(o, size=7)))[1])
+        for o in OPERATORS[:15]
+        if "cam" not in str(o)
+    ]
     assert all(a != b for i, a in enumerate(ends) for b in ends[:i])
 
 
@@ -258,17 +262,17 @@ def test_the_fold_is_the_step_loop(place, block):
     whole = folding.BLOCK
     folding.BLOCK = block
     try:
-        by_step, end = fold(cell, text, cell.initial_state(B, operator), lengths)
+        by_step, end = step_loop(cell, text, cell.initial_state(B, operator), lengths)
         logits, state = cell(text, cell.initial_state(B, operator), lengths=lengths)
-        close(logits, by_step, 1e-8)
+        assert_close(logits, by_step, 1e-8)
         assert_same(state, end, 1e-8)
         first, state = cell(text[:, :cut], cell.initial_state(B, operator), lengths=lengths.clamp(max=cut))
         second, state = cell(text[:, cut:], state, lengths=(lengths - cut).clamp(min=0))
-        close(torch.cat((first, second), 1), by_step, 1e-8)
+        assert_close(torch.cat((first, second), 1), by_step, 1e-8)
         assert_same(state, end, 1e-8)
         scanned, trace = cell.scan(text, lengths=lengths, state=cell.initial_state(B, operator), weights=True)
-        close(scanned, by_step, 1e-8)
-        _, before = fold(cell, text[:, :cut], cell.initial_state(B, operator), lengths.clamp(max=cut))
+        assert_close(scanned, by_step, 1e-8)
+        _, before = step_loop(cell, text[:, :cut], cell.initial_state(B, operator), lengths.clamp(max=cut))
         assert_same(trace.at(cut), before, 1e-8)
         assert_same(trace.at(lengths), end, 1e-8)
     finally:
@@ -277,14 +281,14 @@ def test_the_fold_is_the_step_loop(place, block):
 
 @pytest.mark.parametrize("operator", [Heirs(4), Heirs((2, 6), per_head=True)], ids=["layer", "head"])
 def test_where_nobody_leaves_nobody_inherits(operator):
-    cell, text, lengths = tiny_cell(), tokens(5, 4, 14), torch.tensor([14, 9, 3, 0])
-    by_step, end = fold(cell, text, cell.initial_state(4, operator), lengths)
+    cell, text, lengths = tiny_cell(), random_tokens(5, 4, 14), torch.tensor([14, 9, 3, 0])
+    by_step, end = step_loop(cell, text, cell.initial_state(4, operator), lengths)
     for b, n in enumerate(lengths.tolist()):
-        alone, own = fold(cell, text[b : b + 1, :n], cell.initial_state(1, operator))
-        close(by_step[b, :n], alone[0])
+        alone, own = step_loop(cell, text[b : b + 1, :n], cell.initial_state(1, operator))
+        assert_close(by_step[b, :n], alone[0])
         assert_same(end.select([b]), own, 1e-9)
     scanned, trace = cell.scan(text, cell.initial_state(4, operator), lengths=lengths)
-    close(scanned, by_step, 1e-8)
+    assert_close(scanned, by_step, 1e-8)
     assert_same(trace.at(14), end, 1e-8)
 
 
@@ -305,9 +309,9 @@ class Thirds(msrnn.Reduction):
 def test_heads_that_hold_as_many_rows_may_hold_other_ones(operator, monkeypatch):
     monkeypatch.setattr(folding, "BLOCK", 5)
     cell, text = tiny_cell(), distinct(5, 2, 40)
-    by_step, end = fold(cell, text, cell.initial_state(2, operator))
+    by_step, end = step_loop(cell, text, cell.initial_state(2, operator))
     logits, state = cell(text, cell.initial_state(2, operator))
-    close(logits, by_step, 1e-8)
+    assert_close(logits, by_step, 1e-8)
     assert_same(state, end, 1e-8)
 
 
@@ -328,18 +332,18 @@ def test_on_disk_in_place_and_in_a_batch(operator, tmp_path):
     state.save(tmp_path / "state")
     loaded = msrnn.load_state(tmp_path / "state")
     assert_same(loaded, state)
-    straight, after = fold(cell, text[:, 20:], state)
+    straight, after = step_loop(cell, text[:, 20:], state)
     on, end = cell(text[[1, 2, 0], 20:], loaded.select([1, 2, 0]))
-    close(on[[2, 0, 1]], straight, 1e-8)
+    assert_close(on[[2, 0, 1]], straight, 1e-8)
     assert_same(end.select([2, 0, 1]), after, 1e-8)
     moving = state.clone()
     for t, token in enumerate(text[:, 20:].T):
         read, moving = cell.step_(token, moving)
-        close(read, straight[:, t])
+        assert_close(read, straight[:, t])
     assert_same(moving, after, 1e-9)
     for b, n in enumerate(lengths.tolist()):
         alone, own = cell(torch.cat((text[b, :n], text[b, 20:]))[None], cell.initial_state(1, operator))
-        close(alone[0, n:], straight[b], 1e-8)
+        assert_close(alone[0, n:], straight[b], 1e-8)
         assert_same(own, after.select([b]), 1e-8)
 
 
@@ -354,9 +358,9 @@ def test_gradients_are_those_of_the_step_loop(operator):
         (read(cell.initial_state(2, operator))[0] * weight).sum().backward()
         return {name: x.grad.clone() for name, x in cell.named_parameters()}
 
-    stepped = gradients(lambda state: fold(cell, text, state))
+    stepped = gradients(lambda state: step_loop(cell, text, state))
     for name, x in gradients(lambda state: cell(text, state)).items():
-        close(x, stepped[name], 1e-8)
+        assert_close(x, stepped[name], 1e-8)
 
 
 def test_a_step_never_edits_the_state_it_was_given():
@@ -401,15 +405,15 @@ def test_what_is_drawn_is_spread_evenly_and_depends_on_everything():
 
 
 def test_random_is_repeatable_and_its_rows_live_on_average_as_long_as_there_are_rows():
-    cell, text = tiny_cell(n_layers=1, n_kv_heads=4), tokens(1, 1, 400)
+    cell, text = tiny_cell(n_layers=1, n_kv_heads=4), random_tokens(1, 1, 400)
     ends = [cell(text, cell.initial_state(1, Random(20, seed)))[1] for seed in (0, 0, 1)]
-    assert held(ends[0]) == held(ends[1]) != held(ends[2])
+    assert retained_positions(ends[0]) == retained_positions(ends[1]) != retained_positions(ends[2])
     age = torch.stack([399 - H.positions.double() for state in ends[1:] for H in state])
     assert age.mean().item() == pytest.approx(20, rel=0.25)  # geometric, 1 in 21 a step
     assert retained_fraction(ends[0], 400).sum().item() == pytest.approx(20)
-    four = held(cell(text, cell.initial_state(1, "random:20"))[1])[0][0]
+    four = retained_positions(cell(text, cell.initial_state(1, "random:20"))[1])[0][0]
     assert all(a != b for i, a in enumerate(four) for b in four[:i])  # heads draw apart
-    layers = held(tiny_cell(n_layers=2)(text, tiny_cell(n_layers=2).initial_state(1, Random(20)))[1])
+    layers = retained_positions(tiny_cell(n_layers=2)(text, tiny_cell(n_layers=2).initial_state(1, Random(20)))[1])
     assert layers[0] != layers[1]
 
 
@@ -427,7 +431,7 @@ def test_a_pyramid_shrinks_evenly_and_is_its_size_on_average():
     assert pyramid(7, 1) == (7,)
     assert min(pyramid(4, 8)) == 1
     cell = tiny_cell()
-    state = cell(tokens(1, 1, 20), cell.initial_state(1, msrnn.TOVA(pyramid(5, 2, beta=4))))[1]
+    state = cell(random_tokens(1, 1, 20), cell.initial_state(1, msrnn.TOVA(pyramid(5, 2, beta=4))))[1]
     assert [H.keys.shape[2] for H in state] == [9, 1]
 
 

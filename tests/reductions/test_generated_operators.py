@@ -5,7 +5,7 @@ from random import Random
 import pytest
 import torch
 from support.generated_operators import generate
-from support.tiny_models import fold, tiny_cell, tokens
+from support.tiny_models import random_tokens, step_loop, tiny_cell
 
 import msrnn
 
@@ -44,7 +44,7 @@ def outcome(seed, folder):
     """``equal``, ``refused``, or what differs."""
     random, (operator, text) = Random(f"case {seed}"), generate(seed)
     cell, T = CELLS[random.choice((1, 1, 2))], random.randint(16, 26)
-    ids, lengths = tokens(seed, 2, T), torch.tensor([T, random.randint(3, T)])
+    ids, lengths = random_tokens(seed, 2, T), torch.tensor([T, random.randint(3, T)])
     cut = random.randint(1, T - 1)
 
     def start(B=2):
@@ -55,7 +55,7 @@ def outcome(seed, folder):
         if seed % 3 == 0:
             state.save(folder / f"{seed}")
             state = msrnn.load_state(folder / f"{seed}")
-        path = fold if seed % 2 else lambda cell, text, state, n: cell(text, state, lengths=n)
+        path = step_loop if seed % 2 else lambda cell, text, state, n: cell(text, state, lengths=n)
         rest, state = path(cell, ids[:, cut:], state, (lengths - cut).clamp(min=0))
         return torch.cat((first, rest), 1), state
 
@@ -63,7 +63,7 @@ def outcome(seed, folder):
         logits, trace = cell.scan(ids, start(), lengths=lengths)
         return logits, trace.at(T)
 
-    expected = result(lambda: fold(cell, ids, start(), lengths))
+    expected = result(lambda: step_loop(cell, ids, start(), lengths))
     end = int(lengths[1])
     paths = {
         "cell(tokens)": lambda: cell(ids, start(), lengths=lengths),

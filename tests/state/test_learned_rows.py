@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.tiny_models import tiny_cell, tokens
+from support.tiny_models import random_tokens, tiny_cell
 
 import msrnn
 from msrnn.reductions.contract import EMPTY, LEARNED, Observation, Reduction, SpecNames
@@ -54,7 +54,7 @@ class Dear(Reduction):
 
 def states(cell, form: str, B: int = 2):
     """The state after ``P`` tokens: these rows learned; and these rows spared."""
-    _, state = cell(tokens(1, B, P), cell.initial_state(B, "full"))
+    _, state = cell(random_tokens(1, B, P), cell.initial_state(B, "full"))
     operator = parse_reduction(form)
 
     def layer(H, reduction: Reduction, **more):
@@ -94,7 +94,7 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS)
 def test_like_sparing(form: str):
     """The step, the step in place, the fold and the trace."""
-    cell, text = tiny_cell(), tokens(2, 2, 40)
+    cell, text = tiny_cell(), random_tokens(2, 2, 40)
     learned, spared = states(cell, form)
     expected, slow = [], spared
     for t in range(40):
@@ -121,7 +121,7 @@ def test_like_sparing(form: str):
 
 
 def test_ragged_and_idle():
-    cell, text = tiny_cell(), tokens(3, 3, 20)
+    cell, text = tiny_cell(), random_tokens(3, 3, 20)
     learned, _ = states(cell, "tova:5", B=3)
     lengths = torch.tensor([20, 0, 9])
     out, after = cell(text, learned, lengths=lengths)
@@ -136,7 +136,7 @@ def test_ragged_and_idle():
 
 
 def test_all_learned_rows_share_one_softmax_and_gradients_reach_them():
-    cell, text = tiny_cell(), tokens(4, 2, 12)
+    cell, text = tiny_cell(), random_tokens(4, 2, 12)
     learned, _ = states(cell, "tova:5")
 
     def gradient(read) -> list[torch.Tensor]:
@@ -160,19 +160,19 @@ def test_all_learned_rows_share_one_softmax_and_gradients_reach_them():
 def test_saved_printed_selected(tmp_path):
     cell = tiny_cell()
     learned, _ = states(cell, "h2o:5")
-    _, state = cell(tokens(5, 2, 9), learned)
+    _, state = cell(random_tokens(5, 2, 9), learned)
     state.save(tmp_path / "state")
     again = msrnn.load_state(tmp_path / "state")
     assert [H.n_learned for H in again] == [P, P]
     assert held(again) == held(state)
-    assert held(cell(tokens(6, 2, 9), again)[1]) == held(cell(tokens(6, 2, 9), state)[1])
+    assert held(cell(random_tokens(6, 2, 9), again)[1]) == held(cell(random_tokens(6, 2, 9), state)[1])
     assert "3 learned + 5" in repr(state)
     assert held(state.select([1]))[0] == held(state)[0][1:]
 
 
 def test_a_file_with_learned_rows_where_none_may_be_is_refused(tmp_path):
     cell = tiny_cell()
-    _, state = cell(tokens(5, 1, 4), cell.initial_state(1, "full"))
+    _, state = cell(random_tokens(5, 1, 4), cell.initial_state(1, "full"))
     state[0].positions[0, 0, 2] = LEARNED
     state.save(tmp_path / "state")
     with pytest.raises(msrnn.Error, match="contradict"):
@@ -180,7 +180,7 @@ def test_a_file_with_learned_rows_where_none_may_be_is_refused(tmp_path):
 
 
 def test_the_shortcut_cuts_no_learned_row():
-    cell, text = tiny_cell(), tokens(6, 2, 20)
+    cell, text = tiny_cell(), random_tokens(6, 2, 20)
     learned, _ = states(cell, "all-dear:5")
     cell.initial_state = lambda B, operators: learned.with_layers(  # type: ignore[method-assign]
         replace(H, reduction=operator) for H, operator in zip(learned, operators, strict=True)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, safe_open, save_file
 from support.eviction_rules import full, h2o, sinks, tova, tova_head, window
-from support.tiny_models import ROPES, assert_same, close, fold, held, tiny_cell, tokens
+from support.tiny_models import ROPES, assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 from support.transformers_reference import float64_reference, tiny_reference
 
 import converters
@@ -98,15 +98,15 @@ CASES = {
 @pytest.mark.parametrize("places", BOTH)
 @pytest.mark.parametrize(("operator", "rule"), CASES.values(), ids=CASES)
 def test_places_are_what_the_list_of_rows_says(operator, rule, places, rope):
-    cell, text = tiny_cell(rope=ROPES[rope]), tokens(3, 1, 30)
+    cell, text = tiny_cell(rope=ROPES[rope]), random_tokens(3, 1, 30)
     state, logits, history = cell.initial_state(1, operator, places=places), [], []
     for token in text.T:
         read, state = cell.step(token, state)
         logits.append(read[0])
-        history.append([layer[0] for layer in held(state)])
+        history.append([layer[0] for layer in retained_positions(state)])
     expected, after = naive(cell, text[0].tolist(), lambda l: rule(), places)
     assert history == after
-    close(torch.stack(logits), expected)
+    assert_close(torch.stack(logits), expected)
     absolute, _ = cell(text, cell.initial_state(1, operator))
     if operator not in ("full", "window:5"):  # there no gap opens
         assert (absolute[0] - expected).abs().max() > 1e-3
@@ -132,27 +132,27 @@ def test_one_layer_is_transformers_reading_the_rows_alone(operator, places):
     """In one layer a key depends on its token alone: so transformers reads the kept tokens as a text of their own, at the
     places as positions."""
     model = tiny_reference(num_hidden_layers=1)
-    cell, text = converters.load(model), tokens(2, 1, 40, 61)
+    cell, text = converters.load(model), random_tokens(2, 1, 40, 61)
     state, widest = cell.initial_state(1, operator, places=places), 0
     with float64_reference(model), torch.no_grad():
         for t, token in enumerate(text.T):
-            rows = [*held(state)[0][0][0], t]
+            rows = [*retained_positions(state)[0][0][0], t]
             widest = max([widest, *(b - a for a, b in pairwise(rows))])
             where = torch.tensor([stand(places, rows)], dtype=torch.float64)
             alone = model(text[:, rows], position_ids=where).logits[:, -1]
             logits, state = cell.step(token, state)
-            close(logits, alone)
+            assert_close(logits, alone)
     assert widest > 10
 
 
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
 def test_an_unbounded_state_counted_inside_is_as_it_was(rope):
-    cell, text = tiny_cell(rope=rope), tokens(3, 2, 20)
+    cell, text = tiny_cell(rope=rope), random_tokens(3, 2, 20)
     whole, _ = cell(text, cell.initial_state(2, "full"))
     for places in BOTH:
         logits, state = cell(text, cell.initial_state(2, "full", places=places))
-        close(logits, whole)
-        close(fold(cell, text, cell.initial_state(2, "full", places=places))[0], whole)
+        assert_close(logits, whole)
+        assert_close(step_loop(cell, text, cell.initial_state(2, "full", places=places))[0], whole)
         assert state[0].positions[0, 0].tolist() == list(range(20))
 
 
@@ -163,20 +163,20 @@ def test_reading_is_the_step_loop(data):
     cell, B, reduction = data.draw(settings_of())
     reduction = data.draw(st.sampled_from([reduction, *OTHERS]))
     start = cell.initial_state(B, reduction, places=data.draw(st.sampled_from(BOTH)))
-    text = tokens(data.draw(st.integers(0, 99)), B, T := data.draw(st.integers(1, 18)))
+    text = random_tokens(data.draw(st.integers(0, 99)), B, T := data.draw(st.integers(1, 18)))
     lengths = torch.tensor(data.draw(st.lists(st.integers(0, T), min_size=B, max_size=B)))
     cut = data.draw(st.integers(0, T))
-    whole, end = fold(cell, text, start, lengths)
+    whole, end = step_loop(cell, text, start, lengths)
     logits, state = cell(text, start, lengths=lengths)
-    close(logits, whole, 1e-8)
+    assert_close(logits, whole, 1e-8)
     assert_same(state, end, 1e-8)
     assert state.places == start.places
     first, middle = cell(text[:, :cut], start, lengths=lengths.clamp(max=cut))
     rest, state = cell(text[:, cut:], middle.clone().select(list(range(B))), lengths=(lengths - cut).clamp(min=0))
-    close(torch.cat((first, rest), 1), whole, 1e-8)
+    assert_close(torch.cat((first, rest), 1), whole, 1e-8)
     assert_same(state, end, 1e-8)
     seen, trace = cell.scan(text, start, lengths=lengths)
-    close(seen, whole, 1e-8)
+    assert_close(seen, whole, 1e-8)
     assert_same(trace.at(T), end, 1e-8)
     assert_same(trace.at(cut), middle, 1e-8)
     moving = start.clone()
@@ -186,7 +186,7 @@ def test_reading_is_the_step_loop(data):
     token, before = text[:, 0], end.clone()
     cell(text, end)
     assert_same(end, before)  # which has room that a fold in place would write to
-    close(cell.step(token, trace.at(T))[0], cell.step(token, end)[0], 1e-8)
+    assert_close(cell.step(token, trace.at(T))[0], cell.step(token, end)[0], 1e-8)
 
 
 @pytest.mark.parametrize("rope", [ROPES["default"], ROPES["yarn"]], ids=["default", "yarn"])
@@ -194,20 +194,20 @@ def test_reading_is_the_step_loop(data):
 def test_operators_that_need_not_look_are_read_in_blocks(operator, rope, monkeypatch):
     """Most distances are those in the text; the rest are taken one by one. Longer than a block, ragged, and on from it."""
     monkeypatch.setattr("msrnn.state.position_remapping.MAX_KEY_ELEMENTS", 64 * 2 * 2 * 6 * 4)  # four rows of a block at a time
-    cell, text = tiny_cell(rope=rope), tokens(3, 2, 70)
+    cell, text = tiny_cell(rope=rope), random_tokens(3, 2, 70)
     for places in BOTH:
         start = cell.initial_state(2, operator, places=places)
-        whole, end = fold(cell, text, start)
+        whole, end = step_loop(cell, text, start)
         logits, state = cell(text, start)
-        close(logits, whole, 1e-8)
+        assert_close(logits, whole, 1e-8)
         assert_same(state, end, 1e-8)
         some, _ = cell(text, start, lengths=torch.tensor([70, 33]))
-        close(some[1, :33], whole[1, :33], 1e-8)
+        assert_close(some[1, :33], whole[1, :33], 1e-8)
         seen, trace = cell.scan(text, start)
-        close(seen, whole, 1e-8)
+        assert_close(seen, whole, 1e-8)
         assert_same(trace.at(70), end, 1e-8)
         rest, after = cell(text[:, 50:], trace.at(50))
-        close(rest, whole[:, 50:], 1e-8)
+        assert_close(rest, whole[:, 50:], 1e-8)
         assert_same(after, end, 1e-8)
 
 
@@ -222,7 +222,7 @@ def test_nobody_looks_token_by_token_without_need(monkeypatch):
         ("keydiff:6", "default", 40),
     ):
         cell = tiny_cell(rope=ROPES[rope])
-        cell(tokens(3, 1, 20), cell.initial_state(1, operator, places="inside"))
+        cell(random_tokens(3, 1, 20), cell.initial_state(1, operator, places="inside"))
         assert len(asked) == needed, operator
         asked.clear()
 
@@ -233,9 +233,9 @@ def test_guessing_writes_what_plain_decoding_writes(data):
     cell, B, reduction = data.draw(settings_of())
     reduction = data.draw(st.sampled_from([reduction, *OTHERS]))
     start = cell.initial_state(B, reduction, places=data.draw(st.sampled_from(BOTH)))
-    text = tokens(data.draw(st.integers(0, 99)), B, 6, vocab=5)
+    text = random_tokens(data.draw(st.integers(0, 99)), B, 6, vocab=5)
     plain, end = msrnn.generate(cell, text, start, max_new_tokens=12)
-    expected, stepped = fold(cell, torch.cat((text, plain), 1), start)
+    expected, stepped = step_loop(cell, torch.cat((text, plain), 1), start)
     assert plain.equal(expected[:, 5:-1].argmax(-1))
     assert_same(end, stepped, 1e-8)
     for new, state, _ in (
@@ -249,18 +249,18 @@ def test_guessing_writes_what_plain_decoding_writes(data):
 
 @pytest.mark.parametrize("places", BOTH)
 def test_gradients_are_the_step_loops(places):
-    cell, text = tiny_cell(frozen=False), tokens(3, 1, 12)
+    cell, text = tiny_cell(frozen=False), random_tokens(3, 1, 12)
     found = []
-    for read in (cell, lambda tokens, state: fold(cell, tokens, state)):
+    for read in (cell, lambda tokens, state: step_loop(cell, tokens, state)):
         logits, _ = read(text, cell.initial_state(1, "tova:4", places=places))
         found.append(torch.autograd.grad(logits.logsumexp(-1).sum(), list(cell.parameters())))
     for one, other in zip(*found, strict=True):
-        close(one, other, 1e-8)
+        assert_close(one, other, 1e-8)
 
 
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
 def test_a_saved_state_keeps_its_places(rope, tmp_path):
-    cell, text = tiny_cell(rope=rope), tokens(3, 2, 16)
+    cell, text = tiny_cell(rope=rope), random_tokens(3, 2, 16)
     _, state = cell(text, cell.initial_state(2, "h2o:5", places="compressed"))
     state.save(tmp_path / "state")
     again = msrnn.load_state(tmp_path / "state")
@@ -305,11 +305,11 @@ def test_a_decoder_has_places_where_it_has_a_rope():
     facts = {"vocab_size": 50, "width": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "ffn_width": 32}
     torch.manual_seed(0)
     cell = Decoder(DecoderConfig(**facts, context_length=40, positions=ROPES["default"])).double().eval().requires_grad_(False)
-    text = tokens(3, 1, 20)
-    whole, _ = fold(cell, text, cell.initial_state(1, "full", places="inside"))
-    close(whole, cell(text)[0])
+    text = random_tokens(3, 1, 20)
+    whole, _ = step_loop(cell, text, cell.initial_state(1, "full", places="inside"))
+    assert_close(whole, cell(text)[0])
     start = cell.initial_state(1, "tova:5", places="compressed")
-    close(cell(text, start)[0], fold(cell, text, start)[0], 1e-8)
+    assert_close(cell(text, start)[0], step_loop(cell, text, start)[0], 1e-8)
     for positions in ("alibi", "learned", "sinusoidal"):
         other = Decoder(DecoderConfig(**facts, context_length=40, positions=positions))
         with pytest.raises(msrnn.Error, match="no rotary positions"):
@@ -317,7 +317,7 @@ def test_a_decoder_has_places_where_it_has_a_rope():
 
 
 def test_sixteen_bits_are_read_in_sixteen_bits():
-    cell, text = tiny_cell(dtype=torch.bfloat16), tokens(3, 1, 20)
+    cell, text = tiny_cell(dtype=torch.bfloat16), random_tokens(3, 1, 20)
     logits, state = cell(text, cell.initial_state(1, "sinks:6:2", places="inside"))
     wide, _ = tiny_cell()(text, tiny_cell().initial_state(1, "sinks:6:2", places="inside"))
     assert logits.dtype == state[0].keys.dtype == torch.bfloat16
@@ -335,7 +335,7 @@ def test_a_gain_counts_once():
 @pytest.mark.parametrize("places", BOTH)
 def test_learned_rows_stand_nowhere(places):
     """They are read as they are and not counted; step, fold and trace agree about it."""
-    cell, text = tiny_cell(rope=ROPES["yarn"]), tokens(3, 2, 25)
+    cell, text = tiny_cell(rope=ROPES["yarn"]), random_tokens(3, 2, 25)
     positions = torch.tensor([[-2, -2, 20, -1, 4, 5]]).expand(2, 2, 6)
     q, keys = torch.randn(2, 4, 6).double(), torch.randn(2, 2, 6, 6).double()
     turned, met = PositionRemapping(places, ROPES["yarn"]).rotate(q, keys, positions, n_learned=2)
@@ -347,10 +347,10 @@ def test_learned_rows_stand_nowhere(places):
     rows = {"keys": keys[:, :, :2], "values": keys[:, :, 2:4], "positions": positions[:, :, :2]}
     rows |= {"accumulated_attention": torch.zeros(2, 2, 2).double()}
     start = start.with_layers(replace(H.with_rows(rows, H.clock, no_empty_rows=True), n_learned=2) for H in start)
-    whole, end = fold(cell, text, start)
+    whole, end = step_loop(cell, text, start)
     logits, state = cell(text, start)
     seen, trace = cell.scan(text, start)
     for read, after in ((logits, state), (seen, trace.at(25))):
-        close(read, whole, 1e-8)
+        assert_close(read, whole, 1e-8)
         assert [H.positions.sort().values.tolist() for H in after] == [H.positions.sort().values.tolist() for H in end]
     assert (cell(text, cell.initial_state(2, "h2o:5", places=places))[0] - whole).abs().max() > 1e-3

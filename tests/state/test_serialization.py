@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from safetensors.torch import load_file, safe_open, save_file
-from support.tiny_models import assert_same, tiny_cell, tokens
+from support.tiny_models import assert_same, random_tokens, tiny_cell
 
 import msrnn
 from msrnn import H2O, Full, Reduction
@@ -16,7 +16,7 @@ CELL = tiny_cell()
 
 @pytest.fixture
 def saved(tmp_path):
-    _, state = CELL(tokens(1, 2, 9), CELL.initial_state(2, [H2O(4), Full()]))
+    _, state = CELL(random_tokens(1, 2, 9), CELL.initial_state(2, [H2O(4), Full()]))
     state.save(tmp_path / "state")
     return tmp_path / "state"
 
@@ -28,7 +28,7 @@ def about(path):
 
 def test_what_is_saved_comes_back_and_continues(saved):
     state = msrnn.load_state(saved)
-    _, same = CELL(tokens(1, 2, 9), CELL.initial_state(2, [H2O(4), Full()]))
+    _, same = CELL(random_tokens(1, 2, 9), CELL.initial_state(2, [H2O(4), Full()]))
     assert_same(state, same)
     assert [H.reduction for H in state] == [H2O(4), Full()]
     token = torch.tensor([1, 2])

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.tiny_models import assert_same, close, fold, tiny_cell, tokens
+from support.tiny_models import assert_close, assert_same, random_tokens, step_loop, tiny_cell
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,7 +17,7 @@ OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per
 
 
 def after(cell, T, reduction=None, B=2):
-    return cell(tokens(1, B, T), cell.initial_state(B, reduction))[1]
+    return cell(random_tokens(1, B, T), cell.initial_state(B, reduction))[1]
 
 
 # Fields.
@@ -49,9 +49,9 @@ def test_fields_have_the_contracts_shapes_and_types(reduction, dtype):
 
 
 def test_a_row_keeps_the_key_rotated_at_its_position_and_its_value():
-    cell, text = tiny_cell(), tokens(1, 1, 8)
-    _, full = fold(cell, text, cell.initial_state(1, Full()))
-    _, state = fold(cell, text, cell.initial_state(1, [H2O(3), Full()]))
+    cell, text = tiny_cell(), random_tokens(1, 1, 8)
+    _, full = step_loop(cell, text, cell.initial_state(1, Full()))
+    _, state = step_loop(cell, text, cell.initial_state(1, [H2O(3), Full()]))
     for k in range(2):  # layer 0 sees the embedding, so its rows are those of the full state
         positions = state[0].positions[0, k]
         for name in ("keys", "values"):
@@ -60,9 +60,9 @@ def test_a_row_keeps_the_key_rotated_at_its_position_and_its_value():
 
 def test_the_numbers_of_h2o_are_what_each_row_received():
     cell = tiny_cell()
-    _, state = fold(cell, tokens(1, 2, 7), cell.initial_state(2, H2O(16)))
+    _, state = step_loop(cell, random_tokens(1, 2, 7), cell.initial_state(2, H2O(16)))
     for H in state:  # nothing left: every query gave 1 in all
-        close(H.row_stats["accumulated_attention"].sum(-1), torch.full((2, 2), 7.0).double(), 1e-12)
+        assert_close(H.row_stats["accumulated_attention"].sum(-1), torch.full((2, 2), 7.0).double(), 1e-12)
 
 
 @pytest.mark.parametrize("reduction", OPERATORS, ids=str)
@@ -76,7 +76,7 @@ def test_bytes_are_those_really_held(reduction):
         row = 2 * B * K * (2 * D * 8 + 8 + numbers * 8)
         assert state.clone().nbytes == S * row + B * 8
         assert S * row + B * 8 <= state.nbytes <= (S * 17 / 16 + 1) * row + B * 8  # with room for the rows to come
-        token = tokens(2, 2, 1)[:, 0]
+        token = random_tokens(2, 2, 1)[:, 0]
         for moved in (
             state,
             cell.step(token, state)[1],
@@ -101,9 +101,9 @@ def test_printing_shows_operator_rows_oldest_position_and_bytes():
         count, unit = line.split()[4:]
         assert float(count) * {"B": 1, "kB": 1e3}[unit] == pytest.approx(layers * 2 * 2 * rows * (2 * 6 * 8 + 8), rel=0.05)
     assert "tova:4" in repr(cell.initial_state(1, TOVA(4)))
-    ragged = cell(tokens(1, 2, 5), lengths=torch.tensor([5, 0]))[1]
+    ragged = cell(random_tokens(1, 2, 5), lengths=torch.tensor([5, 0]))[1]
     assert "0…5 tokens" in repr(ragged)
-    later = cell(tokens(1, 2, 9), cell.initial_state(2, Window(4)), lengths=torch.tensor([9, 3]))[1]
+    later = cell(random_tokens(1, 2, 9), cell.initial_state(2, Window(4)), lengths=torch.tensor([9, 3]))[1]
     assert repr(later).splitlines()[2].split()[3] == "0"  # an empty row is not the oldest
 
 
@@ -128,7 +128,7 @@ def test_to_changes_floats_keeps_integers_and_keeps_numbers_wide(reduction):
 def test_a_state_of_another_dtype_moves_on_in_place_without_editing_the_one_it_came_from(dtype):
     state, other = after(tiny_cell(), 9, H2O(4)), tiny_cell(dtype=dtype)
     kept, moved = state.clone(), state.to(dtype)
-    for token in tokens(2, 2, 6).T:
+    for token in random_tokens(2, 2, 6).T:
         other.step_(token, moved)
     assert_same(state, kept)
 
@@ -137,8 +137,8 @@ def test_a_state_of_another_dtype_moves_on_in_place_without_editing_the_one_it_c
 def test_a_moved_state_goes_on_in_the_other_dtype(reduction):
     double, single = tiny_cell(), tiny_cell(dtype=torch.float32)
     state = after(double, 3, reduction)
-    exact, _ = fold(double, tokens(2, 2, 3), state)
-    close(fold(single, tokens(2, 2, 3), state.to(torch.float32))[0].double(), exact, 1e-3)
+    exact, _ = step_loop(double, random_tokens(2, 2, 3), state)
+    assert_close(step_loop(single, random_tokens(2, 2, 3), state.to(torch.float32))[0].double(), exact, 1e-3)
 
 
 def test_clone_shares_nothing_and_detach_shares_storage_without_the_graph():
@@ -264,7 +264,7 @@ def test_a_refusal_is_a_value_error_and_leaves_the_state_as_it_was():
         with pytest.raises(ValueError, match=r"50|int64|batch"):
             cell.step_(wrong, state)
     with pytest.raises(ValueError, match="lengths"):
-        cell(tokens(1, 2, 4), state, lengths=ragged)
+        cell(random_tokens(1, 2, 4), state, lengths=ragged)
     assert_same(state, kept)
 
 
@@ -274,7 +274,7 @@ def test_a_row_that_stands_still_may_carry_any_id(id):
     cell = tiny_cell()
     token = torch.tensor([3, id])
     logits, state = cell.step(token, active=torch.tensor([True, False]))
-    close(logits[0], cell.step(torch.tensor([3]))[0][0])
+    assert_close(logits[0], cell.step(torch.tensor([3]))[0][0])
     assert state.clock.tolist() == [1, 0]
 
 
@@ -312,7 +312,7 @@ def test_the_guard_sees_what_waits():
 def test_no_step_waits_for_the_device(reduction, T):
     """On a device that is not the CPU (meta, which has nothing to wait for), and under a guard over every operation."""
     cell = tiny_cell()
-    state, token, active = after(cell, T, reduction), tokens(2, 2, 1)[:, 0], torch.tensor([True, False])
+    state, token, active = after(cell, T, reduction), random_tokens(2, 2, 1)[:, 0], torch.tensor([True, False])
     absent, nothing = copy.deepcopy(cell).to("meta"), state.to("meta")
     for some in (None, active):
         logits, end = cell.step(token, state, active=some)
@@ -333,11 +333,11 @@ def test_inference_mode_inside_and_out():
         cell.step_(torch.tensor([1, 2]), inside)
     logits, _ = cell.step(torch.tensor([3, 4]), inside)
     folded, _ = cell(torch.tensor([[3], [4]]), inside)
-    close(folded[:, 0], logits)
+    assert_close(folded[:, 0], logits)
     with pytest.raises(msrnn.Error, match="inference_mode"):
         cell.step_(torch.tensor([3, 4]), inside)
     again, _ = cell.step_(torch.tensor([3, 4]), inside.clone())
-    close(again, logits)
+    assert_close(again, logits)
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ def test_any_numbers_are_saved_and_come_back(what, T, tmp_path):
     again = msrnn.load_state(tmp_path / "state")
     assert_same(again, state)
     token = torch.tensor([5, 6])
-    close(cell.step(token, again)[0], cell.step(token, state)[0])
+    assert_close(cell.step(token, again)[0], cell.step(token, state)[0])
 
 
 def test_numbers_of_another_shape_or_name_are_refused():
@@ -417,7 +417,7 @@ def test_an_empty_batch_prints():
 @pytest.mark.parametrize("reduction", ["tova:3", "window:2", "h2o:3", "full"])
 def test_a_state_that_carries_a_graph_is_never_edited(reduction):
     cell = tiny_cell(frozen=False)
-    _, state = cell(tokens(2, 2, 6), cell.initial_state(2, reduction))
+    _, state = cell(random_tokens(2, 2, 6), cell.initial_state(2, reduction))
     token = torch.tensor([3, 4])
     with torch.no_grad():
         with pytest.raises(msrnn.Error, match="graph"):
@@ -434,14 +434,14 @@ def test_the_step_compiles_as_one_graph():
     step_ = torch.compile(cell.step_, fullgraph=True, backend="eager")
     state = after(cell, 9, TOVA(4))
     compiled = state.clone()
-    for token in tokens(3, 2, 5).T:
-        close(step_(token, compiled)[0], cell.step_(token, state)[0])
+    for token in random_tokens(3, 2, 5).T:
+        assert_close(step_(token, compiled)[0], cell.step_(token, state)[0])
     assert_same(compiled, state)
 
 
 def test_ragged_turns_leave_no_empty_columns():
     cell = tiny_cell()
-    text, state = tokens(4, 2, 6), cell.initial_state(2)
+    text, state = random_tokens(4, 2, 6), cell.initial_state(2)
     for lengths in ([6, 1], [1, 6], [0, 3]):
         _, state = cell(text, state, lengths=torch.tensor(lengths))
     assert state.clock.tolist() == [7, 10]
@@ -459,7 +459,7 @@ def test_copies_do_not_step_over_each_other():
     cell.step_(torch.tensor([1, 2]), second)
     assert_same(first, kept)
     logits = cell.step_(torch.tensor([3, 4]), first)[0]
-    close(logits, cell.step(torch.tensor([3, 4]), kept)[0])
+    assert_close(logits, cell.step(torch.tensor([3, 4]), kept)[0])
 
 
 @pytest.mark.parametrize("part", ["q", "k", "v", "o"])
@@ -470,12 +470,12 @@ def test_any_single_part_can_be_trained_through_steps(part, reduction):
     for stepwise in (True, False):
         cell = tiny_cell()
         weight = cell.layers[0].get_parameter(f"{part}.weight").requires_grad_()
-        text, state = tokens(2, 2, 7), cell.initial_state(2, reduction)
-        logits = fold(cell, text, state)[0] if stepwise else cell(text, state)[0]
+        text, state = random_tokens(2, 2, 7), cell.initial_state(2, reduction)
+        logits = step_loop(cell, text, state)[0] if stepwise else cell(text, state)[0]
         logits.tanh().sum().backward()
         gradients.append(weight.grad)
     assert gradients[0].abs().max() > 0
-    close(*gradients, 1e-8)
+    assert_close(*gradients, 1e-8)
 
 
 @pytest.mark.parametrize("reduction", ["tova:4", "h2o:4", "window:4", "full"])
@@ -484,20 +484,20 @@ def test_a_step_of_all_layers_is_the_layers_steps_one_by_one(reduction):
     cell = tiny_cell()
     state = cell.initial_state(2, reduction)
     alone = list(state)
-    for token in tokens(8, 2, 9).T:
+    for token in random_tokens(8, 2, 9).T:
         _, state = cell.step(token, state)
         x = cell.embed(token)
         for i, layer in enumerate(cell.layers):
             x, alone[i] = layer.step(x, alone[i])
         for H, expected in zip(state, alone, strict=True):
             for name, rows in H.sorted_by_position().rows.items():
-                close(rows.double(), expected.sorted_by_position().rows[name].double())
+                assert_close(rows.double(), expected.sorted_by_position().rows[name].double())
 
 
 def test_unbounded_states_share_the_rows_they_have_in_common():
     """A pure step writes into the room behind its own rows where nobody has; a second one from there copies."""
     cell = tiny_cell()
-    text = tokens(8, 2, 43)
+    text = random_tokens(8, 2, 43)
     _, state = cell.step(text[:, 40], cell(text[:, :40])[1])
     _, first = cell.step(text[:, 41], state)
     _, second = cell.step(text[:, 42], state)

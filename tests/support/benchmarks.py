@@ -4,13 +4,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from support.tiny_models import FACTS, tiny_cell
+from support.tiny_models import CONFIG, tiny_cell
 
 import converters
 from msrnn.bench.settings import Bench
 
 TOKENS, SIZE = 32, 8
-LAYERS, HEADS, DIM = FACTS["n_layers"], FACTS["n_kv_heads"], FACTS["head_dim"]
+LAYERS, HEADS, DIM = CONFIG["n_layers"], CONFIG["n_kv_heads"], CONFIG["head_dim"]
 
 
 def save_tiny_model(folder: Path) -> Path:

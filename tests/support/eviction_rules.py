@@ -9,7 +9,7 @@ from msrnn.layers.rotary import DynamicNTKRope
 # The oracle: a decoder over a whole text at once, each query seeing the positions a rule left it.
 
 
-def dense(cell, text, rule):
+def dense_decoder(cell, text, rule):
     """One text ``(T,)`` -> logits ``(T, V)`` and ``after[layer][t][head]``, the sorted positions carried from t on.
 
     ``rule(layer)`` gives a function of t and ``seen``, per key/value head ``{position: [weight of each query head]}``;
@@ -61,7 +61,7 @@ def dense(cell, text, rule):
 # The rules, each written as design.md says it.
 
 
-def drop_one(size, worst):
+def evict_one(size, worst):
     """Carry everything seen; above ``size`` rows, drop per head the position ``worst(t, seen)`` names."""
 
     def decide(t, seen):
@@ -72,11 +72,11 @@ def drop_one(size, worst):
 
 
 def window(size):
-    return drop_one(size, lambda t, seen: [min(head) for head in seen])
+    return evict_one(size, lambda t, seen: [min(head) for head in seen])
 
 
 def sinks(size, first):
-    return drop_one(size, lambda t, seen: [min((p for p in head if p >= first), default=None) for head in seen])
+    return evict_one(size, lambda t, seen: [min((p for p in head if p >= first), default=None) for head in seen])
 
 
 def mean(numbers):
@@ -93,11 +93,11 @@ def tova(size):
     def worst(t, seen):
         return [lowest({p: mean(w for head in seen for w in head[p]) for p in seen[0]})] * len(seen)
 
-    return drop_one(size, worst)
+    return evict_one(size, worst)
 
 
 def tova_head(size):
-    return drop_one(size, lambda t, seen: [lowest({p: mean(w) for p, w in head.items()}) for head in seen])
+    return evict_one(size, lambda t, seen: [lowest({p: mean(w) for p, w in head.items()}) for head in seen])
 
 
 def h2o(size, recent, layerwise=False):
@@ -114,8 +114,8 @@ def h2o(size, recent, layerwise=False):
             out.append(lowest({p: mean(received[i, p] for i in group) for p in free}) if free else None)
         return out
 
-    return drop_one(size, worst)
+    return evict_one(size, worst)
 
 
 def full():
-    return drop_one(math.inf, lambda t, seen: [None for _ in seen])
+    return evict_one(math.inf, lambda t, seen: [None for _ in seen])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from safetensors.torch import load_file, save_file
-from support.transformers_reference import saved, tiny_reference
+from support.transformers_reference import save_folder, tiny_reference
 
 from converters.formats import huggingface
 
@@ -35,7 +35,7 @@ def make_checkpoint(family, folder):
     model = tiny_reference(
         kind, dtype=torch.float32, rope_parameters={"rope_type": "default", "rope_theta": THETA}, vocab_size=60, **settings
     )
-    saved(model, folder)
+    save_folder(model, folder)
     state, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
     if family == "early yi":
         names = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}

@@ -21,7 +21,7 @@ ROPES = {
 }
 """One of every kind, its scaling at work within a dozen tokens."""
 
-FACTS = {
+CONFIG = {
     "family": "llama",
     "vocab_size": 50,
     "width": 24,
@@ -38,7 +38,7 @@ FACTS = {
 
 def tiny_cell(seed: int = 0, dtype: torch.dtype = torch.float64, frozen: bool = True, **facts) -> Llama:
     """A random cell; ``facts`` override ``FACTS``. The logits of its attention have a standard deviation of about 2."""
-    cell = Llama(Config(**{**FACTS, **facts})).to(dtype)
+    cell = Llama(Config(**{**CONFIG, **facts})).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, x in cell.named_parameters():
@@ -53,7 +53,7 @@ def tiny_cell(seed: int = 0, dtype: torch.dtype = torch.float64, frozen: bool = 
     return cell.eval().requires_grad_(not frozen)
 
 
-DECODER = {
+DECODER_CONFIG = {
     **{"vocab_size": 50, "width": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "ffn_width": 32},
     "context_length": 40,
 }
@@ -61,7 +61,7 @@ DECODER = {
 
 def tiny_decoder(seed=0, frozen=True, **facts) -> Decoder:
     """A random Decoder, its attention far from uniform and its norms and biases from where they begin."""
-    cell = Decoder(DecoderConfig(**{**DECODER, **facts})).double()
+    cell = Decoder(DecoderConfig(**{**DECODER_CONFIG, **facts})).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, x in cell.named_parameters():
@@ -77,12 +77,12 @@ def tiny_decoder(seed=0, frozen=True, **facts) -> Decoder:
     return cell.eval().requires_grad_(not frozen)
 
 
-def tokens(seed: int, B: int, T: int, vocab: int = FACTS["vocab_size"]) -> Tensor:
+def random_tokens(seed: int, B: int, T: int, vocab: int = CONFIG["vocab_size"]) -> Tensor:
     """``(B, T)`` random ids."""
     return torch.randint(vocab, (B, T), generator=torch.Generator().manual_seed(seed))
 
 
-def fold(cell, text: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+def step_loop(cell, text: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
     """The definition: the step, token by token, ragged rows standing still; logits past the end NaN."""
     B, T = text.shape
     state = cell.initial_state(B) if state is None else state
@@ -95,12 +95,12 @@ def fold(cell, text: Tensor, state: State | None = None, lengths: Tensor | None 
     return logits, state
 
 
-def held(state: State) -> list:
+def retained_positions(state: State) -> list:
     """``[layer][batch row][key/value head]``: the positions held, in order."""
     return [[[sorted(p for p in head if p != -1) for head in row] for row in H.positions.tolist()] for H in state]
 
 
-def in_order(H: MultiState, b: int) -> list[dict[str, Tensor]]:
+def rows_by_position(H: MultiState, b: int) -> list[dict[str, Tensor]]:
     """Per key/value head, the real rows of batch row b by position: row order and empty rows mean nothing."""
     heads = []
     for k, positions in enumerate(H.positions[b]):
@@ -117,7 +117,7 @@ def assert_same(a: State, b: State, atol: float = 0.0) -> None:
         assert G.reduction == H.reduction
         assert G.clock.tolist() == H.clock.tolist()
         for row in range(len(G.clock)):
-            for one, other in zip(in_order(G, row), in_order(H, row), strict=True):
+            for one, other in zip(rows_by_position(G, row), rows_by_position(H, row), strict=True):
                 assert one["positions"].tolist() == other["positions"].tolist()
                 assert one.keys() == other.keys()
                 for name in one:
@@ -125,6 +125,6 @@ def assert_same(a: State, b: State, atol: float = 0.0) -> None:
                     assert gap <= atol, f"{name} of row {row} differs by {gap}"
 
 
-def close(a: Tensor, b: Tensor, atol: float = 1e-9) -> None:
+def assert_close(a: Tensor, b: Tensor, atol: float = 1e-9) -> None:
     """Equal to ``atol``, NaN where the other is NaN."""
     torch.testing.assert_close(a, b, rtol=0, atol=atol, equal_nan=True)

@@ -5,14 +5,14 @@ import re
 import torch
 from torch import Tensor, nn
 
-ENCODER = {  # torch.nn's names of a layer's parts, and ours
+ENCODER_NAMES = {  # torch.nn's names of a layer's parts, and ours
     "self_attn": "attention",
     "norm1": "attention_residual.norm",
     "linear1": "ffn.up",
     "linear2": "ffn.down",
     "norm2": "ffn_residual.norm",
 }
-DECODER = {  # with the half of our layer that has it
+DECODER_NAMES = {  # with the half of our layer that has it
     "self_attn": (0, "attention"),
     "norm1": (0, "attention_residual.norm"),
     "multihead_attn": (1, "attention"),
@@ -23,18 +23,18 @@ DECODER = {  # with the half of our layer that has it
 }
 
 
-def ours(theirs: nn.Module) -> dict[str, Tensor]:
+def parameters_under_our_names(theirs: nn.Module) -> dict[str, Tensor]:
     """The parameters of a ``torch.nn.TransformerEncoder`` or ``TransformerDecoder`` under our names.
 
     A layer of their decoder is two of ours: what looks at the text, and what looks at the source and thinks.
     """
     names = [
-        *((rf"layers\.(\d+)\.{part}\.", lambda m, new=new: f"layers.{m[1]}.{new}.") for part, new in ENCODER.items()),
+        *((rf"layers\.(\d+)\.{part}\.", lambda m, new=new: f"layers.{m[1]}.{new}.") for part, new in ENCODER_NAMES.items()),
     ]
     if isinstance(theirs, nn.TransformerDecoder):
         names = [
             (rf"layers\.(\d+)\.{part}\.", lambda m, half=half, new=new: f"layers.{2 * int(m[1]) + half}.{new}.")
-            for part, (half, new) in DECODER.items()
+            for part, (half, new) in DECODER_NAMES.items()
         ]
     found = {}
     for name, x in theirs.state_dict().items():
@@ -47,7 +47,7 @@ def ours(theirs: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def shaken(module: nn.Module, seed: int) -> nn.Module:
+def randomized(module: nn.Module, seed: int) -> nn.Module:
     """``module`` in float64 and eval mode, its biases and norms no longer zeros and ones, its attention far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-TINY = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY_CONFIG = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 ROPES = {
@@ -36,7 +36,7 @@ def tiny_reference(kind: str = "llama", seed: int = 0, dtype: torch.dtype = torc
     """A tiny random LLaMA or Mistral of transformers; `facts` are fields of its config, and are read back from it."""
     configs = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}
     make_config, make = configs[kind]
-    facts = {"num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, **TINY, **facts}
+    facts = {"num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, **TINY_CONFIG, **facts}
     config = make_config(**facts, attn_implementation="sdpa")
     for name, value in facts.items():
         assert hasattr(make_config(), name), f"{name} is no field of {make_config.__name__}, which takes any name"
@@ -75,7 +75,7 @@ def float64_reference(model: PreTrainedModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def stepped(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+def logits_by_steps(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """The reference's logits token by token through its own state (which dynamic rope needs)."""
     state, logits = None, []
     for token in tokens.split(1, dim=1):
@@ -85,7 +85,7 @@ def stepped(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat(logits, dim=1)
 
 
-def saved(model: PreTrainedModel, folder: Path) -> Path:
+def save_folder(model: PreTrainedModel, folder: Path) -> Path:
     """`model` as a Hugging Face folder."""
     model.save_pretrained(folder)
     return folder

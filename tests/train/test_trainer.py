@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.tiny_models import held, tiny_cell, tokens
+from support.tiny_models import random_tokens, retained_positions, tiny_cell
 from support.training import DECODER, train_config, words
 from support.transformers_reference import float64_reference, tiny_reference
 from torch.nn.functional import cross_entropy
@@ -21,7 +21,7 @@ OPERATORS = ["full", "window:5", "window:1", "sinks:6:2", "tova:5", "tova-head:5
 @pytest.mark.parametrize("reduction", OPERATORS)
 def test_gradient_of_a_chunk_equals_that_of_the_step_loop(reduction, figure):
     """The second chunk starts from the detached H of the first, so no gradient flows into the first chunk."""
-    cell, text = tiny_cell(frozen=False), tokens(0, 2, 25)
+    cell, text = tiny_cell(frozen=False), random_tokens(0, 2, 25)
     _, state = chunk_loss(cell, TrainBatch(text[:, :12], text[:, 1:13], True), None, reduction)
     state = state.detach()
     loss, after = chunk_loss(cell, TrainBatch(text[:, 12:24], text[:, 13:], False), state, reduction)
@@ -32,7 +32,7 @@ def test_gradient_of_a_chunk_equals_that_of_the_step_loop(reduction, figure):
         losses.append(cross_entropy(logits, text[:, t + 1]))
     expected = torch.autograd.grad(torch.stack(losses).mean(), [*cell.parameters()])
     assert abs(loss.item() - torch.stack(losses).mean().item()) < 1e-12
-    assert held(after) == held(stepped)
+    assert retained_positions(after) == retained_positions(stepped)
     worst = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
     assert worst < 1e-11
     assert min(float(x.abs().max()) for x in found) > 1e-6
@@ -44,7 +44,7 @@ def test_learned_rows_receive_gradients_in_every_chunk(fields):
     """Learned rows of a carried state have no graph; they are recomputed or rewritten for each chunk."""
     torch.manual_seed(0)
     cell = build_random(train_config(model={**DECODER, "dropout": 0.0, **fields}).model_config(50)).double()
-    text = tokens(0, 2, 25)
+    text = random_tokens(0, 2, 25)
     _, state = chunk_loss(cell, TrainBatch(text[:, :12], text[:, 1:13], True), None, "tova:5")
     state = state.detach()
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_the_loss_goes_down(reduction):
 
 
 def test_ignored_targets_do_not_enter_the_loss():
-    cell, text = tiny_cell(frozen=False), tokens(0, 2, 9)
+    cell, text = tiny_cell(frozen=False), random_tokens(0, 2, 9)
     targets = text[:, 1:].clone()
     targets[:, :5] = IGNORED
     loss, _ = chunk_loss(cell, TrainBatch(text[:, :8], targets, True), None, "full")

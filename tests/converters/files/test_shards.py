@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support.transformers_reference import saved, tiny_reference
+from support.transformers_reference import save_folder, tiny_reference
 
 import converters
 import msrnn
@@ -17,7 +17,7 @@ def sharded(tmp_path):
     model = tiny_reference(dtype=torch.float32)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="8KB")
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 2
-    saved(model, tmp_path / "single")
+    save_folder(model, tmp_path / "single")
     return tmp_path / "sharded"
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.transformers_reference import TINY, saved, tiny_reference
+from support.transformers_reference import TINY_CONFIG, save_folder, tiny_reference
 
 import converters
 import msrnn
@@ -15,7 +15,7 @@ from msrnn.models import Llama
 
 CONFIG = {
     **{"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "num_key_value_heads": 2, "eos_token_id": 2},
-    **TINY,
+    **TINY_CONFIG,
 }
 MISTRAL = {**CONFIG, "model_type": "mistral"}
 
@@ -28,7 +28,7 @@ def tensor_bytes(folder):
 @pytest.mark.parametrize(("kind", "fields"), [("llama", {}), ("llama", {"tie_word_embeddings": True}), ("mistral", {})])
 def test_round_trip_is_bit_exact(kind, fields, dtype, tmp_path):
     model = tiny_reference(kind, dtype=dtype, **fields)
-    source = saved(model, tmp_path / "source")
+    source = save_folder(model, tmp_path / "source")
     converters.convert(source, tmp_path / "own")
     converters.convert(tmp_path / "own", tmp_path / "back", to="hf")
     original, back = tensor_bytes(source), tensor_bytes(tmp_path / "back")
@@ -130,14 +130,14 @@ WRONG = {
 
 @pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_tensors_are_refused_and_no_target_is_left(change, message, tmp_path):
-    folder = edited(saved(tiny_reference(dtype=torch.float32), tmp_path / "source"), change)
+    folder = edited(save_folder(tiny_reference(dtype=torch.float32), tmp_path / "source"), change)
     with pytest.raises(msrnn.Error, match=message):
         converters.convert(folder, tmp_path / "target")
     assert os.listdir(tmp_path) == ["source"]
 
 
 def test_mixed_dtypes_are_loaded_with_an_explicit_dtype(tmp_path):
-    folder = edited(saved(tiny_reference(dtype=torch.float32), tmp_path), WRONG["mixed"][0])
+    folder = edited(save_folder(tiny_reference(dtype=torch.float32), tmp_path), WRONG["mixed"][0])
     assert converters.load(folder, dtype=torch.bfloat16).layers[0].q.weight.dtype == torch.bfloat16
 
 
@@ -147,7 +147,7 @@ def test_rotary_tables_and_an_equal_tied_head_are_skipped(tmp_path):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     model = tiny_reference(dtype=torch.float32, tie_word_embeddings=True)
-    assert not hasattr(converters.load(edited(saved(model, tmp_path), add)), "head")
+    assert not hasattr(converters.load(edited(save_folder(model, tmp_path), add)), "head")
     edited(tmp_path, lambda tensors: tensors["lm_head.weight"].mul_(2))
     with pytest.raises(msrnn.Error, match=r"lm_head\.weight"):
         converters.load(tmp_path)

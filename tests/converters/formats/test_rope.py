@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.transformers_reference import ROPES, TINY
+from support.transformers_reference import ROPES, TINY_CONFIG
 
 import msrnn
 from converters.formats.huggingface import config_from_hf, config_to_hf
@@ -12,7 +12,7 @@ from converters.formats.rope import rope_from_hf
 
 CONFIG = {
     **{"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "num_key_value_heads": 2, "eos_token_id": 2},
-    **TINY,
+    **TINY_CONFIG,
 }
 
 

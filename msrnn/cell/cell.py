@@ -182,6 +182,7 @@ class Cell(RecurrentNetwork):
     def check_state(self, state: State, batch_size: int) -> None:
         """Refuse a state of another model, batch size, dtype or device."""
         check_state(state, batch_size, self.fingerprint(), self.dtype, self.device)
+        self.position_encoding.check(state.dtype)
 
     def needs_grad(self, state: State) -> bool:
         """Return True if autograd has to record a step from ``state``."""

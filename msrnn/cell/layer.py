@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layers.attention import attend
 from ..layers.linear import fuse_storage_, fused_linear
-from ..layers.rotary import CosSin, apply_rotary
+from ..layers.positional import PositionEncoding, PositionTensors
 from ..recurrence.transition import advance
 from ..recurrence.unroll import Before, Events, fold
 from ..state.multistate import MultiState
@@ -29,16 +29,14 @@ class RecurrentLayer(nn.Module):
     q: nn.Module
     k: nn.Module
     v: nn.Module
+    position_encoding: PositionEncoding
+    """The position encoding that :meth:`project_qkv` applies; the same in all layers of a cell."""
 
     # Defined by a family.
 
-    def rotation(self, position: Tensor, dtype: torch.dtype) -> CosSin | None:
-        """Return the rotary cos and sin of tokens at ``position (…,)``; None for a layer that rotates nothing."""
-        return self.config.rope.cos_sin(position, self.config.head_dim, dtype)
-
     @abstractmethod
-    def project_qkv(self, x: Tensor, rotation: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Project ``x (…, E)`` to query ``(…, N, D)``, key and value ``(…, K, D)``, and apply_rotary query and key."""
+    def project_qkv(self, x: Tensor, position_tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project ``x (…, E)`` to query ``(…, N, D)``, key and value ``(…, K, D)``, and apply the position encoding."""
 
     @abstractmethod
     def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
@@ -62,7 +60,7 @@ class RecurrentLayer(nn.Module):
         H: MultiState,
         *,
         active: Tensor | None = None,
-        rotation: CosSin | None = None,
+        position_tensors: PositionTensors | None = None,
         in_place: bool = False,
     ) -> tuple[Tensor, MultiState]:
         """Read one token: ``(B, E), H_{t-1} -> (B, E), H_t``. This is the definition of a layer.
@@ -71,13 +69,13 @@ class RecurrentLayer(nn.Module):
             x: input of the layer, ``(B, E)``.
             H: the state before the token; unchanged unless ``in_place``.
             active: ``(B,)`` bool; where it is false, H and clock stay as they are. None: all rows are active.
-            rotation: the result of :meth:`rotation` at ``H.clock``, if the caller has it. The layers of a cell share it.
+            position_tensors: ``position_encoding.prepare(H.clock, x.dtype)``, if the caller has it; the same for all layers.
             in_place: True if the storage of ``H`` may be overwritten.
         """
-        if rotation is None and H.places is None:
-            rotation = self.rotation(H.clock, x.dtype)
+        if position_tensors is None and H.places is None:
+            position_tensors = self.position_encoding.prepare(H.clock, x.dtype)
         clock = H.clock + (1 if active is None else active)
-        q, k, v = self.project_qkv(x, rotation)  # (B, N, D), (B, K, D), (B, K, D)
+        q, k, v = self.project_qkv(x, position_tensors)  # (B, N, D), (B, K, D), (B, K, D)
         attn_output, H = advance(q, k, v, H, clock, active, in_place)  # append, attend, reduce
         return self.post_attention(x, attn_output), H
 
@@ -97,13 +95,13 @@ class RecurrentLayer(nn.Module):
         self,
         x: Tensor,
         H: MultiState,
-        rotation: CosSin | None,
+        position_tensors: PositionTensors | None,
         active: Tensor | None,
         events: Events | None,
         before: Before,
     ) -> tuple[Tensor, MultiState]:
         """Read T tokens with the result of T steps: ``(B, T, E)`` and H before them -> ``(B, T, E)`` and H after them."""
-        q, k, v = (heads.transpose(1, 2) for heads in self.project_qkv(x, rotation))  # (B, N or K, T, D)
+        q, k, v = (heads.transpose(1, 2) for heads in self.project_qkv(x, position_tensors))  # (B, N or K, T, D)
         attn_output, H = fold(q, k, v, H, active, events, before)
         attn_output = attn_output.transpose(1, 2)  # (B, T, N, D)
         if x.device.type != "cpu" or x.requires_grad:  # autograd keeps the intermediate results of all tokens in any case
@@ -112,12 +110,11 @@ class RecurrentLayer(nn.Module):
         parts = zip(x.split(length, dim=1), attn_output.split(length, dim=1), strict=True)
         return torch.cat([self.post_attention(*part) for part in parts], dim=1), H
 
-    def qkv_heads(self, x: Tensor, rotation: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Project a normed ``x (…, E)`` by one fused product, split it into heads, and apply_rotary query and key."""
+    def qkv_heads(self, x: Tensor, position_tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Project a normed ``x (…, E)`` by one fused product, split it into heads, and apply the position encoding."""
         N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         qk, v = fused_linear(x, self.q, self.k, self.v).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
-        q, k = (qk if rotation is None else apply_rotary(qk, rotation)).split((N, K), dim=-2)
-        return q, k, v
+        return self.position_encoding.apply(qk, v, N, position_tensors)
 
     def fuse_storage_(self) -> None:
         """Move the weights of each fused group into one storage."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.embedding import Embedding
-from ..layers.rotary import CosSin, Rope
+from ..layers.positional import PositionEncoding, PositionTensors
+from ..layers.rotary import Rope
 from ..recurrence.block_layout import token_positions
 from ..recurrence.unroll import Before, Events
 from ..reductions.contract import Reduction
@@ -49,12 +50,12 @@ class RecurrentNetwork(nn.Module, ABC):
     @property
     def rope(self) -> Rope | None:
         """The rotary embedding of queries and keys; None if there is none."""
-        return None
+        return self.position_encoding.rope
 
     @property
     def kv_dim(self) -> int:
         """Length of a cached key and of a cached value."""
-        return self.config.head_dim
+        return self.config.head_dim + self.position_encoding.extra_dims
 
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
         """Embed ids ``(…,)`` at ``position (…,)`` as the input of the first layer, ``(…, E)``."""
@@ -72,7 +73,12 @@ class RecurrentNetwork(nn.Module, ABC):
         """
 
     def init_layer_state(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
-        """Return the empty H of one layer."""
+        """Return the empty H of one layer.
+
+        Raises:
+            Error: the position encoding does not allow the operator or the dtype.
+        """
+        self.position_encoding.check(dtype, reduction.needs_keys)
         shape = (batch_size, self.config.n_kv_heads, 0)
         keys = torch.empty(*shape, self.kv_dim, dtype=dtype, device=clock.device)
         positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
@@ -85,14 +91,14 @@ class RecurrentNetwork(nn.Module, ABC):
     def step_layers(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
         """Run the layers on one token: the loop over ``layer.step``, or its fast twin for bounded states."""
         x = self.embed_tokens(token, state.clock)  # (B, E)
-        rotation = None if state.places else self.rotation(state.clock, x.dtype)
+        position_tensors = None if state.places else self.position_encoding.prepare(state.clock, x.dtype)
         if not (state.places or state.requires_grad):
-            fast = stacked_step(self.recurrent_layers, x, state, rotation, active, in_place)
+            fast = stacked_step(self.recurrent_layers, x, state, position_tensors, active, in_place)
             if fast is not None:
                 return fast
         layers = []
         for layer, H in zip(self.recurrent_layers, state, strict=True):
-            x, H = layer.step(x, H, active=active, rotation=rotation, in_place=in_place)
+            x, H = layer.step(x, H, active=active, position_tensors=position_tensors, in_place=in_place)
             layers.append(H)
         return x, state.with_layers(layers)
 
@@ -121,13 +127,13 @@ class RecurrentNetwork(nn.Module, ABC):
         self.check_length(clock + (T if active is None else active.sum(1)))
         position = token_positions(clock, active, T)
         x = self.embed_tokens(tokens, position)  # (B, T, E)
-        rotation = None if layers[0].places else self.rotation(position, x.dtype)
-        return self.run_layers(x, rotation, layers, active, recorders, donate)
+        position_tensors = None if layers[0].places else self.position_encoding.prepare(position, x.dtype)
+        return self.run_layers(x, position_tensors, layers, active, recorders, donate)
 
     def run_layers(
         self,
         x: Tensor,
-        rotation: CosSin | None,
+        position_tensors: PositionTensors | None,
         layers: Iterable[MultiState],
         active: Tensor | None = None,
         recorders: Sequence[Events] | None = None,
@@ -137,7 +143,7 @@ class RecurrentNetwork(nn.Module, ABC):
         after: list[MultiState] = []
         before = Before(own=donate)
         for i, (layer, H) in enumerate(zip(self.recurrent_layers, layers, strict=True)):
-            x, H = layer.unroll(x, H, rotation, active, None if recorders is None else recorders[i], before)
+            x, H = layer.unroll(x, H, position_tensors, active, None if recorders is None else recorders[i], before)
             after.append(H)
         return x, after
 
@@ -146,9 +152,10 @@ class RecurrentNetwork(nn.Module, ABC):
         """``layers`` as a typed list."""
         return list(self.layers)  # type: ignore[arg-type]
 
-    def rotation(self, position: Tensor, dtype: torch.dtype) -> CosSin | None:
-        """Return the rotary cos and sin of tokens at ``position (…,)``, the same for all layers."""
-        return self.recurrent_layers[0].rotation(position, dtype)
+    @property
+    def position_encoding(self) -> PositionEncoding:
+        """The position encoding in attention, the same in all layers."""
+        return self.layers[0].position_encoding  # type: ignore[return-value]
 
     @property
     def device(self) -> torch.device:

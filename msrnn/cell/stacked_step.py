@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..layers.rotary import CosSin
+from ..layers.positional import PositionTensors
 from ..recurrence.transition import reduce
 from ..state.multistate import MultiState
 from ..state.stacking import unstack
@@ -23,7 +23,7 @@ def stacked_step(
     layers: Sequence[RecurrentLayer],
     x: Tensor,
     state: State,
-    rotation: CosSin | None,
+    position_tensors: PositionTensors | None,
     active: Tensor | None,
     in_place: bool,
 ) -> tuple[Tensor, State] | None:
@@ -33,7 +33,7 @@ def stacked_step(
         layers: L layers.
         x: embedded tokens, ``(B, E)``.
         state: the state before the token. It has no places and does not require gradients.
-        rotation, active, in_place: as in :meth:`RecurrentLayer.step`.
+        position_tensors, active, in_place: as in :meth:`RecurrentLayer.step`.
 
     Returns:
         The output of the last layer ``(B, E)`` and the new state; None if the layers of ``state`` cannot be stacked, because
@@ -49,10 +49,10 @@ def stacked_step(
     visible = [None] * L if seen.no_empty_rows else (~seen.empty).unflatten(0, (L, -1)).unbind()
     weights: list[Tensor] = []
     for i, layer in enumerate(layers):
-        q, k, v = layer.project_qkv(x, rotation)
+        q, k, v = layer.project_qkv(x, position_tensors)
         if q.requires_grad or k.requires_grad or v.requires_grad:  # autograd has to follow this layer and the next ones
             done = _reduce_first(seen, weights, len(x), after, active)
-            return _continue_layerwise(layers, x, state, rotation, active, done)
+            return _continue_layerwise(layers, x, state, position_tensors, active, done)
         x, w = layer.attend_in_place(x, q, k, v, keys[i], values[i], visible[i])
         weights.append(w)
     H = reduce(seen, torch.cat(weights), after.repeat(L), None if active is None else active.repeat(L))
@@ -75,13 +75,13 @@ def _continue_layerwise(
     layers: Sequence[RecurrentLayer],
     x: Tensor,
     state: State,
-    rotation: CosSin | None,
+    position_tensors: PositionTensors | None,
     active: Tensor | None,
     done: tuple[MultiState, ...],
 ) -> tuple[Tensor, State]:
     """Run the layers after those that are ``done`` one by one, each on its H in ``state``."""
     after = list(done)
     for layer, H in zip(layers[len(done) :], list(state)[len(done) :], strict=True):
-        x, H = layer.step(x, H, active=active, rotation=rotation)
+        x, H = layer.step(x, H, active=active, position_tensors=position_tensors)
         after.append(H)
     return x, state.with_layers(after)

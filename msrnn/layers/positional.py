@@ -1,4 +1,4 @@
-r"""Position encodings other than RoPE: sinusoids, which are added to embeddings, and ALiBi, which is added to logits.
+r"""Position encodings of attention behind one interface: none, rotary, ALiBi; and the sinusoids that are added to embeddings.
 
 ALiBi (arXiv:2108.12409) subtracts $m_h (t - p)$ from the logit of head h between a query at position t and a key at position p.
 This is a product of two query features and two key features, $(m_h, -m_h t) \cdot (p, 1)$. They are appended to the D elements
@@ -6,14 +6,102 @@ of each head, so attention itself does not change. Key features $(0, 0)$ give a 
 matter, and the bias is as exact as $m_h t$ in float32.
 """
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .rotary import CosSin
+from ..errors import Error
+from .rotary import Rope, apply_rotary
 
+PositionTensors = tuple[Tensor, Tensor]
+"""The result of :meth:`PositionEncoding.prepare`, the same for all layers of a cell."""
 ALIBI_DIMS = 2
 """Number of elements that ALiBi appends to a head."""
+
+
+class PositionEncoding:
+    """No position encoding in attention, and the base class of the others."""
+
+    rope: Rope | None = None
+    """The rotary embedding, if this is one."""
+    extra_dims = 0
+    """Number of elements that are appended to each key and value."""
+
+    def prepare(self, position: Tensor, dtype: torch.dtype) -> PositionTensors | None:
+        """Return the tensors that :meth:`apply` needs for tokens at ``position (…,)`` int64."""
+        return None
+
+    def apply(self, qk: Tensor, v: Tensor, n_heads: int, tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply the encoding in one layer.
+
+        Args:
+            qk: queries and keys, ``(…, N + K, D)``.
+            v: ``(…, K, D)``.
+            n_heads: N.
+            tensors: the result of :meth:`prepare`; None: tokens without a position, such as memory tokens, or keys that are
+                encoded when a query attends to them.
+
+        Returns:
+            Query ``(…, N, D')``, key and value ``(…, K, D')``, with D' = D + ``extra_dims``.
+        """
+        q, k = qk.split((n_heads, qk.shape[-2] - n_heads), dim=-2)
+        return q, k, v
+
+    def check(self, dtype: torch.dtype, needs_keys: bool = False) -> None:
+        """Refuse an H that the encoding does not allow.
+
+        Args:
+            dtype: of keys and values.
+            needs_keys: True if the operator reads keys.
+
+        Raises:
+            Error: the encoding needs another dtype, or another operator.
+        """
+
+
+@dataclass(frozen=True)
+class RotaryEncoding(PositionEncoding):
+    """Queries and keys are rotated by their position (:mod:`msrnn.layers.rotary`)."""
+
+    rope: Rope = field()
+    head_dim: int = field()
+
+    def prepare(self, position: Tensor, dtype: torch.dtype) -> PositionTensors | None:
+        return self.rope.cos_sin(position, self.head_dim, dtype)
+
+    def apply(self, qk: Tensor, v: Tensor, n_heads: int, tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
+        return super().apply(qk if tensors is None else apply_rotary(qk, tensors), v, n_heads, tensors)
+
+
+@dataclass(frozen=True)
+class AlibiEncoding(PositionEncoding):
+    """Two features are appended to queries and keys, and zeros to values, because keys and values have one width."""
+
+    n_heads: int
+    head_dim: int
+    extra_dims = ALIBI_DIMS
+
+    def prepare(self, position: Tensor, dtype: torch.dtype) -> PositionTensors | None:
+        """Return the query features ``(…, N, 2)`` and key features ``(…, 1, 2)``."""
+        t = position[..., None].to(dtype)  # (…, 1)
+        m = alibi_slopes(self.n_heads, dtype, t.device) * (self.head_dim + ALIBI_DIMS) ** 0.5  # attention divides by this root
+        return torch.stack((m.expand(*t.shape[:-1], -1), -m * t), dim=-1), torch.stack((t, torch.ones_like(t)), dim=-1)
+
+    def apply(self, qk: Tensor, v: Tensor, n_heads: int, tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().apply(qk, v, n_heads, tensors)
+        q = q * ((self.head_dim + ALIBI_DIMS) / self.head_dim) ** 0.5  # attention divides by the root of D + 2 instead of D
+        if tensors is None:
+            return pad(q, (0, ALIBI_DIMS)), pad(k, (0, ALIBI_DIMS)), pad(v, (0, ALIBI_DIMS))
+        q, k = (torch.cat((x, more.expand(*x.shape[:-1], -1)), dim=-1) for x, more in zip((q, k), tensors, strict=True))
+        return q, k, pad(v, (0, ALIBI_DIMS))
+
+    def check(self, dtype: torch.dtype, needs_keys: bool = False) -> None:
+        if needs_keys:
+            raise Error("the operator needs keys, to which alibi appends positions; expected an operator that needs no keys")
+        if dtype.itemsize < 4:
+            raise Error(f"dtype is {dtype}, too coarse for the positions that alibi appends; expected float32 or float64")
 
 
 def sinusoidal_encoding(position: Tensor, width: int, dtype: torch.dtype) -> Tensor:
@@ -35,23 +123,3 @@ def alibi_slopes(n_heads: int, dtype: torch.dtype, device: torch.device | str = 
     """
     power, h = 2 ** (n_heads.bit_length() - 1), torch.arange(n_heads, dtype=dtype, device=device)
     return 2.0 ** (-4 / power * torch.where(h < power, 2 * (h + 1), 2 * (h - power) + 1))
-
-
-def alibi_features(position: Tensor, n_heads: int, head_dim: int, dtype: torch.dtype) -> CosSin:
-    """Return the query features ``(…, N, 2)`` and key features ``(…, 1, 2)`` of tokens at ``position (…,)``."""
-    t = position[..., None].to(dtype)  # (…, 1)
-    m = alibi_slopes(n_heads, dtype, t.device) * (head_dim + ALIBI_DIMS) ** 0.5  # attention divides by this root
-    return torch.stack((m.expand(*t.shape[:-1], -1), -m * t), dim=-1), torch.stack((t, torch.ones_like(t)), dim=-1)
-
-
-def append_alibi(q: Tensor, k: Tensor, v: Tensor, features: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return query ``(…, N, D + 2)``, key and value ``(…, K, D + 2)`` with the features appended.
-
-    ``features`` of None give a zero bias. Values get zeros, because keys and values have one width.
-    """
-    D = q.shape[-1]
-    q = q * ((D + ALIBI_DIMS) / D) ** 0.5  # attention divides by the root of D + 2 instead of D
-    if features is None:
-        return pad(q, (0, ALIBI_DIMS)), pad(k, (0, ALIBI_DIMS)), pad(v, (0, ALIBI_DIMS))
-    q, k = (torch.cat((x, more.expand(*x.shape[:-1], -1)), dim=-1) for x, more in zip((q, k), features, strict=True))
-    return q, k, pad(v, (0, ALIBI_DIMS))

@@ -17,12 +17,10 @@ from ..errors import Error
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear, fused_linear, linear
 from ..layers.norm import RMSNorm, RMSNormEpsOutside, ScaleNorm, l2_normalize
-from ..layers.positional import ALIBI_DIMS, alibi_features, append_alibi, sinusoidal_encoding
-from ..layers.rotary import CosSin, Rope
+from ..layers.positional import AlibiEncoding, PositionEncoding, PositionTensors, RotaryEncoding, sinusoidal_encoding
+from ..layers.rotary import Rope
 from ..reductions.contract import Reduction
 from ..reductions.core import Full
-from ..state.multistate import MultiState
-from ..state.state import State
 from .decoder_config import DecoderConfig
 from .learned_rows import LearnedRowsNetwork
 
@@ -39,6 +37,7 @@ class Layer(RecurrentLayer):
         super().__init__()
         E, F, D = config.width, config.ffn_width, config.head_dim
         self.config = config
+        self.position_encoding = make_position_encoding(config)
         self.pre = config.norm_placement == "pre"
         self.attention_norm = make_norm(config)
         self.q = make_linear(config, E, config.n_heads * D)
@@ -58,19 +57,8 @@ class Layer(RecurrentLayer):
         qkv = (self.q, self.k, self.v)
         return (qkv, (self.gate, self.up)) if self.config.ffn in GATED else (qkv,)
 
-    def rotation(self, position: Tensor, dtype: torch.dtype) -> CosSin | None:
-        c = self.config
-        if c.positions == "alibi":
-            return alibi_features(position, c.n_heads, c.head_dim, dtype)
-        return c.positions.cos_sin(position, c.head_dim, dtype) if isinstance(c.positions, Rope) else None
-
-    def project_qkv(self, x: Tensor, rotation: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.attention_norm(x) if self.pre else x
-        return (
-            append_alibi(*self.qkv_heads(x, None), rotation)
-            if self.config.positions == "alibi"
-            else self.qkv_heads(x, rotation)
-        )
+    def project_qkv(self, x: Tensor, position_tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.qkv_heads(self.attention_norm(x) if self.pre else x, position_tensors)
 
     def post_attention(self, x: Tensor, read: Tensor) -> Tensor:
         x = self._add(x, self.o(read[..., : self.config.head_dim].flatten(-2)), self.attention_norm)
@@ -133,16 +121,8 @@ class Decoder(LearnedRowsNetwork):
         return self.config.fixnorm or self.config.positions == "sinusoidal"
 
     @property
-    def kv_dim(self) -> int:
-        return self.config.head_dim + (ALIBI_DIMS if self.config.positions == "alibi" else 0)
-
-    @property
     def default_reduction(self) -> Reduction:
         return Full()
-
-    @property
-    def rope(self) -> Rope | None:
-        return self.config.positions if isinstance(self.config.positions, Rope) else None
 
     @property
     def signature(self) -> str:
@@ -154,26 +134,6 @@ class Decoder(LearnedRowsNetwork):
         names = ["embed.weight", "layers.0.q.weight", f"layers.{len(self.layers) - 1}.o.weight"]
         learned = {"memory": self.config.memory_tokens, "persistent_keys": self.config.persistent}
         return list(attrgetter(*names, *(name for name, count in learned.items() if count))(self))
-
-    def init_layer_state(self, batch_size: int, reduction: Reduction, clock: Tensor, dtype: torch.dtype) -> MultiState:
-        if self.config.positions == "alibi":
-            if reduction.needs_keys:
-                raise Error(
-                    f"{type(reduction).__name__} needs keys, to which alibi appends positions; expected another operator"
-                )
-            self._check_alibi_dtype(dtype)
-        return super().init_layer_state(batch_size, reduction, clock, dtype)
-
-    def check_state(self, state: State, batch_size: int) -> None:
-        super().check_state(state, batch_size)
-        if self.config.positions == "alibi":
-            self._check_alibi_dtype(state.dtype)
-
-    def _check_alibi_dtype(self, dtype: torch.dtype) -> None:
-        if dtype.itemsize < 4:
-            raise Error(
-                f"dtype is {dtype}, too coarse for the positions that alibi appends to keys; expected float32 or float64"
-            )
 
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
         c, x = self.config, self.embed(token)
@@ -214,3 +174,10 @@ def make_norm(config: DecoderConfig) -> nn.Module:
 
 def make_linear(config: DecoderConfig, n_in: int, n_out: int) -> nn.Linear:
     return nn.Linear(n_in, n_out) if config.bias else Linear(n_in, n_out)
+
+
+def make_position_encoding(config: DecoderConfig) -> PositionEncoding:
+    """Return the encoding that attention applies; learned and sinusoidal positions are added to embeddings instead."""
+    if isinstance(config.positions, Rope):
+        return RotaryEncoding(config.positions, config.head_dim)
+    return AlibiEncoding(config.n_heads, config.head_dim) if config.positions == "alibi" else PositionEncoding()

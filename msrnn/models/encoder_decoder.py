@@ -24,9 +24,8 @@ from ..layers.attention import attend
 from ..layers.embedding import Embedding
 from ..layers.masks import padding_mask
 from ..layers.multihead_attention import MultiheadAttention, attention
-from ..layers.positional import sinusoidal_encoding
+from ..layers.positional import PositionEncoding, PositionTensors, sinusoidal_encoding
 from ..layers.residual import FeedForward
-from ..layers.rotary import CosSin
 from ..recurrence.unroll import Before, Events
 from ..reductions.contract import EMPTY, LEARNED, Reduction
 from ..reductions.core import Full
@@ -69,6 +68,7 @@ class AttentionSublayer(RecurrentLayer):
     """The base class of both sublayers of a decoder layer: attention with a residual connection."""
 
     fused_groups = ()
+    position_encoding = PositionEncoding()  # positions are added to the embeddings
 
     def __init__(self, config: EncoderDecoderConfig):
         super().__init__()
@@ -76,11 +76,7 @@ class AttentionSublayer(RecurrentLayer):
         self.attention = MultiheadAttention(config.width, config.n_heads)
         self.attention_residual = config.make_residual()
 
-    def rotation(self, position: Tensor, dtype: torch.dtype) -> CosSin | None:
-        """Return None, because positions are added to the embeddings."""
-        return None
-
-    def project_qkv(self, x: Tensor, rotation: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, x: Tensor, position_tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
         x, heads = self.attention_residual.pre_norm(x), self.attention
         q, k, v = (rearrange(f(x), "... (N D) -> ... N D", N=heads.n_heads) for f in (heads.q, heads.k, heads.v))
         return q, k, v
@@ -121,14 +117,20 @@ class CrossAttentionSublayer(AttentionSublayer):
         H: MultiState,
         *,
         active: Tensor | None = None,
-        rotation: CosSin | None = None,
+        position_tensors: PositionTensors | None = None,
         in_place: bool = False,
     ) -> tuple[Tensor, MultiState]:
         read, _ = attend(self._query(x), H.keys, H.values, None if H.no_empty_rows else ~H.empty)
         return self.post_attention(x, read), replace(H, clock=H.clock + (1 if active is None else active))
 
     def unroll(
-        self, x: Tensor, H: MultiState, rotation: CosSin | None, active: Tensor | None, events: Events | None, before: Before
+        self,
+        x: Tensor,
+        H: MultiState,
+        position_tensors: PositionTensors | None,
+        active: Tensor | None,
+        events: Events | None,
+        before: Before,
     ) -> tuple[Tensor, MultiState]:
         query = rearrange(self._query(x), "B T N D -> B N T D")
         read, _ = attention(query, H.keys, H.values, None if H.no_empty_rows else ~H.empty[:, :, None])

@@ -70,9 +70,9 @@ class LearnedRowsNetwork(Cell):
         options = self._like(state)
         B, places = len(state.clock), state.places
         position = state.clock[:, None] + torch.arange(len(self.write_tokens), device=state.clock.device)
-        rotation = None if places else self.rotation(position, self.write_tokens.dtype)
+        position_tensors = None if places else self.position_encoding.prepare(position, self.write_tokens.dtype)
         write_tokens = dropout(self.write_tokens.expand(B, -1, -1), self.config.dropout, self.training)
-        x, _ = self.run_layers(write_tokens, rotation, state)
+        x, _ = self.run_layers(write_tokens, position_tensors, state)
         return self._with_learned_rows(super().initial_state(**options), self.final_norm(x))
 
     def refresh_learned_rows(self, state: State) -> State:
@@ -106,8 +106,9 @@ class LearnedRowsNetwork(Cell):
         """Return ``state``, which has no rows, with the learned rows; ``memory (1 or B, m, E)``."""
         rows: list[tuple[Tensor, Tensor]] = []
         if self.config.persistent:
-            more = self.kv_dim - self.config.head_dim
-            keys, values = (pad(x, (0, more))[:, None] for x in (self.persistent_keys, self.persistent_values))
+            keys, values = (
+                pad(x, (0, self.position_encoding.extra_dims))[:, None] for x in (self.persistent_keys, self.persistent_values)
+            )
             rows = list(zip(keys, values, strict=True))  # (1, K, P, D) each
         if memory is not None:
             first = super().initial_state(len(memory), Full(), device=memory.device, dtype=memory.dtype)

@@ -16,7 +16,8 @@ from ..cell.layer import RecurrentLayer
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear, fused_linear, linear
 from ..layers.norm import RMSNorm
-from ..layers.rotary import CosSin, Llama3Rope, Rope
+from ..layers.positional import PositionTensors, RotaryEncoding
+from ..layers.rotary import Llama3Rope, Rope
 from ..reductions.contract import Reduction
 from ..reductions.core import Full, Window
 from .config import Config
@@ -69,6 +70,7 @@ class LlamaLayer(RecurrentLayer):
         super().__init__()
         E, F, D = config.width, config.ffn_width, config.head_dim
         self.config = config
+        self.position_encoding = RotaryEncoding(config.rope, D)
         self.attention_norm = RMSNorm(E, config.norm_eps)
         self.q = Linear(E, config.n_heads * D)
         self.k = Linear(E, config.n_kv_heads * D)
@@ -84,8 +86,8 @@ class LlamaLayer(RecurrentLayer):
     def fused_groups(self) -> tuple[tuple[nn.Module, ...], ...]:
         return ((self.q, self.k, self.v), (self.gate, self.up))
 
-    def project_qkv(self, x: Tensor, rotation: CosSin | None) -> tuple[Tensor, Tensor, Tensor]:
-        return self.qkv_heads(self.attention_norm(x), rotation)
+    def project_qkv(self, x: Tensor, position_tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.qkv_heads(self.attention_norm(x), position_tensors)
 
     def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
         x = x + self.o(attn_output.flatten(-2))  # (…, N, D) -> (…, N D) -> (…, E)
@@ -110,10 +112,6 @@ class Llama(Cell):
     def default_reduction(self) -> Reduction:
         """:class:`Full`, or ``Window(W - 1)`` for a sliding window W, which includes the current token."""
         return Full() if self.config.sliding_window is None else Window(self.config.sliding_window - 1)
-
-    @property
-    def rope(self) -> Rope:
-        return self.config.rope
 
     @property
     def signature(self) -> str:

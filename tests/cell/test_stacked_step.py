@@ -41,8 +41,8 @@ def test_layers_that_differ_or_are_unbounded_are_not_stacked(reduction):
     for token in random_tokens(1, 2, 5).T:
         _, state = cell.step(token, state)
     x = cell.embed_tokens(token, state.clock)
-    rotation = cell.rotation(state.clock, x.dtype)
-    assert stacked_step(cell.recurrent_layers, x, state, rotation, None, in_place=False) is None
+    tensors = cell.position_encoding.prepare(state.clock, x.dtype)
+    assert stacked_step(cell.recurrent_layers, x, state, tensors, None, in_place=False) is None
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

@@ -120,7 +120,7 @@ def test_alibi_far_away():
 
 
 def test_alibi_refuses():
-    with pytest.raises(msrnn.Error, match="KeyDiff needs keys"):
+    with pytest.raises(msrnn.Error, match="the operator needs keys"):
         tiny_decoder(positions="alibi").initial_state(1, msrnn.KeyDiff(4))
     with pytest.raises(msrnn.Error, match="bfloat16, too coarse"):
         tiny_decoder(positions="alibi").bfloat16().initial_state(1)

@@ -245,7 +245,7 @@ def test_an_empty_text_is_refused(tmp_path, capsys):
 def test_fields_are_checked_against_the_tokenizer_and_the_memory():
     """Special tokens are checked against the vocabulary, learned positions against the tokens that one state reads."""
     assert train_config(tokenizer="bpe:400", model={**MODEL, "eos_token_ids": [300]}).model_config(400).eos_token_ids == (300,)
-    with pytest.raises(msrnn.Error, match="300 is outside the vocabulary of 256"):
+    with pytest.raises(msrnn.Error, match="special token id is 300; expected an id of the vocabulary of 256"):
         train_config(model={**MODEL, "eos_token_ids": [300]})
     learned = {**DECODER, "positions": "learned", "context_length": 10, "memory_tokens": 2, "recurrent": True}
     assert train_config(model=MappingProxyType(learned)).model == learned

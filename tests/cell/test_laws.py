@@ -1,90 +1,23 @@
 """The laws of a cell, for random small cells, texts, splits and operators."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny_models import ROPES, assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
+from support.cell_strategies import assert_unchanged, bounded_operators, cells, copy_tensors, draw_text, examples
+from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 
 import msrnn
-from msrnn import H2O, TOVA, Full, Reduction, Sinks, Window
-from msrnn.layers.rotary import ROPE_TYPES
-
-
-@dataclass(frozen=True)
-class Peak(Reduction):
-    """An operator of one's own: the row whose best weight so far is lowest goes, ``kept`` first ones excepted."""
-
-    kept: int = 0
-    stat_names: ClassVar[tuple[str, ...]] = ("peak",)
-
-    def update(self, seen):
-        return {"peak": torch.maximum(seen.row_stats["peak"], seen.weights.amax(2))}
-
-    def score(self, seen):
-        return seen.row_stats["peak"].masked_fill(seen.positions < self.kept, torch.inf)
-
-
-def laws(examples):
-    return settings(max_examples=examples, deadline=None, derandomize=True, database=None)
-
-
-def bounded(size):
-    """Every kind of operator at ``size``, an int or one per layer, at least 1."""
-    smallest = min(size) if isinstance(size, tuple) else size
-    kinds = [Window(size), TOVA(size), TOVA(size, per_head=True), H2O(size), H2O(size, per_head=False), Peak(size)]
-    kinds += [H2O(size, recent=0), H2O(size, recent=smallest, per_head=False)]
-    return kinds + ([Sinks(size, sinks=smallest - 1), Peak(size, kept=1)] if smallest > 1 else [])
-
-
-@st.composite
-def settings_of(draw, operators=True):
-    """A cell, a batch size, and a reduction that fits the cell."""
-    heads, shared = draw(st.sampled_from([(1, 1), (2, 1), (4, 2), (3, 3), (6, 2)]))
-    cell = tiny_cell(
-        seed=draw(st.integers(0, 99)),
-        n_layers=(L := draw(st.integers(1, 3))),
-        n_heads=heads,
-        n_kv_heads=shared,
-        head_dim=draw(st.sampled_from([4, 6])),
-        tied=draw(st.booleans()),
-        rope=ROPES[draw(st.sampled_from(sorted(ROPE_TYPES)))],
-        sliding_window=draw(st.sampled_from([None, None, 1, 4])),
-    )
-    size = st.integers(1, 7)
-    operator = (size | st.tuples(*[size] * L)).flatmap(lambda n: st.sampled_from(bounded(n)))
-    several = st.lists(operator.map(lambda o: o.for_layer(0)), min_size=L, max_size=L)
-    reduction = draw(st.none() | st.sampled_from([Full(), Window(0)]) | operator | several)
-    return cell, draw(st.integers(1, 3)), reduction
-
-
-def a_text(draw, B, longest=14):
-    T = draw(st.integers(0, longest))
-    return random_tokens(draw(st.integers(0, 999)), B, T)
-
-
-def snapshot(state):
-    return [{name: x.clone() for name, x in [*H.rows.items(), ("clock", H.clock)]} for H in state]
-
-
-def assert_untouched(state, before):
-    for H, rows in zip(state, before, strict=True):
-        now = {**H.rows, "clock": H.clock}
-        assert now.keys() == rows.keys()
-        assert all(now[name].shape == x.shape and now[name].equal(x) for name, x in rows.items())
-
+from msrnn import H2O, TOVA, Full, Window
 
 # Reading.
 
 
 @given(st.data())
-@laws(25)
+@examples(25)
 def test_the_fold_is_the_step_loop_however_the_text_is_split(data):
-    cell, B, reduction = data.draw(settings_of())
-    text = a_text(data.draw, B)
+    cell, B, reduction = data.draw(cells())
+    text = draw_text(data.draw, B)
     T = text.shape[1]
     by_step, end = step_loop(cell, text, cell.initial_state(B, reduction))
     whole, after = cell(text, cell.initial_state(B, reduction))
@@ -101,10 +34,10 @@ def test_the_fold_is_the_step_loop_however_the_text_is_split(data):
 
 
 @given(st.data())
-@laws(25)
+@examples(25)
 def test_a_ragged_row_reads_as_alone_and_padding_is_any_number(data):
-    cell, B, reduction = data.draw(settings_of())
-    text = a_text(data.draw, B)
+    cell, B, reduction = data.draw(cells())
+    text = draw_text(data.draw, B)
     T = text.shape[1]
     lengths = torch.tensor(data.draw(st.lists(st.integers(0, T), min_size=B, max_size=B)))
     past = torch.arange(T) >= lengths[:, None]
@@ -130,10 +63,10 @@ def test_a_ragged_row_reads_as_alone_and_padding_is_any_number(data):
 
 
 @given(st.data())
-@laws(20)
+@examples(20)
 def test_last_only_is_the_last_row_of_the_full_logits(data):
-    cell, B, reduction = data.draw(settings_of())
-    text = a_text(data.draw, B)
+    cell, B, reduction = data.draw(cells())
+    text = draw_text(data.draw, B)
     full, state = cell(text, cell.initial_state(B, reduction))
     last, after = cell(text, cell.initial_state(B, reduction), last_only=True)
     assert last.shape == (B, cell.config.vocab_size)
@@ -142,9 +75,9 @@ def test_last_only_is_the_last_row_of_the_full_logits(data):
 
 
 @given(st.data())
-@laws(15)
+@examples(15)
 def test_layers_chained_by_hand_are_the_step(data):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     state = cell.initial_state(B, reduction)
     for token in random_tokens(3, B, 9).T:
         logits, after = cell.step(token, state)
@@ -162,13 +95,13 @@ def test_layers_chained_by_hand_are_the_step(data):
 
 
 @given(st.data())
-@laws(30)
+@examples(30)
 def test_no_state_is_ever_edited_but_by_the_step_in_place(data):
     """Every state of a run, and every copy of one, is bit for bit what it was after its descendants moved on."""
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     text = random_tokens(data.draw(st.integers(0, 99)), B, 12)
     kept = [cell.initial_state(B, reduction)]
-    shots = [snapshot(kept[0])]
+    shots = [copy_tensors(kept[0])]
     for t in range(10):
         parent = kept[-1]
         way = data.draw(st.sampled_from(["step", "some", "call", "empty call", "clone", "select", "to", "loop"]))
@@ -190,22 +123,22 @@ def test_no_state_is_ever_edited_but_by_the_step_in_place(data):
             child = parent.clone()
             child = cell.step_(text[:, t], child)[1]
         kept.append(child)
-        shots.append(snapshot(child))
+        shots.append(copy_tensors(child))
         if data.draw(st.booleans()):  # move a descendant in place, and forget it
             makers = [lambda: cell.step(text[:, t], child)[1], child.clone, lambda: child.to(torch.float64)]  # noqa: B023
             branch = data.draw(st.sampled_from(makers))()
             for token in text[:, :3].T:
                 cell.step_(token, branch)
         for state, shot in zip(kept, shots, strict=True):
-            assert_untouched(state, shot)
+            assert_unchanged(state, shot)
 
 
 @given(st.data())
-@laws(20)
+@examples(20)
 def test_in_place_on_what_a_call_returned_leaves_its_argument_alone(data):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     _, state = cell(random_tokens(1, B, data.draw(st.integers(0, 9))), cell.initial_state(B, reduction))
-    shot = snapshot(state)
+    shot = copy_tensors(state)
     nobody = torch.zeros(B, dtype=torch.bool)
     makers = [
         lambda: cell(random_tokens(0, B, 0), state)[1],
@@ -219,13 +152,13 @@ def test_in_place_on_what_a_call_returned_leaves_its_argument_alone(data):
         child = make()
         for token in random_tokens(2, B, 4).T:
             cell.step_(token, child)
-        assert_untouched(state, shot)
+        assert_unchanged(state, shot)
 
 
 @given(st.data())
-@laws(20)
+@examples(20)
 def test_the_step_in_place_is_the_step(data):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     text = random_tokens(data.draw(st.integers(0, 99)), B, 10)
     pure = cell.initial_state(B, reduction)
     moving = pure.clone()
@@ -240,9 +173,9 @@ def test_the_step_in_place_is_the_step(data):
 
 
 @given(st.data())
-@laws(20)
+@examples(20)
 def test_rows_that_are_not_active_stand_still_and_the_others_step_as_if_alone(data):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     text = random_tokens(data.draw(st.integers(0, 99)), B, 9)
     state = cell.initial_state(B, reduction)
     for token in text.T:
@@ -259,9 +192,9 @@ def test_rows_that_are_not_active_stand_still_and_the_others_step_as_if_alone(da
 
 
 @given(st.data())
-@laws(20)
+@examples(20)
 def test_select_picks_repeats_and_reorders_and_each_row_goes_on_as_it_would(data):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     _, state = cell(random_tokens(1, B, 12), cell.initial_state(B, reduction), lengths=12 - torch.arange(B) * 3)
     rows = data.draw(st.lists(st.integers(-B, B - 1), min_size=1, max_size=5))
     more = random_tokens(2, B, 4)
@@ -277,9 +210,9 @@ def test_select_picks_repeats_and_reorders_and_each_row_goes_on_as_it_would(data
 
 
 @given(st.data())
-@laws(15)
+@examples(15)
 def test_branch_and_undo_after_evictions(data):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     prompt, one, other = random_tokens(1, B, 10), random_tokens(2, B, 5), random_tokens(3, B, 5)
     _, fork = cell(prompt, cell.initial_state(B, reduction))
     for path in (one, other, one):  # the same state three times
@@ -290,9 +223,9 @@ def test_branch_and_undo_after_evictions(data):
 
 
 @given(data=st.data())
-@laws(25)
+@examples(25)
 def test_a_saved_state_goes_on_as_the_state_would(data, tmp_path_factory):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     path = tmp_path_factory.mktemp("state") / "state.safetensors"
     state = cell.initial_state(B, reduction)
     for token in random_tokens(1, B, data.draw(st.integers(0, 10))).T:
@@ -315,9 +248,9 @@ def test_a_saved_state_goes_on_as_the_state_would(data, tmp_path_factory):
 
 
 @given(st.data())
-@laws(30)
+@examples(30)
 def test_never_more_than_size_rows_each_seen_and_unique_and_shapes_stand_still_once_full(data):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     state = cell.initial_state(B, reduction)
     before = [[[set()] * cell.config.n_kv_heads] * B] * len(state)
     for t, token in enumerate(random_tokens(data.draw(st.integers(0, 99)), B, 12).T):
@@ -334,9 +267,9 @@ def test_never_more_than_size_rows_each_seen_and_unique_and_shapes_stand_still_o
 
 
 @given(st.data())
-@laws(20)
+@examples(20)
 def test_ragged_rows_stay_within_size_too(data):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     state = cell.initial_state(B, reduction)
     full = [False] * len(state)
     for token in random_tokens(1, B, 14).T:
@@ -355,12 +288,12 @@ def test_ragged_rows_stay_within_size_too(data):
 
 
 @given(st.data())
-@laws(12)
+@examples(12)
 def test_below_its_bound_every_operator_is_full_exactly(data):
-    cell, B, _ = data.draw(settings_of())
+    cell, B, _ = data.draw(cells())
     size, text = data.draw(st.integers(2, 8)), random_tokens(data.draw(st.integers(0, 99)), B, 10)
     logits, _ = step_loop(cell, text, cell.initial_state(B, Full()))
-    for operator in bounded(size):
+    for operator in bounded_operators(size):
         own, state = step_loop(cell, text[:, : size + 1], cell.initial_state(B, operator))
         assert own.equal(logits[:, : size + 1])  # attention sees size + 1 rows
         assert {len(p) for H in retained_positions(state) for row in H for p in row} == {size}

@@ -1,9 +1,9 @@
 """The n-gram pool against a naive search through its texts."""
 
 import pytest
-from cell.test_laws import laws
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cell_strategies import examples
 
 from msrnn import Error, NgramPool
 
@@ -24,7 +24,7 @@ def naive(texts, own, match_length, length):
 
 
 @given(st.lists(TEXT, max_size=3), TEXT.filter(bool), st.integers(1, 4), st.integers(0, 5), st.integers(0, 6))
-@laws(300)
+@examples(300)
 def test_longer_matches_come_first_then_newer_ones(others, own, longest, count, length):
     pool, texts = NgramPool(longest, max_entries=1000), [*others, own]
     for text in texts:
@@ -38,7 +38,7 @@ def test_longer_matches_come_first_then_newer_ones(others, own, longest, count, 
 
 
 @given(TEXT, st.integers(1, 4))
-@laws(50)
+@examples(50)
 def test_a_text_added_token_by_token_equals_the_whole_text(text, longest):
     whole, grown, prefix = NgramPool(longest), NgramPool(longest), []
     whole.add(text)

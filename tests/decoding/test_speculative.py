@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cell.test_laws import laws, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cell_strategies import cells, examples
 from support.tiny_models import assert_same, random_tokens, tiny_cell
 
 import msrnn
@@ -14,7 +14,7 @@ from msrnn import Error, jacobi
 @st.composite
 def calls(draw):
     """A cell, a batch of ragged prompts, a state after a short text, and eos ids that occur inside accepted drafts."""
-    cell, B, reduction = draw(settings_of())
+    cell, B, reduction = draw(cells())
     text = random_tokens(draw(st.integers(0, 99)), B, T := draw(st.integers(1, 9)), vocab=draw(st.sampled_from([3, 50])))
     lengths = torch.tensor(draw(st.lists(st.integers(1, T), min_size=B, max_size=B)))
     eos = draw(st.none() | st.lists(st.integers(0, 49), min_size=1, max_size=12))
@@ -34,7 +34,7 @@ def assert_plain(call, decoded):
 
 
 @given(st.data(), calls())
-@laws(30)
+@examples(30)
 def test_jacobi_is_greedy(data, call):
     """After j forward passes at least j tokens are accepted."""
     cell, text, state, arguments = call
@@ -46,7 +46,7 @@ def test_jacobi_is_greedy(data, call):
 
 
 @given(st.data(), calls())
-@laws(60)
+@examples(60)
 def test_lookahead_is_greedy(data, call):
     cell, text, state, arguments = call
     pool = data.draw(st.sampled_from([None, msrnn.NgramPool(1, 1), msrnn.NgramPool(2)]))

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cell.test_laws import laws, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cell_strategies import cells, examples
 from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 
 import msrnn
@@ -13,9 +13,9 @@ from msrnn.recurrence import unroll as folding
 
 
 @given(st.data())
-@laws(25)
+@examples(25)
 def test_the_trace_is_what_the_step_loop_went_through(data):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     text = random_tokens(data.draw(st.integers(0, 99)), B, T := data.draw(st.integers(0, 12)))
     lengths = torch.tensor(data.draw(st.lists(st.integers(0, T), min_size=B, max_size=B)))
     before = step_loop(cell, random_tokens(7, B, n := data.draw(st.integers(0, 6))), cell.initial_state(B, reduction))[1]

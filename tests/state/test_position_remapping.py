@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cell.test_laws import laws, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, safe_open, save_file
+from support.cell_strategies import cells, examples
 from support.eviction_rules import full, h2o, sinks, tova, tova_head, window
 from support.tiny_models import ROPES, assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 from support.transformers_reference import float64_reference, tiny_reference
@@ -157,10 +157,10 @@ def test_an_unbounded_state_counted_inside_is_as_it_was(rope):
 
 
 @given(st.data())
-@laws(15)
+@examples(15)
 def test_reading_is_the_step_loop(data):
     """However the text is split, ragged, saved on the way, traced, in place; of any operator."""
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     reduction = data.draw(st.sampled_from([reduction, *OTHERS]))
     start = cell.initial_state(B, reduction, places=data.draw(st.sampled_from(BOTH)))
     text = random_tokens(data.draw(st.integers(0, 99)), B, T := data.draw(st.integers(1, 18)))
@@ -228,9 +228,9 @@ def test_nobody_looks_token_by_token_without_need(monkeypatch):
 
 
 @given(st.data())
-@laws(8)
+@examples(8)
 def test_guessing_writes_what_plain_decoding_writes(data):
-    cell, B, reduction = data.draw(settings_of())
+    cell, B, reduction = data.draw(cells())
     reduction = data.draw(st.sampled_from([reduction, *OTHERS]))
     start = cell.initial_state(B, reduction, places=data.draw(st.sampled_from(BOTH)))
     text = random_tokens(data.draw(st.integers(0, 99)), B, 6, vocab=5)

@@ -338,5 +338,6 @@ def test_figure_contains_losses_and_validations(tmp_path, monkeypatch):
     assert [line.get_label() for line in left.lines] == ["each step", "smoothed"]
     assert list(left.lines[0].get_ydata()) == losses
     assert list(left.lines[0].get_xdata())[:2] == [1, 2]
+    assert list(left.lines[1].get_ydata())[:2] == pytest.approx([5.0, 0.95 * 5.0 + 0.05 * 2.5])
     assert list(right.lines[0].get_xdata()) == [*range(10, 100, 10)]
     assert figures[-1].get_suptitle() == "x"

@@ -27,7 +27,7 @@ from .texts import Chunk, text_digest
 from .token_classes import character_classes, check_tagger, parts_of_speech
 
 N_FIRST = 25
-"""Number of tokens whose lifetimes are listed one by one."""
+"""Number of tokens that have their lifetimes listed one by one."""
 MAP_PIXELS = 256
 """Maximum width and height of a map."""
 

@@ -11,7 +11,7 @@ from ..errors import Error
 
 TOKEN_CLASSES = ("punctuation", "white space", "number", "word start", "inside word", "other")
 WORD = re.compile(r"\w+?(?=n['’]t\b)|n['’]t\b|['’]\w+|\w+|[^\w\s]")
-"""Words of the British National Corpus, whose tags (C5) the tagger returns: captain 's, did n't."""
+"""Words as the British National Corpus separates them, for its tags (C5): captain 's, did n't."""
 ASCII_QUOTES = str.maketrans("’‘“”", "''\"\"")
 
 

@@ -1,8 +1,8 @@
 """Points of the plot: positions and bytes, and the labels of the panels."""
 
 from support.benchmarks import DIM, HEADS, LAYERS, SIZE, TOKENS
+from support.figures import record_figures
 
-from msrnn.bench import curve as module
 from msrnn.bench.curve import Point, curve, draw_bench
 
 
@@ -20,8 +20,7 @@ def test_points_have_the_positions_and_bytes_of_each_implementation(bench):
 
 
 def test_panels_show_time_and_bytes_against_position(monkeypatch, tmp_path):
-    figures = []
-    monkeypatch.setattr(module, "save_figure", lambda figure, path, title: figures.append(figure))
+    figures = record_figures(monkeypatch)
     draw_bench([Point("full", 10, 3.0, 2_000_000), Point("full", 20, 4.0, 5_000_000)], tmp_path / "b.png")
     time, memory = figures[0].axes
     for axes, title, values in ((time, "ms per token", [3, 4]), (memory, "MB of state", [2, 5])):

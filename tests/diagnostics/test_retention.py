@@ -5,11 +5,9 @@ import torch
 from support.check_picture import main as check_picture
 from support.tiny_models import tiny_cell
 
-import msrnn
 from msrnn.diagnostics import retention as module
 from msrnn.diagnostics.retention import eviction_steps, retained_fraction, retention
-from msrnn.layers.masks import subsequent_mask, window_mask
-from msrnn.reporting.figures import draw_attention, draw_retention
+from msrnn.reporting.figures import draw_retention
 
 CELL = tiny_cell()
 TOKENS = torch.randint(0, CELL.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -63,15 +61,3 @@ def test_check_of_plots_finds_equal_panels(tmp_path):
     draw_retention({str(i): torch.eye(12) for i in range(4)}, tmp_path / "same.png")
     with pytest.raises(AssertionError, match="differ"):
         check_picture(str(tmp_path / "same.png"), 4)
-
-
-def test_masks_and_weights_are_plotted(tmp_path):
-    weights = torch.rand(9, 9, requires_grad=True).softmax(-1)
-    draw_attention({"subsequent": subsequent_mask(9), "window": window_mask(9, 3), "head 0": weights}, tmp_path / "masks.png")
-    check_picture(str(tmp_path / "masks.png"), 3)
-
-
-def test_unknown_file_type_is_refused(tmp_path):
-    with pytest.raises(msrnn.Error, match=r"retained\.xyz"):
-        draw_retention({"full": torch.eye(3)}, tmp_path / "retained.xyz")
-    assert not list(tmp_path.iterdir())

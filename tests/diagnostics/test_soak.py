@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from support.figures import record_figures
 from support.tiny_models import assert_same, random_tokens, tiny_cell
 
 import msrnn
@@ -122,8 +123,7 @@ def edit_record(out, edit):
 
 
 def test_panels_show_time_and_memory_against_tokens_read(monkeypatch, tmp_path):
-    figures = []
-    monkeypatch.setattr(module, "save_figure", lambda figure, path, title: figures.append(figure))
+    figures = record_figures(monkeypatch)
     rows = [Interval(1000 * n, 3.0 + n, 30.0 + n, 0.0, 0, n * 10**6, n * 10**8) for n in (1, 2)]
     draw_soak(rows, tmp_path / "soak.png")
     time, process, state = figures[0].axes

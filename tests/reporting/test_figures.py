@@ -83,6 +83,12 @@ def test_attention_has_queries_down_and_rows_across(figures, tmp_path):
     assert not axes.lines
 
 
+def test_weights_with_a_graph_are_drawn(figures, tmp_path):
+    weights = torch.rand(4, 4, requires_grad=True).softmax(-1)
+    draw_attention({"head 0": weights}, tmp_path / "attention.png")
+    assert torch.equal(torch.tensor(figures[0].axes[0].images[0].get_array().data), weights.detach())
+
+
 def test_unusable_output_paths_are_refused(tmp_path):
     check_output_path(tmp_path / "new" / "figure.svg")
     assert (tmp_path / "new").is_dir()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, check_device, check_dtype, check_int
+from ..recurrence.records import LayerRecorder
 from ..recurrence.trace import Trace
-from ..recurrence.unroll import Events
 from ..reductions.contract import Reduction
 from ..reductions.registry import per_layer
 from ..state.position_remapping import ABSOLUTE, PositionRemapping
@@ -159,7 +159,7 @@ class Cell(RecurrentNetwork):
         """
         tokens, lengths, state = self._check_text(tokens, state, lengths)
         state = state.sorted_by_position()
-        recorders = [Events(scores=weights) for _ in self.layers]
+        recorders = [LayerRecorder(want_scores=weights) for _ in self.layers]
         parts = [torch.zeros(len(tokens), 0, self.config.vocab_size if logits else 0, dtype=self.dtype, device=self.device)]
         for chunk in ChunkReader(self.unroll, tokens, lengths, state, recorders):
             x = self.compute_logits(chunk.x) if logits else chunk.x[..., :0]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..recurrence.unroll import Events
+from ..recurrence.records import LayerRecorder
 from ..state.multistate import MultiState
 from ..state.stacking import concat_batches
 from ..state.state import State
@@ -45,7 +45,7 @@ class ChunkReader:
         tokens: Tensor,
         lengths: Tensor,
         state: State,
-        recorders: Sequence[Events] | None = None,
+        recorders: Sequence[LayerRecorder] | None = None,
     ):
         self._unroll, self._tokens, self._lengths, self._recorders = unroll, tokens, lengths, recorders
         self._input_state, self._state = state, state
@@ -66,14 +66,13 @@ class ChunkReader:
         rows, lengths = self._rows, self._lengths[self._rows]
         stop = min(start + max(1, CHUNK_TOKENS // len(rows)), end)
         active = torch.arange(start, stop, device=rows.device) < lengths[:, None]  # (B', t)
-        for recorder in self._recorders or ():
-            recorder.last = stop == end
         x, layers = self._unroll(
             self._tokens[rows, start:stop],
             self._state.sorted_by_position(),
             None if stop <= int(lengths.amin()) else active,
             self._recorders,
             donate=self._recorders is None and self._state is not self._input_state,
+            make_state=self._recorders is None or stop < end,
         )
         self._state = self._state.with_layers(layers)
         return Chunk(rows, start, stop, active, x)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..layers.attention import attend
 from ..layers.linear import fuse_storage_, fused_linear
 from ..layers.positional import PositionEncoding, PositionTensors
-from ..recurrence.transition import advance
-from ..recurrence.unroll import Before, Events, fold
+from ..recurrence.records import LayerRecorder, SharedAcrossLayers
+from ..recurrence.transition import append_attend_reduce
+from ..recurrence.unroll import unroll_layer
 from ..state.multistate import MultiState
 
 MLP_CHUNK_TOKENS = 256
@@ -76,7 +77,7 @@ class RecurrentLayer(nn.Module):
             position_tensors = self.position_encoding.prepare(H.clock, x.dtype)
         clock = H.clock + (1 if active is None else active)
         q, k, v = self.project_qkv(x, position_tensors)  # (B, N, D), (B, K, D), (B, K, D)
-        attn_output, H = advance(q, k, v, H, clock, active, in_place)  # append, attend, reduce
+        attn_output, H = append_attend_reduce(q, k, v, H, clock, active, in_place)
         return self.post_attention(x, attn_output), H
 
     def attend_in_place(
@@ -97,12 +98,12 @@ class RecurrentLayer(nn.Module):
         H: MultiState,
         position_tensors: PositionTensors | None,
         active: Tensor | None,
-        events: Events | None,
-        before: Before,
+        recorder: LayerRecorder | None,
+        shared: SharedAcrossLayers,
     ) -> tuple[Tensor, MultiState]:
         """Read T tokens with the result of T steps: ``(B, T, E)`` and H before them -> ``(B, T, E)`` and H after them."""
         q, k, v = (heads.transpose(1, 2) for heads in self.project_qkv(x, position_tensors))  # (B, N or K, T, D)
-        attn_output, H = fold(q, k, v, H, active, events, before)
+        attn_output, H = unroll_layer(q, k, v, H, active, recorder, shared)
         attn_output = attn_output.transpose(1, 2)  # (B, T, N, D)
         if x.device.type != "cpu" or x.requires_grad:  # autograd keeps the intermediate results of all tokens in any case
             return self.post_attention(x, attn_output), H

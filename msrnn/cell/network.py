@@ -12,7 +12,7 @@ from ..layers.embedding import Embedding
 from ..layers.positional import PositionEncoding, PositionTensors
 from ..layers.rotary import Rope
 from ..recurrence.block_layout import token_positions
-from ..recurrence.unroll import Before, Events
+from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..reductions.contract import Reduction
 from ..state.fingerprint import Fingerprint, tensor_version
 from ..state.multistate import MultiState
@@ -107,8 +107,9 @@ class RecurrentNetwork(nn.Module, ABC):
         tokens: Tensor,
         layers: Iterable[MultiState],
         active: Tensor | None,
-        recorders: Sequence[Events] | None = None,
+        recorders: Sequence[LayerRecorder] | None = None,
         donate: bool = False,
+        make_state: bool = True,
     ) -> tuple[Tensor, list[MultiState]]:
         """Run all layers on T tokens, without logits.
 
@@ -118,6 +119,7 @@ class RecurrentNetwork(nn.Module, ABC):
             active: ``(B, T)`` bool; tokens where it is false are not read. None: all are read.
             recorders: one per layer, which record what happens. None: nothing is recorded.
             donate: True if the storage of ``layers`` may be overwritten.
+            make_state: False if no tokens follow, so that the states after the tokens are not needed.
 
         Returns:
             The output of the last layer ``(B, T, E)``, and H of every layer after the tokens.
@@ -128,7 +130,7 @@ class RecurrentNetwork(nn.Module, ABC):
         position = token_positions(clock, active, T)
         x = self.embed_tokens(tokens, position)  # (B, T, E)
         position_tensors = None if layers[0].places else self.position_encoding.prepare(position, x.dtype)
-        return self.run_layers(x, position_tensors, layers, active, recorders, donate)
+        return self.run_layers(x, position_tensors, layers, active, recorders, donate, make_state)
 
     def run_layers(
         self,
@@ -136,14 +138,15 @@ class RecurrentNetwork(nn.Module, ABC):
         position_tensors: PositionTensors | None,
         layers: Iterable[MultiState],
         active: Tensor | None = None,
-        recorders: Sequence[Events] | None = None,
+        recorders: Sequence[LayerRecorder] | None = None,
         donate: bool = False,
+        make_state: bool = True,
     ) -> tuple[Tensor, list[MultiState]]:
         """Run all layers on embedded tokens ``(B, T, E)``; otherwise as :meth:`unroll`."""
         after: list[MultiState] = []
-        before = Before(own=donate)
+        shared = SharedAcrossLayers(donate=donate, make_state=make_state)
         for i, (layer, H) in enumerate(zip(self.recurrent_layers, layers, strict=True)):
-            x, H = layer.unroll(x, H, position_tensors, active, None if recorders is None else recorders[i], before)
+            x, H = layer.unroll(x, H, position_tensors, active, None if recorders is None else recorders[i], shared)
             after.append(H)
         return x, after
 

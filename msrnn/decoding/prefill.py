@@ -17,7 +17,7 @@ from ..cell.validation import check_text
 from ..errors import Error
 from ..layers.attention import attend
 from ..recurrence.operator_calls import retention_scores
-from ..recurrence.unroll import Events
+from ..recurrence.records import LayerRecorder
 from ..reductions.contract import LEARNED, Observation, Reduction, constant_score
 from ..reductions.registry import per_layer
 from ..state.multistate import MultiState
@@ -66,10 +66,11 @@ def prefill(
     state = state.with_layers(replace(H, reduction=DeferredEviction(operator=H.reduction)) for H in state)
     before = (lengths - 1).clamp(min=0)
     _, state = cell(tokens[:, : T - 1], state, lengths=before, last_only=True)
-    events = [Events() for _ in operators]
-    x, layers = cell.unroll(tokens.gather(1, before[:, None]), state, (lengths > 0)[:, None], events)
+    recorders = [LayerRecorder() for _ in operators]
+    x, layers = cell.unroll(tokens.gather(1, before[:, None]), state, (lengths > 0)[:, None], recorders)
     logits = cell.compute_logits(x[:, 0]).masked_fill((lengths == 0)[:, None], torch.nan)
-    layers = [replace(_evict_once(H, e[0].q[:, :, 0]), clock=layers[0].clock) for H, e in zip(layers, events, strict=True)]
+    layers = [_evict_once(H, recorder.blocks[0].q[:, :, 0]) for H, recorder in zip(layers, recorders, strict=True)]
+    layers = [replace(H, clock=layers[0].clock) for H in layers]
     return logits, state.with_layers(layers)
 
 

@@ -26,7 +26,7 @@ from ..layers.masks import padding_mask
 from ..layers.multihead_attention import MultiheadAttention, attention
 from ..layers.positional import PositionEncoding, PositionTensors, sinusoidal_encoding
 from ..layers.residual import FeedForward
-from ..recurrence.unroll import Before, Events
+from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..reductions.contract import EMPTY, LEARNED, Reduction
 from ..reductions.core import Full
 from ..reductions.registry import per_layer
@@ -129,8 +129,8 @@ class CrossAttentionSublayer(AttentionSublayer):
         H: MultiState,
         position_tensors: PositionTensors | None,
         active: Tensor | None,
-        events: Events | None,
-        before: Before,
+        recorder: LayerRecorder | None,
+        shared: SharedAcrossLayers,
     ) -> tuple[Tensor, MultiState]:
         query = rearrange(self._query(x), "B T N D -> B N T D")
         read, _ = attention(query, H.keys, H.values, None if H.no_empty_rows else ~H.empty[:, :, None])

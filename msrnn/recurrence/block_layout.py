@@ -1,4 +1,8 @@
-"""What many tokens find before any of them has looked: whom each would see, and when somebody has to leave."""
+"""The layout of a block of tokens before any score is computed: visible rows, and the tokens at which a row is evicted.
+
+The number of rows follows from the number of tokens read, whatever the operator scores. So the layout of a block is the same in
+every layer that holds as many rows.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,49 +23,54 @@ def token_positions(clock: Tensor, active: Tensor | None, T: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What T tokens find before any of them has looked: the same in every layer that holds as many rows, so it is made once.
+class BlockLayout:
+    """Rows and evictions of T tokens after S rows, with R = S + T columns.
 
     Attributes:
-        clock: ``(B, T)`` int64, the tokens' positions.
-        active: ``(B, T)`` bool, whether a token is read.
-        until: ``(B, 1 or K, R)`` int64, as of a :class:`Block`, if nobody leaves.
-        hidden: ``(B, 1 or K, T, R)`` bool, the rows that each token does not see then.
-        leaves: ``(B, T, 1 or K)`` bool, at which tokens a row leaves; which one does not matter to that.
-        still: whether none does at any.
-        even: whether all heads hold as many rows, before and after.
-        dtype: of logits.
+        clock: ``(B, T)`` int64, positions of the tokens.
+        active: ``(B, T)`` bool, False for tokens that are not read.
+        last_visible: ``(B, 1 or K, R)`` int64, as in :class:`EvictionBlock`, without evictions.
+        visible: ``(B, 1 or K, T, R)`` bool, rows that a token can attend to, without evictions.
+        evicts: ``(B, T, 1 or K)`` bool, tokens at which a row is evicted.
+        no_evictions: True if no token evicts a row.
+        uniform: True if all heads of the batch hold equally many rows before and after the block.
+        dtype: dtype of the attention logits.
     """
 
     clock: Tensor
     active: Tensor
-    until: Tensor
-    hidden: Tensor
-    leaves: Tensor
-    still: bool
-    even: bool
+    last_visible: Tensor
+    visible: Tensor
+    evicts: Tensor
+    no_evictions: bool
+    uniform: bool
     dtype: torch.dtype
 
     @cached_property
-    def veil(self) -> Tensor:
-        """``(B, 1 or K, 1, T, R)``: what hides the ``hidden`` rows when it is added to logits."""
-        return mask_logits(torch.zeros(1, dtype=self.dtype, device=self.hidden.device), ~self.hidden[:, :, None])
+    def additive_mask(self) -> Tensor:
+        """``(B, 1 or K, 1, T, R)``: 0 where ``visible``, otherwise −inf."""
+        return mask_logits(torch.zeros(1, dtype=self.dtype, device=self.visible.device), self.visible[:, :, None])
 
     @classmethod
-    def of(cls, H: MultiState, active: Tensor | None, T: int) -> "Frame":
-        """Of T tokens that ``H``, in order, is to read; ``active (B, T)``, None: all are read. Waits for the device."""
-        B, bound = len(H.clock), H.capacity
-        even, device = active is None and H.no_empty_rows, H.clock.device
-        time = torch.arange(T, device=device)
+    def build(cls, H: MultiState, active: Tensor | None, T: int) -> "BlockLayout":
+        """Return the layout of T tokens that follow ``H``, whose rows are sorted by position. Synchronises with the device."""
+        B, capacity, device = len(H.clock), H.capacity, H.clock.device
+        step = torch.arange(T, device=device)
         read = torch.ones(B, T, dtype=torch.bool, device=device) if active is None else active
-        clock = token_positions(H.clock, active, T)
-        empty = H.empty[:, :1] if H.no_empty_rows or bool((H.positions == H.positions[:, :1]).all()) else H.empty
-        alone = torch.where(read, T, time)[:, None].expand(-1, empty.shape[1], -1)
-        until = torch.cat((torch.where(empty, -1, T), alone), dim=-1)
-        held = (~empty).sum(-1)[:, None] + read.cumsum(1)[..., None]  # (B, T, 1 or K), if nobody leaves
-        leaves = torch.zeros_like(held, dtype=torch.bool) if bound is None else (held > bound) & read[..., None]
-        still = bound is None or not bool(leaves.any())
-        came = torch.arange(T - until.shape[-1], T, device=device)  # carried rows before 0
-        hidden = (until[:, :, None] < time[:, None]) | (came > time[:, None])
-        dtype = torch.promote_types(H.keys.dtype, torch.float32)
-        return cls(clock, read, until, hidden, leaves, still, even, dtype)
+        same_in_all_heads = H.no_empty_rows or bool((H.positions == H.positions[:, :1]).all())
+        empty = H.empty[:, :1] if same_in_all_heads else H.empty
+        own_step = torch.where(read, T, step)[:, None].expand(-1, empty.shape[1], -1)  # a token not read attends to itself only
+        last_visible = torch.cat((torch.where(empty, -1, T), own_step), dim=-1)
+        n_rows = (~empty).sum(-1)[:, None] + read.cumsum(1)[..., None]  # (B, T, 1 or K), without evictions
+        evicts = torch.zeros_like(n_rows, dtype=torch.bool) if capacity is None else (n_rows > capacity) & read[..., None]
+        entered_at = torch.arange(T - last_visible.shape[-1], T, device=device)  # negative for the S rows
+        return cls(
+            clock=token_positions(H.clock, active, T),
+            active=read,
+            last_visible=last_visible,
+            visible=(last_visible[:, :, None] >= step[:, None]) & (entered_at <= step[:, None]),
+            evicts=evicts,
+            no_evictions=capacity is None or not bool(evicts.any()),
+            uniform=active is None and H.no_empty_rows,
+            dtype=torch.promote_types(H.keys.dtype, torch.float32),
+        )

@@ -31,22 +31,22 @@ def select_evicted_row(score: Tensor, positions: Tensor, n_learned: int = 0, tie
     return positions[:, : score.shape[1]].masked_fill(higher, torch.iinfo(torch.int64).max).argmin(-1)
 
 
-def advance(
+def append_attend_reduce(
     q: Tensor, k: Tensor, v: Tensor, H: MultiState, clock: Tensor, active: Tensor | None, in_place: bool
 ) -> tuple[Tensor, MultiState]:
-    """All three: what one token reads, and H after it.
+    """Read one token: append its row, attend, reduce. This is the definition of the recurrence.
 
     Args:
         q: ``(B, N, D)``; k, v: ``(B, K, D)``; rotated, unless H has places.
-        clock, active: as of :func:`reduce`; in_place: as of ``H.append``.
+        clock, active: as in :func:`reduce`; in_place: as in ``H.append``.
 
     Returns:
-        ``(B, N, D)``, and the new H.
+        Attention output ``(B, N, D)``, and the new H.
     """
     seen = H.append(k, v, in_place=in_place)  # S + 1 rows
     q, keys = (q, seen.keys) if seen.places is None else seen.places.rotate(q, seen.keys, seen.positions, seen.n_learned)
-    read, weights = attend(q, keys, seen.values, None if seen.no_empty_rows else ~seen.empty)
-    return read, reduce(seen, weights, clock, active, keys)
+    attn_output, weights = attend(q, keys, seen.values, None if seen.no_empty_rows else ~seen.empty)
+    return attn_output, reduce(seen, weights, clock, active, keys)
 
 
 def reduce(

@@ -1,12 +1,14 @@
-r"""The fold of the step, many tokens at once, and exact.
+r"""The many-token path of one layer: the result of T steps, computed in blocks.
 
-Within a layer the recurrence over time touches nothing but that layer's own queries, keys and values. So the queries of a block
-of tokens meet all rows that any of them could see (S carried over, T new) in one product, the operator decides on those numbers
-alone who leaves when (``decide.py``), and one more product with the values ends it. The weights of the model are read once for
-many tokens instead of once a token; memory is T × (S + T), never the whole text squared.
+Within a layer the recurrence over time depends only on that layer's queries, keys and values. So one product gives the logits
+of a block of T tokens with all rows that any of them can attend to (S rows before them, T new ones). The evictions are computed
+from these logits (``eviction.py``), and one more product with the values gives the output. The weights of the model are read
+once for many tokens instead of once per token. Memory is T × (S + T), never the square of the whole text.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,235 +19,223 @@ from ..layers.attention import attention_logits, mask_logits
 from ..layers.linear import upcast_if_emulated
 from ..reductions.contract import EMPTY, Observation
 from ..state.multistate import MultiState
-from .block_layout import Frame
-from .eviction import Block, Look, decide, left
+from ..state.position_remapping import PositionRemapping
+from .block_layout import BlockLayout
+from .block_scores import BlockScores, EvictionBlock
+from .eviction import solve_evictions
 from .operator_calls import merge_evicted_value
-from .transition import advance
+from .records import LayerRecorder, SharedAcrossLayers
+from .transition import append_attend_reduce
 
-BLOCK, BLIND_BLOCK = 64, 256
-"""Tokens decided on at once: a longer block has fewer products and more wrong guesses. Whoever is blind guesses right."""
+BLOCK, WEIGHT_FREE_BLOCK = 64, 256
+"""Tokens per block. A longer block has fewer products and more wrong proposals; without weights proposals are rarely wrong."""
 
-
-KEYS = 2**24
-"""Numbers of keys that a block may lay side by side for an operator that looks at them: 64 MB in float32."""
-
-FEW = 32
-"""Tokens, such as guesses are, after each of which the operator's numbers are worth keeping."""
+MAX_KEY_ELEMENTS = 2**24
+"""Maximum number of key elements that a block copies for an operator that needs keys: 64 MB in float32."""
 
 
-class Event(NamedTuple):
-    """One block of one layer: what went in, and what happened."""
+class BlockTensors(NamedTuple):
+    """Queries, keys and values of one block, as attention uses them."""
 
-    q: Tensor
-    """``(B, N, T, D)``, rotated, as are k and v ``(B, K, T, D)``."""
-    k: Tensor
-    v: Tensor
-    active: Tensor
-    """``(B, T)`` bool."""
-    row_stats: dict[str, Tensor]
-    """The operator's before the first token, ``(B, K, S)`` each."""
-    rows: Tensor
-    """``(B, K, S + T)`` int64, positions; −1 where there is no row. The last T are ``entered``."""
-    until: Tensor
-    """``(B, 1 or K, S + T)`` int64, the last token to see each row, as of a :class:`Block`."""
-    score: Tensor | None
-    """``(B, 1 or K, T, S + T)``, NaN on rows that a token did not see; None unless asked for."""
-    after: dict[str, Tensor] | None
-    """The operator's numbers after each token, ``(B, T, K, S + T, …)`` each; None where T is more than ``FEW``."""
-    held: tuple[Tensor, Tensor] | None
-    """Keys and values of all ``rows``, where this is the only block; otherwise None."""
-
-    @property
-    def entered(self) -> Tensor:
-        """``(B, K, T)`` int64."""
-        return self.rows[..., -self.q.shape[2] :]
-
-    @property
-    def left(self) -> Tensor:
-        """``(B, K, T)`` int64, the position that left at each token, −1 none."""
-        return left(self.rows, self.until, self.q.shape[2])
+    queries: Tensor
+    """``(B, K, G, T, D)``."""
+    keys: Tensor
+    """``(B, K, R, D)``, the S rows before the block, then those of its tokens."""
+    values: Tensor
+    """``(B, K, R, D)``."""
+    positions: Tensor
+    """``(B, K, R)`` int64."""
 
 
-class Events(list[Event]):
-    """What happened in one layer, block by block.
-
-    Attributes:
-        scores: whether the operator's scores are wanted too.
-        last: whether no more is to be read: the H after these tokens is not made.
-    """
-
-    def __init__(self, scores: bool = False):
-        super().__init__()
-        self.scores, self.last = scores, False
+AttendBlock = Callable[[BlockTensors, EvictionBlock, list[BlockScores]], Tensor]
+"""Attention of a block under its evictions, ``(B, K, G T, D)``."""
 
 
-@dataclass
-class Before:
-    """What the layers before this one found that may be the same here, by the block's first token."""
-
-    frames: dict[tuple[int, int, int, int | None], Frame] = field(default_factory=dict)
-    """Where all rows are there: by the number of rows and their bound as well."""
-    blind: dict[int, Block] = field(default_factory=dict)
-    """What a blind operator decided."""
-    own: bool = False
-    """Whether nobody needs the H before these tokens any more: it is written over."""
-
-
-def fold(
+def unroll_layer(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     H: MultiState,
     active: Tensor | None,
-    events: Events | None = None,
-    before: Before | None = None,
+    recorder: LayerRecorder | None = None,
+    shared: SharedAcrossLayers | None = None,
 ) -> tuple[Tensor, MultiState]:
-    """What each of T tokens reads, and H after the last; the same as T times append, attend, reduce. Waits for the device.
+    """Attend with each of T tokens and reduce after each: the result of T times append, attend, reduce.
+
+    This synchronises with the device.
 
     Args:
         q: ``(B, N, T, D)``; k, v: ``(B, K, T, D)``; rotated, unless H has places.
-        H: the layer before the first token, S rows.
-        active: ``(B, T)`` bool; tokens where it is false are not read. None: all are.
-        events: where given, what happened in each block is added to it.
-        before: of the same tokens in the layers before; written to.
+        H: the state of the layer before the first token, S rows.
+        active: ``(B, T)`` bool; tokens where it is False are not read. None: all are read.
+        recorder: records every block.
+        shared: work of earlier layers on the same tokens, which is extended.
 
     Returns:
-        ``(B, N, T, D)``, meaningless where a token is not read, and the new H; an old one where ``events.last``.
+        Attention output ``(B, N, T, D)``, arbitrary for tokens that are not read, and the state after the last token; an
+        earlier state if not ``shared.make_state``.
     """
-    if H.places and events is None and not _at_once(H):
-        return _by_steps(q, k, v, H, active)
-    length, read, T = _length(H), [], k.shape[2]
-    H, before = H.sorted_by_position(), Before() if before is None else before
-    graph = any(x.requires_grad for x in (q, k, v, H.keys, H.values))  # it may keep the rows
-    for start in range(0, T, length):
-        cut = slice(start, min(start + length, T))
-        now = None if active is None else active[:, cut]
-        key = (start, cut.stop, H.positions.shape[2], H.capacity)
-        frame = before.frames.get(key) if H.no_empty_rows else None
-        if frame is None:
-            frame = Frame.of(H, now, cut.stop - start)
-            if H.no_empty_rows:
-                before.frames[key] = frame
-        last = cut.stop == T and events is not None and events.last
-        own = not graph and (before.own or start > 0)
-        x, H = _block(q[:, :, cut], k[:, :, cut], v[:, :, cut], H, frame, events, before, start, last, own)
-        read.append(x)
-    return (torch.cat(read, dim=2) if len(read) != 1 else read[0]) if T else q[:, :, :0], H
+    if H.places and recorder is None and not _evictions_known_from_positions(H):
+        return _unroll_stepwise(q, k, v, H, active)
+    H, shared = H.sorted_by_position(), SharedAcrossLayers() if shared is None else shared
+    plan, T, outputs = _LayerPlan.of(H), k.shape[2], list[Tensor]()
+    needs_grad = any(x.requires_grad for x in (q, k, v, H.keys, H.values))  # autograd may have saved the rows
+    for start in range(0, T, plan.block_tokens):
+        stop = min(start + plan.block_tokens, T)
+        some_q, some_k, some_v = (x[:, :, start:stop] for x in (q, k, v))
+        all_keys, tensors, block = _build_block(some_q, some_k, some_v, H, plan, shared.layout(H, active, start, stop))
+        known = shared.evictions(block, start) if recorder is None else None
+        block, parts = (known, []) if known else solve_evictions(block, recorder is not None and recorder.want_scores)
+        if plan.positions_only:
+            shared.weight_free[start] = block
+        output = plan.attend(tensors, block, parts)
+        outputs.append(output.to(q.dtype).unflatten(2, (-1, block.T)).flatten(1, 2))  # (B, N, t, D)
+        make_state = shared.make_state or stop < T
+        if recorder is not None:
+            keys_values = None if make_state else (all_keys, tensors.values)
+            recorder.add(some_q, some_k, some_v, block, parts, H.row_stats, keys_values)
+        if make_state:
+            out = H if not needs_grad and (shared.donate or start > 0) else None
+            H = _state_after(H, all_keys, tensors, block, parts, out)
+    if not T:
+        return q, H
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2), H
 
 
-def _by_steps(q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None) -> tuple[Tensor, MultiState]:
-    """:func:`fold` token by token, as the step does it."""
-    read = [q[:, :, :0]]
+def _unroll_stepwise(q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None) -> tuple[Tensor, MultiState]:
+    """:func:`unroll_layer` token by token, as the step does it."""
+    outputs = [q[:, :, :0]]
     for t in range(k.shape[2]):
         now = None if active is None else active[:, t]
         clock = H.clock + (1 if now is None else now)
-        x, H = advance(q[:, :, t], k[:, :, t], v[:, :, t], H, clock, now, in_place=t > 0)
-        read.append(x[:, :, None])
-    return torch.cat(read, dim=2), H
+        x, H = append_attend_reduce(q[:, :, t], k[:, :, t], v[:, :, t], H, clock, now, in_place=t > 0)
+        outputs.append(x[:, :, None])
+    return torch.cat(outputs, dim=2), H
 
 
-def _at_once(H: MultiState) -> bool:
-    """Whether the places of many tokens' rows can be counted at once: nobody has to look to know who leaves."""
-    o = H.reduction
-    looks = o.needs_weights or o.needs_keys or o.merges_values or o.stat_names
-    return H.places is not None and H.places.rope.relative and not (looks or H.n_learned)
-
-
-def _length(H: MultiState) -> int:
-    """How many tokens to decide on at once."""
+def _reads_positions_only(H: MultiState) -> bool:
     operator = H.reduction
-    if H.places and _at_once(H):
-        return BLOCK
-    if operator.merges_values or H.places:
-        return 1  # what the next token reads is not known before
-    if operator.needs_keys:
-        return min(BLOCK, max(1, KEYS // max(1, H.keys.numel())))
-    return BLOCK if operator.needs_weights else BLIND_BLOCK
+    return not (operator.needs_weights or operator.needs_keys or operator.merges_values or operator.stat_names)
 
 
-def _block(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    H: MultiState,
-    frame: Frame,
-    events: Events | None,
-    before: Before,
-    start: int,
-    last: bool,
-    own: bool,
-) -> tuple[Tensor, MultiState]:
-    """:func:`fold` of one block, which begins at token ``start``, H in order before and after; not after the ``last``.
-    ``own``: whether the H before is written over."""
-    K, T = k.shape[1:3]
-    kept, values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
-    new = frame.clock if frame.even else frame.clock.masked_fill(~frame.active, EMPTY)
-    positions = torch.cat((H.positions, new[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
-    one = H.places and not _at_once(H)  # token, at its place
-    turned, keys = H.places.rotate(q[:, :, 0], kept, positions, H.n_learned) if H.places and one else (q, kept)
-    queries = turned.reshape(*q.shape).unflatten(1, (K, -1))  # (B, K, G, T, D)
-    block, known, looks = _entered(queries, keys, positions, H, frame), before.blind.get(start), list[Look]()
-    if known and known.reduction == H.reduction and known.positions.equal(block.positions) and events is None:
-        block = known
-    else:
-        block, looks = decide(block, events is not None and events.scores)
-        if not H.reduction.needs_weights and not (H.reduction.needs_keys or H.reduction.merges_values or H.row_stats):
-            before.blind[start] = block
-    if H.places and not one:
-        hidden = block.hidden(0, T)
-        logits = mask_logits(H.places.attention_logits(queries, keys, positions, hidden), ~hidden[:, :, None])
-        read = logits.softmax(dim=-1).to(values.dtype).flatten(2, 3) @ values  # (B, K, G T, D)
-    elif not H.reduction.needs_weights:
-        seen = ~block.hidden(0, T)[:, :, None].expand(-1, -1, queries.shape[2], -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
-        wide_q, wide_k, wide_v = map(upcast_if_emulated, (queries.flatten(2, 3), keys, values))
-        read = scaled_dot_product_attention(wide_q, wide_k, wide_v, seen)
-    else:
-        weights = torch.cat([look.weights for look in looks], dim=3) if len(looks) > 1 else looks[0].weights
-        if torch.is_grad_enabled() and (q.requires_grad or keys.requires_grad):  # only the choice of rows is not differentiated
-            weights = mask_logits(_logits(queries, keys), ~block.hidden(0, T)[:, :, None]).softmax(dim=-1)
-        wide = upcast_if_emulated(values)
-        read = weights.to(wide.dtype).flatten(2, 3) @ wide  # (B, K, G T, D)
-    if events is not None:
-        score = None
-        if events.scores:
-            score = torch.cat([look.score.masked_fill(look.hidden, torch.nan) for look in looks], dim=1).transpose(1, 2)
-        after = {name: torch.cat([look.row_stats[name] for look in looks], dim=1) for name in H.row_stats} if T <= FEW else None
-        held = (kept, values) if last and not events else None
-        events.append(Event(q, k, v, frame.active, H.row_stats, block.positions, block.until, score, after, held))
-    read = read.to(q.dtype).unflatten(2, (-1, T)).flatten(1, 2)  # (B, N, T, D)
-    if last:
-        return read, H
-    clock, row_stats = H.clock + (T if frame.even else frame.active.sum(1)), looks[-1].last() if looks else {}
-    if H.reduction.merges_values:
-        values = _merged(block, looks[-1], values)
-    rows = {"keys": kept, "values": values, "positions": positions, **row_stats}
-    grown = H.with_rows(rows, clock, no_empty_rows=frame.even)
-    if frame.still and frame.even:
-        return read, grown
-    return read, grown.keep_rows(block.until == T, uniform=frame.even, out=H if own else None)
+def _evictions_known_from_positions(H: MultiState) -> bool:
+    """Return True if remapped positions of many tokens can be counted at once, because evictions depend on positions only."""
+    return H.places is not None and H.places.rope.relative and _reads_positions_only(H) and not H.n_learned
 
 
-def _merged(block: Block, look: Look, values: Tensor) -> Tensor:
-    """The values after a block of one token."""
-    positions = block.positions.masked_fill(block.hidden(0, 1)[:, :, 0], EMPTY)
-    seen = Observation(look.weights[..., 0, :], positions, block.frame.clock[:, 0], look.last(), block.keys)
-    gone = (block.until == 0) & (positions != EMPTY)  # (B, K, R), one row at most
-    return merge_evicted_value(block.reduction, seen, values, gone.byte().argmax(-1), gone.any(-1))
+@dataclass(frozen=True)
+class _LayerPlan:
+    """Choices that depend on the operator and on position remapping, made once per layer.
+
+    Attributes:
+        block_tokens: tokens per block.
+        attend: the attention of a block.
+        rotate: remapping that rotates keys for one token at a time; None if keys are rotated already or in ``attend``.
+        positions_only: True if evictions depend on positions only, so that the next layers reuse them.
+    """
+
+    block_tokens: int
+    attend: AttendBlock
+    rotate: PositionRemapping | None
+    positions_only: bool
+
+    @classmethod
+    def of(cls, H: MultiState) -> "_LayerPlan":
+        operator, positions_only = H.reduction, _reads_positions_only(H)
+        if H.places and _evictions_known_from_positions(H):
+            return cls(BLOCK, partial(_attend_remapped, H.places), None, positions_only)
+        attend = _attend_weighted if operator.needs_weights else _attend_weight_free
+        if operator.merges_values or H.places:  # the next token attends to what this eviction leaves
+            return cls(1, attend, H.places, positions_only)
+        tokens = BLOCK if operator.needs_weights else WEIGHT_FREE_BLOCK
+        if operator.needs_keys:
+            tokens = min(BLOCK, max(1, MAX_KEY_ELEMENTS // max(1, H.keys.numel())))
+        return cls(tokens, attend, None, positions_only)
 
 
-def _logits(q: Tensor, keys: Tensor) -> Tensor:
+def _attend_weighted(tensors: BlockTensors, block: EvictionBlock, parts: list[BlockScores]) -> Tensor:
+    """Multiply the weights that the operator saw with the values."""
+    weights = torch.cat([x.weights for x in parts], dim=3) if len(parts) > 1 else parts[0].weights
+    if torch.is_grad_enabled() and (tensors.queries.requires_grad or tensors.keys.requires_grad):
+        # weights with a graph; evictions are not differentiated
+        visible = block.visible(0, block.T)[:, :, None]
+        weights = mask_logits(_attention_logits(tensors.queries, tensors.keys), visible).softmax(dim=-1)
+    values = upcast_if_emulated(tensors.values)
+    return weights.to(values.dtype).flatten(2, 3) @ values
+
+
+def _attend_weight_free(tensors: BlockTensors, block: EvictionBlock, parts: list[BlockScores]) -> Tensor:
+    """Attend with PyTorch's fused attention, because no weights are needed."""
+    G = tensors.queries.shape[2]
+    visible = block.visible(0, block.T)[:, :, None].expand(-1, -1, G, -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
+    queries, keys, values = map(upcast_if_emulated, (tensors.queries.flatten(2, 3), tensors.keys, tensors.values))
+    return scaled_dot_product_attention(queries, keys, values, visible)
+
+
+def _attend_remapped(
+    places: PositionRemapping, tensors: BlockTensors, block: EvictionBlock, parts: list[BlockScores]
+) -> Tensor:
+    """Attend at remapped positions, counted among the rows that each token can attend to."""
+    visible = block.visible(0, block.T)
+    logits = places.attention_logits(tensors.queries, tensors.keys, tensors.positions, ~visible)
+    weights = mask_logits(logits, visible[:, :, None]).softmax(dim=-1)
+    return weights.to(tensors.values.dtype).flatten(2, 3) @ tensors.values
+
+
+def _attention_logits(queries: Tensor, keys: Tensor) -> Tensor:
     """``(B, K, G, T, D), (B, K, R, D) -> (B, K, G, T, R)`` in at least float32."""
-    return attention_logits(upcast_if_emulated(q.flatten(2, 3)), upcast_if_emulated(keys)).unflatten(2, q.shape[2:4])
+    return attention_logits(upcast_if_emulated(queries.flatten(2, 3)), upcast_if_emulated(keys)).unflatten(
+        2, queries.shape[2:4]
+    )
 
 
-def _entered(q: Tensor, keys: Tensor, positions: Tensor, H: MultiState, frame: Frame) -> Block:
-    """The block if nobody leaves."""
-    (B, K, R), T = positions.shape, frame.clock.shape[1]
-    if not H.reduction.needs_weights:
-        wide = torch.promote_types(keys.dtype, torch.float32)
-        logits = torch.zeros(1, dtype=wide, device=keys.device).expand(B, K, q.shape[2], T, R)
+def _build_block(
+    q: Tensor, k: Tensor, v: Tensor, H: MultiState, plan: _LayerPlan, layout: BlockLayout
+) -> tuple[Tensor, BlockTensors, EvictionBlock]:
+    """Return the keys of all rows as they are stored, the tensors of the block, and the block without evictions."""
+    (B, K, T), operator = k.shape[:3], H.reduction
+    all_keys, all_values = torch.cat((H.keys, k), dim=2), torch.cat((H.values, v), dim=2)  # (B, K, R, D)
+    entered = layout.clock if layout.uniform else layout.clock.masked_fill(~layout.active, EMPTY)
+    positions = torch.cat((H.positions, entered[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
+    keys = all_keys
+    if plan.rotate:
+        rotated, keys = plan.rotate.rotate(q[:, :, 0], all_keys, positions, H.n_learned)
+        q = rotated.reshape(q.shape)
+    queries = q.unflatten(1, (K, -1))
+    if operator.needs_weights:
+        logits = _attention_logits(queries, keys).detach().add_(layout.additive_mask)
     else:
-        logits = _logits(q, keys).detach().add_(frame.veil)
+        logits = torch.zeros(1, dtype=layout.dtype, device=keys.device).expand(*queries.shape[:4], keys.shape[2])
     row_stats = {name: torch.cat((x, x.new_zeros(B, K, T, *x.shape[3:])), dim=2) for name, x in H.row_stats.items()}
-    seen = keys.detach() if H.reduction.needs_keys else None
-    return Block(H.reduction, frame, logits, positions, frame.until, row_stats, seen, H.n_learned)
+    observed_keys = keys.detach() if operator.needs_keys else None
+    block = EvictionBlock(operator, layout, logits, positions, layout.last_visible, row_stats, observed_keys, H.n_learned)
+    return all_keys, BlockTensors(queries, keys, all_values, positions), block
+
+
+def _state_after(
+    H: MultiState,
+    all_keys: Tensor,
+    tensors: BlockTensors,
+    block: EvictionBlock,
+    parts: list[BlockScores],
+    out: MultiState | None,
+) -> MultiState:
+    """Return the state after a block; its keys and values may be written over those of ``out``."""
+    layout, values = block.layout, tensors.values
+    if block.reduction.merges_values:
+        values = _merge(block, parts[-1], values)
+    row_stats = parts[-1].last_stats() if parts else {}
+    rows = {"keys": all_keys, "values": values, "positions": tensors.positions, **row_stats}
+    clock = H.clock + (block.T if layout.uniform else layout.active.sum(1))
+    grown = H.with_rows(rows, clock, no_empty_rows=layout.uniform)
+    if layout.no_evictions and layout.uniform:
+        return grown
+    return grown.keep_rows(block.last_visible == block.T, uniform=layout.uniform, out=out)
+
+
+def _merge(block: EvictionBlock, scores: BlockScores, values: Tensor) -> Tensor:
+    """Return the values after a block of one token, whose evicted value is merged."""
+    positions = block.positions.masked_fill(~block.visible(0, 1)[:, :, 0], EMPTY)
+    observation = Observation(scores.weights[..., 0, :], positions, block.layout.clock[:, 0], scores.last_stats(), block.keys)
+    evicted = (block.last_visible == 0) & (positions != EMPTY)  # (B, K, R), one row at most
+    return merge_evicted_value(block.reduction, observation, values, evicted.byte().argmax(-1), evicted.any(-1))

@@ -9,7 +9,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, retain
 
 import msrnn
 from msrnn import Error
-from msrnn.recurrence import unroll as folding
+from msrnn.recurrence import unroll
 
 
 @given(st.data())
@@ -54,8 +54,8 @@ def test_at_refuses_rows_that_are_not_there():
 def test_blocks_do_not_show_in_the_trace(reduction, monkeypatch):
     cell, text = tiny_cell(), random_tokens(3, 2, 23)
     _, whole = cell.scan(text, cell.initial_state(2, reduction), weights=True)
-    monkeypatch.setattr(folding, "BLOCK", 4)
-    monkeypatch.setattr(folding, "BLIND_BLOCK", 5)
+    monkeypatch.setattr(unroll, "BLOCK", 4)
+    monkeypatch.setattr(unroll, "WEIGHT_FREE_BLOCK", 5)
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 14)
     _, pieces = cell.scan(text, cell.initial_state(2, reduction), weights=True)
     for one, other in zip(whole, pieces, strict=True):
@@ -70,7 +70,7 @@ def test_blocks_do_not_show_in_the_trace(reduction, monkeypatch):
 
 def test_the_scores_are_what_the_operator_saw(monkeypatch):
     """TOVA's score of a row at a token is the mean weight it got there; of the rows seen, the lowest left."""
-    monkeypatch.setattr(folding, "BLOCK", 4)
+    monkeypatch.setattr(unroll, "BLOCK", 4)
     cell, text = tiny_cell(), random_tokens(3, 1, 15)
     _, before = cell(random_tokens(9, 1, 6), cell.initial_state(1, "tova:5"))
     _, trace = cell.scan(text, before, weights=True)

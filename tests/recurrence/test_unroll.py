@@ -11,8 +11,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, step_l
 import converters
 import msrnn
 from msrnn import TOVA, Reduction, Window
-from msrnn.recurrence import eviction as deciding
-from msrnn.recurrence import unroll as folding
+from msrnn.recurrence import eviction, unroll
 
 OPERATORS = ["full", "window:0", "window:5", "sinks:6:2", "h2o:6", "h2o-layer:6", "h2o:7:0", "tova:5", "tova-head:5"]
 
@@ -68,8 +67,8 @@ def assert_folds(cell, text, reduction, lengths=None):
 @pytest.mark.parametrize("reduction", [*OPERATORS, Spread(5), Popular(5), Stubborn(4)], ids=str)
 def test_chunks_and_blocks_do_not_show(reduction, chunk, block, monkeypatch):
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", chunk)
-    monkeypatch.setattr(folding, "BLOCK", block)
-    monkeypatch.setattr(folding, "BLIND_BLOCK", block + 1)
+    monkeypatch.setattr(unroll, "BLOCK", block)
+    monkeypatch.setattr(unroll, "WEIGHT_FREE_BLOCK", block + 1)
     monkeypatch.setattr("msrnn.cell.layer.MLP_CHUNK_TOKENS", block)
     cell, text = tiny_cell(), random_tokens(5, 3, 21)
     lengths = torch.tensor([21, 8, 0])
@@ -83,13 +82,13 @@ def test_chunks_and_blocks_do_not_show(reduction, chunk, block, monkeypatch):
 def test_wrong_guesses_are_found(reduction, monkeypatch):
     """The worst guess there is, the dearest of the cheapest rows first: everything is as before, only later."""
     looks = []
-    look = deciding._look
-    monkeypatch.setattr(deciding, "_look", lambda *a, **k: looks.append(1) or look(*a, **k))
+    look = eviction.score_tokens
+    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: looks.append(1) or look(*a, **k))
     cell, text = tiny_cell(), random_tokens(5, 2, 40)
     assert_folds(cell, text, reduction)
     few = len(looks)
-    guess = deciding._guess
-    monkeypatch.setattr(deciding, "_guess", lambda ranks, *a: guess(ranks.flip(-1), *a))
+    guess = eviction._propose_evictions
+    monkeypatch.setattr(eviction, "_propose_evictions", lambda ranks, *a: guess(ranks.flip(-1), *a))
     assert_folds(cell, text, reduction)
     assert len(looks) - few > 2 * few
 
@@ -97,8 +96,8 @@ def test_wrong_guesses_are_found(reduction, monkeypatch):
 def test_layers_alike_decide_once(monkeypatch):
     """What a blind operator decides follows from positions; layers that hold others, or are under another, decide anew."""
     asked = []
-    honest = folding.decide
-    monkeypatch.setattr(folding, "decide", lambda block, *a: asked.append(block.reduction) or honest(block, *a))
+    honest = unroll.solve_evictions
+    monkeypatch.setattr(unroll, "solve_evictions", lambda block, *a: asked.append(block.reduction) or honest(block, *a))
     cell, text = tiny_cell(n_layers=4), random_tokens(5, 2, 20)
     assert_folds(cell, text, "window:5")
     assert len(asked) == 1
@@ -139,10 +138,10 @@ def test_an_operator_is_asked_for_many_tokens_at_once():
 @pytest.mark.parametrize("reduction", ["window:40", "sinks:40:4"])
 def test_who_is_blind_guesses_right_and_for_all_layers(reduction, monkeypatch):
     """One look to guess, one to see that it is right, in the first layer alone."""
-    looks, look = [], deciding._look
-    monkeypatch.setattr(deciding, "_look", lambda *a, **k: looks.append(1) or look(*a, **k))
+    looks, look = [], eviction.score_tokens
+    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: looks.append(1) or look(*a, **k))
     cell = tiny_cell()
-    cell(random_tokens(5, 1, folding.BLIND_BLOCK), cell.initial_state(1, reduction))
+    cell(random_tokens(5, 1, unroll.WEIGHT_FREE_BLOCK), cell.initial_state(1, reduction))
     assert len(looks) == 2
 
 
@@ -150,7 +149,7 @@ def test_who_is_blind_guesses_right_and_for_all_layers(reduction, monkeypatch):
 @pytest.mark.parametrize("lengths", [None, torch.tensor([13, 0, 6])], ids=["equal", "ragged"])
 def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
     """Through rows that were carried, appended and read; the choice of rows is not differentiated."""
-    monkeypatch.setattr(folding, "BLOCK", 4)
+    monkeypatch.setattr(unroll, "BLOCK", 4)
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 24)
     cell, text = tiny_cell(frozen=False), random_tokens(5, 3, 13)
     weight = torch.randn(3, 13, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -195,7 +194,7 @@ def test_a_text_is_read_over_its_own_rows_and_never_over_the_callers(reduction, 
 def test_rows_at_their_end_cost_nothing(monkeypatch):
     """A ragged batch passes the layers without the rows that have ended."""
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 8)
-    monkeypatch.setattr(folding, "BLOCK", 8)
+    monkeypatch.setattr(unroll, "BLOCK", 8)
     cell, text, passed = tiny_cell(), random_tokens(5, 4, 40), []
     layer = type(cell.layers[0]).unroll
     monkeypatch.setattr(type(cell.layers[0]), "unroll", lambda s, x, *a: passed.append(x[..., 0].numel()) or layer(s, x, *a))
@@ -221,7 +220,7 @@ def test_memory_is_not_the_text_squared(monkeypatch):
     seen = []
     softmax = torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: seen.append(x.numel()) or softmax(x, *a, **k))
-    monkeypatch.setattr(folding, "BLOCK", 4)
+    monkeypatch.setattr(unroll, "BLOCK", 4)
     cell = tiny_cell()
     cell(random_tokens(1, 1, 40), cell.initial_state(1, "tova:6"))
     assert max(seen) <= cell.config.n_heads * 4 * (6 + 4)

@@ -15,8 +15,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, retain
 import msrnn
 from msrnn import TOVA, CaM, KeyDiff, Keyformer, Knorm, LastQueries, MorphKV, Random, Scissorhands, parse_reduction, pyramid
 from msrnn.diagnostics.retention import retained_fraction
-from msrnn.recurrence import eviction as deciding
-from msrnn.recurrence import unroll as folding
+from msrnn.recurrence import eviction, unroll
 from msrnn.reductions.hash_rng import uniform
 
 # What a rule sees: per layer and token the queries, keys and values that the library's own layer computes, as lists. Everything
@@ -259,8 +258,8 @@ def test_the_fold_is_the_step_loop(place, block):
     """However it is split; the trace's state after any token is that of the step loop."""
     cell, operator, text, lengths, cut = place
     B = len(text)
-    whole = folding.BLOCK
-    folding.BLOCK = block
+    whole = unroll.BLOCK
+    unroll.BLOCK = block
     try:
         by_step, end = step_loop(cell, text, cell.initial_state(B, operator), lengths)
         logits, state = cell(text, cell.initial_state(B, operator), lengths=lengths)
@@ -276,7 +275,7 @@ def test_the_fold_is_the_step_loop(place, block):
         assert_same(trace.at(cut), before, 1e-8)
         assert_same(trace.at(lengths), end, 1e-8)
     finally:
-        folding.BLOCK = whole
+        unroll.BLOCK = whole
 
 
 @pytest.mark.parametrize("operator", [Heirs(4), Heirs((2, 6), per_head=True)], ids=["layer", "head"])
@@ -307,7 +306,7 @@ class Thirds(msrnn.Reduction):
 
 @pytest.mark.parametrize("operator", [Thirds(6), Random(6)], ids=["own", "random"])
 def test_heads_that_hold_as_many_rows_may_hold_other_ones(operator, monkeypatch):
-    monkeypatch.setattr(folding, "BLOCK", 5)
+    monkeypatch.setattr(unroll, "BLOCK", 5)
     cell, text = tiny_cell(), distinct(5, 2, 40)
     by_step, end = step_loop(cell, text, cell.initial_state(2, operator))
     logits, state = cell(text, cell.initial_state(2, operator))
@@ -316,10 +315,10 @@ def test_heads_that_hold_as_many_rows_may_hold_other_ones(operator, monkeypatch)
 
 
 def test_what_does_not_depend_on_who_left_is_guessed_right(monkeypatch):
-    looks, look = [], deciding._look
+    looks, look = [], eviction.score_tokens
     cell, text = tiny_cell(), distinct(5, 1, 40)
     _, state = cell(text[:, :20], cell.initial_state(1, "random:12"))
-    monkeypatch.setattr(deciding, "_look", lambda *a, **k: looks.append(1) or look(*a, **k))
+    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: looks.append(1) or look(*a, **k))
     cell(text[:, 20:], state)
     assert len(looks) == 2 * 2  # a layer: if nobody left, and as guessed
 

@@ -1,0 +1,178 @@
+"""Scores of many tokens at once, under given evictions: each token becomes one entry of the operator's batch."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..layers.attention import mask_logits
+from ..reductions.contract import EMPTY, Observation, Reduction
+from .block_layout import BlockLayout
+from .operator_calls import above_lowest, retention_scores, update_stats
+
+
+@dataclass(frozen=True)
+class EvictionBlock:
+    """T tokens of one layer and the R = S + T rows that any of them can attend to: the S rows before them, then their own.
+
+    Attributes:
+        reduction: the operator.
+        layout: the part that does not depend on scores.
+        logits: ``(B, K, G, T, R)`` attention logits in at least float32, −inf for rows that are not visible; zeros for an
+            operator that does not need weights.
+        positions: ``(B, K, R)`` int64, ascending, except −1 for empty rows and for tokens that are not read.
+        last_visible: ``(B, 1 or K, R)`` int64, the last token that can attend to the row: the token at which the row is
+            evicted, T if it is retained, −1 if it is empty. One head if it is the same for all heads.
+        row_stats: statistics before the first token, ``(B, K, R)`` or ``(B, K, R, n)`` each.
+        keys: ``(B, K, R, D)`` for an operator that needs keys, otherwise None.
+        n_learned: number of learned rows, the first ones.
+    """
+
+    reduction: Reduction
+    layout: BlockLayout
+    logits: Tensor
+    positions: Tensor
+    last_visible: Tensor
+    row_stats: dict[str, Tensor]
+    keys: Tensor | None = None
+    n_learned: int = 0
+
+    @property
+    def T(self) -> int:
+        """Number of tokens."""
+        return self.layout.clock.shape[1]
+
+    def visible(self, start: int, stop: int) -> Tensor:
+        """Return ``(B, 1 or K, t, R)`` bool: True for rows that tokens ``start`` to ``stop`` can attend to."""
+        visible = self.layout.visible[:, :, start:stop]
+        if self.last_visible is self.layout.last_visible:
+            return visible
+        return (self.last_visible[:, :, None] >= torch.arange(start, stop, device=visible.device)[:, None]) & visible
+
+    def with_evictions(self, rows: Tensor, start: int = 0) -> "EvictionBlock":
+        """Return the block after row ``rows[:, t] (B, 1 or K)`` is evicted at token ``start + t``; −1 evicts no row."""
+        heads, R = max(self.last_visible.shape[1], rows.shape[2]), self.last_visible.shape[2]
+        index = torch.where(rows < 0, R, rows).expand(-1, -1, heads).transpose(1, 2)  # (B, 1 or K, t); R is a column to drop
+        step = torch.arange(start, start + rows.shape[1], device=rows.device).expand_as(index)
+        padded = torch.cat((self.last_visible, self.last_visible[..., :1]), dim=-1).expand(-1, heads, -1)
+        return replace(self, last_visible=padded.scatter(2, index, step)[..., :R])
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """Attention weights, statistics and scores of t tokens under given evictions.
+
+    Attributes:
+        weights: ``(B, K, G, t, R)``.
+        row_stats: statistics after each token, ``(B, t, K, R)`` or ``(B, t, K, R, n)`` each.
+        score: ``(B, t, 1 or K, R)``, arbitrary for absent rows, +inf for learned rows.
+        visible: ``(B, t, 1 or K, R)`` bool, False for absent rows.
+        n_learned: number of learned rows, the first ones.
+        tie_tolerance: as in :class:`Reduction`.
+    """
+
+    weights: Tensor
+    row_stats: dict[str, Tensor]
+    score: Tensor
+    visible: Tensor
+    n_learned: int
+    tie_tolerance: float
+
+    @property
+    def excluded(self) -> Tensor:
+        """``(B, t, 1 or K, R)`` bool: True for absent and learned rows, which cannot be evicted."""
+        absent = ~self.visible
+        if not self.n_learned:
+            return absent
+        return absent | (torch.arange(absent.shape[-1], device=absent.device) < self.n_learned)
+
+    def lowest_row(self, evicts: Tensor) -> Tensor:
+        """Return the row to evict, ``(B, t, 1 or K)``: the first of the lowest scores; −1 where no row is evicted."""
+        higher = above_lowest(self.score, self.excluded, self.tie_tolerance)
+        return torch.where(evicts[..., : higher.shape[2]], higher.byte().argmin(-1), -1)
+
+    def lowest_rows(self, k: int, ties: bool) -> Tensor:
+        """Return the k rows of the lowest scores in order, ``(B, t, 1 or K, k)``, to propose evictions.
+
+        ``ties``: sort equal scores by position, which takes longer. Scores within the tolerance are rounded to equal ones.
+        """
+        score = self.score.clamp(max=torch.finfo(self.score.dtype).max)  # a row of score +inf comes before an excluded row
+        if self.tie_tolerance:
+            mantissa, exponent = torch.frexp(score)
+            score = torch.ldexp((mantissa * 2**16).round(), exponent - 16)
+        score = torch.where(self.excluded, torch.inf, score)
+        if ties or self.tie_tolerance:
+            return score.sort(dim=-1, stable=True).indices[..., :k]
+        return score.topk(k, largest=False).indices
+
+    def first_tokens(self, n: int) -> "BlockScores":
+        """Return the scores of the first n tokens."""
+        row_stats = {name: x[:, :n] for name, x in self.row_stats.items()}
+        weights, score, visible = self.weights[:, :, :, :n], self.score[:, :n], self.visible[:, :n]
+        return replace(self, weights=weights, row_stats=row_stats, score=score, visible=visible)
+
+    def last_stats(self) -> dict[str, Tensor]:
+        """Return a copy of the statistics after the last token, ``(B, K, R)`` each."""
+        return {name: x[:, -1].clone() for name, x in self.row_stats.items()}
+
+
+def score_tokens(
+    block: EvictionBlock,
+    start: int,
+    stop: int,
+    row_stats: dict[str, Tensor],
+    call_score: bool = True,
+    every_row: bool = True,
+) -> BlockScores:
+    """Call the operator for tokens ``start`` to ``stop``.
+
+    Args:
+        block: the tokens, and the evictions to assume.
+        row_stats: statistics before token ``start``.
+        call_score: False: scores are 0.
+        every_row: True: score batch rows without an eviction as well, for a class that depends on the row layout.
+    """
+    operator, (B, T) = block.reduction, (block.layout.clock.shape[0], stop - start)
+    visible, weights = block.visible(start, stop), block.logits[..., start:stop, :]  # (B, 1 or K, t, R), (B, K, G, t, R)
+    if operator.needs_weights:
+        masked = block.last_visible is block.layout.last_visible
+        weights = (weights if masked else mask_logits(weights, visible[:, :, None])).softmax(dim=-1)
+    visible = visible.transpose(1, 2)  # (B, t, 1 or K, R)
+
+    def tokens_to_batch(x: Tensor) -> Tensor:  # (B, 1 or t, …) -> (B t, …)
+        return x.expand(B, T, *x.shape[2:]).flatten(0, 1)
+
+    positions = block.positions[:, None]
+    if operator.depends_on_row_layout or operator.depends_on_other_positions:
+        positions = positions.masked_fill(~visible, EMPTY)
+    if operator.update_is_additive:
+        before = {name: x.new_zeros(B * T, *x.shape[1:]) for name, x in row_stats.items()}
+    else:
+        before = {name: tokens_to_batch(x[:, None]) for name, x in row_stats.items()}
+    active = tokens_to_batch(block.layout.active[:, start:stop]) if operator.depends_on_row_layout else None
+    observation = Observation(
+        tokens_to_batch(weights.movedim(3, 1)),
+        tokens_to_batch(positions),
+        tokens_to_batch(block.layout.clock[:, start:stop]),
+        before,
+        None if block.keys is None else tokens_to_batch(block.keys[:, None]),
+    )
+    after = {name: x.unflatten(0, (B, T)) for name, x in update_stats(operator, observation, active).items()}
+    changed = visible & block.layout.active[:, start:stop, None, None] if after else visible
+    for name, x in after.items():
+        old, new = row_stats[name][:, None], changed.view(*changed.shape, *(1,) * (x.ndim - 4))
+        if operator.update_is_additive:
+            terms = torch.where(new, x, 0)
+            terms[:, :1] += old
+            after[name] = terms.cumsum_(1)  # in the order of the step loop
+        else:
+            after[name] = torch.where(new, x, old)
+    if call_score:
+        observation = observation._replace(row_stats={name: tokens_to_batch(x) for name, x in after.items()})
+        n_rows = operator.size + block.n_learned + 1 if isinstance(operator.size, int) and not every_row else None
+        score = retention_scores(operator, observation, active, n_rows).unflatten(0, (B, T))
+        if block.n_learned:
+            score[..., : block.n_learned] = torch.inf
+    else:
+        score = weights.new_zeros(()).expand(B, T, 1, visible.shape[-1])
+    return BlockScores(weights, after, score, visible[:, :, : score.shape[2]], block.n_learned, operator.tie_tolerance)

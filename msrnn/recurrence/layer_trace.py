@@ -1,0 +1,186 @@
+"""The trace of one layer: evicted positions, scores, and the state after any number of tokens."""
+
+from dataclasses import replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..reductions.contract import EMPTY
+from ..state.multistate import MultiState
+from ..state.stacking import concat_batches
+from .records import LayerRecorder
+from .unroll import unroll_layer
+
+
+class PrefixQuery(NamedTuple):
+    """A request for states: batch rows, and a number of tokens for each. It is the same for all layers."""
+
+    n: Tensor
+    """``(B',)`` int64, number of tokens; the text of a row may have ended before."""
+    rows: Tensor
+    """``(B',)`` int64, batch rows."""
+    all_rows: bool
+    """True if ``rows`` are all batch rows in order."""
+    n_read: Tensor
+    """``(B',)`` int64, number of tokens among the first ``n`` that are read."""
+    uniform: bool
+    """True if all n tokens are read and n is the same for all rows."""
+    T: int
+    """Number of tokens of the trace."""
+
+    @classmethod
+    def of(cls, active: Tensor, n: Tensor, rows: Tensor) -> "PrefixQuery":
+        """Return the request for the first ``n`` tokens of ``rows``, of which those where ``active (B, T)`` are read."""
+        B, T = active.shape
+        n_read = (active[rows] & (torch.arange(T, device=n.device) < n[:, None])).sum(1)
+        uniform = bool((n == n[:1]).all() and (n_read == n).all())
+        return cls(n, rows, rows.equal(torch.arange(B, device=rows.device)), n_read, uniform, T)
+
+    def kept_mask(self, last_visible: Tensor) -> Tensor:
+        """Return the rows that are retained, ``(…, B', 1 or K, S + T)`` bool, from ``last_visible (…, B, 1 or K, S + T)``."""
+        entered_at, n = torch.arange(self.T - last_visible.shape[-1], self.T, device=last_visible.device), self.n[:, None, None]
+        some = last_visible if self.all_rows else last_visible.index_select(-3, self.rows)
+        return (some >= n) & (entered_at < n)
+
+
+class LayerTrace:
+    """One layer of a :class:`Trace`: T tokens read after a state of S rows.
+
+    Attributes:
+        rows: ``(B, K, S + T)`` int64, positions of all rows: the S rows in order of position, then the T tokens; −1 for none.
+        scores: ``(B, 1 or K, T, S + T)``, the operator's score of each row at each token, +inf for learned rows, NaN for rows
+            that the token cannot attend to; None unless requested.
+        active: ``(B, T)`` bool, False for tokens that are not read.
+    """
+
+    def __init__(self, H: MultiState, recorder: LayerRecorder):
+        before, self._blocks = H.sorted_by_position(), recorder.blocks
+        whole = self._blocks[0].keys_values if self._blocks else None
+        if whole is not None:
+            self.rows, (self._keys, self._values), self.active = self._blocks[0].rows, whole, self._blocks[0].active
+        else:
+            self.rows = torch.cat([before.positions, *(block.entered for block in self._blocks)], dim=2)
+            self._keys = torch.cat([before.keys, *(block.k for block in self._blocks)], dim=2)
+            self._values = torch.cat([before.values, *(block.v for block in self._blocks)], dim=2)
+            no_tokens = before.positions.new_empty(len(before.clock), 0, dtype=torch.bool)
+            self.active = torch.cat([no_tokens, *(block.active for block in self._blocks)], dim=1)
+        S = before.positions.shape[2]  # the rows are copies, because a step in place may overwrite the given ones
+        keys, values, positions = (x[:, :, :S] for x in (self._keys, self._values, self.rows))
+        self._before = replace(before, keys=keys, values=values, positions=positions, buffer=None)
+        self.scores = self._scores_by_row() if recorder.want_scores else None
+
+    @cached_property
+    def left(self) -> Tensor:
+        """``(B, K, T)`` int64, the position evicted at each token, −1 for none."""
+        no_tokens = self.rows.new_empty(*self.rows.shape[:2], 0)
+        return torch.cat([no_tokens, *(block.left for block in self._blocks)], dim=2)
+
+    @cached_property
+    def last_visible(self) -> Tensor:
+        """``(B, 1 or K, S + T)`` int64: the last token that can attend to a row; T if it is retained, −1 if it is empty."""
+        if len(self._blocks) == 1:
+            return self._blocks[0].last_visible
+        (B, K, R), T = self.rows.shape, self.active.shape[1]
+        index = self._row_index(self.left).masked_fill(self.left == EMPTY, R)
+        last_visible = torch.full((B, K, R + 1), T, device=index.device)
+        return last_visible.scatter_(2, index, torch.arange(T, device=index.device).expand(B, K, T))[..., :R]
+
+    @property
+    def no_empty_rows(self) -> bool:
+        """True if no row was empty before the first token."""
+        return self._before.no_empty_rows
+
+    @property
+    def is_gather_only(self) -> bool:
+        """True if :meth:`at` only gathers rows and computes nothing again."""
+        operator = self._before.reduction
+        return (
+            bool(self._blocks) and not operator.merges_values and (self._stats_by_token is not None or not operator.stat_names)
+        )
+
+    @property
+    def _stats_by_token(self) -> dict[str, Tensor] | None:
+        return self._blocks[0].stats_by_token if len(self._blocks) == 1 else None
+
+    def at(self, query: PrefixQuery) -> MultiState:
+        """Return the state of batch rows ``query.rows`` after their first ``query.n`` tokens."""
+        if not self._blocks:
+            return self._before.select(query.rows)
+        if self._before.reduction.merges_values:
+            return self._unroll_again(query)
+        if not self.is_gather_only:
+            return self._unroll_blocks_again(query)
+        grown, uniform = self.rows_before_eviction(query), self.no_empty_rows and query.uniform
+        if self._before.reduction.size is None and uniform and len(query.n):
+            end = self._before.positions.shape[2] + int(query.n[0])
+            return grown.with_rows({name: x[:, :, :end] for name, x in grown.rows.items()}, grown.clock, no_empty_rows=True)
+        return grown.keep_rows(query.kept_mask(self.last_visible), uniform=uniform)
+
+    def rows_before_eviction(self, query: PrefixQuery) -> MultiState:
+        """Return :meth:`at` with all S + T rows. Statistics are left out where they are not recorded for every token."""
+        tensors = (self._keys, self._values, self.rows)
+        keys, values, positions = tensors if query.all_rows else (x.index_select(0, query.rows) for x in tensors)
+        history = self._stats_by_token or {}
+        row_stats = {name: self._stats_since_start(name, x)[query.rows, query.n] for name, x in history.items()}
+        clock = self._before.clock[query.rows] + query.n_read
+        return replace(
+            self._before, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, no_empty_rows=False
+        )
+
+    def _unroll_again(self, query: PrefixQuery) -> MultiState:
+        """:meth:`at` for an operator that merges values, which are not recorded."""
+        n, rows, most = query.n, query.rows, int(query.n.amax())
+        S = self._before.positions.shape[2]
+        q = torch.cat([block.q for block in self._blocks], dim=2).index_select(0, rows)[:, :, :most]
+        k, v = (x.index_select(0, rows)[:, :, S : S + most] for x in (self._keys, self._values))
+        active = self.active[rows, :most] & (torch.arange(most, device=n.device) < n[:, None])
+        return unroll_layer(q, k, v, self._before.select(rows), active)[1]
+
+    def _unroll_blocks_again(self, query: PrefixQuery) -> MultiState:
+        """:meth:`at` from the statistics at the start of the block that contains token n."""
+        n, rows, parts, order = query.n, query.rows, list[MultiState](), list[Tensor]()
+        starts = torch.tensor([0, *(block.q.shape[2] for block in self._blocks)], device=n.device).cumsum(0)
+        containing = (torch.searchsorted(starts, n, right=True) - 1).clamp(max=len(self._blocks) - 1)
+        for i in containing.unique().tolist():
+            some, block = (containing == i).nonzero()[:, 0], self._blocks[i]
+            begin = PrefixQuery.of(self.active, starts[i].expand_as(some), rows[some])
+            mask, uniform = begin.kept_mask(self.last_visible), self.no_empty_rows and begin.uniform
+            H = self.rows_before_eviction(begin).keep_rows(mask, uniform=uniform)
+            S = H.positions.shape[2]  # of some batch rows, which may need fewer columns than all of them
+            stats = {name: x.index_select(0, rows[some])[:, :, :S] for name, x in block.row_stats.items()}
+            rest = n[some] - starts[i]
+            most = int(rest.amax())
+            q, k, v = (x.index_select(0, rows[some])[:, :, :most] for x in (block.q, block.k, block.v))
+            active = block.active[rows[some], :most] & (torch.arange(most, device=n.device) < rest[:, None])
+            parts.append(unroll_layer(q, k, v, replace(H, row_stats=stats), active)[1])
+            order.append(some)
+        return concat_batches(parts).select(torch.cat(order).argsort())
+
+    def _stats_since_start(self, name: str, after: Tensor) -> Tensor:
+        """Return a statistic before the first token and after each, ``(B, T + 1, K, R, …)``."""
+        start = self._before.row_stats[name]  # (B, K, S, …)
+        start = torch.cat((start, start.new_zeros(*start.shape[:2], after.shape[1], *start.shape[3:])), dim=2)
+        return torch.cat((start[:, None], after), dim=1)
+
+    def _row_index(self, positions: Tensor) -> Tensor:
+        """Return the index in ``rows`` of each of ``positions (B, K, …)``."""
+        before, S = self._before, self._before.positions.shape[2]
+        sorted_rows = before.positions.masked_fill(before.empty, torch.iinfo(torch.int64).max)
+        token = positions - before.clock[:, None, None]
+        return torch.where(token < 0, torch.searchsorted(sorted_rows, positions.contiguous()), token + S)
+
+    def _scores_by_row(self) -> Tensor:
+        """Return the scores of all blocks, with one column for each of ``rows``."""
+        (B, _, R), T, n_learned = self.rows.shape, self.active.shape[1], self._before.n_learned
+        blocks = [(block.rows, block.scores) for block in self._blocks if block.scores is not None]
+        heads, dtype = (blocks[0][1].shape[1], blocks[0][1].dtype) if blocks else (1, self._keys.dtype)
+        scores, start = self._keys.new_full((B, heads, T, R + 1), torch.nan, dtype=dtype), 0
+        for rows, score in blocks:
+            index = self._row_index(rows).masked_fill(rows == EMPTY, R)  # (B, K, R of the block)
+            index[..., :n_learned] = torch.arange(n_learned, device=index.device)  # learned rows have equal positions
+            stop = start + score.shape[2]
+            scores[:, :, start:stop].scatter_(3, index[:, :heads, None].expand_as(score), score)
+            start = stop
+        return scores[..., :R]

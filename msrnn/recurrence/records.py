@@ -1,0 +1,132 @@
+"""Records of an unroll, from which :mod:`trace` builds the state after any token; and work that layers share."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..state.multistate import MultiState
+from .block_layout import BlockLayout
+from .block_scores import BlockScores, EvictionBlock
+from .eviction import evicted_positions
+
+STATS_HISTORY_TOKENS = 32
+"""Maximum number of tokens of a block for which the statistics after every token are recorded. Drafts are shorter."""
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """One block of one layer.
+
+    Attributes:
+        q: ``(B, N, T, D)``, rotated, like ``k`` and ``v (B, K, T, D)``.
+        active: ``(B, T)`` bool, False for tokens that are not read.
+        row_stats: statistics before the first token, ``(B, K, S)`` or ``(B, K, S, n)`` each.
+        rows: ``(B, K, S + T)`` int64, positions of the rows, −1 for absent ones. The last T rows are those of the tokens.
+        last_visible: ``(B, 1 or K, S + T)`` int64, as in :class:`EvictionBlock`.
+        iterations: number of calls in which the evictions were found; 0 if no row was evicted.
+        scores: ``(B, 1 or K, T, S + T)``, NaN for rows that a token cannot attend to; None unless requested.
+        stats_by_token: statistics after each token, ``(B, T, K, S + T, …)`` each; None for a block of more than
+            ``STATS_HISTORY_TOKENS`` tokens.
+        keys_values: keys and values of all ``rows``, if this is the only block; otherwise None.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    active: Tensor
+    row_stats: dict[str, Tensor]
+    rows: Tensor
+    last_visible: Tensor
+    iterations: int
+    scores: Tensor | None
+    stats_by_token: dict[str, Tensor] | None
+    keys_values: tuple[Tensor, Tensor] | None
+
+    @property
+    def entered(self) -> Tensor:
+        """``(B, K, T)`` int64, positions of the tokens."""
+        return self.rows[..., -self.q.shape[2] :]
+
+    @property
+    def left(self) -> Tensor:
+        """``(B, K, T)`` int64, the position evicted at each token, −1 for none."""
+        return evicted_positions(self.rows, self.last_visible, self.q.shape[2])
+
+
+@dataclass
+class LayerRecorder:
+    """The record of one layer, block by block.
+
+    Attributes:
+        want_scores: True: the operator's scores are recorded.
+        blocks: the blocks so far.
+    """
+
+    want_scores: bool = False
+    blocks: list[BlockRecord] = field(default_factory=list)
+
+    def add(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        block: EvictionBlock,
+        parts: list[BlockScores],
+        row_stats: dict[str, Tensor],
+        keys_values: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """Record a block with its evictions. ``keys_values``: those of all rows, if no block follows."""
+        scores, history = None, None
+        if self.want_scores:
+            scores = torch.cat([x.score.masked_fill(~x.visible, torch.nan) for x in parts], dim=1).transpose(1, 2)
+        if block.T <= STATS_HISTORY_TOKENS:
+            history = {name: torch.cat([x.row_stats[name] for x in parts], dim=1) for name in row_stats}
+        self.blocks.append(
+            BlockRecord(
+                q=q,
+                k=k,
+                v=v,
+                active=block.layout.active,
+                row_stats=row_stats,
+                rows=block.positions,
+                last_visible=block.last_visible,
+                iterations=0 if block.layout.no_evictions else len(parts),
+                scores=scores,
+                stats_by_token=history,
+                keys_values=None if self.blocks else keys_values,
+            )
+        )
+
+
+@dataclass
+class SharedAcrossLayers:
+    """Work on the same tokens that the next layers reuse, and how the layers handle their states.
+
+    Attributes:
+        donate: True: the storage of the states before the tokens may be overwritten.
+        make_state: False: no state after the tokens is needed, because no tokens follow.
+        layouts: by first token, stop token, number of rows and capacity; only where no row is empty.
+        weight_free: evictions of an operator that reads positions only, by first token.
+    """
+
+    donate: bool = False
+    make_state: bool = True
+    layouts: dict[tuple[int, int, int, int | None], BlockLayout] = field(default_factory=dict)
+    weight_free: dict[int, EvictionBlock] = field(default_factory=dict)
+
+    def layout(self, H: MultiState, active: Tensor | None, start: int, stop: int) -> BlockLayout:
+        """Return the layout of tokens ``start`` to ``stop`` of ``active (B, T)``, which follow ``H``."""
+        key = (start, stop, H.positions.shape[2], H.capacity)
+        layout = self.layouts.get(key) if H.no_empty_rows else None
+        if layout is None:
+            layout = BlockLayout.build(H, None if active is None else active[:, start:stop], stop - start)
+            if H.no_empty_rows:
+                self.layouts[key] = layout
+        return layout
+
+    def evictions(self, block: EvictionBlock, start: int) -> EvictionBlock | None:
+        """Return the block with the evictions of an earlier layer, if they are the same; otherwise None."""
+        known = self.weight_free.get(start)
+        same = known and known.reduction == block.reduction and known.positions.equal(block.positions)
+        return known if same else None

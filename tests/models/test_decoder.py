@@ -1,4 +1,4 @@
-"""Every part of the Decoder against an independent form, in float64; and the laws of a cell for any mixture of parts."""
+"""Tests of every part of the Decoder against an independent implementation in float64, and of the laws of a cell."""
 
 import json
 import math
@@ -33,7 +33,7 @@ from msrnn.models.registry import build_on_meta, config_from_dict
 
 
 def naive(cell, text, rotated=lambda x, position: x, entered=None, bias=None):
-    """``(B, T)`` -> logits by PyTorch's own parts and whole matrices; ``bias (N, T, T)`` is added to the attention logits."""
+    """Return logits of ``text (B, T)`` from PyTorch's own modules; ``bias (N, T, T)`` is added to the attention logits."""
     c, (B, T) = cell.config, text.shape
     N, K, D = c.n_heads, c.n_kv_heads, c.head_dim
     mask = torch.zeros(T, T, dtype=torch.float64).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
@@ -61,7 +61,7 @@ TEXT = random_tokens(1, 3, 20)
 
 @pytest.mark.parametrize("reduction", ["full", "tova:5", "h2o:6", "window:4"])
 @pytest.mark.parametrize("rope", sorted(ROPES))
-def test_left_as_it_is_it_is_a_llama(rope, reduction):
+def test_default_config_equals_llama(rope, reduction):
     llama = tiny_cell(rope=ROPES[rope])
     cell = (
         Decoder(DecoderConfig(**{**DECODER_CONFIG, "context_length": CONFIG["context_length"]}, positions=ROPES[rope]))
@@ -91,7 +91,7 @@ def test_feed_forward(ffn):
 
 
 def alibi(n_heads, T=20):
-    """transformers' own (of BLOOM): only the key's position, as a query's own shift changes no softmax."""
+    """Return the bias of BLOOM in transformers, a function of the key position only: softmax ignores a shift per query."""
     return build_alibi_tensor(torch.ones(1, T), n_heads, torch.float64).view(n_heads, 1, T)
 
 
@@ -108,8 +108,8 @@ def test_alibi(n_heads, figure):
     assert (expected - naive(cell, TEXT)).abs().max() > 0.05
 
 
-def test_alibi_far_away():
-    """Its logits are as exact as float32 has them, 10,000 tokens from the beginning."""
+def test_alibi_is_exact_at_position_10000():
+    """The logits have the precision of float32 there."""
     cell = tiny_decoder(positions="alibi")
     near = cell.initial_state(1, "full")
     far = near.with_layers(replace(H, clock=H.clock + 10_000) for H in near)
@@ -119,7 +119,7 @@ def test_alibi_far_away():
     assert_close(cell(TEXT[:1], near)[0], cell(TEXT[:1], far)[0], 1e-2)
 
 
-def test_alibi_refuses():
+def test_alibi_refuses_16_bits_and_operators_that_need_keys():
     with pytest.raises(msrnn.Error, match="the operator needs keys"):
         tiny_decoder(positions="alibi").initial_state(1, msrnn.KeyDiff(4))
     with pytest.raises(msrnn.Error, match="bfloat16, too coarse"):
@@ -130,7 +130,7 @@ def test_alibi_refuses():
         tiny_decoder(positions="alibi").half().step(torch.tensor([1, 2]), state.to(torch.float16))
 
 
-def test_learned_positions_end():
+def test_texts_beyond_the_learned_positions_are_refused():
     cell = tiny_decoder(positions="learned", context_length=20)
     _, state = cell(TEXT)
     longer = torch.cat((TEXT, TEXT[:, :1]), dim=1)
@@ -148,14 +148,14 @@ def test_learned_positions_end():
     msrnn.lookahead(cell, TEXT[:, :15], max_new_tokens=5, window=3, ngram=3, guesses=2)
 
 
-def test_sinusoids():
+def test_sinusoidal_positions():
     cell = tiny_decoder(positions="sinusoidal")
     table = torch.tensor([[angle(t, j) for j in range(24)] for t in range(20)], dtype=torch.float64)
     assert_close(cell(TEXT)[0], naive(cell, TEXT, entered=cell.embed.weight[TEXT] * math.sqrt(24) + table), 1e-12)
 
 
 def angle(t, j):
-    """arXiv:1706.03762, sec. 3.5, number by number."""
+    """arXiv:1706.03762, sec. 3.5, element by element."""
     return (math.sin if j % 2 == 0 else math.cos)(t / 10000 ** ((j - j % 2) / 24))
 
 
@@ -172,8 +172,8 @@ def test_fixnorm(tied):
     assert_close(cell(TEXT)[0], naive(cell_of_words, TEXT, entered=x), 1e-12)
 
 
-def test_fixnorm_of_long_and_of_no_embeddings():
-    """Their length is taken in float32 at least: in float16 300 numbers of 200 are too long to be told, and 1e-12 is 0."""
+def test_fixnorm_of_long_and_of_zero_embeddings():
+    """The length is computed in float32: in float16 the length of 300 elements of 200 overflows, and 1e-12 is 0."""
     cell = tiny_decoder(fixnorm=True, tied=True).float()
     cell.embed.weight.mul_(1000)
     cell.embed.weight[TEXT[0, 3]] = 0
@@ -208,7 +208,7 @@ def test_norms():
 @pytest.mark.parametrize("norm", CHOICES["norm"])
 @pytest.mark.parametrize("placement", CHOICES["norm_placement"])
 def test_norm_and_placement(norm, placement):
-    """In any place, whichever the norm; that each is what its name says, other tests tell."""
+    """Every norm in every placement; ``tests/layers/test_norm.py`` tests the norms themselves."""
     cell = tiny_decoder(norm=norm, norm_placement=placement, positions="learned", norm_eps=1e-3, bias=True)
     kinds = {"rms": RMSNorm, "rms-outside": RMSNormEpsOutside, "layer": nn.LayerNorm, "scale": ScaleNorm}
     norms = [m for name, m in cell.named_modules() if name.endswith("norm")]
@@ -220,7 +220,7 @@ def test_norm_and_placement(norm, placement):
 @pytest.mark.parametrize("ffn", ["relu", "gelu"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("placement", ["pre", "post"])
-def test_it_is_pytorchs_own_layer(placement, bias, ffn, figure):
+def test_layer_equals_pytorchs(placement, bias, ffn, figure):
     cell = tiny_decoder(
         norm="layer", norm_placement=placement, bias=bias, ffn=ffn, n_kv_heads=4, positions="learned", tied=True
     )
@@ -250,7 +250,7 @@ def test_it_is_pytorchs_own_layer(placement, bias, ffn, figure):
 
 
 def test_dropout():
-    """Of p of what enters and of what is added, in training only, by PyTorch's own generator; what is left is scaled up."""
+    """Elements of embeddings and sublayer outputs are zeroed with probability p in training; the others are scaled up."""
     plain, cell = tiny_decoder(frozen=False), tiny_decoder(frozen=False, dropout=0.25)
     assert torch.equal(cell(TEXT)[0], plain(TEXT)[0])
     plain.train()
@@ -274,7 +274,7 @@ def test_dropout():
     assert not torch.equal(*twice)
 
 
-def test_how_it_begins():
+def test_initialization():
     wide = {"width": 160, "n_kv_heads": 4, "head_dim": 40, "ffn_width": 640, "vocab_size": 1000}
     torch.manual_seed(0)
     for small in (True, False):
@@ -302,8 +302,8 @@ def test_how_it_begins():
     ],
     ids=["llama", "classic", "without tears", "all-attention"],
 )
-def test_it_learns(facts):
-    """A text by heart, through a bounded state: better than log 3 = 1.1, which is all that its three tokens' shares tell."""
+def test_a_bounded_cell_learns_a_text(facts):
+    """The loss falls below log 3 = 1.1, the entropy of the three tokens of the text."""
     torch.manual_seed(0)
     cell = Decoder(DecoderConfig(**{**DECODER_CONFIG, **facts}))
     text, losses = random_tokens(0, 4, 24, 3), []
@@ -344,7 +344,7 @@ def cells(draw, **fixed):
 
 @given(cells(), st.sampled_from(BOUNDED), st.integers(0, 9))
 @settings(max_examples=16, deadline=None, derandomize=True, database=None)
-def test_the_fold_is_the_step_loop(cell, reduction, cut):
+def test_unroll_equals_the_step_loop(cell, reduction, cut):
     text, lengths = random_tokens(cut, 3, 14), torch.tensor([14, 5, 0])
     state = cell.initial_state(3, reduction)
     logits, after = cell(text, state)
@@ -373,7 +373,7 @@ def test_the_fold_is_the_step_loop(cell, reduction, cut):
 
 @given(cells(frozen=False), st.sampled_from(BOUNDED))
 @settings(max_examples=12, deadline=None, derandomize=True, database=None)
-def test_gradients_through_a_bounded_fold_are_those_of_the_step_loop(cell, reduction):
+def test_gradients_of_a_bounded_unroll_equal_those_of_the_step_loop(cell, reduction):
     text, gradients = random_tokens(2, 2, 9), []
     for read in (cell, lambda *a: step_loop(cell, *a)):
         cell.zero_grad()
@@ -410,10 +410,10 @@ def test_decoding_and_disk(facts, tmp_path, capsys):
     with pytest.raises(msrnn.Error, match="another model"):
         tiny_decoder(seed=7, tied=True, **facts).step(text[:, 0], state)
     assert main(["info", str(tmp_path / "own")]) == 0
-    said = capsys.readouterr().out
-    assert "decoder" in said
-    assert f"{facts['positions']}, context length 40" in said
-    assert f"{2 * 2 * (8 * cell.kv_dim + 8):,} in float32" in said  # of two layers, two heads
+    out = capsys.readouterr().out
+    assert "decoder" in out
+    assert f"{facts['positions']}, context length 40" in out
+    assert f"{2 * 2 * (8 * cell.kv_dim + 8):,} in float32" in out  # of two layers, two heads
     converters.convert(tmp_path / "own", tmp_path / "half", dtype=torch.float16)
     assert msrnn.load(tmp_path / "half").config == cell.config
     with pytest.raises(msrnn.Error, match="which transformers does not support"):
@@ -422,7 +422,7 @@ def test_decoding_and_disk(facts, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("positions", [*POSITIONS, *ROPES.values()], ids=str)
-def test_every_config_survives_json(positions):
+def test_configs_survive_json(positions):
     config = DecoderConfig(
         **DECODER_CONFIG, positions=positions, norm="rms-outside", norm_eps=1e-3, norm_placement="post", bias=True, tied=True,
         fixnorm=True, small_init=False, dropout=0.5, ffn="geglu", bos_token_id=1, eos_token_ids=(2, 3),
@@ -431,7 +431,7 @@ def test_every_config_survives_json(positions):
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("facts", "message"),
     [
         ({"width": 0}, "width is 0"),
         ({"n_layers": 1001}, "n_layers is 1001"),
@@ -456,14 +456,14 @@ def test_every_config_survives_json(positions):
         ({"eos_token_ids": 3}, "eos_token_ids are 3; expected a tuple"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(facts, said):
-    with pytest.raises(msrnn.Error, match=said):
+def test_wrong_configs_are_refused_by_field(facts, message):
+    with pytest.raises(msrnn.Error, match=message):
         DecoderConfig(**{**DECODER_CONFIG, **facts})
 
 
 @pytest.mark.parametrize("field", [*tiny_decoder().config.to_dict()])
-def test_a_damaged_field_is_refused_in_one_sentence_or_makes_a_cell(field):
-    facts, said = DecoderConfig(**DECODER_CONFIG).to_dict(), list[str]()
+def test_a_damaged_field_is_refused_in_one_sentence_or_builds_a_cell(field):
+    facts, messages = DecoderConfig(**DECODER_CONFIG).to_dict(), list[str]()
     damages = [
         None,
         -1,
@@ -486,11 +486,20 @@ def test_a_damaged_field_is_refused_in_one_sentence_or_makes_a_cell(field):
         try:
             build_on_meta(config_from_dict({**facts, field: wrong}))
         except msrnn.Error as error:
-            said.append(str(error))
-    assert len(said) >= 5
-    assert all(len(text.splitlines()) == 1 for text in said)
+            messages.append(str(error))
+    assert len(messages) >= 5
+    assert all(len(text.splitlines()) == 1 for text in messages)
 
 
-def test_odd_heads_need_no_rotation():
+def test_an_odd_head_dim_is_allowed_without_rope():
     cell = tiny_decoder(positions="alibi", head_dim=5)
     assert_close(cell(TEXT)[0], naive(cell, TEXT, bias=alibi(4)), 1e-6)
+
+
+def test_a_state_fits_a_cell_with_other_special_tokens_and_dropout():
+    """Only fields that enter a step are part of the fingerprint."""
+    cell, other = (tiny_decoder(**facts) for facts in ({}, {"bos_token_id": 1, "eos_token_ids": (2, 3), "dropout": 0.5}))
+    _, state = cell(TEXT, cell.initial_state(3, "tova:5"))
+    assert_close(other.step(TEXT[:, 0], state)[0], cell.step(TEXT[:, 0], state)[0])
+    with pytest.raises(msrnn.Error, match="another model"):
+        tiny_decoder(norm_eps=1e-3).step(TEXT[:, 0], state)

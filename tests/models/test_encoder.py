@@ -1,4 +1,4 @@
-"""The encoder against torch.nn.TransformerEncoder, and what has a step and what has none."""
+"""Tests of the encoder against torch.nn.TransformerEncoder, and of the masks that allow a step."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ LENGTHS = torch.tensor([9, 4, 1])
 
 
 def pair(placement, seed=0, **facts):
-    """Ours and torch's, with the same weights."""
+    """Return our encoder and torch's with the same weights."""
     config = EncoderConfig(**FACTS, norm_placement=placement, norm_eps=1e-3, **facts)
     layer = nn.TransformerEncoderLayer(
         config.width,
@@ -69,7 +69,7 @@ def test_gradients_equal_torchs(placement):
     assert_close(joined, expected["layers.0.self_attn.in_proj_weight"], 1e-10)
 
 
-def test_dropout_falls_where_torchs_falls():
+def test_dropout_is_applied_as_in_torch():
     encoder, theirs = pair("pre", dropout=0.3)
     x = text(B=1)  # torch lays a batch out in another order, and so draws other numbers for it
     torch.manual_seed(5)
@@ -82,21 +82,21 @@ def test_dropout_falls_where_torchs_falls():
     assert (found - calm).abs().amax() > 0.1
 
 
-def test_what_a_padded_row_holds_does_not_matter():
+def test_content_of_padding_does_not_matter():
     encoder, _ = pair("post")
     real = padding_mask(LENGTHS, 9)
     other = torch.where(real[:, 0, :, None], text(), 7.0)
     assert_close(encoder(text(), real)[real[:, 0]], encoder(other, real)[real[:, 0]], 1e-12)
 
 
-def test_a_new_token_changes_every_row_but_under_the_subsequent_mask_none():
+def test_a_new_token_changes_earlier_rows_except_under_the_subsequent_mask():
     encoder, _ = pair("pre")
     longer, shorter = text(), text()[:, :8]
     assert ((encoder(longer)[:, :8] - encoder(shorter)).abs().amax(-1) > 1e-3).all()
     assert_close(encoder(longer, subsequent_mask(9))[:, :8], encoder(shorter, subsequent_mask(8)), 1e-12)
 
 
-def test_padding_that_leaves_a_query_nothing_to_see_makes_no_nan():
+def test_a_query_that_sees_no_row_gives_no_nan():
     encoder, _ = pair("pre")
     mask = window_mask(9, 2) & padding_mask(LENGTHS, 9)  # the last tokens see padding alone
     x = text().requires_grad_()
@@ -107,7 +107,7 @@ def test_padding_that_leaves_a_query_nothing_to_see_makes_no_nan():
 
 
 @pytest.mark.parametrize(
-    ("facts", "words"),
+    ("facts", "message"),
     [
         ({"width": 0}, "width is 0"),
         ({"n_layers": True}, "n_layers is True"),
@@ -119,6 +119,6 @@ def test_padding_that_leaves_a_query_nothing_to_see_makes_no_nan():
         ({"norm_eps": 1}, "norm_eps is 1"),
     ],
 )
-def test_configs_that_make_no_sense_are_refused(facts, words):
-    with pytest.raises(msrnn.Error, match=words):
+def test_wrong_configs_are_refused(facts, message):
+    with pytest.raises(msrnn.Error, match=message):
         EncoderConfig(**{**FACTS, **facts})

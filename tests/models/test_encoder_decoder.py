@@ -1,4 +1,4 @@
-"""The encoder-decoder as a cell, against torch.nn.TransformerDecoder, and by the laws of a cell."""
+"""Tests of the encoder-decoder against torch.nn.TransformerDecoder, and of the laws of a cell."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def tiny(placement="pre", seed=0, frozen=True, **facts):
 
 
 def torchs(cell):
-    """``(source, lengths, text) -> logits`` by torch.nn's own stacks with the cell's weights."""
+    """Return a function ``(source, lengths, text) -> logits`` of torch.nn's stacks with the weights of the cell."""
     config, pre = cell.config, cell.config.norm_placement == "pre"
     shape, how = (config.width, config.n_heads, config.ffn_width, 0.0), {"batch_first": True, "norm_first": pre}
     last = [nn.LayerNorm(config.width) if pre else None for _ in range(2)]
@@ -67,7 +67,7 @@ def test_the_cell_equals_torchs_decoder(placement, figure):
 
 
 @pytest.mark.parametrize("reduction", ["full", "window:3", "tova:4", ["h2o:3", "full"]])
-def test_the_fold_is_the_step_loop_however_it_is_split(reduction):
+def test_unroll_equals_the_step_loop_for_every_split(reduction):
     cell, text, lengths = tiny(), random_tokens(1, 3, 9), torch.tensor([9, 4, 0])
     state = cell.encode(random_tokens(0, 3, 6), LENGTHS, reduction)
     expected, end = step_loop(cell, text, state, lengths)
@@ -104,7 +104,7 @@ def test_the_source_is_part_of_the_state(tmp_path):
     assert " 1 learned + 1 " in repr(trace.at(4))
 
 
-def test_steps_in_place_and_rows_that_stand_still():
+def test_steps_in_place_and_inactive_rows():
     cell, text = tiny(), random_tokens(1, 3, 5)
     state = cell.encode(random_tokens(0, 3, 6), LENGTHS, "window:2")
     expected, end = step_loop(cell, text, state)
@@ -119,7 +119,7 @@ def test_steps_in_place_and_rows_that_stand_still():
     assert_same(still.select([1]), end.select([1]))
 
 
-def test_a_saved_cell_is_the_same_cell(tmp_path):
+def test_a_saved_cell_is_loaded(tmp_path):
     cell, text = tiny("post", norm_eps=1e-3), random_tokens(1, 3, 5)
     state = cell.encode(random_tokens(0, 3, 6), LENGTHS)
     cell.save(tmp_path / "model")
@@ -132,7 +132,7 @@ def test_a_saved_cell_is_the_same_cell(tmp_path):
             refuses(tmp_path / "model")
 
 
-def test_decoding_is_the_librarys_own():
+def test_decoding_functions_accept_the_cell():
     cell, start = tiny(), torch.tensor([[7], [7], [7]])
     state = cell.encode(random_tokens(0, 3, 6), LENGTHS, "tova:4")
     new, end = msrnn.generate(cell, start, state, max_new_tokens=10)
@@ -145,8 +145,8 @@ def test_decoding_is_the_librarys_own():
     assert_same(also, end, 1e-9)
 
 
-def test_decoding_needs_no_frozen_cell():
-    """The source's rows carry the encoder's graph; what decoding gives carries none, and what it was given still does."""
+def test_decoding_with_a_trainable_cell():
+    """The encoder's graph stays in the given state; the result of decoding has no graph."""
     cell, start = tiny(frozen=False), torch.tensor([[7], [7]])
     state = cell.encode(random_tokens(0, 2, 6))
     new, end = msrnn.generate(cell, start, state, max_new_tokens=4)
@@ -172,7 +172,7 @@ def test_gradients_reach_the_encoder_and_equal_torchs():
         assert_close(one, other, 1e-10)
 
 
-def test_a_state_tells_what_is_given_and_what_was_read():
+def test_printed_state_lists_text_and_source():
     cell = tiny()
     _, state = cell(random_tokens(1, 3, 7), cell.encode(random_tokens(0, 3, 6), LENGTHS, "tova:3"))
     assert len(state) == len(cell.layers) == 4
@@ -187,7 +187,7 @@ def test_a_state_tells_what_is_given_and_what_was_read():
 
 
 @pytest.mark.parametrize(
-    ("refused", "words"),
+    ("call", "message"),
     [
         (lambda cell: cell.initial_state(3), "no state without a source"),
         (lambda cell: cell.step(torch.tensor([1])), "no state without a source"),
@@ -205,6 +205,6 @@ def test_a_state_tells_what_is_given_and_what_was_read():
         (lambda cell: tiny(width=15, n_heads=3), "width is 15"),
     ],
 )
-def test_what_makes_no_sense_is_refused(refused, words):
-    with pytest.raises(msrnn.Error, match=words):
-        refused(tiny())
+def test_wrong_arguments_are_refused(call, message):
+    with pytest.raises(msrnn.Error, match=message):
+        call(tiny())

@@ -1,4 +1,4 @@
-"""Rows that H has from the first: persistent ones, memory tokens, recurrent memory; against a naive form of whole matrices."""
+"""Tests of learned rows (persistent rows, memory tokens, recurrent memory) against naive full-matrix attention."""
 
 import copy
 
@@ -59,11 +59,11 @@ def naive_logits(cell, text):
 
 @pytest.mark.parametrize("facts", [{"persistent": 3, "ffn": "none", "ffn_width": 0}, {"memory_tokens": 2}, ALL], ids=str)
 @pytest.mark.parametrize("positions", POSITIONS, ids=str)
-def test_learned_rows_are_columns_that_all_see(positions, facts, figure):
+def test_every_token_attends_to_learned_rows(positions, facts, figure):
     cell = tiny_decoder(positions=positions, **facts)
     expected = naive_logits(cell, TEXT)
     assert_close(cell(TEXT)[0], expected, 1e-12)
-    for reduction in ("full", "h2o:20"):  # of these, what is weighted is told too
+    for reduction in ("full", "h2o:20"):  # h2o also compares the accumulated attention
         assert_close(step_loop(cell, TEXT, cell.initial_state(3, reduction))[0], expected, 1e-12)
     if facts is ALL and positions == "alibi":
         gap = (cell(TEXT)[0] - expected).abs().max().item()
@@ -81,8 +81,8 @@ def test_learned_rows_are_columns_that_all_see(positions, facts, figure):
 
 @pytest.mark.parametrize("reduction", ["full", "window:4", "sinks:6:3", "tova:5", "tova-head:5", "h2o:6", "h2o-layer:6"])
 @pytest.mark.parametrize("positions", POSITIONS[:3], ids=str)
-def test_the_fold_is_the_step_loop(positions, reduction, tmp_path):
-    """Bounded too; a learned row never leaves, in whatever way the text is read."""
+def test_unroll_equals_the_step_loop(positions, reduction, tmp_path):
+    """Also for a bounded H; learned rows are never evicted."""
     cell, lengths = tiny_decoder(positions=positions, **ALL), torch.tensor([20, 7, 0])
     state = cell.initial_state(3, reduction)
     logits, after = cell(TEXT, state)
@@ -111,8 +111,8 @@ def test_the_fold_is_the_step_loop(positions, reduction, tmp_path):
 
 
 @pytest.mark.parametrize("reduction", ["full", "tova:4", "h2o:5", "window:3"])
-def test_gradients_reach_what_is_learned_through_the_state(reduction):
-    """As autograd has them through the step loop, and for the full state through the naive matrices."""
+def test_gradients_reach_learned_rows_through_the_state(reduction):
+    """Gradients equal those of the step loop, and for an unbounded H those of naive attention."""
     cell, gradients = tiny_decoder(frozen=False, **ALL, tied=True), []
     ways = {
         "fold": lambda: cell(TEXT, cell.initial_state(3, reduction))[0],
@@ -133,7 +133,7 @@ def test_gradients_reach_what_is_learned_through_the_state(reduction):
 
 @pytest.mark.parametrize("positions", POSITIONS, ids=str)
 def test_recurrent_memory(positions):
-    """Three chunks: as whole matrices [memory, chunk, write], each memory being what the write before it gave."""
+    """Three segments equal naive attention over [memory, segment, write tokens]; write outputs are the next memory."""
     cell = tiny_decoder(positions=positions, memory_tokens=2, recurrent=True, persistent=1, frozen=False)
     state, memory, logits, expected = cell.initial_state(3), cell.memory.expand(3, -1, -1), [], []
     for chunk in TEXT.split([7, 9, 4], dim=1):
@@ -159,7 +159,7 @@ def test_recurrent_memory(positions):
     assert gradients[0]["write_tokens"].abs().min() > 0
 
 
-def test_what_is_left_after_carry():
+def test_the_next_segment_has_only_the_memory():
     cell = tiny_decoder(memory_tokens=2, recurrent=True)
     for state in (cell.initial_state(3, "tova:4"), cell.initial_state(3)):
         _, read = cell(TEXT, state, lengths=torch.tensor([20, 9, 0]))
@@ -174,8 +174,8 @@ def test_what_is_left_after_carry():
 
 
 @pytest.mark.parametrize("places", ["inside", "compressed"])
-def test_places_are_carried(places):
-    """Before anything has left, and within ten tokens, all places are the positions."""
+def test_places_are_kept(places):
+    """Without evictions and within ten tokens, remapped positions equal positions."""
     cell = tiny_decoder(memory_tokens=2, recurrent=True, persistent=1)
     state, placed, text = cell.initial_state(3), cell.initial_state(3, places=places), TEXT[:, :9]
     for _ in range(2):
@@ -190,8 +190,8 @@ def test_places_are_carried(places):
     assert renewing.refresh_learned_rows(placed).places.rule == places
 
 
-def test_a_state_is_renewed_as_parameters_change():
-    """After a step of training the rows that are learned are new, what was read is not; and gradients reach them again."""
+def test_learned_rows_are_refreshed_after_an_optimizer_step():
+    """Learned rows follow the parameters, rows of text stay, and gradients reach the parameters again."""
     cell = tiny_decoder(frozen=False, **ALL)
     _, old = cell(TEXT, cell.initial_state(3, "h2o:6"))
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_a_state_is_renewed_as_parameters_change():
         assert torch.equal(H.values, torch.cat((start.values, before.values[:, :, 5:]), dim=2))
         assert torch.equal(H.row_stats["accumulated_attention"], before.row_stats["accumulated_attention"])
         assert torch.equal(H.positions, before.positions)
-        assert H.clock is not None
+        assert torch.equal(H.clock, before.clock)
         assert not torch.equal(H.keys[:, :, :5], before.keys[:, :, :5])
     assert not old.detach().requires_grad
     cell(TEXT, state)[0].tanh().sum().backward()
@@ -214,8 +214,8 @@ def test_a_state_is_renewed_as_parameters_change():
     assert_same(plain.refresh_learned_rows(state), state)
 
 
-def test_of_another_type_or_elsewhere():
-    """A state in another dtype than the parameters; and a cell of no numbers at all."""
+def test_other_dtypes():
+    """A state with another dtype than the parameters, and a cell in bfloat16."""
     cell = tiny_decoder(**ALL)
     half = cell.initial_state(2, "h2o:5", dtype=torch.bfloat16)
     assert half[0].keys.dtype == half[0].values.dtype == torch.bfloat16
@@ -225,7 +225,7 @@ def test_of_another_type_or_elsewhere():
 
 
 @pytest.mark.parametrize("name", ["memory", "persistent_keys"])
-def test_a_state_tells_its_learned_rows(name):
+def test_a_state_with_other_learned_rows_is_refused(name):
     facts = {"memory_tokens": 2} if name == "memory" else {"persistent": 2}
     cell = tiny_decoder(**facts)
     state = cell.initial_state(2)
@@ -234,8 +234,8 @@ def test_a_state_tells_its_learned_rows(name):
         cell(TEXT, state)
 
 
-def test_dropout_is_of_memory_too(monkeypatch):
-    """Of memory and write tokens as they enter, as of other tokens; none in evaluation."""
+def test_dropout_of_memory_tokens(monkeypatch):
+    """Memory and write tokens have dropout at the input as other tokens; none in eval mode."""
     entered, cell = [], tiny_decoder(memory_tokens=2, recurrent=True, dropout=0.5)
     run_layers = cell.run_layers
     monkeypatch.setattr(cell, "run_layers", lambda x, *more: entered.append(x) or run_layers(x, *more))
@@ -249,7 +249,7 @@ def test_dropout_is_of_memory_too(monkeypatch):
             assert_close(x[left], (whole * (1 if left.all() else 2)).expand_as(x)[left], 0)
 
 
-def test_how_it_begins():
+def test_initialization():
     torch.manual_seed(0)
     facts = {**DECODER_CONFIG, "width": 160, "memory_tokens": 40, "recurrent": True, "persistent": 20}
     for fixnorm in (True, False):
@@ -264,7 +264,7 @@ def test_how_it_begins():
 
 
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("facts", "message"),
     [
         ({"memory_tokens": -1}, "memory_tokens is -1"),
         ({"persistent": 1.5}, "persistent is 1.5"),
@@ -272,12 +272,12 @@ def test_how_it_begins():
         ({"recurrent": True}, "recurrent is True and memory_tokens is 0"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(facts, said):
-    with pytest.raises(msrnn.Error, match=said):
+def test_wrong_configs_are_refused_by_field(facts, message):
+    with pytest.raises(msrnn.Error, match=message):
         DecoderConfig(**{**DECODER_CONFIG, **facts})
 
 
-def test_refusals():
+def test_wrong_calls_are_refused():
     plain, recurrent = tiny_decoder(memory_tokens=2), tiny_decoder(memory_tokens=2, recurrent=True)
     with pytest.raises(msrnn.Error, match=r"next_segment: config\.recurrent is False"):
         plain.next_segment(plain.initial_state(1))

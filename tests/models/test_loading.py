@@ -1,4 +1,4 @@
-"""The library's own folder."""
+"""Tests of model folders: save, load, and refusals of damaged configs."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_saved_is_loaded(dtype, tmp_path):
+def test_a_saved_cell_is_loaded(dtype, tmp_path):
     cell = tiny_cell(dtype=dtype, tied=True)
     cell.save(tmp_path / "own")
     for load in (msrnn.load, converters.load):
@@ -39,13 +39,13 @@ def test_saved_is_loaded(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("rope", ROPES.values() if isinstance(ROPES, dict) else ROPES)
-def test_every_config_survives_json(rope):
+def test_configs_survive_json(rope):
     config = replace(CELL.config, rope=rope, sliding_window=3, bos_token_id=1, eos_token_ids=(2, 3), family="mistral")
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"format": "other"}, "not a folder of this library"),
         ({"version": 1}, r"version is 1; expected 2 \(convert the model again from its source"),
@@ -68,15 +68,15 @@ def test_every_config_survives_json(rope):
         ({"ffn_width": 8}, "shape"),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(change, said, folder):
+def test_damaged_configs_are_refused(change, message, folder):
     facts = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(facts | change))
-    with pytest.raises(msrnn.Error, match=said):
+    with pytest.raises(msrnn.Error, match=message):
         msrnn.load(folder)
 
 
-def test_loading_a_model_does_not_load_a_compiler(folder):
-    """Drawing a number on the meta device would: some 800 modules."""
+def test_loading_does_not_import_the_compiler(folder):
+    """Random numbers on the meta device would import it, some 800 modules."""
     code = f"import sys, msrnn; msrnn.load({str(folder)!r}); print('sympy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
@@ -91,13 +91,13 @@ def test_a_missing_field_is_named(folder):
 
 
 @pytest.mark.parametrize("settings", [{"dtype": torch.int8}, {"dtype": "float32"}, {"device": "abacus"}])
-def test_a_place_that_is_none_is_refused(settings, folder):
+def test_wrong_dtypes_and_devices_are_refused(settings, folder):
     for load in (msrnn.load, converters.load):
         with pytest.raises(msrnn.Error, match=next(iter(settings))):
             load(folder, **settings)
 
 
-def test_what_came_along_goes_along_even_when_its_folder_has_gone(folder, tmp_path):
+def test_extra_files_are_saved_after_their_folder_has_moved(folder, tmp_path):
     (folder / "tokenizer.json").write_text("{}")
     cell = msrnn.load(folder)
     folder.rename(tmp_path / "away")
@@ -105,7 +105,7 @@ def test_what_came_along_goes_along_even_when_its_folder_has_gone(folder, tmp_pa
     assert (tmp_path / "again" / "tokenizer.json").read_text() == "{}"
 
 
-def test_targets(folder, tmp_path, monkeypatch):
+def test_only_new_or_empty_targets_are_written(folder, tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(msrnn.Error, match="exists already"):
         CELL.save(folder)

@@ -1,4 +1,4 @@
-"""The Memory Transformer's three forms, against torch's own parts put together as the paper describes them."""
+"""Tests of the three forms of the Memory Transformer against torch's modules, combined as in the paper."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def updated(x, seen, hidden, w, placement):
 
 
 def described(model, x, real):
-    """What the paper says of the two other forms, equation by equation."""
+    """Return memory and text of the two other forms, equation by equation of the paper."""
     config, m = model.config, model.tokens.detach().expand(2, -1, -1)
     hidden = torch.cat((torch.zeros(2, 3, dtype=torch.bool), ~real[:, 0]), dim=1)
     for layer in model.layers:
@@ -56,7 +56,7 @@ def described(model, x, real):
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
 @pytest.mark.parametrize("form", ["controller", "bottleneck"])
-def test_forms_with_parameters_for_the_memory_are_as_described(form, placement):
+def test_forms_with_memory_parameters_equal_the_equations(form, placement):
     model = encoder(form, placement)
     found, memory = model(text(), REAL)
     expected, expected_memory = described(model, text(), REAL)
@@ -65,7 +65,7 @@ def test_forms_with_parameters_for_the_memory_are_as_described(form, placement):
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
-def test_memory_tokens_are_a_longer_text_for_torchs_encoder(placement):
+def test_memory_tokens_equal_a_longer_text_in_torchs_encoder(placement):
     pre = placement == "pre"
     layer = nn.TransformerEncoderLayer(24, 4, 40, 0.0, batch_first=True, norm_first=pre)
     last = nn.LayerNorm(24) if pre else None
@@ -84,7 +84,7 @@ def test_memory_tokens_are_a_longer_text_for_torchs_encoder(placement):
     assert_close(memory, expected[:, :3], 1e-10)
 
 
-def test_a_controller_with_the_texts_own_parameters_is_memory_tokens():
+def test_a_controller_with_equal_parameters_equals_memory_tokens():
     plain, controlled = encoder("tokens", "pre"), encoder("controller", "pre")
     own = plain.state_dict()
     controlled.load_state_dict({**own, **{name.replace(".text.", ".memory."): x for name, x in own.items()}})
@@ -92,7 +92,7 @@ def test_a_controller_with_the_texts_own_parameters_is_memory_tokens():
         assert_close(one, other, 1e-12)
 
 
-def test_behind_a_bottleneck_tokens_know_of_each_other_through_the_memory_alone():
+def test_bottleneck_passes_information_through_the_memory_only():
     model = encoder("bottleneck", "pre")
     x, changed = text(), text()
     changed[:, 0] = text(2)[:, 0]
@@ -102,7 +102,7 @@ def test_behind_a_bottleneck_tokens_know_of_each_other_through_the_memory_alone(
     assert_close(model(x)[0][:, 1:], model(changed)[0][:, 1:], 0)
 
 
-def test_every_parameter_learns():
+def test_every_parameter_receives_a_gradient():
     for form in ("tokens", "controller", "bottleneck"):
         model = encoder(form, "pre").train()
         sum(out.square().sum() for out in model(text(), REAL)).backward()
@@ -111,13 +111,13 @@ def test_every_parameter_learns():
 
 
 @pytest.mark.parametrize(
-    ("refused", "words"),
+    ("call", "message"),
     [
         (lambda: MemoryConfig(**{**FACTS, "n_memory": 0}, form="tokens"), "n_memory is 0"),
         (lambda: MemoryConfig(**FACTS, form="banana"), "form is 'banana'; expected one of tokens, controller, bottleneck"),
         (lambda: encoder("tokens", "pre")(text(), subsequent_mask(7)), r"\(7, 7\); an encoder with memory takes padding alone"),
     ],
 )
-def test_what_makes_no_sense_is_refused(refused, words):
-    with pytest.raises(msrnn.Error, match=words):
-        refused()
+def test_wrong_arguments_are_refused(call, message):
+    with pytest.raises(msrnn.Error, match=message):
+        call()

@@ -1,4 +1,4 @@
-"""Named configs have the published models' number of parameters, and their window."""
+"""Tests that the presets have the parameter counts and windows of the published models."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_every_preset_is_listed():
 
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
-def test_parameters(name, count):
+def test_parameter_counts(name, count):
     with torch.device("meta"):
         cell = models.Llama(getattr(models, name))
     assert sum(x.numel() for x in cell.parameters()) == count

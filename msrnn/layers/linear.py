@@ -10,7 +10,7 @@ parameters adjacent in one storage, and :func:`fused_linear` then computes one p
 optimisation: a parameter that has moved to other storage is multiplied separately.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,12 @@ def fused_linear(x: Tensor, *linears: nn.Module) -> Tensor:
     if trainable or (weight := _fused_weight(weights)) is None:
         return torch.cat([module(x) for module in linears], dim=-1)
     return linear(x, weight)
+
+
+def gated_linear(x: Tensor, gate: nn.Module, up: nn.Module, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return activation(gate(x)) · up(x), the hidden layer of a gated MLP (arXiv:2002.05202), ``(…, E) -> (…, F)``."""
+    gated, linear_part = fused_linear(x, gate, up).chunk(2, dim=-1)
+    return activation(gated) * linear_part
 
 
 def fuse_storage_(*linears: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ..cell.layer import RecurrentLayer
 from ..errors import Error
 from ..layers.embedding import Embedding
-from ..layers.linear import Linear, fused_linear, linear
+from ..layers.linear import Linear, gated_linear, linear
 from ..layers.norm import RMSNorm, RMSNormEpsOutside, ScaleNorm, l2_normalize
 from ..layers.positional import AlibiEncoding, PositionEncoding, PositionTensors, RotaryEncoding, sinusoidal_encoding
 from ..layers.rotary import Rope
@@ -30,8 +30,8 @@ GATED: dict[str, Activation] = {"swiglu": functional.silu, "geglu": functional.g
 PLAIN: dict[str, Activation] = {"silu": functional.silu, "gelu": functional.gelu, "relu": functional.relu}
 
 
-class Layer(RecurrentLayer):
-    """One layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
+class DecoderLayer(RecurrentLayer):
+    """A decoder layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -60,22 +60,23 @@ class Layer(RecurrentLayer):
     def project_qkv(self, x: Tensor, position_tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
         return self.qkv_heads(self.attention_norm(x) if self.pre else x, position_tensors)
 
-    def post_attention(self, x: Tensor, read: Tensor) -> Tensor:
-        x = self._add(x, self.o(read[..., : self.config.head_dim].flatten(-2)), self.attention_norm)
+    def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
+        attn_output = attn_output[..., : self.config.head_dim]  # without the elements of the position encoding
+        x = self._add(x, self.o(attn_output.flatten(-2)), self.attention_norm)
         if self.config.ffn == "none":
             return x
         normed = self.ffn_norm(x) if self.pre else x
-        return self._add(x, self.down(self._ffn(normed)), self.ffn_norm)
+        return self._add(x, self.down(self._mlp_hidden(normed)), self.ffn_norm)
 
-    def _ffn(self, x: Tensor) -> Tensor:
-        """``(…, E) -> (…, F)``."""
+    def _mlp_hidden(self, x: Tensor) -> Tensor:
+        """Return the hidden layer of the MLP, ``(…, E) -> (…, F)``."""
         if self.config.ffn in PLAIN:
             return PLAIN[self.config.ffn](self.up(x))
-        gate, up = fused_linear(x, self.gate, self.up).chunk(2, dim=-1)
-        return GATED[self.config.ffn](gate) * up
+        return gated_linear(x, self.gate, self.up, GATED[self.config.ffn])
 
-    def _add(self, x: Tensor, more: Tensor, norm: nn.Module) -> Tensor:
-        x = x + functional.dropout(more, self.config.dropout, self.training)
+    def _add(self, x: Tensor, output: Tensor, norm: nn.Module) -> Tensor:
+        """Add the output of a sublayer to its residual x, and normalize the sum for the placement ``post``."""
+        x = x + functional.dropout(output, self.config.dropout, self.training)
         return x if self.pre else norm(x)
 
 
@@ -87,7 +88,7 @@ class Decoder(LearnedRowsNetwork):
         self.embed = Embedding(config.vocab_size, config.width)
         if config.positions == "learned":
             self.position_embedding = Embedding(config.context_length, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layers))
         if config.norm_placement == "pre":
             self.norm = make_norm(config)
         if not config.tied:
@@ -144,16 +145,13 @@ class Decoder(LearnedRowsNetwork):
         if c.positions == "sinusoidal":
             x = x + sinusoidal_encoding(position, c.width, x.dtype)
         if c.positions == "learned":
-            x = x + self.position_embedding(
-                position.clamp(max=c.context_length - 1)
-            )  # longer texts are refused in check_length
+            x = x + self.position_embedding(position.clamp(max=c.context_length - 1))  # check_length refuses longer texts
         return functional.dropout(x, c.dropout, self.training)
 
     def check_length(self, clock: Tensor) -> None:
-        if self.config.positions == "learned" and bool((clock > self.config.context_length).any()):
-            raise Error(
-                f"the text has {int(clock.max())} tokens; expected at most {self.config.context_length}, the learned positions"
-            )
+        limit = self.config.context_length
+        if self.config.positions == "learned" and bool((clock > limit).any()):
+            raise Error(f"the text has {int(clock.max())} tokens; expected at most {limit}, the number of learned positions")
 
     def final_norm(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.config.norm_placement == "pre" else x

@@ -81,8 +81,8 @@ class AttentionSublayer(RecurrentLayer):
         q, k, v = (rearrange(f(x), "... (N D) -> ... N D", N=heads.n_heads) for f in (heads.q, heads.k, heads.v))
         return q, k, v
 
-    def post_attention(self, x: Tensor, read: Tensor) -> Tensor:
-        return self.attention_residual.add_and_norm(x, self.attention.o(rearrange(read, "... N D -> ... (N D)")))
+    def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
+        return self.attention_residual.add_and_norm(x, self.attention.o(rearrange(attn_output, "... N D -> ... (N D)")))
 
 
 class SelfAttentionSublayer(AttentionSublayer):
@@ -120,8 +120,8 @@ class CrossAttentionSublayer(AttentionSublayer):
         position_tensors: PositionTensors | None = None,
         in_place: bool = False,
     ) -> tuple[Tensor, MultiState]:
-        read, _ = attend(self._query(x), H.keys, H.values, None if H.no_empty_rows else ~H.empty)
-        return self.post_attention(x, read), replace(H, clock=H.clock + (1 if active is None else active))
+        attn_output, _ = attend(self._query(x), H.keys, H.values, None if H.no_empty_rows else ~H.empty)
+        return self.post_attention(x, attn_output), replace(H, clock=H.clock + (1 if active is None else active))
 
     def unroll(
         self,
@@ -133,12 +133,12 @@ class CrossAttentionSublayer(AttentionSublayer):
         shared: SharedAcrossLayers,
     ) -> tuple[Tensor, MultiState]:
         query = rearrange(self._query(x), "B T N D -> B N T D")
-        read, _ = attention(query, H.keys, H.values, None if H.no_empty_rows else ~H.empty[:, :, None])
+        attn_output, _ = attention(query, H.keys, H.values, None if H.no_empty_rows else ~H.empty[:, :, None])
         clock = H.clock + (x.shape[1] if active is None else active.sum(1))
-        return self.post_attention(x, rearrange(read, "B N T D -> B T N D")), replace(H, clock=clock)
+        return self.post_attention(x, rearrange(attn_output, "B N T D -> B T N D")), replace(H, clock=clock)
 
-    def post_attention(self, x: Tensor, read: Tensor) -> Tensor:
-        return self.ffn_residual(super().post_attention(x, read), self.ffn)
+    def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
+        return self.ffn_residual(super().post_attention(x, attn_output), self.ffn)
 
     def _query(self, x: Tensor) -> Tensor:
         """``(…, E) -> (…, N, D)``."""

@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 from ..cell.cell import Cell
 from ..cell.layer import RecurrentLayer
 from ..layers.embedding import Embedding
-from ..layers.linear import Linear, fused_linear, linear
+from ..layers.linear import Linear, gated_linear, linear
 from ..layers.norm import RMSNorm
 from ..layers.positional import PositionTensors, RotaryEncoding
 from ..layers.rotary import Llama3Rope, Rope
@@ -91,9 +91,7 @@ class LlamaLayer(RecurrentLayer):
 
     def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
         x = x + self.o(attn_output.flatten(-2))  # (…, N, D) -> (…, N D) -> (…, E)
-        normed = self.ffn_norm(x)
-        gate, up = fused_linear(normed, self.gate, self.up).chunk(2, dim=-1)
-        return x + self.down(silu(gate) * up)
+        return x + self.down(gated_linear(self.ffn_norm(x), self.gate, self.up, silu))
 
 
 class Llama(Cell):

@@ -1,30 +1,28 @@
-"""Sizes that shrink with depth (PyramidKV, arXiv:2406.02069): low layers spread their attention over many rows, high ones do
-not."""
+"""Cache sizes per layer: PyramidKV (arXiv:2406.02069) gives low layers more rows, because their attention is spread wider."""
 
-from ..errors import Error
+from ..errors import Error, check_int
 
 
 def pyramid(size: int, n_layers: int, *, window: int = 0, beta: float = 20.0) -> tuple[int, ...]:
-    """One size per layer, ``size`` on average but for rounding; from low to high in equal steps.
+    """Return one size per layer, decreasing linearly with depth, whose mean is ``size`` up to rounding.
 
     Args:
-        size: rows of a layer on average.
-        n_layers: how many there are.
-        window: rows that every layer has in any case; only the others are shared out.
-        beta: how steep: the last layer has 1/beta of its share, the first what that leaves over.
+        size: mean number of rows per layer.
+        n_layers: number of layers.
+        window: rows that every layer retains; only the rest is distributed.
+        beta: steepness: the last layer receives 1/beta of the mean share, the first layer the complement to twice the mean.
 
     Raises:
-        Error: whole numbers of at least 1 expected; a window that leaves no row; beta below 1.
+        Error: an argument is not an int of at least 1; ``window`` is not below ``size``; ``beta`` is below 1.
     """
-    for name, value in (("size", size), ("n_layers", n_layers)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise Error(f"pyramid: {name} is {value!r:.60}; expected a whole number of at least 1")
-    if not isinstance(window, int) or isinstance(window, bool) or not 0 <= window < size:
-        raise Error(f"pyramid: window is {window!r:.60}; expected a whole number from 0 to {size - 1}")
+    check_int("pyramid: size", size)
+    check_int("pyramid: n_layers", n_layers)
+    check_int("pyramid: window", window, at_least=0, at_most=size - 1)
     if not isinstance(beta, int | float) or isinstance(beta, bool) or not beta >= 1:
         raise Error(f"pyramid: beta is {beta!r:.60}; expected a number of at least 1")
-    least = (size - window) / beta
-    most = 2 * (size - window) - least
-    steps = max(1, n_layers - 1)
-    sizes = [most - layer * (most - least) / steps for layer in range(n_layers)] if n_layers > 1 else [size - window]
-    return tuple(max(1, window + round(x)) for x in sizes)
+    if n_layers == 1:
+        return (size,)
+    last = (size - window) / beta
+    first = 2 * (size - window) - last
+    shares = [first - layer * (first - last) / (n_layers - 1) for layer in range(n_layers)]
+    return tuple(max(1, window + round(share)) for share in shares)

@@ -6,7 +6,7 @@ A step appends the current token's row to the KV cache, attends, and reduces: of
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields, replace
-from typing import ClassVar, NamedTuple, get_args, get_type_hints
+from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ EMPTY, LEARNED = -1, -2
 MAX_SIZE = 10**18 - 1
 """Maximum number of rows; 18 digits are the longest number in a spec string."""
 
-SpecNames = Mapping[str, Mapping[str, object]]
+SpecNames = Mapping[str, Mapping[str, Any]]
 """Names of an operator in spec strings, each with the fields that the name fixes."""
 
 SAFE_FLAGS = {
@@ -29,6 +29,10 @@ SAFE_FLAGS = {
     "update_is_additive": False,
 }
 """Values of the flags for a class that does not state them. Every other value allows a shortcut."""
+
+
+SPEC_NAMES: dict[str, tuple[type["Reduction"], Mapping[str, Any]]] = {}
+"""The class of each spec name, and the fields that the name fixes. Classes register when they are defined."""
 
 
 class Observation(NamedTuple):
@@ -96,6 +100,13 @@ class Reduction:
                 setattr(cls, flag, safe)
         if "merge" in vars(cls) and "merges_values" not in vars(cls):
             cls.merges_values = True
+        for name, fixed in vars(cls).get("spec_names", {}).items():
+            other = SPEC_NAMES.get(name, (cls,))[0]
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__) and other.__module__.startswith(
+                "msrnn."
+            ):
+                raise Error(f"{cls.__name__}: spec name {name!r} is that of msrnn.{other.__name__}; expected another name")
+            SPEC_NAMES[name] = cls, fixed
 
     def __post_init__(self) -> None:
         if isinstance(self.size, list):

@@ -1,4 +1,4 @@
-"""Operators that look at the keys alone: no attention probability enters."""
+"""Operators that score rows by their keys, without attention weights."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,21 +11,27 @@ from .contract import EMPTY, Observation, Reduction, SpecNames
 
 @dataclass(frozen=True)
 class KeyBasedReduction(Reduction):
-    """What these have in common: keys in the dtype of scores."""
+    """Base class: keys in the dtype of scores, and ties up to rounding.
+
+    Rotation and the shape of a product change a key by rounding, so equal keys of one token at two positions have norms and
+    cosines that differ by rounding. The tolerance makes such ties exact.
+    """
 
     tie_tolerance: ClassVar[float] = 1e-5
     needs_keys: ClassVar[bool] = True
 
     def keys(self, observation: Observation) -> Tensor:
-        """``(B, K, R, D)`` in at least float32, 0 on empty rows."""
+        """Return ``(B, K, R, D)`` in at least float32, 0 for absent rows."""
         assert observation.keys is not None
         return observation.keys.to(observation.weights.dtype).masked_fill(observation.positions[..., None] == EMPTY, 0)
 
 
 @dataclass(frozen=True)
 class KeyDiff(KeyBasedReduction):
-    """KeyDiff (arXiv:2504.15364): of each key/value head the key most like the others goes, by its cosine with the mean of all
-    directions."""
+    """KeyDiff (arXiv:2504.15364): the key that is most similar to the others is evicted.
+
+    Similarity is the cosine with the mean direction of all keys. One decision per key/value head.
+    """
 
     spec_names: ClassVar[SpecNames] = {"keydiff": {}}
     needs_weights: ClassVar[bool] = False
@@ -33,16 +39,16 @@ class KeyDiff(KeyBasedReduction):
 
     def score(self, observation: Observation) -> Tensor:
         directions = normalize(self.keys(observation), dim=-1)
-        mean = normalize(directions.sum(2, keepdim=True), dim=-1)  # (B, K, 1, D); a cosine knows no length
+        mean = normalize(directions.sum(2, keepdim=True), dim=-1)  # (B, K, 1, D)
         return -(directions @ mean.mT)[..., 0]
 
 
 @dataclass(frozen=True)
 class Knorm(KeyBasedReduction):
-    """The longest key of each key/value head goes (arXiv:2406.11430: queries attend to keys of small norm).
+    """L2 norm (arXiv:2406.11430): the longest key is evicted, because queries attend to keys of small norm.
 
-    The paper leaves the first layers whole, where this does not hold: say so with one reduction per layer. In the very first,
-    rows of the same token tie, but for rounding.
+    One decision per key/value head. The paper excludes the first layers, where this does not hold; one operator per layer does
+    the same here. In the first layer, rows of the same token have equal norms up to rounding.
     """
 
     spec_names: ClassVar[SpecNames] = {"knorm": {}}

@@ -1,5 +1,7 @@
-"""Operators that look back over the last queries, not over a row's whole life: each row keeps what these did to it, one value a
-query, written over in turn."""
+"""Operators that score rows by the attention of the last queries, instead of all queries since a row was appended.
+
+Each row keeps one value per query of the window. The values are overwritten in turn.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,13 +11,16 @@ from torch import Tensor
 
 from .contract import EMPTY, Observation, Reduction, SpecNames, is_recent
 
+BITS_PER_WORD = 24
+"""Number of bits in one statistic of Scissorhands: float32 represents integers of 24 bits exactly."""
+
 
 @dataclass(frozen=True)
 class LastQueries(Reduction):
-    """SnapKV's score (arXiv:2404.14469) as a step rule: what the last ``window`` queries attended to least, in sum, goes.
+    """SnapKV's score (arXiv:2404.14469) as a step rule: the score is the attention of the last ``window`` queries.
 
-    The rows of these queries themselves may not. Per key/value head, by the mean over the query heads that share it. SnapKV
-    cuts a prompt once and pools neighbouring positions before; here one row leaves at each step, from among few neighbours.
+    The rows of these queries are protected. One decision per key/value head, by the mean over its query heads. SnapKV evicts
+    once after a prompt and pools neighbouring positions before; here one row is evicted at each step, without pooling.
     """
 
     window: int = 32
@@ -31,20 +36,18 @@ class LastQueries(Reduction):
         return (self.window,)
 
     def query_weights(self, observation: Observation) -> Tensor:
-        """``(B, K, R)``: what the current query reads."""
+        """Return the attention of the current query, ``(B, K, R)``."""
         return observation.weights.mean(2)
 
     def aggregate(self, read: Tensor) -> Tensor:
-        """``(B, K, R, window) -> (B, K, R)``."""
+        """Combine the queries of the window: ``(B, K, R, window) -> (B, K, R)``."""
         return read.sum(-1)
 
     def update(self, observation: Observation) -> dict[str, Tensor]:
-        now = observation.clock[:, None] % self.window == torch.arange(
-            self.window, device=observation.clock.device
-        )  # (B, window)
-        return {
-            "read": torch.where(now[:, None, None], self.query_weights(observation)[..., None], observation.row_stats["read"])
-        }
+        slot = torch.arange(self.window, device=observation.clock.device)
+        now = observation.clock[:, None] % self.window == slot  # (B, window)
+        weights = self.query_weights(observation)[..., None]
+        return {"read": torch.where(now[:, None, None], weights, observation.row_stats["read"])}
 
     def score(self, observation: Observation) -> Tensor:
         return self.aggregate(observation.row_stats["read"]).masked_fill(is_recent(observation, self.window), torch.inf)
@@ -52,8 +55,11 @@ class LastQueries(Reduction):
 
 @dataclass(frozen=True)
 class MorphKV(LastQueries):
-    """MorphKV (arXiv:2503.00979): as :class:`LastQueries`, but query heads that share keys speak with one voice, the softmax of
-    the sum of their logits; the last queries' voices are added up, or the loudest counts (``largest``)."""
+    """MorphKV (arXiv:2503.00979): :class:`LastQueries` with fused query heads.
+
+    Query heads that share keys are fused to the softmax of the sum of their logits. The queries of the window are combined by
+    the sum (sum fusion), or by the maximum with ``max_fusion``.
+    """
 
     max_fusion: bool = False
     spec_names: ClassVar[SpecNames] = {"morphkv": {"max_fusion": False}, "morphkv-max": {"max_fusion": True}}
@@ -64,9 +70,8 @@ class MorphKV(LastQueries):
         self._check_bool("max_fusion", self.max_fusion)
 
     def query_weights(self, observation: Observation) -> Tensor:
-        logits = (
-            observation.weights.clamp(min=torch.finfo(observation.weights.dtype).tiny).log().sum(2)
-        )  # but for a constant of each query
+        weights = observation.weights
+        logits = weights.clamp(min=torch.finfo(weights.dtype).tiny).log().sum(2)  # up to a constant per query
         return logits.masked_fill(observation.positions == EMPTY, -torch.inf).softmax(-1)
 
     def aggregate(self, read: Tensor) -> Tensor:
@@ -75,12 +80,12 @@ class MorphKV(LastQueries):
 
 @dataclass(frozen=True)
 class Scissorhands(Reduction):
-    """Scissorhands (arXiv:2305.17118, alg. 2) as a step rule: the row that was unimportant most often goes.
+    """Scissorhands (arXiv:2305.17118, alg. 2) as a step rule: the row with the most low-attention events is evicted.
 
-    A row is unimportant to the t-th query if it gets less than 1 / t of its attention; this is counted over the last
-    ``history`` queries, and not at all for the ``recent`` newest rows. Per key/value head, by the mean over the query heads
-    that share it. The paper drops half of a full H at once; here one row leaves at each step. Its larger sizes for deep
-    layers ``size`` can say.
+    A row has a low-attention event at the t-th query if it receives less than 1/t of its attention. Events of the last
+    ``history`` queries are counted. The ``recent`` newest rows count as 0. One decision per key/value head, by the mean over
+    its query heads. The paper evicts half of a full cache at once; here one row is evicted at each step. The paper's larger
+    sizes for deep layers can be given as ``size`` per layer.
     """
 
     recent: int = 10
@@ -98,21 +103,14 @@ class Scissorhands(Reduction):
         return (-(-self.history // BITS_PER_WORD),) if name == "low_history" else ()
 
     def update(self, observation: Observation) -> dict[str, Tensor]:
-        low_count, low_history = (
-            observation.row_stats["low_count"],
-            observation.row_stats["low_history"],
-        )  # (B, K, R), (B, K, R, words of BITS yes or no)
-        unimportant = (observation.weights.mean(2) * (observation.clock + 1)[:, None, None] < 1).to(low_count.dtype)
+        count, history = observation.row_stats["low_count"], observation.row_stats["low_history"]  # (B, K, R), (B, K, R, words)
+        low = (observation.weights.mean(2) * (observation.clock + 1)[:, None, None] < 1).to(count.dtype)
         turn = (observation.clock % self.history)[:, None, None, None]
-        bit = 2.0 ** (turn % BITS_PER_WORD).to(low_count.dtype)
-        here = torch.arange(low_history.shape[-1], device=turn.device) == turn // BITS_PER_WORD
-        before = torch.where(here, (low_history / bit).floor() % 2, 0)
-        after = torch.where(here, unimportant[..., None], 0)
-        return {"low_count": low_count + (after - before).sum(-1), "low_history": low_history + (after - before) * bit}
+        bit = 2.0 ** (turn % BITS_PER_WORD).to(count.dtype)
+        in_word = torch.arange(history.shape[-1], device=turn.device) == turn // BITS_PER_WORD
+        before = torch.where(in_word, (history / bit).floor() % 2, 0)
+        after = torch.where(in_word, low[..., None], 0)
+        return {"low_count": count + (after - before).sum(-1), "low_history": history + (after - before) * bit}
 
     def score(self, observation: Observation) -> Tensor:
         return -observation.row_stats["low_count"].masked_fill(is_recent(observation, self.recent), 0)
-
-
-BITS_PER_WORD = 24
-"""Answers in one number: what float32 holds exactly."""

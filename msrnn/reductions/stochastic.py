@@ -1,4 +1,4 @@
-"""Operators that draw lots. What they draw is a hash (``chance.py``), so a run can be repeated, split and taken back."""
+"""Operators that use random numbers. The numbers are hashes (``hash_rng.py``), so a run can be repeated, split and undone."""
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -12,7 +12,7 @@ from .hash_rng import uniform
 
 
 class StochasticReduction(Reduction):
-    """What these have in common: a seed, and the layer, which ``at`` fills in, so that layers draw apart."""
+    """Base class: a seed, and the index of the layer, which ``for_layer`` sets so that layers use different numbers."""
 
     seed: int
     layer: int | None
@@ -24,16 +24,16 @@ class StochasticReduction(Reduction):
             self._check_int("layer", self.layer, at_least=0)
 
     def for_layer(self, layer: int) -> Reduction:
-        return replace(super().for_layer(layer), layer=layer)  # type: ignore[call-arg]  # those who draw have one
+        return replace(super().for_layer(layer), layer=layer)  # type: ignore[call-arg]  # a field of every subclass
 
     def draw(self, head: Tensor, positions: Tensor, clock: Tensor) -> Tensor:
-        """Numbers between 0 and 1, broadcast."""
+        """Return random numbers in (0, 1), one per element of the broadcast tensors."""
         return uniform(self.seed, self.layer or 0, head, positions, clock)
 
 
 @dataclass(frozen=True)
 class Random(StochasticReduction):
-    """Any row goes, each as likely as the others, of each key/value head by itself: what an operator has to beat."""
+    """Eviction of a random row, uniformly and independently in each key/value head: the baseline of all operators."""
 
     seed: int = 0
     layer: int | None = field(default=None, kw_only=True)
@@ -48,12 +48,12 @@ class Random(StochasticReduction):
 
 @dataclass(frozen=True)
 class Keyformer(StochasticReduction):
-    r"""Keyformer (arXiv:2403.09054; d-matrix-ai/keyformer-llm at 5bbbcb1): what a row has received since it entered by
-    attention with noise, $\mathrm{softmax}((z + \zeta) / \tau)$; the lowest goes.
+    r"""Keyformer (arXiv:2403.09054; d-matrix-ai/keyformer-llm at 5bbbcb1): the score is accumulated noisy attention.
 
-    z are the logits of attention, ζ is Gumbel noise, drawn for each query, and the temperature τ rises from 1 to 2 over the
-    first ``steps`` tokens (in the paper over the answer, whose length is known there). The ``recent`` newest rows (30 % of
-    ``size`` unless said) may not go. Per key/value head, by the mean over the query heads that share it.
+    The noisy attention of a query is $\mathrm{softmax}((z + \zeta) / \tau)$ with the attention logits z and Gumbel noise ζ. The
+    temperature τ increases from 1 to 2 over the first ``steps`` tokens; the paper increases it over the generated text, whose
+    length it knows. The ``recent`` newest rows are protected; the default is 30 % of ``size``. One decision per key/value head,
+    by the mean over its query heads.
     """
 
     recent: int | None = None
@@ -72,13 +72,16 @@ class Keyformer(StochasticReduction):
             self._check_int("recent", self.recent, at_least=0, at_most=size)
 
     def update(self, observation: Observation) -> dict[str, Tensor]:
-        K, G = observation.weights.shape[1:3]
-        head = torch.arange(K * G, device=observation.clock.device).view(K, G, 1)
-        drawn = self.draw(head, observation.positions[:, :, None], observation.clock[:, None, None, None]).to(
-            observation.weights.dtype
+        weights, positions, clock = (
+            observation.weights,
+            observation.positions[:, :, None],
+            observation.clock[:, None, None, None],
         )
-        tau = 1 + (observation.clock.to(drawn.dtype) / self.steps).clamp(max=1)[:, None, None, None]
-        logits = observation.weights.log() - (-drawn.log()).log()  # but for a constant of each query; −inf on empty rows
+        K, G = weights.shape[1:3]
+        head = torch.arange(K * G, device=clock.device).view(K, G, 1)
+        drawn = self.draw(head, positions, clock).to(weights.dtype)
+        tau = 1 + (clock.to(weights.dtype) / self.steps).clamp(max=1)
+        logits = weights.log() - (-drawn.log()).log()  # up to a constant per query; −inf for absent rows
         return {"accumulated_attention": observation.row_stats["accumulated_attention"] + (logits / tau).softmax(-1).mean(2)}
 
     def score(self, observation: Observation) -> Tensor:
@@ -89,11 +92,11 @@ class Keyformer(StochasticReduction):
 
 @dataclass(frozen=True)
 class CaM(StochasticReduction, Sinks):
-    """Cache merging (CaM, ICML 2024; zyxxmu/cam at df5e076): rows go as under :class:`Sinks`, but may leave something behind.
+    """Cache merging (CaM, ICML 2024; zyxxmu/cam at df5e076): rows are evicted as by :class:`Sinks`, values may be merged.
 
-    The value of the row that goes, divided by ``into``, is added to the values of the ``into`` rows after it, or as many as
-    there are: with a probability that is its attention divided by the mean attention of the rows after it, 1 at most. Each
-    key/value head draws by itself, by the mean over the query heads that share it.
+    The evicted value, divided by ``merge_window``, is added to the values of the next ``merge_window`` rows, or of as many as
+    there are. The probability is the attention of the evicted row divided by the mean attention of the later rows, at most 1.
+    Each key/value head draws independently, with the mean weights of its query heads.
     """
 
     merge_window: int = 32
@@ -111,10 +114,10 @@ class CaM(StochasticReduction, Sinks):
     def merge(self, observation: Observation, values: Tensor, row: Tensor) -> Tensor:
         weights, row = observation.weights.mean(2), row[..., None]  # (B, K, R), (B, K, 1)
         position = observation.positions.gather(2, row)
-        after = observation.positions > position
-        mean = (weights * after).sum(-1, keepdim=True) / after.sum(-1, keepdim=True)
+        later = observation.positions > position
+        mean = (weights * later).sum(-1, keepdim=True) / later.sum(-1, keepdim=True)
         head = torch.arange(row.shape[1], device=row.device)[:, None]
-        drawn = self.draw(head, position, observation.clock[:, None, None]) * mean < weights.gather(2, row)  # (B, K, 1)
-        near = after & (observation.positions <= position + self.merge_window) & drawn  # the rows after it have no gaps
+        merges = self.draw(head, position, observation.clock[:, None, None]) * mean < weights.gather(2, row)  # (B, K, 1)
+        receives = later & (observation.positions <= position + self.merge_window) & merges  # later positions have no gaps
         share = values.gather(2, row[..., None].expand(-1, -1, 1, values.shape[3])) / self.merge_window  # (B, K, 1, D)
-        return values + near[..., None] * share
+        return values + receives[..., None] * share

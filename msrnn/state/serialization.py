@@ -11,7 +11,7 @@ import torch
 from ..errors import Error
 from ..layers.rotary import ROPE_TYPES
 from ..reductions.contract import EMPTY, LEARNED, Reduction
-from ..reductions.registry import kinds
+from ..reductions.registry import defined_reductions
 from ..storage.files import atomic_file, reject_duplicate_keys
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
@@ -107,7 +107,7 @@ def _operator_to_dict(operator: Reduction) -> dict[str, Any]:
 def _operator_from_dict(fields: dict[str, Any]) -> Reduction:
     """Return an operator from its class name, among the classes that are defined. Nothing is imported."""
     name = fields["class"]
-    named = [kind for kind in kinds() if _operator_name(kind) == name]
+    named = [kind for kind in defined_reductions() if _operator_name(kind) == name]
     if not named:
         raise Error(f"operator {name!r} is not defined; import the class before loading the state")
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in fields["settings"].items()}

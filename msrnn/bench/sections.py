@@ -29,7 +29,7 @@ SECTIONS = {
     "long": Section(READING, unroll.long),
     "bfloat16": Section(READING, unroll.bfloat16),
     "ragged": Section(READING, unroll.ragged),
-    "guesses": Section(READING, eviction_passes.iterations),
+    "iterations": Section(READING, eviction_passes.iterations),
     "step": Section(STEP, step.step),
     "kvpress": Section(STEP, step.kvpress),
     "bandwidth": Section(STEP, step.bandwidth),

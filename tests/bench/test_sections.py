@@ -14,7 +14,7 @@ WORKLOADS = {
     "long": ["read 128 tokens, tova:8"],
     "bfloat16": ["read 32 tokens, tova:8, bfloat16"],
     "ragged": ["read 8 texts of 4 … 32 tokens, tova:8"],
-    "guesses": ["iterations per block, 32 tokens, tova:8", "… h2o:8"],
+    "iterations": ["iterations per block, 32 tokens, tova:8", "… h2o:8"],
     "step": ["step_, tova:8, float32", "… bfloat16"],
     "bandwidth": ["parameters read in a step_, tova:8, float32"],
     "pure-step": ["step, tova:8, position 9", "step, full, position 62"],
@@ -24,7 +24,7 @@ WORKLOADS = {
     "far-position": ["step_, tova:8, position 312", "resident memory, tova:8, position 312"],
     "state-bytes": ["H after 32 tokens, tova:8", "… h2o:8", "… window:8"],
 }
-WITHOUT_TARGET = {"guesses", "state-bytes"}
+WITHOUT_TARGET = {"iterations", "state-bytes"}
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

@@ -1,7 +1,7 @@
 """The config of LLaMA, Mistral and Yi checkpoints, and checks that all configs share."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from ..errors import Error, check_bool, check_int, is_int
 from ..layers.rotary import Rope
@@ -14,10 +14,24 @@ MAX_LAYERS = 1000
 class ModelConfig:
     """Base class of the configs that a model folder can contain. Each one is a frozen dataclass with a ``family``."""
 
+    not_in_signature: ClassVar[tuple[str, ...]] = ("dropout", "bos_token_id", "eos_token_ids")
+    """Fields that do not enter a step."""
+
     def to_dict(self: Any) -> dict[str, Any]:
         """Return the family and the fields, for JSON."""
         values = {name: x.to_dict() if isinstance(x, Rope) else x for name, x in vars(self).items()}
         return {"family": self.family, **values}
+
+    def signature(self: Any) -> str:
+        """Return the fields that enter a step, as text for the fingerprint of a state.
+
+        Optional fields with their default value are omitted, so that a new optional field does not invalidate saved states.
+        Floats are rounded, because a GGUF file stores ``norm_eps`` in float32.
+        """
+        used = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in self.not_in_signature]
+        defaults = {f.name: f.default for f in fields(self)}
+        values = [(name, f"{x:.6g}" if isinstance(x, float) else x) for name, x in used if x != defaults[name]]
+        return ", ".join(f"{name} {x}" for name, x in values)
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class Config(ModelConfig):
         bos_token_id, eos_token_ids: special tokens.
     """
 
+    not_in_signature = (*ModelConfig.not_in_signature, "family", "context_length", "sliding_window")
     family: str
     vocab_size: int
     width: int

@@ -5,7 +5,6 @@ rows (``learned_rows.py``). With its default values the layers equal those of LL
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from operator import attrgetter
 
 import torch
@@ -127,8 +126,7 @@ class Decoder(LearnedRowsNetwork):
 
     @property
     def signature(self) -> str:
-        """The config without the fields that only training uses."""
-        return str(replace(self.config, dropout=0.0, small_init=True, bos_token_id=None, eos_token_ids=()))
+        return f"decoder {self.config.signature()}"
 
     @property
     def fingerprint_tensors(self) -> list[Tensor]:

@@ -46,6 +46,7 @@ class DecoderConfig(ModelConfig):
     """
 
     family: ClassVar[str] = "decoder"
+    not_in_signature = (*ModelConfig.not_in_signature, "small_init")
     vocab_size: int
     width: int
     n_layers: int

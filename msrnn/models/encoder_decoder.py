@@ -67,7 +67,6 @@ class EncoderDecoderConfig(EncoderConfig, ModelConfig):
 class AttentionSublayer(RecurrentLayer):
     """The base class of both sublayers of a decoder layer: attention with a residual connection."""
 
-    fused_groups = ()
     position_encoding = PositionEncoding()  # positions are added to the embeddings
 
     def __init__(self, config: EncoderDecoderConfig):
@@ -75,6 +74,10 @@ class AttentionSublayer(RecurrentLayer):
         self.config = config
         self.attention = MultiheadAttention(config.width, config.n_heads)
         self.attention_residual = config.make_residual()
+
+    @property
+    def fused_groups(self) -> tuple[tuple[nn.Module, ...], ...]:
+        return ()
 
     def project_qkv(self, x: Tensor, position_tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
         x, heads = self.attention_residual.pre_norm(x), self.attention
@@ -213,7 +216,7 @@ class EncoderDecoder(Cell):
 
     @property
     def signature(self) -> str:
-        return str(replace(self.config, dropout=0.0))
+        return f"encoder-decoder {self.config.signature()}"
 
     @property
     def fingerprint_tensors(self) -> list[Tensor]:

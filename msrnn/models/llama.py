@@ -113,9 +113,7 @@ class Llama(Cell):
 
     @property
     def signature(self) -> str:
-        c = self.config
-        sizes = (c.vocab_size, c.width, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_width)
-        return f"llama {sizes} tied={c.tied} eps={c.norm_eps:.6g} {c.rope}"
+        return f"llama {self.config.signature()}"
 
     @property
     def fingerprint_tensors(self) -> list[Tensor]:

@@ -49,7 +49,7 @@ class EncoderConfig:
         return nn.LayerNorm(self.width, self.norm_eps)
 
     def make_final_norm(self) -> nn.Module:
-        """Return a new norm for the end of a stack; the identity for the norm_placement ``post``."""
+        """Return a new norm for the end of a stack; the identity if ``norm_placement`` is ``post``."""
         return self.make_norm() if self.norm_placement == "pre" else nn.Identity()
 
     def make_residual(self) -> Residual:
@@ -84,7 +84,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of layers over vectors, with a final norm for the norm_placement ``pre``."""
+    """A stack of layers over vectors, with a final norm if ``norm_placement`` is ``pre``."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()

@@ -95,7 +95,7 @@ class LlamaLayer(RecurrentLayer):
 
 
 class Llama(Cell):
-    """The network: embedding, layers, final norm, vocabulary linear. Freshly built it is random and trainable."""
+    """The network: embedding, layers, final norm, LM head. A new one is random and trainable."""
 
     def __init__(self, config: Config):
         super().__init__()

@@ -67,7 +67,7 @@ class MemoryLayer(nn.Module):
 
 
 class MemoryEncoder(nn.Module):
-    """A stack of such layers over vectors, with a final norm for the norm_placement ``pre``."""
+    """A stack of such layers over vectors, with a final norm if ``norm_placement`` is ``pre``."""
 
     def __init__(self, config: MemoryConfig):
         super().__init__()

@@ -1,0 +1,213 @@
+"""Cells with position remapping against a decoder in complex numbers, transformers, and their own step loop."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.cell_strategies import cells, examples
+from support.eviction_rules import full, h2o, sinks, tova, tova_head, window
+from support.remapped_decoder import remap, remapped_decoder
+from support.tiny_models import (
+    ROPES,
+    assert_close,
+    assert_same,
+    random_tokens,
+    retained_positions,
+    step_loop,
+    tiny_cell,
+)
+from support.transformers_reference import float64_reference, tiny_reference
+
+import converters
+import msrnn
+from msrnn.state.position_remapping import RULES, PositionRemapping
+
+FURTHER_OPERATORS = ["random:5", "last-queries:6:2", "morphkv:6:3", "scissorhands:7:3", "keyformer:6", "keydiff:5", "cam:6:1:2"]
+EVICTION_RULES = {
+    "full": full,
+    "window:5": lambda: window(5),
+    "sinks:6:2": lambda: sinks(6, 2),
+    "tova:6": lambda: tova(6),
+    "tova-head:5": lambda: tova_head(5),
+    "h2o:7": lambda: h2o(7, 3),
+    "h2o-layer:7": lambda: h2o(7, 3, True),
+}
+
+
+@pytest.mark.parametrize("rope", ["default", "dynamic"])
+@pytest.mark.parametrize("places", RULES)
+@pytest.mark.parametrize("operator", EVICTION_RULES)
+def test_steps_equal_a_decoder_that_rotates_all_rows_at_every_token(operator, places, rope):
+    cell, text = tiny_cell(rope=ROPES[rope]), random_tokens(3, 1, 30)
+    state, logits, retained = cell.initial_state(1, operator, places=places), [], []
+    for token in text.T:
+        out, state = cell.step(token, state)
+        logits.append(out[0])
+        retained.append([layer[0] for layer in retained_positions(state)])
+    expected, after = remapped_decoder(cell, text[0].tolist(), lambda l: EVICTION_RULES[operator](), places)
+    assert retained == after
+    assert_close(torch.stack(logits), expected)
+    if operator not in ("full", "window:5"):  # these two leave no gaps between positions
+        for other in ({"absolute", *RULES}) - {places}:
+            logits, _ = cell(text, cell.initial_state(1, operator, places=other))
+            assert (logits[0] - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("places", RULES)
+@pytest.mark.parametrize("operator", ["sinks:5:2", "tova:5", "h2o-layer:5"])
+def test_one_layer_equals_transformers_on_the_retained_tokens(operator, places):
+    """In one layer a key depends on its token only. So transformers reads the retained tokens at the remapped positions."""
+    model = tiny_reference(num_hidden_layers=1)
+    cell, text = converters.load(model), random_tokens(2, 1, 40, 61)
+    state, widest_gap = cell.initial_state(1, operator, places=places), 0
+    with float64_reference(model), torch.no_grad():
+        for t, token in enumerate(text.T):
+            rows = [*retained_positions(state)[0][0][0], t]
+            widest_gap = max([widest_gap, *(b - a for a, b in pairwise(rows))])
+            positions = torch.tensor([remap(places, rows)], dtype=torch.float64)
+            expected = model(text[:, rows], position_ids=positions).logits[:, -1]
+            logits, state = cell.step(token, state)
+            assert_close(logits, expected)
+    assert widest_gap > 10
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
+def test_remapping_does_not_change_an_unbounded_cell(rope):
+    cell, text = tiny_cell(rope=rope), random_tokens(3, 2, 20)
+    expected, _ = cell(text, cell.initial_state(2, "full"))
+    for places in RULES:
+        logits, state = cell(text, cell.initial_state(2, "full", places=places))
+        assert_close(logits, expected)
+        assert_close(step_loop(cell, text, cell.initial_state(2, "full", places=places))[0], expected)
+        assert state[0].positions[0, 0].tolist() == list(range(20))
+
+
+@given(st.data())
+@examples(15)
+def test_call_scan_and_step_in_place_equal_the_step_loop(data):
+    cell, B, reduction = data.draw(cells())
+    reduction = data.draw(st.sampled_from([reduction, *FURTHER_OPERATORS]))
+    start = cell.initial_state(B, reduction, places=data.draw(st.sampled_from(list(RULES))))
+    text = random_tokens(data.draw(st.integers(0, 99)), B, T := data.draw(st.integers(1, 18)))
+    lengths = torch.tensor(data.draw(st.lists(st.integers(0, T), min_size=B, max_size=B)))
+    cut = data.draw(st.integers(0, T))
+    expected, end = step_loop(cell, text, start, lengths)
+    logits, state = cell(text, start, lengths=lengths)
+    assert_close(logits, expected, 1e-8)
+    assert_same(state, end, 1e-8)
+    assert state.places == start.places
+    first, middle = cell(text[:, :cut], start, lengths=lengths.clamp(max=cut))
+    rest, state = cell(text[:, cut:], middle.clone().select(list(range(B))), lengths=(lengths - cut).clamp(min=0))
+    assert_close(torch.cat((first, rest), 1), expected, 1e-8)
+    assert_same(state, end, 1e-8)
+    scanned, trace = cell.scan(text, start, lengths=lengths)
+    assert_close(scanned, expected, 1e-8)
+    assert_same(trace.at(T), end, 1e-8)
+    assert_same(trace.at(cut), middle, 1e-8)
+    modified = start.clone()
+    for t in range(T):
+        _, modified = cell.step_(text[:, t].masked_fill(t >= lengths, 0), modified, active=t < lengths)
+    assert_same(modified, end, 1e-8)
+    token, before = text[:, 0], end.clone()
+    cell(text, end)
+    assert_same(end, before)  # the state has spare rows, into which a call must not write
+    assert_close(cell.step(token, trace.at(T))[0], cell.step(token, end)[0], 1e-8)
+
+
+@pytest.mark.parametrize("rope", [ROPES["default"], ROPES["yarn"]], ids=["default", "yarn"])
+@pytest.mark.parametrize("operator", ["window:0", "window:5", "sinks:6:2", "random:9", "full"])
+def test_operators_that_need_no_weights_are_unrolled_in_blocks(operator, rope, monkeypatch):
+    """The text is longer than a block. Rows at a distance other than that in the text are rotated for single queries."""
+    monkeypatch.setattr("msrnn.state.position_remapping.MAX_KEY_ELEMENTS", 64 * 2 * 2 * 6 * 4)  # four rows of a block at once
+    cell, text = tiny_cell(rope=rope), random_tokens(3, 2, 70)
+    for places in RULES:
+        start = cell.initial_state(2, operator, places=places)
+        expected, end = step_loop(cell, text, start)
+        logits, state = cell(text, start)
+        assert_close(logits, expected, 1e-8)
+        assert_same(state, end, 1e-8)
+        ragged, _ = cell(text, start, lengths=torch.tensor([70, 33]))
+        assert_close(ragged[1, :33], expected[1, :33], 1e-8)
+        scanned, trace = cell.scan(text, start)
+        assert_close(scanned, expected, 1e-8)
+        assert_same(trace.at(70), end, 1e-8)
+        rest, after = cell(text[:, 50:], trace.at(50))
+        assert_close(rest, expected[:, 50:], 1e-8)
+        assert_same(after, end, 1e-8)
+
+
+def test_rows_are_rotated_token_by_token_only_if_necessary(monkeypatch):
+    calls, rotate = [], PositionRemapping.rotate
+    monkeypatch.setattr(PositionRemapping, "rotate", lambda *args: calls.append(1) or rotate(*args))
+    for operator, rope, expected in (
+        ("sinks:6:2", "default", 0),
+        ("random:6", "yarn", 0),
+        ("sinks:6:2", "dynamic", 40),
+        ("tova:6", "default", 40),
+        ("keydiff:6", "default", 40),
+    ):
+        cell = tiny_cell(rope=ROPES[rope])
+        cell(random_tokens(3, 1, 20), cell.initial_state(1, operator, places="inside"))
+        assert len(calls) == expected, operator
+        calls.clear()
+
+
+@given(st.data())
+@examples(8)
+def test_speculative_decoding_writes_the_tokens_of_plain_decoding(data):
+    cell, B, reduction = data.draw(cells())
+    reduction = data.draw(st.sampled_from([reduction, *FURTHER_OPERATORS]))
+    start = cell.initial_state(B, reduction, places=data.draw(st.sampled_from(list(RULES))))
+    text = random_tokens(data.draw(st.integers(0, 99)), B, 6, vocab=5)
+    plain, end = msrnn.generate(cell, text, start, max_new_tokens=12)
+    expected, after = step_loop(cell, torch.cat((text, plain), 1), start)
+    assert plain.equal(expected[:, 5:-1].argmax(-1))
+    assert_same(end, after, 1e-8)
+    for new, state, _ in (
+        msrnn.jacobi(cell, text, start, max_new_tokens=12, block=5),
+        msrnn.lookahead(cell, text, start, max_new_tokens=12, window=3, ngram=3, guesses=2),
+    ):
+        assert new.equal(plain)
+        assert_same(state, end, 1e-8)
+        assert state.places == start.places
+
+
+@pytest.mark.parametrize("places", RULES)
+def test_gradients_of_a_call_equal_those_of_the_step_loop(places):
+    cell, text = tiny_cell(frozen=False), random_tokens(3, 1, 12)
+    gradients = []
+    for read in (cell, lambda text, state: step_loop(cell, text, state)):
+        logits, _ = read(text, cell.initial_state(1, "tova:4", places=places))
+        gradients.append(torch.autograd.grad(logits.logsumexp(-1).sum(), list(cell.parameters())))
+    for found, expected in zip(*gradients, strict=True):
+        assert_close(found, expected, 1e-8)
+
+
+def test_bfloat16_stays_bfloat16():
+    cell, wide, text = tiny_cell(dtype=torch.bfloat16), tiny_cell(), random_tokens(3, 1, 20)
+    logits, state = cell(text, cell.initial_state(1, "sinks:6:2", places="inside"))
+    expected, _ = wide(text, wide.initial_state(1, "sinks:6:2", places="inside"))
+    assert logits.dtype == state[0].keys.dtype == torch.bfloat16
+    assert (logits - expected).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("places", RULES)
+def test_learned_rows_are_attended_to_without_a_position(places):
+    cell, text = tiny_cell(rope=ROPES["yarn"]), random_tokens(3, 2, 25)
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(2, 2, 2, 6, generator=generator).double() for _ in range(2))
+    rows = {"keys": keys, "values": values, "positions": torch.full((2, 2, 2), -2)}
+    rows |= {"accumulated_attention": torch.zeros(2, 2, 2).double()}
+    start = cell.initial_state(2, "h2o:5", places=places)
+    plain, _ = cell(text, start)
+    start = start.with_layers(replace(H.with_rows(rows, H.clock, no_empty_rows=True), n_learned=2) for H in start)
+    expected, end = step_loop(cell, text, start)
+    logits, state = cell(text, start)
+    scanned, trace = cell.scan(text, start)
+    for found, after in ((logits, state), (scanned, trace.at(25))):
+        assert_close(found, expected, 1e-8)
+        assert [H.positions.sort().values.tolist() for H in after] == [H.positions.sort().values.tolist() for H in end]
+    assert (plain - expected).abs().max() > 1e-3

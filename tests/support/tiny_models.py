@@ -1,4 +1,7 @@
-"""Tiny random cells, texts and operators for the tests: attention far from uniform, evictions far from ties."""
+"""Tiny random cells and texts, the step loop, and comparisons of states.
+
+The attention of the cells is far from uniform, so that their evictions are far from ties.
+"""
 
 import torch
 from torch import Tensor
@@ -19,7 +22,7 @@ ROPES = {
     "llama3": Llama3Rope(100.0, 4.0, 1.0, 4.0, 16),
     "yarn": YarnRope(100.0, 4.0, 16, 1.1, 2.0, 0.5),
 }
-"""One of every kind, its scaling at work within a dozen tokens."""
+"""One rotary embedding of each type. Its scaling takes effect within a dozen tokens."""
 
 CONFIG = {
     "family": "llama",
@@ -36,9 +39,9 @@ CONFIG = {
 }
 
 
-def tiny_cell(seed: int = 0, dtype: torch.dtype = torch.float64, frozen: bool = True, **facts) -> Llama:
-    """A random cell; ``facts`` override ``FACTS``. The logits of its attention have a standard deviation of about 2."""
-    cell = Llama(Config(**{**CONFIG, **facts})).to(dtype)
+def tiny_cell(seed: int = 0, dtype: torch.dtype = torch.float64, frozen: bool = True, **fields) -> Llama:
+    """Return a random cell; ``fields`` override ``CONFIG``. Its attention logits have a standard deviation of about 2."""
+    cell = Llama(Config(**{**CONFIG, **fields})).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, x in cell.named_parameters():
@@ -59,9 +62,9 @@ DECODER_CONFIG = {
 }
 
 
-def tiny_decoder(seed=0, frozen=True, **facts) -> Decoder:
-    """A random Decoder, its attention far from uniform and its norms and biases from where they begin."""
-    cell = Decoder(DecoderConfig(**{**DECODER_CONFIG, **facts})).double()
+def tiny_decoder(seed=0, frozen=True, **fields) -> Decoder:
+    """Return a random decoder; ``fields`` override ``DECODER_CONFIG``. Norms and biases differ from their initial values."""
+    cell = Decoder(DecoderConfig(**{**DECODER_CONFIG, **fields})).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, x in cell.named_parameters():
@@ -78,12 +81,15 @@ def tiny_decoder(seed=0, frozen=True, **facts) -> Decoder:
 
 
 def random_tokens(seed: int, B: int, T: int, vocab: int = CONFIG["vocab_size"]) -> Tensor:
-    """``(B, T)`` random ids."""
+    """Return random ids ``(B, T)``."""
     return torch.randint(vocab, (B, T), generator=torch.Generator().manual_seed(seed))
 
 
 def step_loop(cell, text: Tensor, state: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
-    """The definition: the step, token by token, ragged rows standing still; logits past the end NaN."""
+    """Read a text by one step per token; return logits ``(B, T, V)``, NaN past the end of a row, and the state.
+
+    This is the definition of reading a text. Rows that have ended are inactive.
+    """
     B, T = text.shape
     state = cell.initial_state(B) if state is None else state
     logits = torch.full((B, T, cell.config.vocab_size), torch.nan, dtype=cell.embed.weight.dtype)
@@ -96,22 +102,22 @@ def step_loop(cell, text: Tensor, state: State | None = None, lengths: Tensor | 
 
 
 def retained_positions(state: State) -> list:
-    """``[layer][batch row][key/value head]``: the positions held, in order."""
+    """Return the retained positions ``[layer][batch row][key/value head]``, in ascending order."""
     return [[[sorted(p for p in head if p != -1) for head in row] for row in H.positions.tolist()] for H in state]
 
 
 def rows_by_position(H: MultiState, b: int) -> list[dict[str, Tensor]]:
-    """Per key/value head, the real rows of batch row b by position: row order and empty rows mean nothing."""
+    """Return the rows of batch row b per key/value head, in order of position and without empty rows."""
     heads = []
     for k, positions in enumerate(H.positions[b]):
-        order = positions.argsort(stable=True)  # rows that are learned have no order but their own
+        order = positions.argsort(stable=True)  # stable, because learned rows share one position
         order = order[positions[order] != -1]
         heads.append({name: x[b, k, order] for name, x in H.rows.items()})
     return heads
 
 
 def assert_same(a: State, b: State, atol: float = 0.0) -> None:
-    """Equal clocks, operators and positions; equal rows, exactly or to ``atol``."""
+    """Assert equal clocks, operators and positions, and rows that differ by at most ``atol``. Row order is ignored."""
     assert len(a) == len(b)
     for G, H in zip(a, b, strict=True):
         assert G.reduction == H.reduction
@@ -126,5 +132,5 @@ def assert_same(a: State, b: State, atol: float = 0.0) -> None:
 
 
 def assert_close(a: Tensor, b: Tensor, atol: float = 1e-9) -> None:
-    """Equal to ``atol``, NaN where the other is NaN."""
+    """Assert that two tensors differ by at most ``atol``, and are NaN at the same places."""
     torch.testing.assert_close(a, b, rtol=0, atol=atol, equal_nan=True)

@@ -1,18 +1,18 @@
-"""Our names of the parts of torch.nn's classic layers, to give both the same weights."""
+"""Parameters of torch.nn's transformer layers under the names of msrnn, so that both have the same weights."""
 
 import re
 
 import torch
 from torch import Tensor, nn
 
-ENCODER_NAMES = {  # torch.nn's names of a layer's parts, and ours
+ENCODER_NAMES = {  # names in torch.nn and in msrnn
     "self_attn": "attention",
     "norm1": "attention_residual.norm",
     "linear1": "ffn.up",
     "linear2": "ffn.down",
     "norm2": "ffn_residual.norm",
 }
-DECODER_NAMES = {  # with the half of our layer that has it
+DECODER_NAMES = {  # with the index of the msrnn layer, of two per torch.nn layer
     "self_attn": (0, "attention"),
     "norm1": (0, "attention_residual.norm"),
     "multihead_attn": (1, "attention"),
@@ -23,32 +23,32 @@ DECODER_NAMES = {  # with the half of our layer that has it
 }
 
 
-def parameters_under_our_names(theirs: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a ``torch.nn.TransformerEncoder`` or ``TransformerDecoder`` under our names.
+def parameters_under_our_names(reference: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters of a ``torch.nn.TransformerEncoder`` or ``TransformerDecoder`` under the names of msrnn.
 
-    A layer of their decoder is two of ours: what looks at the text, and what looks at the source and thinks.
+    One decoder layer of torch.nn is two layers of msrnn: self-attention without an MLP, and cross-attention with the MLP.
     """
     names = [
-        *((rf"layers\.(\d+)\.{part}\.", lambda m, new=new: f"layers.{m[1]}.{new}.") for part, new in ENCODER_NAMES.items()),
+        *((rf"layers\.(\d+)\.{old}\.", lambda m, new=new: f"layers.{m[1]}.{new}.") for old, new in ENCODER_NAMES.items()),
     ]
-    if isinstance(theirs, nn.TransformerDecoder):
+    if isinstance(reference, nn.TransformerDecoder):
         names = [
-            (rf"layers\.(\d+)\.{part}\.", lambda m, half=half, new=new: f"layers.{2 * int(m[1]) + half}.{new}.")
-            for part, (half, new) in DECODER_NAMES.items()
+            (rf"layers\.(\d+)\.{old}\.", lambda m, i=i, new=new: f"layers.{2 * int(m[1]) + i}.{new}.")
+            for old, (i, new) in DECODER_NAMES.items()
         ]
     found = {}
-    for name, x in theirs.state_dict().items():
-        pieces = zip("qkv", x.chunk(3), strict=True) if "in_proj_" in name else [("", x)]
-        for letter, piece in pieces:
-            own = name.replace("in_proj_", f"{letter}.")
+    for name, x in reference.state_dict().items():
+        parts = zip("qkv", x.chunk(3), strict=True) if "in_proj_" in name else [("", x)]
+        for letter, part in parts:
+            renamed = name.replace("in_proj_", f"{letter}.")
             for pattern, new in names:
-                own = re.sub(pattern, new, own)
-            found[own.replace("out_proj", "o")] = piece
+                renamed = re.sub(pattern, new, renamed)
+            found[renamed.replace("out_proj", "o")] = part
     return found
 
 
 def randomized(module: nn.Module, seed: int) -> nn.Module:
-    """``module`` in float64 and eval mode, its biases and norms no longer zeros and ones, its attention far from uniform."""
+    """Return ``module`` in float64 and eval mode with random parameters. Its attention is far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, x in module.named_parameters():

@@ -1,7 +1,7 @@
-"""transformers as an independent reference, also in honest float64.
+"""transformers as an independent reference, in float64 too.
 
-transformers computes RMSNorm and cos/sin in float32 whatever the dtype of the model. For the float64 reference these two
-are replaced: the norm by its formula, the rotary by transformers' own code run while `torch.float` means float64.
+transformers computes RMSNorm and the rotary cos and sin in float32, also for a float64 model. For the float64 reference the
+norm is replaced by its formula. The rotary code of transformers runs with ``torch.float`` patched to float64.
 """
 
 from collections.abc import Iterator
@@ -32,14 +32,14 @@ ROPES = {
 }
 
 
-def tiny_reference(kind: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64, **facts) -> PreTrainedModel:
-    """A tiny random LLaMA or Mistral of transformers; `facts` are fields of its config, and are read back from it."""
+def tiny_reference(kind: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64, **fields) -> PreTrainedModel:
+    """Return a tiny random LLaMA or Mistral of transformers. ``fields`` are those of its config, which are read back."""
     configs = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}
     make_config, make = configs[kind]
-    facts = {"num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, **TINY_CONFIG, **facts}
-    config = make_config(**facts, attn_implementation="sdpa")
-    for name, value in facts.items():
-        assert hasattr(make_config(), name), f"{name} is no field of {make_config.__name__}, which takes any name"
+    fields = {"num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, **TINY_CONFIG, **fields}
+    config = make_config(**fields, attn_implementation="sdpa")
+    for name, value in fields.items():
+        assert hasattr(make_config(), name), f"{name} is not a field of {make_config.__name__}, which accepts any name"
         found = getattr(config, name)
         assert found == value or (isinstance(value, dict) and value.items() <= found.items()), (name, found, value)
     torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def tiny_reference(kind: str = "llama", seed: int = 0, dtype: torch.dtype = torc
 
 @contextmanager
 def float64_reference(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, `model` computes its norms and rotary angles in float64."""
+    """Let ``model`` compute its norms and rotary angles in float64 inside the ``with`` block."""
 
     def norm(self, x):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
@@ -76,7 +76,7 @@ def float64_reference(model: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def logits_by_steps(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """The reference's logits token by token through its own state (which dynamic rope needs)."""
+    """Return the logits of the reference, token by token through its own cache, which dynamic NTK scaling needs."""
     state, logits = None, []
     for token in tokens.split(1, dim=1):
         out = model(token, past_key_values=state, use_cache=True)
@@ -86,6 +86,6 @@ def logits_by_steps(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tenso
 
 
 def save_folder(model: PreTrainedModel, folder: Path) -> Path:
-    """`model` as a Hugging Face folder."""
+    """Save ``model`` as a Hugging Face folder; return the folder."""
     model.save_pretrained(folder)
     return folder

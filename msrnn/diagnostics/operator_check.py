@@ -14,7 +14,8 @@ from ..errors import Error
 from ..layers.rotary import Rope
 from ..models.config import Config
 from ..models.llama import Llama
-from ..reductions.contract import EMPTY, Reduction
+from ..recurrence.operator_calls import update_stats
+from ..reductions.contract import EMPTY, Observation, Reduction
 from ..reductions.registry import parse_reduction
 from ..state.multistate import MultiState
 from ..state.state import State, load_state
@@ -46,6 +47,7 @@ def check_operator(operator: Reduction | str, *, seeds: int = 2) -> None:
         raise Error(f"check_operator: operator is {operator!r:.60}; expected a Reduction or a spec string")
     _check_spec_string(operator)
     small = _small(operator)
+    _check_additive(small)
     for seed in range(seeds):
         _check_paths(_tiny_cell(seed), small, seed)
 
@@ -64,9 +66,7 @@ def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
     T = 24 if operator.size is None else 2 * _layer_size(operator) + 14
     tokens = torch.randint(cell.config.vocab_size, (2, T), generator=torch.Generator().manual_seed(seed))
     lengths, cut = torch.tensor([T, T - 9]), T // 2
-
-    def start(rows: int = 2) -> State:
-        return cell.initial_state(rows, operator)
+    prefix = torch.randint(cell.config.vocab_size, (2, 6), generator=torch.Generator().manual_seed(seed + 1))
 
     def attempt(path: str, call: Callable[[], _Read]) -> _Read:
         try:
@@ -74,15 +74,22 @@ def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
         except Error:
             raise
         except Exception as error:
-            raise Error(f"{kind} raises {type(error).__name__} in {path}: {str(error).splitlines()[:1]}") from error
+            raise Error(f"{kind} raises {type(error).__name__} in {path}: {str(error).partition(chr(10))[0]}") from error
 
-    def step_loop(state: State, first: int, last: int, rows: slice = slice(None)) -> _Read:
-        some, ends, logits = tokens[rows], lengths[rows], []
-        for t in range(first, last):
+    def loop(state: State, text: Tensor, ends: Tensor) -> _Read:
+        logits = []
+        for t in range(text.shape[1]):
             active = t < ends
-            found, state = cell.step(some[:, t], state, active=None if bool(active.all()) else active)
+            found, state = cell.step(text[:, t], state, active=None if bool(active.all()) else active)
             logits.append(found.masked_fill(~active[:, None], torch.nan))
         return _Read(torch.stack(logits, 1), state)
+
+    def start(rows: slice = slice(None)) -> State:  # after prefixes of different lengths, so that the clocks differ
+        ends = torch.tensor([6, 2])[rows]
+        return loop(cell.initial_state(len(ends), operator), prefix[rows], ends).state
+
+    def step_loop(state: State, first: int, last: int, rows: slice = slice(None)) -> _Read:
+        return loop(state, tokens[rows, first:last], lengths[rows] - first)
 
     def unroll(state: State, first: int, last: int) -> _Read:
         return _Read(*cell(tokens[:, first:last], state, lengths=(lengths - first).clamp(0, last - first)))
@@ -118,7 +125,7 @@ def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
     for b in range(2):
         end = int(lengths[b])
         path = f"text {b} of the batch alone"
-        alone = attempt(path, lambda b=b, end=end: step_loop(start(1), 0, end, slice(b, b + 1)))  # type: ignore[misc]
+        alone = attempt(path, lambda b=b, end=end: step_loop(start(slice(b, b + 1)), 0, end, slice(b, b + 1)))  # type: ignore[misc]
         _compare(kind, path, alone.state, whole.state.select([b]))
         _compare_logits(kind, path, alone.logits[0], whole.logits[b, :end])
 
@@ -164,6 +171,26 @@ def _reloaded(state: State, operator: Reduction) -> State:
     return state
 
 
+def _check_additive(operator: Reduction) -> None:
+    """Check that an additive update adds terms that do not depend on the statistics."""
+    if not operator.update_is_additive:
+        return
+    B, K, G, R, D = 2, 2, 2, 1 + (_layer_size(operator) or 6), 4
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(B, K, G, R, dtype=torch.float64, generator=generator)
+    keys = torch.randn(B, K, R, D, dtype=torch.float64, generator=generator) if operator.needs_keys else None
+    stats = {
+        name: torch.rand(B, K, R, *operator.stat_shape(name), dtype=torch.float64, generator=generator)
+        for name in operator.stat_names
+    }
+    positions, clock = torch.arange(R).expand(B, K, R).contiguous(), torch.full((B,), R - 1)
+    observation = Observation(weights / weights.sum(-1, keepdim=True), positions, clock, stats, keys)
+    terms = update_stats(operator, observation._replace(row_stats={name: torch.zeros_like(x) for name, x in stats.items()}))
+    for name, x in update_stats(operator, observation).items():
+        if not torch.allclose(x, stats[name] + terms[name], rtol=1e-9, atol=1e-9):
+            raise Error(f"{type(operator).__name__}.update is not additive for {name!r}; expected update_is_additive = False")
+
+
 def _check_spec_string(operator: Reduction) -> None:
     """Check that the spec string gives the operator back, if its class has one and the settings can be written there."""
     for fixed in vars(type(operator)).get("spec_names", {}).values():
@@ -192,7 +219,7 @@ def _small(operator: Reduction) -> Reduction:
 
 
 def _tiny_cell(seed: int) -> Llama:
-    """Return a random cell of two layers, whose attention is far from uniform."""
+    """Return a random cell of two layers with attention that is far from uniform."""
     config = Config("llama", 40, 16, 2, 4, 2, 4, 24, 1e-5, Rope(100.0), 256)
     cell, generator = Llama(config).double(), torch.Generator().manual_seed(seed)
     with torch.no_grad():

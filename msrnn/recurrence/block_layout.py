@@ -1,7 +1,7 @@
 """The layout of a block of tokens before any score is computed: visible rows, and the tokens at which a row is evicted.
 
-The number of rows follows from the number of tokens read, whatever the operator scores. So the layout of a block is the same in
-every layer that holds as many rows.
+The number of rows follows from the number of tokens read and does not depend on scores. So the layout of a block is the same
+in every layer that holds equally many rows.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class BlockLayout:
 
     @classmethod
     def build(cls, H: MultiState, active: Tensor | None, T: int) -> "BlockLayout":
-        """Return the layout of T tokens that follow ``H``, whose rows are sorted by position. Synchronises with the device."""
+        """Return the layout of T tokens that follow ``H``. The rows are sorted by position. Synchronises with the device."""
         B, capacity, device = len(H.clock), H.capacity, H.clock.device
         step = torch.arange(T, device=device)
         read = torch.ones(B, T, dtype=torch.bool, device=device) if active is None else active

@@ -24,7 +24,7 @@ def update_stats(operator: Reduction, observation: Observation, active: Tensor |
     Args:
         operator: the operator.
         observation: the rows, −1 in ``positions`` where there is none.
-        active: ``(B,)`` bool, False for batch rows whose statistics are not used; None for none.
+        active: ``(B,)`` bool, False where the statistics of a batch row are not used; None: all are used.
 
     Raises:
         Error: the answer has other names, shapes or types than the statistics.
@@ -50,7 +50,7 @@ def retention_scores(
     Args:
         operator: the operator.
         observation: as :func:`update_stats`.
-        scored: ``(B,)`` bool, False for batch rows whose scores are not used; None for none.
+        scored: ``(B,)`` bool, False where the scores of a batch row are not used; None: all are used.
         n_rows: score only the batch rows that have this many rows; None: all.
 
     Raises:

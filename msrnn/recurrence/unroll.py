@@ -234,7 +234,7 @@ def _state_after(
 
 
 def _merge(block: EvictionBlock, scores: BlockScores, values: Tensor) -> Tensor:
-    """Return the values after a block of one token, whose evicted value is merged."""
+    """Merge the evicted value of a block of one token, and return the values of all rows."""
     positions = block.positions.masked_fill(~block.visible(0, 1)[:, :, 0], EMPTY)
     observation = Observation(scores.weights[..., 0, :], positions, block.layout.clock[:, 0], scores.last_stats(), block.keys)
     evicted = (block.last_visible == 0) & (positions != EMPTY)  # (B, K, R), one row at most

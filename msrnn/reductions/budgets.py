@@ -4,7 +4,7 @@ from ..errors import Error, check_int
 
 
 def pyramid(size: int, n_layers: int, *, window: int = 0, beta: float = 20.0) -> tuple[int, ...]:
-    """Return one size per layer, decreasing linearly with depth, whose mean is ``size`` up to rounding.
+    """Return one size per layer: they decrease linearly with depth, and their mean is ``size`` up to rounding.
 
     Args:
         size: mean number of rows per layer.

@@ -66,7 +66,7 @@ class Reduction:
     row of score +inf is evicted only if all rows score +inf. Entries of the batch must not affect each other.
 
     Flags are not inherited, because they describe one implementation of ``update`` and ``score``: a class that does not
-    state a flag has the safe value, whatever its base class states. ``msrnn.check_operator`` tests an operator.
+    state a flag has the safe value, also if its base class states another. ``msrnn.check_operator`` tests an operator.
 
     Attributes:
         size: rows that are retained, an int or one int per layer; None retains all rows.
@@ -91,7 +91,7 @@ class Reduction:
     merges_values: ClassVar[bool] = False
     """True: ``merge`` changes values. A class that defines ``merge`` has True unless it states False."""
     tie_tolerance: ClassVar[float] = 0.0
-    """Relative gap to the lowest score up to which a score counts as equal, for scores whose ties differ by rounding."""
+    """Relative gap to the lowest score up to which a score counts as equal, because ties may differ by rounding."""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -102,9 +102,8 @@ class Reduction:
             cls.merges_values = True
         for name, fixed in vars(cls).get("spec_names", {}).items():
             other = SPEC_NAMES.get(name, (cls,))[0]
-            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__) and other.__module__.startswith(
-                "msrnn."
-            ):
+            redefined = (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
+            if other.__module__.startswith("msrnn.") and not redefined:
                 raise Error(f"{cls.__name__}: spec name {name!r} is that of msrnn.{other.__name__}; expected another name")
             SPEC_NAMES[name] = cls, fixed
 

@@ -29,7 +29,7 @@ class Full(Reduction):
 
 @dataclass(frozen=True)
 class Window(Reduction):
-    """Eviction of the oldest row. ``Window(W - 1)`` is a sliding window whose W tokens include the current one."""
+    """Eviction of the oldest row. ``Window(W - 1)`` is a sliding window of W tokens, the current one included."""
 
     spec_names: ClassVar[SpecNames] = {"window": {}}
     needs_weights: ClassVar[bool] = False

@@ -51,9 +51,9 @@ class Keyformer(StochasticReduction):
     r"""Keyformer (arXiv:2403.09054; d-matrix-ai/keyformer-llm at 5bbbcb1): the score is accumulated noisy attention.
 
     The noisy attention of a query is $\mathrm{softmax}((z + \zeta) / \tau)$ with the attention logits z and Gumbel noise ζ. The
-    temperature τ increases from 1 to 2 over the first ``steps`` tokens; the paper increases it over the generated text, whose
-    length it knows. The ``recent`` newest rows are protected; the default is 30 % of ``size``. One decision per key/value head,
-    by the mean over its query heads.
+    temperature τ increases from 1 to 2 over the first ``steps`` tokens; the paper increases it over the generated text, because
+    the paper knows its length. The ``recent`` newest rows are protected; the default is 30 % of ``size``. One decision per
+    key/value head, by the mean over its query heads.
     """
 
     recent: int | None = None

@@ -1,4 +1,4 @@
-"""``scan``: the same fold, and what happened inside; every state on the way is the step loop's."""
+"""``cell.scan``: every state of the trace equals that of the step loop."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from msrnn.recurrence import unroll
 
 @given(st.data())
 @examples(25)
-def test_the_trace_is_what_the_step_loop_went_through(data):
+def test_trace_equals_the_step_loop(data):
     cell, B, reduction = data.draw(cells())
     text = random_tokens(data.draw(st.integers(0, 99)), B, T := data.draw(st.integers(0, 12)))
     lengths = torch.tensor(data.draw(st.lists(st.integers(0, T), min_size=B, max_size=B)))
@@ -42,7 +42,7 @@ def test_the_trace_is_what_the_step_loop_went_through(data):
     assert_same(trace.at(n[rows], rows), trace.at(n).select(rows), 1e-8)
 
 
-def test_at_refuses_rows_that_are_not_there():
+def test_at_refuses_rows_outside_the_batch():
     cell = tiny_cell()
     _, trace = cell.scan(random_tokens(3, 2, 12), cell.initial_state(2, "h2o:4"))
     for rows in (torch.tensor([2]), torch.tensor([-1]), torch.tensor([0.0]), [0]):
@@ -51,7 +51,7 @@ def test_at_refuses_rows_that_are_not_there():
 
 
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "sinks:6:2", "full"])
-def test_blocks_do_not_show_in_the_trace(reduction, monkeypatch):
+def test_blocks_do_not_change_the_trace(reduction, monkeypatch):
     cell, text = tiny_cell(), random_tokens(3, 2, 23)
     _, whole = cell.scan(text, cell.initial_state(2, reduction), weights=True)
     monkeypatch.setattr(unroll, "BLOCK", 4)
@@ -68,8 +68,8 @@ def test_blocks_do_not_show_in_the_trace(reduction, monkeypatch):
     assert_same(whole.at(ragged), pieces.at(ragged), 1e-9)
 
 
-def test_the_scores_are_what_the_operator_saw(monkeypatch):
-    """TOVA's score of a row at a token is the mean weight it got there; of the rows seen, the lowest left."""
+def test_scores_are_those_of_the_operator(monkeypatch):
+    """TOVA's score of a row at a token is its mean weight, and the row of the lowest score is evicted."""
     monkeypatch.setattr(unroll, "BLOCK", 4)
     cell, text = tiny_cell(), random_tokens(3, 1, 15)
     _, before = cell(random_tokens(9, 1, 6), cell.initial_state(1, "tova:5"))
@@ -86,7 +86,7 @@ def test_the_scores_are_what_the_operator_saw(monkeypatch):
 
 
 @pytest.mark.parametrize("reduction", ["full", "h2o:4", "sinks:20:1", "tova:4"])
-def test_a_trace_outlives_steps_in_place(reduction):
+def test_trace_is_unchanged_by_steps_in_place(reduction):
     cell, text = tiny_cell(), random_tokens(3, 2, 12)
     _, trace = cell.scan(text, cell.initial_state(2, reduction))
     first, again = trace.at(8), trace.at(8)
@@ -96,14 +96,14 @@ def test_a_trace_outlives_steps_in_place(reduction):
 
 
 @pytest.mark.parametrize("n", [-1, 13, 2.0, True, "3", torch.tensor([1]), torch.tensor([1, 13]), torch.tensor([1.0, 2.0])])
-def test_at_refuses(n):
+def test_at_refuses_invalid_n(n):
     cell = tiny_cell()
     _, trace = cell.scan(random_tokens(3, 2, 12), cell.initial_state(2, "tova:4"))
     with pytest.raises(Error, match="at: n is"):
         trace.at(n)
 
 
-def test_decoding_goes_on_from_any_prefix():
+def test_decoding_continues_from_a_prefix():
     cell, text = tiny_cell(), random_tokens(3, 1, 12)
     _, trace = cell.scan(text, cell.initial_state(1, "tova:4"))
     logits, state = cell(text[:, :7], cell.initial_state(1, "tova:4"), last_only=True)
@@ -113,7 +113,7 @@ def test_decoding_goes_on_from_any_prefix():
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v"])
-def test_a_gradient_flows_through_the_state_of_a_prefix(name):
+def test_gradients_flow_through_the_state_of_a_prefix(name):
     cell, text = tiny_cell(), random_tokens(3, 1, 9)
     learnt = getattr(cell.layers[-1], name).weight.requires_grad_()
 

@@ -1,4 +1,4 @@
-"""Many tokens at once are the step loop, wherever chunks begin and end. (`tests/cell/test_cell.py` compares random cells.)"""
+"""The many-token path equals the step loop for every length of chunks and blocks (random cells: ``tests/cell/test_cell.py``)."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ OPERATORS = ["full", "window:0", "window:5", "sinks:6:2", "h2o:6", "h2o-layer:6"
 
 @dataclass(frozen=True)
 class Spread(Reduction):
-    """An operator of one's own, blind: the row closest to an older neighbour goes. Its choice depends on who left before."""
+    """A user-defined operator without weights: the row closest to an older neighbour is evicted."""
 
     needs_weights: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
@@ -31,7 +31,7 @@ class Spread(Reduction):
 
 @dataclass(frozen=True)
 class Popular(Reduction):
-    """Another, additive: the row that was most often the favourite stays; age counts a little."""
+    """An additive user-defined operator: the row with the fewest maxima of attention is evicted; age counts a little."""
 
     stat_names: ClassVar[tuple[str, ...]] = ("wins", "age")
     update_is_additive: ClassVar[bool] = True
@@ -46,15 +46,15 @@ class Popular(Reduction):
 
 
 @dataclass(frozen=True)
-class Stubborn(Reduction):
-    """No row may go, by its score; so the oldest has to."""
+class AllProtected(Reduction):
+    """All rows score +inf, so the oldest is evicted."""
 
     def score(self, seen):
         return torch.full_like(seen.weights.mean(2), torch.inf)
 
 
-def assert_folds(cell, text, reduction, lengths=None):
-    """The fold gives the step loop's logits and state."""
+def assert_equals_step_loop(cell, text, reduction, lengths=None):
+    """Compare logits and state of the two paths; return the logits."""
     B = len(text)
     logits, state = cell(text, cell.initial_state(B, reduction), lengths=lengths)
     expected, end = step_loop(cell, text, cell.initial_state(B, reduction), lengths)
@@ -64,52 +64,52 @@ def assert_folds(cell, text, reduction, lengths=None):
 
 
 @pytest.mark.parametrize(("chunk", "block"), [(1, 64), (9, 2), (24, 3), (63, 64), (300, 5), (1024, 16)])
-@pytest.mark.parametrize("reduction", [*OPERATORS, Spread(5), Popular(5), Stubborn(4)], ids=str)
-def test_chunks_and_blocks_do_not_show(reduction, chunk, block, monkeypatch):
+@pytest.mark.parametrize("reduction", [*OPERATORS, Spread(5), Popular(5), AllProtected(4)], ids=str)
+def test_chunks_and_blocks_do_not_change_the_result(reduction, chunk, block, monkeypatch):
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", chunk)
     monkeypatch.setattr(unroll, "BLOCK", block)
     monkeypatch.setattr(unroll, "WEIGHT_FREE_BLOCK", block + 1)
     monkeypatch.setattr("msrnn.cell.layer.MLP_CHUNK_TOKENS", block)
     cell, text = tiny_cell(), random_tokens(5, 3, 21)
     lengths = torch.tensor([21, 8, 0])
-    expected = assert_folds(cell, text, reduction, lengths)
+    expected = assert_equals_step_loop(cell, text, reduction, lengths)
     last, _ = cell(text, cell.initial_state(3, reduction), lengths=lengths, last_only=True)
     assert_close(last[:2], torch.stack((expected[0, 20], expected[1, 7])), 1e-8)
     assert last[2].isnan().all()
 
 
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "tova-head:5", "h2o-layer:6"])
-def test_wrong_guesses_are_found(reduction, monkeypatch):
-    """The worst guess there is, the dearest of the cheapest rows first: everything is as before, only later."""
-    looks = []
-    look = eviction.score_tokens
-    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: looks.append(1) or look(*a, **k))
+def test_wrong_proposals_are_corrected(reduction, monkeypatch):
+    """The worst proposal takes the candidates in reverse order. The result is the same after more iterations."""
+    calls = []
+    score_tokens = eviction.score_tokens
+    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
     cell, text = tiny_cell(), random_tokens(5, 2, 40)
-    assert_folds(cell, text, reduction)
-    few = len(looks)
-    guess = eviction._propose_evictions
-    monkeypatch.setattr(eviction, "_propose_evictions", lambda ranks, *a: guess(ranks.flip(-1), *a))
-    assert_folds(cell, text, reduction)
-    assert len(looks) - few > 2 * few
+    assert_equals_step_loop(cell, text, reduction)
+    few = len(calls)
+    propose = eviction._propose_evictions
+    monkeypatch.setattr(eviction, "_propose_evictions", lambda ranks, *a: propose(ranks.flip(-1), *a))
+    assert_equals_step_loop(cell, text, reduction)
+    assert len(calls) - few > 2 * few
 
 
-def test_layers_alike_decide_once(monkeypatch):
-    """What a blind operator decides follows from positions; layers that hold others, or are under another, decide anew."""
-    asked = []
-    honest = unroll.solve_evictions
-    monkeypatch.setattr(unroll, "solve_evictions", lambda block, *a: asked.append(block.reduction) or honest(block, *a))
+def test_evictions_from_positions_are_shared_by_equal_layers(monkeypatch):
+    """Layers with other positions or another operator compute their own evictions."""
+    solved = []
+    solve = unroll.solve_evictions
+    monkeypatch.setattr(unroll, "solve_evictions", lambda block, *a: solved.append(block.reduction) or solve(block, *a))
     cell, text = tiny_cell(n_layers=4), random_tokens(5, 2, 20)
-    assert_folds(cell, text, "window:5")
-    assert len(asked) == 1
-    assert_folds(cell, text, "tova:5")
-    assert len(asked) == 1 + 4
-    assert_folds(cell, text, Window((5, 5, 3, 3)))
-    assert len(asked) == 1 + 4 + 2
+    assert_equals_step_loop(cell, text, "window:5")
+    assert len(solved) == 1
+    assert_equals_step_loop(cell, text, "tova:5")
+    assert len(solved) == 1 + 4
+    assert_equals_step_loop(cell, text, Window((5, 5, 3, 3)))
+    assert len(solved) == 1 + 4 + 2
     mixed = [Window(5), msrnn.TOVA(5), Window(5), Window(3)]
-    assert_folds(cell, text, mixed)
-    assert len(asked) == 1 + 4 + 2 + 3
+    assert_equals_step_loop(cell, text, mixed)
+    assert len(solved) == 1 + 4 + 2 + 3
     _, state = cell(text, cell.initial_state(2, mixed))
-    other = [replace(H, reduction=Window(5)) for H in state]  # the second layer holds what TOVA kept
+    other = [replace(H, reduction=Window(5)) for H in state]  # the second layer holds the rows that TOVA retained
     other[3] = state[3]
     state = state.with_layers(other)
     logits, after = cell(text, state)
@@ -118,37 +118,37 @@ def test_layers_alike_decide_once(monkeypatch):
     assert_same(after, end, 1e-8)
 
 
-def test_an_operator_is_asked_for_many_tokens_at_once():
-    """A block costs a few looks, not one a token; an operator whose numbers do not add up is asked token by token."""
-    asked = []
+def test_one_call_scores_many_tokens():
+    """A block of 64 tokens takes a few calls of the operator."""
+    calls = []
 
     class Counting(msrnn.TOVA):
         depends_on_row_layout = depends_on_other_positions = False
 
         def score(self, seen):
-            asked.append(len(seen.clock))
+            calls.append(len(seen.clock))
             return super().score(seen)
 
     cell = tiny_cell(n_layers=1)
     cell(random_tokens(5, 1, 64), cell.initial_state(1, Counting(40)))
-    assert len(asked) < 12
-    assert max(asked) == 64
+    assert len(calls) < 12
+    assert max(calls) == 64
 
 
 @pytest.mark.parametrize("reduction", ["window:40", "sinks:40:4"])
-def test_who_is_blind_guesses_right_and_for_all_layers(reduction, monkeypatch):
-    """One look to guess, one to see that it is right, in the first layer alone."""
-    looks, look = [], eviction.score_tokens
-    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: looks.append(1) or look(*a, **k))
+def test_proposals_from_positions_are_right_for_all_layers(reduction, monkeypatch):
+    """One call to propose and one to confirm, in the first layer only."""
+    calls, score_tokens = [], eviction.score_tokens
+    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
     cell = tiny_cell()
     cell(random_tokens(5, 1, unroll.WEIGHT_FREE_BLOCK), cell.initial_state(1, reduction))
-    assert len(looks) == 2
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("reduction", ["tova:4", "h2o:5", "window:4", "full", Popular(4)], ids=str)
 @pytest.mark.parametrize("lengths", [None, torch.tensor([13, 0, 6])], ids=["equal", "ragged"])
 def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
-    """Through rows that were carried, appended and read; the choice of rows is not differentiated."""
+    """Gradients flow through rows that were carried, appended and attended to; evictions are not differentiated."""
     monkeypatch.setattr(unroll, "BLOCK", 4)
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 24)
     cell, text = tiny_cell(frozen=False), random_tokens(5, 3, 13)
@@ -158,7 +158,7 @@ def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
         cell.zero_grad()
         logits, state = read(cell.initial_state(3, reduction))
         loss = (logits.nan_to_num() * weight).sum()
-        for H in state:  # whatever stands in empty rows
+        for H in state:  # empty rows are arbitrary
             loss = loss + (H.values.square() + H.keys).masked_fill(H.empty[..., None], 0).sum()
         loss.backward()
         return {name: x.grad.clone() for name, x in cell.named_parameters()}
@@ -170,10 +170,10 @@ def test_gradients_are_those_of_the_step_loop(reduction, lengths, monkeypatch):
 
 
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:5", "window:5"])
-def test_a_text_is_read_over_its_own_rows_and_never_over_the_callers(reduction, monkeypatch):
+def test_chunks_reuse_the_storage_of_the_call_but_not_of_the_input(reduction, monkeypatch):
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 4)
     cell, text, places = tiny_cell(), random_tokens(5, 1, 24), []
-    _, given = cell(text[:, :8], cell.initial_state(1, reduction))  # full, and in order
+    _, given = cell(text[:, :8], cell.initial_state(1, reduction))  # a full cache, sorted
     before, layer = given.clone(), type(cell.layers[0]).unroll
 
     def watched(self, x, H, *rest):
@@ -191,8 +191,8 @@ def test_a_text_is_read_over_its_own_rows_and_never_over_the_callers(reduction, 
     assert_same(end, step_loop(cell, text, cell.initial_state(1, reduction))[1], 1e-8)
 
 
-def test_rows_at_their_end_cost_nothing(monkeypatch):
-    """A ragged batch passes the layers without the rows that have ended."""
+def test_finished_rows_leave_the_batch(monkeypatch):
+    """The layers run without the rows of a ragged batch that have ended."""
     monkeypatch.setattr("msrnn.cell.chunking.CHUNK_TOKENS", 8)
     monkeypatch.setattr(unroll, "BLOCK", 8)
     cell, text, passed = tiny_cell(), random_tokens(5, 4, 40), []
@@ -203,8 +203,8 @@ def test_rows_at_their_end_cost_nothing(monkeypatch):
     assert sum(passed) / cell.config.n_layers < 1.3 * lengths.sum()
 
 
-def test_a_late_query_may_love_a_row_that_earlier_ones_ignored():
-    """Keys a thousand apart: whatever leaves or stays, no weight may be lost to underflow on the way."""
+def test_rows_with_tiny_weights_are_exact():
+    """Logits differ by about a thousand. A row that earlier queries ignored may receive all attention later."""
     cell, text = tiny_cell(), random_tokens(5, 2, 30)
     for layer in cell.layers:
         layer.q.weight.mul_(40)
@@ -215,8 +215,8 @@ def test_a_late_query_may_love_a_row_that_earlier_ones_ignored():
         assert_same(state, end, 1e-8)
 
 
-def test_memory_is_not_the_text_squared(monkeypatch):
-    """No tensor of the fold grows with T beyond T × width: the largest has a chunk by size + chunk weights per head."""
+def test_memory_is_linear_in_the_length(monkeypatch):
+    """The largest attention matrix has block × (size + block) weights per head."""
     seen = []
     softmax = torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: seen.append(x.numel()) or softmax(x, *a, **k))
@@ -227,8 +227,8 @@ def test_memory_is_not_the_text_squared(monkeypatch):
 
 
 @pytest.mark.parametrize("reduction", ["tova:64", "h2o:64"])
-def test_on_the_real_weights(reduction, smollm, gguf_path, figure):
-    """Float32: the same positions, here without a single near-tie to excuse."""
+def test_real_weights_in_float32(reduction, smollm, gguf_path, figure):
+    """All positions are equal; near-ties do not occur in this text."""
     text = (Path(__file__).parents[2] / "LICENSE").read_text()
     ids = torch.tensor([converters.tokenizer(gguf_path).encode(text).ids[:160]])
     folded, state = smollm(ids, smollm.initial_state(1, reduction))
@@ -240,20 +240,20 @@ def test_on_the_real_weights(reduction, smollm, gguf_path, figure):
     )
     gap = (folded - by_step).abs().mean().item()
     figure(
-        f"{gap:.1e} mean difference of the logits, fold from step loop: SmolLM2-135M, {reduction}, 160 tokens; {off} heads off"
+        f"{gap:.1e} mean |difference| of logits, unroll and step loop: SmolLM2-135M, {reduction}, 160 tokens; {off} heads off"
     )
     assert off == 0
     assert gap <= 1e-4
 
 
-def test_a_subclass_of_an_operator_that_needs_no_positions_gets_true_ones():
+def test_subclass_of_an_operator_without_positions_receives_positions():
     @dataclass(frozen=True)
     class Scaled(TOVA):
         def score(self, seen):
             held = (seen.positions >= 0).sum(-1, keepdim=True)
             return super().score(seen) * (1 + (seen.positions * 7 + held) % 5)[:, :1]
 
-    assert_folds(tiny_cell(), random_tokens(7, 2, 30), Scaled(5))
+    assert_equals_step_loop(tiny_cell(), random_tokens(7, 2, 30), Scaled(5))
 
 
 @pytest.mark.parametrize("reduction", ["full", "window:4", "tova:4", "h2o:5", "keydiff:4"])

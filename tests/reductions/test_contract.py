@@ -40,7 +40,7 @@ class Decayed(H2O):
 
 @dataclass(frozen=True)
 class WeightedWindow(Window):
-    """A Window whose score reads weights."""
+    """A Window with a score that reads weights."""
 
     def score(self, observation):
         return observation.weights.mean(2)

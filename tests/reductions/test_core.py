@@ -1,4 +1,4 @@
-"""What each operator must do, against a dense decoder and plain-Python rules that share no code with the library."""
+"""The operators of the TOVA paper, against a dense decoder and eviction rules in plain Python."""
 
 import math
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ SHAPES = {"alone": (4, 4), "grouped": (4, 2), "six by three": (6, 3), "shared": 
 
 @pytest.mark.parametrize("heads", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize(("operator", "rule"), CASES.values(), ids=CASES)
-def test_operator_is_its_rule_and_attention_sees_exactly_the_rows_held(operator, rule, heads):
+def test_operator_equals_its_rule_and_attends_to_the_retained_rows(operator, rule, heads):
     cell = tiny_cell(seed=sum(heads), n_heads=heads[0], n_kv_heads=heads[1])
     text, lengths = random_tokens(3, 3, 16), torch.tensor([16, 9, 13])
     state, logits, history = cell.initial_state(3, operator), [], []
@@ -53,7 +53,7 @@ def test_operator_is_its_rule_and_attention_sees_exactly_the_rows_held(operator,
 
 
 @pytest.mark.parametrize(("operator", "rule"), [CASES["full"], CASES["tova:6"]], ids=["full", "tova:6"])
-def test_a_dynamic_rope_turns_each_token_by_the_length_it_makes(operator, rule):
+def test_dynamic_rope_rotates_by_the_length_so_far(operator, rule):
     cell, text = tiny_cell(rope=ROPES["dynamic"]), random_tokens(3, 1, 16)
     logits, state = step_loop(cell, text, cell.initial_state(1, operator))
     ruled, after = dense_decoder(cell, text[0], rule)
@@ -62,7 +62,7 @@ def test_a_dynamic_rope_turns_each_token_by_the_length_it_makes(operator, rule):
     assert (ruled - dense_decoder(tiny_cell(), text[0], rule)[0])[6:].abs().max() > 1e-3  # the scaling was at work
 
 
-def test_oracle_tells_operators_apart():
+def test_rules_of_different_operators_differ():
     cell, text = tiny_cell(), random_tokens(3, 1, 16)[0]
     several = [window(6), sinks(6, 4), tova(6), tova_head(6), h2o(6, 3), h2o(6, 3, True), h2o(6, 0)]
     histories = [dense_decoder(cell, text, lambda l, rule=rule: rule)[1][0] for rule in several]
@@ -80,21 +80,21 @@ FIGURE_2 = {  # arXiv:2401.06104, fig. 2, k = 5: the weights at t, and what leav
 
 
 def rows_at(positions, operator, numbers=None, K=1):
-    """An H by hand: ``positions`` as every head's rows, the clock one after the newest, keys that spell the position."""
+    """Return an H with these positions in every head; keys equal the position, the clock is one after the newest."""
     positions = torch.tensor(positions)[None, None].repeat(1, K, 1)
     keys = positions[..., None].double()
     return MultiState(keys, -keys, positions, positions.amax((1, 2)) + 1, operator, numbers or {})
 
 
 def reduced(H, weights):
-    """H after one token read with ``weights (K, G, S + 1)``."""
+    """Return H after one token with attention ``weights (K, G, S + 1)``."""
     key = H.clock.double()[:, None, None].repeat(1, H.keys.shape[1], 1)
     return reduce(H.append(key, -key, in_place=False), torch.tensor(weights).double()[None], H.clock + 1, None)
 
 
 @pytest.mark.parametrize("tilt", [0.0, 0.04])
-def test_tova_on_the_papers_worked_example(tilt):
-    """One decision by the mean of both heads, however ``tilt`` moves weight between them (each head alone would differ)."""
+def test_tova_on_the_example_of_the_paper(tilt):
+    """One decision by the mean of both heads. ``tilt`` moves weight between the heads, so each head alone would differ."""
     H = rows_at([3, 0, 4, 1, 2], TOVA(5), K=2)
     for t, (weights, gone) in FIGURE_2.items():
         before = H.positions[0, 0].tolist()
@@ -110,7 +110,7 @@ def test_tova_on_the_papers_worked_example(tilt):
 
 @pytest.mark.parametrize("heads", [(4, 2), (6, 3), (5, 1), (7, 7)])
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_tova_without_queries_is_the_window(heads, size):
+def test_tova_with_zero_queries_equals_window(heads, size):
     cell = tiny_cell(n_heads=heads[0], n_kv_heads=heads[1])
     for layer in cell.layers:
         layer.q.weight.zero_()
@@ -127,7 +127,7 @@ def test_tova_without_queries_is_the_window(heads, size):
 # Mistral.
 
 
-def test_a_sliding_window_of_w_is_the_default_window_of_w_minus_one():
+def test_sliding_window_of_w_equals_window_of_w_minus_one():
     W, text = 5, random_tokens(2, 1, 18)
     cell = tiny_cell(family="mistral", sliding_window=W)
     assert cell.default_reduction == Window(W - 1)
@@ -141,7 +141,7 @@ def test_a_sliding_window_of_w_is_the_default_window_of_w_minus_one():
     assert (unbounded[0] - published).abs().max() > 1e-3
 
 
-def test_a_window_of_one_sees_the_current_token_only():
+def test_sliding_window_of_one_attends_to_the_current_token_only():
     cell = tiny_cell(sliding_window=1)
     text = random_tokens(2, 1, 6)
     own, state = step_loop(cell, text)
@@ -154,8 +154,8 @@ def test_a_window_of_one_sees_the_current_token_only():
 
 
 @dataclass(frozen=True)
-class Dear(Reduction):
-    """Scores given from outside, by position."""
+class ScoreByPosition(Reduction):
+    """A given score for each position."""
 
     scores: tuple = ()
 
@@ -170,7 +170,7 @@ def gone(H, weights):
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]])
-def test_of_equal_scores_the_oldest_position_goes_wherever_its_row_is(rows):
+def test_of_equal_scores_the_oldest_position_is_evicted(rows):
     place = {p: i for i, p in enumerate([*rows, 4])}
     weights = [0.25] * 5
     assert gone(rows_at(rows, TOVA(4)), [[weights]]) == {0}
@@ -183,17 +183,17 @@ def test_of_equal_scores_the_oldest_position_goes_wherever_its_row_is(rows):
     assert gone(rows_at(rows, Sinks(4, sinks=2)), [[weights]]) == {2}
 
 
-def test_what_scores_infinity_never_goes():
+def test_infinite_score_is_not_evicted():
     inf = math.inf
     for stays in range(5):
         scores = tuple(1.0 if p == stays else inf for p in range(5))
-        assert gone(rows_at([2, 0, 3, 1], Dear(4, scores)), [[[0.2] * 5]]) == {stays}
-    assert gone(rows_at([2, 0, 3, 1], Dear(4, (inf, 3.0, 2.0, inf, 9.0))), [[[0.2] * 5]]) == {2}
+        assert gone(rows_at([2, 0, 3, 1], ScoreByPosition(4, scores)), [[[0.2] * 5]]) == {stays}
+    assert gone(rows_at([2, 0, 3, 1], ScoreByPosition(4, (inf, 3.0, 2.0, inf, 9.0))), [[[0.2] * 5]]) == {2}
 
 
 @pytest.mark.parametrize("scores", [(-5.0,) * 5, (-math.inf,) * 5, (1.0,) * 5])
-def test_an_empty_row_goes_before_any_other(scores):
-    H = rows_at([2, -1, 3, 1], Dear(4, scores))
+def test_empty_row_is_filled_before_an_eviction(scores):
+    H = rows_at([2, -1, 3, 1], ScoreByPosition(4, scores))
     assert sorted(reduced(H, [[[0.25, 0.0, 0.25, 0.25, 0.25]]]).positions.flatten().tolist()) == [1, 2, 3, 4]
     for operator in (TOVA(4), Window(4), Sinks(4, sinks=1), H2O(4)):
         numbers = {name: torch.zeros(1, 1, 4).double() for name in operator.stat_names}
@@ -201,7 +201,7 @@ def test_an_empty_row_goes_before_any_other(scores):
         assert sorted(after.positions.flatten().tolist()) == [1, 2, 3, 4]
 
 
-def test_lowest_takes_one_decision_per_score_row():
+def test_select_evicted_row_decides_per_head_or_layer():
     positions = torch.tensor([[[4, 0, 2, 5], [0, 1, 4, 5]]])
     assert transition.select_evicted_row(torch.tensor([[[3.0, 2.0, 1.0, 1.0], [0.0, 7.0, 7.0, 0.0]]]), positions).tolist() == [
         [2, 0]
@@ -211,12 +211,12 @@ def test_lowest_takes_one_decision_per_score_row():
     ]
 
 
-# An operator of one's own.
+# User-defined operators.
 
 
 @dataclass(frozen=True)
 class KeepEven(Reduction):
-    """Odd positions go first, the oldest of them; a decision for the layer."""
+    """The oldest odd position is evicted; one decision for the layer."""
 
     def score(self, seen):
         return (seen.positions[:, :1] % 2 == 0).to(seen.weights.dtype)
@@ -224,7 +224,7 @@ class KeepEven(Reduction):
 
 @dataclass(frozen=True)
 class LeastRecentlyRead(Reduction):
-    """Each row remembers when, and how strongly at its best, it was last read with more than ``share``."""
+    """Statistics: the last clock at which a row received more than ``share``, and its largest weight."""
 
     share: float = 0.2
     stat_names: ClassVar[tuple[str, ...]] = ("last", "best")
@@ -267,7 +267,7 @@ OWN = {
 
 
 @pytest.mark.parametrize(("operator", "rule"), OWN.values(), ids=OWN)
-def test_an_operator_of_ones_own_works_in_step_fold_select_clone_and_on_disk(operator, rule, tmp_path):
+def test_user_defined_operator_works_in_every_path(operator, rule, tmp_path):
     cell, text, lengths = tiny_cell(), random_tokens(5, 2, 15), torch.tensor([15, 11])
     expected = [dense_decoder(cell, text[b, :n], rule) for b, n in enumerate(lengths.tolist())]
     by_step, end = step_loop(cell, text, cell.initial_state(2, operator), lengths)
@@ -293,7 +293,7 @@ def test_an_operator_of_ones_own_works_in_step_fold_select_clone_and_on_disk(ope
 
 @dataclass(frozen=True)
 class Views(Reduction):
-    """Keeps the time each row was last seen (always now), as a view of the clock."""
+    """A statistic that is a view of the clock."""
 
     stat_names: ClassVar[tuple[str, ...]] = ("now",)
 
@@ -306,7 +306,7 @@ class Views(Reduction):
 
 @dataclass(frozen=True)
 class Edits(Reduction):
-    """Adds to the numbers it is given, in place."""
+    """Adds to the received statistics in place."""
 
     stat_names: ClassVar[tuple[str, ...]] = ("sum",)
 
@@ -319,7 +319,7 @@ class Edits(Reduction):
 
 
 @pytest.mark.parametrize("operator", [Views(3), Edits(3)], ids=["views", "edits"])
-def test_what_update_returns_is_free_to_be_a_view_or_its_argument(operator):
+def test_update_may_return_a_view_or_its_argument(operator):
     cell, text, lengths = tiny_cell(), random_tokens(5, 2, 9), torch.tensor([9, 6])
     by_step, end = step_loop(cell, text, cell.initial_state(2, operator), lengths)
     folded, state = cell(text, cell.initial_state(2, operator), lengths=lengths)
@@ -332,7 +332,7 @@ def test_what_update_returns_is_free_to_be_a_view_or_its_argument(operator):
 
 @dataclass(frozen=True)
 class KeepEvenIn(Reduction):
-    """:class:`KeepEven` with scores of another type."""
+    """:class:`KeepEven` with scores of another dtype."""
 
     type: str = "bool"
 
@@ -341,7 +341,7 @@ class KeepEvenIn(Reduction):
 
 
 @pytest.mark.parametrize("type", ["float32", "bfloat16", "bool", "int64", "uint8"])
-def test_a_score_of_any_type_decides_alike(type):
+def test_score_of_any_dtype_gives_the_same_evictions(type):
     cell, text, lengths = tiny_cell(), random_tokens(5, 2, 9), torch.tensor([9, 2])
     _, state = step_loop(cell, text, cell.initial_state(2, KeepEvenIn(4, type)), lengths)
     _, state = cell.step(text[:, 0], state)  # the short row still has empty rows to give
@@ -349,7 +349,7 @@ def test_a_score_of_any_type_decides_alike(type):
 
 
 @pytest.mark.parametrize("shape", ["(B, R)", "(B, K, S)", "(B, N, R)"])
-def test_a_score_of_another_shape_is_refused(shape):
+def test_score_of_another_shape_is_refused(shape):
     @dataclass(frozen=True)
     class Odd(Reduction):
         def score(self, seen):
@@ -365,7 +365,7 @@ def test_a_score_of_another_shape_is_refused(shape):
         cell(random_tokens(5, 2, 9), cell.initial_state(2, Odd(4)))
 
 
-def test_an_operator_that_forgets_a_number_is_refused():
+def test_missing_statistic_is_refused():
     @dataclass(frozen=True)
     class Forgets(Reduction):
         stat_names: ClassVar[tuple[str, ...]] = ("one", "other")
@@ -381,7 +381,7 @@ def test_an_operator_that_forgets_a_number_is_refused():
         cell.step(torch.tensor([1]), cell.initial_state(1, Forgets(3)))
 
 
-# What is refused, and the text form.
+# Refusals and spec strings.
 
 
 @pytest.mark.parametrize(
@@ -407,12 +407,12 @@ def test_an_operator_that_forgets_a_number_is_refused():
         (lambda: Full(5), "Full: size is 5"),
     ],
 )
-def test_senseless_sizes_are_refused(build, thing):
+def test_invalid_sizes_are_refused(build, thing):
     with pytest.raises(msrnn.Error, match=thing):
         build()
 
 
-def test_the_smallest_legal_sizes():
+def test_smallest_valid_sizes():
     assert Window(0).size == 0
     assert H2O(4, recent=4).recent == 4
     assert H2O(1, recent=0).recent == 0
@@ -435,14 +435,14 @@ FORMS = {
 
 
 @pytest.mark.parametrize(("text", "operator"), FORMS.items(), ids=FORMS)
-def test_the_text_form_of_every_operator_goes_both_ways(text, operator):
+def test_spec_string_round_trip(text, operator):
     assert parse_reduction(text) == operator
     assert str(parse_reduction(text)) == text
     assert parse_reduction(str(operator)) == operator
     assert [H.reduction for H in tiny_cell().initial_state(1, text)] == [operator, operator]
 
 
-def test_what_an_operator_says_beyond_the_documented_forms_is_read_back():
+def test_spec_string_with_more_fields_round_trip():
     for operator in (H2O(8, recent=3), H2O(8, recent=0, per_head=False)):
         assert parse_reduction(str(operator)) == operator
 
@@ -454,7 +454,7 @@ BAD = (
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_bad_text_is_refused_by_name(text):
+def test_invalid_spec_string_is_refused(text):
     with pytest.raises(msrnn.Error) as refusal:
         parse_reduction(text)
     named = {
@@ -467,7 +467,7 @@ def test_bad_text_is_refused_by_name(text):
 
 
 @pytest.mark.parametrize("thing", [None, 5, ["tova:4"], b"tova:4"])
-def test_what_is_no_text_is_refused(thing):
+def test_spec_string_of_another_type_is_refused(thing):
     with pytest.raises(msrnn.Error, match="reduction"):
         parse_reduction(thing)
 

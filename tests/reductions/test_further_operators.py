@@ -1,4 +1,4 @@
-"""The operators beyond the core: each against a loop in plain Python written from its paper, then the laws of all."""
+"""Operators of further papers: each against a plain loop written from its paper, then laws of all operators."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,18 +18,18 @@ from msrnn.diagnostics.retention import retained_fraction
 from msrnn.recurrence import eviction, unroll
 from msrnn.reductions.hash_rng import uniform
 
-# What a rule sees: per layer and token the queries, keys and values that the library's own layer computes, as lists. Everything
-# from there on (attention, scores, who goes, what is merged, the layer's output) is written here, token by token.
+# A rule receives the queries, keys and values of the library's layer for each token, as lists. Attention, scores, eviction,
+# merging and the output of the layer are written here, token by token.
 
 
 def distinct(seed, B, T):
-    """``(B, T)`` ids, each once: in the first layer the keys of equal tokens are equally long, and rounding would choose."""
+    """Return ``(B, T)`` ids without repetition, because the keys of equal tokens have equal norms in the first layer."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randperm(50, generator=generator)[:T] for _ in range(B)])
 
 
 class Row:
-    """One token of one key/value head: where it is, its key and value, and room for a rule's own numbers."""
+    """One token of one key/value head: position, key, value, and statistics of a rule."""
 
     def __init__(self, position, key, value):
         self.position, self.key, self.value = position, key, value
@@ -47,7 +47,7 @@ def dot(a, b):
 
 
 def naive(cell, text, rule, size):
-    """One text ``(T,)`` -> logits ``(T, V)`` and per layer and head the positions held at the end.
+    """Return the logits ``(T, V)`` of one text ``(T,)``, and the positions retained at the end per layer and head.
 
     ``rule(layer)`` gives a function of t, the head's number, its rows (the current one last) and the logits of its query heads,
     ``[g][row]``, that returns the row to go once there are more than ``size(layer)``; it may change values.
@@ -78,12 +78,12 @@ def naive(cell, text, rule, size):
 
 
 def cheapest(rows, score):
-    """The row with the lowest score, of ties the oldest; rows are in order."""
+    """Return the row with the lowest score, the oldest of ties; rows are in order."""
     return min(rows, key=lambda row: (score(row), row.position))
 
 
 def draws(seed, layer, head, position, clock):
-    """splitmix64, round by round, in Python's own numbers."""
+    """One round of splitmix64 with Python ints."""
     mask, x = 2**64 - 1, seed
     for part in (layer, clock, head, position):
         x = (x + part + 0x9E3779B97F4A7C15) & mask
@@ -212,8 +212,8 @@ OPERATORS = [operator for operator, _ in CASES.values()]
 
 
 @dataclass(frozen=True)
-class Heirs(TOVA):
-    """One of one's own: whoever goes, all others inherit."""
+class EvictedToAll(TOVA):
+    """A user-defined operator: the evicted value is merged into all other rows."""
 
     merges_values: ClassVar[bool] = True
 
@@ -223,7 +223,7 @@ class Heirs(TOVA):
 
 @pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)], ids=str)
 @pytest.mark.parametrize(("operator", "rule"), CASES.values(), ids=CASES)
-def test_operator_is_its_papers_rule(operator, rule, heads):
+def test_operator_equals_the_rule_of_its_paper(operator, rule, heads):
     cell, text = tiny_cell(n_heads=heads[0], n_kv_heads=heads[1]), distinct(3, 2, 40 if "scissor" in str(operator) else 22)
     logits, state = step_loop(cell, text, cell.initial_state(2, operator))
     for b in range(2):
@@ -232,7 +232,7 @@ def test_operator_is_its_papers_rule(operator, rule, heads):
         assert_close(logits[b], ruled)
 
 
-def test_the_rules_tell_operators_apart():
+def test_rules_of_different_operators_differ():
     cell, text = tiny_cell(), distinct(3, 1, 40)
     ends = [
         retained_positions(step_loop(cell, text, cell.initial_state(1, replace(o, size=7)))[1])
@@ -244,7 +244,7 @@ def test_the_rules_tell_operators_apart():
 
 @st.composite
 def places(draw):
-    operator = draw(st.sampled_from([*OPERATORS, Heirs(4), Heirs((2, 6), per_head=True)]))
+    operator = draw(st.sampled_from([*OPERATORS, EvictedToAll(4), EvictedToAll((2, 6), per_head=True)]))
     heads, shared = draw(st.sampled_from([(2, 1), (4, 2), (3, 3), (6, 2)]))
     cell = tiny_cell(seed=draw(st.integers(0, 99)), n_heads=heads, n_kv_heads=shared)
     B, T = draw(st.integers(1, 3)), draw(st.integers(0, 24))
@@ -254,8 +254,8 @@ def places(draw):
 
 @given(places(), st.sampled_from([3, 7, 64]))
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
-def test_the_fold_is_the_step_loop(place, block):
-    """However it is split; the trace's state after any token is that of the step loop."""
+def test_many_token_path_equals_step_loop(place, block):
+    """For every split; the state of the trace after any token equals that of the step loop."""
     cell, operator, text, lengths, cut = place
     B = len(text)
     whole = unroll.BLOCK
@@ -278,8 +278,8 @@ def test_the_fold_is_the_step_loop(place, block):
         unroll.BLOCK = whole
 
 
-@pytest.mark.parametrize("operator", [Heirs(4), Heirs((2, 6), per_head=True)], ids=["layer", "head"])
-def test_where_nobody_leaves_nobody_inherits(operator):
+@pytest.mark.parametrize("operator", [EvictedToAll(4), EvictedToAll((2, 6), per_head=True)], ids=["layer", "head"])
+def test_values_are_not_merged_without_an_eviction(operator):
     cell, text, lengths = tiny_cell(), random_tokens(5, 4, 14), torch.tensor([14, 9, 3, 0])
     by_step, end = step_loop(cell, text, cell.initial_state(4, operator), lengths)
     for b, n in enumerate(lengths.tolist()):
@@ -293,7 +293,7 @@ def test_where_nobody_leaves_nobody_inherits(operator):
 
 @dataclass(frozen=True)
 class Thirds(msrnn.Reduction):
-    """One of one's own: looks at positions, which differ from head to head, and at numbers that do not add up."""
+    """A user-defined operator that reads positions, which differ between heads, and statistics that are not additive."""
 
     stat_names: ClassVar[tuple[str, ...]] = ("best",)
 
@@ -305,7 +305,7 @@ class Thirds(msrnn.Reduction):
 
 
 @pytest.mark.parametrize("operator", [Thirds(6), Random(6)], ids=["own", "random"])
-def test_heads_that_hold_as_many_rows_may_hold_other_ones(operator, monkeypatch):
+def test_heads_may_retain_different_positions(operator, monkeypatch):
     monkeypatch.setattr(unroll, "BLOCK", 5)
     cell, text = tiny_cell(), distinct(5, 2, 40)
     by_step, end = step_loop(cell, text, cell.initial_state(2, operator))
@@ -314,17 +314,17 @@ def test_heads_that_hold_as_many_rows_may_hold_other_ones(operator, monkeypatch)
     assert_same(state, end, 1e-8)
 
 
-def test_what_does_not_depend_on_who_left_is_guessed_right(monkeypatch):
-    looks, look = [], eviction.score_tokens
+def test_scores_independent_of_evictions_are_proposed_right(monkeypatch):
+    calls, score_tokens = [], eviction.score_tokens
     cell, text = tiny_cell(), distinct(5, 1, 40)
     _, state = cell(text[:, :20], cell.initial_state(1, "random:12"))
-    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: looks.append(1) or look(*a, **k))
+    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
     cell(text[:, 20:], state)
-    assert len(looks) == 2 * 2  # a layer: if nobody left, and as guessed
+    assert len(calls) == 2 * 2  # per layer: without evictions, and with the proposal
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=CASES)
-def test_on_disk_in_place_and_in_a_batch(operator, tmp_path):
+def test_saved_in_place_and_batched_states_agree(operator, tmp_path):
     cell, text = tiny_cell(), distinct(5, 3, 30)
     lengths = torch.tensor([20, 3, 12])
     _, state = cell(text[:, :20], cell.initial_state(3, operator), lengths=lengths)
@@ -348,7 +348,7 @@ def test_on_disk_in_place_and_in_a_batch(operator, tmp_path):
 
 @pytest.mark.parametrize("operator", [Random(4), KeyDiff(4), CaM(4, sinks=1, merge_window=2), LastQueries(4, 2)], ids=str)
 def test_gradients_are_those_of_the_step_loop(operator):
-    """Through merged values too."""
+    """Gradients flow through merged values as well."""
     cell, text = tiny_cell(frozen=False), distinct(5, 2, 12)
     weight = torch.randn(2, 12, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -362,7 +362,7 @@ def test_gradients_are_those_of_the_step_loop(operator):
         assert_close(x, stepped[name], 1e-8)
 
 
-def test_a_step_never_edits_the_state_it_was_given():
+def test_step_does_not_edit_its_input():
     cell, text = tiny_cell(), distinct(5, 1, 9)
     for operator in (CaM(4, sinks=1, merge_window=2), LastQueries(4, 2), Scissorhands(4, recent=1)):
         _, state = cell(text, cell.initial_state(1, operator))
@@ -372,7 +372,7 @@ def test_a_step_never_edits_the_state_it_was_given():
         assert all(x.equal(H.rows[name]) for H, rows in zip(state, before, strict=True) for name, x in rows.items())
 
 
-def test_float32_and_16_bits_read():
+def test_float32_and_16_bit_states():
     for dtype in (torch.float32, torch.bfloat16):
         cell = tiny_cell(dtype=dtype)
         for operator in OPERATORS:
@@ -383,10 +383,10 @@ def test_float32_and_16_bits_read():
                 assert H.values.dtype == dtype
 
 
-# Chance.
+# Random numbers.
 
 
-def test_what_is_drawn_is_spread_evenly_and_depends_on_everything():
+def test_hash_rng_is_uniform_and_depends_on_all_arguments():
     head, position = torch.arange(8)[:, None], torch.arange(5000)
     drawn = uniform(0, 0, head, position, torch.tensor(7))
     assert drawn.shape == (8, 5000)
@@ -403,7 +403,7 @@ def test_what_is_drawn_is_spread_evenly_and_depends_on_everything():
     assert big.mean().item() == pytest.approx(0.5, abs=0.02)
 
 
-def test_random_is_repeatable_and_its_rows_live_on_average_as_long_as_there_are_rows():
+def test_random_is_repeatable_with_mean_lifetime_equal_to_size():
     cell, text = tiny_cell(n_layers=1, n_kv_heads=4), random_tokens(1, 1, 400)
     ends = [cell(text, cell.initial_state(1, Random(20, seed)))[1] for seed in (0, 0, 1)]
     assert retained_positions(ends[0]) == retained_positions(ends[1]) != retained_positions(ends[2])
@@ -416,10 +416,10 @@ def test_random_is_repeatable_and_its_rows_live_on_average_as_long_as_there_are_
     assert layers[0] != layers[1]
 
 
-# Sizes, text forms, refusals.
+# Sizes, spec strings, refusals.
 
 
-def test_a_pyramid_shrinks_evenly_and_is_its_size_on_average():
+def test_pyramid_decreases_linearly_with_the_given_mean():
     sizes = pyramid(512, 30)
     assert sizes[0] == 998
     assert sizes[-1] == round(512 / 20)
@@ -455,7 +455,7 @@ def test_a_pyramid_shrinks_evenly_and_is_its_size_on_average():
         (lambda: Knorm(0), "Knorm: size is 0"),
     ],
 )
-def test_senseless_settings_are_refused(build, thing):
+def test_invalid_settings_are_refused(build, thing):
     with pytest.raises(msrnn.Error, match=thing):
         build()
 
@@ -479,13 +479,13 @@ FORMS = {
 
 
 @pytest.mark.parametrize(("text", "operator"), FORMS.items(), ids=FORMS)
-def test_the_text_form_goes_both_ways(text, operator):
+def test_spec_string_round_trip(text, operator):
     assert parse_reduction(text) == operator
     assert str(operator) == text
     assert [str(H.reduction) for H in tiny_cell().initial_state(1, text)] == [text, text]
 
 
 @pytest.mark.parametrize("text", ["random", "random:4:1:1", "knorm:4:1", "last-queries:4", "cam:4", "keyformer:x"])
-def test_bad_text_is_refused(text):
+def test_invalid_spec_string_is_refused(text):
     with pytest.raises(msrnn.Error):
         parse_reduction(text)

@@ -172,12 +172,12 @@ def generate(seed: int) -> tuple[Reduction, str]:
         names = ("a", "b")[: random.choice((1, 1, 2))]
         sizes = {"b": 3} if "b" in names and random.random() < 0.5 else {}
         body["stat_names"], body["stat_shape"] = names, lambda self, name: (sizes[name],) if name in sizes else ()
-        said, body["update"] = _update(random, names, sizes, terms, not by_row_only)
-        text.append(said)
+        rule, body["update"] = _update(random, names, sizes, terms, not by_row_only)
+        text.append(rule)
     elif names and base in (msrnn.H2O, msrnn.Keyformer) and random.random() < 0.5:
-        said, body["update"] = _update(random, names, {}, terms, not by_row_only)
-        text.append(said)
-    said, term = _sum(random, terms)
+        rule, body["update"] = _update(random, names, {}, terms, not by_row_only)
+        text.append(rule)
+    rule, term = _sum(random, terms)
     finish, end = random.choice(WRONG) if random.random() < 0.05 else random.choice(FINISH)
     stats = body.get("stat_names", names if "update" in body else ())
 
@@ -192,7 +192,7 @@ def generate(seed: int) -> tuple[Reduction, str]:
 
     if base is Reduction or "update" not in body or random.random() < 0.5:
         body["score"] = score
-        text.append(f"score {said}, {finish}")
+        text.append(f"score {rule}, {finish}")
     if keys and (base is not Reduction or random.random() < 0.9):
         body["needs_keys"] = True  # otherwise the class forgets it
     if random.random() < 0.12:

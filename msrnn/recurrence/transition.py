@@ -1,6 +1,6 @@
-"""Append, attend, *reduce*: one token of one layer, from the KV cache before it to the KV cache after it.
+"""Append, attend, reduce: one token of one layer, from the KV cache before it to the KV cache after it.
 
-Nothing here waits for the device, and once the cache is full no shape changes.
+The functions do not synchronise with the device. Once the cache is full, no shape changes.
 """
 
 from dataclasses import replace
@@ -65,12 +65,11 @@ def reduce(
     Returns:
         All S + 1 rows while S is below the bound, and S rows from then on: the last row is written over the evicted row.
     """
-    operator, positions = seen.reduction, seen.positions
-    S = positions.shape[2] - 1
+    operator, S = seen.reduction, seen.positions.shape[2] - 1
     keys = (seen.keys if rotated_keys is None else rotated_keys).detach() if operator.needs_keys else None
     # evictions are not differentiated
     observed = weights.detach() if operator.needs_weights else weights.new_zeros(()).expand(weights.shape)
-    observation = Observation(observed, positions, seen.clock, seen.row_stats, keys)
+    observation = Observation(observed, seen.positions, seen.clock, seen.row_stats, keys)
     observation = observation._replace(row_stats=next_stats(operator, observation, active))
     row_stats = observation.row_stats
     if active is not None:
@@ -79,28 +78,30 @@ def reduce(
         }
     if seen.capacity is None or seen.capacity > S:
         if active is not None:
-            positions[..., S].masked_fill_(~active[:, None], EMPTY)
+            seen.positions[..., S].masked_fill_(~active[:, None], EMPTY)
         row_stats = {name: x.contiguous() for name, x in row_stats.items()}
         return replace(seen, clock=clock, row_stats=row_stats, no_empty_rows=seen.no_empty_rows and active is None)
-    score = retention_scores(operator, observation, active, n_rows=seen.capacity + 1)
-    if not seen.no_empty_rows:
-        score = score.masked_fill(seen.empty[:, : score.shape[1]], -torch.inf)  # an empty row is filled before any is evicted
-    row = select_evicted_row(score, positions, seen.n_learned, operator.tie_tolerance).expand(positions.shape[:2])  # (B, K)
-    if active is not None:
-        row = torch.where(active[:, None], row, S)  # the row of a token that is not read is dropped
-    needs_grad = weights.requires_grad or seen.values.requires_grad  # autograd keeps all that was read
+    row = _row_to_overwrite(seen, observation, active)  # (B, K)
+    needs_grad = weights.requires_grad or seen.values.requires_grad  # autograd has saved the rows
     values = seen.values
     if operator.merges_values:
-        real = positions.gather(2, row[..., None])[..., 0] != EMPTY
-        evicts = real if active is None else real & active[:, None]
-        values = merge_evicted_value(operator, observation, values, row, evicts)
+        evicts = seen.positions.gather(2, row[..., None])[..., 0] != EMPTY
+        values = merge_evicted_value(operator, observation, values, row, evicts if active is None else evicts & active[:, None])
         values = values if needs_grad else seen.values.copy_(values)
-    keys, values, positions = (_overwrite(x, row, not needs_grad) for x in (seen.keys, values, positions))
-    row_stats = {name: _overwrite(x, row, False) for name, x in row_stats.items()}
-    keys, values, positions = keys[:, :, :S], values[:, :, :S], positions[:, :, :S]
-    row_stats = {name: x[:, :, :S].clone() for name, x in row_stats.items()}
+    keys, values, positions = (_overwrite(x, row, not needs_grad)[:, :, :S] for x in (seen.keys, values, seen.positions))
+    row_stats = {name: _overwrite(x, row, False)[:, :, :S].clone() for name, x in row_stats.items()}
     buffer = None if needs_grad else seen.buffer
     return replace(seen, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, buffer=buffer)
+
+
+def _row_to_overwrite(seen: MultiState, observation: Observation, active: Tensor | None) -> Tensor:
+    """Return the row ``(B, K)`` that the last row is written over: an empty row, or else the row to evict."""
+    operator, S = seen.reduction, seen.positions.shape[2] - 1
+    score = retention_scores(operator, observation, active, n_rows=S + 1)
+    if not seen.no_empty_rows:
+        score = score.masked_fill(seen.empty[:, : score.shape[1]], -torch.inf)
+    row = select_evicted_row(score, seen.positions, seen.n_learned, operator.tie_tolerance).expand(seen.positions.shape[:2])
+    return row if active is None else torch.where(active[:, None], row, S)  # the row of a token that is not read is dropped
 
 
 def next_stats(operator: Reduction, observation: Observation, active: Tensor | None = None) -> dict[str, Tensor]:
@@ -114,8 +115,8 @@ def next_stats(operator: Reduction, observation: Observation, active: Tensor | N
 
 
 def _overwrite(rows: Tensor, row: Tensor, in_place: bool) -> Tensor:
-    """``rows (B, K, S + 1, …)`` with the last one written over row ``row (B, K)``, which may be the last itself."""
+    """Write the last of ``rows (B, K, S + 1, …)`` over row ``row (B, K)``, which may be the last row itself."""
     (B, K), last = row.shape, rows[:, :, -1]
-    place = (torch.arange(B, device=row.device)[:, None], torch.arange(K, device=row.device), row)
-    # not by ``scatter_``, which copies all rows of a 16-bit dtype
-    return rows.index_put_(place, last.clone()) if in_place else rows.index_put(place, last)
+    index = (torch.arange(B, device=row.device)[:, None], torch.arange(K, device=row.device), row)
+    # ``scatter_`` would copy all rows of a 16-bit dtype
+    return rows.index_put_(index, last.clone()) if in_place else rows.index_put(index, last)

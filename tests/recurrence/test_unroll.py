@@ -1,4 +1,4 @@
-"""The many-token path equals the step loop for every length of chunks and blocks (random cells: ``tests/cell/test_cell.py``)."""
+"""The many-token path equals the step loop for every length of chunks and blocks (random cells: tests/cell/test_cell.py)."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

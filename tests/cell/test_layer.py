@@ -59,7 +59,7 @@ def test_step_with_and_without_given_position_tensors(rope, in_place):
 
 def test_key_is_cached_unrotated_if_positions_are_remapped():
     cell = tiny_cell()
-    state = cell.initial_state(2, "tova:4", places="inside")
+    _, state = cell(random_tokens(1, 2, 3), cell.initial_state(2, "tova:4", places="inside"))
     x = cell.embed(torch.tensor([3, 4]))
     _, H = cell.layers[0].step(x, state[0])
     _, k, _ = cell.layers[0].project_qkv(x, None)

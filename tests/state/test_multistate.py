@@ -124,6 +124,61 @@ def test_statistics_of_another_shape_or_with_a_reserved_name_are_refused():
         ReservedName(4)
 
 
+# Order and selection of rows.
+
+
+def layer(positions):
+    """Return H with these positions ``(B, K, S)``. The first element of each key is the position of its row."""
+    positions = torch.tensor(positions)
+    keys = torch.stack((positions, torch.arange(positions.numel()).view(positions.shape)), dim=-1).double()
+    return MultiState(
+        keys, -keys, positions, torch.full((len(positions),), 10), H2O(4), {"accumulated_attention": keys[..., 0]}
+    )
+
+
+def assert_rows_belong_together(H):
+    """Assert that key, value and statistic of each row are those of its position."""
+    rows = H.positions >= 0
+    for x in (H.keys[..., 0], -H.values[..., 0], H.row_stats["accumulated_attention"]):
+        assert x[rows].equal(H.positions[rows].double())
+
+
+def test_sorted_by_position_moves_empty_rows_to_the_end_and_drops_empty_columns():
+    H = layer([[[5, -1, 2, 9], [-1, 1, -1, 7]]]).sorted_by_position()
+    assert H.positions.tolist() == [[[2, 5, 9], [1, 7, -1]]]
+    assert not H.no_empty_rows
+    assert_rows_belong_together(H)
+    H = layer([[[5, -1, 2], [-1, 1, 7]]]).sorted_by_position()
+    assert H.positions.tolist() == [[[2, 5], [1, 7]]]
+    assert H.no_empty_rows
+    assert_rows_belong_together(H)
+    assert H.sorted_by_position() is H
+
+
+def test_keep_rows_keeps_the_rows_of_the_mask():
+    H = layer([[[1, 3, 5, 7], [0, 2, 4, 6]]])
+    even = torch.tensor([[[True, False, False, True], [False, True, True, False]]])
+    kept = H.keep_rows(even, uniform=True)
+    assert kept.positions.tolist() == [[[1, 7], [2, 4]]]
+    assert kept.no_empty_rows
+    assert_rows_belong_together(kept)
+    ragged = torch.tensor([[[False, True, False, True], [True, True, True, False]]])
+    kept = H.keep_rows(ragged, uniform=False)
+    assert kept.positions.tolist() == [[[3, 7, -1], [0, 2, 4]]]
+    assert not kept.no_empty_rows
+    assert_rows_belong_together(kept)
+
+
+def test_keep_rows_writes_into_the_given_storage():
+    H = layer([[[1, 3, 5, 7], [0, 2, 4, 6]]])
+    out = layer([[[0, 0], [0, 0]]])
+    mask = torch.tensor([[[True, False, False, True]]])
+    kept = H.keep_rows(mask, uniform=True, out=out)
+    assert kept.keys.data_ptr() == out.keys.data_ptr()
+    assert kept.positions.tolist() == [[[1, 7], [0, 6]]]
+    assert_rows_belong_together(kept)
+
+
 # Append.
 
 

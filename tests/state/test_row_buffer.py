@@ -1,6 +1,7 @@
 """Preallocated rows: which state may claim the next row, and how many spare rows a buffer has."""
 
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -44,20 +45,25 @@ def test_inference_tensors_are_granted_in_inference_mode_only():
         assert made_inside.claim(3, shared=True)
 
 
+class SlowBuffer(RowBuffer):
+    """A buffer that waits between the check of a claim and the claim."""
+
+    @property
+    def n_claimed(self):
+        n = self._n_claimed
+        time.sleep(0.05)
+        return n
+
+    @n_claimed.setter
+    def n_claimed(self, n):
+        self._n_claimed = n
+
+
 def test_one_of_two_threads_gets_a_shared_row():
-    for _ in range(200):
-        shared, barrier, granted = buffer(rows=5, n_claimed=3), threading.Barrier(2), []
-
-        def claim(shared=shared, barrier=barrier, granted=granted):
-            barrier.wait()
-            granted.append(shared.claim(3, shared=True))
-
-        threads = [threading.Thread(target=claim) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(granted) == [False, True]
+    shared = SlowBuffer(*vars(buffer(rows=5, n_claimed=3)).values())
+    with ThreadPoolExecutor(2) as threads:
+        granted = list(threads.map(lambda _: shared.claim(3, shared=True), range(2)))
+    assert sorted(granted) == [False, True]
 
 
 @pytest.mark.parametrize(

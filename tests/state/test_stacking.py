@@ -46,20 +46,21 @@ def test_layers_that_differ_or_are_unbounded_cannot_be_stacked():
     assert not can_stack([*layers(TOVA(4), T=3)[:2], layers(TOVA(4), T=2)[2]])
 
 
-@pytest.mark.parametrize("reduction", [TOVA(8), H2O(8)], ids=str)
+@pytest.mark.parametrize("reduction", [TOVA(24), H2O(24)], ids=str)
 @pytest.mark.parametrize("heads", [1, 2])
-def test_stack_and_keep_equals_keep_rows_and_stack(reduction, heads):
-    before = layers(reduction)
+@pytest.mark.parametrize("n", [5, 24])
+def test_stack_and_keep_equals_keep_rows_and_stack(reduction, heads, n):
+    before = layers(reduction, T=30)
     S = before[0].keys.shape[2]
     order = torch.rand(3, 2, heads, S, generator=torch.Generator().manual_seed(0)).argsort(-1)
-    mask = order < 5
+    mask = order < n
     expected = stack([H.keep_rows(m, uniform=True) for H, m in zip(before, mask, strict=True)])
     found = stack_and_keep(before, mask)
     assert_rows_equal(found, expected)
     assert found.no_empty_rows
     assert found.clock is before[0].clock
     assert found.buffer.keys.shape == expected.buffer.keys.shape
-    assert found.buffer.n_claimed == expected.buffer.n_claimed == 5
+    assert found.buffer.n_claimed == expected.buffer.n_claimed == n
 
 
 @pytest.mark.parametrize("reduction", [Full(), H2O(4)], ids=str)

@@ -94,10 +94,11 @@ def test_state_continues_in_another_dtype(reduction):
     assert_close(logits.double(), expected, 1e-3)
 
 
-def test_clone_shares_no_storage():
+def test_copies_share_no_storage():
     state = read(tiny_cell(), 9, H2O(4))
-    assert_same(state.clone(), state)
-    assert storages(state).isdisjoint(storages(state.clone()))
+    for other in (state.clone(), state.to(state.dtype), state.select([0, 1])):
+        assert_same(other, state)
+        assert storages(state).isdisjoint(storages(other))
 
 
 def test_detach_shares_storage_without_the_graph():

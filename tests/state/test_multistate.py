@@ -153,6 +153,9 @@ def test_sorted_by_position_moves_empty_rows_to_the_end_and_drops_empty_columns(
     assert H.no_empty_rows
     assert_rows_belong_together(H)
     assert H.sorted_by_position() is H
+    H = layer([[[5, 9, 2], [1, 4, 7]]]).sorted_by_position()
+    assert H.positions.tolist() == [[[2, 5, 9], [1, 4, 7]]]
+    assert_rows_belong_together(H)
 
 
 def test_keep_rows_keeps_the_rows_of_the_mask():

@@ -1,6 +1,7 @@
-"""``python tests/benchmarks/linear.py``: all matrices of SmolLM2-135M times some rows, by PyTorch's kernels, in float32.
+"""Time the matrix products of SmolLM2-135M in float32 by each kernel: ``python tests/benchmarks/linear.py``.
 
-What `msrnn/layers/linear.py` chooses rests on these figures; beside them, the time it takes to sum the same bytes.
+The choice of kernel in ``msrnn/layers/linear.py`` follows from these figures. The last column is the time to sum the same
+bytes, a lower bound of a product with one row.
 """
 
 import statistics
@@ -19,22 +20,22 @@ def main(rounds: int = 9) -> None:
     print(f"{about}; ms, medians of {rounds - 1}")
     plain = [torch.randn(shape) for shape in LAYER * 30 + [(49152, 576)]]
     transposed = [matrix.mT.contiguous().mT for matrix in plain]
-    bytes_alone = torch.cat([matrix.flatten() for matrix in plain])
+    all_weights = torch.cat([matrix.flatten() for matrix in plain])
     for rows in (1, 2, 4, 16, 64):
         x = {width: torch.randn(rows, width) for width in (576, 1536)}
-        ways = {
+        kernels = {
             "linear": lambda x=x: [functional.linear(x[m.shape[1]], m) for m in plain],
             "linear, stored transposed": lambda x=x: [functional.linear(x[m.shape[1]], m) for m in transposed],
             "msrnn": lambda x=x: [linear(x[m.shape[1]], m) for m in plain],
-            "sum": bytes_alone.sum,
+            "sum": all_weights.sum,
         }
-        spent: dict[str, list[float]] = {name: [] for name in ways}
+        times: dict[str, list[float]] = {name: [] for name in kernels}
         for _ in range(rounds):
-            for name, way in ways.items():
+            for name, run in kernels.items():
                 start = time.perf_counter()
-                way()
-                spent[name].append((time.perf_counter() - start) * 1e3)
-        print(f"  {rows:2} rows   " + "   ".join(f"{name} {statistics.median(t[1:]):6.1f}" for name, t in spent.items()))
+                run()
+                times[name].append((time.perf_counter() - start) * 1e3)
+        print(f"  {rows:2} rows   " + "   ".join(f"{name} {statistics.median(t[1:]):6.1f}" for name, t in times.items()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""``python tests/benchmarks/memory.py FOLDER``: peak resident memory of converting and loading, against what is promised.
+"""Measure peak resident memory of converting and loading: ``python tests/benchmarks/memory.py FOLDER``.
 
-Makes synthetic checkpoints (about as large as asked) in FOLDER, and each measurement in a process of its own: VmHWM, which
-counts the pages of mapped files too. Promised: ``convert`` the largest shard + 1 GB; ``load`` 1.15 × the parameters + 0.5 GB.
+Synthetic checkpoints of about ``--size`` bytes are written to FOLDER. Each measurement runs in a separate process and reads
+VmHWM, which includes the pages of mapped files. The bounds are the largest shard + 1 GB for ``convert``, and 1.15 × the parameters
++ 0.5 GB for ``load``.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-FACTS = {
+CONFIG = {
     **{"model_type": "llama", "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 4096, "rms_norm_eps": 1e-5},
     **{"num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 2048},
 }
@@ -36,63 +37,63 @@ print(before, peak(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-def layer_shapes(facts):
-    E, F = facts["hidden_size"], facts["intermediate_size"]
-    K = E // facts["num_attention_heads"] * facts["num_key_value_heads"]
+def layer_shapes(config):
+    E, F = config["hidden_size"], config["intermediate_size"]
+    K = E // config["num_attention_heads"] * config["num_key_value_heads"]
     shapes = {"input_layernorm": (E,), "post_attention_layernorm": (E,), "self_attn.q_proj": (E, E), "self_attn.k_proj": (K, E)}
     shapes |= {"self_attn.v_proj": (K, E), "self_attn.o_proj": (E, E)}
     return shapes | {"mlp.gate_proj": (F, E), "mlp.up_proj": (F, E), "mlp.down_proj": (E, F)}
 
 
-def hf(folder, size, dtype=torch.bfloat16, **facts):
-    """A sharded Hugging Face folder of about ``size`` bytes in shards of an eighth."""
-    facts = {**FACTS, **facts}
-    shapes, outer = layer_shapes(facts), (facts["vocab_size"], facts["hidden_size"])
+def hf(folder, size, dtype=torch.bfloat16, **fields):
+    """Write a Hugging Face folder of about ``size`` bytes in eight shards or more."""
+    config = {**CONFIG, **fields}
+    shapes, outer = layer_shapes(config), (config["vocab_size"], config["hidden_size"])
     a_layer = sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
     n_layers = max(1, int(size - 2 * outer[0] * outer[1] * dtype.itemsize) // a_layer)
     every = {f"model.layers.{n}.{name}.weight": shape for n in range(n_layers) for name, shape in shapes.items()}
     every |= {"model.embed_tokens.weight": outer, "lm_head.weight": outer, "model.norm.weight": outer[1:]}
     folder.mkdir(parents=True)
-    shards, held, weight_map = 1, {}, {}
+    shards, tensors, weight_map = 1, {}, {}
     for n, (name, shape) in enumerate(every.items()):
-        held[name] = torch.rand(shape).to(dtype)
+        tensors[name] = torch.rand(shape).to(dtype)
         weight_map[name] = f"model-{shards:05}.safetensors"
-        if sum(x.nbytes for x in held.values()) > size / 8 or n == len(every) - 1:
-            save_file(held, folder / weight_map[name], {"format": "pt"})
-            shards, held = shards + 1, {}
+        if sum(x.nbytes for x in tensors.values()) > size / 8 or n == len(every) - 1:
+            save_file(tensors, folder / weight_map[name], {"format": "pt"})
+            shards, tensors = shards + 1, {}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps({**facts, "num_hidden_layers": n_layers}))
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": n_layers}))
     return folder
 
 
 def gguf_file(path, source):
-    """The same shapes as ``source``, a folder of :func:`hf`, all Q8_0 but the norms, random bytes."""
+    """Write a GGUF file with the shapes of ``source``, a folder of :func:`hf`: norms in float32, all others in Q8_0."""
     import gguf
     import numpy as np
 
-    facts = json.loads((source / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(facts["num_hidden_layers"])
-    writer.add_embedding_length(facts["hidden_size"])
-    writer.add_feed_forward_length(facts["intermediate_size"])
-    writer.add_head_count(facts["num_attention_heads"])
-    writer.add_head_count_kv(facts["num_key_value_heads"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_context_length(2048)
-    writer.add_vocab_size(facts["vocab_size"])
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, facts["num_hidden_layers"])
-    outer = {"model.embed_tokens": (facts["vocab_size"], facts["hidden_size"]), "model.norm": (facts["hidden_size"],)}
+    writer.add_vocab_size(config["vocab_size"])
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    outer = {"model.embed_tokens": (config["vocab_size"], config["hidden_size"]), "model.norm": (config["hidden_size"],)}
     outer["lm_head"] = outer["model.embed_tokens"]
-    layers = range(facts["num_hidden_layers"])
-    every = outer | {f"model.layers.{n}.{name}": s for n in layers for name, s in layer_shapes(facts).items()}
+    layers = range(config["num_hidden_layers"])
+    every = outer | {f"model.layers.{n}.{name}": s for n in layers for name, s in layer_shapes(config).items()}
     for name, shape in every.items():
-        theirs = table.get_name(f"{name}.weight", try_suffixes=(".weight",))
+        gguf_name = table.get_name(f"{name}.weight", try_suffixes=(".weight",))
         if len(shape) == 1:
-            writer.add_tensor(theirs, np.ones(shape, np.float32))
+            writer.add_tensor(gguf_name, np.ones(shape, np.float32))
         else:
             data = np.zeros((shape[0], shape[1] // 32 * 34), np.uint8)
             data.reshape(-1, 34)[:, 2:] = 7
-            writer.add_tensor(theirs, data, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(gguf_name, data, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -101,7 +102,7 @@ def gguf_file(path, source):
 
 
 def measured(action):
-    """Bytes: resident before and at the peak of ``action``, python in a process of its own; and what getrusage says."""
+    """Run the Python code ``action`` in a separate process; return resident bytes before, VmHWM after, and ru_maxrss."""
     code = MEASURED.format(action)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
@@ -114,7 +115,9 @@ def make(folder, size):
 
 def main(folder, size):
     folder = Path(folder)
-    maker = multiprocessing.get_context("spawn").Process(target=make, args=(folder, size))  # or getrusage would count it
+    maker = multiprocessing.get_context("spawn").Process(
+        target=make, args=(folder, size)
+    )  # a child process, because ru_maxrss would include it
     maker.start()
     maker.join()
     source, q8, own = folder / "hf", folder / "q8.gguf", folder / "own"
@@ -138,10 +141,10 @@ def main(folder, size):
     ):
         rows.append((name, f'cell = converters.load("{path}", dtype={dtype})', times))
     for name, action, times in rows:
-        before, peak, said = measured(action)
+        before, peak, maxrss = measured(action)
         bound = shard + 1e9 if times is None else 1.15 * times * weights + 0.5e9
-        figures = f"before {before / 1e9:.2f}  peak {peak / 1e9:.2f} (getrusage {said / 1e9:.2f})"
-        print(f"  {name:34} {figures}  promised {bound / 1e9:.2f}")
+        figures = f"before {before / 1e9:.2f}  peak {peak / 1e9:.2f} (getrusage {maxrss / 1e9:.2f})"
+        print(f"  {name:34} {figures}  bound {bound / 1e9:.2f}")
         for made in ("other", "third"):
             shutil.rmtree(folder / made, ignore_errors=True)
         assert peak <= bound, name
@@ -149,6 +152,6 @@ def main(folder, size):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="where to make the checkpoints; it needs room for five times the size")
+    parser.add_argument("folder", help="folder for the checkpoints; it needs five times the size on disk")
     parser.add_argument("--size", type=float, default=2e9, help="bytes of bfloat16 parameters")
     main(**vars(parser.parse_args()))

@@ -1,6 +1,7 @@
-"""``python tests/benchmarks/tiled.py``: memory of exact attention by tiles against all tokens by all rows, there and back.
+"""Measure the memory of tiled attention against the T x T softmax: ``python tests/benchmarks/tiled.py``.
 
-Each line is a process of its own, and peak resident memory (VmHWM) over what it held before; one batch row, one head.
+Each line is measured in a separate process: peak resident memory (VmHWM) minus resident memory before. B = 1, one head,
+forward and backward pass.
 """
 
 import argparse
@@ -21,34 +22,34 @@ def softmax(q, k, v):
 def read(what):
     return int(Path("/proc/self/status").read_text().split(what + ":")[1].split()[0]) * 1024
 
-ways = {{
+kernels = {{
     "softmax": softmax,
     "tiled": lambda q, k, v: attention(q, k, v, causal=True, tile=({tile}, {tile})),
     "fused": lambda q, k, v: fused(q, k, v, is_causal=True),
 }}
 def run(T):
     q, k, v = (torch.randn(1, 1, T, {D}, requires_grad=True) for _ in range(3))
-    ways["{way}"](q, k, v).sum().backward()
+    kernels["{kernel}"](q, k, v).sum().backward()
 
-run(16)  # what is loaded at the first call
+run(16)  # the first call loads code
 before = read("VmRSS")
 run({T})
 print(read("VmHWM") - before)
 """
 
 
-def megabytes(way: str, T: int, D: int, tile: int) -> float:
-    code = MEASURED.format(way=way, T=T, D=D, tile=tile)
+def megabytes(kernel: str, T: int, D: int, tile: int) -> float:
+    code = MEASURED.format(kernel=kernel, T=T, D=D, tile=tile)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     return int(done.stdout) / 1e6
 
 
 def main(lengths: list[int], head_dim: int, tile: int) -> None:
-    print(f"float32, head of {head_dim}, tiles of {tile} x {tile}; MB over what was held before, forward and backward\n")
+    print(f"float32, head of {head_dim}, tiles of {tile} x {tile}; MB above the resident memory before, forward and backward\n")
     print("| tokens | one T x T matrix | softmax | tiled | PyTorch's fused kernel |\n|---:|---:|---:|---:|---:|")
     for T in lengths:
-        found = [megabytes(way, T, head_dim, tile) for way in ("softmax", "tiled", "fused")]
+        found = [megabytes(kernel, T, head_dim, tile) for kernel in ("softmax", "tiled", "fused")]
         print("|", " | ".join([f"{T:,}", f"{4 * T * T / 1e6:.1f}", *(f"{x:.1f}" for x in found)]), "|")
 
 

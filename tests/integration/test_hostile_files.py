@@ -1,4 +1,4 @@
-"""Files that the fuzzer taught us to refuse, each by its name."""
+"""Damaged and malicious files that the fuzzer found, one test per kind of damage."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from msrnn.cli.main import main
 
 @pytest.fixture
 def made(tmp_path):
-    """A small checkpoint of a format and a model: its folder."""
+    """Return a function that writes a small checkpoint of a format and a model, and returns its folder."""
 
     def make(name, model="llama"):
         folder = tmp_path / "source"
@@ -32,11 +32,11 @@ def made(tmp_path):
 
 
 @pytest.fixture
-def soon():
-    """Five seconds, not more."""
+def time_limit():
+    """Fail the test after five seconds."""
 
     def stop(*_):
-        raise AssertionError("it waits")
+        raise AssertionError("no end after 5 seconds")
 
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(5)
@@ -44,12 +44,12 @@ def soon():
     signal.alarm(0)
 
 
-def refusing(said):
-    return pytest.raises(msrnn.Error, match=said)
+def refusing(pattern):
+    return pytest.raises(msrnn.Error, match=pattern)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_pipe_in_place_of_a_file_does_not_hang(name, made, soon):
+def test_pipe_in_place_of_a_file_does_not_block(name, made, time_limit):
     folder = made("own")
     (folder / name).unlink()
     os.mkfifo(folder / name)
@@ -57,18 +57,18 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(name, made, soon):
         converters.tokenizer(folder) if name == "tokenizer.json" else converters.load(folder)
 
 
-@pytest.mark.parametrize("place", ["/dev/zero", "/proc/self/mem", ".", "nothing", "config.json"])
-def test_links_to_what_is_no_file(place, made, soon):
+@pytest.mark.parametrize("target", ["/dev/zero", "/proc/self/mem", ".", "nothing", "config.json"])
+def test_links_to_other_than_regular_files_are_refused(target, made, time_limit):
     folder = made("own")
     (folder / "config.json").unlink()
-    (folder / "config.json").symlink_to(place)
+    (folder / "config.json").symlink_to(target)
     with refusing("source"):
         converters.load(folder)
     with refusing("config.json"):
         msrnn.load(folder)
 
 
-def test_a_tokenizer_of_gigabytes_is_not_read(made, tmp_path):
+def test_tokenizer_of_gigabytes_is_not_read(made, tmp_path):
     folder = made("own")
     os.truncate(folder / "tokenizer.json", 3 << 30)
     for read in (converters.tokenizer, converters.load, msrnn.load):
@@ -77,7 +77,7 @@ def test_a_tokenizer_of_gigabytes_is_not_read(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ('"norm_eps": 1e-05', '"norm_eps": NaN', "NaN is not a JSON number"),
         ('"tied": false', '"tied": false, "tied": true', "'tied' occurs twice"),
@@ -88,24 +88,24 @@ def test_a_tokenizer_of_gigabytes_is_not_read(made, tmp_path):
         ('"family": "llama"', '"family": "a\\nb\\ud800"', r"family is 'a\\nb\\ud800'"),
     ],
 )
-def test_configs_that_would_be_read_wrongly_or_never(old, new, said, made, soon, capsys):
+def test_ambiguous_or_huge_config_is_refused(old, new, message, made, time_limit, capsys):
     path = made("own") / "config.json"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    with refusing(said):
+    with refusing(message):
         converters.load(path.parent)
     assert main(["info", str(path.parent)]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_number_that_no_float_holds(made):
+def test_number_beyond_float64_is_refused(made):
     path = made("hf", "mistral") / "config.json"
     path.write_text(path.read_text().replace("1e-05", "9" * 400))
     with refusing("rms_norm_eps is 999"):
         converters.load(path.parent)
 
 
-def test_a_refusal_is_one_sentence_whatever_it_quotes():
+def test_error_text_is_one_short_printable_line():
     assert str(msrnn.Error("a\nb\0c\ud800d\u202e é世")) == r"a\nb\x00c\ud800d\u202e é世"
     long = str(msrnn.Error(f"begin {'x' * 10**6} end"))
     assert long.startswith("begin x")
@@ -116,19 +116,19 @@ def test_a_refusal_is_one_sentence_whatever_it_quotes():
 # Tensors.
 
 
-def test_a_tensor_named_twice_in_safetensors(made):
+def test_duplicate_tensor_in_safetensors_is_refused(made):
     path = made("own") / "model.safetensors"
 
     def twice(header):
         return f'{{"norm.weight": {json.dumps(header["norm.weight"])}, {json.dumps(header)[1:]}'
 
     safetensors_header.edit_header(path, twice)
-    assert "norm.weight" in load_file(path)  # the package takes the last
+    assert "norm.weight" in load_file(path)  # the safetensors package reads the last one
     with refusing(r"'norm\.weight' occurs twice"):
         converters.load(path.parent)
 
 
-def test_two_gguf_tensors_at_one_place(made):
+def test_two_gguf_tensors_with_one_offset_are_refused(made):
     path = made("gguf") / "model.gguf"
     fields = gguf_header.Layout(path.read_bytes())
     first, second = [at for what, at, _ in fields.numbers if what == "offset"][3:5]
@@ -138,14 +138,14 @@ def test_two_gguf_tensors_at_one_place(made):
 
 
 @pytest.mark.parametrize("more", [b"x" * 100, b"\0" * 32])
-def test_bytes_after_the_last_gguf_tensor(more, made):
+def test_bytes_after_the_last_gguf_tensor_are_refused(more, made):
     path = made("gguf") / "model.gguf"
     path.write_bytes(path.read_bytes() + more)
     with refusing("where its last tensor ends"):
         converters.load(path)
 
 
-def test_a_gguf_token_of_a_million_characters(made, soon):
+def test_gguf_token_of_a_million_characters_is_refused(made, time_limit):
     path = made("gguf", "mistral") / "model.gguf"
     fields = gguf_header.Layout(path.read_bytes())
     at = fields.data.index(b"th", fields.data.index(b"tokenizer.ggml.tokens") + 21)
@@ -154,7 +154,7 @@ def test_a_gguf_token_of_a_million_characters(made, soon):
         converters.tokenizer(path)
 
 
-def test_a_gguf_text_longer_than_any(made):
+def test_gguf_string_of_megabytes_is_refused(made):
     path = made("gguf") / "model.gguf"
     fields = gguf_header.Layout(path.read_bytes())
     _, at, length = next(x for x in fields.texts if x[0] == "value")
@@ -163,7 +163,7 @@ def test_a_gguf_text_longer_than_any(made):
         converters.load(path)
 
 
-def test_numbers_without_arithmetic(tmp_path):
+def test_float8_is_refused(tmp_path):
     state = {name: x.to(torch.float8_e4m3fn) for name, x in tiny_cell().state_dict().items()}
     with refusing("float8_e4m3fn; expected floating-point"):
         converters.load((state, tiny_cell().config))
@@ -171,23 +171,23 @@ def test_numbers_without_arithmetic(tmp_path):
         converters.load((tiny_cell().state_dict(), tiny_cell().config), dtype=torch.float8_e5m2)
 
 
-# What goes along.
+# Extra files.
 
 
-def test_a_tokenizer_neither_pads_nor_cuts(made):
+def test_padding_and_truncation_of_a_tokenizer_are_switched_off(made):
     import tokenizers
 
     folder = made("own")
-    told = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    plain = told.encode("the hat").ids
-    told.enable_padding(length=2**40)
-    told.enable_truncation(1)
-    told.save(str(folder / "tokenizer.json"))
-    assert converters.tokenizer(folder).encode("the hat").ids == plain
+    changed = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    expected = changed.encode("the hat").ids
+    changed.enable_padding(length=2**40)
+    changed.enable_truncation(1)
+    changed.save(str(folder / "tokenizer.json"))
+    assert converters.tokenizer(folder).encode("the hat").ids == expected
 
 
 @pytest.mark.parametrize("content", ["", "[]", "\xff", "[" * 100000, '{"added_tokens": 3}', '{"added_tokens": [{"id": []}]}'])
-def test_a_damaged_tokenizer_stops_a_conversion_that_needs_it(content, made, tmp_path, soon):
+def test_conversion_refuses_a_damaged_tokenizer(content, made, tmp_path, time_limit):
     folder = made("own")
     (folder / "tokenizer.json").write_bytes(content.encode("latin-1") or b" ")
     with refusing(r"tokenizer\.json"):
@@ -198,7 +198,7 @@ def test_a_damaged_tokenizer_stops_a_conversion_that_needs_it(content, made, tmp
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "..", "", "config.json", "model.safetensors"])
-def test_nothing_that_goes_along_leads_out(name, tmp_path):
+def test_extra_file_with_a_path_is_refused(name, tmp_path):
     cell = tiny_cell()
     cell.extra_files = {name: b"x"}
     with refusing("extra file is named"):
@@ -209,7 +209,7 @@ def test_nothing_that_goes_along_leads_out(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside.weight", "layers.0/../../x.weight", "..", ""])
-def test_no_name_of_a_tensor_leads_out(name, made, tmp_path):
+def test_tensor_named_like_a_path_is_refused(name, made, tmp_path):
     folder = made("own")
     save_file({**load_file(folder / "model.safetensors"), name: torch.zeros(2)}, folder / "model.safetensors")
     with refusing("not part of this model"):
@@ -233,7 +233,7 @@ def test_no_name_of_a_tensor_leads_out(name, made, tmp_path):
         ("cell", '"values": [', f'"values": [{"9" * 400}, '),
     ],
 )
-def test_texts_in_a_saved_state_that_could_mean_two_things(name, old, new, made, soon):
+def test_ambiguous_metadata_of_a_saved_state_is_refused(name, old, new, made, time_limit):
     path = made("state") / "state.safetensors"
 
     def change(header):
@@ -245,10 +245,10 @@ def test_texts_in_a_saved_state_that_could_mean_two_things(name, old, new, made,
         msrnn.load_state(path)
 
 
-def test_a_state_whose_mark_has_lost_numbers_is_another_models(tmp_path):
+def test_state_with_a_shortened_fingerprint_is_refused(tmp_path):
     cell = tiny_cell()
     state = cell.initial_state(1)
-    mark = state.fingerprint
-    state.fingerprint = type(mark)(mark.signature, "float32", mark.values[:-1])
+    found = state.fingerprint
+    state.fingerprint = type(found)(found.signature, "float32", found.values[:-1])
     with refusing("another model"):
         cell.step(torch.tensor([1]), state)

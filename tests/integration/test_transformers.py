@@ -1,4 +1,4 @@
-"""Unbounded, a cell is the model that transformers runs; Mistral's window is a bounded state."""
+"""Cells against transformers: unbounded LLaMA, Yi, Mistral with its window, real weights, and the official TOVA code."""
 
 import json
 
@@ -12,8 +12,8 @@ import msrnn
 TOKENS = torch.randint(0, 61, (2, 40), generator=torch.Generator().manual_seed(1))
 
 
-def difference(model, tokens, folder, reduction=None):
-    """Largest difference of logits between the float64 reference, stepped, and our cell read from its folder."""
+def logits_difference(model, tokens, folder, reduction=None):
+    """Return the largest difference of logits between the float64 reference and the cell that is loaded from its folder."""
     cell = converters.load(save_folder(model, folder))
     with float64_reference(model):
         expected = logits_by_steps(model, tokens)
@@ -22,7 +22,7 @@ def difference(model, tokens, folder, reduction=None):
 
 
 @pytest.mark.parametrize(
-    "facts",
+    "fields",
     [
         {"num_key_value_heads": 4},
         {"num_key_value_heads": 2},
@@ -33,19 +33,19 @@ def difference(model, tokens, folder, reduction=None):
     ],
     ids=["mha", "gqa", "mqa", "tied", "head_dim", *ROPES],
 )
-def test_unbounded_llama_is_transformers(facts, tmp_path, request, figure):
-    worst = difference(tiny_reference(**facts), TOKENS, tmp_path)
+def test_unbounded_llama_equals_transformers(fields, tmp_path, request, figure):
+    worst = logits_difference(tiny_reference(**fields), TOKENS, tmp_path)
     figure(f"{worst:.1e} from transformers in float64: tiny LLaMA, {request.node.callspec.id}")
     assert worst <= 1e-9
 
 
-def test_a_misspelt_field_of_the_reference_does_not_pass():
+def test_unknown_config_field_of_the_reference_fails():
     with pytest.raises(AssertionError, match="n_kv_headz"):
         tiny_reference(n_kv_headz=2)
 
 
-def test_rope_kinds_differ_where_they_should(tmp_path):
-    """The test above could not tell the kinds apart if the text were too short for them."""
+def test_rope_types_give_different_logits_on_this_text(tmp_path):
+    """On a shorter text the comparison with transformers could not distinguish the types."""
     logits = []
     for i, rope in enumerate(ROPES.values()):
         model = tiny_reference(rope_parameters=rope, head_dim=16, max_position_embeddings=24)
@@ -55,7 +55,7 @@ def test_rope_kinds_differ_where_they_should(tmp_path):
             assert (a - b).abs().max() > 1e-3
 
 
-def test_unpatched_float32_reference(tmp_path):
+def test_llama_equals_transformers_in_float32(tmp_path):
     model = tiny_reference(dtype=torch.float32)
     cell = converters.load(save_folder(model, tmp_path))
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_unpatched_float32_reference(tmp_path):
 
 
 @pytest.mark.parametrize("window", [1, 2, 7, 16])
-def test_mistral_is_a_window_of_one_less(window, tmp_path, figure):
+def test_mistral_with_window_w_equals_a_window_of_w_minus_1(window, tmp_path, figure):
     model = tiny_reference("mistral", sliding_window=window)
     cell = converters.load(save_folder(model, tmp_path))
     assert str(cell.default_reduction) == f"window:{window - 1}"
@@ -77,12 +77,12 @@ def test_mistral_is_a_window_of_one_less(window, tmp_path, figure):
         assert (logits - expected).abs().max() > 1e-2
 
 
-def test_mistral_without_a_window(tmp_path):
-    assert difference(tiny_reference("mistral", sliding_window=None), TOKENS, tmp_path) <= 1e-9
+def test_mistral_without_a_window_equals_transformers(tmp_path):
+    assert logits_difference(tiny_reference("mistral", sliding_window=None), TOKENS, tmp_path) <= 1e-9
 
 
 @pytest.mark.parametrize("early", [False, True], ids=["llama", "Yi"])
-def test_yi_in_both_spellings(early, tmp_path):
+def test_yi_with_early_and_current_names_equals_transformers(early, tmp_path):
     model = tiny_reference(num_key_value_heads=1, rope_parameters={"rope_type": "default", "rope_theta": 5e6})
     folder = save_folder(model, tmp_path)
     if early:
@@ -100,14 +100,14 @@ def rewrite_as_early_yi(folder):
     for old, new in (("input_layernorm", "ln1"), ("post_attention_layernorm", "ln2")):
         tensors = {name.replace(old, new): x for name, x in tensors.items()}
     save_file(tensors, folder / "model.safetensors")
-    facts = json.loads((folder / "config.json").read_text())
-    rope = facts.pop("rope_parameters")
-    facts |= {"model_type": "Yi", "architectures": ["YiForCausalLM"], "rope_theta": rope["rope_theta"]}
-    (folder / "config.json").write_text(json.dumps(facts))
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    config |= {"model_type": "Yi", "architectures": ["YiForCausalLM"], "rope_theta": rope["rope_theta"]}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_real_weights(smollm, hf_folder, figure):
-    """512 tokens of the licence, float32, transformers as it is."""
+def test_real_weights_equal_transformers(smollm, hf_folder, figure):
+    """512 tokens of the licence in float32; transformers is not patched."""
     from pathlib import Path
 
     from transformers import AutoModelForCausalLM
@@ -125,19 +125,21 @@ def test_real_weights(smollm, hf_folder, figure):
     assert torch.equal(logits.argmax(-1), expected.argmax(-1))
 
 
-def test_tova_is_the_authors_own(smollm, figure):
-    """The official TOVA code, run token by token on these weights (tests/data, arXiv:2401.06104)."""
+def test_tova_equals_the_official_code(smollm, figure):
+    """The file in tests/data has the results of the official TOVA code, token by token, on these weights (arXiv:2401.06104)."""
     from pathlib import Path
 
-    golden = json.loads((Path(__file__).parents[1] / "data" / "tova_official_smollm2_k64.json").read_text())
-    tokens = torch.tensor([golden["tokens"]])
-    logits, state = smollm(tokens[:, :-1], smollm.initial_state(1, msrnn.TOVA(golden["state_size"])))
+    official = json.loads((Path(__file__).parents[1] / "data" / "tova_official_smollm2_k64.json").read_text())
+    tokens = torch.tensor([official["tokens"]])
+    logits, state = smollm(tokens[:, :-1], smollm.initial_state(1, msrnn.TOVA(official["state_size"])))
     nll = -logits[0].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
-    worst = (nll - torch.tensor(golden["nll"])).abs().max().item()
-    figure(f"{worst:.1e} from the official TOVA's nll: SmolLM2-135M, {len(nll)} tokens, size {golden['state_size']}")
+    worst = (nll - torch.tensor(official["nll"])).abs().max().item()
+    figure(
+        f"{worst:.1e} from the nll of the official TOVA code: SmolLM2-135M, {len(nll)} tokens, size {official['state_size']}"
+    )
     assert worst <= 1e-3
-    assert logits[0].argmax(-1).tolist() == golden["argmax"]
-    kept = golden["kept_positions_per_layer_after_last_token"]
-    assert len(kept) == len(state) == 30
-    for H, expected in zip(state, kept, strict=True):
+    assert logits[0].argmax(-1).tolist() == official["argmax"]
+    retained = official["kept_positions_per_layer_after_last_token"]
+    assert len(retained) == len(state) == 30
+    for H, expected in zip(state, retained, strict=True):
         assert sorted(H.positions[0, 0].tolist()) == sorted(expected)

@@ -1,8 +1,8 @@
 """Measure peak resident memory of converting and loading: ``python tests/benchmarks/memory.py FOLDER``.
 
 Synthetic checkpoints of about ``--size`` bytes are written to FOLDER. Each measurement runs in a separate process and reads
-VmHWM, which includes the pages of mapped files. The bounds are the largest shard + 1 GB for ``convert``, and 1.15 × the parameters
-+ 0.5 GB for ``load``.
+VmHWM, which includes the pages of mapped files. The bounds are the largest shard + 1 GB for ``convert``, and 1.15 × the
+parameters + 0.5 GB for ``load``.
 """
 
 import argparse
@@ -132,10 +132,10 @@ def main(folder, size):
         )
     rows.append(("convert GGUF to msrnn", f'converters.convert("{q8}", "{folder / "third"}")', None))
     for name, path, dtype, times in (
-        ("load HF, as it is", source, "None", 1),
+        ("load HF, own dtype", source, "None", 1),
         ("load HF, float32", source, "torch.float32", 2),
-        ("load own, as it is", own, "None", 1),
-        ("load own, float32", own, "torch.float32", 2),
+        ("load msrnn, own dtype", own, "None", 1),
+        ("load msrnn, float32", own, "torch.float32", 2),
         ("load GGUF Q8_0, float32", q8, "None", 2),
         ("load GGUF Q8_0, bfloat16", q8, "torch.bfloat16", 1),
     ):

@@ -78,7 +78,7 @@ class Negated(torch.nn.Module):
 
 @pytest.mark.parametrize("name", FINGERPRINT_PARAMETERS)
 def test_parametrized_module_is_used_in_the_step_and_in_a_call(name):
-    """These parameters enter the fingerprint, so the cell looks them up by name."""
+    """These parameters enter the fingerprint, so the cell reads them by name."""
     cell, text = tiny_cell(), random_tokens(8, 2, 9)
     expected_cell = copy.deepcopy(cell)
     with torch.no_grad():

@@ -186,7 +186,7 @@ def test_keep_rows_writes_into_the_given_storage():
 
 
 def test_step_does_not_modify_rows_that_a_graph_has_saved():
-    """A pure step writes into the spare rows of a buffer whose first rows a loss of the user may have saved."""
+    """A pure step writes into the spare rows of a buffer that shares its first rows with a saved graph."""
     cell = tiny_cell()
     _, state = cell(random_tokens(0, 1, 40), cell.initial_state(1, "full"))
     _, state = cell.step(random_tokens(1, 1, 1)[:, 0], state)  # now the buffer has spare rows

@@ -4,13 +4,11 @@ import copy
 
 import pytest
 import torch
+from support.cell_strategies import OPERATORS
 from support.tiny_models import random_tokens, tiny_cell
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from msrnn import H2O, TOVA, Full, Sinks, Window
-
-OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per_head=False), TOVA(4), TOVA(4, per_head=True)]
 SYNCHRONIZING = {
     *("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal"),
     *("masked_select", "unique", "_unique2", "allclose"),

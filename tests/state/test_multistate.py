@@ -7,13 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cell_strategies import cells, draw_bools, examples
+from support.cell_strategies import OPERATORS, cells, draw_bools, examples
 from support.tiny_models import assert_close, random_tokens, retained_positions, step_loop, tiny_cell
 
 import msrnn
-from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window
-
-OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per_head=False), TOVA(4), TOVA(4, per_head=True)]
+from msrnn import H2O, Full, MultiState, Reduction
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -6,13 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cell_strategies import cells, examples
+from support.cell_strategies import OPERATORS, cells, examples
 from support.tiny_models import assert_close, assert_same, random_tokens, step_loop, tiny_cell
 
 import msrnn
-from msrnn import H2O, TOVA, Full, Sinks, Window
-
-OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per_head=False), TOVA(4), TOVA(4, per_head=True)]
+from msrnn import H2O, TOVA
 
 
 def read(cell, T, reduction=None, B=2):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from support.cell_strategies import OPERATORS
 from support.tiny_models import random_tokens, tiny_cell
 
-from msrnn import H2O, TOVA, Full, Sinks, Window
+from msrnn import H2O, TOVA, Full, Window
 from msrnn.state.summary import nbytes
 
-OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per_head=False), TOVA(4), TOVA(4, per_head=True)]
 B, K, D = 2, 2, 6
 
 

@@ -13,6 +13,9 @@ from msrnn import H2O, TOVA, Full, Reduction, Sinks, Window
 from msrnn.layers.rotary import ROPE_TYPES
 from msrnn.state.state import State
 
+OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per_head=False), TOVA(4), TOVA(4, per_head=True)]
+"""One operator of every kind; the bounded ones are full after a few tokens."""
+
 
 @dataclass(frozen=True)
 class PeakWeight(Reduction):

@@ -66,7 +66,7 @@ class BlockScores:
         weights: ``(B, K, G, t, R)``.
         row_stats: statistics after each token, ``(B, t, K, R)`` or ``(B, t, K, R, n)`` each.
         score: ``(B, t, 1 or K, R)``, arbitrary for absent rows, +inf for learned rows.
-        visible: ``(B, t, 1 or K, R)`` bool, False for absent rows.
+        absent: ``(B, t, 1 or K, R)`` bool, True for rows that the token cannot attend to.
         n_learned: number of learned rows, the first ones.
         tie_tolerance: as in :class:`Reduction`.
     """
@@ -74,17 +74,16 @@ class BlockScores:
     weights: Tensor
     row_stats: dict[str, Tensor]
     score: Tensor
-    visible: Tensor
+    absent: Tensor
     n_learned: int
     tie_tolerance: float
 
     @property
     def excluded(self) -> Tensor:
         """``(B, t, 1 or K, R)`` bool: True for absent and learned rows, which cannot be evicted."""
-        absent = ~self.visible
         if not self.n_learned:
-            return absent
-        return absent | (torch.arange(absent.shape[-1], device=absent.device) < self.n_learned)
+            return self.absent
+        return self.absent | (torch.arange(self.absent.shape[-1], device=self.absent.device) < self.n_learned)
 
     def lowest_row(self, evicts: Tensor) -> Tensor:
         """Return the row to evict, ``(B, t, 1 or K)``: the first of the lowest scores; −1 where no row is evicted."""
@@ -108,8 +107,8 @@ class BlockScores:
     def first_tokens(self, n: int) -> "BlockScores":
         """Return the scores of the first n tokens."""
         row_stats = {name: x[:, :n] for name, x in self.row_stats.items()}
-        weights, score, visible = self.weights[:, :, :, :n], self.score[:, :n], self.visible[:, :n]
-        return replace(self, weights=weights, row_stats=row_stats, score=score, visible=visible)
+        weights, score, absent = self.weights[:, :, :, :n], self.score[:, :n], self.absent[:, :n]
+        return replace(self, weights=weights, row_stats=row_stats, score=score, absent=absent)
 
     def last_stats(self) -> dict[str, Tensor]:
         """Return a copy of the statistics after the last token, ``(B, K, R)`` each."""
@@ -137,14 +136,14 @@ def score_tokens(
     if operator.needs_weights:
         masked = block.last_visible is block.layout.last_visible
         weights = (weights if masked else mask_logits(weights, visible[:, :, None])).softmax(dim=-1)
-    visible = visible.transpose(1, 2)  # (B, t, 1 or K, R)
+    absent = ~visible.transpose(1, 2)  # (B, t, 1 or K, R)
 
     def tokens_to_batch(x: Tensor) -> Tensor:  # (B, 1 or t, …) -> (B t, …)
         return x.expand(B, T, *x.shape[2:]).flatten(0, 1)
 
     positions = block.positions[:, None]
     if operator.depends_on_row_layout or operator.depends_on_other_positions:
-        positions = positions.masked_fill(~visible, EMPTY)
+        positions = positions.masked_fill(absent, EMPTY)
     if operator.update_is_additive:
         before = {name: x.new_zeros(B * T, *x.shape[1:]) for name, x in row_stats.items()}
     else:
@@ -158,15 +157,15 @@ def score_tokens(
         None if block.keys is None else tokens_to_batch(block.keys[:, None]),
     )
     after = {name: x.unflatten(0, (B, T)) for name, x in update_stats(operator, observation, active).items()}
-    changed = visible & block.layout.active[:, start:stop, None, None] if after else visible
+    unchanged = absent | ~block.layout.active[:, start:stop, None, None] if after else absent
     for name, x in after.items():
-        old, new = row_stats[name][:, None], changed.view(*changed.shape, *(1,) * (x.ndim - 4))
+        old, keep = row_stats[name][:, None], unchanged.view(*unchanged.shape, *(1,) * (x.ndim - 4))
         if operator.update_is_additive:
-            terms = torch.where(new, x, 0)
+            terms = torch.where(keep, 0, x)
             terms[:, :1] += old
             after[name] = terms.cumsum_(1)  # in the order of the step loop
         else:
-            after[name] = torch.where(new, x, old)
+            after[name] = torch.where(keep, old, x)
     if call_score:
         observation = observation._replace(row_stats={name: tokens_to_batch(x) for name, x in after.items()})
         n_rows = operator.size + block.n_learned + 1 if isinstance(operator.size, int) and not every_row else None
@@ -174,5 +173,5 @@ def score_tokens(
         if block.n_learned:
             score[..., : block.n_learned] = torch.inf
     else:
-        score = weights.new_zeros(()).expand(B, T, 1, visible.shape[-1])
-    return BlockScores(weights, after, score, visible[:, :, : score.shape[2]], block.n_learned, operator.tie_tolerance)
+        score = weights.new_zeros(()).expand(B, T, 1, absent.shape[-1])
+    return BlockScores(weights, after, score, absent[:, :, : score.shape[2]], block.n_learned, operator.tie_tolerance)

@@ -17,7 +17,6 @@ Layout = tuple[Tensor | None, Tensor]
 """Batch rows ``(B',)``, None for all, and the columns ``(B', K, R')`` of their cached rows in order of position."""
 
 
-@torch.no_grad()
 def update_stats(operator: Reduction, observation: Observation, active: Tensor | None = None) -> dict[str, Tensor]:
     """Return the statistics that ``operator.update`` gives, in the dtype of the weights.
 
@@ -41,7 +40,6 @@ def update_stats(operator: Reduction, observation: Observation, active: Tensor |
     return updated
 
 
-@torch.no_grad()
 def retention_scores(
     operator: Reduction, observation: Observation, scored: Tensor | None = None, n_rows: int | None = None
 ) -> Tensor:
@@ -91,8 +89,8 @@ def above_lowest(score: Tensor, excluded: Tensor | None, tie_tolerance: float) -
     """Return a mask that is False for the rows to evict one of: those of the lowest score, up to the relative tolerance."""
     lowest = (score if excluded is None else score.masked_fill(excluded, torch.inf)).amin(-1, keepdim=True)
     if tie_tolerance:
-        limit = (lowest + tie_tolerance * lowest.abs()).clamp(max=torch.finfo(score.dtype).max)
-        lowest = torch.where(lowest.isinf(), lowest, limit)
+        limit = torch.add(lowest, lowest.abs(), alpha=tie_tolerance).clamp(max=torch.finfo(score.dtype).max)
+        lowest = torch.fmax(lowest, limit)  # of −inf the limit is NaN
     return score > lowest if excluded is None else (score > lowest) | excluded
 
 

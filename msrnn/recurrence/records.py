@@ -79,7 +79,7 @@ class LayerRecorder:
         """Record a block with its evictions. ``keys_values``: those of all rows, if no block follows."""
         scores, history = None, None
         if self.want_scores:
-            scores = torch.cat([x.score.masked_fill(~x.visible, torch.nan) for x in parts], dim=1).transpose(1, 2)
+            scores = torch.cat([x.score.masked_fill(x.absent, torch.nan) for x in parts], dim=1).transpose(1, 2)
         if block.T <= STATS_HISTORY_TOKENS:
             history = {name: torch.cat([x.row_stats[name] for x in parts], dim=1) for name in row_stats}
         self.blocks.append(

@@ -1,4 +1,4 @@
-"""``python tests/support/check_picture.py PICTURE N``: whether PICTURE is one, of N panels in a row that all differ."""
+"""Check that PICTURE has N panels in a row that all differ: ``python tests/support/check_picture.py PICTURE N``."""
 
 import sys
 from itertools import combinations
@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 
 def panels(picture: np.ndarray, count: int) -> list[np.ndarray]:
-    """The N square panels: the first row of pixels with N long black lines in it is their upper frame."""
+    """Return the N square panels. Their upper frame is the first row of pixels with N long black lines."""
     for y, row in enumerate(picture[..., :3].max(-1) < 0.2):
         edges = np.flatnonzero(np.diff(np.concatenate(([0], row.astype(int), [0]))))
         lines = [(left, right) for left, right in edges.reshape(-1, 2) if right - left > picture.shape[1] // (3 * count)]

@@ -17,13 +17,16 @@ Layout = tuple[Tensor | None, Tensor]
 """Batch rows ``(B',)``, None for all, and the columns ``(B', K, R')`` of their cached rows in order of position."""
 
 
-def update_stats(operator: Reduction, observation: Observation, active: Tensor | None = None) -> dict[str, Tensor]:
+def update_stats(
+    operator: Reduction, observation: Observation, active: Tensor | None = None, complete: bool = False
+) -> dict[str, Tensor]:
     """Return the statistics that ``operator.update`` gives, in the dtype of the weights.
 
     Args:
         operator: the operator.
         observation: the rows, −1 in ``positions`` where there is none.
         active: ``(B,)`` bool, False where the statistics of a batch row are not used; None: all are used.
+        complete: True if it is known that no row is absent and all batch rows are used, which saves a synchronisation.
 
     Raises:
         Error: the answer has other names, shapes or types than the statistics.
@@ -33,7 +36,7 @@ def update_stats(operator: Reduction, observation: Observation, active: Tensor |
     if not operator.depends_on_row_layout:
         return _checked_stats(operator, observation, _call(operator, "update", observation))
     updated = {name: x.clone() for name, x in observation.row_stats.items()}
-    for rows, columns in _layouts(observation.positions, active):
+    for rows, columns in _layouts(observation.positions, active, complete=complete):
         copy = _copied(observation, rows, columns)
         for name, x in _checked_stats(operator, copy, _invoke(operator, "update", copy)).items():
             _scatter(updated[name], x, rows, columns)
@@ -41,7 +44,11 @@ def update_stats(operator: Reduction, observation: Observation, active: Tensor |
 
 
 def retention_scores(
-    operator: Reduction, observation: Observation, scored: Tensor | None = None, n_rows: int | None = None
+    operator: Reduction,
+    observation: Observation,
+    scored: Tensor | None = None,
+    n_rows: int | None = None,
+    complete: bool = False,
 ) -> Tensor:
     """Return the scores ``(B, 1 or K, R)`` in at least float32. NaN becomes −inf, the lowest score.
 
@@ -50,6 +57,7 @@ def retention_scores(
         observation: as :func:`update_stats`.
         scored: ``(B,)`` bool, False where the scores of a batch row are not used; None: all are used.
         n_rows: score only the batch rows that have this many rows; None: all.
+        complete: as :func:`update_stats`.
 
     Raises:
         Error: the answer is no real tensor of shape ``(B, K, R)`` or ``(B, 1, R)``.
@@ -57,14 +65,16 @@ def retention_scores(
     if not operator.depends_on_row_layout:
         return _checked_score(operator, observation, _call(operator, "score", observation))
     scores = observation.weights.new_zeros(observation.positions.shape, dtype=torch.float64)
-    for rows, columns in _layouts(observation.positions, scored, n_rows):
+    for rows, columns in _layouts(observation.positions, scored, n_rows, complete):
         copy = _copied(observation, rows, columns)
         score = _checked_score(operator, copy, _invoke(operator, "score", copy))
         _scatter(scores, score.to(scores.dtype).expand(columns.shape), rows, columns)
     return scores
 
 
-def merge_evicted_value(operator: Reduction, observation: Observation, values: Tensor, row: Tensor, evicts: Tensor) -> Tensor:
+def merge_evicted_value(
+    operator: Reduction, observation: Observation, values: Tensor, row: Tensor, evicts: Tensor, complete: bool = False
+) -> Tensor:
     """Return the values ``(B, K, R, D)`` after row ``row (B, K)`` is evicted where ``evicts (B, K)``; a new tensor.
 
     Raises:
@@ -74,7 +84,7 @@ def merge_evicted_value(operator: Reduction, observation: Observation, values: T
         merged = _checked_values(operator, values, _call(operator, "merge", observation, values, row))
         return torch.where(evicts[..., None, None], merged, values)
     after = values.clone()
-    for rows, columns in _layouts(observation.positions, evicts.any(1)):
+    for rows, columns in _layouts(observation.positions, evicts.any(1), complete=complete):
         some, index = (x if rows is None else x.index_select(0, rows) for x in (values, row))
         some = _gathered(some, columns)
         index = (columns == index[..., None]).byte().argmax(-1)  # the column of the evicted row
@@ -94,9 +104,12 @@ def above_lowest(score: Tensor, excluded: Tensor | None, tie_tolerance: float) -
     return score > lowest if excluded is None else (score > lowest) | excluded
 
 
-def _layouts(positions: Tensor, used: Tensor | None, n_rows: int | None = None) -> Iterator[Layout]:
+def _layouts(positions: Tensor, used: Tensor | None, n_rows: int | None = None, complete: bool = False) -> Iterator[Layout]:
     """Yield the batch rows that are used, grouped by the number of their cached rows, each with its columns in order."""
     order, R = positions.argsort(dim=-1, stable=True), positions.shape[2]
+    if complete:
+        yield None, order
+        return
     counts = (positions != EMPTY).sum(-1).amax(1)  # (B,)
     if used is not None:
         counts = counts.masked_fill(~used, 0)

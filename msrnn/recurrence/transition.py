@@ -70,7 +70,8 @@ def reduce(
     # evictions are not differentiated
     observed = weights.detach() if operator.needs_weights else weights.new_zeros(()).expand(weights.shape)
     observation = Observation(observed, seen.positions, seen.clock, seen.row_stats, keys)
-    observation = observation._replace(row_stats=next_stats(operator, observation, active))
+    complete = seen.no_empty_rows and active is None
+    observation = observation._replace(row_stats=next_stats(operator, observation, active, complete))
     row_stats = observation.row_stats
     if active is not None:
         row_stats = {
@@ -80,13 +81,14 @@ def reduce(
         if active is not None:
             seen.positions[..., S].masked_fill_(~active[:, None], EMPTY)
         row_stats = {name: x.contiguous() for name, x in row_stats.items()}
-        return replace(seen, clock=clock, row_stats=row_stats, no_empty_rows=seen.no_empty_rows and active is None)
+        return replace(seen, clock=clock, row_stats=row_stats, no_empty_rows=complete)
     row = _row_to_overwrite(seen, observation, active)  # (B, K)
     needs_grad = weights.requires_grad or seen.values.requires_grad  # autograd has saved the rows
     values = seen.values
     if operator.merges_values:
         evicts = seen.positions.gather(2, row[..., None])[..., 0] != EMPTY
-        values = merge_evicted_value(operator, observation, values, row, evicts if active is None else evicts & active[:, None])
+        evicts = evicts if active is None else evicts & active[:, None]
+        values = merge_evicted_value(operator, observation, values, row, evicts, complete)
         values = values if needs_grad else seen.values.copy_(values)
     keys, values, positions = (_overwrite(x, row, not needs_grad)[:, :, :S] for x in (seen.keys, values, seen.positions))
     row_stats = {name: _overwrite(x, row, False)[:, :, :S].clone() for name, x in row_stats.items()}
@@ -97,20 +99,23 @@ def reduce(
 def _row_to_overwrite(seen: MultiState, observation: Observation, active: Tensor | None) -> Tensor:
     """Return the row ``(B, K)`` that the last row is written over: an empty row, or else the row to evict."""
     operator, S = seen.reduction, seen.positions.shape[2] - 1
-    score = retention_scores(operator, observation, active, n_rows=S + 1)
+    complete = seen.no_empty_rows and active is None
+    score = retention_scores(operator, observation, active, n_rows=S + 1, complete=complete)
     if not seen.no_empty_rows:
         score = score.masked_fill(seen.empty[:, : score.shape[1]], -torch.inf)
     row = select_evicted_row(score, seen.positions, seen.n_learned, operator.tie_tolerance).expand(seen.positions.shape[:2])
     return row if active is None else torch.where(active[:, None], row, S)  # the row of a token that is not read is dropped
 
 
-def next_stats(operator: Reduction, observation: Observation, active: Tensor | None = None) -> dict[str, Tensor]:
+def next_stats(
+    operator: Reduction, observation: Observation, active: Tensor | None = None, complete: bool = False
+) -> dict[str, Tensor]:
     """Return the statistics after one token. ``observation.row_stats`` are those before it."""
     before = observation.row_stats
     if not operator.update_is_additive:
-        return update_stats(operator, observation, active)
+        return update_stats(operator, observation, active, complete)
     zeros = {name: torch.zeros_like(x) for name, x in before.items()}
-    terms = update_stats(operator, observation._replace(row_stats=zeros), active)
+    terms = update_stats(operator, observation._replace(row_stats=zeros), active, complete)
     return {name: x + terms[name] for name, x in before.items()}
 
 

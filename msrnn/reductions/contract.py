@@ -39,8 +39,9 @@ class Observation(NamedTuple):
     """The rows that the current query of one layer attended to. R rows, of which the current token's row is one.
 
     For a class with ``depends_on_row_layout`` the tensors are copies with these R columns: learned rows (position −2) first,
-    then the cached tokens in order of position, the current token last. R is ``n_learned + size + 1`` whenever ``score`` is
-    called, because rows are scored only when one has to be evicted. In ``update`` R is smaller until the cache is full.
+    then the cached tokens in order of position, the current token last. In a step ``score`` is called only when a row has to be
+    evicted, so R is ``n_learned + size + 1``. In ``update``, in ``msrnn.prefill`` and for the scores of ``cell.scan`` R is the
+    number of rows that are there.
 
     For any other class R and the order of the columns depend on storage. Rows that are not there have position −1, weight 0
     and arbitrary keys, and their scores are ignored.

@@ -414,3 +414,14 @@ def test_spec_names_of_the_library_cannot_be_taken():
             score = TOVA.score
 
     assert type(msrnn.parse_reduction("again:4")).extra == 2.0
+
+
+@pytest.mark.parametrize("operator", [CurrentProtected(6), NewBonus(6)], ids=lambda o: type(o).__name__)
+def test_step_of_a_full_cache_is_one_graph(operator):
+    """A synchronisation with the device would break the graph."""
+    cell = tiny_cell()
+    _, state = cell(TEXT, cell.initial_state(2, operator))
+    stepped = torch.compile(cell.layers[0].step, backend="eager", fullgraph=True)(torch.zeros(2, 24).double(), state[0])
+    plain = cell.layers[0].step(torch.zeros(2, 24).double(), state[0])
+    assert_close(stepped[0], plain[0])
+    assert stepped[1].positions.equal(plain[1].positions)

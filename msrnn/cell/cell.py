@@ -25,7 +25,7 @@ from .network import RecurrentNetwork
 from .validation import check_ids, check_state, check_text, check_token
 
 MAX_BATCH_SIZE = 2**24
-"""Maximum number of sequences in a state. It guards against typing errors."""
+"""Maximum number of sequences in a state. A larger number is probably a typo."""
 
 
 class Cell(RecurrentNetwork):
@@ -68,8 +68,8 @@ class Cell(RecurrentNetwork):
         Args:
             token: ``(B,)`` int64.
             state: the state before the token. None: ``initial_state(B)``.
-            active: ``(B,)`` bool; where it is false, H and clock stay as they are and the logits have no meaning. (While H
-                still grows, such a row gets an empty entry, which a later call removes.)
+            active: ``(B,)`` bool. The clock and the cached tokens of a sequence with False do not change, and its logits are
+                arbitrary. While H still grows, an empty row is appended for such a sequence; later calls reuse or remove it.
 
         Returns:
             Logits ``(B, V)`` of the next token, and the new state.
@@ -83,7 +83,7 @@ class Cell(RecurrentNetwork):
         return self.compute_logits(x), state
 
     def step_(self, token: Tensor, state: State, *, active: Tensor | None = None) -> tuple[Tensor, State]:
-        """Read one token in place: as :meth:`step`, but advance ``state`` itself, reuse its storage, and return it.
+        """Read one token in place: as :meth:`step`, but overwrite ``state`` and return it.
 
         Raises:
             Error: as :meth:`step`; a state that requires gradients, or trainable parameters while gradients are enabled.
@@ -143,10 +143,10 @@ class Cell(RecurrentNetwork):
         weights: bool = False,
         logits: bool = True,
     ) -> tuple[Tensor, Trace]:
-        """Read many tokens as a call does, and record what happened in every layer.
+        """Read many tokens as :meth:`forward` does, and record the evictions of every layer.
 
         Args:
-            tokens, state, lengths: as of a call.
+            tokens, state, lengths: as in :meth:`forward`.
             weights: record the scores of the operator too, T × (S + T) numbers per layer.
             logits: False to skip the LM head; the logits are then ``(B, T, 0)``.
 
@@ -155,7 +155,7 @@ class Cell(RecurrentNetwork):
             evicted at each token, and ``trace.at(n)`` the state after the first n tokens.
 
         Raises:
-            Error: as a call.
+            Error: as :meth:`forward`.
         """
         tokens, lengths, state = self._check_text(tokens, state, lengths)
         state = state.sorted_by_position()
@@ -180,7 +180,7 @@ class Cell(RecurrentNetwork):
             write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
 
     def check_state(self, state: State, batch_size: int) -> None:
-        """Refuse a state of another model, batch size, dtype or device."""
+        """Raise :class:`Error` for a state of another model, batch size, dtype or device."""
         check_state(state, batch_size, self.fingerprint(), self.dtype, self.device)
         self.position_encoding.check(state.dtype)
 

@@ -1,7 +1,7 @@
 """The chunk loop of the many-token path, used by ``Cell.forward`` and ``Cell.scan``.
 
-A long text passes the layers in chunks of tokens. This bounds memory and does not change the result, because a chunk continues
-from the state that the previous chunk left.
+A long text is read in chunks of tokens. This bounds memory and does not change the result, because each chunk starts from the
+state after the previous chunk.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from ..state.stacking import concat_batches
 from ..state.state import State
 
 CHUNK_TOKENS = 1024
-"""Tokens of all batch rows together that pass the layers at once. More tokens are not faster on a CPU."""
+"""Maximum number of tokens in a chunk, summed over the batch rows. More tokens are not faster on a CPU."""
 
 
 class Chunk(NamedTuple):
@@ -33,10 +33,10 @@ class Chunk(NamedTuple):
 
 
 class ChunkReader:
-    """Reads a padded batch chunk by chunk; iterate over it once, then ask for :meth:`final_state`.
+    """An iterable over the chunks of a padded batch, to be used once; then :meth:`final_state` returns the state.
 
-    Without ``recorders``, rows that have ended leave the batch, so that no time is spent on padding. With ``recorders``, which
-    need the whole batch, they stay and are masked. ``unroll`` is :meth:`Cell.unroll`.
+    Without ``recorders``, finished batch rows are removed, so that no time is spent on padding. ``recorders`` need the whole
+    batch, so finished batch rows are masked instead. ``unroll`` is :meth:`Cell.unroll`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ChunkReader:
             end = self._tokens.shape[1]
         while start < end:
             if self._recorders is None:
-                self._set_finished_aside(start)
+                self._remove_finished(start)
             yield (chunk := self._read(start, end))
             start = chunk.stop
 
@@ -77,7 +77,7 @@ class ChunkReader:
         self._state = self._state.with_layers(layers)
         return Chunk(rows, start, stop, active, x)
 
-    def _set_finished_aside(self, start: int) -> None:
+    def _remove_finished(self, start: int) -> None:
         finished = self._lengths[self._rows] <= start
         if bool(finished.any()):
             self._finished.append((self._rows[finished], self._state.select(finished.nonzero()[:, 0])))

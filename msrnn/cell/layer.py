@@ -20,7 +20,7 @@ from ..recurrence.unroll import unroll_layer
 from ..state.multistate import MultiState
 
 MLP_CHUNK_TOKENS = 256
-"""Tokens that pass the MLP at once on a CPU. More tokens are not faster and need more memory."""
+"""Number of tokens in one product of the MLP on a CPU. More tokens are not faster and need more memory."""
 
 
 class RecurrentLayer(nn.Module):
@@ -69,7 +69,7 @@ class RecurrentLayer(nn.Module):
         Args:
             x: input of the layer, ``(B, E)``.
             H: the state before the token; unchanged unless ``in_place``.
-            active: ``(B,)`` bool; where it is false, H and clock stay as they are. None: all rows are active.
+            active: ``(B,)`` bool, as in :meth:`Cell.step`. None: every sequence reads its token.
             position_tensors: ``position_encoding.prepare(H.clock, x.dtype)``, if the caller has it; the same for all layers.
             in_place: True if the storage of ``H`` may be overwritten.
         """
@@ -123,12 +123,12 @@ class RecurrentLayer(nn.Module):
             fuse_storage_(*group)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RecurrentLayer":
-        """Fuse again after ``to``, ``half``, ``to_empty`` and the like have replaced the weights."""
+        """Fuse the weights again after ``to``, ``half``, ``to_empty`` and the like have replaced them."""
         super()._apply(fn, recurse)
         self.fuse_storage_()
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Fuse again after ``deepcopy`` or unpickling."""
+        """Fuse the weights again after ``deepcopy`` or unpickling."""
         super().__setstate__(state)
         self.fuse_storage_()

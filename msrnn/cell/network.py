@@ -1,4 +1,4 @@
-"""Embedding, recurrent layers and LM head: what a family defines, and the loops over the layers that all families share."""
+"""Embedding, recurrent layers and LM head: the methods that a family defines, and the loops over the layers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,7 +66,7 @@ class RecurrentNetwork(nn.Module, ABC):
         """Apply the final norm and the LM head: ``(…, E) -> (…, V)``."""
 
     def check_length(self, clock: Tensor) -> None:
-        """Refuse a text that the cell has no positions for; ``clock (B,)`` is the clock after the text.
+        """Check that the cell has positions for a text; ``clock (B,)`` is the clock after the text.
 
         Raises:
             Error: the text is too long. Most families have no limit.
@@ -89,7 +89,11 @@ class RecurrentNetwork(nn.Module, ABC):
     # The same for all families.
 
     def step_layers(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
-        """Run the layers on one token: the loop over ``layer.step``, or its fast twin for bounded states."""
+        """Run the layers on tokens ``(B,)`` without logits, by :func:`stacked_step` or by a loop over ``layer.step``.
+
+        Returns:
+            The output of the last layer ``(B, E)``, and the state after the tokens.
+        """
         x = self.embed_tokens(token, state.clock)  # (B, E)
         position_tensors = None if state.places else self.position_encoding.prepare(state.clock, x.dtype)
         if not (state.places or state.requires_grad):
@@ -117,7 +121,7 @@ class RecurrentNetwork(nn.Module, ABC):
             tokens: ``(B, T)`` ids.
             layers: H of every layer before the tokens.
             active: ``(B, T)`` bool; tokens where it is false are not read. None: all are read.
-            recorders: one per layer, which record what happens. None: nothing is recorded.
+            recorders: one per layer, to record the evictions. None: nothing is recorded.
             donate: True if the storage of ``layers`` may be overwritten.
             make_state: False if no tokens follow, so that the states after the tokens are not needed.
 

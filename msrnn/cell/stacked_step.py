@@ -1,8 +1,8 @@
-"""The fast twin of the step of a bounded state: one buffer and one reduction for all layers.
+"""A faster step for bounded states: one buffer and one reduction for all layers.
 
-The reduction of a layer does not change what the next layer reads. So all layers write into one buffer ``(L B, K, S + 1, D)``
-and one call of :func:`reduce` evicts a row in every layer. The result equals the plain loop over ``layer.step``
-(``tests/cell/test_stacked_step.py``).
+The input of a layer does not depend on the eviction in the previous layer. So all layers write into one buffer
+``(L B, K, S + 1, D)``, and one call of :func:`reduce` evicts a row in every layer. The result equals the loop over
+``layer.step`` (``tests/cell/test_stacked_step.py``).
 """
 
 from collections.abc import Sequence
@@ -32,41 +32,41 @@ def stacked_step(
     Args:
         layers: L layers.
         x: embedded tokens, ``(B, E)``.
-        state: the state before the token. It has no places and does not require gradients.
+        state: the state before the token, with absolute positions (``places`` is None) and without gradients.
         position_tensors, active, in_place: as in :meth:`RecurrentLayer.step`.
 
     Returns:
-        The output of the last layer ``(B, E)`` and the new state; None if the layers of ``state`` cannot be stacked, because
-        their operators or sizes differ or because they are unbounded.
+        The output of the last layer ``(B, E)`` and the new state; None if :func:`~msrnn.state.stacking.can_stack` is False for
+        the layers of ``state``.
     """
     stacked, copied = state.stacked()
     if stacked is None:
         return None
     L, clock = len(layers), state.clock
     after = clock + (1 if active is None else active)
-    seen = replace(stacked, clock=clock.repeat(L)).extended(in_place=in_place or copied)  # (L B, K, S + 1, …)
-    keys, values = (rows.unflatten(0, (L, -1)).unbind() for rows in (seen.keys, seen.values))
-    visible = [None] * L if seen.no_empty_rows else (~seen.empty).unflatten(0, (L, -1)).unbind()
+    grown = replace(stacked, clock=clock.repeat(L)).extended(in_place=in_place or copied)  # (L B, K, S + 1, …)
+    keys, values = (rows.unflatten(0, (L, -1)).unbind() for rows in (grown.keys, grown.values))
+    visible = [None] * L if grown.no_empty_rows else (~grown.empty).unflatten(0, (L, -1)).unbind()
     weights: list[Tensor] = []
     for i, layer in enumerate(layers):
         q, k, v = layer.project_qkv(x, position_tensors)
-        if q.requires_grad or k.requires_grad or v.requires_grad:  # autograd has to follow this layer and the next ones
-            done = _reduce_first(seen, weights, len(x), after, active)
+        if q.requires_grad or k.requires_grad or v.requires_grad:  # autograd has to record this layer and the next ones
+            done = _reduce_first(grown, weights, len(x), after, active)
             return _continue_layerwise(layers, x, state, position_tensors, active, done)
         x, w = layer.attend_in_place(x, q, k, v, keys[i], values[i], visible[i])
         weights.append(w)
-    H = reduce(seen, torch.cat(weights), after.repeat(L), None if active is None else active.repeat(L))
+    H = reduce(grown, torch.cat(weights), after.repeat(L), None if active is None else active.repeat(L))
     return x, state.from_stacked(replace(H, clock=after))
 
 
 def _reduce_first(
-    seen: MultiState, weights: list[Tensor], B: int, after: Tensor, active: Tensor | None
+    grown: MultiState, weights: list[Tensor], B: int, after: Tensor, active: Tensor | None
 ) -> tuple[MultiState, ...]:
-    """Reduce the first layers of ``seen``, those that have ``weights``."""
+    """Return H of the first layers of ``grown``, one for each of ``weights``, after their reduction."""
     n = len(weights)
     if not n:
         return ()
-    first = seen.map(lambda x: x[: n * B].clone())
+    first = grown.map(lambda x: x[: n * B].clone())
     H = reduce(first, torch.cat(weights), after.repeat(n), None if active is None else active.repeat(n))
     return unstack(replace(H, clock=after), n)
 
@@ -79,7 +79,7 @@ def _continue_layerwise(
     active: Tensor | None,
     done: tuple[MultiState, ...],
 ) -> tuple[Tensor, State]:
-    """Run the layers after those that are ``done`` one by one, each on its H in ``state``."""
+    """Run the remaining layers one by one; ``done`` contains H after the token for the first layers."""
     after = list(done)
     for layer, H in zip(layers[len(done) :], list(state)[len(done) :], strict=True):
         x, H = layer.step(x, H, active=active, position_tensors=position_tensors)

@@ -49,20 +49,17 @@ def check_text(tokens: Tensor, lengths: Tensor | None, vocab_size: int) -> tuple
 
 
 def check_ids(ids: Tensor, vocab_size: int) -> None:
-    """Refuse an id outside the vocabulary. This synchronises with the device."""
+    """Raise :class:`Error` for an id outside the vocabulary. This synchronises with the device."""
     invalid = (ids < 0) | (ids >= vocab_size)
     if invalid.any():
         raise Error(f"token id {int(ids[invalid][0])} is outside the vocabulary of {vocab_size}")
 
 
 def check_state(state: State, batch_size: int, fingerprint: Fingerprint, dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse a state that does not belong to the cell, or has another batch size, dtype or device.
-
-    Args:
-        fingerprint, dtype, device: those of the cell.
+    """Check that a state belongs to the cell with this ``fingerprint``, ``dtype`` and ``device``.
 
     Raises:
-        Error: the state does not fit.
+        Error: the state has another fingerprint, batch size, dtype or device.
     """
     if not isinstance(state, State):
         raise Error(f"state is {type(state).__name__}; expected a State, as initial_state returns it")

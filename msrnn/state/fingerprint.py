@@ -27,7 +27,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, signature: str, tensors: list[Tensor]) -> "Fingerprint":
-        """Take 16 values from each of ``tensors``, or none if one of them is trainable or on the meta device."""
+        """Return the fingerprint with 16 values of each tensor, or without values if one is trainable or on the meta device."""
         if any(x.requires_grad or x.is_meta for x in tensors):
             return cls(signature)
         values = [x.detach().flatten()[:: max(1, x.numel() // 16)][:16].double().cpu() for x in tensors]

@@ -29,7 +29,7 @@ class MultiState:
         buffer: storage with spare rows, if there is any; the next row is written there.
         no_empty_rows: True if it is known that no row is empty. False if there may be empty rows.
         n_learned: number of learned rows: the first rows of every head, never evicted and not counted in ``size``.
-        places: the position remapping at attention time; None: rows keep their own positions.
+        places: the position remapping at attention time; None: absolute positions.
     """
 
     keys: Tensor
@@ -75,7 +75,7 @@ class MultiState:
         )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "MultiState":
-        """Apply ``change`` to every tensor that is aligned by row, and to the clock. Spare rows are dropped."""
+        """Return H with ``change`` applied to every tensor that is aligned by row and to the clock, without spare rows."""
         rows = {name: change(x) for name, x in self.rows.items()}
         return self.with_rows(rows, change(self.clock), no_empty_rows=self.no_empty_rows)
 
@@ -84,7 +84,7 @@ class MultiState:
         return self.map(lambda x: x.index_select(0, rows))
 
     def append(self, key: Tensor, value: Tensor, *, in_place: bool) -> "MultiState":
-        """Return H with the current token's row last. The clock stays as it is.
+        """Return H with the current token's row last, and with the same clock.
 
         Args:
             key, value: ``(B, K, D)``. The position of the row is the clock.
@@ -95,10 +95,10 @@ class MultiState:
         new = (key, value, self.clock[:, None].expand(key.shape[:2]))
         graph = any(x.requires_grad for x in (*rows[:2], *new[:2]))
         if not graph and (in_place or self.reduction.size is None):
-            seen = self.extended(in_place=True)
+            grown = self.extended(in_place=True)
             # ``data``, because a graph may have saved the earlier rows, which do not change
-            seen.keys.data[:, :, -1], seen.values.data[:, :, -1] = key, value
-            return seen
+            grown.keys.data[:, :, -1], grown.values.data[:, :, -1] = key, value
+            return grown
         keys, values, positions = (torch.cat((x, row.unsqueeze(2)), dim=2) for x, row in zip(rows, new, strict=True))
         buffer = RowBuffer(keys, values, positions, keys.shape[2])
         return replace(self, keys=keys, values=values, positions=positions, row_stats=self._extended_stats(), buffer=buffer)
@@ -106,8 +106,8 @@ class MultiState:
     def extended(self, *, in_place: bool) -> "MultiState":
         """Return H with one more row at the position of the clock. Its key and value are still to be written.
 
-        ``in_place``: True if the row may lie in the buffer of this state. Otherwise, and if the buffer is full, the rows are
-        copied to a new buffer with spare rows.
+        ``in_place``: True if the row may be written into the buffer of this state. Otherwise, and if the buffer is full, the
+        rows are copied to a new buffer with spare rows.
         """
         S, buffer = self.keys.shape[2], self.buffer
         if buffer is None or not in_place or not buffer.claim(S, shared=self.reduction.size is None):

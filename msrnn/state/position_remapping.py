@@ -1,9 +1,9 @@
 r"""Positions of rows at attention time: those of the text, or remapped to smaller distances.
 
-Rotary angles grow with the distance in the text, and a model has not seen distances beyond its training length. With a position
-remapping, keys are stored unrotated. At every token they are rotated at remapped positions: the oldest cached row gets position
-0, each following row the previous position plus a gap given by the rule, and the query the position of its own row. The stored
-``positions`` do not change.
+Rotary angles grow with the distance in the text, and a model is not trained on distances beyond its training length. With a
+position remapping, keys are stored unrotated and are rotated at remapped positions for every token. The oldest cached row gets
+position 0, and each following row the previous position plus a gap given by the rule. The query gets the position of its own
+row. The stored ``positions`` do not change.
 """
 
 from collections.abc import Callable
@@ -114,9 +114,8 @@ class PositionRemapping:
         distance = remapped.diagonal(R - T, -2, -1)[..., None] - remapped
         differs = ((distance - (text[:, :, -T:, None] - text[:, :, None])).abs() > 0.01) & ~hidden
         columns = differs.flatten(0, 2).any(0).nonzero()[:, 0]  # (M,)
-        unrotated = apply_rotary(q, self.rope.cos_sin(positions.new_zeros(()), D, keys.dtype)).transpose(
-            2, 3
-        )  # (B, K, T, G, D)
+        at_zero = self.rope.cos_sin(positions.new_zeros(()), D, keys.dtype)
+        unrotated = apply_rotary(q, at_zero).transpose(2, 3)  # (B, K, T, G, D)
         chunk = max(1, MAX_KEY_ELEMENTS * R // (keys.numel() * T))
         for some in columns.split(chunk) if len(columns) else ():
             cos_sin = self.rope.cos_sin(-distance[..., some], D, keys.dtype)  # (B, 1 or K, T, M, 1, D)

@@ -21,7 +21,7 @@ class RowBuffer:
     values: Tensor
     positions: Tensor
     n_claimed: int = 0
-    """Number of rows that some state has written or will write."""
+    """Number of rows that belong to some state, the first ones."""
 
     def claim(self, S: int, shared: bool) -> bool:
         """Claim row S for a state that has the S rows before it; return False if the row is not available.
@@ -47,7 +47,7 @@ class RowBuffer:
 
 
 def spare_rows(S: int, capacity: int | None) -> int:
-    """Return how many rows to allocate beyond S: a sixteenth, so that copies stay rare, but at most up to ``capacity + 1``."""
+    """Return the number of rows to allocate beyond S: 1 + S / 16, for rare copies; at most ``capacity + 1`` in total."""
     return 1 + S // 16 if capacity is None else min(1 + S // 16, capacity + 1 - S)
 
 

@@ -28,7 +28,7 @@ def write_layers(
     """Write the layers of a state to one safetensors file.
 
     Args:
-        metadata: further texts by name, to be stored in the metadata of the file.
+        metadata: further strings by name, to be stored in the metadata of the file.
 
     Raises:
         Error: the settings of an operator cannot be written and read back, or the path cannot be written to.
@@ -129,7 +129,7 @@ def _places(text: str) -> PositionRemapping:
 
 
 def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
-    """Refuse rows that contradict the first layer, the operator or the clock."""
+    """Raise :class:`Error` for rows that contradict the first layer, the operator or the clock."""
     B, K, S, _ = H.keys.shape if H.keys.ndim == 4 else (0, 0, 0, 0)
     clock, n = H.clock, H.n_learned
     # in an H with learned and empty rows only, the batch may be ragged

@@ -1,4 +1,4 @@
-"""Several :class:`MultiState` as one: layers stacked for a fast step, batches concatenated after ragged reading."""
+"""Several :class:`MultiState` as one: layers stacked for a fast step, batches concatenated after a ragged batch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,7 +51,7 @@ def unstack(stacked: MultiState, n_layers: int) -> tuple[MultiState, ...]:
 
 
 def stack_and_keep(layers: Sequence[MultiState], mask: Tensor) -> MultiState:
-    """Return :func:`stack` of ``H.keep_rows(mask, uniform=True)`` for every layer, with one copy instead of two.
+    """Return the :func:`stack` of ``H.keep_rows(mask, uniform=True)`` of all layers, with one copy instead of two.
 
     Args:
         layers: layers that :func:`can_stack`.

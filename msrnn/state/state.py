@@ -19,8 +19,8 @@ from .summary import nbytes, summarize
 class State:
     """One :class:`MultiState` per layer. ``len``, iteration and indexing give the layers.
 
-    ``step`` never modifies the state it is given, so keeping a variable is undo, and using a state twice is a branch. ``step_``
-    modifies its state.
+    ``step`` never modifies its input state. So an earlier state can be kept for undo, and one state can start several branches.
+    ``step_`` modifies its input state.
 
     Attributes:
         fingerprint: identifies the model that the state belongs to.
@@ -43,7 +43,7 @@ class State:
 
     @property
     def _held(self) -> tuple[MultiState, ...]:
-        """What holds the tensors: the stacked layers, or each layer."""
+        """The objects that hold the tensors: the stacked layers, or each layer."""
         return self._unstack() if self._stacked is None else (self._stacked,)
 
     def _with_held(self, held: Iterable[MultiState]) -> "State":
@@ -93,7 +93,7 @@ class State:
 
     @property
     def places(self) -> PositionRemapping | None:
-        """The position remapping; None: rows are read at their own positions."""
+        """The position remapping at attention time; None: absolute positions."""
         return self._held[0].places
 
     @property
@@ -113,12 +113,12 @@ class State:
         return self if self._stacked is None else self.from_stacked(self._stacked.sorted_by_position())
 
     def assign_(self, other: "State") -> "State":
-        """Hold the tensors of ``other`` from now on; return self. This is the only way in which a state changes."""
+        """Replace all tensors by those of ``other``, and return self. No other method modifies a state."""
         self._layers, self._stacked, self._n_layers = other._layers, other._stacked, other._n_layers
         return self
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "State":
-        """Apply ``change`` to every tensor of every layer. The layers go on sharing one clock."""
+        """Return a state with ``change`` applied to every tensor of every layer. All layers share one clock."""
         clock = change(self.clock)
         return self.with_layers(replace(H.map(change), clock=clock) for H in self)
 
@@ -202,7 +202,7 @@ class State:
         """Write the state to one safetensors file, with its operators and their statistics; ``msrnn.load_state`` reads it.
 
         Args:
-            metadata: further texts by name, to be stored in the metadata of the file.
+            metadata: further strings by name, to be stored in the metadata of the file.
 
         Raises:
             Error: the settings of an operator cannot be saved, or a path that cannot be written to.

@@ -8,9 +8,9 @@ MAX_MESSAGE_CHARACTERS = 800
 
 
 class Error(ValueError):
-    """A refusal: one sentence that names the thing, the value that was found and the values that are expected.
+    """An invalid argument or file. The message names the thing, the value that was found and the values that are expected.
 
-    Messages may quote damaged files. Unprintable characters are escaped, and a long message loses its middle.
+    Messages may quote damaged files. Unprintable characters are escaped, and a long message is shortened in the middle.
     """
 
     def __init__(self, message: str):

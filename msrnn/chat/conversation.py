@@ -1,4 +1,4 @@
-"""A conversation with a model. The KV cache of the whole conversation is a state H, so undo and branches are variables.
+"""A conversation with a model. The KV cache of the whole conversation is a state H. Undo and branches are earlier states.
 
 Before each reply, the state has read exactly the ids of the conversation as the chat template renders it. Only new ids are
 read. A template can render earlier turns differently than before: it may strip a reply, add a space, or remove reasoning. The
@@ -62,7 +62,7 @@ class Chat:
     """A conversation with a cell, in the chat template of its model.
 
     Args:
-        cell: the model. Its ``chat_template.jinja`` was copied with its weights.
+        cell: the model, with ``chat_template.jinja`` in its ``extra_files``.
         tokenizer: the result of ``converters.tokenizer``.
         reduction: the eviction operator that bounds H.
         system: the system prompt.
@@ -115,7 +115,7 @@ class Chat:
 
     @property
     def state(self) -> State:
-        """H after the last reply. The template's text behind the reply is read with the next question."""
+        """H after the last reply. The template's text after the reply is read with the next question."""
         return self.branches[self.name].checkpoints[-1].state
 
     def reply(self, text: str) -> Generator[TextChunk, None, None]:
@@ -220,7 +220,7 @@ class Chat:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)  # the template contains the special tokens
 
     def _find_end_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """Return the ids that end a reply: the model's eos ids, and the special token behind an answer in the template."""
+        """Return the ids that end a reply: the model's eos ids, and the special token after an answer in the template."""
         turn = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER})
         before, found, after = self.template((*messages, *turn), add_generation_prompt=False).rpartition(ANSWER)
         if not found or QUESTION not in before:

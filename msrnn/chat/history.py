@@ -12,7 +12,7 @@ from ..storage.safetensors_io import read_metadata
 from ..text.chat_template import Message
 
 CHECKPOINTED_TURNS = 8
-"""Number of turns of a branch with a checkpoint. After ``undo`` past these, the conversation is read from its start."""
+"""Number of turns of a branch with a checkpoint. After an ``undo`` of more turns, the conversation is read from its start."""
 
 
 class Checkpoint(NamedTuple):

@@ -21,20 +21,20 @@ class JacobiDrafter:
         return [Draft(self._draft[:room], 0)] if self.length and room > 0 else []
 
     def update(self, accepted: list[int], predictions: list[list[int]]) -> None:
-        """Move the block behind the accepted tokens.
+        """Move the block to the end of the accepted tokens.
 
         Args:
             accepted: the drafted tokens that were accepted.
-            predictions: the model's choices after the token and after each drafted token; empty if no draft was read.
+            predictions: the most likely tokens after the token and after each drafted token; empty if no draft was read.
         """
         # One more token is skipped, because the next call of `propose` gets it as `token`.
         self._draft = (predictions[0] if predictions else self._draft)[len(accepted) + 1 :]
 
 
 class NgramDrafter:
-    """Drafts from an n-gram pool, which the text and the model's own trajectories extend (arXiv:2402.02057).
+    """Drafts from an n-gram pool, to which the text and the model's trajectories are added (arXiv:2402.02057).
 
-    A trajectory starts at a random token of the text. Every forward pass reads the last tokens of each trajectory behind the
+    A trajectory starts at a random token of the text. Every forward pass reads the last tokens of each trajectory after the
     newest token and appends the model's prediction. A trajectory that ends like another one is replaced by a new one.
 
     Args:
@@ -67,7 +67,7 @@ class NgramDrafter:
 
         Args:
             accepted: the drafted tokens that were accepted.
-            predictions: for each trajectory the model's choices after each token that was read; empty if none was read.
+            predictions: for each trajectory the most likely tokens after each token that was read; empty if none was read.
         """
         for token in accepted:
             self._append(token)

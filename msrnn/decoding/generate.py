@@ -58,7 +58,7 @@ def generate(
         has read the prompt and all new tokens, of a finished row up to its eos. Decoding can continue from it.
 
     Raises:
-        Error: the prompt is empty, or a setting is out of range or needs ``do_sample``; also the errors of the cell's call.
+        Error: the prompt is empty, a setting is out of range or needs ``do_sample``; also the errors of :meth:`Cell.forward`.
     """
     sampler, eos = make_sampler(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
     logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
@@ -119,7 +119,7 @@ def _decode(
 def read_prompt(
     cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor | None, max_new_tokens: int
 ) -> tuple[Tensor, State]:
-    """Check the arguments of a decoding function and read its prompt; return the last logits ``(B, V)`` and the state."""
+    """Check the arguments of :func:`generate`, and read the prompt; return the last logits ``(B, V)`` and the state."""
     check_int("max_new_tokens", as_python_number(max_new_tokens), at_least=0)
     if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[1] == 0:
         raise Error("the prompt is empty; expected at least one token")

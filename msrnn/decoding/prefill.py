@@ -1,7 +1,7 @@
 """One-shot prefill eviction: full attention over the whole prompt, then one eviction at its end.
 
-The released codes of TOVA and H2O, SnapKV and kvpress read prompts in this way. It is another transition than the step loop.
-Every row is computed with attention to all earlier tokens, including those that the step loop would have evicted. The KV cache
+The released code of TOVA and H2O, SnapKV and kvpress read prompts in this way. The result differs from the step loop, because
+every row is computed with attention to all earlier tokens, including those that the step loop would have evicted. The KV cache
 holds the whole prompt until the eviction.
 """
 
@@ -51,7 +51,7 @@ def prefill(
         Step, unroll and decoding continue from this state.
 
     Raises:
-        Error: an operator merges values, because it defines no eviction of many rows; also the errors of the cell's call.
+        Error: an operator merges values, which is not defined for many rows at once; also the errors of :meth:`Cell.forward`.
     """
     tokens, lengths = check_text(tokens, lengths, cell.config.vocab_size)
     operators = per_layer(reduction, len(cell.layers))
@@ -76,7 +76,7 @@ def prefill(
 
 @dataclass(frozen=True)
 class DeferredEviction(Reduction):
-    """Updates the row statistics of ``operator`` and evicts no row."""
+    """An operator that keeps the row statistics of ``operator`` and evicts no row."""
 
     size: None = None
     operator: Reduction = field(kw_only=True)

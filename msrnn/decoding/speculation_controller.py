@@ -21,7 +21,7 @@ EMA_WEIGHT = 0.25
 
 
 class SpeculationController:
-    """Measures the time and the gain of drafts and decides when to read them."""
+    """The decision to read drafts, from their measured time and gain."""
 
     def __init__(self) -> None:
         self._plain = self._speculative = 0.0  # seconds per forward pass

@@ -1,6 +1,6 @@
 """Speculative decoding: Jacobi and lookahead decoding generate the tokens of plain decoding in fewer forward passes.
 
-``drafters.py`` proposes drafts, from the model's own predictions and from an n-gram pool. ``verification.py`` reads many drafts
+``drafters.py`` proposes drafts, from the model's predictions and from an n-gram pool. ``verification.py`` reads many drafts
 in one forward pass and accepts the correct tokens.
 """
 
@@ -70,9 +70,9 @@ def jacobi(
 ) -> tuple[Tensor, State, SpeculationStats]:
     """Generate by fixed-point iteration on a block of drafted tokens (Jacobi decoding, arXiv:2305.10427).
 
-    Each forward pass replaces every token of the block by the model's choice after the tokens before it. After j forward passes
-    at least the first j tokens are those of greedy decoding, for any initial block. Correct tokens are accepted, and the block
-    moves behind them.
+    Each forward pass replaces every token of the block by the model's prediction after the tokens before it. After j forward
+    passes at least the first j tokens are those of greedy decoding, for any initial block. Correct tokens are accepted, and the
+    block moves to their end.
 
     Args:
         cell, tokens, state, max_new_tokens: see :func:`msrnn.generate`.

@@ -21,13 +21,13 @@ from .speculation_controller import SpeculationController
 
 
 class Drafter(Protocol):
-    """Proposes drafts for one sequence (``drafters.py``). Drafts that are not from a pool come first."""
+    """A source of drafts for one sequence (``drafters.py``). Drafts that are not from a pool come first."""
 
     def propose(self, token: int, room: int) -> list[Draft]:
         """Return drafts of at most ``room`` tokens that may follow ``token``, the newest token of the sequence."""
 
     def update(self, accepted: list[int], predictions: list[list[int]]) -> None:
-        """Receive the accepted draft tokens, and the model's choices after each token of each draft not from a pool."""
+        """Record the accepted draft tokens, and the most likely tokens after each token of each draft not from a pool."""
 
 
 class Accepted(NamedTuple):

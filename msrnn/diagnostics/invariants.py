@@ -73,7 +73,7 @@ def _violation(H: MultiState, clock: int) -> str:
 
 
 def _guaranteed_rows(operator: Reduction) -> tuple[int, int]:
-    """Return how many of the first and how many of the newest tokens an operator never evicts."""
+    """Return the number of first tokens and the number of newest tokens that an operator never evicts."""
     size = operator.size
     assert isinstance(size, int)
     if isinstance(operator, Sinks):

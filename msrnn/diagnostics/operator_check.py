@@ -1,4 +1,4 @@
-"""A check of an eviction operator on tiny random cells: every path of the library has to give what the step loop gives."""
+"""A check of an eviction operator on tiny random cells: every path of the library has to agree with the step loop."""
 
 import tempfile
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def check_operator(operator: Reduction | str, *, seeds: int = 2) -> None:
         seeds: number of random cells.
 
     Raises:
-        Error: the first check that fails, with the path and the layer; or a refusal by the contract.
+        Error: a check fails (the message states path and layer), or the class breaks the contract of :class:`Reduction`.
     """
     operator = parse_reduction(operator) if isinstance(operator, str) else operator
     if not isinstance(operator, Reduction):

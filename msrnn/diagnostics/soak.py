@@ -1,8 +1,8 @@
-"""Long runs of a bounded state, which are checked on the way and can be killed and resumed.
+"""Long runs of a bounded state, which are checked at intervals and can be killed and resumed.
 
-The unroll reads the text, one interval after the other. At a random place in every interval the step loop reads a few tokens
+The unroll reads the text, one interval after the other. At a random position in every interval the step loop reads a few tokens
 from the same state, and the results are compared (``invariants.py``). At the end of the interval the state is checked and
-saved. The tokens and the places of the comparisons depend only on the seed and the clock, so a resumed run equals an
+saved. The tokens and the positions of the comparisons depend only on the seed and the clock, so a resumed run equals an
 uninterrupted run.
 """
 
@@ -74,7 +74,7 @@ def soak(
         n_tokens: total number of tokens; it may be increased for a finished run.
         reduction: as for ``cell.initial_state``; bounded in every layer.
         text: ``(T,)`` int64, repeated as needed; None means uniformly random ids.
-        seed: seed of the random ids and of the places of the comparisons.
+        seed: seed of the random ids and of the positions of the comparisons.
         interval: number of tokens between two saves.
         progress: True to show a progress bar.
 
@@ -125,12 +125,12 @@ def _ids(cell: Cell, text: Tensor | None, seed: int, interval: int, block: int) 
 
 
 def _read(cell: Cell, ids: Tensor, state: State, rng: random.Random) -> tuple[State, Interval]:
-    """Read one interval, ``(1, T)`` ids, by the unroll, and compare it with the step loop at a random place."""
+    """Read one interval, ``(1, T)`` ids, by the unroll, and compare it with the step loop at a random position."""
     T = ids.shape[1]
     checked = min(T, CHECK_TOKENS)
     # Multiples of CHECK_TOKENS give few different lengths. oneDNN compiles and keeps one kernel per number of rows.
-    place = CHECK_TOKENS * rng.randint(0, (T - checked) // CHECK_TOKENS)
-    before, middle, after = ids.split([place, checked, T - place - checked], dim=1)
+    start = CHECK_TOKENS * rng.randint(0, (T - checked) // CHECK_TOKENS)
+    before, middle, after = ids.split([start, checked, T - start - checked], dim=1)
     state, first = _unroll(cell, before, state)
     compared, state = compare_step(cell, middle, state)
     state, second = _unroll(cell, after, state)

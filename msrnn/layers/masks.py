@@ -13,7 +13,7 @@ from ..errors import Error, check_int
 
 
 def subsequent_mask(T: int, *, device: torch.device | None = None) -> Tensor:
-    """Return the causal mask ``(T, T)`` bool: each token sees itself and earlier tokens.
+    """Return the causal mask ``(T, T)`` bool: each token attends to itself and to earlier tokens.
 
     A decoder uses this mask. It makes a step possible, because the visible rows are exactly the rows of H.
 

@@ -26,7 +26,7 @@ def attention(
 
     Returns:
         The output ``(…, T, D)`` in the dtype of ``value``, and the weights before dropout, ``(…, T, S)`` in at least float32.
-        Both are zero for a query that sees no row.
+        Both are zero for a query without a visible row.
 
     Raises:
         Error: the mask has another shape or dtype, or the shapes of query, key and value do not match.
@@ -42,7 +42,7 @@ def attention(
         weights = logits.softmax(dim=-1)
     else:
         _check_mask(mask, logits)
-        hidden, lowest = ~mask, torch.finfo(logits.dtype).min  # −inf would give NaN gradients for a query that sees no row
+        hidden, lowest = ~mask, torch.finfo(logits.dtype).min  # −inf would give NaN gradients without a visible row
         weights = logits.masked_fill(hidden, lowest).softmax(dim=-1).masked_fill(hidden, 0)
     return functional.dropout(weights, dropout).to(value.dtype) @ value, weights
 

@@ -1,4 +1,4 @@
-r"""Position encodings of attention behind one interface: none, rotary, ALiBi; and the sinusoids that are added to embeddings.
+r"""Position encodings of attention with one interface: none, rotary, ALiBi; and the sinusoids that are added to embeddings.
 
 ALiBi (arXiv:2108.12409) subtracts $m_h (t - p)$ from the logit of head h between a query at position t and a key at position p.
 This is a product of two query features and two key features, $(m_h, -m_h t) \cdot (p, 1)$. They are appended to the D elements
@@ -63,7 +63,7 @@ class PositionEncoding:
 
 @dataclass(frozen=True)
 class RotaryEncoding(PositionEncoding):
-    """Queries and keys are rotated by their position (:mod:`msrnn.layers.rotary`)."""
+    """Rotation of queries and keys by their position (:mod:`msrnn.layers.rotary`)."""
 
     rope: Rope = field()
     head_dim: int = field()
@@ -77,7 +77,7 @@ class RotaryEncoding(PositionEncoding):
 
 @dataclass(frozen=True)
 class AlibiEncoding(PositionEncoding):
-    """Two features are appended to queries and keys, and zeros to values, because keys and values have one width."""
+    """Two more features in queries and keys, and two zeros in values, because keys and values have one width."""
 
     n_heads: int
     head_dim: int

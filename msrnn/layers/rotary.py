@@ -1,8 +1,8 @@
 r"""Rotary position embeddings (RoPE, arXiv:2104.09864) in the half-split layout: pair i of a head is ``(x[i], x[i + D/2])``.
 
 Hugging Face uses this layout. Meta, Mistral's own files and GGUF interleave ``(x[2i], x[2i + 1])``; the converters change the
-layout. A token at position t rotates pair i by the angle $t \cdot f_i$. The classes are the ways to choose the frequencies
-f, as frozen records of a model's config.
+layout. Pair i of a token at position t is rotated by the angle $t \cdot f_i$. Each class is one kind of RoPE scaling
+(``rope_scaling`` of Hugging Face configs): it computes the frequencies f from the settings in a model's config.
 """
 
 import math

@@ -43,7 +43,7 @@ def init(query: Tensor, value_dim: int) -> SoftmaxState:
 def update(state: SoftmaxState, query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None = None) -> SoftmaxState:
     """Return the state of ``query (…, M, D)`` after C more rows, ``keys, values (…, C, D)``.
 
-    ``visible``: bool, broadcast to ``(…, M, C)``, True where a query sees a row; None: all rows are visible.
+    ``visible``: bool, broadcast to ``(…, M, C)``, True where a query can attend to a row; None: all rows are visible.
     """
     logits = _logits(query, keys, visible)  # (…, M, C)
     m = torch.maximum(state.m, logits.amax(-1, keepdim=True))
@@ -54,7 +54,7 @@ def update(state: SoftmaxState, query: Tensor, keys: Tensor, values: Tensor, vis
 
 
 def finalize(state: SoftmaxState) -> tuple[Tensor, Tensor]:
-    """Return the attention output ``(…, M, D)`` and L ``(…, M, 1)``; 0 and −inf for a query that sees no row."""
+    """Return the attention output ``(…, M, D)`` and L ``(…, M, 1)``; 0 and −inf for a query without a visible row."""
     return state.o / state.l.masked_fill(state.l == 0, 1), state.m + state.l.log()
 
 
@@ -72,12 +72,12 @@ def attention(
     Args:
         query: ``(B, N, T, D)``.
         keys, values: ``(B, K, R, D)``; N // K query heads share a key head.
-        visible: bool, broadcast to ``(B, N, T, R)``, True where a token sees a row. None: all rows are visible.
-        causal: True: the last T rows belong to the T tokens, and no token sees the row of a later token.
+        visible: bool, broadcast to ``(B, N, T, R)``, True where a token can attend to a row. None: all rows are visible.
+        causal: True: the last T rows belong to the T tokens, and no token attends to the row of a later token.
         tile: number of tokens and of rows in a tile; they need not divide T and R.
 
     Returns:
-        ``(B, N, T, D)`` in the dtype of ``query``; zeros for a token that sees no row.
+        ``(B, N, T, D)`` in the dtype of ``query``; zeros for a token without a visible row.
 
     Raises:
         Error: shapes or dtypes do not match.

@@ -40,7 +40,7 @@ class Config(ModelConfig):
 
     Attributes:
         family: ``llama``, ``mistral`` or ``yi``.
-        vocab_size, width, n_layers, n_heads, n_kv_heads, head_dim, ffn_width: the sizes V, E, L, N, K, D and of the MLP.
+        vocab_size, width, n_layers, n_heads, n_kv_heads, head_dim, ffn_width: the sizes V, E, L, N, K and D, and the MLP width.
         norm_eps: epsilon of RMSNorm.
         rope: the rotary frequencies.
         context_length: maximum number of tokens in training.

@@ -25,8 +25,8 @@ class DecoderConfig(ModelConfig):
         vocab_size, width, n_layers, n_heads, n_kv_heads, head_dim: as in :class:`Config`. Multi-head attention has
             ``n_kv_heads`` equal to ``n_heads``, multi-query attention has 1.
         context_length: as in :class:`Config`, and the number of ``learned`` positions.
-        ffn: of the MLP, gated (arXiv:2002.05202) by SiLU ``swiglu``, GELU ``geglu`` or ReLU ``reglu``; plain ``silu``,
-            ``gelu``, ``relu``; or ``none``, without an MLP.
+        ffn: kind of the MLP. ``swiglu``, ``geglu`` and ``reglu`` are gated (arXiv:2002.05202) by SiLU, GELU and ReLU; ``silu``,
+            ``gelu`` and ``relu`` are not gated; ``none`` is a layer without an MLP.
         ffn_width: elements in the hidden layer of the MLP; 0 for ``none``.
         positions: a :class:`Rope`; ``learned`` or ``sinusoidal``, added to the embeddings; or ``alibi``.
         norm: ``rms`` with epsilon inside the root as in LLaMA, ``rms-outside`` as in the code of its authors, ``layer``,

@@ -20,7 +20,7 @@ class EncoderConfig:
     """The config of one stack.
 
     Attributes:
-        width, n_layers, n_heads, ffn_width: the sizes E, L, N and of the MLP; heads have E / N elements.
+        width, n_layers, n_heads, ffn_width: the sizes E, L and N, and the MLP width; heads have E / N elements.
         norm_placement: ``pre`` or ``post`` (:class:`msrnn.layers.residual.Residual`).
         norm_eps: epsilon of LayerNorm.
         dropout: of attention weights, of the hidden layer of the MLP, and of the output of each sublayer.
@@ -84,7 +84,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of layers over vectors, with a final norm if ``norm_placement`` is ``pre``."""
+    """A stack of :class:`EncoderLayer`, with a final norm if ``norm_placement`` is ``pre``."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()

@@ -95,7 +95,7 @@ class SelfAttentionSublayer(AttentionSublayer):
 class CrossAttentionSublayer(AttentionSublayer):
     """Cross-attention of a token over the source, followed by the MLP.
 
-    Its rows are the source, and no token is appended, so a trace records no events for it.
+    Its rows are the source and no row is appended or evicted, so a trace records nothing for it.
     """
 
     def __init__(self, config: EncoderDecoderConfig):
@@ -193,9 +193,8 @@ class EncoderDecoder(Cell):
         if not len(source) or (lengths < 1).any():
             raise Error(f"encode: source lengths are {lengths.tolist()}; expected at least one source, each of at least 1")
         valid_mask = padding_mask(lengths, source.shape[1])  # (B, 1, S)
-        x = self.encoder(
-            self.embed_tokens(source, torch.arange(source.shape[1], device=source.device)), valid_mask
-        )  # (B, S, E)
+        position = torch.arange(source.shape[1], device=source.device)
+        x = self.encoder(self.embed_tokens(source, position), valid_mask)  # (B, S, E)
         clock, layers = torch.zeros_like(lengths), list[MultiState]()
         for operator, sublayer in zip(operators, self.layers[1::2], strict=True):
             assert isinstance(sublayer, CrossAttentionSublayer)
@@ -203,7 +202,7 @@ class EncoderDecoder(Cell):
         return State(layers, self.fingerprint())
 
     def initial_state(self, *_: object, **__: object) -> State:
-        """Refuse: the state before the first token comes from :meth:`encode`.
+        """Raise an error, because the state before the first token comes from :meth:`encode`.
 
         Raises:
             Error: always.

@@ -2,11 +2,11 @@ r"""A learned $H_0$: rows that H contains before the first token, and that are n
 
 - *Persistent rows* (all-attention, arXiv:1907.01470) are learned keys and values in every layer. One softmax covers them and
   the text. A layer with persistent rows needs no MLP.
-- *Memory tokens* (Memory Transformer, arXiv:2006.11527) are learned vectors that pass the layers before the text, without
+- *Memory tokens* (Memory Transformer, arXiv:2006.11527) are learned vectors that are read before the text, without
   eviction. Their rows are $H_0$.
-- *Recurrent memory* (RMT, arXiv:2207.06881): at the end of a segment as many write tokens pass the layers. Their outputs of the
-  last layer are the memory of the next segment. The paper reads the memory itself a second time; here write tokens are
-  learned, so that a state contains nothing but H.
+- *Recurrent memory* (RMT, arXiv:2207.06881): as many write tokens are read at the end of a segment. The output of the last
+  layer at the write tokens is the memory of the next segment. The paper reads the memory itself a second time. Here write
+  tokens are learned, so that a state contains only H.
 
 Learned rows have no position in the text: the clock counts text tokens only, learned rows have position −2, and ``size`` does
 not count them (:mod:`msrnn.state.multistate`). Memory tokens have no position embedding, no rotation and a zero ALiBi bias.
@@ -67,7 +67,7 @@ class LearnedRowsNetwork(Cell):
         """
         if not self.config.recurrent:
             raise Error("next_segment: config.recurrent is False; expected a recurrent cell")
-        options = self._like(state)
+        options = self._arguments_of(state)
         B, places = len(state.clock), state.places
         position = state.clock[:, None] + torch.arange(len(self.write_tokens), device=state.clock.device)
         position_tensors = None if places else self.position_encoding.prepare(position, self.write_tokens.dtype)
@@ -78,25 +78,25 @@ class LearnedRowsNetwork(Cell):
     def refresh_learned_rows(self, state: State) -> State:
         """Return ``state`` with learned rows from the current parameters, with their graph.
 
-        Needed for a state that is used further after an optimizer step, or that was detached.
+        It is required before a state is used after an optimizer step or after ``detach``.
 
         Raises:
             Error: the cell is ``recurrent`` (use :meth:`next_segment`), or the state belongs to another model.
         """
         if self.config.recurrent:
             raise Error("refresh_learned_rows: the cell is recurrent, its memory is computed; expected a call of next_segment")
-        fresh = self.initial_state(**self._like(state))
+        fresh = self.initial_state(**self._arguments_of(state))
 
         def refreshed(H: MultiState, new: MultiState) -> MultiState:
             keys, values = (
-                torch.cat((ours, x[:, :, H.n_learned :]), dim=2) for ours, x in ((new.keys, H.keys), (new.values, H.values))
+                torch.cat((first, x[:, :, H.n_learned :]), dim=2) for first, x in ((new.keys, H.keys), (new.values, H.values))
             )
             return replace(H, keys=keys, values=values, buffer=None)
 
         return state.with_layers(refreshed(H, new) for H, new in zip(state, fresh, strict=True))
 
-    def _like(self, state: State) -> dict[str, Any]:
-        """Return the arguments of an :meth:`initial_state` like ``state``; refuse a state of another model."""
+    def _arguments_of(self, state: State) -> dict[str, Any]:
+        """Return the arguments of :meth:`initial_state` that ``state`` started from; refuse a state of another model."""
         self.check_state(state, len(state.clock) if isinstance(state, State) else 0)
         where = {"device": state.device, "dtype": state.dtype}
         places = state.places.rule if state.places else ABSOLUTE

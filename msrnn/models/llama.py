@@ -1,8 +1,8 @@
 """LLaMA as a recurrent cell: the decoder layer, the network, and presets of published models.
 
-Pre-norm residual layers, grouped-query attention, half-split rotary positions, a gated MLP with SiLU, no biases
-(arXiv:2302.13971); grouped queries: arXiv:2307.09288; the scaling of rotary frequencies: arXiv:2407.21783. Mistral and Yi are
-the same cell with other configs (``mistral.py``, ``yi.py``).
+The layers have pre-norm residuals, rotary positions (half-split), a gated MLP with SiLU, and no biases (arXiv:2302.13971).
+Grouped queries are from LLaMA 2 (arXiv:2307.09288), and the RoPE scaling is from LLaMA 3.1 (arXiv:2407.21783). Mistral and Yi
+are the same cell with other configs (``mistral.py``, ``yi.py``).
 """
 
 from dataclasses import replace

@@ -19,11 +19,11 @@ FORMS = ("tokens", "controller", "bottleneck")
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig(EncoderConfig):
-    """The config of an encoder, with memory.
+    """The config of an encoder with memory tokens.
 
     Attributes:
         n_memory: m, the number of memory tokens.
-        form: one of three.
+        form: how memory and text attend to each other.
             ``tokens``: memory and text form one longer text for an ordinary encoder.
             ``controller`` (MemCtrl): the same, with separate layer parameters for the memory.
             ``bottleneck`` (MemBottleneck): as ``controller``, but the text attends only to the updated memory. Text tokens
@@ -67,7 +67,7 @@ class MemoryLayer(nn.Module):
 
 
 class MemoryEncoder(nn.Module):
-    """A stack of such layers over vectors, with a final norm if ``norm_placement`` is ``pre``."""
+    """A stack of :class:`MemoryLayer`, with a final norm if ``norm_placement`` is ``pre``."""
 
     def __init__(self, config: MemoryConfig):
         super().__init__()

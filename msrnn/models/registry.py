@@ -32,7 +32,7 @@ def build_on_meta(config: AnyConfig) -> Cell:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> AnyConfig:
-    """Return the config that :meth:`ModelConfig.to_dict` has turned into ``values``.
+    """Return the config with these ``values``, as :meth:`ModelConfig.to_dict` returns them.
 
     Raises:
         Error: a field is unknown, missing or has a wrong type or value.

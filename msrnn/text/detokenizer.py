@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 class StreamingDetokenizer:
-    """Converts ids to text one at a time. Characters are returned once they are complete; special tokens are omitted."""
+    """A decoder of one id at a time. Characters are returned once they are complete; special tokens are omitted."""
 
     def __init__(self, tokenizer: "tokenizers.Tokenizer"):
         self._tokenizer = tokenizer

@@ -9,7 +9,7 @@ COLOURS, RESET = ("\033[36m", "\033[32m"), "\033[0m"
 
 
 class StreamPrinter:
-    """Prints streamed text.
+    """The printer of streamed text.
 
     In a terminal, tokens that were accepted in one forward pass have one colour, and the next such group has another. Single
     tokens have none.

@@ -60,7 +60,7 @@ def load(
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        Error: the source cannot be read, or is no LLaMA, Mistral or Yi.
+        Error: the source cannot be read, or is not a LLaMA, Mistral, Yi or :class:`Decoder`.
     """
     check_dtype(dtype)
     check_device(device)

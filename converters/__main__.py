@@ -22,8 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(argv)
         dtype = getattr(torch, args.dtype) if args.dtype else None
         convert(args.source, args.target, to=args.to, dtype=dtype, revision=args.revision)
-    except Error as refused:
-        print(f"error: {refused}", file=sys.stderr)
+    except Error as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -52,8 +52,8 @@ def locate(source: str | Path, revision: str | None, *, weights: bool = True) ->
     path = Path(source)
     try:
         path.exists()
-    except OSError as wrong:  # a name that is too long, or a part without permission
-        raise Error(f"cannot read {source} ({wrong.strerror})") from None
+    except OSError as error:  # a name that is too long, or a part without permission
+        raise Error(f"cannot read {source} ({error.strerror})") from None
     if path.is_dir() or _is_gguf(path):
         if revision is not None:
             raise Error(f"revision is {revision!r}, but {path} is a local path; expected a revision with a hub id only")
@@ -77,8 +77,8 @@ def _is_gguf(path: Path) -> bool:
             return False
         with path.open("rb") as file:
             return file.read(4) == b"GGUF" or path.suffix.lower() == ".gguf"
-    except OSError as wrong:
-        raise Error(f"cannot read {path} ({wrong.strerror})") from None
+    except OSError as error:
+        raise Error(f"cannot read {path} ({error.strerror})") from None
 
 
 def _format(path: Path, *, weights: bool = True) -> ModuleType:

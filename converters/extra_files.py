@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LazyFiles(Mapping[str, bytes]):
-    """Files by name that ``make`` returns; it is called at the first access only."""
+    """Files by name, built by one call of ``make`` at the first access."""
 
     def __init__(self, make: Callable[[], dict[str, bytes]]):
         self.make = make
@@ -50,8 +50,8 @@ def tokenizer_json(build: Callable[[], "Tokenizer"]) -> dict[str, bytes]:
     """Return ``tokenizer.json`` of the tokenizer that ``build`` returns, or no file and a warning if it cannot be built."""
     try:
         return {"tokenizer.json": build().to_str().encode()}
-    except Error as refused:
-        warnings.warn(f"the model has no tokenizer: {refused}", stacklevel=4)
+    except Error as error:
+        warnings.warn(f"the model has no tokenizer: {error}", stacklevel=4)
         return {}
 
 

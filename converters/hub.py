@@ -35,7 +35,7 @@ def fetch(source: str, revision: str | None = None, *, weights: bool = True) -> 
             folder = Path(snapshot_download(source, revision=revision, allow_patterns=SMALL_FILES + patterns))
             if any(path for pattern in patterns for path in folder.glob(pattern)):
                 break
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as wrong:
-        reason = str(wrong).strip().splitlines()[0]
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise Error(f"cannot fetch {source!r}{f' at {revision!r}' if revision else ''} from the hub ({reason})") from None
     return folder

@@ -69,9 +69,9 @@ class _MappedFile:
 def _load(path: Path, mapped: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError as wrong:
-        raise Error(f"cannot read {path} ({wrong.strerror or wrong})") from None
-    except Exception as wrong:  # damaged or hostile files raise any class in zip and pickle
-        lines = [line.strip() for line in str(wrong).splitlines() if line.strip() and "weights_only" not in line]
+    except OSError as error:
+        raise Error(f"cannot read {path} ({error.strerror or error})") from None
+    except Exception as error:  # damaged or hostile files raise any class in zip and pickle
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
         reason = f": {lines[0]:.120}" if lines else ""  # without PyTorch's advice to allow the code
-        raise Error(f"{path} is damaged, or more than tensors ({type(wrong).__name__}{reason})") from None
+        raise Error(f"{path} is damaged, or more than tensors ({type(error).__name__}{reason})") from None

@@ -23,7 +23,7 @@ ROPE_FACTORS = {(4096, 32): 8.0, (8192, 80): 8.0, (16384, 126): 8.0, (2048, 16):
 
 
 def open_checkpoint(folder: Path) -> Source:
-    """Open a folder of Meta's.
+    """Open a folder with Meta's files.
 
     Raises:
         Error: the folder is damaged or has another kind of model.
@@ -41,8 +41,8 @@ def read_config(folder: Path) -> Config:
 def config_from_params(params: Fields, shards: ModelParallelShards) -> Config:
     """Return the config that ``params.json`` and the shapes of the tensors describe.
 
-    The file lacks what Meta's code has built in. The width of the feed-forward comes from the shapes, and in LLaMA 1 and 2 (-1)
-    also the size of the vocabulary. The length and the special tokens follow from the generation of the model, which theta, eps
+    The file lacks the constants of Meta's code. The width of the MLP comes from the shapes, and in LLaMA 1 and 2 (-1) also the
+    size of the vocabulary. The length and the special tokens follow from the generation of the model, which theta, eps
     and vocabulary identify. A head that equals the embedding is tied (3.2 stores both).
 
     Raises:

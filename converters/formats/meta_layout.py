@@ -51,7 +51,7 @@ def read_params(folder: Path, known: set[str]) -> Fields:
     params = read_json(folder / PARAMS)
     for name, value in params.items():
         if name not in known and value not in (None, False):
-            raise Error(f"{PARAMS}: {name} is {value!r:.60}, which this library does not know; expected a plain decoder")
+            raise Error(f"{PARAMS}: {name} is {value!r:.60}, which this library does not support; expected a plain decoder")
     return Fields(params, PARAMS)
 
 

@@ -18,7 +18,7 @@ KNOWN = {
 
 
 def open_checkpoint(folder: Path) -> Source:
-    """Open a folder of Mistral's.
+    """Open a folder with Mistral's files.
 
     Raises:
         Error: the folder is damaged or has another kind of model.

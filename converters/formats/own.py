@@ -1,4 +1,4 @@
-"""The library's own folders, as ``msrnn.load`` reads them."""
+"""Model folders of msrnn, as :func:`msrnn.load` reads them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ..source import Source
 
 
 def matches(folder: Path) -> bool:
-    """Return True for a folder of the library's own."""
+    """Return True for a model folder of msrnn."""
     path = folder / "config.json"
     return path.is_file() and read_json(path).get("format") == FORMAT
 

@@ -30,7 +30,7 @@ def config_from_gguf(header: Header) -> Config:
     if meta.get_int("split.count", 1, at_least=0) > 1:
         raise meta.error("split.count", "one whole file (`llama-gguf-split --merge` joins the parts)")
     if meta.get_int("llama.expert_count", 0, at_least=0):
-        raise meta.error("llama.expert_count", "0: msrnn's cell has one feed-forward, no mixture of experts")
+        raise meta.error("llama.expert_count", "0, because msrnn's cell has one MLP, no mixture of experts")
     n_layers, width = meta.get_int("llama.block_count"), meta.get_int("llama.embedding_length")
     if n_layers > len(header.tensors):  # refused before a model of so many layers is built
         raise meta.error("llama.block_count", f"at most {len(header.tensors)}, the number of tensors")
@@ -42,7 +42,7 @@ def config_from_gguf(header: Header) -> Config:
     bos = "tokenizer.ggml.bos_token_id"
     eos = [f"tokenizer.ggml.{name}" for name in EOS if f"tokenizer.ggml.{name}" in meta.values]
     return Config(
-        family="llama",  # the files of Mistral and Yi say llama too
+        family="llama",  # also in the files of Mistral and Yi
         vocab_size=meta.get_int("llama.vocab_size", _vocab_size(header)),
         width=width,
         n_layers=n_layers,

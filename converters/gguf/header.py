@@ -1,4 +1,4 @@
-"""The header of a GGUF file: metadata and the places of the tensors (``ggml/docs/gguf.md``, versions 2 and 3).
+"""The header of a GGUF file: metadata and the offsets of the tensors (``ggml/docs/gguf.md``, versions 2 and 3).
 
 ``gguf.GGUFReader`` is not used for two reasons: it makes an array of every token and merge, which takes ten times as long,
 and it does not notice the end of a truncated file.
@@ -66,8 +66,8 @@ def read_header(path: Path) -> Header:
     try:
         with open(path, "rb") as stream:
             return _Parser(Path(path), stream).read()
-    except OSError as fault:
-        raise Error(f"{path}: cannot be read ({fault.strerror}); expected a GGUF file") from fault
+    except OSError as error:
+        raise Error(f"{path}: cannot be read ({error.strerror}); expected a GGUF file") from error
 
 
 class _Parser:
@@ -128,8 +128,8 @@ class _Parser:
         data = self.take(self.length())
         try:
             return data.decode()
-        except UnicodeDecodeError as fault:
-            raise Error(f"{self.path}: text {data[:40]!r} in its header is not UTF-8; expected UTF-8") from fault
+        except UnicodeDecodeError as error:
+            raise Error(f"{self.path}: text {data[:40]!r} in its header is not UTF-8; expected UTF-8") from error
 
     def value(self, key: str) -> Any:
         value_type = self.number("I")

@@ -18,7 +18,7 @@ CHUNK = 2**22
 
 
 def read_tensor(header: Header, name: str) -> Tensor:
-    """Return one tensor, dequantised to float32, in memory of its own."""
+    """Return one tensor, dequantised to float32, as a copy. Raises as :func:`byte_count`."""
     gguf, info, n_bytes = _gguf(), header.tensors[name], byte_count(header, name)
     values = np.empty((math.prod(info.shape[:-1]), info.shape[-1]), np.float32)
     row_bytes, chunk_rows = n_bytes // len(values), max(1, CHUNK // info.shape[-1])
@@ -52,7 +52,7 @@ def byte_count(header: Header, name: str) -> int:
 
 
 def check_offsets(header: Header) -> None:
-    """Refuse tensors with gaps or overlaps, as llama.cpp does: each begins at the first aligned byte after the one before it.
+    """Refuse gaps and overlaps, as llama.cpp does. Each tensor begins at the first aligned byte after the previous tensor.
 
     Raises:
         Error: an offset differs, bytes follow the last tensor, or :func:`byte_count` refuses a tensor.
@@ -60,7 +60,7 @@ def check_offsets(header: Header) -> None:
     at = end = header.start
     for name, info in sorted(header.tensors.items(), key=lambda item: item[1].offset):
         if info.offset != at:
-            raise Error(f"{header.path}: tensor {name} is at byte {info.offset}; expected {at}, after the one before it")
+            raise Error(f"{header.path}: tensor {name} is at byte {info.offset}; expected {at}, after the previous tensor")
         end = at + byte_count(header, name)
         at = -(-end // header.alignment) * header.alignment
     if not end <= header.size <= at:
@@ -70,6 +70,6 @@ def check_offsets(header: Header) -> None:
 def _gguf() -> ModuleType:
     try:
         import gguf
-    except ImportError as fault:
-        raise Error('the package gguf is missing; install it to read GGUF files: pip install "msrnn[gguf]"') from fault
+    except ImportError as error:
+        raise Error('the package gguf is missing; install it to read GGUF files: pip install "msrnn[gguf]"') from error
     return gguf

@@ -42,8 +42,8 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> "Tokenizer":
     """
     try:
         import tokenizers
-    except ImportError as fault:
-        raise Error('the package tokenizers is missing; install it: pip install "msrnn[gguf]"') from fault
+    except ImportError as error:
+        raise Error('the package tokenizers is missing; install it: pip install "msrnn[gguf]"') from error
     meta = Fields(metadata, path)
     kind, tokens = _get(meta, "model", str), _get(meta, "tokens", list, of=str)
     types = _get(meta, "token_type", list, [NORMAL] * len(tokens), of=int)
@@ -65,8 +65,8 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> "Tokenizer":
         _add_bos_and_eos(result, meta, tokens, bos_default=kind == "llama" or _pre(meta) in LLAMA3)
     except (Error, KeyboardInterrupt):
         raise
-    except BaseException as wrong:  # tokenizers raises no narrower class, and its panics are not even an Exception
-        raise Error(f"{path}: these tokens make no tokenizer ({wrong})") from None
+    except BaseException as error:  # tokenizers raises no narrower class, and its panics are not even an Exception
+        raise Error(f"{path}: these tokens make no tokenizer ({error})") from None
     return result
 
 

@@ -32,8 +32,8 @@ def read_tokenizer(folder: Path) -> "Tokenizer":
         tokenizer = tokenizers.Tokenizer.from_buffer(text)
     except KeyboardInterrupt:
         raise
-    except BaseException as wrong:  # tokenizers raises no narrower class, and its panics are not even an Exception
-        raise Error(f"{path} is not a tokenizer ({wrong})") from None
+    except BaseException as error:  # tokenizers raises no narrower class, and its panics are not even an Exception
+        raise Error(f"{path} is not a tokenizer ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

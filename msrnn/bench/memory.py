@@ -62,7 +62,7 @@ def state_bytes(bench: Bench) -> Iterator[Result]:
 
 
 def _peak(cell: Cell, ids: Tensor, reduction: str) -> int:
-    """Return the peak in bytes while ``ids (1, T)`` are read, minus the memory before."""
+    """Return the maximum memory in bytes while ``ids (1, T)`` are read, minus the memory before."""
     cell(ids[:, :8], cell.initial_state(1, reduction), last_only=True)  # allocates what the first call of a process needs
     before = reset_peak(ids.device)
     cell(ids, cell.initial_state(1, reduction), last_only=True)

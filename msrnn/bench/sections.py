@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import decoding, eviction_passes, memory, step, unroll
+from . import decoding, eviction_iterations, memory, step, unroll
 from .result import Result, SkipBenchmark
 from .settings import Bench
 
@@ -29,7 +29,7 @@ SECTIONS = {
     "long": Section(READING, unroll.long),
     "bfloat16": Section(READING, unroll.bfloat16),
     "ragged": Section(READING, unroll.ragged),
-    "iterations": Section(READING, eviction_passes.iterations),
+    "iterations": Section(READING, eviction_iterations.iterations),
     "step": Section(STEP, step.step),
     "kvpress": Section(STEP, step.kvpress),
     "bandwidth": Section(STEP, step.bandwidth),

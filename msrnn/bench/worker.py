@@ -1,4 +1,4 @@
-"""Measurements in a process of their own, and the runner of all worker processes.
+"""Measurements in a separate process, and the runner of all worker processes.
 
 A worker reads requests from standard input and writes answers to standard output, one JSON value per line.
 """

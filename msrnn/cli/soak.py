@@ -1,4 +1,4 @@
-"""Read many tokens with a bounded KV cache and check the cache on the way.
+"""Read many tokens with a bounded KV cache and check the cache at intervals.
 
 In every interval the rows of H are checked, and the many-token path is compared with the step loop on 16 tokens. The
 result shows whether time per token and memory depend on the position. A killed run resumes from the last saved state.
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=positive_int,
         default=1,
-        help="seed of the random ids and of the places of the checks (default: 1)",
+        help="seed of the random ids and of the positions of the checks (default: 1)",
     )
     parser.add_argument(
         "--interval", metavar="N", type=positive_int, default=2048, help="number of tokens between two saves (default: 2048)"

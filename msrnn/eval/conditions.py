@@ -80,7 +80,7 @@ def _complete(operator: str) -> Reduction | None:
 
 
 def load_results(kind: Callable[..., Result], sweep: Sweep, rows: Mapping[Any, Iterable[str]]) -> list[Result]:
-    """Return the finished cells of a sweep as results.
+    """Return the finished table cells of a sweep as results.
 
     Args:
         kind: class of the results. The fields ``operator`` and ``size`` are taken from the condition, because equal operators

@@ -1,4 +1,4 @@
-"""Long continuations with a bounded state, compared with the unbounded model (sec. 5.4 of the paper, without its judge).
+"""Long continuations with a bounded state, compared with the unbounded model (sec. 5.4 of the paper, without the LLM judge).
 
 A prompt is a chunk of a text. The unbounded model then scores each continuation by teacher forcing. The scores are its
 log-likelihood and its agreement: the share of tokens that greedy decoding of the unbounded model would choose. The quality of
@@ -30,7 +30,7 @@ class GenerationResult:
     Attributes:
         operator, size, chunk: the condition and the name of the prompt.
         ids: the generated tokens, including eos.
-        ended: whether eos was generated.
+        ended: True if eos was generated.
         nll: nats per token under the unbounded model.
         agreement: share of the tokens that are the argmax of the unbounded model after the same prefix.
     """

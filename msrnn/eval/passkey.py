@@ -1,4 +1,4 @@
-"""Pass key retrieval: a key in a long text, with a question about the key at the end (arXiv:2305.16300, sec. 4.2).
+"""Pass key retrieval: a question about a key in a long text (arXiv:2305.16300, sec. 4.2).
 
 The text is filler except for one sentence. A key counts as found if greedy decoding generates all its digits. A low perplexity
 does not imply that keys are found, because an operator that has evicted the rows of the key cannot recover them.

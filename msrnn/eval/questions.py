@@ -121,7 +121,7 @@ def rouge(answer: str, references: Sequence[str]) -> float:
 
 
 def check_rouge() -> None:
-    """Refuse, before any work, to score SQuALITY without the package rouge-score.
+    """Check, before any work, that the package rouge-score, which SQuALITY needs, is installed.
 
     Raises:
         Error: the package is missing.

@@ -86,7 +86,7 @@ def measure_retention(
     Args:
         cell, chunk, condition: the cell, the chunk, and an operator with one size.
         classify: function that returns the class of each token, as :func:`character_classes`.
-        keep_steps: whether the result contains the eviction steps.
+        keep_steps: True: the result contains the eviction steps.
     """
     assert condition.size is not None
     begin = time.perf_counter()

@@ -71,7 +71,7 @@ def _tagger() -> Any:
 
 
 def check_tagger() -> None:
-    """Refuse, before any work, to tag words without the tagger.
+    """Check, before any work, that the tagger is installed.
 
     Raises:
         Error: the package HanTa is missing.

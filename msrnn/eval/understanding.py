@@ -101,7 +101,7 @@ def answer_questions(
 
 
 def check_fits(limit: int, question: int) -> None:
-    """Refuse a prompt of ``limit`` tokens that cannot contain a question of ``question`` tokens and a document.
+    """Check that a prompt of ``limit`` tokens can contain a question of ``question`` tokens and a document.
 
     Raises:
         Error: the prompt is too short.
@@ -140,9 +140,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Answer all questions under all conditions and with the unbounded model."""
     operators = args.operators if "full" in args.operators else ["full", *args.operators]
-    conditions = sorted(
-        parse_conditions(operators, args.sizes), key=lambda c: c.operator != "full"
-    )  # full first: the others need its answers
+    # full is first, because the other conditions are compared with its answers
+    conditions = sorted(parse_conditions(operators, args.sizes), key=lambda c: c.operator != "full")
     questions = read_questions(args.data)
     if questions[0].task == "squality":
         check_rouge()

@@ -36,19 +36,19 @@ class DecoderLayer(RecurrentLayer):
         super().__init__()
         E, F, D = config.width, config.ffn_width, config.head_dim
         self.config = config
-        self.position_encoding = make_position_encoding(config)
+        self.position_encoding = _make_position_encoding(config)
         self.pre = config.norm_placement == "pre"
-        self.attention_norm = make_norm(config)
-        self.q = make_linear(config, E, config.n_heads * D)
-        self.k = make_linear(config, E, config.n_kv_heads * D)
-        self.v = make_linear(config, E, config.n_kv_heads * D)
-        self.o = make_linear(config, config.n_heads * D, E)
+        self.attention_norm = _make_norm(config)
+        self.q = _make_linear(config, E, config.n_heads * D)
+        self.k = _make_linear(config, E, config.n_kv_heads * D)
+        self.v = _make_linear(config, E, config.n_kv_heads * D)
+        self.o = _make_linear(config, config.n_heads * D, E)
         if config.ffn != "none":
-            self.ffn_norm = make_norm(config)
+            self.ffn_norm = _make_norm(config)
             if config.ffn in GATED:
-                self.gate = make_linear(config, E, F)
-            self.up = make_linear(config, E, F)
-            self.down = make_linear(config, F, E)
+                self.gate = _make_linear(config, E, F)
+            self.up = _make_linear(config, E, F)
+            self.down = _make_linear(config, F, E)
         self.fuse_storage_()
 
     @property
@@ -89,7 +89,7 @@ class Decoder(LearnedRowsNetwork):
             self.position_embedding = Embedding(config.context_length, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layers))
         if config.norm_placement == "pre":
-            self.norm = make_norm(config)
+            self.norm = _make_norm(config)
         if not config.tied:
             self.head = Linear(config.width, config.vocab_size)
         self.reset_parameters()
@@ -162,17 +162,17 @@ class Decoder(LearnedRowsNetwork):
         return linear(self.final_norm(x), weight)
 
 
-def make_norm(config: DecoderConfig) -> nn.Module:
+def _make_norm(config: DecoderConfig) -> nn.Module:
     if config.norm == "layer":
         return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
     return NORMS[config.norm](config.width, config.norm_eps)
 
 
-def make_linear(config: DecoderConfig, n_in: int, n_out: int) -> nn.Linear:
+def _make_linear(config: DecoderConfig, n_in: int, n_out: int) -> nn.Linear:
     return nn.Linear(n_in, n_out) if config.bias else Linear(n_in, n_out)
 
 
-def make_position_encoding(config: DecoderConfig) -> PositionEncoding:
+def _make_position_encoding(config: DecoderConfig) -> PositionEncoding:
     """Return the encoding that attention applies; learned and sinusoidal positions are added to embeddings instead."""
     if isinstance(config.positions, Rope):
         return RotaryEncoding(config.positions, config.head_dim)

@@ -29,8 +29,8 @@ def check_output_path(path: str | Path) -> None:
         raise Error(f"cannot draw {path}; expected a name that ends in one of {', '.join('.' + name for name in endings)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as wrong:
-        raise Error(f"cannot write {path} ({wrong.strerror})") from None
+    except OSError as error:
+        raise Error(f"cannot write {path} ({error.strerror})") from None
 
 
 def new_figure(path: str | Path, width: float, height: float) -> Any:

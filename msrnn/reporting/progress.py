@@ -14,7 +14,7 @@ def progress_bar(
         total, unit: number of steps and the name of one step.
         initial: number of steps that an earlier run has finished.
         label: text before the bar.
-        enabled: whether to show the bar at all.
+        enabled: False to show no bar.
         **more: further options of ``tqdm``.
     """
     return tqdm(total=total, initial=initial, desc=label, unit=unit, disable=None if enabled else True, **more)

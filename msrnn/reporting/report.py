@@ -42,7 +42,7 @@ class Curves:
         title, x_label, y_label: texts of the figure.
         lines: by name, the points ``(x, y, error)``; an error of NaN has no bar.
         horizontal_lines, vertical_lines: by name, the y or x coordinate of a reference line.
-        log_x, log_y: whether an axis is logarithmic (base 2).
+        log_x, log_y: True for a logarithmic axis (base 2).
     """
 
     title: str
@@ -93,7 +93,7 @@ class Report:
 
 
 def format_significant(value: float, digits: int = 3) -> str:
-    """Return ``value`` with ``digits`` significant digits, without an exponent; digits before the point are never dropped."""
+    """Return ``value`` with ``digits`` significant digits, without an exponent, and with all digits before the point."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else str(value)
     whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0

@@ -1,4 +1,4 @@
-"""The check that a folder belongs to the run that is to be resumed."""
+"""The check that a folder contains the run to be resumed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ def check_same_settings(folder: Path, found: Mapping[str, Any], settings: Mappin
         settings: settings of this run, as JSON values.
 
     Raises:
-        Error: a setting differs or only one of the two has it.
+        Error: a setting differs, or is missing in one of both.
     """
     for name in {**settings, **found}:
         if found.get(name) != settings.get(name):

@@ -1,4 +1,4 @@
-"""A resumable table: each cell is saved as soon as it is finished, and a later run reuses it."""
+"""A resumable table: each table cell is saved as soon as it is finished, and a later run reuses it."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ VERSION = 2
 
 
 class Sweep:
-    """The finished cells of a table.
+    """The finished cells of a table (not a model: :class:`~msrnn.Cell`).
 
     Args:
         folder: folder with one file per cell; None keeps the cells in memory only.
@@ -34,8 +34,8 @@ class Sweep:
             return
         try:
             (folder / CELLS).mkdir(parents=True, exist_ok=True)
-        except OSError as wrong:
-            raise Error(f"cannot write to {folder} ({wrong.strerror})") from None
+        except OSError as error:
+            raise Error(f"cannot write to {folder} ({error.strerror})") from None
         settings = {"version": VERSION, **settings}
         if (folder / SETTINGS).exists():
             check_same_settings(folder, read_json(folder / SETTINGS), settings)
@@ -68,7 +68,7 @@ class Sweep:
         Args:
             rows: by row, the cells by key.
             batch_size: maximum number of cells yielded together.
-            progress: whether to show a progress bar.
+            progress: True to show a progress bar.
         """
         unfinished = {row: [key for key in cells if key not in self._cells] for row, cells in rows.items()}
         total = sum(map(len, rows.values()))

@@ -25,7 +25,7 @@ def train(config: TrainConfig, text: str, folder: str | Path, *, progress: bool 
         config: the model and the training settings.
         text: training text; its end is the validation split.
         folder: a new or empty folder, or the folder of this run. It will contain the model folder and the training state.
-        progress: whether to show a progress bar.
+        progress: True to show a progress bar.
 
     Returns:
         The finished :class:`Trainer`, with the cell in training mode, the losses and the validations.

@@ -47,7 +47,7 @@ def episode_loss(cell: Cell, first: Tensor, second: Tensor, targets: Tensor, red
 
 @torch.no_grad()
 def accuracy(cell: Cell, task: str, length: int, reduction: Reduction | str, batch_size: int = 256) -> float:
-    """Return the fraction of symbols predicted correctly under teacher forcing, on episodes with a seed of their own."""
+    """Return the fraction of symbols predicted correctly under teacher forcing, on episodes of a separate seed."""
     training = cell.training
     first, second, targets = episodes(task, length, batch_size, torch.Generator().manual_seed(2**31))
     correct = second_logits(cell.eval(), first, second, reduction).argmax(-1) == targets

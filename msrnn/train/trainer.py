@@ -47,7 +47,7 @@ class Trainer:
         self.validation: dict[int, float] = {}
 
     def train_step(self, batch: TrainBatch) -> float:
-        """Read one chunk, backpropagate through it, update the parameters and keep H. Return the loss.
+        """Read one chunk, backpropagate, update the parameters and keep H. Return the loss.
 
         Raises:
             Diverged: as :meth:`optimizer_step`.

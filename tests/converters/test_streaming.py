@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.memory import FACTS, gguf_file, hf, measured
+from benchmarks.memory import CONFIG, gguf_file, hf, measured
 from safetensors.torch import load_file
 
 import converters
@@ -55,7 +55,7 @@ def test_loading_holds_the_parameters_once(source, dtype, times, big, figure):
 
 def test_a_large_tensor_is_dequantised_in_chunks(tmp_path, figure):
     """The tensor has 131 MB in float32; the gguf package would make several copies of it."""
-    (tmp_path / "config.json").write_text(json.dumps({**FACTS, "num_hidden_layers": 1}))
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 1}))
     path = gguf_file(tmp_path / "q8.gguf", tmp_path)
     before, peak, _ = measured(f"converters.convert({str(path)!r}, {str(tmp_path / 'out')!r})")
     figure(f"convert a GGUF whose largest tensor has 131 MB: {(peak - before) / 1e6:.0f} at the peak")

@@ -133,7 +133,7 @@ def test_two_gguf_tensors_with_one_offset_are_refused(made):
     fields = gguf_header.Layout(path.read_bytes())
     first, second = [at for what, at, _ in fields.numbers if what == "offset"][3:5]
     gguf_header.replace(path, fields, second, 8, fields.data[first : first + 8])
-    with refusing("after the one before it"):
+    with refusing("after the previous tensor"):
         converters.load(path)
 
 

@@ -27,7 +27,7 @@ def test_scaled_rope(tiny, tmp_path):
 
 
 REFUSED = {
-    "vision": ({"vision_chunk_size": 448}, "vision_chunk_size is 448, which this library does not know"),
+    "vision": ({"vision_chunk_size": 448}, "vision_chunk_size is 448, which this library does not support"),
     "lora": ({"lora_args": {"rank": 16}}, "lora_args"),
     "no width": ({"dim": ...}, "dim is missing"),
     "no heads": ({"n_heads": "4"}, "n_heads is '4'"),

@@ -2,13 +2,13 @@
 
 from support.benchmarks import LAYERS
 
-from msrnn.bench import eviction_passes
+from msrnn.bench import eviction_iterations
 
 
 def test_iterations_are_counted_per_block(bench):
     cell = bench.cell()
-    counts = eviction_passes.block_iterations(cell, bench.text(150), "tova:8")
+    counts = eviction_iterations.block_iterations(cell, bench.text(150), "tova:8")
     assert len(counts) == LAYERS * 3  # 150 tokens in blocks of 64, in each layer
     assert min(counts) >= 1
     assert max(counts) <= 64
-    assert eviction_passes.block_iterations(cell, bench.text(5), "tova:8") == []  # no block with evictions
+    assert eviction_iterations.block_iterations(cell, bench.text(5), "tova:8") == []  # no block with evictions

@@ -29,7 +29,7 @@ def update_stats(
         complete: True if it is known that no row is absent and all batch rows are used, which saves a synchronisation.
 
     Raises:
-        Error: the answer has other names, shapes or types than the statistics.
+        Error: the answer has other names, shapes or types than the statistics, or is on another device.
     """
     if not observation.row_stats:
         return {}
@@ -164,7 +164,6 @@ def _call(operator: Reduction, method: str, observation: Observation, *more: Ten
     """
     weights, positions, clock, row_stats, keys = observation
     tensors = [weights, positions, clock, *row_stats.values(), *(() if keys is None else (keys,)), *more]
-    observation = Observation(weights, positions, clock, dict(row_stats), keys)
     if torch.compiler.is_compiling() or any(x.is_inference() for x in tensors):
         if type(operator).__module__.split(".")[0] != "msrnn":
             copies = {name: x.clone() for name, x in row_stats.items()}
@@ -182,9 +181,9 @@ def _call(operator: Reduction, method: str, observation: Observation, *more: Ten
 
 
 def _invoke(operator: Reduction, method: str, observation: Observation, *more: Tensor) -> object:
-    """Call a method; two frequent mistakes become an :class:`Error`."""
+    """Call a method, which may edit the dict of statistics; two frequent mistakes become an :class:`Error`."""
     try:
-        return getattr(operator, method)(observation, *more)
+        return getattr(operator, method)(observation._replace(row_stats=dict(observation.row_stats)), *more)
     except (AttributeError, TypeError, RuntimeError) as error:
         name = f"{type(operator).__name__}.{method}"
         if observation.keys is None and "NoneType" in str(error):
@@ -194,15 +193,23 @@ def _invoke(operator: Reduction, method: str, observation: Observation, *more: T
         raise
 
 
+def _checked_tensor(returns: str, name: str, x: object, device: torch.device) -> Tensor:
+    """Refuse an answer that is no dense real tensor on the device of the rows."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise Error(f"{returns} {found}{name}; expected a real tensor")
+    if x.layout != torch.strided or x.device != device:
+        raise Error(f"{returns} a {x.layout} tensor on {x.device}{name}; expected a dense tensor on {device}")
+    return x
+
+
 def _checked_stats(operator: Reduction, observation: Observation, answer: object) -> dict[str, Tensor]:
     kind, dtype = type(operator).__name__, observation.weights.dtype
     if not isinstance(answer, Mapping):
         raise Error(f"{kind}.update returns {type(answer).__name__}; expected a dict of tensors")
     expected = {name: tuple(x.shape) for name, x in observation.row_stats.items()}
     for name, x in answer.items():
-        if not isinstance(x, Tensor) or x.is_complex():
-            found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-            raise Error(f"{kind}.update returns {found} as {name!r:.60}; expected a real tensor")
+        _checked_tensor(f"{kind}.update returns", f" as {name!r:.60}", x, observation.positions.device)
     if (found_shapes := {name: tuple(x.shape) for name, x in answer.items()}) != expected:
         raise Error(f"{kind}.update returns {found_shapes}; expected {expected}")
     return {name: answer[name].detach().to(dtype) for name in expected}
@@ -210,21 +217,17 @@ def _checked_stats(operator: Reduction, observation: Observation, answer: object
 
 def _checked_score(operator: Reduction, observation: Observation, score: object) -> Tensor:
     kind, shape = type(operator).__name__, tuple(observation.positions.shape)
-    if not isinstance(score, Tensor) or score.is_complex():
-        found = str(score.dtype) if isinstance(score, Tensor) else type(score).__name__
-        raise Error(f"{kind}.score returns {found}; expected a real tensor")
+    score = _checked_tensor(f"{kind}.score returns", "", score, observation.positions.device)
     if tuple(score.shape) not in (shape, (shape[0], 1, shape[2])):
         raise Error(f"{kind}.score returns shape {tuple(score.shape)}; expected {shape} or {(shape[0], 1, shape[2])}")
     # infinities have to be representable, integers exact
-    wide = torch.promote_types(score.dtype, torch.float32) if score.is_floating_point() else torch.float64
+    wide = torch.float32 if score.is_floating_point() and score.dtype != torch.float64 else torch.float64
     return score.detach().to(wide).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def _checked_values(operator: Reduction, values: Tensor, answer: object) -> Tensor:
     kind = type(operator).__name__
-    if not isinstance(answer, Tensor) or answer.is_complex():
-        found = str(answer.dtype) if isinstance(answer, Tensor) else type(answer).__name__
-        raise Error(f"{kind}.merge returns {found}; expected a real tensor")
+    answer = _checked_tensor(f"{kind}.merge returns", "", answer, values.device)
     if answer.shape != values.shape:
         raise Error(f"{kind}.merge returns shape {tuple(answer.shape)}; expected {tuple(values.shape)}")
     return answer.to(values.dtype)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..reductions.contract import is_same_operator
 from ..state.multistate import MultiState
 from .block_layout import BlockLayout
 from .block_scores import BlockScores, EvictionBlock
@@ -128,5 +129,5 @@ class SharedAcrossLayers:
     def evictions(self, block: EvictionBlock, start: int) -> EvictionBlock | None:
         """Return the block with the evictions of an earlier layer, if they are the same; otherwise None."""
         known = self.weight_free.get(start)
-        same = known and known.reduction == block.reduction and known.positions.equal(block.positions)
+        same = known and is_same_operator(known.reduction, block.reduction) and known.positions.equal(block.positions)
         return known if same else None

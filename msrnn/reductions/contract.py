@@ -151,9 +151,14 @@ class Reduction:
         """Refuse a class that breaks the contract in a way that shows without calling it.
 
         Raises:
-            Error: no ``score``; ``stat_names`` or ``stat_shape`` of a wrong type; an ``update`` without ``stat_names``.
+            Error: no ``score``; ``stat_names`` or ``stat_shape`` of a wrong type; an ``update`` without ``stat_names``; a size
+                that is no int, although ``validate`` accepts it; a ``tie_tolerance`` that is no finite number of at least 0.
         """
         kind, names = type(self).__name__, self.stat_names
+        if self.size is not None:
+            self._check_int("size", self.size, at_least=0)
+        if not 0 <= self.tie_tolerance < float("inf"):
+            raise Error(f"{kind}: tie_tolerance is {self.tie_tolerance!r:.60}; expected a finite number of at least 0")
         if type(self).score is Reduction.score:
             raise Error(f"{kind} defines no score; expected a method score(observation) -> (B, 1 or K, R)")
         self._check_stat_names()
@@ -195,6 +200,18 @@ class Reduction:
 
     def _check_bool(self, name: str, value: object) -> None:
         check_bool(f"{type(self).__name__}: {name}", value)
+
+
+def is_same_operator(one: Reduction, other: Reduction) -> bool:
+    """Return True if two operators are of one class and no attribute differs, also none that ``==`` leaves out.
+
+    Layers with the same operator are evaluated together.
+    """
+
+    def settings(operator: Reduction) -> dict[str, Any]:
+        return {**vars(operator), **{f.name: getattr(operator, f.name) for f in fields(operator)}}  # slots are not in ``vars``
+
+    return one is other or (type(one) is type(other) and one == other and settings(one) == settings(other))
 
 
 def is_recent(observation: Observation, count: int) -> Tensor:

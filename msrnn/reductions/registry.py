@@ -56,6 +56,8 @@ def per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_layers: 
         kind = type(operator).__name__
         raise Error(f"{kind}: {len(operator.size)} sizes for a cell of {n_layers} layers; expected one per layer")
     operators = [operator.for_layer(layer) for layer in range(n_layers)]
-    for operator in operators:
-        operator.check_contract()
+    for of_layer in operators:
+        if not isinstance(of_layer, Reduction):
+            raise Error(f"{type(operator).__name__}.for_layer returns {of_layer!r:.60}; expected a Reduction")
+        of_layer.check_contract()
     return operators

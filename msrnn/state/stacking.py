@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..reductions.contract import EMPTY
+from ..reductions.contract import EMPTY, is_same_operator
 from .multistate import MultiState
 from .row_buffer import RowBuffer, copy_to_buffer, spare_rows
 
@@ -20,8 +20,8 @@ def can_stack(layers: Sequence[MultiState]) -> bool:
     first = layers[0]
     if first.capacity is None or first.reduction.depends_on_row_layout:
         return False
-    key = (first.reduction, first.keys.shape, first.n_learned)
-    return all((H.reduction, H.keys.shape, H.n_learned) == key for H in layers)
+    shapes = (first.keys.shape, first.n_learned)
+    return all(is_same_operator(H.reduction, first.reduction) and (H.keys.shape, H.n_learned) == shapes for H in layers)
 
 
 def stack(layers: Sequence[MultiState]) -> MultiState | None:

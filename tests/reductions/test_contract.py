@@ -1,7 +1,7 @@
 """The operator contract: the step loop and the many-token path agree for any class, or the class is refused in one sentence."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import pytest
@@ -279,7 +279,7 @@ def test_extreme_scores_have_one_rule(kind, scores):
     assert retained_positions(end)[0] == [[plain(scores, 5, n)] * 2 for n in LENGTHS.tolist()]
 
 
-@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float16", "bfloat16", "float8_e4m3fn"])
 def test_scores_of_any_real_dtype_have_one_rule(dtype):
     end = assert_paths_agree(ByPosition(5, (1, 0, 1, 1, 0, 0, 1), dtype))
     assert retained_positions(end)[0] == [[plain((1, 0, 1, 1, 0, 0, 1), 5, n)] * 2 for n in LENGTHS.tolist()]
@@ -327,6 +327,8 @@ ANSWERS = {
     "shape (B, R)": lambda o: o.weights.mean((1, 2)),
     "shape (B, K, R - 1)": lambda o: o.weights.mean(2)[..., 1:],
     "shape (B, N, R)": lambda o: o.weights.flatten(1, 2),
+    "sparse": lambda o: o.weights.mean(2).to_sparse(),
+    "another device": lambda o: o.weights.mean(2).to("meta"),
 }
 
 
@@ -375,11 +377,66 @@ def test_wrong_answers_are_refused_in_one_sentence(answer, method, layout):
             )
             for shape in (3, (-1,), (2, 2), [2], (True,), None)
         ),
+        *(
+            ({"tie_tolerance": gap, "score": TOVA.score}, f"tie_tolerance is {gap}; expected a finite number of at least 0")
+            for gap in (-0.1, math.nan, math.inf)
+        ),
+        ({"for_layer": lambda self, layer: None, "score": TOVA.score}, "for_layer returns None; expected a Reduction"),
+        ({"for_layer": lambda self, layer: "tova:4", "score": TOVA.score}, "for_layer returns 'tova:4'; expected a Reduction"),
     ],
 )
 def test_wrong_declarations_are_refused_in_one_sentence(body, sentence):
     with pytest.raises(msrnn.Error, match=sentence):
         tiny_cell().initial_state(1, dataclass(frozen=True)(type("Wrong", (Reduction,), body))(4))
+
+
+@pytest.mark.parametrize("size", [-1, 2.5, True, "3", (-1, 2)])
+def test_wrong_sizes_are_refused_also_if_validate_accepts_them(size):
+    class Anything(TOVA):
+        def validate(self, size):
+            pass
+
+    with pytest.raises(msrnn.Error, match=r"Anything: size is .*; expected an int from 0"):
+        tiny_cell().initial_state(1, Anything(size))
+
+
+@pytest.mark.parametrize("layout", [True, False])
+def test_statistics_may_be_taken_out_of_the_dict(layout):
+    class Taking(Reduction):
+        stat_names: ClassVar[tuple[str, ...]] = ("a",)
+        depends_on_row_layout: ClassVar[bool] = layout
+
+        def update(self, observation):
+            return {"a": observation.row_stats.pop("a") + observation.weights.mean(2)}
+
+        def score(self, observation):
+            return observation.row_stats.pop("a")
+
+    assert_paths_agree(Taking(5))
+
+
+@pytest.mark.parametrize("reads_weights", [True, False])
+@pytest.mark.parametrize("layout", [True, False])
+def test_layers_are_told_apart_by_fields_that_equality_leaves_out(layout, reads_weights):
+    """Layers with equal operators are evaluated together, so the layer index has to count although ``==`` ignores it."""
+
+    @dataclass(frozen=True)
+    class ByLayer(Reduction):
+        layer: int = field(default=0, compare=False)
+        depends_on_row_layout: ClassVar[bool] = layout
+        needs_weights: ClassVar[bool] = reads_weights
+
+        def for_layer(self, layer):
+            return replace(self, layer=layer)
+
+        def score(self, observation):
+            turn = observation.positions * (3 + self.layer) % 7
+            return turn + observation.weights.mean(2) / 2
+
+    end = retained_positions(assert_paths_agree(ByLayer(5)))
+    for layer, heads in enumerate(end):
+        scores = tuple(p * (3 + layer) % 7 for p in range(7))
+        assert reads_weights or heads == [[plain(scores, 5, n)] * 2 for n in LENGTHS.tolist()]
 
 
 def test_statistics_carry_no_graph():

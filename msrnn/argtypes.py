@@ -12,8 +12,21 @@ def positive_int(text: str) -> int:
     Raises:
         ArgumentTypeError: ``text`` is not such an integer.
     """
-    if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    return _parse_int(text, at_least=1)
+
+
+def seed_int(text: str) -> int:
+    """Parse an integer of at least 0, as an argparse type.
+
+    Raises:
+        ArgumentTypeError: ``text`` is not such an integer.
+    """
+    return _parse_int(text, at_least=0)
+
+
+def _parse_int(text: str, at_least: int) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < at_least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {at_least}")
     return int(text)
 
 

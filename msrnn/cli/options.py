@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import errors
-from ..argtypes import positive_int, read_text
+from ..argtypes import read_text, seed_int
 from ..decoding.methods import DECODING_METHODS
 from ..errors import Error
 from ..reductions.contract import Reduction
@@ -52,7 +52,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, metavar="X", help="sampling temperature (default: 1)")
     group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
     group.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of tokens with probability P")
-    group.add_argument("--seed", metavar="N", type=positive_int, help="seed of the sampling (default: random)")
+    group.add_argument("--seed", metavar="N", type=seed_int, help="seed of the sampling (default: random)")
 
 
 def add_reduction_argument(parser: argparse.ArgumentParser, default: str | None = None, repeated: bool = False) -> None:

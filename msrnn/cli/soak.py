@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..argtypes import positive_int, read_text
+from ..argtypes import positive_int, read_text, seed_int
 from ..cell.cell import Cell
 from ..diagnostics.soak import draw_soak, soak
 from ..errors import Error
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed",
         metavar="N",
-        type=positive_int,
+        type=seed_int,
         default=1,
         help="seed of the random ids and of the positions of the checks (default: 1)",
     )

@@ -19,7 +19,6 @@ from ..layers.attention import attend
 from ..recurrence.operator_calls import retention_scores
 from ..recurrence.records import LayerRecorder
 from ..reductions.contract import LEARNED, Observation, Reduction, constant_score
-from ..reductions.registry import per_layer
 from ..state.multistate import MultiState
 from ..state.state import State
 
@@ -54,13 +53,13 @@ def prefill(
         Error: an operator merges values, which is not defined for many rows at once; also the errors of :meth:`Cell.forward`.
     """
     tokens, lengths = check_text(tokens, lengths, cell.config.vocab_size)
-    operators = per_layer(reduction, len(cell.layers))
+    B, T = tokens.shape
+    state = cell.initial_state(B, reduction)
+    operators = [H.reduction for H in state]
     for operator in operators:
         if operator.merges_values:
             name = type(operator).__name__
             raise Error(f"prefill: {name} merges values at an eviction; expected an operator that only evicts rows")
-    B, T = tokens.shape
-    state = cell.initial_state(B, operators)
     if T == 0:
         return torch.full((B, cell.config.vocab_size), torch.nan, dtype=cell.dtype, device=cell.device), state
     state = state.with_layers(replace(H, reduction=DeferredEviction(operator=H.reduction)) for H in state)

@@ -99,7 +99,9 @@ def _operator_to_dict(operator: Reduction) -> dict[str, Any]:
         again = _operator_from_dict(json.loads(json.dumps(fields)))
     except (TypeError, ValueError) as error:
         raise Error(f"save: the settings of {operator} cannot be saved ({error})") from None
-    if type(again) is not type(operator) or again != operator:
+    if type(again) is not type(operator):
+        raise Error(f"save: two operator classes are called {fields['class']!r}; expected a name of its own for {operator}")
+    if again != operator:
         raise Error(f"save: {operator} would be read back as {again!r:.60}; expected settings that JSON preserves")
     return fields
 

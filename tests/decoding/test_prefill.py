@@ -1,6 +1,6 @@
 """One-shot prefill eviction against transformers with eager attention and an eviction in plain Python."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import pytest
@@ -187,6 +187,17 @@ def test_memory_is_not_quadratic_in_the_prompt(monkeypatch):
     sizes.clear()
     prefill(cell, random_tokens(1, 1, 300), "h2o:8")
     assert max(sizes) <= cell.config.n_heads * 64 * 300
+
+
+def test_operator_of_a_layer_is_made_once():
+    @dataclass(frozen=True)
+    class Growing(TOVA):
+        def for_layer(self, layer):
+            return replace(self, size=self.size + layer)
+
+    cell, text = tiny_cell(), random_tokens(1, 2, 12)
+    _, state = prefill(cell, text, Growing(4))
+    assert [H.reduction.size for H in state] == [H.reduction.size for H in cell.initial_state(2, Growing(4))] == [4, 5]
 
 
 def test_invalid_arguments_raise():

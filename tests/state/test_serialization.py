@@ -103,6 +103,25 @@ def test_truncated_and_missing_files_are_refused(saved):
         msrnn.load_state(saved, device="abacus")
 
 
+def test_class_whose_name_was_defined_again_is_refused_by_name(tmp_path):
+    def define():
+        class Twice(TOVA):
+            pass
+
+        return Twice
+
+    kinds = [define(), define()]
+    cell = tiny_cell()
+    for kind in kinds:
+        _, state = cell(random_tokens(0, 1, 8), cell.initial_state(1, kind(4)))
+        if kind is kinds[0]:
+            with pytest.raises(msrnn.Error, match=r"two operator classes are called '.*Twice'; expected a name of its own"):
+                state.save(tmp_path / "state")
+        else:
+            state.save(tmp_path / "state")
+            assert type(msrnn.load_state(tmp_path / "state")[0].reduction) is kind
+
+
 def test_failed_save_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = CELL.initial_state(1)

@@ -1,4 +1,4 @@
-"""Number of iterations in which the unroll computes the evictions of a block (``msrnn/recurrence/eviction.py``)."""
+"""Number of iterations in which the unroll computes the evictions of a block (``msrnn/recurrence/block_evictions.py``)."""
 
 from collections.abc import Iterator
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from ..layers.attention import mask_logits
 from ..reductions.contract import EMPTY, Observation, Reduction
 from .block_layout import BlockLayout
-from .operator_calls import above_lowest, retention_scores, update_stats
+from .eviction import above_lowest
+from .operator_calls import retention_scores, update_stats
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class BlockScores:
     def lowest_rows(self, k: int, ties: bool) -> Tensor:
         """Return the k rows of the lowest scores in order, ``(B, t, 1 or K, k)``, to propose evictions.
 
-        ``ties``: sort equal scores by position, which takes longer. Scores within the tolerance are rounded to equal ones.
+        ``ties``: sort equal scores by position, which takes longer. With a tie tolerance, scores are rounded to 16 bits first,
+        so that most near-ties become equal. A wrong proposal costs an iteration and does not change the result.
         """
         score = self.score.clamp(max=torch.finfo(self.score.dtype).max)  # a row of score +inf comes before an excluded row
         if self.tie_tolerance:

@@ -95,15 +95,6 @@ def merge_evicted_value(
     return after
 
 
-def above_lowest(score: Tensor, excluded: Tensor | None, tie_tolerance: float) -> Tensor:
-    """Return a mask that is False for the rows to evict one of: those of the lowest score, up to the relative tolerance."""
-    lowest = (score if excluded is None else score.masked_fill(excluded, torch.inf)).amin(-1, keepdim=True)
-    if tie_tolerance:
-        limit = torch.add(lowest, lowest.abs(), alpha=tie_tolerance).clamp(max=torch.finfo(score.dtype).max)
-        lowest = torch.fmax(lowest, limit)  # of −inf the limit is NaN
-    return score > lowest if excluded is None else (score > lowest) | excluded
-
-
 def _layouts(positions: Tensor, used: Tensor | None, n_rows: int | None = None, complete: bool = False) -> Iterator[Layout]:
     """Yield the batch rows that are used, grouped by the number of their cached rows, each with its columns in order."""
     order, R = positions.argsort(dim=-1, stable=True), positions.shape[2]

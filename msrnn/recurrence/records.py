@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..reductions.contract import is_same_operator
 from ..state.multistate import MultiState
+from .block_evictions import evicted_positions
 from .block_layout import BlockLayout
 from .block_scores import BlockScores, EvictionBlock
-from .eviction import evicted_positions
 
 STATS_HISTORY_TOKENS = 32
 """Maximum number of tokens of a block for which the statistics after every token are recorded. Drafts are shorter."""
@@ -25,7 +25,7 @@ class BlockRecord:
         row_stats: statistics before the first token, ``(B, K, S)`` or ``(B, K, S, n)`` each.
         rows: ``(B, K, S + T)`` int64, positions of the rows, −1 for absent ones. The last T rows are those of the tokens.
         last_visible: ``(B, 1 or K, S + T)`` int64, as in :class:`EvictionBlock`.
-        iterations: number of calls in which the evictions were found; 0 if no row was evicted.
+        iterations: number of calls that settled evictions, without the first call for the proposal; 0 if no row was evicted.
         scores: ``(B, 1 or K, T, S + T)``, NaN for rows that a token cannot attend to; None unless requested.
         stats_by_token: statistics after each token, ``(B, T, K, S + T, …)`` each; None for a block of more than
             ``STATS_HISTORY_TOKENS`` tokens.
@@ -108,13 +108,13 @@ class SharedAcrossLayers:
         donate: True: the storage of the states before the tokens may be overwritten.
         make_state: False: no state after the tokens is needed, because no tokens follow.
         layouts: by first token, stop token, number of rows and capacity; only where no row is empty.
-        weight_free: evictions of an operator that reads positions only, by first token.
+        positions_only_evictions: evictions of an operator that reads positions only, by first token.
     """
 
     donate: bool = False
     make_state: bool = True
     layouts: dict[tuple[int, int, int, int | None], BlockLayout] = field(default_factory=dict)
-    weight_free: dict[int, EvictionBlock] = field(default_factory=dict)
+    positions_only_evictions: dict[int, EvictionBlock] = field(default_factory=dict)
 
     def layout(self, H: MultiState, active: Tensor | None, start: int, stop: int) -> BlockLayout:
         """Return the layout of tokens ``start`` to ``stop`` of ``active (B, T)``, which follow ``H``."""
@@ -128,6 +128,6 @@ class SharedAcrossLayers:
 
     def evictions(self, block: EvictionBlock, start: int) -> EvictionBlock | None:
         """Return the block with the evictions of an earlier layer, if they are the same; otherwise None."""
-        known = self.weight_free.get(start)
+        known = self.positions_only_evictions.get(start)
         same = known and is_same_operator(known.reduction, block.reduction) and known.positions.equal(block.positions)
         return known if same else None

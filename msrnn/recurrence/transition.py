@@ -11,24 +11,8 @@ from torch import Tensor
 from ..layers.attention import attend
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
-from .operator_calls import above_lowest, merge_evicted_value, retention_scores, update_stats
-
-
-def select_evicted_row(score: Tensor, positions: Tensor, n_learned: int = 0, tie_tolerance: float = 0.0) -> Tensor:
-    """Return the row with the lowest score; of equal scores, the row at the oldest position. Learned rows are not selected.
-
-    Args:
-        score: ``(B, 1 or K, R)`` without NaN, −inf for absent rows, which are selected first.
-        positions: ``(B, K, R)``, −1 for absent rows.
-        n_learned: number of learned rows, the first ones.
-        tie_tolerance: as of :class:`Reduction`.
-
-    Returns:
-        Row index ``(B, 1 or K)``.
-    """
-    learned = torch.arange(score.shape[-1], device=score.device) < n_learned if n_learned else None
-    higher = above_lowest(score, learned, tie_tolerance)
-    return positions[:, : score.shape[1]].masked_fill(higher, torch.iinfo(torch.int64).max).argmin(-1)
+from .eviction import select_evicted_row
+from .operator_calls import merge_evicted_value, retention_scores, update_stats
 
 
 def append_attend_reduce(
@@ -43,19 +27,19 @@ def append_attend_reduce(
     Returns:
         Attention output ``(B, N, D)``, and the new H.
     """
-    seen = H.append(k, v, in_place=in_place)  # S + 1 rows
-    q, keys = (q, seen.keys) if seen.places is None else seen.places.rotate(q, seen.keys, seen.positions, seen.n_learned)
-    attn_output, weights = attend(q, keys, seen.values, None if seen.no_empty_rows else ~seen.empty)
-    return attn_output, reduce(seen, weights, clock, active, keys)
+    grown = H.append(k, v, in_place=in_place)  # S + 1 rows
+    q, keys = (q, grown.keys) if grown.places is None else grown.places.rotate(q, grown.keys, grown.positions, grown.n_learned)
+    attn_output, weights = attend(q, keys, grown.values, None if grown.no_empty_rows else ~grown.empty)
+    return attn_output, reduce(grown, weights, clock, active, keys)
 
 
 def reduce(
-    seen: MultiState, weights: Tensor, clock: Tensor, active: Tensor | None, rotated_keys: Tensor | None = None
+    grown: MultiState, weights: Tensor, clock: Tensor, active: Tensor | None, rotated_keys: Tensor | None = None
 ) -> MultiState:
     """Evict the row that the operator selects, if the rows exceed its size.
 
     Args:
-        seen: S + 1 rows, the token's own last, as ``H.append`` gives them; their storage is written to, unless autograd
+        grown: S + 1 rows, the token's own last, as ``H.append`` gives them; their storage is written to, unless autograd
             needs it.
         weights: attention probabilities of the current query, ``(B, K, G, S + 1)``.
         clock: ``(B,)``, the clock after this token.
@@ -65,45 +49,45 @@ def reduce(
     Returns:
         All S + 1 rows while S is below the bound, and S rows from then on: the last row is written over the evicted row.
     """
-    operator, S = seen.reduction, seen.positions.shape[2] - 1
-    keys = (seen.keys if rotated_keys is None else rotated_keys).detach() if operator.needs_keys else None
+    operator, S = grown.reduction, grown.positions.shape[2] - 1
+    keys = (grown.keys if rotated_keys is None else rotated_keys).detach() if operator.needs_keys else None
     # evictions are not differentiated
     observed = weights.detach() if operator.needs_weights else weights.new_zeros(()).expand(weights.shape)
-    observation = Observation(observed, seen.positions, seen.clock, seen.row_stats, keys)
-    complete = seen.no_empty_rows and active is None
+    observation = Observation(observed, grown.positions, grown.clock, grown.row_stats, keys)
+    complete = grown.no_empty_rows and active is None
     observation = observation._replace(row_stats=next_stats(operator, observation, active, complete))
     row_stats = observation.row_stats
     if active is not None:
         row_stats = {
-            name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, seen.row_stats[name]) for name, x in row_stats.items()
+            name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, grown.row_stats[name]) for name, x in row_stats.items()
         }
-    if seen.capacity is None or seen.capacity > S:
+    if grown.capacity is None or grown.capacity > S:
         if active is not None:
-            seen.positions[..., S].masked_fill_(~active[:, None], EMPTY)
+            grown.positions[..., S].masked_fill_(~active[:, None], EMPTY)
         row_stats = {name: x.contiguous() for name, x in row_stats.items()}
-        return replace(seen, clock=clock, row_stats=row_stats, no_empty_rows=complete)
-    row = _row_to_overwrite(seen, observation, active)  # (B, K)
-    needs_grad = weights.requires_grad or seen.values.requires_grad  # autograd has saved the rows
-    values = seen.values
+        return replace(grown, clock=clock, row_stats=row_stats, no_empty_rows=complete)
+    row = _row_to_overwrite(grown, observation, active)  # (B, K)
+    needs_grad = weights.requires_grad or grown.values.requires_grad  # autograd has saved the rows
+    values = grown.values
     if operator.merges_values:
-        evicts = seen.positions.gather(2, row[..., None])[..., 0] != EMPTY
+        evicts = grown.positions.gather(2, row[..., None])[..., 0] != EMPTY
         evicts = evicts if active is None else evicts & active[:, None]
         values = merge_evicted_value(operator, observation, values, row, evicts, complete)
-        values = values if needs_grad else seen.values.copy_(values)
-    keys, values, positions = (_overwrite(x, row, not needs_grad)[:, :, :S] for x in (seen.keys, values, seen.positions))
+        values = values if needs_grad else grown.values.copy_(values)
+    keys, values, positions = (_overwrite(x, row, not needs_grad)[:, :, :S] for x in (grown.keys, values, grown.positions))
     row_stats = {name: _overwrite(x, row, False)[:, :, :S].clone() for name, x in row_stats.items()}
-    buffer = None if needs_grad else seen.buffer
-    return replace(seen, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, buffer=buffer)
+    buffer = None if needs_grad else grown.buffer
+    return replace(grown, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, buffer=buffer)
 
 
-def _row_to_overwrite(seen: MultiState, observation: Observation, active: Tensor | None) -> Tensor:
+def _row_to_overwrite(grown: MultiState, observation: Observation, active: Tensor | None) -> Tensor:
     """Return the row ``(B, K)`` that the last row is written over: an empty row, or else the row to evict."""
-    operator, S = seen.reduction, seen.positions.shape[2] - 1
-    complete = seen.no_empty_rows and active is None
+    operator, S = grown.reduction, grown.positions.shape[2] - 1
+    complete = grown.no_empty_rows and active is None
     score = retention_scores(operator, observation, active, n_rows=S + 1, complete=complete)
-    if not seen.no_empty_rows:
-        score = score.masked_fill(seen.empty[:, : score.shape[1]], -torch.inf)
-    row = select_evicted_row(score, seen.positions, seen.n_learned, operator.tie_tolerance).expand(seen.positions.shape[:2])
+    if not grown.no_empty_rows:
+        score = score.masked_fill(grown.empty[:, : score.shape[1]], -torch.inf)
+    row = select_evicted_row(score, grown.positions, grown.n_learned, operator.tie_tolerance).expand(grown.positions.shape[:2])
     return row if active is None else torch.where(active[:, None], row, S)  # the row of a token that is not read is dropped
 
 

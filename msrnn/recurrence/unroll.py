@@ -2,8 +2,8 @@ r"""The many-token path of one layer: the result of T steps, computed in blocks.
 
 Within a layer the recurrence over time depends only on that layer's queries, keys and values. So one product gives the logits
 of a block of T tokens with all rows that any of them can attend to (S rows before them, T new ones). The evictions are computed
-from these logits (``eviction.py``), and one more product with the values gives the output. The weights of the model are read
-once for many tokens instead of once per token. Memory is T × (S + T), never the square of the whole text.
+from these logits (``block_evictions.py``), and one more product with the values gives the output. The weights of the model are
+read once for many tokens instead of once per token. Memory is T × (S + T), never the square of the whole text.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from ..layers.linear import upcast_if_emulated
 from ..reductions.contract import EMPTY, Observation
 from ..state.multistate import MultiState
 from ..state.position_remapping import PositionRemapping
+from .block_evictions import solve_evictions
 from .block_layout import BlockLayout
 from .block_scores import BlockScores, EvictionBlock
-from .eviction import solve_evictions
 from .operator_calls import merge_evicted_value
 from .records import LayerRecorder, SharedAcrossLayers
 from .transition import append_attend_reduce
@@ -30,7 +30,7 @@ from .transition import append_attend_reduce
 BLOCK, WEIGHT_FREE_BLOCK = 64, 256
 """Tokens per block. A longer block has fewer products and more wrong proposals; without weights proposals are rarely wrong."""
 
-MAX_KEY_ELEMENTS = 2**24
+MAX_COPIED_KEY_ELEMENTS = 2**24
 """Maximum number of key elements that a block copies for an operator that needs keys: 64 MB in float32."""
 
 
@@ -87,7 +87,7 @@ def unroll_layer(
         known = shared.evictions(block, start) if recorder is None else None
         block, parts = (known, []) if known else solve_evictions(block, recorder is not None and recorder.want_scores)
         if plan.positions_only:
-            shared.weight_free[start] = block
+            shared.positions_only_evictions[start] = block
         output = plan.attend(tensors, block, parts)
         outputs.append(output.to(q.dtype).unflatten(2, (-1, block.T)).flatten(1, 2))  # (B, N, t, D)
         make_state = shared.make_state or stop < T
@@ -149,7 +149,7 @@ class _LayerPlan:
             return cls(1, attend, H.places, positions_only)
         tokens = BLOCK if operator.needs_weights else WEIGHT_FREE_BLOCK
         if operator.needs_keys:
-            tokens = min(BLOCK, max(1, MAX_KEY_ELEMENTS // max(1, H.keys.numel())))
+            tokens = min(BLOCK, max(1, MAX_COPIED_KEY_ELEMENTS // max(1, H.keys.numel())))
         return cls(tokens, attend, None, positions_only)
 
 

@@ -66,8 +66,9 @@ class Reduction:
     The row with the lowest score is evicted. Of equal scores the oldest position is evicted. NaN counts as the lowest score. A
     row of score +inf is evicted only if all rows score +inf. Entries of the batch must not affect each other.
 
-    Flags are not inherited, because they describe one implementation of ``update`` and ``score``: a class that does not
-    state a flag has the safe value, also if its base class states another. ``msrnn.check_operator`` tests an operator.
+    The flags of ``SAFE_FLAGS`` are not inherited, because they describe one implementation of ``update`` and ``score``: a class
+    that does not state a flag has the safe value. The other class attributes are inherited. ``msrnn.check_operator`` tests an
+    operator.
 
     Attributes:
         size: rows that are retained, an int or one int per layer; None retains all rows.

@@ -11,7 +11,7 @@ import msrnn
 from msrnn import Reduction, Sinks, Window
 from msrnn.diagnostics.invariants import check_rows, compare_step
 from msrnn.diagnostics.soak import STATE, soak
-from msrnn.recurrence import block_scores, transition
+from msrnn.recurrence import block_scores, eviction
 from msrnn.reductions.contract import EMPTY
 
 CELL = tiny_cell()
@@ -153,7 +153,7 @@ def test_guaranteed_rows_must_be_present(operator, tmp_path, monkeypatch):
         soak(CELL, tmp_path, 64, operator(6, *([2] if operator is Sinks else [])), interval=32)
 
 
-@pytest.mark.parametrize("module", [block_scores, transition])
+@pytest.mark.parametrize("module", [block_scores, eviction])
 def test_different_eviction_is_an_error(module, tmp_path, monkeypatch):
     """One of the two paths evicts the row of the highest score."""
     original = module.above_lowest

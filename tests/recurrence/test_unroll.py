@@ -11,7 +11,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, step_l
 import converters
 import msrnn
 from msrnn import TOVA, Reduction, Window
-from msrnn.recurrence import eviction, unroll
+from msrnn.recurrence import block_evictions, unroll
 
 OPERATORS = ["full", "window:0", "window:5", "sinks:6:2", "h2o:6", "h2o-layer:6", "h2o:7:0", "tova:5", "tova-head:5"]
 
@@ -82,13 +82,13 @@ def test_chunks_and_blocks_do_not_change_the_result(reduction, chunk, block, mon
 def test_wrong_proposals_are_corrected(reduction, monkeypatch):
     """The worst proposal takes the candidates in reverse order. The result is the same after more iterations."""
     calls = []
-    score_tokens = eviction.score_tokens
-    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
+    score_tokens = block_evictions.score_tokens
+    monkeypatch.setattr(block_evictions, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
     cell, text = tiny_cell(), random_tokens(5, 2, 40)
     assert_equals_step_loop(cell, text, reduction)
     few = len(calls)
-    propose = eviction._propose_evictions
-    monkeypatch.setattr(eviction, "_propose_evictions", lambda ranks, *a: propose(ranks.flip(-1), *a))
+    propose = block_evictions._propose_evictions
+    monkeypatch.setattr(block_evictions, "_propose_evictions", lambda ranks, *a: propose(ranks.flip(-1), *a))
     assert_equals_step_loop(cell, text, reduction)
     assert len(calls) - few > 2 * few
 
@@ -138,8 +138,8 @@ def test_one_call_scores_many_tokens():
 @pytest.mark.parametrize("reduction", ["window:40", "sinks:40:4"])
 def test_proposals_from_positions_are_right_for_all_layers(reduction, monkeypatch):
     """One call to propose and one to confirm, in the first layer only."""
-    calls, score_tokens = [], eviction.score_tokens
-    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
+    calls, score_tokens = [], block_evictions.score_tokens
+    monkeypatch.setattr(block_evictions, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
     cell = tiny_cell()
     cell(random_tokens(5, 1, unroll.WEIGHT_FREE_BLOCK), cell.initial_state(1, reduction))
     assert len(calls) == 2

@@ -11,7 +11,7 @@ from support.tiny_models import ROPES, assert_close, assert_same, random_tokens,
 
 import msrnn
 from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction
-from msrnn.recurrence import transition
+from msrnn.recurrence import eviction
 from msrnn.recurrence.transition import reduce
 
 CASES = {
@@ -203,10 +203,10 @@ def test_empty_row_is_filled_before_an_eviction(scores):
 
 def test_select_evicted_row_decides_per_head_or_layer():
     positions = torch.tensor([[[4, 0, 2, 5], [0, 1, 4, 5]]])
-    assert transition.select_evicted_row(torch.tensor([[[3.0, 2.0, 1.0, 1.0], [0.0, 7.0, 7.0, 0.0]]]), positions).tolist() == [
+    assert eviction.select_evicted_row(torch.tensor([[[3.0, 2.0, 1.0, 1.0], [0.0, 7.0, 7.0, 0.0]]]), positions).tolist() == [
         [2, 0]
     ]
-    assert transition.select_evicted_row(torch.tensor([[[3.0, 2.0, 2.0, 9.0]]]), positions[:, :1].repeat(1, 2, 1)).tolist() == [
+    assert eviction.select_evicted_row(torch.tensor([[[3.0, 2.0, 2.0, 9.0]]]), positions[:, :1].repeat(1, 2, 1)).tolist() == [
         [1]
     ]
 

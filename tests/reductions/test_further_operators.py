@@ -15,7 +15,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, retain
 import msrnn
 from msrnn import TOVA, CaM, KeyDiff, Keyformer, Knorm, LastQueries, MorphKV, Random, Scissorhands, parse_reduction, pyramid
 from msrnn.diagnostics.retention import retained_fraction
-from msrnn.recurrence import eviction, unroll
+from msrnn.recurrence import block_evictions, unroll
 from msrnn.reductions.hash_rng import uniform
 
 # A rule receives the queries, keys and values of the library's layer for each token, as lists. Attention, scores, eviction,
@@ -315,10 +315,10 @@ def test_heads_may_retain_different_positions(operator, monkeypatch):
 
 
 def test_scores_independent_of_evictions_are_proposed_right(monkeypatch):
-    calls, score_tokens = [], eviction.score_tokens
+    calls, score_tokens = [], block_evictions.score_tokens
     cell, text = tiny_cell(), distinct(5, 1, 40)
     _, state = cell(text[:, :20], cell.initial_state(1, "random:12"))
-    monkeypatch.setattr(eviction, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
+    monkeypatch.setattr(block_evictions, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
     cell(text[:, 20:], state)
     assert len(calls) == 2 * 2  # per layer: without evictions, and with the proposal
 

@@ -94,8 +94,8 @@ def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
     def unroll(state: State, first: int, last: int) -> _Read:
         return _Read(*cell(tokens[:, first:last], state, lengths=(lengths - first).clamp(0, last - first)))
 
-    def scan() -> _Read:
-        logits, trace = cell.scan(tokens, start(), lengths=lengths)
+    def scan(weights: bool = False) -> _Read:
+        logits, trace = cell.scan(tokens, start(), lengths=lengths, weights=weights)
         _compare(kind, "trace.at", trace.at(cut), half.state)
         return _Read(logits, trace.at(T))
 
@@ -116,6 +116,7 @@ def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
         "cell(tokens) in two calls": lambda: unroll(first.state, cut, T),
         "a state that was saved and loaded": lambda: unroll(_reloaded(first.state, operator), cut, T),
         "cell.scan": scan,
+        "cell.scan(weights=True)": lambda: scan(weights=True),
     }
     for path, call in paths.items():
         found = attempt(path, call)

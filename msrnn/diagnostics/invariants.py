@@ -161,7 +161,7 @@ def _first_divergence(cell: Cell, tokens: Tensor, state: State, max_gap: float) 
     Raises:
         Error: a decision is not a near-tie, or no decision differs.
     """
-    _, trace = cell.scan(tokens, state, weights=True)
+    _, trace = cell.scan(tokens, state, weights=True, logits=False)
     for t, token in enumerate(tokens.T):
         before, state = state, cell.step(token, state)[1]
         near_ties = 0

@@ -9,9 +9,6 @@ from ..cell.cell import Cell
 from ..reductions.contract import Reduction
 from ..state.state import State
 
-CHUNK_TOKENS = 256
-"""Number of tokens per scan; all of their logits are in memory at the same time."""
-
 
 def retained_fraction(state: State, length: int) -> Tensor:
     """Return the fraction of key/value heads that hold each position.
@@ -47,16 +44,12 @@ def eviction_steps(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequ
     """
     B, T = tokens.shape
     state = cell.initial_state(B, reduction)
-    heads = state[0].positions.shape[1]
+    _, trace = cell.scan(tokens, state, logits=False)
+    heads, now = state[0].positions.shape[1], torch.arange(T, device=tokens.device)
     steps = torch.full((B, len(state), heads, T + 1), T, device=tokens.device)  # the last column collects "no eviction"
-    for start in range(0, T, CHUNK_TOKENS):
-        chunk = tokens[:, start : start + CHUNK_TOKENS]
-        _, trace = cell.scan(chunk, state)
-        now = torch.arange(start, start + chunk.shape[1], device=tokens.device)
-        for l, layer in enumerate(trace):
-            evicted = layer.left.masked_fill(layer.left < 0, T)  # (B, K, t)
-            steps[:, l].scatter_(2, evicted, now.expand_as(evicted))
-        state = trace.at(chunk.shape[1])
+    for l, layer in enumerate(trace):
+        evicted = layer.left.masked_fill(layer.left < 0, T)  # (B, K, T)
+        steps[:, l].scatter_(2, evicted, now.expand_as(evicted))
     return steps[..., :T]
 
 

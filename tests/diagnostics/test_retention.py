@@ -5,7 +5,6 @@ import torch
 from support.check_picture import main as check_picture
 from support.tiny_models import tiny_cell
 
-from msrnn.diagnostics import retention as module
 from msrnn.diagnostics.retention import eviction_steps, retained_fraction, retention
 from msrnn.reporting.figures import draw_retention
 
@@ -26,9 +25,7 @@ def test_retained_fraction_is_that_of_the_heads():
 
 
 @pytest.mark.parametrize("reduction", ["h2o:4", "tova:3", "tova-head:5", "sinks:5:2", "full"])
-@pytest.mark.parametrize("chunk", [1, 5, 256])
-def test_retention_is_that_of_the_step_loop(reduction, chunk, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_TOKENS", chunk)
+def test_retention_is_that_of_the_step_loop(reduction):
     retained, state = retention(CELL, TOKENS, reduction), CELL.initial_state(2, reduction)
     assert retained.shape == (2, len(CELL.layers), 12, 12)
     for t, token in enumerate(TOKENS.T):

@@ -127,9 +127,9 @@ def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokeni
     path = detect.locate(source, revision, weights=False)
     if path.is_dir():
         return tokenizer_folder.read_tokenizer(path)
-    from .gguf import weights  # deferred, because it needs an extra
+    from .gguf import reader  # deferred, because it needs an extra
 
-    return weights.read_tokenizer(path)
+    return reader.read_tokenizer(path)
 
 
 @contextmanager

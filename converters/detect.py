@@ -94,7 +94,7 @@ def _format(path: Path, *, weights: bool = True) -> ModuleType:
         Error: the format is unknown.
     """
     if path.is_file():
-        from .gguf import weights as gguf  # deferred, because it needs an extra
+        from .gguf import reader as gguf  # deferred, because it needs an extra
 
         return gguf
     if own.matches(path):

@@ -11,11 +11,11 @@ from .errors import Error
 from .models.loading import load
 from .reductions.budgets import pyramid
 from .reductions.contract import Observation, Reduction
-from .reductions.core import H2O, TOVA, Full, Sinks, Window
 from .reductions.key_based import KeyDiff, Knorm
 from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
 from .reductions.registry import parse_reduction
 from .reductions.stochastic import CaM, Keyformer, Random
+from .reductions.tova_paper import H2O, TOVA, Full, Sinks, Window
 from .state.multistate import MultiState
 from .state.state import State, load_state
 

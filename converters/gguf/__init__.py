@@ -1,1 +1,1 @@
-"""GGUF, the format of llama.cpp: header, config and weights."""
+"""GGUF, the format of llama.cpp: reader.py opens a file, header.py parses it, tensors.py dequantises."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import EMPTY, LEARNED, Reduction
-from ..reductions.core import H2O, Sinks, Window
+from ..reductions.tova_paper import H2O, Sinks, Window
 from ..state.multistate import MultiState
 from ..state.state import State
 

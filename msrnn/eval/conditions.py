@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from ..argtypes import positive_int
 from ..errors import Error
 from ..reductions.contract import Reduction
-from ..reductions.core import Full
 from ..reductions.registry import parse_reduction
+from ..reductions.tova_paper import Full
 from ..reporting.sweep import Sweep
 
 CORE = ("full", "window", "sinks:SIZE:1", "sinks:SIZE:4", "h2o", "h2o-layer", "tova", "tova-head")

@@ -19,7 +19,7 @@ from ..layers.norm import RMSNorm, RMSNormEpsOutside, ScaleNorm, l2_normalize
 from ..layers.positional import AlibiEncoding, PositionEncoding, PositionTensors, RotaryEncoding, sinusoidal_encoding
 from ..layers.rotary import Rope
 from ..reductions.contract import Reduction
-from ..reductions.core import Full
+from ..reductions.tova_paper import Full
 from .decoder_config import DecoderConfig
 from .learned_rows import LearnedRowsNetwork
 

@@ -28,8 +28,8 @@ from ..layers.positional import PositionEncoding, PositionTensors, sinusoidal_en
 from ..layers.residual import FeedForward
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..reductions.contract import EMPTY, LEARNED, Reduction
-from ..reductions.core import Full
 from ..reductions.registry import per_layer
+from ..reductions.tova_paper import Full
 from ..state.multistate import MultiState
 from ..state.state import State
 from .config import MAX_SIZE, ModelConfig

@@ -25,7 +25,7 @@ from torch.nn.functional import dropout, pad
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import LEARNED, Reduction
-from ..reductions.core import Full
+from ..reductions.tova_paper import Full
 from ..state.multistate import MultiState
 from ..state.position_remapping import ABSOLUTE
 from ..state.state import State

@@ -19,7 +19,7 @@ from ..layers.norm import RMSNorm
 from ..layers.positional import PositionTensors, RotaryEncoding
 from ..layers.rotary import Llama3Rope, Rope
 from ..reductions.contract import Reduction
-from ..reductions.core import Full, Window
+from ..reductions.tova_paper import Full, Window
 from .config import Config
 
 LLAMA_2_7B = Config(

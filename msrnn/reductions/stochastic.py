@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .contract import Observation, Reduction, SpecNames, is_recent
-from .core import Sinks
 from .hash_rng import uniform
+from .tova_paper import Sinks
 
 
 class StochasticReduction(Reduction):

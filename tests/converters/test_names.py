@@ -7,10 +7,10 @@ import pytest
 
 import msrnn
 from converters.formats import huggingface, meta_layout
-from converters.gguf import weights
+from converters.gguf import reader
 
 DOC = (Path(__file__).parents[2] / "docs" / "converting.md").read_text()
-TABLES = {"Hugging Face": huggingface.NAMES, "Meta, Mistral": meta_layout.NAMES, "GGUF": weights.NAMES}
+TABLES = {"Hugging Face": huggingface.NAMES, "Meta, Mistral": meta_layout.NAMES, "GGUF": reader.NAMES}
 
 
 def documented():

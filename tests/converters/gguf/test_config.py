@@ -7,7 +7,7 @@ from support.gguf_files import to_gguf
 from support.refusals import refusing
 from support.tiny_models import tiny_cell
 
-from converters.gguf.weights import open_checkpoint
+from converters.gguf.reader import open_checkpoint
 from msrnn.layers.rotary import LinearRope, Llama3Rope, Rope, YarnRope
 from msrnn.models.loading import check_tensors
 

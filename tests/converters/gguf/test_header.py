@@ -11,7 +11,7 @@ from support.gguf_files import METADATA, to_gguf, write
 from support.refusals import refusing
 
 from converters.gguf.header import read_header
-from converters.gguf.weights import NAMES, open_checkpoint
+from converters.gguf.reader import NAMES, open_checkpoint
 from msrnn import Error
 
 

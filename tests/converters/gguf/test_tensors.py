@@ -10,8 +10,8 @@ from support.gguf_files import METADATA, write
 from support.refusals import refusing
 
 from converters.gguf.header import read_header
+from converters.gguf.reader import open_checkpoint
 from converters.gguf.tensors import TYPES, read_tensor
-from converters.gguf.weights import open_checkpoint
 
 
 def nibble(data, j, half):

@@ -13,7 +13,7 @@ from support.refusals import refusing
 from support.tokenizer_texts import TEXTS
 
 from converters.gguf.header import read_header
-from converters.gguf.weights import read_tokenizer
+from converters.gguf.reader import read_tokenizer
 from converters.tokenization import bpe
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -7,7 +7,7 @@ import transformers
 from support.tokenizer_texts import TEXTS
 
 from converters.gguf.header import read_header
-from converters.gguf.weights import read_tokenizer
+from converters.gguf.reader import read_tokenizer
 from converters.tokenization import bpe
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from support.refusals import refusing
 
 import converters
-from converters.gguf.weights import open_checkpoint
+from converters.gguf.reader import open_checkpoint
 from converters.tokenization import bpe
 from msrnn.layers.rotary import Rope, apply_rotary
 from msrnn.models import Llama

@@ -1,4 +1,4 @@
-"""A GGUF file as a source: names, row order of q and k, small files."""
+"""Open a GGUF file as a source: config, tensors under our names, row order of q and k, tokenizer files."""
 
 from functools import partial
 from pathlib import Path

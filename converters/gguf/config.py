@@ -32,7 +32,7 @@ def config_from_gguf(header: Header) -> Config:
     if meta.get_int("llama.expert_count", 0, at_least=0):
         raise meta.error("llama.expert_count", "0, because msrnn's cell has one MLP, no mixture of experts")
     n_layers, width = meta.get_int("llama.block_count"), meta.get_int("llama.embedding_length")
-    if n_layers > len(header.tensors):  # refused before a model of so many layers is built
+    if n_layers > len(header.tensors):  # refused before a model with that number of layers is built
         raise meta.error("llama.block_count", f"at most {len(header.tensors)}, the number of tensors")
     n_heads = meta.get_int("llama.attention.head_count")
     head_dim = meta.get_int("llama.attention.key_length", width // n_heads)

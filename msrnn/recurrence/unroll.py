@@ -177,7 +177,7 @@ def _attend_remapped(
 ) -> Tensor:
     """Attend at remapped positions, counted among the rows that each token can attend to."""
     visible = block.visible(0, block.T)
-    logits = places.attention_logits(tensors.queries, tensors.keys, tensors.positions, ~visible)
+    logits = places.attention_logits(tensors.queries, tensors.keys, tensors.positions, visible)
     weights = mask_logits(logits, visible[:, :, None]).softmax(dim=-1)
     return weights.to(tensors.values.dtype).flatten(2, 3) @ tensors.values
 

@@ -86,7 +86,7 @@ class PositionRemapping:
             rotated = torch.cat((keys[:, :, :n_learned], rotated[:, :, n_learned:]), dim=2)
         return apply_rotary(q.unflatten(1, (K, -1)), (cos[:, :, -1], sin[:, :, -1])).flatten(1, 2), rotated
 
-    def attention_logits(self, q: Tensor, keys: Tensor, positions: Tensor, hidden: Tensor) -> Tensor:
+    def attention_logits(self, q: Tensor, keys: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         """Return the logits of T queries and all rows that any of them attends to; the last T rows are their own.
 
         This works for a rope that is ``relative``, because only distances matter to it. Most remapped distances equal those in
@@ -96,13 +96,13 @@ class PositionRemapping:
         Args:
             q: ``(B, K, G, T, D)``; keys: ``(B, K, R, D)``; not rotated.
             positions: ``(B, K, R)`` int64.
-            hidden: ``(B, 1 or K, T, R)`` bool, True where a query does not attend to a row.
+            visible: ``(B, 1 or K, T, R)`` bool, True where a query attends to a row.
 
         Returns:
-            ``(B, K, G, T, R)`` in at least float32; undefined for hidden rows.
+            ``(B, K, G, T, R)`` in at least float32; undefined for rows that are not visible.
         """
         (T, D), R = q.shape[3:], keys.shape[2]
-        if hidden.shape[1] == 1 and bool((positions == positions[:, :1]).all()):
+        if visible.shape[1] == 1 and bool((positions == positions[:, :1]).all()):
             positions = positions[:, :1]  # all heads hold the same tokens
         wide = torch.promote_types(keys.dtype, torch.float32)
         text = positions - positions[..., -T:].amax(-1, keepdim=True)  # near 0, where angles are precise
@@ -110,9 +110,9 @@ class PositionRemapping:
         rotated_keys = apply_rotary(keys.unsqueeze(-2), (cos, sin)).squeeze(-2)
         rotated_q = apply_rotary(q, (cos[:, :, None, -T:, 0], sin[:, :, None, -T:, 0]))
         logits = attention_logits(rotated_q.flatten(2, 3), rotated_keys).unflatten(2, q.shape[2:4])
-        remapped = self.remapped_positions(positions[:, :, None].masked_fill(hidden, EMPTY), wide)  # (B, K, T, R)
+        remapped = self.remapped_positions(positions[:, :, None].masked_fill(~visible, EMPTY), wide)  # (B, K, T, R)
         distance = remapped.diagonal(R - T, -2, -1)[..., None] - remapped
-        differs = ((distance - (text[:, :, -T:, None] - text[:, :, None])).abs() > 0.01) & ~hidden
+        differs = ((distance - (text[:, :, -T:, None] - text[:, :, None])).abs() > 0.01) & visible
         columns = differs.flatten(0, 2).any(0).nonzero()[:, 0]  # (M,)
         at_zero = self.rope.cos_sin(positions.new_zeros(()), D, keys.dtype)
         unrotated = apply_rotary(q, at_zero).transpose(2, 3)  # (B, K, T, G, D)

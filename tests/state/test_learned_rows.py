@@ -13,7 +13,7 @@ from support.tiny_models import assert_close, random_tokens, tiny_cell
 
 import msrnn
 from msrnn.reductions.contract import EMPTY, LEARNED, Observation, Reduction, SpecNames
-from msrnn.reductions.registry import parse_reduction
+from msrnn.reductions.registry import parse_reduction, per_layer
 
 P, SIZE = 3, 5
 """Number of learned rows, and size of the operators."""
@@ -187,8 +187,8 @@ def test_file_with_a_learned_row_behind_other_rows_is_refused(tmp_path):
 def test_prefill_evicts_no_learned_row():
     cell, text = tiny_cell(), random_tokens(6, 2, 20)
     learned, _ = initial_states(cell, "all-protected:5")
-    cell.initial_state = lambda B, operators: learned.with_layers(  # type: ignore[method-assign]
-        replace(H, reduction=operator) for H, operator in zip(learned, operators, strict=True)
+    cell.initial_state = lambda B, reduction: learned.with_layers(  # type: ignore[method-assign]
+        replace(H, reduction=operator) for H, operator in zip(learned, per_layer(reduction, len(learned)), strict=True)
     )
     _, state = msrnn.prefill(cell, text, "all-protected:5")
     for H in state:

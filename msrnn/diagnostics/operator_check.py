@@ -73,7 +73,7 @@ def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
             return call()
         except Error:
             raise
-        except Exception as error:
+        except Exception as error:  # the methods of a user-defined class may raise anything
             raise Error(f"{kind} raises {type(error).__name__} in {path}: {str(error).partition(chr(10))[0]}") from error
 
     def loop(state: State, text: Tensor, ends: Tensor) -> _Read:

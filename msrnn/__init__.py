@@ -16,8 +16,9 @@ from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
 from .reductions.registry import parse_reduction
 from .reductions.stochastic import CaM, Keyformer, Random
 from .reductions.tova_paper import H2O, TOVA, Full, Sinks, Window
+from .state.loading import load_state
 from .state.multistate import MultiState
-from .state.state import State, load_state
+from .state.state import State
 
 __all__ = [
     "H2O",

@@ -20,6 +20,13 @@ class Error(ValueError):
         super().__init__(printed)
 
 
+def describe(x: object) -> str:
+    """Return a value for an error message: dtype and shape of a tensor, type and value of anything else."""
+    if isinstance(x, torch.Tensor):
+        return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
+    return f"{type(x).__name__} {x!r:.40}"
+
+
 def is_int(value: object) -> bool:
     """Return True for an int that is not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)

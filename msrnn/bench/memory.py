@@ -13,7 +13,7 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..diagnostics.process_memory import peak_rss_bytes, reset_peak_rss, rss_bytes
 from ..diagnostics.state_memory import full_nbytes
-from ..state.state import load_state
+from ..state.loading import load_state
 from .result import Result, SkipBenchmark, paired
 from .settings import STEPS, Bench, in_place_step, repeated
 from .timing import synchronize

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..errors import Error
+from ..errors import Error, describe
 from ..state.fingerprint import Fingerprint
 from ..state.state import State
 
@@ -15,11 +15,11 @@ def check_token(token: Tensor, active: Tensor | None) -> Tensor:
         Error: ``token`` is not int64 of shape ``(B,)``, or ``active`` is not bool of the same shape.
     """
     if not isinstance(token, Tensor) or token.ndim != 1 or token.dtype != torch.int64:
-        raise Error(f"token is {_describe(token)}; expected int64 of shape (B,), one id per sequence")
+        raise Error(f"token is {describe(token)}; expected int64 of shape (B,), one id per sequence")
     if active is None:
         return token
     if not isinstance(active, Tensor) or active.shape != token.shape or active.dtype != torch.bool:
-        raise Error(f"active is {_describe(active)}; expected bool of shape {tuple(token.shape)}")
+        raise Error(f"active is {describe(active)}; expected bool of shape {tuple(token.shape)}")
     return torch.where(active, token, 0)
 
 
@@ -33,13 +33,13 @@ def check_text(tokens: Tensor, lengths: Tensor | None, vocab_size: int) -> tuple
             vocabulary.
     """
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64:
-        raise Error(f"tokens are {_describe(tokens)}; expected int64 of shape (B, T)")
+        raise Error(f"tokens are {describe(tokens)}; expected int64 of shape (B, T)")
     B, T = tokens.shape
     if lengths is None:
         check_ids(tokens, vocab_size)
         return tokens, tokens.new_full((B,), T)
     if not isinstance(lengths, Tensor) or lengths.shape != (B,) or lengths.dtype != torch.int64:
-        raise Error(f"lengths are {_describe(lengths)}; expected int64 of shape ({B},)")
+        raise Error(f"lengths are {describe(lengths)}; expected int64 of shape ({B},)")
     lengths = lengths.to(tokens.device)
     if ((lengths < 0) | (lengths > T)).any():
         raise Error(f"lengths are {lengths.tolist()}; expected 0 to {T}, the length of the padded text")
@@ -71,9 +71,3 @@ def check_state(state: State, batch_size: int, fingerprint: Fingerprint, dtype: 
         raise Error(f"state has batch size {len(state.clock)}; the tokens have {batch_size}")
     if state.dtype != dtype or state.device != device:
         raise Error(f"state is {state.dtype} on {state.device}; expected {dtype} on {device}, as the cell (see state.to)")
-
-
-def _describe(x: object) -> str:
-    if isinstance(x, Tensor):
-        return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
-    return f"{type(x).__name__} {x!r:.40}"

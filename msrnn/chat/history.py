@@ -7,7 +7,8 @@ from typing import NamedTuple
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
-from ..state.state import State, load_state
+from ..state.loading import load_state
+from ..state.state import State
 from ..storage.safetensors_io import read_metadata
 from ..text.chat_template import Message
 

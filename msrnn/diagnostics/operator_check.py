@@ -17,8 +17,9 @@ from ..models.llama import Llama
 from ..recurrence.operator_calls import update_stats
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..reductions.registry import parse_reduction
+from ..state.loading import load_state
 from ..state.multistate import MultiState
-from ..state.state import State, load_state
+from ..state.state import State
 
 SIZES = (5, 9, 17, 33, 65)
 """Sizes to check an operator with. The first one that its ``validate`` accepts is taken."""

@@ -22,7 +22,8 @@ from ..reductions.contract import Reduction
 from ..reporting.figures import new_figure, save_figure
 from ..reporting.progress import progress_bar
 from ..reporting.resume import check_same_settings
-from ..state.state import State, load_state
+from ..state.loading import load_state
+from ..state.state import State
 from ..storage.digest import digest
 from ..storage.files import atomic_file, read_json, write_json
 from .invariants import check_logits, check_rows, compare_step

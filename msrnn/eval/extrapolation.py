@@ -20,8 +20,9 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Curves, Report, Table, format_significant
 from ..reporting.statistics import mean, paired
+from ..state.loading import load_state
 from ..state.position_remapping import ABSOLUTE, RULES
-from ..state.state import State, load_state
+from ..state.state import State
 from .conditions import Condition, add_condition_arguments, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import MAX_LOGITS, score_tokens

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..errors import Error
+from ..errors import Error, describe
 from ..layers.rotary import ROPE_TYPES
 from ..reductions.contract import EMPTY, LEARNED, Reduction
 from ..reductions.registry import defined_reductions
@@ -23,16 +24,25 @@ FORMAT, VERSION = "msrnn-state", "2"
 
 
 def write_layers(
-    layers: Sequence[MultiState], fingerprint: Fingerprint, path: str | Path, metadata: Mapping[str, str] | None = None
+    layers: Sequence[MultiState],
+    fingerprint: Fingerprint,
+    path: str | Path,
+    metadata: Mapping[str, str] | None,
+    more: Mapping[str, Tensor],
 ) -> None:
     """Write the layers of a state to one safetensors file.
 
     Args:
         metadata: further strings by name, to be stored in the metadata of the file.
+        more: further tensors of the state, ``logits (B, V)`` and ``recent_tokens (B, n)``.
 
     Raises:
-        Error: the settings of an operator cannot be written and read back, or the path cannot be written to.
+        Error: logits of another shape, the settings of an operator cannot be written and read back, or the path cannot be
+            written to.
     """
+    logits, B = more.get("logits"), len(layers[0].clock)
+    if logits is not None and not (isinstance(logits, Tensor) and is_logits(logits, B)):
+        raise Error(f"save: logits are {describe(logits)}; expected floating-point numbers of shape ({B}, V)")
     tensors = {f"layers.{i}.{name}": LazyTensor.of(x) for i, H in enumerate(layers) for name, x in H.rows.items()}
     entries = {
         **(metadata or {}),
@@ -44,11 +54,12 @@ def write_layers(
     if (places := layers[0].places) is not None:
         entries["places"] = json.dumps({"rule": places.rule, "rope": places.rope.to_dict()})
     with atomic_file(path) as staging:
-        write_tensors(staging, {**tensors, "clock": LazyTensor.of(layers[0].clock)}, entries)
+        single = {"clock": layers[0].clock, **more}
+        write_tensors(staging, {**tensors, **{name: LazyTensor.of(x) for name, x in single.items()}}, entries)
 
 
-def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint]:
-    """Read what :func:`write_layers` wrote.
+def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[str, Tensor]]:
+    """Read what :func:`write_layers` wrote: the layers, the fingerprint and the further tensors.
 
     Raises:
         Error: the file is missing, damaged, or not a saved state; an operator is not defined; or rows contradict their operator
@@ -65,6 +76,7 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint]:
         reductions = [_operator_from_dict(fields) for fields in operators]
         places = _places(metadata["places"]) if "places" in metadata else None
         clock = tensors.pop("clock")
+        more = {str(name): tensors.pop(name) for name in ("logits", "recent_tokens") if name in tensors}
         fingerprint = _fingerprint(json.loads(metadata["cell"], object_pairs_hook=reject_duplicate_keys))
         layers = []
         for i, reduction in enumerate(reductions):
@@ -84,7 +96,21 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint]:
         raise Error(f"{path}: the state has no layers")
     for i, H in enumerate(layers):
         _check_layer(H, layers[0], f"{path}: layer {i}")
-    return layers, fingerprint
+    B = len(clock)
+    if "logits" in more and not is_logits(more["logits"], B):
+        raise Error(f"{path}: logits of shape {tuple(more['logits'].shape)} contradict the batch size {B} of the state")
+    if "recent_tokens" in more and not _are_recent_tokens(more["recent_tokens"], B):
+        raise Error(f"{path}: the recent tokens of the state are damaged; expected int64 ids of shape ({B}, n)")
+    return layers, fingerprint, more
+
+
+def is_logits(x: Tensor, batch_size: int) -> bool:
+    """Return True for floating-point numbers of shape ``(B, V)``."""
+    return x.is_floating_point() and x.ndim == 2 and x.shape[0] == batch_size and x.shape[1] > 0
+
+
+def _are_recent_tokens(x: Tensor, batch_size: int) -> bool:
+    return x.dtype == torch.int64 and x.ndim == 2 and x.shape[0] == batch_size and x.shape[1] > 0 and bool((x >= -1).all())
 
 
 def _operator_name(kind: type[Reduction]) -> str:

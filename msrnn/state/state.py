@@ -11,7 +11,7 @@ from ..errors import Error, check_device, check_dtype
 from .fingerprint import Fingerprint
 from .multistate import MultiState
 from .position_remapping import PositionRemapping
-from .serialization import read_layers, write_layers
+from .serialization import write_layers
 from .stacking import stack, unstack
 from .summary import nbytes, summarize
 
@@ -24,14 +24,17 @@ class State:
 
     Attributes:
         fingerprint: identifies the model that the state belongs to.
+        recent_tokens: ``(B, n)`` int64, the newest tokens that a decoding function with ``eos_token_id`` or ``stop`` generated,
+            -1 in front of fewer than n; None if the state was last changed in another way. A continuation needs them, to see
+            which rows have ended.
     """
 
-    def __init__(self, layers: Iterable[MultiState], fingerprint: Fingerprint):
+    def __init__(self, layers: Iterable[MultiState], fingerprint: Fingerprint, recent_tokens: Tensor | None = None):
         self._layers: tuple[MultiState, ...] | None = tuple(layers)
         self._stacked: MultiState | None = None
         """All layers in one, their batches one after the other. It replaces ``_layers`` after a stacked step."""
         self._n_layers = len(self._layers)
-        self.fingerprint = fingerprint
+        self.fingerprint, self.recent_tokens = fingerprint, recent_tokens
 
     # The two representations.
 
@@ -46,8 +49,14 @@ class State:
         """The objects that hold the tensors: the stacked layers, or each layer."""
         return self._unstack() if self._stacked is None else (self._stacked,)
 
-    def _with_held(self, held: Iterable[MultiState]) -> "State":
-        return self.with_layers(held) if self._stacked is None else self.from_stacked(next(iter(held)))
+    def _with_held(self, held: Iterable[MultiState], change: Callable[[Tensor], Tensor]) -> "State":
+        state = self.with_layers(held) if self._stacked is None else self.from_stacked(next(iter(held)))
+        return state._with_recent_tokens(self, change)
+
+    def _with_recent_tokens(self, other: "State", change: Callable[[Tensor], Tensor]) -> "State":
+        """Set ``recent_tokens`` to the changed ones of ``other``, and return self."""
+        self.recent_tokens = None if other.recent_tokens is None else change(other.recent_tokens)
+        return self
 
     def stacked(self) -> tuple[MultiState | None, bool]:
         """Return all layers as one :class:`MultiState` ``(L B, K, S, D)`` with clock ``(B,)``, and True if it is a copy.
@@ -115,17 +124,18 @@ class State:
     def assign_(self, other: "State") -> "State":
         """Replace all tensors by those of ``other``, and return self. No other method modifies a state."""
         self._layers, self._stacked, self._n_layers = other._layers, other._stacked, other._n_layers
+        self.recent_tokens = other.recent_tokens
         return self
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "State":
         """Return a state with ``change`` applied to every tensor of every layer. All layers share one clock."""
         clock = change(self.clock)
-        return self.with_layers(replace(H.map(change), clock=clock) for H in self)
+        return self.with_layers(replace(H.map(change), clock=clock) for H in self)._with_recent_tokens(self, change)
 
     def _map_elementwise(self, change: Callable[[Tensor], Tensor]) -> "State":
         """As :meth:`map`, at once for stacked layers."""
         clock = change(self.clock)
-        return self._with_held(replace(H.map(change), clock=clock) for H in self._held)
+        return self._with_held((replace(H.map(change), clock=clock) for H in self._held), change)
 
     def clone(self) -> "State":
         """Return a copy that shares no storage with this state."""
@@ -159,7 +169,8 @@ class State:
             return H.with_rows(rows, clock, no_empty_rows=H.no_empty_rows)
 
         clock = self.clock.to(device=device, copy=True)
-        return self.with_layers(moved(H, clock) for H in self)
+        layers = self.with_layers(moved(H, clock) for H in self)
+        return layers._with_recent_tokens(self, lambda x: x.to(device=device, copy=True))
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> "State":
         """Return a copy with the batch rows ``rows``: picked, repeated or reordered.
@@ -170,14 +181,15 @@ class State:
         Raises:
             Error: ``rows`` is of another type or shape, or out of bounds (checked on the CPU only).
         """
-        index = self._batch_index(rows)
+        index = picked = self._batch_index(rows)
         clock = self.clock.index_select(0, index)
         if self._stacked is not None:  # the same rows in the batch of each layer
             index = (torch.arange(self._n_layers, device=index.device)[:, None] * len(self.clock) + index).flatten()
-        return self._with_held(
+        held = (
             H.with_rows({name: x.index_select(0, index) for name, x in H.rows.items()}, clock, no_empty_rows=H.no_empty_rows)
             for H in self._held
         )
+        return self._with_held(held, lambda x: x.index_select(0, picked))
 
     def _batch_index(self, rows: object) -> Tensor:
         """Check ``rows`` of :meth:`select`; return indices ``(B',)`` int64 from 0."""
@@ -198,27 +210,18 @@ class State:
             raise Error(f"select: rows are {index.tolist()}; expected indices into a batch of {batch}")
         return torch.where(index < 0, index + batch, index)
 
-    def save(self, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    def save(self, path: str | Path, *, logits: Tensor | None = None, metadata: Mapping[str, str] | None = None) -> None:
         """Write the state to one safetensors file, with its operators and their statistics; ``msrnn.load_state`` reads it.
 
         Args:
+            logits: the logits ``(B, V)`` of the next token, so that decoding can continue in another process.
             metadata: further strings by name, to be stored in the metadata of the file.
 
         Raises:
-            Error: the settings of an operator cannot be saved, or a path that cannot be written to.
+            Error: logits of another shape, the settings of an operator cannot be saved, or a path that cannot be written to.
         """
-        write_layers(list(self), self.fingerprint, path, metadata)
+        more = {"logits": logits, "recent_tokens": self.recent_tokens}
+        write_layers(list(self), self.fingerprint, path, metadata, {k: x for k, x in more.items() if x is not None})
 
     def __repr__(self) -> str:
         return summarize(list(self), self.nbytes)
-
-
-def load_state(path: str | Path, *, device: torch.device | str | None = None) -> State:
-    """Read a state that :meth:`State.save` wrote. The class of a user-defined operator has to be imported before.
-
-    Raises:
-        Error: a file that is missing, damaged or not a saved state; an operator that is not defined.
-    """
-    check_device(device)
-    state = State(*read_layers(path))
-    return state if device is None else state.to(device)

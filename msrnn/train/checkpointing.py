@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import Error
 from ..reporting.resume import check_same_settings
-from ..state.state import load_state
+from ..state.loading import load_state
 from ..storage.files import atomic_dir, atomic_file, read_bytes
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import write_model_folder

@@ -12,3 +12,8 @@ def test_iterations_are_counted_per_block(bench):
     assert min(counts) >= 1
     assert max(counts) <= 64
     assert eviction_iterations.block_iterations(cell, bench.text(5), "tova:8") == []  # no block with evictions
+
+
+def test_the_mean_over_the_blocks_is_reported(monkeypatch, bench):
+    monkeypatch.setattr(eviction_iterations, "block_iterations", lambda cell, ids, spec: [1, 2, 6])
+    assert [row.value for row in eviction_iterations.iterations(bench)] == [3, 3]

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from support.benchmarks import DIM, HEADS, LAYERS, SIZE, TOKENS
+from support.benchmarks import DIM, HEADS, LAYERS, SIZE, TOKENS, set_times
 
 import msrnn
 from msrnn.bench import memory
 from msrnn.bench.sections import measure
+from msrnn.bench.settings import STEPS
 from msrnn.diagnostics import process_memory
 
 
@@ -37,7 +38,9 @@ def test_memory_at_the_far_position_is_compared_with_the_near_position(bench, mo
         return [2e6, 6e6]
 
     monkeypatch.setattr(memory, "run_in_subprocess", resident)
-    _, row = memory.far_position(bench)
+    set_times(monkeypatch, near=[STEPS * 0.25], far=[STEPS * 0.5])
+    step, row = memory.far_position(bench)
+    assert (step.baseline_name, step.value, step.baseline, step.ratio) == ("position 15", 500, 250, 2)
     assert (row.baseline_name, row.value, row.baseline, row.ratio) == ("position 15", 6, 2, 3)
 
 
@@ -48,6 +51,25 @@ def test_saved_states_have_read_as_many_tokens_as_their_positions(bench, tmp_pat
         state = msrnn.load_state(path)
         assert state.clock.tolist() == [position]
         assert state[0].keys.shape[2] == SIZE
+
+
+def test_the_peak_is_that_above_the_memory_before(bench, monkeypatch):
+    monkeypatch.setattr(memory, "reset_peak", lambda device: 100)
+    monkeypatch.setattr(memory, "memory_bytes", lambda device, peak=False: 175 if peak else 120)
+    assert memory._peak(bench.cell(), bench.text(20), "tova:8") == 75
+
+
+def test_memory_of_a_gpu_is_that_of_its_allocator(monkeypatch):
+    called = []
+    for name, value in {"max_memory_allocated": 7, "memory_allocated": 3}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: called.append(name))
+    device = torch.device("cuda")
+    assert (memory.memory_bytes(device), memory.memory_bytes(device, peak=True)) == (3, 7)
+    assert called == ["synchronize"] * 2
+    assert memory.reset_peak(device) == 3
+    assert called == ["synchronize"] * 2 + ["reset_peak_memory_stats", "synchronize"]
 
 
 def test_without_proc_the_section_is_skipped(bench, monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 """Results as Markdown and as lines of text."""
 
+import pytest
+
 from msrnn.bench.report import line, markdown
 from msrnn.bench.result import Result, paired
 
@@ -14,6 +16,13 @@ def test_table_is_markdown():
         "| a, b | 1.50 ms |        c | 1.00 ms | 1.500 (0.00 … 2.00) |    ≤ 2 | yes; so |\n"
         "| d    |         |          |         |                     |        |     why |"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.01234, "0.0123"), (2.0, "2.00"), (99.94, "99.9"), (100.4, "100"), (1234567.0, "1,234,567")]
+)
+def test_numbers_have_three_significant_digits(value, shown):
+    assert line(Result("work", "ms", value)) == f"work: {shown} ms"
 
 
 def test_line_has_the_same_cells():

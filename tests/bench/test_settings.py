@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.benchmarks import TOKENS
+from support.benchmarks import SIZE, TOKENS
 
 from msrnn.bench.result import SkipBenchmark
 from msrnn.bench.settings import STEPS, repeated
@@ -27,6 +27,13 @@ def test_text_that_is_too_short_is_refused(bench):
     assert torch.equal(bench.text(3, start=5)[0], bench.ids[5:8])
     with pytest.raises(SkipBenchmark, match="the text has 512 tokens; expected at least 513"):
         bench.text(16 * TOKENS, start=1)
+
+
+def test_the_full_state_has_read_one_token_more_than_its_size(bench):
+    state = bench.full_state(bench.cell())
+    assert state.clock.tolist() == [SIZE + 1]
+    assert str(state[0].reduction) == f"tova:{SIZE}"
+    assert bench.full_state(bench.cell(), "full", 5)[0].keys.shape[2] == 5
 
 
 def test_last_model_is_cached(bench):

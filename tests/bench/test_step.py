@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from support.benchmarks import set_times
+from support.benchmarks import SIZE, set_times
 from support.tiny_models import tiny_cell
 
 from msrnn.bench import step
+from msrnn.bench.baselines.transformers import Transformers
 from msrnn.bench.settings import STEPS
 
 
@@ -19,6 +20,19 @@ def test_step_is_compared_with_in_place_step(monkeypatch, bench):
     set_times(monkeypatch, step=[STEPS * 0.5], step_=[STEPS * 0.25])
     for row in step.pure_step(bench):
         assert (row.value, row.baseline_name, row.baseline, row.ratio) == (500.0, "step_", 250.0, 2.0)
+
+
+def test_the_baseline_steps_at_the_length_of_the_full_state(monkeypatch, bench):
+    lengths, rows = [], []
+    monkeypatch.setattr(Transformers, "step", lambda self, token, cache: lengths.append(cache.get_seq_length()))
+    monkeypatch.setattr(step, "in_place_step", lambda cell, state: rows.append(state) or (lambda token: None))
+    list(step.step(bench))
+    assert set(lengths) == {SIZE}
+    assert [state[0].keys.shape[2] for state in rows] == [SIZE] * 2
+    assert [state.dtype for state in rows] == [torch.float32, torch.bfloat16]
+    rows.clear()
+    list(step.batch(bench))
+    assert [state[0].keys.shape[::2] for state in rows] == [(step.BATCH_SIZE, SIZE)]
 
 
 def test_share_of_the_bandwidth(monkeypatch, bench):

@@ -1,9 +1,11 @@
 """The sections on reading a text: the batches that are compared, and the direction of the ratio."""
 
 import pytest
-from support.benchmarks import set_times
+from support.benchmarks import TOKENS, set_times
 
 from msrnn.bench import unroll
+from msrnn.bench.baselines.transformers import Transformers
+from msrnn.bench.unroll import WARM_UP_TOKENS
 
 
 def test_ragged_batch_has_as_many_tokens_as_the_equal_batch(monkeypatch, bench):
@@ -18,6 +20,15 @@ def test_ragged_batch_has_as_many_tokens_as_the_equal_batch(monkeypatch, bench):
     set_times(monkeypatch, equal=[1.0], ragged=[2.0])
     (row,) = unroll.ragged(bench)
     assert (row.value, row.baseline, row.ratio) == (equal.sum() / 2, equal.sum(), 0.5)
+
+
+def test_both_read_the_same_text(monkeypatch, bench):
+    read = []
+    monkeypatch.setattr(Transformers, "read", lambda self, ids, cache=None: read.append(("dense", ids.shape[1])))
+    monkeypatch.setattr(unroll, "_read", lambda cell, ids, spec: read.append((spec, ids.shape[1])))
+    list(unroll.long(bench))
+    assert {read.count(("dense", n)) for n in (WARM_UP_TOKENS, 4 * TOKENS)} == {1}
+    assert {read.count(("tova:8", n)) for n in (WARM_UP_TOKENS, 4 * TOKENS)} == {1}
 
 
 def test_long_text_is_compared_with_transformers(monkeypatch, bench):

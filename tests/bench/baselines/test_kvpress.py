@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.benchmarks import SIZE
+from support.benchmarks import SIZE, set_times
 
 import msrnn
 from msrnn.bench.baselines import kvpress
@@ -20,6 +20,13 @@ def test_kvpress_is_measured_in_its_own_process(install_kvpress, bench):
     assert row.value > 0
     assert row.baseline > 0
     assert row.target == "≤ 0.5"
+
+
+def test_the_ratio_is_the_time_of_msrnn_by_that_of_kvpress(install_kvpress, bench, monkeypatch):
+    install_kvpress("True")
+    set_times(monkeypatch, msrnn=[STEPS * 0.25], kvpress=[STEPS * 0.5])
+    (row,) = measure(bench, "kvpress")
+    assert (row.value, row.baseline, row.ratio) == (250, 500, 0.5)
 
 
 @pytest.mark.parametrize(

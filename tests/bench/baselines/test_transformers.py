@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from transformers import DynamicCache
 
-from msrnn.bench.baselines.transformers import is_hugging_face
+from msrnn.bench.baselines.transformers import is_hugging_face, nbytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -19,6 +20,13 @@ def test_step_leaves_the_cache_at_its_length(bench):
     cache = baseline.read(ids)
     baseline.step(ids[:, 0], cache)
     assert cache.get_seq_length() == 20
+
+
+def test_bytes_of_a_cache_are_those_of_keys_and_values():
+    cache = DynamicCache()
+    cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 5), 0)
+    cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 5), 1)
+    assert nbytes(cache) == 2 * 6 * (4 + 5) * 4
 
 
 def test_only_a_folder_with_weights_is_a_hugging_face_folder(folder, tmp_path):

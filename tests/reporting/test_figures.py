@@ -30,6 +30,10 @@ def test_curves_have_labels_points_and_error_bars(figures, tmp_path):
         assert list(line.get_xdata()) == pytest.approx([x for x, _, _ in points], rel=0.03)
         heights = [(segment[1][1] - segment[0][1]) / 2 for segment in bars.get_segments()]
         assert heights == pytest.approx([0 if error != error else error for _, _, error in points])
+    assert list(axes.get_xticks()) == [64, 128]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "128"]
+    figures[0].canvas.draw()
+    assert all(label.get_text().isdecimal() for label in axes.get_yticklabels())  # 8, not a power of 2
     assert [list(line.get_ydata()) for line in axes.lines if line.get_label() == "full"] == [[6.0, 6.0]]
     assert [list(line.get_xdata()) for line in axes.lines if line.get_label() == "training"] == [[100.0, 100.0]]
 
@@ -49,7 +53,18 @@ def test_heat_maps_have_labels_ticks_and_values(figures, tmp_path):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["64", "128", "256"]
     assert torch.equal(torch.tensor(axes.images[0].get_array().data), values)
-    assert [(text.get_position(), text.get_text()) for text in axes.texts][1] == ((1, 0), "0.75")
+    cells = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
+    assert cells[1, 0] == ("0.75", "white")
+    assert cells[0, 0] == ("0.25", "black")
+    assert len(cells) == 6
+
+
+def test_colours_range_from_light_at_zero_to_dark_at_the_maximum(figures, tmp_path):
+    draw(HeatMaps("", "position", "step", {"a": torch.full((2, 2), 3.0)}, "count", maximum=8.0), tmp_path / "maps.png")
+    image = figures[0].axes[0].images[0]
+    assert image.get_clim() == (0, 8)
+    light, dark = (sum(image.cmap(image.norm(value))[:3]) for value in (0.0, 8.0))
+    assert light > 2.7 > 1.0 > dark
 
 
 def test_extent_is_the_range_of_both_axes(figures, tmp_path):
@@ -73,6 +88,19 @@ def test_retention_has_steps_down_and_positions_across(figures, tmp_path):
     assert torch.equal(torch.tensor(axes.images[0].get_array().data), retained)
     assert list(axes.lines[0].get_ydata()) == [3.5, 3.5]  # below the last row of the prompt
     assert [text.get_text() for text in axes.texts] == ["prompt"]
+
+
+@pytest.mark.parametrize("prompt", [0, 6])
+def test_a_text_without_a_continuation_has_no_line(figures, prompt, tmp_path):
+    draw_retention({"full": torch.ones(6, 6).tril()}, tmp_path / "retention.png", prompt=prompt)
+    assert not figures[0].axes[0].lines
+    assert not figures[0].axes[0].texts
+
+
+def test_few_panels_have_four_columns(figures, tmp_path):
+    draw(HeatMaps("", "position", "step", {f"layer {i}": torch.eye(3) for i in range(5)}, "share"), tmp_path / "few.png")
+    places = [axes.get_subplotspec() for axes in figures[0].axes[:-1]]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
 
 
 def test_attention_has_queries_down_and_rows_across(figures, tmp_path):

@@ -1,9 +1,11 @@
 """Finished cells are reused; the folder of another sweep is refused."""
 
+import io
 import json
 
 import pytest
 from support.tiny_models import tiny_cell
+from tqdm import tqdm
 
 import msrnn
 from msrnn.reporting import sweep as module
@@ -20,6 +22,23 @@ def test_pending_yields_unfinished_cells_by_row(kept, tmp_path):
     again = Sweep(tmp_path / "x", {"chunk": 8}) if kept else sweep
     assert again["a 1"] == {"value": 0.5}
     assert list(again.pending(ROWS, 2)) == [("a", {"a 0": 0, "a 2": 2}), ("b", {"b 0": 3})]
+
+
+def test_progress_starts_at_the_number_of_finished_cells(monkeypatch):
+    bars = []
+
+    def record(total, unit, *, initial, enabled):
+        bars.append(tqdm(total=total, initial=initial, disable=False, file=io.StringIO()))
+        return bars[-1]
+
+    monkeypatch.setattr(module, "progress_bar", record)
+    sweep = Sweep(None, {})
+    sweep["a 1"] = {}
+    pending = sweep.pending(ROWS, 2)
+    next(pending)
+    assert (bars[0].total, bars[0].n) == (4, 1)
+    assert len(list(pending)) == 1
+    assert bars[0].n == 4
 
 
 @pytest.mark.parametrize("key", ["tova:64 on a/b 0", "ünï", "..", "a%2Fb", "con.json"])

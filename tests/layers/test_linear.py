@@ -165,3 +165,7 @@ def test_adjacent_storages_are_not_one_matrix():
     assert module._fused_weight(parts[::-1]) is None
     assert module._fused_weight([parts[0], torch.nn.Parameter(whole[4:].clone())]) is None
     assert module._fused_weight([torch.nn.Parameter(whole[:4].mT), parts[1]]) is None
+    memory = bytearray(whole.nbytes)
+    halves = [torch.frombuffer(memory, dtype=torch.float32, count=16, offset=offset).view(4, 4) for offset in (0, 64)]
+    assert halves[0].data_ptr() + halves[0].nbytes == halves[1].data_ptr()
+    assert module._fused_weight([torch.nn.Parameter(half) for half in halves]) is None

@@ -51,6 +51,13 @@ def test_dropout_zeroes_weights_and_scales_the_others():
     assert attention(Q, K, ones, dropout=0.25)[1].sum(-1).allclose(torch.ones(1, dtype=torch.float64))
 
 
+def test_dropout_is_applied_in_training_only():
+    heads, x = MultiheadAttention(24, 4, dropout=0.5).double(), random(2, 5, 24)
+    torch.manual_seed(0)
+    assert not heads.train()(x, x)[0].equal(heads(x, x)[0])
+    assert heads.eval()(x, x)[0].equal(heads(x, x)[0])
+
+
 def test_multi_head_attention_equals_torchs():
     theirs = randomized(nn.MultiheadAttention(24, 4, batch_first=True), 0)
     heads = MultiheadAttention(24, 4).double()

@@ -1,6 +1,11 @@
-"""Every python block of the README and the docs runs, in order, with the real model where a hub id stands."""
+"""Every python block of the README and the docs runs, in order, with the real model where a hub id stands.
+
+If an indented block follows, it is what the python block prints. This is compared up to the first block that trains a model,
+because its rounding depends on the machine.
+"""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -10,20 +15,27 @@ from converters import hub
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OUTPUT = re.compile(r"^```python\n((?:(?!```).*\n)*)```\n\n((?: {4}.*\n)+)", re.MULTILINE)
 
 
 def test_there_are_blocks_to_run():
     assert sum(len(BLOCK.findall(page.read_text())) for page in PAGES) >= 8
+    assert sum(len(OUTPUT.findall(page.read_text())) for page in PAGES) >= 4
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda page: page.name)
 def test_blocks_run(page, request, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = BLOCK.findall(page.read_text())
+    blocks, outputs = BLOCK.findall(page.read_text()), dict(OUTPUT.findall(page.read_text()))
     if any("HuggingFaceTB/" in block for block in blocks):
         folder = request.getfixturevalue("hf_folder")
         monkeypatch.setattr(hub, "fetch", lambda *_, **__: folder)  # no network in tests
-    names: dict = {}
+    names, printed, trained = dict[str, object](), "", False
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
-    assert capsys.readouterr().out
+        out = capsys.readouterr().out
+        trained |= ".backward()" in block
+        if block in outputs and not trained:
+            assert out == textwrap.dedent(outputs[block]), block
+        printed += out
+    assert printed

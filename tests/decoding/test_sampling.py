@@ -1,5 +1,6 @@
 """Sampling probabilities against a count by hand."""
 
+import numpy
 import pytest
 import torch
 
@@ -41,7 +42,6 @@ def test_a_temperature_above_the_largest_float_raises():
 
 
 def test_numpy_numbers_are_accepted():
-    numpy = pytest.importorskip("numpy")
     settings = {"temperature": numpy.float32(0.5), "top_k": numpy.int64(1), "top_p": numpy.float64(0.9)}
     assert make_sampler(do_sample=True, **settings)(torch.tensor([[0.0, 3.0, 1.0]])).tolist() == [1]
 

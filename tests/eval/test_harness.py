@@ -2,21 +2,19 @@
 
 import json
 
+import lm_eval
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from support.tiny_tokenizer import tiny_tokenizer
 from support.transformers_reference import tiny_reference
+from transformers import PreTrainedTokenizerFast
 
 import converters
 import msrnn
-
-lm_eval = pytest.importorskip("lm_eval")
-from lm_eval.models.huggingface import HFLM  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
-
-from msrnn.cli.lm_eval import main, register  # noqa: E402
-from msrnn.eval.harness import HarnessLM  # noqa: E402
+from msrnn.cli.lm_eval import main, register
+from msrnn.eval.harness import HarnessLM
 
 TOKENIZER = tiny_tokenizer()
 TASKS = {

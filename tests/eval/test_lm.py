@@ -206,7 +206,6 @@ def test_errors_occur_before_any_token_is_read(more, message, folder, book, tmp_
 
 def test_reads_a_data_set_of_the_hub(folder, tmp_path, monkeypatch, capsys):
     """Uses a local folder of the same name instead of the hub."""
-    pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -67,7 +67,6 @@ def test_classes_of_tokens_by_characters():
 
 
 def test_parts_of_speech():
-    pytest.importorskip("HanTa")
     expected = {
         **{"The": "AT0", " cap": "NN1", "tain": "NN1", "’s": "POS", " old": "AJ0", " ship": "NN1", "": "–", " quickly": "AV0"},
         **{" sank": "VVD", ".": "PUN", " It": "PNP", " did": "VDD", "n't": "XX0", " rise": "VVI", "!": "PUN", "\n": "–"},

@@ -97,6 +97,15 @@ def test_three_steps_equal_transformers_with_plain_adamw():
         assert (a - b).abs().max() < 1e-9, name
 
 
+def test_the_optimizer_is_adamw_with_decay_of_matrices_only():
+    settings = train_config(weight_decay=0.3)
+    trainer = Trainer(tiny_cell(frozen=False, vocab_size=256), settings)
+    for group in trainer.optimizer.param_groups:
+        assert group["betas"] == (0.9, 0.95)
+        assert {x.ndim > 1 for x in group["params"]} == {group["weight_decay"] == 0.3}
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.3}
+
+
 def test_learning_rate_rises_linearly_and_falls_along_a_cosine():
     settings = train_config(steps=110, warmup_steps=10, lr=1.0)
     rates = [learning_rate(settings, step) for step in range(110)]

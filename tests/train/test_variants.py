@@ -15,7 +15,18 @@ from msrnn.reporting.sweep import Sweep
 from msrnn.train import tasks, variants
 from msrnn.train.report import report, spread
 from msrnn.train.trainer import Diverged, Trainer
-from msrnn.train.variants import SEEDS, TRAIN_REDUCTIONS, VARIANTS, Variant, measure, run_all, run_key
+from msrnn.train.variants import (
+    BASE,
+    BOUNDED,
+    EVAL_REDUCTIONS,
+    SEEDS,
+    TRAIN_REDUCTIONS,
+    VARIANTS,
+    Variant,
+    measure,
+    run_all,
+    run_key,
+)
 
 
 def cell(**fields):
@@ -127,18 +138,72 @@ def finished(folder):
     for i, (name, variant) in enumerate(VARIANTS.items()):
         for seed in SEEDS:
             keys = [variant.task] if variant.task else variant.eval_reductions
-            results = {} if name == f"trained {TRAIN_REDUCTIONS[0]}" and seed == 1 else dict.fromkeys(keys, (i + seed) / 10)
-            curve = [[10, 3.0 + seed], [20, 2.0 + seed]]
+            results = {
+                key: (i + seed) / 10 + 10 * EVAL_REDUCTIONS.index(key) if key in EVAL_REDUCTIONS else (i + seed) / 10
+                for key in keys
+            }
+            if name == f"trained {TRAIN_REDUCTIONS[0]}" and seed == 1:
+                results = {}
+            curve = [[10, 3.0 + seed + i], [20, 2.0 + seed + i]]
             sweep[run_key(name, seed, variant)] = {"parameters": 1000 + i, "curve": curve, "results": results, "seconds": 1.0}
     return sweep
+
+
+def test_every_cell_is_the_result_of_its_row_under_the_operator_of_its_column(tmp_path):
+    norms, learned, trained, answered = report(finished(tmp_path)).tables
+
+    def shown(name, key):
+        return f"{([*VARIANTS].index(name) + 1) / 10 + 10 * EVAL_REDUCTIONS.index(key):.3f} ± 0.100"
+
+    columns = (("warm-up", "full"), ("warm-up", BOUNDED), ("no warm-up", "full"), ("no warm-up", BOUNDED))
+    assert list(norms.columns[2:]) == [
+        f"{warmup.removesuffix(' warm-up').replace('no', 'none')}, {key}" for warmup, key in columns
+    ]
+    for row in norms.rows:
+        assert row[2:] == [shown(f"{row[0]}, {warmup}", key) for warmup, key in columns]
+    assert list(learned.columns[2:]) == ["full", BOUNDED]
+    for row in learned.rows:
+        assert row[2:] == [shown(BASE if row[0] == "plain" else row[0], key) for key in learned.columns[2:]]
+    assert tuple(trained.columns[1:]) == EVAL_REDUCTIONS
+    for row in trained.rows[2:]:  # without the diverged run
+        assert row[1:] == [shown(row[0], key) for key in EVAL_REDUCTIONS]
+    assert tuple(answered.columns[2:]) == tasks.TASKS
+    for row in answered.rows:
+        indices = [[*VARIANTS].index(f"{task}, {row[0]}") for task in tasks.TASKS]
+        assert row[1] == f"{1000 + indices[0]:,}"
+        assert row[2:] == [f"{10 * (i + 1):.1f} ± 10.0" for i in indices]
+    assert "Correct symbols of 8, in %; a random guess gives 10." in answered.note
+
+
+def test_every_curve_is_that_of_its_variant(tmp_path):
+    figures = report(finished(tmp_path)).figures
+    names = {"norms.png": lambda label: label, "learned.png": lambda label: BASE if label == "plain" else label}
+    names["trained.png"] = lambda label: BASE if label == "full" else f"trained {label}"
+    names |= {f"{task}.png": lambda label, task=task: f"{task}, {label}" for task in tasks.TASKS}
+    assert figures.keys() == names.keys()
+    for file, plot in figures.items():
+        assert not plot.log_x
+        for label, points in plot.lines.items():
+            i = [*VARIANTS].index(names[file](label))
+            assert points == [(10, 4.0 + i, 1.0), (20, 3.0 + i, 1.0)], (file, label)
+
+
+def test_points_of_a_curve_are_means_at_the_last_step_of_their_span(monkeypatch):
+    monkeypatch.setattr(variants, "POINTS", 4)
+    single = measure(SMALL["text"], 0, words())["curve"]
+    assert [step for step, _ in single] == [1, 2, 3, 4]
+    monkeypatch.setattr(variants, "POINTS", 2)
+    pairs = measure(SMALL["text"], 0, words())["curve"]
+    losses = [loss for _, loss in single]
+    assert pairs == [(2, pytest.approx(sum(losses[:2]) / 2)), (4, pytest.approx(sum(losses[2:]) / 2))]
 
 
 def test_tables_contain_mean_and_spread(tmp_path):
     found = report(finished(tmp_path))
     norms, learned, trained, answered = found.tables
     assert norms.rows[2][:3] == ["PreNorm, RMSNorm", "1,000", "0.100 ± 0.100"]
-    assert learned.rows[0] == ["plain", "1,000", "0.100 ± 0.100", "0.100 ± 0.100"]
-    assert trained.rows[0] == ["trained full", *["0.100 ± 0.100"] * 5]
+    assert learned.rows[0][:3] == ["plain", "1,000", "0.100 ± 0.100"]
+    assert trained.rows[0][:2] == ["trained full", "0.100 ± 0.100"]
     assert all("1 of 3 diverged" in cell for cell in trained.rows[1][1:])
     i = [*VARIANTS].index("copy, window:8")
     assert answered.rows[1][2] == f"{10 * (i + 1):.1f} ± 10.0"

@@ -17,6 +17,7 @@ from ..models.llama import Llama
 from ..recurrence.operator_calls import update_stats
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..reductions.registry import parse_reduction
+from ..reductions.spec_strings import is_writable
 from ..state.loading import load_state
 from ..state.multistate import MultiState
 from ..state.state import State
@@ -194,16 +195,9 @@ def _check_additive(operator: Reduction) -> None:
 
 
 def _check_spec_string(operator: Reduction) -> None:
-    """Check that the spec string gives the operator back, if its class has one and the settings can be written there."""
-    for fixed in vars(type(operator)).get("spec_names", {}).values():
-        listed = {field.name for field in operator.spec_fields(fixed)} | set(fixed)
-        others = {name: value for name, value in vars(operator).items() if name not in listed}
-        defaults = {name: type(operator).__dataclass_fields__[name].default for name in others}
-        if others == defaults and all(getattr(operator, name) == value for name, value in fixed.items()):
-            if isinstance(operator.size, tuple):
-                return
-            if parse_reduction(str(operator)) != operator:
-                raise Error(f"spec string {str(operator)!r} gives {parse_reduction(str(operator))!r}; expected {operator!r}")
+    """Check that the spec string gives the operator back, if it can contain the settings."""
+    if is_writable(operator) and (found := parse_reduction(str(operator))) != operator:
+        raise Error(f"spec string {str(operator)!r} gives {found!r}; expected {operator!r}")
 
 
 def _layer_size(operator: Reduction) -> int:

@@ -4,23 +4,20 @@ A step appends the current token's row to the KV cache, attends, and reduces: of
 ``size`` are retained (arXiv:2401.06104, section 3.2). An operator is a frozen value that scores rows. It owns no tensors.
 """
 
-from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import Error, check_bool, check_int, is_int
+from .spec_strings import SpecNames, format_spec, register_spec_names
 
 EMPTY, LEARNED = -1, -2
 """Positions of a row that holds no token, and of a learned row, which is never evicted."""
 
 MAX_SIZE = 10**18 - 1
-"""Maximum number of rows; 18 digits are the longest number in a spec string."""
-
-SpecNames = Mapping[str, Mapping[str, Any]]
-"""Names of an operator in spec strings, each with the fields that the name fixes."""
+"""Maximum number of rows."""
 
 SAFE_FLAGS = {
     "needs_weights": True,
@@ -29,10 +26,6 @@ SAFE_FLAGS = {
     "update_is_additive": False,
 }
 """Values of the flags for a class that does not state them. Every other value allows a shortcut."""
-
-
-SPEC_NAMES: dict[str, tuple[type["Reduction"], Mapping[str, Any]]] = {}
-"""The class of each spec name, and the fields that the name fixes. Classes register when they are defined."""
 
 
 class Observation(NamedTuple):
@@ -76,7 +69,8 @@ class Reduction:
 
     size: int | tuple[int, ...] | None
     spec_names: ClassVar[SpecNames] = {}
-    """Names in spec strings, each with the fields that it fixes. The other int fields follow the name in order."""
+    """Names in spec strings, each with the fields that it fixes; the other fields follow in order (``spec_strings.py``).
+    A class that states none is called by its class name in kebab case."""
     stat_names: ClassVar[tuple[str, ...]] = ()
     """Names of the statistics that are kept for each row."""
     needs_weights: ClassVar[bool] = True
@@ -102,12 +96,8 @@ class Reduction:
                 setattr(cls, flag, safe)
         if "merge" in vars(cls) and "merges_values" not in vars(cls):
             cls.merges_values = True
-        for name, fixed in vars(cls).get("spec_names", {}).items():
-            other = SPEC_NAMES.get(name, (cls,))[0]
-            redefined = (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
-            if other.__module__.startswith("msrnn.") and not redefined:
-                raise Error(f"{cls.__name__}: spec name {name!r} is that of msrnn.{other.__name__}; expected another name")
-            SPEC_NAMES[name] = cls, fixed
+        if cls.score is not Reduction.score or vars(cls).get("spec_names"):
+            register_spec_names(cls)
 
     def __post_init__(self) -> None:
         if isinstance(self.size, list):
@@ -180,21 +170,8 @@ class Reduction:
             raise Error(f"{kind}: stat_names contain {min(taken)!r}, the name of a cached tensor; expected another name")
 
     def __str__(self) -> str:
-        """Return the spec string, which :func:`parse_reduction` reads if the settings can be written there."""
-        for name, fixed in self.spec_names.items():
-            if all(getattr(self, key) == value for key, value in fixed.items()):
-                listed = self.spec_fields(fixed)
-                while len(listed) > 1 and getattr(self, listed[-1].name) == listed[-1].default:
-                    listed.pop()
-                return ":".join([name, *(str(getattr(self, f.name)) for f in listed)])
-        return f"{type(self).__name__}:{self.size}"
-
-    @classmethod
-    def spec_fields(cls, fixed: Mapping[str, object]) -> list[Field]:
-        """Return the fields that a spec string lists: int fields in order, without ``fixed`` and keyword-only fields."""
-        types = get_type_hints(cls)
-        ints = [f for f in fields(cls) if int in (types[f.name], *get_args(types[f.name]))]
-        return [f for f in ints if f.name not in fixed and not f.kw_only]
+        """Return the spec string, which :func:`parse_reduction` reads."""
+        return format_spec(self)
 
     def _check_int(self, name: str, value: object, at_least: int, at_most: int | None = None) -> None:
         check_int(f"{type(self).__name__}: {name}", value, at_least, MAX_SIZE if at_most is None else at_most)

@@ -1,10 +1,10 @@
 """Spec strings such as ``tova:512``, and one operator per layer."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING
 
 from ..errors import Error
-from .contract import SPEC_NAMES, Reduction
+from .contract import Reduction
+from .spec_strings import SPEC_NAMES, parse_spec, qualified_name
 
 
 def defined_reductions() -> list[type[Reduction]]:
@@ -19,26 +19,23 @@ def defined_reductions() -> list[type[Reduction]]:
 
 
 def parse_reduction(text: str) -> Reduction:
-    """Return the operator of a spec string, such as ``full``, ``window:512``, ``sinks:512:4`` or ``tova-head:512``.
+    """Return the operator of a spec string, such as ``full``, ``window:512``, ``sinks:512:4`` or ``decayed:64:0.9``.
 
-    The spec names are those of the library and those of user-defined classes with ``spec_names``, once they are defined.
+    ``spec_strings.py`` describes the form. The names are those of the library and those of user-defined classes, once they are
+    defined; ``module.Class`` names a class in every case.
 
     Raises:
-        Error: the name is unknown; a field is not an int; too many or too few fields.
+        Error: the name is unknown; a value is not of the type of its field; too many, too few or unknown fields.
     """
     if not isinstance(text, str):
         raise Error(f"reduction is {text!r:.60}; expected an operator or a spec string, such as 'tova:512'")
-    name, *values = text.strip().lower().split(":")
-    if name not in SPEC_NAMES:
+    name, *values = text.strip().split(":")
+    qualified = {qualified_name(kind): kind for kind in defined_reductions()} if "." in name else {}
+    if name in qualified:
+        return parse_spec(text, qualified[name], {}, values)
+    if name.lower() not in SPEC_NAMES:
         raise Error(f"reduction {text!r}: no operator is called {name!r}; expected one of {', '.join(SPEC_NAMES)}")
-    kind, fixed = SPEC_NAMES[name]
-    listed = kind.spec_fields(fixed)
-    required = sum(field.default is MISSING for field in listed)
-    ints = all(value.isascii() and value.isdigit() and len(value) <= 18 for value in values)
-    if not ints or not required <= len(values) <= len(listed):
-        expected = ":".join([name, *(f"<{field.name}>" for field in listed)])
-        raise Error(f"reduction {text!r}: expected the form {expected}, with ints")
-    return kind(**fixed, **{field.name: int(value) for field, value in zip(listed, values, strict=False)})
+    return parse_spec(text, *SPEC_NAMES[name.lower()], values)
 
 
 def per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_layers: int) -> list[Reduction]:

@@ -105,8 +105,6 @@ class CaM(StochasticReduction, Sinks):
     spec_names: ClassVar[SpecNames] = {"cam": {}}
     depends_on_row_layout: ClassVar[bool] = False
 
-    __str__ = Reduction.__str__
-
     def validate(self, size: int | None) -> None:
         super().validate(size)
         self._check_int("merge_window", self.merge_window, at_least=1)

@@ -63,7 +63,8 @@ class Sinks(Reduction):
         return constant_score(observation, 0.0).masked_fill(observation.positions[:, :1] < self.sinks, torch.inf)
 
     def __str__(self) -> str:
-        return f"sinks:{self.size}:{self.sinks}"
+        text = super().__str__()  # which omits the default number of sinks; the name of the paper states it
+        return f"{text}:4" if type(self) is Sinks and self.sinks == 4 else text
 
 
 @dataclass(frozen=True)

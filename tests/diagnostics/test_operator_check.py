@@ -8,7 +8,7 @@ import torch
 
 import msrnn
 from msrnn import H2O, TOVA, Knorm, Reduction, check_operator
-from msrnn.reductions.contract import SPEC_NAMES
+from msrnn.reductions.spec_strings import SPEC_NAMES
 
 SETTINGS = {"sinks": ":512:4", "morphkv": ":128:32", "morphkv-max": ":128:32", "full": ""}
 SPECS = [name + SETTINGS.get(name, ":512") for name, (kind, _) in SPEC_NAMES.items() if kind.__module__.startswith("msrnn.")]

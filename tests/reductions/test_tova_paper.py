@@ -449,7 +449,7 @@ def test_spec_string_with_more_fields_round_trip():
 
 BAD = (
     *("", ":5", "nothing:5", "full:3", "window", "tova", "tova:", "tova:x", "tova:-3", "tova:1.5", "tova:1e3", "tova: 3"),
-    *("tova:5:6", "tova:512,256", "tova:٣", "tova:0", "sinks:3", "sinks:4:4", "h2o:4:5"),
+    *("tova:5:6", "tova:512,x", "tova:512,256,0", "tova:٣", "tova:0", "sinks:3", "sinks:4:4", "h2o:4:5"),
 )
 
 
@@ -459,6 +459,8 @@ def test_invalid_spec_string_is_refused(text):
         parse_reduction(text)
     named = {
         "tova:0": "TOVA: size is 0",
+        "tova:-3": "TOVA: size is -3",
+        "tova:512,256,0": "TOVA: size is 0",
         "sinks:4:4": "Sinks: sinks is 4",
         "sinks:3": "Sinks: sinks is 4",
         "h2o:4:5": "H2O: recent is 5",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from support.tables import unpadded
 from support.tiny_models import assert_same, tiny_cell
 
 import msrnn
@@ -130,6 +131,23 @@ def test_table_and_plot(model, tmp_path, capsys):
     assert main(command(model, tmp_path / "out", n_tokens=120)) == 0  # a finished run prints the same again
     assert capsys.readouterr().out == out
     check_plot(tmp_path / "out" / "soak.png")
+
+
+def test_ratios_are_last_by_first_and_differences_are_maxima(model, tmp_path, capsys, monkeypatch):
+    rows = [Interval(50, 2.0, 8.0, 1e-9, 1, 2_000_000, 10**8), Interval(100, 3.0, 4.0, 5e-9, 2, 2_000_000, 2 * 10**8)]
+    rows.append(Interval(150, 3.0, 2.0, 2e-9, 0, 3_000_000, 5 * 10**8))
+    monkeypatch.setattr("msrnn.cli.soak.soak", lambda *_, **__: (tmp_path / "out").mkdir() or rows)
+    assert main(command(model, tmp_path / "out", n_tokens=150)) == 0
+    out = unpadded(capsys.readouterr().out)
+    for line in (
+        "| of 3 intervals | first | last | ratio |",
+        "| unroll, ms/token | 2.00 | 3.00 | 1.500 |",
+        "| step, ms/token | 8.00 | 2.00 | 0.250 |",
+        "| H, MB | 2.00 | 3.00 | 1.500 |",
+        "| process, MB | 100.00 | 500.00 | 5.000 |",
+        "unroll and step loop compared 3 times: logits differ by 5.0e-09 at most, 3 near-ties",
+    ):
+        assert line in out, line
 
 
 def test_plot_has_four_curves_in_two_panels(tmp_path):

@@ -125,6 +125,16 @@ def test_tables_contain_the_results():
     assert picture.vertical_lines == {"training length": 15}
     assert (picture.x_label, picture.y_label) == ("tokens read", "perplexity")
     assert picture.lines["tova:8 inside"][1][1] == pytest.approx(math.exp(2.5))
+    assert all(math.isnan(error) for points in picture.lines.values() for _, _, error in points)
+    assert (picture.log_x, picture.log_y) == (False, True)
+
+
+def test_a_long_line_has_at_most_six_spans_of_equal_length():
+    results = [ExtrapolationResult("tova", 8, "absolute", 10 * i, 10, ["a"], [10.0 * i], 0.5) for i in range(8)]
+    spans, so_far, _, _ = report(results, 15).tables
+    assert list(spans.columns[1:]) == ["to 20", "to 40", "to 60", "to 80"]
+    assert spans.rows[0][1:] == [f"{math.exp(x):,.{max(0, 3 - len(str(int(math.exp(x)))))}f}" for x in (0.5, 2.5, 4.5, 6.5)]
+    assert so_far.rows[0][2] == f"{math.exp(1.5):.2f}"
 
 
 @pytest.mark.parametrize(

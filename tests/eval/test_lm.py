@@ -88,6 +88,13 @@ def test_a_batch_gives_the_scores_of_single_chunks():
     assert together[0].nll == pytest.approx(float(truncated_nll(CELL, ids[:1], 5).sum()))
 
 
+def test_time_of_a_batch_is_divided_by_its_chunks(monkeypatch):
+    times = iter([1.0, 7.0])
+    monkeypatch.setattr("msrnn.eval.lm.time.perf_counter", lambda: next(times))
+    batch = [Chunk(f"t {i}", x, "x" * 9, tuple((j, j + 1) for j in range(9)), 1) for i, x in enumerate(random_tokens(3, 3, 9))]
+    assert [r.seconds for r in score_chunks(CELL, batch, parse_conditions(["tova"], [5])[0])] == [2, 2, 2]
+
+
 def test_tables_and_figure_contain_the_results():
     values = {("full", None): [2.0, 3.0, 2.5], ("tova", 8): [2.1, 3.2, 2.4], ("window", 8): [4.0, 5.0, 2.3]}
     results = [

@@ -1,6 +1,7 @@
 """A key is placed at its depth and found if greedy decoding generates it."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -70,15 +71,33 @@ def test_a_key_is_found_if_greedy_decoding_generates_it(row):
     assert result.found == pytest.approx(2 / 3)
 
 
+def test_nats_are_those_of_the_digits_of_the_key():
+    cell, (condition,) = chat_cell(), parse_conditions(["h2o"], [9])
+    result = retrieve_keys(cell, TOKENIZER, condition, 320, 0.25, 2, seed=3)
+    rng, nats = random.Random("3 320 0.25"), []
+    for _ in range(2):
+        key = str(rng.randrange(10000, 100000))
+        assert len(key) == 5
+        prompt = make_prompt(TOKENIZER, key, 320, 0.25)
+        answer = TOKENIZER.encode(f" {key}", add_special_tokens=False).ids
+        logits, _ = cell(torch.tensor([prompt + answer]), cell.initial_state(1, "h2o:9"))
+        scores = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        nats += (-scores.gather(1, torch.tensor(answer)[:, None])[:, 0]).tolist()
+    assert result.nll == pytest.approx(sum(nats) / len(nats))
+    assert (result.operator, result.size, result.length, result.depth) == ("h2o", 9, 320, 0.25)
+
+
 def test_heat_maps_and_tables_contain_the_results():
     results = [
-        PasskeyResult("tova", 8, n, d, found, 1.5, 4)
-        for (n, d, found) in [(64, 0, 0.25), (64, 1, 0.75), (128, 0, 0), (128, 1, 1)]
+        PasskeyResult("tova", 8, n, d, found, nll, 4)
+        for (n, d, found, nll) in [(64, 0, 0.25, 1.0), (64, 1, 0.75, 2.0), (128, 0, 0, 3.0), (128, 1, 0.5, 5.0)]
     ]
     whole = report(results)
-    assert whole.tables[0].rows == [["tova:8", "50%", "50%"]]
-    assert whole.tables[1].rows == [["tova:8", "1.50", "1.50"]]
-    assert whole.figures["passkey.png"].panels["tova:8"].tolist() == [[0.25, 0.75], [0, 1]]
+    assert whole.tables[0].columns == whole.tables[1].columns == ["operator", "64 tokens", "128 tokens"]
+    assert whole.tables[0].rows == [["tova:8", "50%", "25%"]]
+    assert whole.tables[0].note.startswith("8 keys per length, at 2 depths")
+    assert whole.tables[1].rows == [["tova:8", "1.50", "4.00"]]
+    assert whole.figures["passkey.png"].panels["tova:8"].tolist() == [[0.25, 0.75], [0, 0.5]]
     assert whole.figures["passkey.png"].ticks == (["0", "1"], ["64", "128"])
     assert (whole.figures["passkey.png"].x_label, whole.figures["passkey.png"].y_label) == ("depth", "tokens")
 

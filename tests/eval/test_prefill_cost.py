@@ -77,6 +77,13 @@ def test_common_rows_are_counted_per_head():
     assert math.isnan(common_share(CELL.initial_state(1), one.select([0])))
 
 
+def test_each_method_has_its_own_time(monkeypatch):
+    times = iter([1.0, 3.0, 10.0, 15.0])
+    monkeypatch.setattr("msrnn.eval.prefill_cost.time.perf_counter", lambda: next(times))
+    cost = measure_cost(CELL, random_tokens(0, 1, 20)[0], "tova:5", 12)
+    assert (cost.exact_seconds, cost.one_shot_seconds, cost.tokens) == (2, 5, 8)
+
+
 def test_table_contains_the_results():
     exact, shortcut = [2.0, 2.5, 3.0], [2.2, 2.4, 3.4]
     costs = [

@@ -128,6 +128,34 @@ def test_classes_of_several_chunks_are_weighted_by_tokens():
     assert table.rows == [["number", "2", "40"], ["word start", "10", "18"]]
 
 
+def test_each_table_contains_its_own_measure():
+    """The first chunk of each size has eviction steps of two layers: 3 tokens, of which the first leaves at step 1 or never."""
+    results = [
+        RetentionResult(
+            "tova", size, f"c {i}", 100.0 * size + i, [1000.0 * size + i, 7.0], 0.25, [0.5, 0.75 + i / 4], {}, 1.0, steps
+        )
+        for size in (4, 8)
+        for i, steps in enumerate(([[[1, 3, 3]], [[3, 3, 3]]] if size == 8 else [[[3, 3, 3]], [[1, 3, 3]]], None))
+    ]
+    found = report(results)
+    recent, first_token, lifetime, classes, first = found.tables
+    for table in (recent, first_token, lifetime):
+        assert table.columns == ["operator", "4", "8"]
+        assert "2 chunks" in table.note or table is lifetime
+    assert recent.rows == [["tova", "68.8%", "68.8%"]]
+    assert first_token.rows == [["tova", "25.0%", "25.0%"]]
+    assert lifetime.rows == [["tova", "400", "800"]]
+    assert classes.rows == []
+    assert first.rows == [["0", "4,000", "8,000"], ["1", "7", "7"]]
+    assert found.figures["first-tova.png"].lines["size 4"] == [(0.0, 4000.5, 0.0), (1.0, 7.0, 0.0)]
+    assert not found.figures["first-tova.png"].log_x
+    leaves, stays = [[1, 0, 0], [0, 1, 0], [0, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    last, layers = found.figures["map-tova.png"].panels, found.figures["layers-tova.png"]
+    assert {name: panel.tolist() for name, panel in last.items()} == {"size 4": leaves, "size 8": stays}
+    assert {name: panel.tolist() for name, panel in layers.panels.items()} == {"layer 0": leaves, "layer 1": stays}  # of size 8
+    assert layers.title.endswith("size 8")
+
+
 def test_figures_have_labels_and_the_orientation_of_the_paper():
     cell = chat_cell()
     (chunk,) = split_into_chunks({"book": TEXT}, tiny_tokenizer(), 50, 1)

@@ -1,0 +1,75 @@
+"""``msrnn retention`` and ``msrnn compare`` on a tiny model: what is printed and what is plotted."""
+
+import pytest
+import torch
+from support.tables import unpadded
+from support.tiny_tokenizer import chat_cell, tiny_tokenizer
+
+import msrnn
+from msrnn.cli import compare, retention
+from msrnn.cli.main import main
+from msrnn.diagnostics.retention import retention as retained_positions
+
+PROMPT = "the boat was small and the sea was not"
+CELL, TOKENIZER = chat_cell(), tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    CELL.save(folder)
+    return folder
+
+
+@pytest.fixture
+def plots(monkeypatch):
+    """Return a list to which every plot is appended instead of drawn: panels, path and the other arguments."""
+    drawn = []
+    for module in (compare, retention):
+        monkeypatch.setattr(module, "draw_retention", lambda panels, path, **more: drawn.append((panels, path, more)))
+    return drawn
+
+
+@pytest.mark.parametrize(("layer", "suffix"), [(None, ""), (-1, ", layer 1"), (0, ", layer 0")])
+def test_panels_are_the_mean_over_layers_or_one_layer(model, plots, layer, suffix, tmp_path, capsys):
+    options = ["--reduction", "tova:6", "--reduction", "full", "--max-tokens", "20", "--out", str(tmp_path / "kept.png")]
+    options += [] if layer is None else ["--layer", str(layer)]
+    assert main(["retention", str(model), "--prompt", PROMPT, *options]) == 0
+    ((panels, path, more),) = plots
+    assert list(panels) == ["tova:6", "full"]
+    assert path == tmp_path / "kept.png"
+    assert more["title"] == f"positions in H after each step{suffix}"
+    assert not more.get("prompt")
+    tokens = torch.tensor([TOKENIZER.encode(PROMPT).ids[:20]])
+    for name, panel in panels.items():
+        whole = retained_positions(CELL, tokens, name)[0]
+        assert not whole[0].equal(whole[1]) or name == "full"
+        assert torch.equal(panel, whole.mean(0) if layer is None else whole[layer])
+    printed = unpadded(capsys.readouterr().out).splitlines()
+    assert printed[:2] == ["tova:6 holds 30.0% of 20 positions at the end", "full holds 100.0% of 20 positions at the end"]
+
+
+@pytest.mark.parametrize("layer", [-3, 2])
+def test_a_layer_that_the_model_lacks_is_refused(model, layer, tmp_path, capsys):
+    options = ["--reduction", "full", "--layer", str(layer), "--out", str(tmp_path / "kept.png")]
+    assert main(["retention", str(model), "--prompt", PROMPT, *options]) == 1
+    assert f"--layer is {layer}; expected a layer from 0 to 1, or from -2 to -1" in capsys.readouterr().err
+
+
+def test_compare_plots_and_prints_every_operator(model, plots, tmp_path, capsys):
+    operators, n = ("full", "tova:6"), len(TOKENIZER.encode(PROMPT).ids)
+    options = [word for operator in operators for word in ("--reduction", operator)]
+    options += ["--max-new-tokens", "5", "--picture", str(tmp_path / "kept.png")]
+    assert main(["compare", str(model), "--prompt", PROMPT, *options]) == 0
+    out = capsys.readouterr().out
+    ((panels, _, more),) = plots
+    assert more["prompt"] == n
+    assert f"{n} prompt tokens, up to 5 new" in out
+    tokens = torch.tensor([TOKENIZER.encode(PROMPT).ids])
+    for operator in operators:
+        new, _ = msrnn.generate(
+            CELL, tokens, CELL.initial_state(1, operator), max_new_tokens=5, eos_token_id=CELL.config.eos_token_ids
+        )[:2]
+        text = out.partition(f"── {operator} ─")[2].partition("\n")[2]
+        assert text.startswith(TOKENIZER.decode(new[0].tolist()))
+        assert panels[operator].shape == (n + new.shape[1],) * 2

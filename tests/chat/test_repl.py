@@ -215,6 +215,7 @@ def test_the_note_below_a_reply_contains_its_counts(monkeypatch, capsys):
     assert f"{stats.prompt_tokens} tokens read ({reread}), {stats.completion_tokens} generated" in note
     assert stats.forward_passes < stats.completion_tokens
     assert f"{stats.completion_tokens / stats.forward_passes:.2f} tokens per forward pass" in note
+    assert f"{stats.completion_tokens / stats.seconds:.1f} tokens/s" in note
     assert f"H holds {chat.state.nbytes / 1e6:.2f} MB" in note
 
 

@@ -35,8 +35,11 @@ def test_speculative_decoding_generates_the_same_text(method, sampling, gguf_pat
     assert out == plain
     assert "24 generated" in err
     counts = re.search(r"tokens per forward pass \(\d+: (.*?)\)", err)
-    assert counts or sampling or method == "jacobi"  # a greedy text that repeats itself: lookahead accepts drafts
-    if counts:
+    if method == "lookahead" and not sampling:
+        assert counts  # drafts of a greedy text that repeats itself are accepted
+    if not counts:
+        assert "forward pass" not in err
+    else:
         groups = [group.split(" of ") for group in counts[1].split(", ")]
         assert sum(int(passes) * int(tokens) for passes, tokens in groups) == 24
 

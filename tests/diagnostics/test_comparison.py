@@ -1,6 +1,7 @@
 """One prompt under several operators: tokens of ``generate``, positions of the step loop, bytes."""
 
 import io
+import itertools
 
 import pytest
 import torch
@@ -29,6 +30,13 @@ def test_continuation_is_that_of_generate_and_positions_those_of_the_step_loop(r
         assert torch.equal(result.retained[t], retained_fraction(state, total)[0].mean(0))
     assert out.getvalue() == TOKENIZER.decode(result.new)
     assert result.tokens_per_second > 0
+
+
+def test_speed_counts_the_generated_tokens_and_their_time(monkeypatch):
+    """The clock advances by a second at every call, so each token takes one second."""
+    clock = itertools.count()
+    monkeypatch.setattr("msrnn.diagnostics.comparison.time.perf_counter", lambda: float(next(clock)))
+    assert continue_prompt(CELL, TOKENIZER, PROMPT, "full", 7, io.StringIO()).tokens_per_second == 1
 
 
 def test_number_of_new_tokens_is_at_least_1():

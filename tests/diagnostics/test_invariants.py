@@ -206,6 +206,15 @@ def test_comparison_returns_the_state_of_the_unroll():
     assert compared.unroll_ms > 0 < compared.step_ms
 
 
+def test_times_are_milliseconds_per_token_and_of_the_median_step(monkeypatch):
+    """The unroll takes 6 seconds for three tokens, the steps take 1, 7 and 5 seconds."""
+    times = iter([0.0, 6.0, 10.0, 11.0, 20.0, 27.0, 30.0, 35.0])
+    _, before = CELL(random_tokens(0, 1, 9), CELL.initial_state(1, "tova:6"))
+    monkeypatch.setattr("msrnn.diagnostics.invariants.time.perf_counter", lambda: next(times))
+    compared, _ = compare_step(CELL, random_tokens(1, 1, 3), before)
+    assert (compared.unroll_ms, compared.step_ms) == (2000, 5000)
+
+
 def test_learned_rows_are_not_counted(tmp_path):
     cell = tiny_decoder(memory_tokens=2, persistent=1)
     assert [row.read for row in soak(cell, tmp_path, 64, "tova:6", interval=32)] == [32, 64]

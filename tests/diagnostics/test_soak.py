@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import asdict
+import random
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -73,6 +74,24 @@ def test_run_stopped_before_any_file_resumes_as_if_uninterrupted(tmp_path, monke
         assert reproducible(soak(CELL, tmp_path / str(n), 160, "h2o:6", interval=32)) == reproducible(uninterrupted)
         assert_same(final_state(tmp_path / str(n)), final_state(tmp_path / "whole"))  # bit for bit
         assert sorted(os.listdir(tmp_path / str(n))) == [RECORD, STATE]
+
+
+def test_time_of_an_interval_is_the_mean_over_all_its_tokens(monkeypatch):
+    """40 tokens: 24 that are not compared take 6 seconds, 16 take 0.125 seconds each."""
+    compare_step = module.compare_step
+
+    def compared(cell, ids, state):
+        found, state = compare_step(cell, ids, state)
+        return replace(found, unroll_ms=125.0, step_ms=7.0, difference=1e-9, near_ties=3), state
+
+    def unroll(cell, ids, state):
+        return (cell(ids, state)[1], 0.25 * ids.shape[1]) if ids.shape[1] else (state, 0.0)
+
+    monkeypatch.setattr(module, "compare_step", compared)
+    monkeypatch.setattr(module, "_unroll", unroll)
+    state, row = module._read(CELL, random_tokens(0, 1, 40), CELL.initial_state(1, "tova:6"), random.Random(0))
+    assert row.unroll_ms == pytest.approx(1e3 * (24 * 0.25 + 16 * 0.125) / 40)
+    assert (row.read, row.step_ms, row.difference, row.near_ties, row.nbytes) == (40, 7.0, 1e-9, 3, state.nbytes)
 
 
 def test_other_text_is_refused(tmp_path):

@@ -246,6 +246,22 @@ def test_real_weights_in_float32(reduction, smollm, gguf_path, figure):
     assert gap <= 1e-4
 
 
+@pytest.mark.parametrize("stored", [1, 3])
+def test_an_operator_that_needs_keys_gets_copies_of_bounded_size(stored, monkeypatch):
+    """The keys of a block are copied for each of its tokens, so the block has few tokens if the state has many rows."""
+    cell, text, seen = tiny_cell(), random_tokens(0, 2, 40), []
+    _, state = cell(text[:, :24], cell.initial_state(2, "keydiff:20"))
+    expected, end = step_loop(cell, text[:, 24:], state)
+    score = msrnn.KeyDiff.score
+    monkeypatch.setattr(msrnn.KeyDiff, "score", lambda self, x: seen.append(x.keys.shape) or score(self, x))
+    monkeypatch.setattr(unroll, "MAX_COPIED_KEY_ELEMENTS", stored * state[0].keys.numel())
+    found, after = cell(text[:, 24:], state)
+    assert_close(found, expected)
+    assert_same(after, end, 1e-9)
+    assert max(shape[0] for shape in seen) == 2 * stored  # the batch, for each token of the block
+    assert max(shape[2] for shape in seen) == 20 + stored
+
+
 def test_subclass_of_an_operator_without_positions_receives_positions():
     @dataclass(frozen=True)
     class Scaled(TOVA):

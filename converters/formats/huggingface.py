@@ -17,10 +17,10 @@ from msrnn.storage.model_folder import write_extra_files
 from msrnn.storage.safetensors_io import write_tensors
 
 from ..extra_files import read_folder
-from ..fields import Fields
 from ..files import shards
 from ..source import NameTable, Source
-from .rope import rope_from_hf, rope_to_hf
+from .hf_config import config_from_hf
+from .rope import rope_to_hf
 
 NAMES = NameTable(
     outer={"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head"},
@@ -41,8 +41,6 @@ EARLY_YI_NORMS = {"ln1": "attention_norm", "ln2": "ffn_norm"}
 """Names of the two norms in the first Yi checkpoints (model_type ``Yi``, November 2023)."""
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
-FAMILIES = {"llama": "llama", "mistral": "mistral", "Yi": "yi", "yi": "yi"}
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "YiForCausalLM")
 
 
 def open_checkpoint(folder: Path) -> Source:
@@ -100,52 +98,6 @@ def write(config: Config, tensors: Mapping[str, LazyTensor], extra_files: Mappin
     fields = config_to_hf(config, tensors["norm.weight"].dtype)
     write_json(target / "generation_config.json", {name: fields[name] for name in ("bos_token_id", "eos_token_id")})
     write_json(target / "config.json", fields)
-
-
-def config_from_hf(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Config:
-    """Return the config that ``config.json`` and ``generation_config.json`` (which has all eos ids) describe.
-
-    Raises:
-        Error: another model type, architecture, activation or rope type, biases, quantised weights, or a missing field.
-    """
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        raise Error(f"config.json: model_type is {config.get('model_type')!r}; expected llama, mistral or Yi")
-    architectures = config.get("architectures") or []
-    for name in architectures if isinstance(architectures, list) else [architectures]:
-        if name not in ARCHITECTURES:
-            raise Error(f"config.json: architecture {name!r} is not supported; expected one of {', '.join(ARCHITECTURES)}")
-    plain = {"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,), "quantization_config": ()}
-    for name, known in plain.items():
-        if config.get(name) not in (None, *known):
-            raise Error(f"config.json: {name} is {config[name]!r:.60}; expected {known[0] if known else None!r}")
-    fields = Fields(config, "config.json")
-    width, heads = fields.get_int("hidden_size"), fields.get_int("num_attention_heads")
-    head_dim = config.get("head_dim")
-    if head_dim is None and width % heads:
-        raise Error(f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is missing")
-    length = fields.get_int("max_position_embeddings")
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    return Config(
-        family=family,
-        vocab_size=fields.get_int("vocab_size"),
-        width=width,
-        n_layers=fields.get_int("num_hidden_layers"),
-        n_heads=heads,
-        # LLaMA 1 has no grouped queries and no such field
-        n_kv_heads=fields.get_int("num_key_value_heads", None if family == "mistral" else heads),
-        head_dim=width // heads if head_dim is None else head_dim,
-        ffn_width=fields.get_int("intermediate_size"),
-        norm_eps=fields.get_float("rms_norm_eps"),
-        rope=rope_from_hf(config, length),
-        context_length=length,
-        tied=config.get("tie_word_embeddings") or False,
-        # a missing key means 4096, transformers' default, as in v0.1; later versions have null
-        sliding_window=config.get("sliding_window", 4096) if family == "mistral" else None,
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=tuple(eos),
-    )
 
 
 def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,52 +1,73 @@
-"""The rope settings of a Hugging Face ``config.json``: read in both spellings, written in the older one."""
+"""The rope settings of a Hugging Face ``config.json``: read in all spellings, written in the older one."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from msrnn import Error
-from msrnn.layers.rotary import DynamicNTKRope, LinearRope, Llama3Rope, Rope, YarnRope
+from msrnn.layers.rotary import DynamicNTKRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 
 from ..fields import Fields
 
+ORIGINAL_LENGTH = "original_max_position_embeddings"
 ROPE_KEYS = {
-    *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    *("rope_type", "type", "rope_theta", "factor", ORIGINAL_LENGTH, "low_freq_factor", "high_freq_factor"),
     *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
-    *("partial_rotary_factor", "finetuned"),
+    *("short_factor", "long_factor", "partial_rotary_factor", "finetuned"),
 }
 
 
 def rope_from_hf(config: Mapping[str, Any], length: int) -> Rope:
     """Return the rope of ``rope_theta`` and ``rope_scaling``, or of ``rope_parameters`` (transformers ≥ 5).
 
-    A theta that is in neither place is 10000, as in LLaMA 1 and 2.
+    ``rope_theta`` and ``original_max_position_embeddings`` may be at the top level or among the settings. A theta that is in
+    neither place is 10000, as in LLaMA 1 and 2. Null means missing. A config with both objects must mean the same by both:
+    transformers reads ``rope_scaling`` only, and then loses a theta that is in ``rope_parameters``.
 
     Args:
         config: the fields of ``config.json``.
         length: maximum number of positions, the default of the original length.
 
     Raises:
-        Error: a type other than default, linear, dynamic, llama3, yarn; a setting that is missing or unknown.
+        Error: a type other than default, linear, dynamic, llama3, yarn, longrope; a setting that is missing, unknown, or
+            given twice with different values.
     """
-    spellings = [config[name] for name in ("rope_scaling", "rope_parameters") if config.get(name) is not None]
-    for settings in spellings:
-        if not isinstance(settings, dict):
+    ropes = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        settings = config.get(name)
+        if settings is not None and not isinstance(settings, dict):
             raise Error(f"config.json: the rope settings are {settings!r:.60}; expected an object")
-    types = {str(settings[name]) for settings in spellings for name in ("rope_type", "type") if settings.get(name)}
+        if settings:
+            ropes[name] = _rope(_merged(config, settings), length)
+    if len(set(ropes.values())) > 1:
+        found = " and ".join(f"{name} is {rope!r:.160}" for name, rope in ropes.items())
+        raise Error(f"config.json: {found}; expected one rope; remove the object that does not belong to the weights")
+    return next(iter(ropes.values())) if ropes else _rope(_merged(config, {}), length)
+
+
+def _merged(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are not null, with the two that may be at the top level."""
+    settings = {name: value for name, value in settings.items() if value is not None}
+    for name in ("rope_theta", ORIGINAL_LENGTH):
+        outer = config.get(name)
+        if outer is not None and settings.setdefault(name, outer) != outer:
+            raise Error(
+                f"config.json: {name} is {outer!r:.60}, and {settings[name]!r:.60} in the rope settings; expected one value"
+            )
+    if unknown := sorted(settings.keys() - ROPE_KEYS):
+        name, value = unknown[0], settings[unknown[0]]
+        raise Error(f"config.json: rope setting {name!r} ({value!r:.60}) is unknown; expected {', '.join(sorted(ROPE_KEYS))}")
+    if settings.get("partial_rotary_factor", 1.0) != 1:
+        raise Error(f"config.json: partial_rotary_factor is {settings['partial_rotary_factor']!r:.60}; expected 1")
+    return settings
+
+
+def _rope(settings: Mapping[str, Any], length: int) -> Rope:
+    rope = Fields(settings, "config.json: rope settings")
+    types = {str(settings[name]) for name in ("rope_type", "type") if settings.get(name)}
     if len(types) > 1:
         raise Error(f"config.json: the rope types are {' and '.join(sorted(types))}; expected one type")
-    settings = {name: value for settings in spellings for name, value in settings.items()}
-    if unknown := sorted(settings.keys() - ROPE_KEYS):
-        raise Error(f"config.json: rope setting {unknown[0]!r} is unknown; expected one of {', '.join(sorted(ROPE_KEYS))}")
-    if settings.get("partial_rotary_factor", 1.0) not in (1, None):
-        raise Error(f"config.json: partial_rotary_factor is {settings['partial_rotary_factor']!r}; expected 1")
-    outer_theta = {"rope_theta": config["rope_theta"]} if "rope_theta" in config else {}
-    if "rope_theta" in settings and outer_theta.get("rope_theta", settings["rope_theta"]) != settings["rope_theta"]:
-        inner, outer = settings["rope_theta"], config["rope_theta"]
-        raise Error(f"config.json: rope_theta is {outer!r} and, in rope_parameters, {inner!r}; expected one value")
-    rope = Fields(outer_theta | settings, "config.json")
-    theta = rope.get_float("rope_theta", 10000.0)
-    original_length = settings.get("original_max_position_embeddings") or length
+    theta, original_length = rope.get_float("rope_theta", 10000.0), settings.get(ORIGINAL_LENGTH) or length
     match next(iter(types), "default"):
         case "default":
             if settings.get("factor") not in (None, 1):
@@ -60,13 +81,16 @@ def rope_from_hf(config: Mapping[str, Any], length: int) -> Rope:
             low, high = rope.get_float("low_freq_factor"), rope.get_float("high_freq_factor")
             return Llama3Rope(theta, rope.get_float("factor"), low, high, original_length)
         case "yarn":
-            fast, slow = rope.get_float("beta_fast", 32.0), rope.get_float("beta_slow", 1.0)
+            factor = _factor(rope, length)
+            fast, slow = rope.get_float("beta_fast", 32.0) or 32.0, rope.get_float("beta_slow", 1.0) or 1.0
             truncate = settings.get("truncate", True)
-            return YarnRope(
-                theta, rope.get_float("factor"), original_length, _yarn_attention_factor(rope), fast, slow, truncate
-            )
+            return YarnRope(theta, factor, original_length, _yarn_attention_factor(rope, factor), fast, slow, truncate)
+        case "longrope":
+            short, long = _divisors(rope, "short_factor"), _divisors(rope, "long_factor")
+            return LongRope(theta, short, long, original_length, _long_attention_factor(rope, length))
         case other:
-            raise Error(f"config.json: rope type {other!r} is not supported; expected default, linear, dynamic, llama3 or yarn")
+            known = "default, linear, dynamic, llama3, yarn or longrope"
+            raise Error(f"config.json: rope type {other!r:.60} is not supported; expected {known}")
 
 
 def rope_to_hf(rope: Rope) -> dict[str, Any] | None:
@@ -83,25 +107,52 @@ def rope_to_hf(rope: Rope) -> dict[str, Any] | None:
                 "low_freq_factor": rope.low_freq_factor,
                 "high_freq_factor": rope.high_freq_factor,
             }
-            return scaling | {"original_max_position_embeddings": rope.original_length}
+            return scaling | {ORIGINAL_LENGTH: rope.original_length}
         case YarnRope():
-            scaling = {"rope_type": "yarn", "factor": rope.factor, "original_max_position_embeddings": rope.original_length}
+            scaling = {"rope_type": "yarn", "factor": rope.factor, ORIGINAL_LENGTH: rope.original_length}
             scaling |= {"attention_factor": rope.attention_factor, "beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
             return scaling | {"truncate": rope.truncate}
+        case LongRope():
+            scaling = {"rope_type": "longrope", "short_factor": list(rope.short_factor), "long_factor": list(rope.long_factor)}
+            return scaling | {ORIGINAL_LENGTH: rope.original_length, "attention_factor": rope.attention_factor}
         case _:
             return None
 
 
-def _yarn_attention_factor(rope: Fields) -> float:
+def _factor(rope: Fields, length: int) -> float:
+    """Return the factor; a missing one is the ratio of the lengths, as DeepSeek and Phi 3 have it."""
+    if "factor" not in rope.values and ORIGINAL_LENGTH in rope.values:
+        return length / rope.get_int(ORIGINAL_LENGTH)
+    return rope.get_float("factor")
+
+
+def _yarn_attention_factor(rope: Fields, factor: float) -> float:
     """Return YaRN's factor on cos and sin: given, or from the two mscales (DeepSeek), or from the factor alone."""
     if "attention_factor" in rope.values:
         return rope.get_float("attention_factor")
-    factor = rope.get_float("factor")
     if rope.values.get("mscale") and rope.values.get("mscale_all_dim"):
-        return _yarn_mscale(factor, rope.get_float("mscale")) / _yarn_mscale(factor, rope.get_float("mscale_all_dim"))
-    return _yarn_mscale(factor)
+        return yarn_mscale(factor, rope.get_float("mscale")) / yarn_mscale(factor, rope.get_float("mscale_all_dim"))
+    return yarn_mscale(factor)
 
 
-def _yarn_mscale(factor: float, scale: float = 1.0) -> float:
+def yarn_mscale(factor: float, scale: float = 1.0) -> float:
     """Return the temperature on the logits as a factor on cos and sin (arXiv:2309.00071, eq. 22); 1 for a factor up to 1."""
     return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def _long_attention_factor(rope: Fields, length: int) -> float:
+    """Return LongRoPE's factor on cos and sin: given, or from the extension factor and the original length."""
+    if "attention_factor" in rope.values:
+        return rope.get_float("attention_factor")
+    factor = _factor(rope, length)
+    if factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(rope.get_int(ORIGINAL_LENGTH, length, at_least=2)))
+
+
+def _divisors(rope: Fields, name: str) -> tuple[float, ...]:
+    """Return LongRoPE's divisors of the frequencies, ``(D/2,)``."""
+    values = rope.values.get(name)
+    if not isinstance(values, list) or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in values):
+        raise rope.error(name, "a list of numbers, one for each pair of a head")
+    return tuple(values)

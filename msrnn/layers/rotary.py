@@ -31,10 +31,19 @@ class Rope:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            label = f"{type(self).__name__}.{name}"
             if name == "truncate":
-                check_bool(f"{type(self).__name__}.{name}", value)
+                check_bool(label, value)
             else:
-                check_number(f"{type(self).__name__}.{name}", value, above=1 if name == "theta" else 0, at_most=MAX_SETTING)
+                for number in value if isinstance(value, tuple) else (value,):
+                    check_number(label, number, above=1 if name == "theta" else 0, at_most=MAX_SETTING)
+
+    def check_head_dim(self, head_dim: int) -> None:
+        """Refuse a head dimension that does not fit the settings.
+
+        Raises:
+            Error: ``head_dim`` is not twice the number of divisors of :class:`LongRope`.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """Return the type and the fields, for JSON."""
@@ -42,7 +51,7 @@ class Rope:
 
     @property
     def attention_scaling(self) -> float:
-        """The factor on cos and sin; 1 except for YaRN."""
+        """The factor on cos and sin; 1 except for YaRN and LongRoPE."""
         return 1.0
 
     def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
@@ -159,12 +168,56 @@ class YarnRope(Rope):
         return head_dim * math.log(self.original_length / (rotations * 2 * math.pi)) / (2 * math.log(self.theta))
 
 
+@dataclass(frozen=True)
+class LongRope(Rope):
+    """LongRoPE (arXiv:2402.13753): one divisor for each frequency, in two sets. Token t uses the set of length t + 1.
+
+    Keys of the first ``original_length`` tokens keep the rotation of the short set, as in transformers with a KV cache.
+
+    Attributes:
+        short_factor: divisors up to ``original_length``, ``(D/2,)``; a list is accepted.
+        long_factor: divisors beyond it, ``(D/2,)``.
+        original_length: the training length.
+        attention_factor: the factor on cos and sin.
+    """
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_length: int
+    attention_factor: float
+    relative: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("short_factor", "long_factor"):
+            value: Any = getattr(self, name)
+            if not isinstance(value, list | tuple):
+                raise Error(f"LongRope.{name} is {value!r:.60}; expected a list of numbers")
+            object.__setattr__(self, name, tuple(value))
+        super().__post_init__()
+
+    def check_head_dim(self, head_dim: int) -> None:
+        for name in ("short_factor", "long_factor"):
+            if (count := len(getattr(self, name))) != head_dim // 2:
+                raise Error(f"LongRope.{name} has {count} numbers; expected {head_dim // 2}, half of head_dim {head_dim}")
+
+    @property
+    def attention_scaling(self) -> float:
+        return self.attention_factor
+
+    def frequencies(self, position: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
+        plain = super().frequencies(position, head_dim, dtype)
+        divisors = torch.tensor((self.short_factor, self.long_factor), dtype=dtype)  # (2, D/2)
+        short, long = plain / divisors.to(position.device, non_blocking=True)  # does not wait for the device
+        return torch.where(position[..., None] + 1 > self.original_length, long, short)  # (…, D/2)
+
+
 ROPE_TYPES: dict[str, type[Rope]] = {
     "default": Rope,
     "linear": LinearRope,
     "dynamic": DynamicNTKRope,
     "llama3": Llama3Rope,
     "yarn": YarnRope,
+    "longrope": LongRope,
 }
 """The classes by the ``rope_type`` of Hugging Face configs."""
 

@@ -75,6 +75,7 @@ class Config(ModelConfig):
             raise Error(f"config: rope is {self.rope!r:.60}; expected a Rope")
         check_bool("config: tied", self.tied)
         check_rotary_dim(self.head_dim)
+        self.rope.check_head_dim(self.head_dim)
         if self.sliding_window is not None:
             check_int("config: sliding_window", self.sliding_window)
 

@@ -81,6 +81,7 @@ class DecoderConfig(ModelConfig):
         check_fraction("config: dropout", self.dropout)
         if isinstance(self.positions, Rope):
             check_rotary_dim(self.head_dim)
+            self.positions.check_head_dim(self.head_dim)
         elif self.positions not in POSITIONS:
             raise Error(f"config: positions are {self.positions!r:.60}; expected a Rope, or one of {', '.join(POSITIONS)}")
         if self.positions == "sinusoidal" and self.width % 2:

@@ -13,8 +13,9 @@ from ..extra_files import LazyFiles, tokenizer_json
 from ..row_order import half_split_qk
 from ..source import NameTable, Source
 from ..tokenization import bpe
-from .config import ROPE_FREQS, config_from_gguf
+from .config import config_from_gguf
 from .header import Header, read_header
+from .rope import ROPE_FREQS
 from .tensors import check_offsets, read_tensor
 
 if TYPE_CHECKING:

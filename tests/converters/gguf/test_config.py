@@ -60,6 +60,57 @@ def test_rope_scaling(write_tiny, scaling, rope):
     assert config_of(write_tiny({f"llama.rope.scaling.{key}": value for key, value in scaling.items()})).rope == rope
 
 
+@pytest.mark.parametrize(
+    ("keys", "rope"),
+    [
+        ({"scale_linear": 4.0}, LinearRope(10000.0, 4.0)),
+        ({"scale_linear": 4.0, "scaling.type": "linear"}, LinearRope(10000.0, 4.0)),
+        ({"scale_linear": 4.0, "scaling.factor": 2.0}, LinearRope(10000.0, 2.0)),
+        ({"scale_linear": 4.0, "scaling.type": "none"}, Rope(10000.0)),
+        ({"scale_linear": 4.0, "scaling.type": "yarn"}, YarnRope(10000.0, 4.0, 64, 0.1 * np.log(4.0) + 1)),
+        ({"scale_linear": 1.0}, Rope(10000.0)),
+        ({"scale_linear": 0.0}, Rope(10000.0)),
+    ],
+)
+def test_the_old_key_of_linear_scaling(write_tiny, keys, rope):
+    """llama.cpp reads ``rope.scale_linear`` where ``rope.scaling.factor`` is missing, for any type."""
+    assert config_of(write_tiny({f"llama.rope.{key}": value for key, value in keys.items()})).rope == rope
+
+
+OFF = {
+    **{"logit_scale": [0.0, 1.0], "embedding_scale": [0.0, 1.0], "residual_scale": [1.0], "attention.scale": [0.0, 6**-0.5]},
+    **{"attention.causal": [True], "attention.clamp_kqv": [0.0], "attention.max_alibi_bias": [0.0], "expert_used_count": [2]},
+    **{"final_logit_softcapping": [0.0], "use_parallel_residual": [False], "rope.freq_base_swa": [10000.0]},
+    **{"tensor_data_layout": ["Meta AI original pth"], "rope.scaling.yarn_ext_factor": [1.0], "pooling_type": [0]},
+}
+ON = {
+    **{"logit_scale": 0.5, "embedding_scale": 12.0, "residual_scale": 0.2, "attention.scale": 0.25, "attention.causal": False},
+    **{"attention.clamp_kqv": 8.0, "attention.max_alibi_bias": 8.0, "final_logit_softcapping": 30.0, "pooling_type": 1},
+    **{"attn_logit_softcapping": 50.0, "use_parallel_residual": True, "rope.freq_base_swa": 500.0, "swin_norm": True},
+    **{"attention.sliding_window_pattern": 2, "attention.temperature_length": 8192, "attention.output_scale": 2.0},
+    **{"attention.key_length_swa": 8, "rope.dimension_sections": [1, 2], "rope.scaling.alpha": 2.0, "swiglu_clamp_exp": 7.0},
+    **{
+        "rope.scaling.attn_factor": 2.0,
+        "rope.scaling.yarn_attn_factor": 2.0,
+        "a.key.of.tomorrow": "x",
+        "expert_shared_count": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("key", OFF)
+def test_keys_that_change_nothing_are_accepted(write_tiny, key):
+    plain = config_of(write_tiny())
+    for value in OFF[key]:
+        assert config_of(write_tiny({f"llama.{key}": value})) == plain
+
+
+@pytest.mark.parametrize(("key", "value"), ON.items())
+def test_keys_that_change_the_arithmetic_are_refused_by_name(write_tiny, key, value):
+    with refusing(f"llama.{key} is {value!r}; expected"):
+        config_of(write_tiny({f"llama.{key}": value}))
+
+
 @pytest.mark.parametrize(("factor", "head_dim"), [(8.0, 128), (32.0, 64)])
 def test_llama3_scaling_is_recovered_from_its_divisors(write_tiny, cell, factor, head_dim):
     """The divisors are computed from transformers' frequencies, as in llama.cpp's converter."""
@@ -82,7 +133,7 @@ def test_llama3_scaling_is_recovered_from_its_divisors(write_tiny, cell, factor,
     with refusing("rope_freqs.weight has shape"):
         config_of(write_tiny(meta, {**tensors, "rope_freqs.weight": (plain / scaled).numpy()[1:]}))
     with refusing("scaling.type is 'linear'; expected 'none' in a file with"):
-        config_of(write_tiny({**meta, "llama.rope.scaling.type": "linear"}, tensors))
+        config_of(write_tiny({**meta, "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}, tensors))
     ones = config_of(write_tiny(meta, {**tensors, "rope_freqs.weight": np.ones(head_dim // 2, np.float32)}))
     assert ones.rope == Rope(500000.0)
 
@@ -93,6 +144,7 @@ def test_llama3_scaling_is_recovered_from_its_divisors(write_tiny, cell, factor,
         ({"general.architecture": "gemma"}, "general.architecture is 'gemma'; expected 'llama'"),
         ({"general.architecture": None}, "general.architecture is missing; expected 'llama'"),
         ({"llama.expert_count": 8}, "expert_count is 8; expected 0"),
+        ({"general.type": "adapter"}, "is an adapter (LoRA); merge it into its model (`llama-export-lora`)"),
         ({"split.count": 3}, "split.count is 3; expected one whole file"),
         ({"llama.block_count": None}, "block_count is missing; expected an int"),
         ({"llama.block_count": 2**31}, "block_count is 2147483648; expected at most 21"),
@@ -107,7 +159,7 @@ def test_llama3_scaling_is_recovered_from_its_divisors(write_tiny, cell, factor,
         ({"llama.rope.freq_base": 0.0}, "theta is 0.0; expected"),
         ({"llama.rope.scaling.type": "longrope"}, "scaling.type is 'longrope'; expected 'none', 'linear' or 'yarn'"),
         ({"llama.rope.scaling.type": "yarn"}, "scaling.factor is missing; expected at least 1"),
-        ({"llama.rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier is 0.1; expected no scaling key except"),
+        ({"llama.rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier is 0.1; expected 0 or no such key"),
         ({"tokenizer.ggml.eos_token_id": 50}, "special token id is 50; expected an id of the vocabulary of 50"),
         ({"llama.vocab_size": 51}, "'embed.weight' has shape (50, 24); expected (51, 24)"),
     ],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, check_device, check_dtype, check_int
+from ..layers.differentiation import in_transform, is_batched_by_vmap
 from ..recurrence.records import LayerRecorder
 from ..recurrence.trace import Trace
 from ..reductions.contract import Reduction
@@ -96,7 +97,7 @@ class Cell(RecurrentNetwork):
             if state.requires_grad or self.needs_grad(state):
                 raise Error("step_ works in place, which an autograd graph does not allow; use step, or state.detach()")
         token, state = self._check_step(token, state, active)
-        x, after = self.step_layers(token, state, active, in_place=True)
+        x, after = self.step_layers(token, state, active, in_place=not in_transform())
         return self.compute_logits(x), state.assign_(after)
 
     def forward(
@@ -193,7 +194,7 @@ class Cell(RecurrentNetwork):
         state = self.initial_state(token.shape[0]) if state is None else state
         if not torch.compiler.is_compiling():
             self.check_state(state, token.shape[0])
-            if token.device.type == "cpu":
+            if token.device.type == "cpu" and not is_batched_by_vmap(token, state.clock):
                 check_ids(token, self.config.vocab_size)
                 self.check_length(state.clock + (1 if active is None else active))
         return token, state

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.differentiation import in_transform
 from ..layers.embedding import Embedding
 from ..layers.positional import PositionEncoding, PositionTensors
 from ..layers.rotary import Rope
@@ -96,7 +97,7 @@ class RecurrentNetwork(nn.Module, ABC):
         """
         x = self.embed_tokens(token, state.clock)  # (B, E)
         position_tensors = None if state.places else self.position_encoding.prepare(state.clock, x.dtype)
-        if not (state.places or state.requires_grad):
+        if not (state.places or state.requires_grad or in_transform()):
             fast = stacked_step(self.recurrent_layers, x, state, position_tensors, active, in_place)
             if fast is not None:
                 return fast

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, describe
+from ..layers.differentiation import is_batched_by_vmap
 from ..state.fingerprint import Fingerprint
 from ..state.state import State
 
@@ -34,6 +35,8 @@ def check_text(tokens: Tensor, lengths: Tensor | None, vocab_size: int) -> tuple
     """
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64:
         raise Error(f"tokens are {describe(tokens)}; expected int64 of shape (B, T)")
+    if is_batched_by_vmap(tokens):
+        raise Error("tokens have a batch dimension of torch.func.vmap; expected a batch (B, T) without vmap, or cell.step")
     B, T = tokens.shape
     if lengths is None:
         check_ids(tokens, vocab_size)

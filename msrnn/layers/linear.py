@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .differentiation import in_transform
+
 HAS_NATIVE_16BIT = {
     torch.bfloat16: getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)(),
     torch.float16: getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", bool)(),
@@ -37,6 +39,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         or weight.dtype != torch.float32
         or x.numel() == 0
         or torch.compiler.is_compiling()
+        or in_transform()
         or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
     )
     if plain:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
+from ..layers.differentiation import in_transform, is_batched_by_vmap
 from ..reductions.contract import EMPTY, Observation, Reduction
 
 Layout = tuple[Tensor | None, Tensor]
@@ -39,7 +40,7 @@ def update_stats(
     for rows, columns in _layouts(observation.positions, active, complete=complete):
         copy = _copied(observation, rows, columns)
         for name, x in _checked_stats(operator, copy, _invoke(operator, "update", copy)).items():
-            _scatter(updated[name], x, rows, columns)
+            updated[name] = _scatter(updated[name], x, rows, columns)
     return updated
 
 
@@ -68,7 +69,7 @@ def retention_scores(
     for rows, columns in _layouts(observation.positions, scored, n_rows, complete):
         copy = _copied(observation, rows, columns)
         score = _checked_score(operator, copy, _invoke(operator, "score", copy))
-        _scatter(scores, score.to(scores.dtype).expand(columns.shape), rows, columns)
+        scores = _scatter(scores, score.to(scores.dtype).expand(columns.shape), rows, columns)
     return scores
 
 
@@ -91,7 +92,7 @@ def merge_evicted_value(
         copy = _copied(observation, rows, columns)
         merged = _checked_values(operator, some, _invoke(operator, "merge", copy, some.clone(), index))
         stays = ~(evicts if rows is None else evicts.index_select(0, rows))
-        _scatter(after, torch.where(stays[..., None, None], some, merged), rows, columns)
+        after = _scatter(after, torch.where(stays[..., None, None], some, merged), rows, columns)
     return after
 
 
@@ -101,6 +102,11 @@ def _layouts(positions: Tensor, used: Tensor | None, n_rows: int | None = None, 
     if complete:
         yield None, order
         return
+    if is_batched_by_vmap(positions):
+        raise Error(
+            "torch.func.vmap cannot evaluate a class with depends_on_row_layout if rows may be empty; expected a loop over the "
+            "inputs, or a class that states depends_on_row_layout = False"
+        )
     counts = (positions != EMPTY).sum(-1).amax(1)  # (B,)
     if used is not None:
         counts = counts.masked_fill(~used, 0)
@@ -140,12 +146,14 @@ def _gathered(x: Tensor, columns: Tensor) -> Tensor:
     return x.gather(2, _index(columns, x))
 
 
-def _scatter(into: Tensor, x: Tensor, rows: Tensor | None, columns: Tensor) -> None:
-    """Write ``x (B', K, R', …)`` into the batch rows and columns of ``into (B, K, R, …)``."""
+def _scatter(into: Tensor, x: Tensor, rows: Tensor | None, columns: Tensor) -> Tensor:
+    """Write ``x (B', K, R', …)`` into the batch rows and columns of ``into (B, K, R, …)``, in place unless in a transform."""
     some = into if rows is None else into.index_select(0, rows)
+    if in_transform():
+        some = some.scatter(2, _index(columns, x), x)
+        return some if rows is None else into.index_copy(0, rows, some)
     some = some.scatter_(2, _index(columns, x), x)
-    if rows is not None:
-        into.index_copy_(0, rows, some)
+    return some if rows is None else into.index_copy_(0, rows, some)
 
 
 def _call(operator: Reduction, method: str, observation: Observation, *more: Tensor) -> object:

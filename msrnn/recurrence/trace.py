@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, is_int
+from ..layers.differentiation import is_differentiated
 from ..state.stacking import can_stack, stack_and_keep
 from ..state.state import State
 from .layer_trace import LayerTrace, PrefixQuery
@@ -58,7 +59,7 @@ class Trace:
         query = PrefixQuery.of(self[0].active, counts, rows)
         if B and query.uniform and all(layer.is_gather_only and layer.no_empty_rows for layer in self):
             grown = [layer.rows_before_eviction(query) for layer in self]
-            if can_stack(grown) and not any(x.requires_grad for H in grown for x in H.rows.values()):
+            if can_stack(grown) and not is_differentiated(*(x for H in grown for x in H.rows.values())):
                 last_visible = torch.stack([layer.last_visible for layer in self])
                 return self._state.from_stacked(stack_and_keep(grown, query.kept_mask(last_visible)))
         layers = [layer.at(query) for layer in self]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layers.attention import attend
+from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
 from .eviction import select_evicted_row
@@ -67,7 +68,7 @@ def reduce(
         row_stats = {name: x.contiguous() for name, x in row_stats.items()}
         return replace(grown, clock=clock, row_stats=row_stats, no_empty_rows=complete)
     row = _row_to_overwrite(grown, observation, active)  # (B, K)
-    needs_grad = weights.requires_grad or grown.values.requires_grad  # autograd has saved the rows
+    needs_grad = is_differentiated(weights, grown.values)  # autograd has saved the rows
     values = grown.values
     if operator.merges_values:
         evicts = grown.positions.gather(2, row[..., None])[..., 0] != EMPTY

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from ..errors import Error
 from ..layers.attention import attention_logits, mask_logits
+from ..layers.differentiation import fused_attention, in_transform, is_batched_by_vmap, is_differentiated
 from ..layers.linear import upcast_if_emulated
 from ..reductions.contract import EMPTY, Observation
 from ..state.multistate import MultiState
@@ -75,11 +76,13 @@ def unroll_layer(
         Attention output ``(B, N, T, D)``, arbitrary for tokens that are not read, and the state after the last token; an
         earlier state if not ``shared.make_state``.
     """
+    if is_batched_by_vmap(q, k, v, H.keys, H.values, H.positions, H.clock):
+        raise Error("torch.func.vmap cannot read many tokens at once; expected cell.step, or a batch (B, T) without vmap")
     if H.places and recorder is None and not _evictions_known_from_positions(H):
         return _unroll_stepwise(q, k, v, H, active)
     H, shared = H.sorted_by_position(), SharedAcrossLayers() if shared is None else shared
     plan, T, outputs = _LayerPlan.of(H), k.shape[2], list[Tensor]()
-    needs_grad = any(x.requires_grad for x in (q, k, v, H.keys, H.values))  # autograd may have saved the rows
+    needs_grad = is_differentiated(q, k, v, H.keys, H.values)  # autograd may have saved the rows
     for start in range(0, T, plan.block_tokens):
         stop = min(start + plan.block_tokens, T)
         some_q, some_k, some_v = (x[:, :, start:stop] for x in (q, k, v))
@@ -156,7 +159,7 @@ class _LayerPlan:
 def _attend_weighted(tensors: BlockTensors, block: EvictionBlock, parts: list[BlockScores]) -> Tensor:
     """Multiply the weights that the operator saw with the values."""
     weights = torch.cat([x.weights for x in parts], dim=3) if len(parts) > 1 else parts[0].weights
-    if torch.is_grad_enabled() and (tensors.queries.requires_grad or tensors.keys.requires_grad):
+    if in_transform() or (torch.is_grad_enabled() and (tensors.queries.requires_grad or tensors.keys.requires_grad)):
         # weights with a graph; evictions are not differentiated
         visible = block.visible(0, block.T)[:, :, None]
         weights = mask_logits(_attention_logits(tensors.queries, tensors.keys), visible).softmax(dim=-1)
@@ -169,7 +172,7 @@ def _attend_weight_free(tensors: BlockTensors, block: EvictionBlock, parts: list
     G = tensors.queries.shape[2]
     visible = block.visible(0, block.T)[:, :, None].expand(-1, -1, G, -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
     queries, keys, values = map(upcast_if_emulated, (tensors.queries.flatten(2, 3), tensors.keys, tensors.values))
-    return scaled_dot_product_attention(queries, keys, values, visible)
+    return fused_attention(queries, keys, values, visible)
 
 
 def _attend_remapped(

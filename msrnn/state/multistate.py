@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Reduction
 from .position_remapping import PositionRemapping
 from .row_buffer import RowBuffer, copy_to_buffer
@@ -93,8 +94,7 @@ class MultiState:
         """
         rows = (self.keys, self.values, self.positions)
         new = (key, value, self.clock[:, None].expand(key.shape[:2]))
-        graph = any(x.requires_grad for x in (*rows[:2], *new[:2]))
-        if not graph and (in_place or self.reduction.size is None):
+        if not is_differentiated(*rows[:2], *new[:2]) and (in_place or self.reduction.size is None):
             grown = self.extended(in_place=True)
             # ``data``, because a graph may have saved the earlier rows, which do not change
             grown.keys.data[:, :, -1], grown.values.data[:, :, -1] = key, value

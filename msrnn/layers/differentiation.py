@@ -1,0 +1,87 @@
+"""Tests whether a computation may be differentiated, and the fused attention with derivatives of any order.
+
+Derivatives come from autograd (backward), from forward-mode AD (``torch.autograd.forward_ad``) and from the transforms of
+``torch.func`` (jvp, jacfwd, jacrev, vmap). Under each of them tensors must not be written in place or through ``data``, and
+kernels without a derivative drop tangents in silence.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.functional import scaled_dot_product_attention
+
+from .attention import attention_logits, mask_logits
+
+_functorch: Any = torch._C._functorch
+
+
+def in_transform() -> bool:
+    """Return True inside of forward-mode AD or of a transform of ``torch.func``, vmap included."""
+    return forward_ad._current_level >= 0 or (
+        not torch.compiler.is_compiling() and _functorch.peek_interpreter_stack() is not None
+    )
+
+
+def is_differentiated(*tensors: Tensor) -> bool:
+    """Return True if derivatives with respect to one of the tensors may be computed, or a transform is active."""
+    return any(x.requires_grad for x in tensors) or in_transform()
+
+
+def is_batched_by_vmap(*tensors: Tensor) -> bool:
+    """Return True if vmap has a batch dimension in one of the tensors, so that its values cannot be read."""
+    for x in tensors if in_transform() else ():
+        while _functorch.is_functorch_wrapped_tensor(x):
+            if _functorch.is_batchedtensor(x):
+                return True
+            x = _functorch.get_unwrapped(x)
+    return False
+
+
+def fused_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """Return softmax attention by PyTorch's fused kernel, with derivatives of any order.
+
+    The kernels have a first derivative by backward only. Inside of a transform, and for the second and later derivatives, the
+    products are computed one by one.
+
+    Args:
+        query: ``(B, K, M, D)``; keys, values: ``(B, K, R, D)``.
+        visible: bool, broadcast to ``(B, K, M, R)``, True where a query attends to a row.
+
+    Returns:
+        ``(B, K, M, D)``.
+    """
+    if in_transform():
+        return _plain_attention(query, keys, values, visible)
+    output = scaled_dot_product_attention(query, keys, values, visible)
+    if output.requires_grad and not torch.compiler.is_compiling():
+        output = _SecondDerivative.apply(output, query, keys, values, visible)
+    return output
+
+
+def _plain_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    weights = mask_logits(attention_logits(query, keys), visible).softmax(dim=-1)
+    return weights.to(values.dtype) @ values
+
+
+class _SecondDerivative(torch.autograd.Function):
+    """The identity of the output of the fused kernel.
+
+    A backward pass that is not recorded goes on to the kernel. A recorded one (``create_graph``) passes the kernel by and goes
+    to query, keys and values, by operations that have derivatives themselves.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return d_output, None, None, None, None
+        needed = [x for x in ctx.saved_tensors[:3] if x.requires_grad]
+        output = _plain_attention(*ctx.saved_tensors)
+        gradients = iter(torch.autograd.grad(output, needed, d_output, create_graph=True))
+        return None, *(next(gradients) if x.requires_grad else None for x in ctx.saved_tensors[:3]), None

@@ -1,5 +1,6 @@
 """Find a source on this machine or on the hub, and detect its format."""
 
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,8 @@ from . import hub
 from .files import shards
 from .formats import huggingface, in_memory, meta, meta_layout, mistral, own
 from .source import Source
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 def open_source(source: Any, revision: str | None) -> Source:
@@ -97,6 +100,7 @@ def _format(path: Path, *, weights: bool = True) -> ModuleType:
         from .gguf import reader as gguf  # deferred, because it needs an extra
 
         return gguf
+    _check_no_adapter(path)
     if own.matches(path):
         return own
     params = path / meta_layout.PARAMS
@@ -112,9 +116,40 @@ def _format(path: Path, *, weights: bool = True) -> ModuleType:
         if module is not None and (shards.has(path, name) or not weights):
             return module
     files = sorted(file.name for file in path.iterdir())
-    if "adapter_config.json" in files:
-        raise Error(f"{path} is an adapter (LoRA), a change to a model; expected the model after the adapter is merged")
     found = f"{', '.join(files[:6])}{', …' if len(files) > 6 else ''}" if files else "nothing"
     expected = f"config.json and {huggingface.SAFETENSORS} or {huggingface.PICKLE} (or an index of shards)"
     expected += f", or {meta_layout.PARAMS} and {meta_layout.SAFETENSORS} or {meta_layout.PICKLE}"
-    raise Error(f"{path} holds {found}; expected {expected}")
+    raise Error(f"{path} holds {found}; expected {expected}{_did_you_mean(path)}")
+
+
+def _check_no_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter, also one that has full weights: transformers would add the adapter to them.
+
+    Raises:
+        Error: the folder has one of peft's files; the message names the base model if the adapter does.
+    """
+    names = [name for name in ADAPTER_FILES if (folder / name).exists()]
+    if not names:
+        return
+    try:
+        base = read_json(folder / names[0]).get("base_model_name_or_path") if names[0].endswith(".json") else None
+    except Error:
+        base = None
+    model = f" of {base!r:.80}" if isinstance(base, str) and base else ""
+    raise Error(
+        f"{folder} has {names[0]}, so it is an adapter (LoRA){model}; expected a model with the adapter merged into it; load "
+        "both with peft, call merge_and_unload() and save_pretrained(), and read that folder; or remove the adapter's files"
+    )
+
+
+def _did_you_mean(folder: Path) -> str:
+    """Return the end of a message: a subfolder that looks like a model. Of ``checkpoint-N`` it is the last one."""
+    marks = ("config.json", meta_layout.PARAMS, *ADAPTER_FILES)
+    try:
+        inner = [path for path in sorted(folder.iterdir()) if any((path / name).is_file() for name in marks)]
+    except OSError:  # a hint does not replace the message
+        return ""
+    if not inner:
+        return ""
+    number = [int(found[1]) if (found := re.search(r"(\d+)$", path.name)) else -1 for path in inner]
+    return f"; did you mean {inner[number.index(max(number))]}?"

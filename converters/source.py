@@ -3,10 +3,15 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from msrnn import Error
 from msrnn.models import Config, DecoderConfig
 from msrnn.storage.lazy_tensors import LazyTensor
+
+from .names import is_buffer, split_wrappers, unknown_name
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,51 @@ class NameTable:
         Raises:
             Error: the table does not contain the name.
         """
+        if (found := self._find(name)) is None:
+            raise unknown_name(name)
+        return found
+
+    def unwrap(self, tensors: Mapping[str, T]) -> dict[str, T]:
+        """Return ``tensors`` under the names of the format: without buffers, and without the prefixes of wrappers.
+
+        The prefix of the layers in the format (``model.`` in ``model.layers``) may be missing, as in a checkpoint of the
+        network without its head class.
+
+        Raises:
+            Error: the table does not contain a name, two names are one tensor, or there are several prefixes.
+        """
+        body, heads = (
+            self.layers.removesuffix("layers"),
+            {f"{stem}.weight" for stem, name in self.outer.items() if name == "head"},
+        )
+        unwrapped: dict[str, T] = {}
+        names: dict[str, str] = {}
+        examples: dict[tuple[bool, str], str] = {}
+        for name, x in tensors.items():
+            if is_buffer(name):
+                continue
+            prefix, rest = split_wrappers(name)
+            is_head = rest in heads
+            plain = rest if is_head else body + rest
+            if self._find(plain) is None:
+                raise unknown_name(name)
+            if plain in names:
+                raise Error(f"tensors {names[plain]!r} and {name!r} are both {plain!r}; expected the tensors of one model")
+            unwrapped[plain], names[plain] = x, name
+            examples.setdefault((is_head, prefix), name)
+        prefixes = {prefix for is_head, prefix in examples if not is_head}
+        prefixes |= {prefix for is_head, prefix in examples if is_head and not prefixes & {prefix, prefix + body}}
+        if len(prefixes) > 1:
+            a, b = list(examples.values())[:2]
+            raise Error(f"tensors {a!r} and {b!r} have different prefixes; expected the tensors of one model")
+        return unwrapped
+
+    def _find(self, name: str) -> str | None:
         stem, _, suffix = name.rpartition(".")
         match = re.fullmatch(rf"{re.escape(self.layers)}\.(0|[1-9]\d*)\.(.+)", stem)
         part = self.layer.get(match[2]) if match else self.outer.get(stem)
         if suffix != "weight" or part is None:
-            raise Error(f"tensor {name!r} is not part of this architecture (a bias, an adapter or another model?)")
+            return None
         return f"layers.{match[1]}.{part}.weight" if match else f"{part}.weight"
 
     def from_msrnn(self, name: str) -> str:

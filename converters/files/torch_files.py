@@ -1,6 +1,7 @@
 """PyTorch files (``.bin``, ``.pth``): pickles in a zip. Only tensors are read, and no code of the pickle is run."""
 
 import zipfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from msrnn import Error
 from msrnn.storage.files import check_file
 from msrnn.storage.lazy_tensors import LazyTensor
 
+STATE_DICTS = ("model", "state_dict", "module", "model_state_dict")
+"""The entry of a training checkpoint that is the model: fairseq and timm, Lightning, DeepSpeed, tutorials of PyTorch."""
 REMAP_BYTES = 128 * 2**20
 """Bytes read before a file is mapped again, because pages stay in memory while the file is mapped."""
 
@@ -25,11 +28,30 @@ def open_pickle(path: Path) -> dict[str, LazyTensor]:
     """
     check_file(path)
     mapped = zipfile.is_zipfile(path)
-    stored = _load(path, mapped)
+    stored = inner_state_dict(_load(path, mapped), str(path))
     if not isinstance(stored, dict):
         raise Error(f"{path} holds a {type(stored).__name__}; expected tensors by name")
     tensors, file = check_plain_tensors(stored, str(path)), _MappedFile(path)
     return {name: LazyTensor(x.shape, x.dtype, partial(file.get, name)) for name, x in tensors.items()} if mapped else tensors
+
+
+def inner_state_dict(stored: Any, where: str) -> Any:
+    """Return the state dict in a training checkpoint such as ``{"model": …, "optimizer": …}``, or ``stored`` if it has none.
+
+    Raises:
+        Error: several entries of ``stored`` are tensors by name, so that the model is not known; ``where`` is named.
+    """
+    if not isinstance(stored, Mapping) or any(isinstance(x, Tensor) for x in stored.values()):
+        return stored
+    found = [name for name, x in stored.items() if isinstance(x, Mapping) and x and all(map(_is_tensor, x.items()))]
+    if len(found) > 1:
+        names = ", ".join(map(repr, found[:4]))
+        raise Error(f"{where} holds several state dicts, {names:.120}; expected one; save the one of the model alone")
+    return stored[found[0]] if found and found[0] in STATE_DICTS else stored
+
+
+def _is_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def check_plain_tensors(tensors: Any, where: str) -> dict[str, LazyTensor]:
@@ -60,7 +82,7 @@ class _MappedFile:
     def get(self, name: str) -> Tensor:
         if self.left <= 0:
             self.tensors.clear()
-            self.tensors, self.left = _load(self.path, mapped=True), REMAP_BYTES
+            self.tensors, self.left = inner_state_dict(_load(self.path, mapped=True), str(self.path)), REMAP_BYTES
         x = self.tensors[name]
         self.left -= x.nbytes
         return x

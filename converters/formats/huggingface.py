@@ -61,7 +61,7 @@ def read_config(folder: Path) -> Config:
 
 
 def tensors_from_hf(tensors: Mapping[str, LazyTensor], early_yi: bool, tied: bool) -> dict[str, LazyTensor]:
-    """Return the tensors under msrnn's names, without stored rotary tables.
+    """Return the tensors under msrnn's names, without stored buffers and without the prefixes of wrappers.
 
     A tied head that is stored nevertheless is compared with the embedding when the embedding is read.
 
@@ -70,11 +70,9 @@ def tensors_from_hf(tensors: Mapping[str, LazyTensor], early_yi: bool, tied: boo
     """
     names = replace(NAMES, layer={**NAMES.layer, **EARLY_YI_NORMS}) if early_yi else NAMES
     renamed: dict[str, LazyTensor] = {}
-    for name, x in tensors.items():
-        if name.endswith("rotary_emb.inv_freq"):
-            continue
+    for name, x in names.unwrap(tensors).items():
         if names.to_msrnn(name) in renamed:
-            raise Error(f"tensor {name!r} occurs under two names")
+            raise Error(f"tensor {name!r} occurs under two names; expected one")
         renamed[names.to_msrnn(name)] = x
     if tied and "head.weight" in renamed and (embed := renamed.get("embed.weight")):
         head = renamed.pop("head.weight")

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from msrnn import Error
 from msrnn.models import Config
 
-from ..files.torch_files import check_plain_tensors
+from ..files.torch_files import check_plain_tensors, inner_state_dict
+from ..names import split_wrappers
 from ..source import Source
 from .huggingface import config_from_hf, tensors_from_hf
 
@@ -20,19 +23,32 @@ def open_checkpoint(model: Any) -> Source:
     Raises:
         Error: an object of another kind, or another kind of model.
     """
+    model = _without_wrapper(model)
     state, config, generation = _parts(model)
-    tensors = check_plain_tensors(state, "the state dict")
     if not isinstance(config, Config):
         config = config_from_hf(config, generation)
-    if "embed.weight" not in tensors:
+    tensors = check_plain_tensors(inner_state_dict(state, "the state dict"), "the state dict")
+    bare = {split_wrappers(name)[1]: x for name, x in tensors.items()}
+    if "embed.weight" in bare:
+        if len(bare) < len(tensors):
+            raise Error("the state dict has tensors whose names differ only by a prefix; expected the tensors of one model")
+        tensors = bare
+    else:
         tensors = tensors_from_hf(tensors, config.family == "yi", config.tied)
     return Source(config, tensors, getattr(model, "extra_files", {}))
 
 
 def read_config(model: Any) -> Config:
     """Return the config of such a model; raises as :func:`open_checkpoint`."""
-    _, config, generation = _parts(model)
+    _, config, generation = _parts(_without_wrapper(model))
     return config if isinstance(config, Config) else config_from_hf(config, generation)
+
+
+def _without_wrapper(model: Any) -> Any:
+    """Return the model in DataParallel and the like, which have no config of their own."""
+    while not hasattr(model, "config") and isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
 
 
 def _parts(model: Any) -> tuple[Mapping[str, Any], Any, Mapping[str, Any]]:

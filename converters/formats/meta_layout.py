@@ -59,17 +59,18 @@ def open_model_parallel(folder: Path) -> ModelParallelShards:
     """Open ``consolidated.safetensors`` (with its shards, if any) or ``consolidated.00.pth``, ``consolidated.01.pth``, ….
 
     Raises:
-        Error: no such file, a number is left out, a file is damaged, or the files have different tensors.
+        Error: no such file, a number is left out, a file is damaged, a name that LLaMA does not have, or the files have
+            different tensors.
     """
     if has(folder, SAFETENSORS):
-        return [open_shards(folder, SAFETENSORS)]
+        return [NAMES.unwrap(open_shards(folder, SAFETENSORS))]
     files = sorted(path for path in folder.glob("consolidated.*.pth") if re.fullmatch(r"\d\d", path.suffixes[0][1:]))
     if not files:
         raise Error(f"{folder} has neither {SAFETENSORS} nor {PICKLE}")
     for n, path in enumerate(files):
         if path.name != f"consolidated.{n:02}.pth":
             raise Error(f"{folder}: consolidated.{n:02}.pth is missing; expected it because {files[-1].name} exists")
-    shards = [open_pickle(path) for path in files]
+    shards = [NAMES.unwrap(open_pickle(path)) for path in files]
     for path, shard in zip(files, shards, strict=True):
         if wrong := shard.keys() ^ shards[0].keys():
             raise Error(f"{path} and {files[0].name} disagree about tensor {min(wrong)!r}; expected a part of it in each file")
@@ -77,14 +78,14 @@ def open_model_parallel(folder: Path) -> ModelParallelShards:
 
 
 def read_tensors(shards: ModelParallelShards, config: Config) -> dict[str, LazyTensor]:
-    """Return the joined tensors under msrnn's names, q and k half-split, without rotary tables and without a tied head.
+    """Return the joined tensors under msrnn's names, q and k half-split, without a tied head.
 
     Raises:
         Error: a name that LLaMA does not have, or shards that do not fit together.
     """
     tensors = {}
     for name in shards[0]:
-        if name == "rope.freqs" or (config.tied and name == "output.weight"):
+        if config.tied and name == "output.weight":
             continue
         ours = NAMES.to_msrnn(name)
         tensors[ours] = join_shards(name, [shard[name] for shard in shards], ours.split(".")[-2], config.width)

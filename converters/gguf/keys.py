@@ -29,7 +29,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_ext_factor": (1,),
     "rope.scaling.yarn_attn_factor": (1,),
 }
-"""Values that change nothing, beside 0 and false. In llama.cpp 0 switches a scale off."""
+"""Values that change nothing, in addition to 0 and false. In llama.cpp 0 switches a scale off."""
 
 
 def check_keys(meta: Fields, head_dim: int) -> None:

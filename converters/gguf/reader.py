@@ -10,6 +10,7 @@ from msrnn.models import Config
 from msrnn.storage.lazy_tensors import LazyTensor
 
 from ..extra_files import LazyFiles, tokenizer_json
+from ..names import is_buffer
 from ..row_order import half_split_qk
 from ..source import NameTable, Source
 from ..tokenization import bpe
@@ -50,7 +51,7 @@ def open_checkpoint(path: Path) -> Source:
     tensors = {
         NAMES.to_msrnn(name): LazyTensor(info.shape, torch.float32, partial(read_tensor, header, name))
         for name, info in header.tensors.items()
-        if name != ROPE_FREQS
+        if name != ROPE_FREQS and not is_buffer(name)
     }
     return Source(config, half_split_qk(tensors, config), LazyFiles(partial(_extra_files, header)))
 

@@ -61,9 +61,6 @@ def test_safetensors_are_preferred_to_pickles_and_hugging_face_to_others(tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(msrnn.Error, match="holds nothing; expected"):
         converters.load(tmp_path / "empty")
-    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
-    with pytest.raises(msrnn.Error, match="is an adapter"):
-        converters.load(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("source", [None, 3, {}, (1, 2), ({}, None), (None, {}), torch.nn.Linear(2, 2)])
@@ -73,3 +70,36 @@ def test_other_objects_are_refused(source):
             call(source)
     with pytest.raises(msrnn.Error, match="has no tokenizer file"):
         converters.tokenizer(source)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter_config.json", '{"base_model_name_or_path": "owner/base", "peft_type": "LORA"}'),
+        ("adapter_config.json", "{"),
+        ("adapter_model.safetensors", ""),
+        ("adapter_model.bin", ""),
+    ],
+)
+def test_an_adapter_is_refused_alone_and_with_full_weights(name, content, alone, tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir() if alone else save_folder(tiny_reference(dtype=torch.float32), folder)
+    (folder / name).write_text(content)
+    base = r" of 'owner/base'" if "owner" in content else ""
+    for call in (converters.load, converters.config, lambda x: converters.convert(x, tmp_path / "never")):
+        with pytest.raises(msrnn.Error, match=rf"has {name}, so it is an adapter \(LoRA\){base}; .*merge_and_unload\(\)"):
+            call(folder)
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_folder_of_a_run_names_its_last_checkpoint(tmp_path):
+    for n in (9, 100, 20):
+        save_folder(tiny_reference(dtype=torch.float32), tmp_path / "run" / f"checkpoint-{n}")
+    with pytest.raises(msrnn.Error, match=r"did you mean .*/run/checkpoint-100\?$"):
+        converters.load(tmp_path / "run")
+    (tmp_path / "outer" / "original").mkdir(parents=True)
+    (tmp_path / "outer" / "original" / "params.json").write_text("{}")
+    (tmp_path / "outer" / "notes").mkdir()
+    with pytest.raises(msrnn.Error, match=r"did you mean .*/outer/original\?$"):
+        converters.load(tmp_path / "outer")

@@ -57,7 +57,7 @@ class Sub(torch.Tensor):
 NOT_PLAIN = {
     "no dict": ([torch.zeros(1)], "holds a list"),
     "a number": ({"a": 1}, "'a' is a int"),
-    "a dict": ({"model": {"a": torch.zeros(1)}}, "'model' is a dict"),
+    "a dict": ({"weights": {"a": torch.zeros(1)}}, "'weights' is a dict"),
     "no name": ({3: torch.zeros(1)}, "3 is a Tensor"),
     "sparse": ({"a": torch.eye(3).to_sparse()}, "sparse_coo"),
     "meta": ({"a": torch.zeros(3, device="meta")}, "on meta"),

@@ -25,7 +25,10 @@ Q, NORM = "layers.0.attention.wq.weight", "layers.1.ffn_norm.weight"
 REFUSED = {
     "bias": (lambda a, b: [p.update({"layers.0.attention.wq.bias": torch.zeros(12)}) for p in (a, b)], "wq.bias"),
     "adapter": (lambda a, b: [p.update({"layers.0.attention.wq.lora_A.weight": torch.zeros(2)}) for p in (a, b)], "lora_A"),
-    "one has more": (lambda a, b: b.update({"x.weight": torch.zeros(1)}), r"disagree about tensor 'x.weight'"),
+    "one has more": (
+        lambda a, b: b.update({"layers.7.attention.wq.weight": torch.zeros(1)}),
+        "disagree about tensor 'layers.7",
+    ),
     "one has less": (lambda a, b: b.pop(Q), "disagree about tensor"),
     "shapes": (lambda a, b: b.update({Q: b[Q][:-1].clone()}), r"the parts of tensor 'layers.0.attention.wq.weight' are"),
     "types": (lambda a, b: b.update({Q: b[Q].bfloat16()}), "expected equal shapes and types"),
@@ -53,6 +56,19 @@ def test_a_missing_shard_is_refused(tiny, tmp_path):
         converters.load(folder)
 
 
-def test_stored_rotary_tables_are_skipped(tiny, tmp_path):
-    files = [{**shard, "rope.freqs": torch.ones(3)} for shard in split_model_parallel(tiny[0], 2, 1)]
-    assert converters.load(write_meta(tmp_path / "x", tiny, files)).config.n_layers == 2
+TABLES = ("rope.freqs", "layers.0.attention.inner_attention.rope.freqs", "freqs_cis", "freqs_cos")
+
+
+@pytest.mark.parametrize("names", [[name] for name in TABLES] + [TABLES], ids=str)
+def test_stored_rotary_tables_are_skipped(names, tiny, tmp_path):
+    """LLaMA 1 has a table in every layer, LLaMA 2 has one."""
+    tables = {name: torch.ones(3) for name in names}
+    files = [{**shard, **tables} for shard in split_model_parallel(tiny[0], 2, 1)]
+    cell, plain = converters.load(write_meta(tmp_path / "x", tiny, files)), converters.load(write_meta(tmp_path / "y", tiny))
+    assert all(torch.equal(a, b) for a, b in zip(cell.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"model": x, "step": 3}, lambda x: {f"module.{name}": y for name, y in x.items()}])
+def test_wrappers_around_metas_tensors_are_removed(wrap, tiny, tmp_path):
+    cell = converters.load(write_meta(tmp_path / "x", tiny, [wrap(tiny[0])]))
+    assert torch.equal(cell.embed.weight, tiny[0]["tok_embeddings.weight"])

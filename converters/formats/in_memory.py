@@ -31,7 +31,7 @@ def open_checkpoint(model: Any) -> Source:
     bare = {split_wrappers(name)[1]: x for name, x in tensors.items()}
     if "embed.weight" in bare:
         if len(bare) < len(tensors):
-            raise Error("the state dict has tensors whose names differ only by a prefix; expected the tensors of one model")
+            raise Error("names in the state dict differ only by a prefix; expected the tensors of one model")
         tensors = bare
     else:
         tensors = tensors_from_hf(tensors, config.family == "yi", config.tied)

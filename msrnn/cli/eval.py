@@ -11,6 +11,7 @@ from ..reporting.figures import check_output_path, draw
 from ..reporting.report import Report
 from ..storage.files import atomic_file
 from .loading import load_cell, load_tokenizer
+from .operator_files import add_operator_file_argument
 from .options import add_model_arguments
 
 EXPERIMENTS: dict[str, ModuleType] = {
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         experiment = experiments.add_parser(name, help=summary, description=text)
         add_model_arguments(experiment)
         module.add_arguments(experiment)
+        add_operator_file_argument(experiment)
         experiment.add_argument(
             "--out",
             type=Path,

@@ -1,6 +1,8 @@
 """The command line of the lm-evaluation-harness with a model called ``msrnn``.
 
 python -m msrnn.cli.lm_eval --model msrnn --model_args pretrained=MODEL,reduction=tova:512 --tasks TASK
+
+``--operators-from FILE`` imports a Python file that defines operators.
 """
 
 import sys
@@ -11,6 +13,7 @@ import torch
 import converters
 
 from ..errors import Error
+from .operator_files import load_operator_files
 
 
 @cache
@@ -55,6 +58,7 @@ def main() -> int:
     """Run the harness; return 0, or 1 after an error, which is printed as one sentence."""
     try:
         register()
+        sys.argv[1:] = load_operator_files(sys.argv[1:])
         from lm_eval.__main__ import cli_evaluate
 
         cli_evaluate()

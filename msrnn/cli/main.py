@@ -1,13 +1,16 @@
 """Entry point of the command line: run one command and return its exit code."""
 
-import argparse
 import io
 import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from ..errors import Error
+from .operator_files import load_operator_files
 from .parser import COMMANDS, build_parser
+
+Args = TypeVar("Args")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,11 +19,16 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the characters prints question marks
+    return exit_code(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: list[str]) -> None:
+    load_operator_files(argv)
     args = build_parser().parse_args(argv)
-    return exit_code(COMMANDS[args.command].run, args)
+    COMMANDS[args.command].run(args)
 
 
-def exit_code(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+def exit_code(run: Callable[[Args], None], args: Args) -> int:
     """Call ``run(args)`` and turn its exceptions into an exit code.
 
     Returns:

@@ -13,6 +13,7 @@ from ..decoding.methods import DECODING_METHODS
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reductions.registry import parse_reduction
+from .operator_files import add_operator_file_argument
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, dtype: str | None = None) -> None:
@@ -56,7 +57,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reduction_argument(parser: argparse.ArgumentParser, default: str | None = None, repeated: bool = False) -> None:
-    """Add ``--reduction``; a list of at least one operator if ``repeated``."""
+    """Add ``--reduction``, a list of at least one operator if ``repeated``, and ``--operators-from``."""
+    add_operator_file_argument(parser)
     if repeated:
         text = "eviction operator, such as tova:512; may be repeated"
         parser.add_argument("--reduction", type=reduction, metavar="SPEC", action="append", required=True, help=text)

@@ -13,6 +13,7 @@ from ..reporting.figures import check_output_path
 from ..train.config import PRESETS, read_train_config
 from ..train.loop import train
 from ..train.report import draw_training
+from .operator_files import add_operator_file_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="model, training state and loss.png; resumes from it"
     )
+    add_operator_file_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from ..reductions.contract import Reduction
 from ..reductions.registry import parse_reduction
 from ..reductions.tova_paper import Full
 from ..reporting.sweep import Sweep
+from .digests import code_digest
 
 CORE = ("full", "window", "sinks:SIZE:1", "sinks:SIZE:4", "h2o", "h2o-layer", "tova", "tova-head")
 SIZES = (64, 128, 256, 512)
@@ -26,16 +27,28 @@ class Condition:
         operator: name of the table row, as given on the command line.
         size: table column; None for an unbounded state.
         reduction: the operator.
+        code: digest of the code of the operator and of this library.
     """
 
     operator: str
     size: int | None
     reduction: Reduction
+    code: str
+
+    @classmethod
+    def of(cls, operator: str, size: int | None, reduction: Reduction) -> "Condition":
+        """Return the condition with the digest of the code as it is now."""
+        return cls(operator, size, reduction, code_digest(reduction))
 
     @property
     def truncated(self) -> bool:
         """True for the truncated baseline: the unbounded model with at most ``size`` visible tokens."""
         return self.operator == TRUNCATED
+
+    @property
+    def key(self) -> str:
+        """First part of the keys of its table cells: operator, size and code."""
+        return f"{self} {self.code}"
 
     def __str__(self) -> str:
         return f"{TRUNCATED}:{self.size}" if self.truncated else str(self.reduction)
@@ -55,12 +68,14 @@ def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Con
     found = list[Condition]()
     for operator in operators:
         if operator == TRUNCATED:
-            found += [Condition(operator, size, Full()) for size in sizes]
+            found += [Condition.of(operator, size, Full()) for size in sizes]
         elif reduction := _complete(operator):
-            found.append(Condition(operator, reduction.size if isinstance(reduction.size, int) else None, reduction))
+            if isinstance(reduction.size, tuple):
+                raise Error(f"--operators has {operator}; expected one size for all layers")
+            found.append(Condition.of(operator, reduction.size, reduction))
         else:
             spec = operator if "SIZE" in operator else f"{operator}:SIZE"
-            found += [Condition(operator, size, parse_reduction(spec.replace("SIZE", str(size)))) for size in sizes]
+            found += [Condition.of(operator, size, parse_reduction(spec.replace("SIZE", str(size)))) for size in sizes]
     names = [str(condition) for condition in found]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise Error(f"--operators has {repeated[0]} twice; expected each operator and size once")

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     inputs.check_memory(len(chunks), [condition.size for condition in conditions], args.tokens)
     names, ids = [chunk.text_name for chunk in chunks], torch.stack([chunk.ids for chunk in chunks]).to(inputs.cell.device)
     rows = {
-        (condition, rule): {f"{condition} {rule} from {start}": start for start in range(0, args.tokens, args.stretch)}
+        (condition, rule): {f"{condition.key} {rule} from {start}": start for start in range(0, args.tokens, args.stretch)}
         for condition in conditions
         for rule in args.places
         if rule == ABSOLUTE or condition.size is not None  # remapping does not change an unbounded H
@@ -113,8 +113,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--places has {', '.join(args.places)}, and no operator is bounded; expected {ABSOLUTE}")
     sweep = inputs.sweep(args.out, "extrapolation", text=text_digest(chunks), stretch=args.stretch)
     current, state = None, None
-    for (condition, rule), pending in sweep.pending(rows, 1, inputs.progress):
-        path = None if args.out is None else args.out / "states" / f"{quote(f'{condition} {rule}', safe=' ')}.safetensors"
+    for (condition, rule), pending in inputs.pending(sweep, rows, 1):
+        path = None if args.out is None else args.out / "states" / f"{quote(f'{condition.key} {rule}', safe=' ')}.safetensors"
         for key, start in pending.items():
             if state is None or current != (condition, rule):
                 current, state = (condition, rule), saved_state(inputs.cell, condition, rule, len(chunks), path, start)

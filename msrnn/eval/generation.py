@@ -104,11 +104,11 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     settings = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "batch": args.batch}
     sweep = inputs.sweep(args.out, "generation", text=text_digest(chunks), chunk=args.chunk, **settings)
     groups = [chunks[i : i + args.batch] for i in range(0, len(chunks), args.batch)]  # sampling depends on the whole batch
-    rows = {(c, i): {f"{c} after {chunk.name}": chunk for chunk in g} for c in conditions for i, g in enumerate(groups)}
-    for (condition, i), pending in sweep.pending(rows, args.batch, inputs.progress):
+    rows = {(c, i): {f"{c.key} after {chunk.name}": chunk for chunk in g} for c in conditions for i, g in enumerate(groups)}
+    for (condition, i), pending in inputs.pending(sweep, rows, args.batch):
         seed = None if args.seed is None else args.seed + i
         for result in continue_prompts(inputs.cell, groups[i], condition, args.max_new_tokens, seed):
-            if (key := f"{condition} after {result.chunk}") in pending:
+            if (key := f"{condition.key} after {result.chunk}") in pending:
                 sweep[key] = asdict(result)
     return report(load_results(GenerationResult, sweep, rows), args.max_new_tokens)
 

@@ -3,10 +3,11 @@
 import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -14,13 +15,17 @@ from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..diagnostics.state_memory import token_bytes
 from ..errors import Error
+from ..recurrence.unroll import is_called_per_token
 from ..reporting.sweep import Sweep
+from .conditions import Condition
+from .digests import model_digest, tokenizer_digest
 from .texts import Chunk, read_dataset, read_texts, split_into_chunks
 
 if TYPE_CHECKING:
     import tokenizers
 
-
+Row = TypeVar("Row")
+Item = TypeVar("Item")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """Id of a data set on the hub: owner/name."""
 
@@ -55,9 +60,34 @@ class EvalInputs:
         """Return the finished cells in ``folder``.
 
         Raises:
-            Error: the folder belongs to another experiment, model, text or setting.
+            Error: the folder belongs to another experiment, model, tokenizer, text, device or setting.
         """
-        return Sweep(folder, {"experiment": experiment, "model": self.cell.fingerprint().digest(), **settings})
+        model = {"model": model_digest(self.cell), "device": self.cell.device.type}
+        if "tokenizer" in vars(self):  # an experiment without text loads none
+            model["tokenizer"] = tokenizer_digest(self.tokenizer)
+        return Sweep(folder, {"experiment": experiment, **model, **settings})
+
+    def pending(
+        self, sweep: Sweep, rows: Mapping[Row, Mapping[str, Item]], batch_size: int
+    ) -> Iterator[tuple[Row, dict[str, Item]]]:
+        """Return :meth:`Sweep.pending`. With ``progress``, print first what is taken from the folder and what is slow.
+
+        Args:
+            sweep: the finished cells.
+            rows: by row, the cells by key; a row is a condition or a tuple that starts with a condition.
+            batch_size: maximum number of cells at a time.
+        """
+        if self.progress:
+            unfinished = [row for row, cells in rows.items() if any(key not in sweep for key in cells)]
+            conditions = [row[0] if isinstance(row, tuple) else row for row in unfinished]
+            slow = [c.operator for c in conditions if isinstance(c, Condition) and is_called_per_token(c.reduction)]
+            notes = [sweep.reused(key for cells in rows.values() for key in cells)]
+            if slow:
+                names = ", ".join(dict.fromkeys(slow))
+                notes.append(f"called once per token and layer, which is slow: {names} (docs/own-operator.md, Flags)")
+            for note in filter(None, notes):
+                print(note, file=sys.stderr)
+        return sweep.pending(rows, batch_size, self.progress)
 
     def check_memory(self, batch_size: int, sizes: Sequence[int | None], length: int) -> None:
         """Refuse states that the machine cannot hold.

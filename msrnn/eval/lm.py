@@ -124,8 +124,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     chunks = inputs.chunks(args)
     inputs.check_memory(args.batch, [condition.size for condition in conditions], args.chunk)
     sweep = inputs.sweep(args.out, "lm", text=text_digest(chunks), chunk=args.chunk)
-    rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
-    for condition, batch in sweep.pending(rows, args.batch, inputs.progress):
+    rows = {condition: {f"{condition.key} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
+    for condition, batch in inputs.pending(sweep, rows, args.batch):
         for key, result in zip(batch, score_chunks(inputs.cell, list(batch.values()), condition), strict=True):
             sweep[key] = asdict(result)
     return report(load_results(LMResult, sweep, rows), args.against)

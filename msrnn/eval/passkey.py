@@ -125,8 +125,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     make_prompt(inputs.tokenizer, "12345", min(args.lengths), 0)  # refuses a short length before any work
     inputs.check_memory(args.keys, [condition.size for condition in conditions], max(args.lengths))
     sweep = inputs.sweep(args.out, "passkey", keys=args.keys, seed=args.seed)
-    rows = {c: {f"{c} at {d:g} of {n}": (n, d) for n in args.lengths for d in args.depths} for c in conditions}
-    for condition, batch in sweep.pending(rows, 1, inputs.progress):
+    rows = {c: {f"{c.key} at {float(d)!r} of {n}": (n, d) for n in args.lengths for d in args.depths} for c in conditions}
+    for condition, batch in inputs.pending(sweep, rows, 1):
         for key, (length, depth) in batch.items():
             result = retrieve_keys(inputs.cell, inputs.tokenizer, condition, length, depth, args.keys, args.seed)
             sweep[key] = asdict(result)

@@ -109,8 +109,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     chunks = inputs.chunks(args)
     inputs.check_memory(1, [None], args.chunk)  # one-shot prefill holds the whole prompt
     sweep = inputs.sweep(args.out, "prefill-cost", text=text_digest(chunks), chunk=args.chunk, prompt=args.prompt)
-    rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
-    for c, batch in sweep.pending(rows, 1, inputs.progress):
+    rows = {condition: {f"{condition.key} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
+    for c, batch in inputs.pending(sweep, rows, 1):
         for key, chunk in batch.items():
             cost = measure_cost(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt)
             sweep[key] = {**asdict(cost), "operator": c.operator, "size": c.size, "chunk": chunk.name}

@@ -130,8 +130,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     chunks, classify = inputs.chunks(args), parts_of_speech if args.parts_of_speech else character_classes
     inputs.check_memory(1, [condition.size for condition in conditions], args.chunk)
     sweep = inputs.sweep(args.out, "retention", text=text_digest(chunks), chunk=args.chunk, classes=classify.__name__)
-    rows = {condition: {f"{condition} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
-    for condition, batch in sweep.pending(rows, 1, inputs.progress):
+    rows = {condition: {f"{condition.key} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
+    for condition, batch in inputs.pending(sweep, rows, 1):
         for key, chunk in batch.items():
             result = measure_retention(inputs.cell, chunk, condition, classify, keep_steps=chunk is chunks[0])
             sweep[key] = asdict(result)

@@ -92,8 +92,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--budget is {budget / 1e9:,.1f} GB; the machine has {memory / 1e9:,.1f} GB")
     settings = {"device": args.device, "budget": args.budget, "length": args.length, "steps": args.steps}
     sweep = inputs.sweep(args.out, "throughput", **settings)
-    rows = {condition: {str(condition): condition} for condition in conditions}
-    for condition, batch in sweep.pending(rows, 1, inputs.progress):
+    rows = {condition: {condition.key: condition} for condition in conditions}
+    for condition, batch in inputs.pending(sweep, rows, 1):
         measured = measure_throughput(inputs.cell, condition.reduction, budget, args.length, args.steps)
         sweep[next(iter(batch))] = asdict(ThroughputResult(condition.operator, condition.size, *measured))
     return report(load_results(ThroughputResult, sweep, rows), args.budget, args.length)

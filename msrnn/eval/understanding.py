@@ -153,14 +153,15 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     inputs.check_memory(max(len(q.references) for q in questions), [None], args.length + args.max_new_tokens)
     settings = {"length": args.length, "max_new_tokens": args.max_new_tokens}
     sweep = inputs.sweep(args.out, "understanding", data=digest(repr(questions)), **settings)
-    rows = {(c, d): {f"{c} on {question_name(q)}": q for q in group} for c in conditions for d, group in groups.items()}
-    for (condition, document), pending in sweep.pending(rows, max(map(len, groups.values())), inputs.progress):
+    full = conditions[0]
+    rows = {(c, d): {f"{c.key} on {question_name(q)}": q for q in group} for c in conditions for d, group in groups.items()}
+    for (condition, document), pending in inputs.pending(sweep, rows, max(map(len, groups.values()))):
         group = groups[document]  # all questions together, because the longest decides where the document is truncated
-        unbounded = None if condition.operator == "full" else [sweep[f"full on {question_name(q)}"]["ids"] for q in group]
+        unbounded = None if condition.operator == "full" else [sweep[f"{full.key} on {question_name(q)}"]["ids"] for q in group]
         limits = (args.length, args.max_new_tokens)
         results = answer_questions(inputs.cell, inputs.tokenizer, group, condition, *limits, unbounded)
         for q, result in zip(group, results, strict=True):
-            if (key := f"{condition} on {question_name(q)}") in pending:
+            if (key := f"{condition.key} on {question_name(q)}") in pending:
                 sweep[key] = asdict(result)
     return report(load_results(UnderstandingResult, sweep, rows), questions[0].task)
 

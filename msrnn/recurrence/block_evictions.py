@@ -16,8 +16,13 @@ depend on the row layout, are called once per token.
 import torch
 from torch import Tensor
 
-from ..reductions.contract import EMPTY
+from ..reductions.contract import EMPTY, Reduction
 from .block_scores import BlockScores, EvictionBlock, score_tokens
+
+
+def is_solved_per_token(operator: Reduction) -> bool:
+    """Return True if the evictions of a block are found with one call of the operator per token."""
+    return operator.depends_on_row_layout or (bool(operator.stat_names) and not operator.update_is_additive)
 
 
 @torch.no_grad()
@@ -29,7 +34,7 @@ def solve_evictions(block: EvictionBlock, want_scores: bool = False) -> tuple[Ev
         want_scores: True: score every token. False: score tokens at which a row is evicted.
     """
     operator, evicts, row_stats, T = block.reduction, block.layout.evicts, block.row_stats, block.T
-    if operator.depends_on_row_layout or (row_stats and not operator.update_is_additive):
+    if is_solved_per_token(operator):
         return _solve_token_by_token(block, want_scores)
     scores = score_tokens(block, 0, T, row_stats, call_score=want_scores or not block.layout.no_evictions)
     if block.layout.no_evictions:

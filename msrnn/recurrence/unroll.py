@@ -18,10 +18,10 @@ from ..errors import Error
 from ..layers.attention import attention_logits, mask_logits
 from ..layers.differentiation import fused_attention, in_transform, is_batched_by_vmap, is_differentiated
 from ..layers.linear import upcast_if_emulated
-from ..reductions.contract import EMPTY, Observation
+from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
 from ..state.position_remapping import PositionRemapping
-from .block_evictions import solve_evictions
+from .block_evictions import is_solved_per_token, solve_evictions
 from .block_layout import BlockLayout
 from .block_scores import BlockScores, EvictionBlock
 from .operator_calls import merge_evicted_value
@@ -114,6 +114,11 @@ def _unroll_stepwise(q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Ten
         x, H = append_attend_reduce(q[:, :, t], k[:, :, t], v[:, :, t], H, clock, now, in_place=t > 0)
         outputs.append(x[:, :, None])
     return torch.cat(outputs, dim=2), H
+
+
+def is_called_per_token(operator: Reduction) -> bool:
+    """Return True for an operator that is called once per token in each layer, also when many tokens are read at once."""
+    return operator.merges_values or is_solved_per_token(operator)
 
 
 def _reads_positions_only(H: MultiState) -> bool:

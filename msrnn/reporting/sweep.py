@@ -1,6 +1,6 @@
 """A resumable table: each table cell is saved as soon as it is finished, and a later run reuses it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from .resume import check_same_settings
 Row = TypeVar("Row")
 Item = TypeVar("Item")
 SETTINGS, CELLS = "settings.json", "cells"
-VERSION = 2
+VERSION = 3
 """Version of the files in the folder."""
 
 
@@ -59,6 +59,19 @@ class Sweep:
             with atomic_file(self._path(key)) as staged:
                 write_json(staged, {"key": key, "record": record})
         self._cells[key] = record
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._cells
+
+    def reused(self, keys: Iterable[str]) -> str:
+        """Return a sentence that states how many of the cells ``keys`` are taken from the folder; empty for a new folder."""
+        keys = list(keys)
+        taken = sum(key in self._cells for key in keys)
+        if self._folder is None or not self._cells:
+            return ""
+        others = len(self._cells) - taken
+        more = f"; {others} other cells there are of other code or other conditions" if others else ""
+        return f"{taken} of {len(keys)} cells taken from {self._folder}{more}"
 
     def pending(
         self, rows: Mapping[Row, Mapping[str, Item]], batch_size: int = 1, progress: bool = False

@@ -73,13 +73,21 @@ def load_operators(path: Path) -> ModuleType:
     try:
         exec(compile(source, str(path), "exec"), vars(module))
     except BaseException as error:
-        sys.modules.pop(name) if before is None else sys.modules.update({name: before})
+        _restore(name, before)
         if isinstance(error, KeyboardInterrupt):
             raise
         raise Error(f"{path}, line {_line(error, path)}: {_describe(error)}") from error
     if not any(isinstance(x, type) and issubclass(x, Reduction) and not _is_ours(x) for x in vars(module).values()):
+        _restore(name, before)
         raise Error(f"{path} defines no operator; expected a class that inherits from msrnn.Reduction")
     return module
+
+
+def _restore(name: str, module: ModuleType | None) -> None:
+    if module is None:
+        del sys.modules[name]
+    else:
+        sys.modules[name] = module
 
 
 def _is_ours(kind: type) -> bool:

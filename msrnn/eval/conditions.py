@@ -9,6 +9,7 @@ from ..argtypes import positive_int
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reductions.registry import parse_reduction
+from ..reductions.spec_strings import SPEC_NAMES
 from ..reductions.tova_paper import Full
 from ..reporting.sweep import Sweep
 from .digests import code_digest
@@ -37,7 +38,13 @@ class Condition:
 
     @classmethod
     def of(cls, operator: str, size: int | None, reduction: Reduction) -> "Condition":
-        """Return the condition with the digest of the code as it is now."""
+        """Return the condition with the digest of the code as it is now.
+
+        Raises:
+            Error: the operator has one size per layer, which no table column contains.
+        """
+        if isinstance(reduction.size, tuple):
+            raise Error(f"--operators has {reduction}; expected one size for all layers")
         return cls(operator, size, reduction, code_digest(reduction))
 
     @property
@@ -63,16 +70,17 @@ def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Con
         sizes: the sizes.
 
     Raises:
-        Error: a spec string is invalid, or a condition occurs twice.
+        Error: a spec string is invalid or has one size per layer, a condition occurs twice, or an operator is called truncated.
     """
+    if TRUNCATED in SPEC_NAMES:
+        raise Error(f"an operator is called {TRUNCATED!r}, the name of a baseline; expected another class name or spec name")
     found = list[Condition]()
     for operator in operators:
         if operator == TRUNCATED:
             found += [Condition.of(operator, size, Full()) for size in sizes]
         elif reduction := _complete(operator):
-            if isinstance(reduction.size, tuple):
-                raise Error(f"--operators has {operator}; expected one size for all layers")
-            found.append(Condition.of(operator, reduction.size, reduction))
+            size = reduction.size if isinstance(reduction.size, int) else None
+            found.append(Condition.of(operator, size, reduction))
         else:
             spec = operator if "SIZE" in operator else f"{operator}:SIZE"
             found += [Condition.of(operator, size, parse_reduction(spec.replace("SIZE", str(size)))) for size in sizes]

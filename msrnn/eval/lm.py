@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_text_arguments(parser, chunk=2048)
     add_condition_arguments(parser, (*CORE, TRUNCATED))
     parser.add_argument(
-        "--against", metavar="SPEC", default="tova", help="reference operator of the differences (default: tova)"
+        "--against", metavar="SPEC", help="reference operator of the differences (default: tova, or the first bounded operator)"
     )
     parser.add_argument("--batch", type=positive_int, metavar="B", default=1, help="batch size; use more on a GPU (default: 1)")
 
@@ -119,8 +119,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Score all chunks under all conditions."""
     conditions = parse_conditions(args.operators, args.sizes)
-    if args.against not in args.operators:
-        raise Error(f"--against is {args.against!r}; expected one of the operators, {', '.join(args.operators)}")
+    against = args.against or default_reference(conditions)
+    if against not in args.operators:
+        raise Error(f"--against is {against!r}; expected one of the operators, {', '.join(args.operators)}")
     chunks = inputs.chunks(args)
     inputs.check_memory(args.batch, [condition.size for condition in conditions], args.chunk)
     sweep = inputs.sweep(args.out, "lm", text=text_digest(chunks), chunk=args.chunk)
@@ -128,7 +129,14 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     for condition, batch in inputs.pending(sweep, rows, args.batch):
         for key, result in zip(batch, score_chunks(inputs.cell, list(batch.values()), condition), strict=True):
             sweep[key] = asdict(result)
-    return report(load_results(LMResult, sweep, rows), args.against)
+    return report(load_results(LMResult, sweep, rows), against)
+
+
+def default_reference(conditions: Sequence[Condition]) -> str:
+    """Return ``tova`` if it is one of the operators, otherwise the first bounded operator, otherwise the first."""
+    operators = [condition.operator for condition in conditions]
+    bounded = [condition.operator for condition in conditions if condition.size is not None and not condition.truncated]
+    return next(iter([x for x in operators if x == "tova"] + bounded + operators))
 
 
 def report(results: Sequence[LMResult], against: str) -> Report:

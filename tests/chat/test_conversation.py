@@ -196,7 +196,7 @@ def test_invalid_bytes_do_not_end_a_chat():
         (TEMPLATES["ChatML"], {"system": "\udc00"}, "expected text"),
         (TEMPLATES["ChatML"], {"temperature": 0.5}, "do_sample"),
         (TEMPLATES["ChatML"], {"max_new_tokens": -1}, "max_new_tokens"),
-        (TEMPLATES["ChatML"], {"reduction": "tova"}, "tova:<size>"),
+        (TEMPLATES["ChatML"], {"reduction": "tova"}, "tova:<size: int>"),
     ],
 )
 def test_invalid_settings_raise_in_the_constructor(template, settings, complaint):

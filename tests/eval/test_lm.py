@@ -192,7 +192,7 @@ def test_the_command_resumes_and_writes_a_complete_report(folder, book, tmp_path
         (["--operators", "sinks:SIZE:4", "--sizes", "4", "--against", "sinks:SIZE:4"], "Sinks: sinks is 4"),
         (["--operators", "tova:x"], "reduction 'tova:x': expected the form"),
         (["--operators", "tova", "tova:8"], "--operators has tova:8 twice"),
-        (["--operators", "full", "window"], "--against is 'tova'; expected one of the operators"),
+        (["--operators", "full", "window", "--against", "tova"], "--against is 'tova'; expected one of the operators"),
         (["--batch", "1000000000000"], "the machine has"),
         (["--out", "BINARY"], "cannot write"),
         (["--device", "abacus"], "device is 'abacus'"),

@@ -4,7 +4,6 @@ import io
 import json
 
 import pytest
-from support.tiny_models import tiny_cell
 from tqdm import tqdm
 
 import msrnn
@@ -56,7 +55,7 @@ def test_another_sweep_is_refused(tmp_path):
     with pytest.raises(msrnn.Error, match="with seed None; this one has 1"):
         Sweep(tmp_path, {"model": "a", "chunk": 8, "seed": 1})
     (tmp_path / "settings.json").write_text('{"model": "a", "chunk": 8}')
-    with pytest.raises(msrnn.Error, match=r"with version None; this one has 2 \(use a new folder\)"):
+    with pytest.raises(msrnn.Error, match=r"with version None; this one has 3 \(use a new folder\)"):
         Sweep(tmp_path, {"model": "a", "chunk": 8})
 
 
@@ -84,5 +83,23 @@ def test_a_damaged_cell_is_refused(tmp_path):
             Sweep(tmp_path, {})
 
 
-def test_digests_of_models_differ():
-    assert tiny_cell(0).fingerprint().digest() == tiny_cell(0).fingerprint().digest() != tiny_cell(1).fingerprint().digest()
+def test_reused_cells_are_counted(tmp_path):
+    sweep = Sweep(tmp_path, {})
+    assert sweep.reused(["a", "b"]) == ""
+    sweep["a"] = sweep["c"] = {"n": 1}
+    assert [key in sweep for key in "abc"] == [True, False, True]
+    again = Sweep(tmp_path, {})
+    assert (
+        again.reused(["a"]) == f"1 of 1 cells taken from {tmp_path}; 1 other cells there are of other code or other conditions"
+    )
+    assert again.reused(iter("abc")) == f"2 of 3 cells taken from {tmp_path}"
+    memory = Sweep(None, {})
+    memory["a"] = {"n": 1}
+    assert memory.reused(["a"]) == ""
+
+
+def test_cells_of_an_earlier_version_are_refused(tmp_path):
+    Sweep(tmp_path, {"chunk": 8})
+    (tmp_path / "settings.json").write_text('{"version": 2, "chunk": 8}')
+    with pytest.raises(msrnn.Error, match="with version 2; this one has 3"):
+        Sweep(tmp_path, {"chunk": 8})

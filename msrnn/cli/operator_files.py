@@ -64,7 +64,7 @@ def load_operators(path: Path) -> ModuleType:
     other = _origin(name)
     if other is not None and other != str(path):
         raise Error(f"{path}: a module called {name!r} exists already ({other}); expected another file name")
-    if str(path.parent) not in sys.path:  # last, so that no file beside it replaces a module of Python
+    if str(path.parent) not in sys.path:  # last, so that no file of the folder replaces a module of Python
         sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -81,6 +81,22 @@ def test_trained_bpe_agrees_with_tokenizers():
     assert TrainTokenizer.read(tokenizer.json).n_bytes.equal(tokenizer.n_bytes)
 
 
+def test_validation_starts_at_the_first_token_of_every_epoch():
+    data = TrainData.of(
+        "a" * 60 + "".join(map(chr, range(40, 100))), train_config(batch_size=2, chunk_length=10, val_fraction=0.5)
+    )
+    assert data.val.n_chunks == 2
+    for epoch in range(6):
+        assert data.val[2 * epoch].tokens[:, 0].tolist() == [40, 60]
+
+
+def test_a_bpe_without_merges_has_its_own_order_of_ids():
+    tokenizer = build_tokenizer("bpe:257", "")
+    assert len(tokenizer.n_bytes) == 256
+    assert tokenizer.encode("a€").tolist() == tokenizers.Tokenizer.from_buffer(tokenizer.json).encode("a€").ids
+    assert tokenizer.encode("a€").tolist() != list("a€".encode())
+
+
 def test_bpe_is_not_trained_on_the_validation_split():
     settings = train_config(tokenizer="bpe:280", val_fraction=0.5)
     data = TrainData.of("ab" * 1000 + "xyz " * 500, settings)

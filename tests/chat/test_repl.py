@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from support.command_line import PATIENCE
 from support.tiny_chat import tiny_chat
 from support.tiny_tokenizer import TEMPLATES, chat_cell, tiny_tokenizer
 
@@ -49,10 +50,10 @@ class Terminal:
         shell = ["sh", "-c", f'exec <>{os.ttyname(its)} >&0 2>&0; stty cols 500; exec "$@"', "sh", *command]
         self.process = subprocess.Popen(shell, start_new_session=True, env=ENVIRONMENT)
         self.file, self.shown = ours, ""
-        self.wait(PROMPT, 60)
+        self.wait(PROMPT)
         os.close(its)
 
-    def wait(self, pattern, timeout=30):
+    def wait(self, pattern, timeout=PATIENCE):
         """Read output until it contains ``pattern``; return the output since the last call."""
         end, text = time.monotonic() + timeout, ""
         while not re.search(pattern, text):
@@ -64,7 +65,7 @@ class Terminal:
                 time.sleep(0.01)
                 continue
             except OSError:  # the process has closed its side
-                assert self.process.wait(30) is not None
+                assert self.process.wait(PATIENCE) is not None
                 break
             text += new
         self.shown += text
@@ -92,7 +93,7 @@ class Terminal:
         self.wait("(?!)")
         assert "Traceback" not in self.shown
         assert "Error" not in self.shown
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_a_conversation_with_branches_and_files(terminal, plain, tmp_path):
     assert other.reply(LINES[2]) == reply(chat, LINES[2])
     other.type("/quit\n")
     other.wait("(?!)")
-    assert other.process.wait(30) == 0
+    assert other.process.wait(PATIENCE) == 0
 
 
 def test_ctrl_c_stops_the_reply_and_not_the_chat(terminal):
@@ -178,7 +179,7 @@ def test_ctrl_c_twice_at_the_prompt_exits(terminal):
     session.wait(PROMPT)
     session.type("\x03")
     assert "stopped" in session.wait("(?!)")
-    assert session.process.wait(30) == 130
+    assert session.process.wait(PATIENCE) == 130
     assert "Traceback" not in session.shown
 
 
@@ -190,7 +191,7 @@ def test_a_reply_at_the_token_limit_is_noted(terminal):
 
 def piped(folder, text, *args):
     command = [sys.executable, "-m", "msrnn", "chat", str(folder), "--reduction", "tova:24", "--max-new-tokens", "20", *args]
-    return subprocess.run(command, input=text, capture_output=True, timeout=120, env=ENVIRONMENT)
+    return subprocess.run(command, input=text, capture_output=True, timeout=PATIENCE, env=ENVIRONMENT)
 
 
 def test_lines_from_a_pipe(folder, plain):

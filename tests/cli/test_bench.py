@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from support.benchmarks import command
+from support.command_line import PATIENCE
 
 import converters
 from msrnn.bench.report import markdown
@@ -131,7 +132,7 @@ def test_ctrl_c_prints_what_was_measured(folder, tmp_path):
         while not (workers := children.read_text().split()):
             assert running.poll() is None
         os.killpg(running.pid, signal.SIGINT)
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130
     assert err.strip() == "stopped"
     assert "H after 32 tokens, window:8" in out
@@ -139,7 +140,7 @@ def test_ctrl_c_prints_what_was_measured(folder, tmp_path):
     written = json.loads((tmp_path / "b.json").read_text())
     assert written["complete"] is False
     assert len(written["rows"]) == 3
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while any(Path(f"/proc/{worker}").exists() for worker in workers):  # the workers are killed
         assert time.monotonic() < end
         time.sleep(0.1)

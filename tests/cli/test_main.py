@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from support.command_line import PROMPT, start
+from support.command_line import PATIENCE, PROMPT, start
 
 from msrnn.cli.main import main
 
@@ -46,7 +46,7 @@ def test_ctrl_c_prints_the_summary(gguf_path):
         os.read(process.stdout.fileno(), 1)  # waits for the first text
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert b"Traceback" not in err
     assert b"generated at" in err
@@ -58,7 +58,7 @@ def test_closed_pipe_ends_the_command_without_a_message(gguf_path):
         assert os.read(process.stdout.fileno(), 1)
         process.stdout.close()
         err = process.stderr.read()
-        assert process.wait(30) == 1
+        assert process.wait(PATIENCE) == 1
     assert b"Traceback" not in err
     assert b"BrokenPipe" not in err
 
@@ -66,7 +66,7 @@ def test_closed_pipe_ends_the_command_without_a_message(gguf_path):
 def test_full_disk_is_one_sentence(gguf_path):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "msrnn", "generate", str(gguf_path), "--prompt", PROMPT, "--max-new-tokens", "2"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "cannot write the output" in done.stderr

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from support.command_line import PATIENCE
 from support.tables import unpadded
 from support.tiny_models import assert_same, tiny_cell
 
@@ -42,7 +43,7 @@ def start(model, out, clock):
     process = subprocess.Popen(
         [sys.executable, "-m", "msrnn", *command(model, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    for _ in range(6000):
+    for _ in range(100 * PATIENCE):
         if process.poll() is not None or ((out / STATE).exists() and int(final_state(out).clock) > clock):
             return process
         time.sleep(0.01)
@@ -72,7 +73,7 @@ def test_run_killed_at_random_moments_equals_an_uninterrupted_run(model, tmp_pat
 def test_ctrl_c_states_how_to_resume(model, tmp_path):
     with start(model, tmp_path, 0) as process:
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert f"the same command resumes from the last saved state in {tmp_path}" in err

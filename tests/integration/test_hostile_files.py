@@ -33,13 +33,13 @@ def made(tmp_path):
 
 @pytest.fixture
 def time_limit():
-    """Fail the test after five seconds."""
+    """Fail the test after a minute."""
 
     def stop(*_):
-        raise AssertionError("no end after 5 seconds")
+        raise AssertionError("no end after a minute")
 
     signal.signal(signal.SIGALRM, stop)
-    signal.alarm(5)
+    signal.alarm(60)
     yield
     signal.alarm(0)
 

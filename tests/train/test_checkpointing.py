@@ -14,6 +14,7 @@ from types import MappingProxyType
 import pytest
 import torch
 from matplotlib.image import imread
+from support.command_line import PATIENCE
 from support.figures import record_figures
 from support.training import DECODER, MODEL, train_config, words
 
@@ -280,7 +281,7 @@ def test_a_config_is_a_preset_or_a_file(tmp_path):
 def started(arguments, out, before):
     """Start a run in a new process and return it after more than ``before`` steps."""
     process = subprocess.Popen([sys.executable, "-m", "msrnn", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    for _ in range(6000):
+    for _ in range(100 * PATIENCE):
         if process.poll() is not None or steps(out) > before:
             return process
         time.sleep(0.01)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, check_device, check_dtype
+from .evicted import evicted_positions
 from .fingerprint import Fingerprint
 from .multistate import MultiState
 from .position_remapping import PositionRemapping
@@ -114,6 +115,18 @@ class State:
     def requires_grad(self) -> bool:
         """True if gradients can flow back into this state."""
         return any(x.requires_grad for H in self._held for x in H.rows.values())
+
+    def evicted_since(self, before: "State") -> list[Tensor]:
+        """Return the positions that were evicted since ``before``, an earlier state of the same sequences.
+
+        Returns:
+            Per layer ``(B, K, M)`` int64: ascending positions, then −1 where a head has fewer than M. A token that was read
+            since ``before`` and is evicted already is included.
+
+        Raises:
+            Error: ``before`` is no earlier state of the same sequences.
+        """
+        return evicted_positions(list(before), list(self))
 
     # Change.
 

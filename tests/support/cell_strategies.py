@@ -10,7 +10,6 @@ from support.tiny_models import ROPES, random_tokens, tiny_cell
 from torch import Tensor
 
 from msrnn import H2O, TOVA, Full, Reduction, Sinks, Window
-from msrnn.layers.rotary import ROPE_TYPES
 from msrnn.state.state import State
 
 OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per_head=False), TOVA(4), TOVA(4, per_head=True)]
@@ -55,7 +54,7 @@ def cells(draw):
         n_kv_heads=kv_heads,
         head_dim=draw(st.sampled_from([4, 6])),
         tied=draw(st.booleans()),
-        rope=ROPES[draw(st.sampled_from(sorted(ROPE_TYPES)))],
+        rope=draw(st.sampled_from([*ROPES.values()])),
         sliding_window=draw(st.sampled_from([None, None, 1, 4])),
     )
     size = st.integers(1, 7)

@@ -17,7 +17,7 @@ from ..tokenization import bpe
 from .config import config_from_gguf
 from .header import Header, read_header
 from .rope import ROPE_FREQS
-from .tensors import check_offsets, read_tensor
+from .tensors import check_offsets, is_scale, read_scaled
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,9 +49,9 @@ def open_checkpoint(path: Path) -> Source:
     config = config_from_gguf(header)
     check_offsets(header)
     tensors = {
-        NAMES.to_msrnn(name): LazyTensor(info.shape, torch.float32, partial(read_tensor, header, name))
+        NAMES.to_msrnn(name): LazyTensor(info.shape, torch.float32, partial(read_scaled, header, name))
         for name, info in header.tensors.items()
-        if name != ROPE_FREQS and not is_buffer(name)
+        if name != ROPE_FREQS and not is_buffer(name) and not is_scale(header, name)
     }
     return Source(config, half_split_qk(tensors, config), LazyFiles(partial(_extra_files, header)))
 

@@ -11,8 +11,14 @@ from msrnn.errors import Error
 
 from .header import Header
 
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-"""The quantisation types that can be read."""
+TYPES = (
+    *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+    *("TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
+)
+"""The quantisation types that can be read: all that the gguf package dequantises."""
+SCALE = ".scale"
+"""Suffix of the factor of a whole matrix, ``(1,)``, which NVFP4 files have."""
 CHUNK = 2**22
 """Number of values that are dequantised at once, because the gguf package makes several copies of its input."""
 
@@ -29,6 +35,23 @@ def read_tensor(header: Header, name: str) -> Tensor:
     return torch.from_numpy(values.reshape(info.shape))
 
 
+def read_scaled(header: Header, name: str) -> Tensor:
+    """Return one tensor as :func:`read_tensor` does, multiplied by its ``scale`` if the file has one."""
+    x, scale = read_tensor(header, name), scale_of(name)
+    return x * read_tensor(header, scale) if scale in header.tensors else x
+
+
+def scale_of(name: str) -> str:
+    """Return the name of the scale of a weight."""
+    return name.removesuffix(".weight") + SCALE
+
+
+def is_scale(header: Header, name: str) -> bool:
+    """Return True for the scale of a matrix of the file."""
+    weight = header.tensors.get(name.removesuffix(SCALE) + ".weight")
+    return name.endswith(SCALE) and weight is not None and len(weight.shape) == 2 and header.tensors[name].shape == (1,)
+
+
 def byte_count(header: Header, name: str) -> int:
     """Return the number of bytes of a tensor.
 
@@ -39,7 +62,9 @@ def byte_count(header: Header, name: str) -> int:
     ggml_type = {int(x): x for x in gguf.GGMLQuantizationType}.get(info.ggml_type)
     if ggml_type is None or ggml_type.name not in TYPES:
         label = info.ggml_type if ggml_type is None else ggml_type.name
-        raise Error(f"{path}: tensor {name} is quantised as {label}; expected one of {', '.join(TYPES)}")
+        raise Error(
+            f"{path}: tensor {name} is quantised as {label}; expected one of {', '.join(TYPES)}; take another file of the model"
+        )
     block_values, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
     if info.shape[-1] % block_values:
         raise Error(

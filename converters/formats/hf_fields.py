@@ -82,8 +82,8 @@ def check_other_fields(config: Mapping[str, Any]) -> None:
         )
 
 
-def check_quantisation(config: Mapping[str, Any]) -> None:
-    """Refuse quantised weights.
+def check_quantisation(config: Mapping[str, Any], where: str = "config.json") -> None:
+    """Refuse quantised weights; ``where`` is the file, for the message.
 
     Raises:
         Error: with the method (gptq, awq, bitsandbytes, fp8, …).
@@ -92,6 +92,6 @@ def check_quantisation(config: Mapping[str, Any]) -> None:
         if value := config.get(name):
             method = value.get("quant_method") if isinstance(value, Mapping) else None
             raise Error(
-                f"config.json: {name} is {(method or value)!r:.60}; expected weights that are not quantised; take the original "
+                f"{where}: {name} is {(method or value)!r:.60}; expected weights that are not quantised; take the original "
                 "model (float32, float16 or bfloat16), or a GGUF file of it"
             )

@@ -6,6 +6,7 @@ Meta splits its larger models for several devices (model parallelism). Every fil
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..files.shards import has, open_shards
 from ..files.torch_files import open_pickle
 from ..row_order import half_split_qk
 from ..source import NameTable
+from .hf_fields import check_quantisation
 
 PARAMS = "params.json"
 SAFETENSORS, PICKLE = "consolidated.safetensors", "consolidated.00.pth"
@@ -42,15 +44,22 @@ ModelParallelShards = Sequence[Mapping[str, LazyTensor]]
 """The tensors of each model-parallel file by the format's names."""
 
 
-def read_params(folder: Path, known: set[str]) -> Fields:
+def read_params(folder: Path, known: set[str], neutral: Mapping[str, tuple[Any, ...]] | None = None) -> Fields:
     """Return the fields of ``params.json``.
 
+    Args:
+        folder: has the file.
+        known: names of fields that are read.
+        neutral: values of other fields that mean a plain decoder.
+
     Raises:
-        Error: the file is damaged or has a field that is not ``known``, which means another kind of model.
+        Error: the file is damaged or has another field that is not null or false, which means another kind of model.
     """
     params = read_json(folder / PARAMS)
+    check_quantisation(params, PARAMS)
     for name, value in params.items():
-        if name not in known and value not in (None, False):
+        off = (None, *(neutral or {}).get(name, (False,)))
+        if name not in known and value not in off:
             raise Error(f"{PARAMS}: {name} is {value!r:.60}, which this library does not support; expected a plain decoder")
     return Fields(params, PARAMS)
 

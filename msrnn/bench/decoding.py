@@ -47,7 +47,7 @@ class Continuation(NamedTuple):
         pool.add(self.ids)
         last = torch.tensor([self.ids[-1:]], device=self.state.clock.device)
         limits = {"max_new_tokens": MAX_NEW_TOKENS, "eos_token_id": self.cell.config.eos_token_ids}
-        new, _, stats = lookahead(self.cell, last, self.state, pool=pool, **method, **limits)
+        new, _, _, stats = lookahead(self.cell, last, self.state, pool=pool, **method, **limits)
         return new[0].tolist(), stats.tokens_per_step
 
 

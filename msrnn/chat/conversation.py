@@ -7,7 +7,7 @@ checkpoint with ids that are a prefix of the new rendering.
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..state.state import State
 from ..text.chat_template import ChatTemplate, Message
-from ..text.detokenizer import StreamingDetokenizer
+from ..text.stop_strings import StreamedText, as_stop_strings
 from .history import CHECKPOINTED_TURNS, Branch, Checkpoint, load_branch, require_text
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class ReplyStats:
         reread_tokens: tokens of earlier turns among them, read again because the template rendered them differently.
         completion_tokens: tokens generated.
         forward_passes: forward passes that generated them.
-        finished: True if the reply ended with an end token; False if it was stopped or reached ``max_new_tokens``.
+        finished: True if the reply ended with an end token or a stop string; False if it was interrupted or reached
+            ``max_new_tokens``.
         seconds: time of generation.
     """
 
@@ -53,9 +54,14 @@ class ReplyStats:
 
 
 class TextChunk(str):
-    """Text of one forward pass, which generated ``n_tokens`` tokens."""
+    """Text of one forward pass, which generated ``n_tokens`` tokens; with 0 the text that was held back until the end."""
 
     n_tokens: int
+
+    def __new__(cls, text: str, n_tokens: int) -> "TextChunk":
+        chunk = super().__new__(cls, text)
+        chunk.n_tokens = n_tokens
+        return chunk
 
 
 class Chat:
@@ -68,6 +74,7 @@ class Chat:
         system: the system prompt.
         max_new_tokens: maximum number of tokens of a reply.
         decode: ``plain``, ``jacobi`` or ``lookahead``. The replies are the same; the last two need fewer forward passes.
+        stop: one string or several that end a reply, as in :func:`msrnn.stream`. The text of the reply ends before it.
         sampling: ``do_sample``, ``temperature``, ``top_k``, ``top_p`` and ``generator`` of :func:`msrnn.stream`.
 
     Attributes:
@@ -87,10 +94,11 @@ class Chat:
         system: str | None = None,
         max_new_tokens: int = 512,
         decode: str = "plain",
+        stop: str | Sequence[str] | None = None,
         **sampling: Any,
     ):
         self.cell, self.tokenizer, self.max_new_tokens = cell, tokenizer, max_new_tokens
-        self.decode, self.sampling = decode, sampling
+        self.decode, self.stop, self.sampling = decode, as_stop_strings(stop), sampling
         self._pool = NgramPool()  # of the whole conversation
         template = cell.extra_files.get("chat_template.jinja")
         if template is None:
@@ -140,26 +148,28 @@ class Chat:
         prompt = Checkpoint(ids[:-1], state, len(messages) + 1)
         if self.decode == "lookahead":
             self._pool.add(new[0].tolist())
-        detokenize, generated, chunks = StreamingDetokenizer(self.tokenizer), list[int](), list[TextChunk]()
+        generated, chunks = list[int](), list[TextChunk]()
+        shown = StreamedText(self.tokenizer, self.stop, context=ids[-1:], starts_text=True)
         stream = self._stream(new[:, -1:], state)
         start, passes = time.perf_counter(), 0
         try:
-            for tokens, after in stream:
-                generated += tokens
-                state = after  # last, because an interrupt can come between the two statements
+            for step in stream:
+                generated += step.tokens
+                state = step.state  # last, because an interrupt can come between the two statements
                 passes += 1
-                chunk = TextChunk("".join(detokenize(token) for token in tokens if token not in self._end_ids))
-                if chunk:
-                    chunk.n_tokens = len(tokens)
-                    chunks.append(chunk)
-                    yield chunk
+                if text := "".join(shown(token) for token in step.tokens if token not in self._end_ids):
+                    chunks.append(TextChunk(text, len(step.tokens)))
+                    yield chunks[-1]
+            if text := shown.flush():
+                chunks.append(TextChunk(text, 0))
+                yield chunks[-1]
         finally:
             if (count := int(state.clock) - len(ids)) > 0:  # number of generated tokens that the state has read
                 answer = Checkpoint((*ids, *generated[:count]), state, len(messages) + 1)
                 messages = (*messages, {"role": "assistant", "content": "".join(chunks)})
                 self.branches[name] = Branch(messages, (*checkpoints, prompt, answer))
                 reread = len(branch.checkpoints[-1].ids) - len(known.ids)
-                finished, seconds = generated[count - 1] in self._end_ids, time.perf_counter() - start
+                finished, seconds = shown.stopped or generated[count - 1] in self._end_ids, time.perf_counter() - start
                 self.last_reply = ReplyStats(new.shape[1], reread, count, passes, finished, seconds)
 
     def undo(self) -> None:
@@ -214,6 +224,7 @@ class Chat:
 
     def _stream(self, tokens: torch.Tensor, state: State) -> Iterator[StreamedTokens]:
         settings = {"max_new_tokens": self.max_new_tokens, "eos_token_id": self._end_ids, **self.sampling}
+        settings |= {"stop": self.stop, "tokenizer": self.tokenizer}
         return stream_by_method(self.cell, tokens, state, self.decode, self._pool, **settings)
 
     def _encode(self, text: str) -> tuple[int, ...]:

@@ -2,35 +2,84 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypedDict, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error, check_int, is_int
 from ..state.state import State
-from .sampling import Sampler, as_python_number, make_sampler
+from .endings import Endings
+from .prompt import Start, read_prompt
+from .sampling import Sampler, make_sampler
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class GenerationSettings(TypedDict, total=False):
     """Optional keyword arguments that all decoding functions share; :func:`generate` documents them."""
 
+    logits: Tensor | None
     lengths: Tensor | None
     do_sample: bool
     temperature: float
     top_k: int | None
     top_p: float | None
     eos_token_id: int | Sequence[int] | None
+    stop: str | Sequence[str] | None
+    tokenizer: "tokenizers.Tokenizer | None"
     generator: torch.Generator | None
+
+
+class Generated(NamedTuple):
+    """Result of :func:`generate`.
+
+    Attributes:
+        tokens: the new tokens, ``(B, N)`` int64.
+        state: H after the prompt and all new tokens.
+        logits: ``(B, V)``, of the token after those that the state has read.
+    """
+
+    tokens: Tensor
+    state: State
+    logits: Tensor
+
+
+class StreamedToken(tuple[Tensor, State]):
+    """One item of :func:`stream`: ``token (B,), state = item``.
+
+    Attributes:
+        token: ``(B,)`` int64.
+        state: H after the token.
+        logits: ``(B, V)``, of the token after it. With ``state`` it continues decoding.
+    """
+
+    logits: Tensor
+
+    def __new__(cls, token: Tensor, state: State, logits: Tensor) -> "StreamedToken":
+        item = super().__new__(cls, (token, state))
+        item.logits = logits
+        return item
+
+    @property
+    def token(self) -> Tensor:
+        """The token ``(B,)``."""
+        return self[0]
+
+    @property
+    def state(self) -> State:
+        """H after the token."""
+        return self[1]
 
 
 @torch.no_grad()
 def generate(
     cell: Cell,
-    tokens: Tensor,
+    tokens: Tensor | None = None,
     state: State | None = None,
     *,
+    logits: Tensor | None = None,
     max_new_tokens: int,
     lengths: Tensor | None = None,
     do_sample: bool = False,
@@ -38,39 +87,57 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     eos_token_id: int | Sequence[int] | None = None,
+    stop: str | Sequence[str] | None = None,
+    tokenizer: "tokenizers.Tokenizer | None" = None,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, State]:
+) -> Generated:
     """Read a prompt and generate its continuation. No graph is built, and ``state`` is not modified.
+
+    To continue later, pass the ``state`` and the ``logits`` of the result and no tokens: 10 tokens followed by 10 tokens equal
+    20 tokens.
 
     Args:
         cell: the cell.
         tokens: the prompt, ``(B, T)`` int64 with T at least 1. Prompts of different lengths are padded on the right.
         state: H before the prompt. None is ``cell.initial_state(B)``.
+        logits: in place of a prompt, the logits ``(B, V)`` of the next token, which belong to ``state``: from a step, from
+            ``logits[:, -1]`` of a call, or from an earlier result.
         max_new_tokens: maximum number of tokens to generate.
         lengths: lengths of the prompts without padding, ``(B,)`` int64, each at least 1.
         do_sample: sample from the distribution; otherwise the most likely token is taken.
         temperature, top_k, top_p: change the distribution, in this order; they require ``do_sample``.
-        eos_token_id: one id or several that end a row. With None no row ends. A finished row repeats its eos.
+        eos_token_id: one id or several that end a row. With None no row ends. A finished row repeats its last token.
+        stop: one string or several that end a row, as ``stop_strings`` of transformers: the row ends with the token that
+            completes the string. The string may begin in the prompt. Special tokens are part of the text.
+        tokenizer: the tokenizer for ``stop``. None is the one in the model folder.
         generator: the random generator for sampling.
 
     Returns:
-        The new tokens ``(B, N)`` int64 and the state. N is below ``max_new_tokens`` only if all rows are finished. The state
-        has read the prompt and all new tokens, of a finished row up to its eos. Decoding can continue from it.
+        The new tokens ``(B, N)`` int64, the state, and the logits ``(B, V)`` of the next token. N is below ``max_new_tokens``
+        only if all rows are finished. The state has read the prompt and all new tokens, of a finished row up to its end.
 
     Raises:
-        Error: the prompt is empty, a setting is out of range or needs ``do_sample``; also the errors of :meth:`Cell.forward`.
+        Error: the prompt is empty, there is neither a prompt nor logits or both, the logits do not fit the state, a setting is
+            out of range or needs ``do_sample``; also the errors of :meth:`Cell.forward`.
     """
-    sampler, eos = make_sampler(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
-    logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
-    new = [token for token, _ in _decode(cell.step_, logits, state, sampler, eos, max_new_tokens)]  # step_ updates `state`
-    return torch.stack(new, dim=1) if new else tokens[:, :0], state
+    sampler, endings = (
+        make_sampler(do_sample, temperature, top_k, top_p, generator),
+        Endings(cell, eos_token_id, stop, tokenizer),
+    )
+    start = read_prompt(cell, tokens, state, logits, lengths, max_new_tokens)
+    new, state, logits = [], start.state, start.logits
+    for step in _decode(cell.step_, start, sampler, endings, max_new_tokens):  # step_ updates `state`
+        new.append(step.token)
+        logits = step.logits
+    return Generated(torch.stack(new, dim=1) if new else state.clock.new_empty(len(logits), 0), state, logits)
 
 
 def stream(
     cell: Cell,
-    tokens: Tensor,
+    tokens: Tensor | None = None,
     state: State | None = None,
     *,
+    logits: Tensor | None = None,
     max_new_tokens: int,
     lengths: Tensor | None = None,
     do_sample: bool = False,
@@ -78,71 +145,50 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     eos_token_id: int | Sequence[int] | None = None,
+    stop: str | Sequence[str] | None = None,
+    tokenizer: "tokenizers.Tokenizer | None" = None,
     generator: torch.Generator | None = None,
-) -> Iterator[tuple[Tensor, State]]:
+) -> Iterator[StreamedToken]:
     """Yield the tokens of :func:`generate` one at a time, as ``(token (B,), state)``; the state has read the token.
 
     The arguments and errors are those of :func:`generate`. Every state is a separate value: it can be kept, and decoding can
-    branch from it.
+    branch from it. Each item also has ``item.logits``, so that decoding can continue: ``generate(cell, state=item.state,
+    logits=item.logits, …)``.
     """
-    sampler, eos = make_sampler(do_sample, temperature, top_k, top_p, generator), eos_ids(cell, eos_token_id)
+    sampler, endings = (
+        make_sampler(do_sample, temperature, top_k, top_p, generator),
+        Endings(cell, eos_token_id, stop, tokenizer),
+    )
     with torch.no_grad():
-        logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
-    return _decode(cell.step, logits, state, sampler, eos, max_new_tokens)
+        start = read_prompt(cell, tokens, state, logits, lengths, max_new_tokens)
+    return _decode(cell.step, start, sampler, endings, max_new_tokens)
 
 
 def _decode(
     step: Callable[..., tuple[Tensor, State]],
-    logits: Tensor,
-    state: State,
+    start: Start,
     sampler: Sampler,
-    eos: Tensor,
+    endings: Endings,
     max_new_tokens: int,
-) -> Iterator[tuple[Tensor, State]]:
-    """Yield each sampled token ``(B,)`` with the state that has read it. A finished row repeats its eos without reading it."""
-    last_token = finished = None
+) -> Iterator[StreamedToken]:
+    """Yield each sampled token ``(B,)`` with the state that has read it. A finished row repeats its last token unread."""
+    logits, state = start.logits, start.state
+    ended = endings.start(start)
+    token = torch.tensor([i or 0 for i in ended], device=logits.device)
+    finished = None  # (B,) bool; None while no row is finished: the step then needs no mask
+    if any(i is not None for i in ended):
+        finished = torch.tensor([i is not None for i in ended], device=logits.device)
     for _ in range(max_new_tokens):
-        token = sampler(logits)
-        if last_token is not None and finished is not None:
-            token = torch.where(finished, last_token, token)
+        if finished is not None and finished.all():
+            return
+        sampled = sampler(logits)
+        token = sampled if finished is None else torch.where(finished, token, sampled)
         with torch.no_grad():  # not around the yield, because the caller's gradient mode must not change
-            logits, state = step(token, state, active=None if finished is None else ~finished)
-        yield token, state
-        if eos.numel():
-            is_eos = torch.isin(token, eos.to(token.device))
-            if finished is not None or is_eos.any():  # until a row is finished, the step needs no mask
-                last_token, finished = token, is_eos if finished is None else finished | is_eos
-                if finished.all():
-                    return
-
-
-def read_prompt(
-    cell: Cell, tokens: Tensor, state: State | None, lengths: Tensor | None, max_new_tokens: int
-) -> tuple[Tensor, State]:
-    """Check the arguments of :func:`generate`, and read the prompt; return the last logits ``(B, V)`` and the state."""
-    check_int("max_new_tokens", as_python_number(max_new_tokens), at_least=0)
-    if isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.shape[1] == 0:
-        raise Error("the prompt is empty; expected at least one token")
-    if isinstance(lengths, Tensor) and lengths.dtype == torch.int64 and (lengths < 1).any():
-        raise Error(f"lengths are {lengths.tolist()}; expected at least one token per prompt")
-    logits, state = cell(tokens, state, lengths=lengths, last_only=True)
-    return logits, state.detach() if state.requires_grad else state  # rows from parameters carry a graph
-
-
-def eos_ids(cell: Cell, eos_token_id: int | Sequence[int] | None) -> Tensor:
-    """Return ``eos_token_id`` as ``(n,)`` int64.
-
-    Raises:
-        Error: an id is not an int or is outside the vocabulary.
-    """
-    if isinstance(eos_token_id, Tensor):
-        eos_token_id = eos_token_id.flatten().tolist()
-    values = [] if eos_token_id is None else list(eos_token_id) if isinstance(eos_token_id, Sequence) else [eos_token_id]
-    ids = [as_python_number(value) for value in values]
-    for i in ids:
-        if not is_int(i) or not 0 <= i < cell.config.vocab_size:
-            raise Error(f"eos_token_id is {i!r}; expected ids below {cell.config.vocab_size}, the vocabulary size")
-    return torch.tensor(ids, dtype=torch.int64)
+            after, state = step(token, state, active=None if finished is None else ~finished)
+        logits = after if finished is None else torch.where(finished[:, None], logits, after)
+        finished = endings.update(token, finished)
+        state.recent_tokens = endings.recent_tokens(token, token.device)
+        yield StreamedToken(token, state, logits)
 
 
 Decoder = TypeVar("Decoder", bound=Callable[..., object])

@@ -19,15 +19,16 @@ DECODING_METHODS = ("plain", "jacobi", "lookahead")
 
 
 class StreamedTokens(NamedTuple):
-    """Tokens of one forward pass, and the state that has read them."""
+    """Tokens of one forward pass, the state that has read them, and the logits ``(1, V)`` of the next token."""
 
     tokens: list[int]
     state: State
+    logits: Tensor
 
 
 def stream_by_method(
     cell: Cell,
-    tokens: Tensor,
+    tokens: Tensor | None,
     state: State,
     method: str,
     pool: NgramPool | None = None,
@@ -35,7 +36,7 @@ def stream_by_method(
     max_new_tokens: int,
     **settings: "Unpack[GenerationSettings]",
 ) -> Iterator[StreamedTokens]:
-    """Generate a continuation of ``tokens (1, T)``, one forward pass at a time.
+    """Generate a continuation of ``tokens (1, T)``, or from ``logits (1, V)``, one forward pass at a time.
 
     Args:
         cell, tokens, state, max_new_tokens: see :func:`msrnn.stream`.
@@ -50,9 +51,9 @@ def stream_by_method(
         raise Error(f"decode is {method!r:.60}; expected one of {', '.join(DECODING_METHODS)}")
     if method == "plain":
         plain = stream(cell, tokens, state, max_new_tokens=max_new_tokens, **settings)
-        return (StreamedTokens([int(token)], after) for token, after in plain)
+        return (StreamedTokens([int(step.token)], step.state, step.logits) for step in plain)
     if method == "jacobi":
         passes = stream_jacobi(cell, tokens, state, max_new_tokens=max_new_tokens, **settings)
     else:
         passes = stream_lookahead(cell, tokens, state, max_new_tokens=max_new_tokens, pool=pool, **settings)
-    return (StreamedTokens(accepted.tokens[0], accepted.state) for accepted in passes)
+    return (StreamedTokens(accepted.tokens[0], accepted.state, accepted.logits) for accepted in passes)

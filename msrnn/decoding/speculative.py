@@ -5,7 +5,6 @@ in one forward pass and accepts the correct tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,59 +14,33 @@ from ..cell.cell import Cell
 from ..errors import Error, check_int
 from ..state.state import State
 from .drafters import JacobiDrafter, NgramDrafter
-from .generate import GenerationSettings, eos_ids, list_shared_settings, read_prompt
+from .endings import Endings
+from .generate import GenerationSettings, list_shared_settings
 from .ngram_pool import NgramPool
+from .prompt import Start, read_prompt
 from .sampling import as_python_number, make_sampler
 from .speculation_controller import SpeculationController
+from .speculation_result import SpeculativelyGenerated, collect
 from .verification import Accepted, Drafter, draft_and_verify
 
 if TYPE_CHECKING:
+    import tokenizers
     from typing_extensions import Unpack
 
 DEFAULT_WINDOW, DEFAULT_NGRAM = 0, 13
 """Fast on a CPU, where a forward pass of 12 tokens takes little longer than one of a single token."""
 
 
-@dataclass(frozen=True)
-class SpeculationStats:
-    """Counts per forward pass after the prompt, called a step here.
-
-    Attributes:
-        accepted: new tokens, ``(steps, B)`` int64; 0 once a row is finished.
-        tokens_read: tokens read, drafts included, ``(steps, B)`` int64.
-        accepted_from_pool: new tokens that were drafted from the pool, ``(steps, B)`` int64.
-    """
-
-    accepted: Tensor
-    tokens_read: Tensor
-    accepted_from_pool: Tensor
-
-    @property
-    def steps(self) -> int:
-        """Number of forward passes."""
-        return len(self.accepted)
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Mean number of new tokens per forward pass of an unfinished row; 1 for plain decoding."""
-        return float(self.accepted.sum()) / max(1, int((self.accepted > 0).sum()))
-
-    @property
-    def hits(self) -> int:
-        """Number of forward passes, summed over the rows, that accepted a draft from the pool."""
-        return int((self.accepted_from_pool > 0).sum())
-
-
 @list_shared_settings
 def jacobi(
     cell: Cell,
-    tokens: Tensor,
+    tokens: Tensor | None = None,
     state: State | None = None,
     *,
     max_new_tokens: int,
     block: int = 8,
     **settings: "Unpack[GenerationSettings]",
-) -> tuple[Tensor, State, SpeculationStats]:
+) -> SpeculativelyGenerated:
     """Generate by fixed-point iteration on a block of drafted tokens (Jacobi decoding, arXiv:2305.10427).
 
     Each forward pass replaces every token of the block by the model's prediction after the tokens before it. After j forward
@@ -80,19 +53,19 @@ def jacobi(
         settings: the other arguments of :func:`msrnn.generate`.
 
     Returns:
-        The new tokens ``(B, N)`` int64 and the state, as :func:`msrnn.generate` returns them, and the
+        The new tokens ``(B, N)`` int64, the state and the logits ``(B, V)``, as :func:`msrnn.generate` returns them, and the
         :class:`SpeculationStats`.
 
     Raises:
         Error: ``block`` is below 1; also the errors of :func:`msrnn.generate`.
     """
-    return _collect(tokens, *_start(cell, tokens, state, max_new_tokens, _jacobi_drafter(block), in_place=True, **settings))
+    return collect(*_start(cell, tokens, state, max_new_tokens, _jacobi_drafter(block), in_place=True, **settings))
 
 
 @list_shared_settings
 def stream_jacobi(
     cell: Cell,
-    tokens: Tensor,
+    tokens: Tensor | None = None,
     state: State | None = None,
     *,
     max_new_tokens: int,
@@ -109,7 +82,7 @@ def stream_jacobi(
 @list_shared_settings
 def lookahead(
     cell: Cell,
-    tokens: Tensor,
+    tokens: Tensor | None = None,
     state: State | None = None,
     *,
     max_new_tokens: int,
@@ -118,7 +91,7 @@ def lookahead(
     guesses: int | Literal["auto"] = "auto",
     pool: NgramPool | None = None,
     **settings: "Unpack[GenerationSettings]",
-) -> tuple[Tensor, State, SpeculationStats]:
+) -> SpeculativelyGenerated:
     """Generate by lookahead decoding (arXiv:2402.02057): drafts are n-grams of the prompt, the answer and trajectories.
 
     Each forward pass verifies up to ``guesses`` n-grams that match the end of the text. It also extends ``window`` trajectories
@@ -139,7 +112,7 @@ def lookahead(
         settings: the other arguments of :func:`msrnn.generate`.
 
     Returns:
-        The new tokens ``(B, N)`` int64 and the state, as :func:`msrnn.generate` returns them, and the
+        The new tokens ``(B, N)`` int64, the state and the logits ``(B, V)``, as :func:`msrnn.generate` returns them, and the
         :class:`SpeculationStats`.
 
     Raises:
@@ -147,13 +120,13 @@ def lookahead(
             the errors of :func:`msrnn.generate`.
     """
     factory = _ngram_drafter(cell, window, ngram, guesses, pool)
-    return _collect(tokens, *_start(cell, tokens, state, max_new_tokens, factory, in_place=True, **settings))
+    return collect(*_start(cell, tokens, state, max_new_tokens, factory, in_place=True, **settings))
 
 
 @list_shared_settings
 def stream_lookahead(
     cell: Cell,
-    tokens: Tensor,
+    tokens: Tensor | None = None,
     state: State | None = None,
     *,
     max_new_tokens: int,
@@ -202,34 +175,23 @@ def _ngram_drafter(cell: Cell, window: int, ngram: int, guesses: int | str, pool
 
 def _start(
     cell: Cell,
-    tokens: Tensor,
+    tokens: Tensor | None,
     state: State | None,
     max_new_tokens: int,
     factory: DrafterFactory,
     *,
     in_place: bool,
+    logits: Tensor | None = None,
     lengths: Tensor | None = None,
     eos_token_id: int | Sequence[int] | None = None,
+    stop: str | Sequence[str] | None = None,
+    tokenizer: "tokenizers.Tokenizer | None" = None,
     **sampling: Any,
-) -> tuple[State, Iterator[Accepted]]:
-    """Read the prompt; return the state after it and the iterator over forward passes."""
-    sampler, eos = make_sampler(**sampling), frozenset(eos_ids(cell, eos_token_id).tolist())
+) -> tuple[Start, Iterator[Accepted]]:
+    """Read the prompt; return the start of decoding and the iterator over forward passes."""
+    sampler, endings = make_sampler(**sampling), Endings(cell, eos_token_id, stop, tokenizer)
     with torch.no_grad():
-        logits, state = read_prompt(cell, tokens, state, lengths, max_new_tokens)
-    real = [tokens.shape[1]] * len(tokens) if lengths is None else lengths.tolist()
+        start = read_prompt(cell, tokens, state, logits, lengths, max_new_tokens)
     make_drafter, controller = factory
-    drafters = [make_drafter(text[:n]) for text, n in zip(tokens.tolist(), real, strict=True)]
-    return state, draft_and_verify(cell, logits, state, drafters, sampler, eos, max_new_tokens, controller, in_place)
-
-
-def _collect(prompt: Tensor, state: State, passes: Iterator[Accepted]) -> tuple[Tensor, State, SpeculationStats]:
-    """Run all forward passes; return the new tokens ``(B, N)``, the last state and the counts."""
-    B, new, counts = len(prompt), [list[int]() for _ in prompt], list[list[list[int]]]()
-    for accepted in passes:
-        state = accepted.state
-        for row, added in zip(new, accepted.tokens, strict=True):
-            row += added
-        counts.append([[len(tokens) for tokens in accepted.tokens], accepted.tokens_read, accepted.accepted_from_pool])
-    N = max(map(len, new))
-    tokens = prompt.new_tensor([row + row[-1:] * (N - len(row)) for row in new]).view(B, N)  # a finished row repeats its eos
-    return tokens, state, SpeculationStats(*prompt.new_tensor(counts).view(-1, 3, B).unbind(1))
+    drafters = [make_drafter(list(text)) for text in start.context]
+    return start, draft_and_verify(cell, start, drafters, sampler, endings, max_new_tokens, controller, in_place)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..state.state import State
+from .endings import Endings
 from .ngram_pool import Draft
+from .prompt import Start
 from .sampling import Sampler
 from .speculation_controller import SpeculationController
 
@@ -36,12 +38,14 @@ class Accepted(NamedTuple):
     Attributes:
         tokens: for each sequence the new tokens; empty if the sequence is finished.
         state: H after the new tokens.
+        logits: ``(B, V)``, of the token after those that the state has read.
         tokens_read: for each sequence the number of tokens read, drafts included.
         accepted_from_pool: for each sequence the number of new tokens that were drafted from the pool.
     """
 
     tokens: list[list[int]]
     state: State
+    logits: Tensor
     tokens_read: list[int]
     accepted_from_pool: list[int]
 
@@ -49,29 +53,30 @@ class Accepted(NamedTuple):
 @torch.no_grad()
 def draft_and_verify(
     cell: Cell,
-    logits: Tensor,
-    state: State,
+    start: Start,
     drafters: Sequence[Drafter],
     sampler: Sampler,
-    eos: frozenset[int],
+    endings: Endings,
     max_new_tokens: int,
     controller: SpeculationController | None,
     in_place: bool,
 ) -> Iterator[Accepted]:
-    """Yield the accepted tokens of each forward pass until every sequence has ``max_new_tokens`` new tokens or its eos.
+    """Yield the accepted tokens of each forward pass until every sequence has ``max_new_tokens`` new tokens or has ended.
 
     Args:
-        logits: ``(B, V)``, after the prompts.
-        state: H after the prompts.
+        start: the logits and H after the prompts.
         drafters: one per sequence.
+        endings: what ends a sequence.
         controller: decides whether drafts are read; None: always.
         in_place: update ``state`` in place; otherwise every yielded state is a separate value.
     """
-    B, generated = len(drafters), [0] * len(drafters)
-    chosen = dict(enumerate(sampler(logits).tolist())) if max_new_tokens else {}  # the next token of each unfinished sequence
+    B, generated, state, last = len(drafters), [0] * len(drafters), start.state, start.logits
+    unfinished = [b for b, token in enumerate(endings.start(start)) if token is None]
+    first = sampler(last).tolist() if max_new_tokens and unfinished else []
+    chosen = {b: first[b] for b in unfinished if first}  # the next token of each unfinished sequence
     while chosen:
-        start, room = time.perf_counter(), {b: max_new_tokens - generated[b] for b in chosen}
-        drafts = {b: drafters[b].propose(token, 0 if token in eos else room[b] - 1) for b, token in chosen.items()}
+        began, room = time.perf_counter(), {b: max_new_tokens - generated[b] for b in chosen}
+        drafts = {b: drafters[b].propose(i, 0 if endings.is_eos(i) else room[b] - 1) for b, i in chosen.items()}
         match_lengths = [max((draft.match_length for draft in found), default=None) for found in drafts.values()]
         speculate = any(drafts.values()) and (controller is None or controller.should_speculate(match_lengths))
         if not speculate:
@@ -82,21 +87,25 @@ def draft_and_verify(
             candidates += rows
             batch_index += [b] * len(rows)
         logits, state_after = _read(cell, state, candidates, batch_index, in_place)
-        best, counts, chosen = _verify(logits, candidates, batch_index, room, sampler, eos)
+        best, counts, chosen = _verify(logits, candidates, batch_index, room, sampler, endings.ends)
         state = state_after(best, counts)
+        state.recent_tokens = endings.recent_tokens(None, last.device)
+        read = torch.tensor([n > 0 for n in counts], device=last.device)
+        last = torch.where(read[:, None], logits[best, [max(n - 1, 0) for n in counts]], last)
         predictions = _argmax_after(logits, candidates, batch_index, drafts) if speculate else {}
         tokens = [candidates[row][:n] for row, n in zip(best, counts, strict=True)]
         for b in room:
             drafters[b].update(tokens[b][1:], predictions.get(b, []))
             generated[b] += counts[b]
         if controller is not None:
-            seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - began
             if speculate:
                 controller.record_speculative(seconds, match_lengths, [counts[b] - 1 for b in room])
             else:
                 controller.record_plain(seconds)
         tokens_read = [sum(len(row) for row, i in zip(candidates, batch_index, strict=True) if i == b) for b in range(B)]
-        yield Accepted(tokens, state, tokens_read, [_from_pool(tokens[b], drafts.get(b, [])) for b in range(B)])
+        from_pool = [_from_pool(tokens[b], drafts.get(b, [])) for b in range(B)]
+        yield Accepted(tokens, state, last, tokens_read, from_pool)
 
 
 def _read(
@@ -130,9 +139,11 @@ def _verify(
     batch_index: list[int],
     room: dict[int, int],
     sampler: Sampler,
-    eos: frozenset[int],
+    ends: Callable[[int, int], bool],
 ) -> tuple[list[int], list[int], dict[int, int]]:
     """Accept the longest correct prefix among the candidates of each sequence.
+
+    ``ends(b, token)`` is called once for each accepted token, in order, and returns True if the token ends sequence b.
 
     The sampler is called once per accepted token, in the order of plain decoding. The random generator is therefore left in the
     same state as after plain decoding.
@@ -145,7 +156,7 @@ def _verify(
     matching = [[row for row, i in enumerate(batch_index) if i == b] for b in range(B)]
     counts, chosen = [int(b in room) for b in range(B)], dict[int, int]()
     open_ = list(room)
-    while open_ := [b for b in open_ if candidates[matching[b][0]][counts[b] - 1] not in eos and counts[b] < room[b]]:
+    while open_ := [b for b in open_ if not ends(b, candidates[matching[b][0]][counts[b] - 1]) and counts[b] < room[b]]:
         last = logits[[matching[b][0] for b in open_], [counts[b] - 1 for b in open_]]  # (B', V)
         for b, token in zip(open_, sampler(last).tolist(), strict=True):
             agreeing = [row for row in matching[b] if candidates[row][counts[b] : counts[b] + 1] == [token]]

@@ -61,7 +61,7 @@ def continue_prompts(
     """Continue prompts of equal length in one batch: greedily, or by sampling at temperature 1 if ``seed`` is given."""
     device, eos = cell.device, cell.config.eos_token_ids
     prompts = torch.stack([chunk.ids for chunk in chunks]).to(device)
-    new, _ = generate(
+    new, _, _ = generate(
         cell,
         prompts,
         cell.initial_state(len(chunks), condition.reduction),

@@ -88,7 +88,7 @@ def answer_questions(
         suffix = torch.tensor([suffixes[i]], device=device)
         logits, state = cell(suffix, after_document, last_only=True)
         eos = cell.config.eos_token_ids
-        new, _ = generate(cell, suffix, after_document, max_new_tokens=max_new_tokens, eos_token_id=eos)
+        new, _, _ = generate(cell, suffix, after_document, max_new_tokens=max_new_tokens, eos_token_id=eos)
         ids = new[0].tolist()
         text = tokenizer.decode(ids).strip()
         compared = torch.tensor([ids if unbounded is None else unbounded[i]], device=device)

@@ -34,7 +34,7 @@ def test_the_state_has_read_the_ids_of_transformers(name, reduction):
             before, answer = list(chat.ids), reply(chat, line)
             assert chat.messages == (*messages, {"role": "assistant", "content": answer})
             start = chat.cell.initial_state(1, reduction)
-            cold, state = msrnn.generate(chat.cell, torch.tensor([expected]), start, max_new_tokens=20, eos_token_id=2)
+            cold, state, _ = msrnn.generate(chat.cell, torch.tensor([expected]), start, max_new_tokens=20, eos_token_id=2)
             assert list(chat.ids) == expected + cold[0].tolist()
             assert_same(chat.state, state, 1e-9)
             assert len(expected) == len(before) - chat.last_reply.reread_tokens + chat.last_reply.prompt_tokens

@@ -14,7 +14,7 @@ from msrnn.cli.main import main
 def test_text_is_that_of_generate(gguf_path, smollm, capfd):
     tokenizer = converters.tokenizer(gguf_path)
     tokens = torch.tensor([tokenizer.encode(PROMPT).ids])
-    new, state = msrnn.generate(smollm, tokens, smollm.initial_state(1, "tova:8"), max_new_tokens=12)
+    new, state, _ = msrnn.generate(smollm, tokens, smollm.initial_state(1, "tova:8"), max_new_tokens=12)
     assert main(["generate", str(gguf_path), "--prompt", PROMPT, "--reduction", "tova:8", "--max-new-tokens", "12"]) == 0
     out, err = capfd.readouterr()
     assert out == tokenizer.decode(new[0].tolist()) + "\n"

@@ -31,7 +31,7 @@ def positions(state):
 
 @pytest.mark.parametrize("reduction", ["full", "window:4", "sinks:5:2", "h2o:6", "tova:5", "tova-head:5"])
 def test_greedy_is_the_step_loop(reduction):
-    new, state = msrnn.generate(CELL, PROMPT[:1], CELL.initial_state(1, reduction), max_new_tokens=7)
+    new, state, _ = msrnn.generate(CELL, PROMPT[:1], CELL.initial_state(1, reduction), max_new_tokens=7)
     expected, end = step_loop(PROMPT[0], reduction, 7)
     assert new[0].tolist() == expected
     assert state.clock.item() == 16
@@ -40,17 +40,17 @@ def test_greedy_is_the_step_loop(reduction):
 
 def test_ragged_prompts_are_decoded_independently():
     lengths = torch.tensor([9, 2, 5])
-    new, state = msrnn.generate(CELL, PROMPT, CELL.initial_state(3, "tova:4"), max_new_tokens=6, lengths=lengths)
+    new, state, _ = msrnn.generate(CELL, PROMPT, CELL.initial_state(3, "tova:4"), max_new_tokens=6, lengths=lengths)
     assert state.clock.tolist() == (lengths + 6).tolist()
     for b, length in enumerate(lengths):
         assert new[b].tolist() == step_loop(PROMPT[b, :length], "tova:4", 6)[0]
 
 
 def test_decoding_continues_from_the_returned_state():
-    first, state = msrnn.generate(CELL, PROMPT, CELL.initial_state(3, "h2o:4"), max_new_tokens=4)
+    first, state, _ = msrnn.generate(CELL, PROMPT, CELL.initial_state(3, "h2o:4"), max_new_tokens=4)
     follow = torch.randint(0, V, (3, 3), generator=torch.Generator().manual_seed(4))
-    second, _ = msrnn.generate(CELL, follow, state, max_new_tokens=4)
-    once, _ = msrnn.generate(CELL, torch.cat((PROMPT, first, follow), 1), CELL.initial_state(3, "h2o:4"), max_new_tokens=4)
+    second, _, _ = msrnn.generate(CELL, follow, state, max_new_tokens=4)
+    once, _, _ = msrnn.generate(CELL, torch.cat((PROMPT, first, follow), 1), CELL.initial_state(3, "h2o:4"), max_new_tokens=4)
     assert torch.equal(second, once)
 
 
@@ -64,12 +64,12 @@ def test_the_given_state_is_not_modified():
 
 
 def test_a_finished_row_repeats_its_eos_and_its_state_is_unchanged():
-    free, _ = msrnn.generate(CELL, PROMPT, max_new_tokens=12)
+    free, _, _ = msrnn.generate(CELL, PROMPT, max_new_tokens=12)
     eos = [int(free[0, 2]), int(free[1, 5])]  # two ids, so that rows end at different steps
     ends = [next((n for n, x in enumerate(row.tolist()) if x in eos), None) for row in free]
     assert ends[0] is not None
     assert ends[1] is not None
-    new, state = msrnn.generate(CELL, PROMPT, max_new_tokens=12, eos_token_id=eos)
+    new, state, _ = msrnn.generate(CELL, PROMPT, max_new_tokens=12, eos_token_id=eos)
     for b, end in enumerate(ends):
         stop = new.shape[1] if end is None else end + 1
         assert new[b, :stop].tolist() == free[b, :stop].tolist()
@@ -83,25 +83,25 @@ def test_a_finished_row_repeats_its_eos_and_its_state_is_unchanged():
 
 
 def test_decoding_ends_when_every_row_is_finished():
-    free, _ = msrnn.generate(CELL, PROMPT[:1], max_new_tokens=12)
+    free, _, _ = msrnn.generate(CELL, PROMPT[:1], max_new_tokens=12)
     first = free[0].tolist().index(int(free[0, 3]))
-    new, _ = msrnn.generate(CELL, PROMPT[:1], max_new_tokens=12, eos_token_id=int(free[0, 3]))
+    new, _, _ = msrnn.generate(CELL, PROMPT[:1], max_new_tokens=12, eos_token_id=int(free[0, 3]))
     assert new.shape == (1, first + 1)
 
 
 def test_stream_yields_the_tokens_of_generate_and_separate_states():
-    new, state = msrnn.generate(CELL, PROMPT, CELL.initial_state(3, "tova:4"), max_new_tokens=6)
+    new, state, _ = msrnn.generate(CELL, PROMPT, CELL.initial_state(3, "tova:4"), max_new_tokens=6)
     items = list(msrnn.stream(CELL, PROMPT, CELL.initial_state(3, "tova:4"), max_new_tokens=6))
     assert torch.equal(torch.stack([token for token, _ in items], 1), new)
     assert [s.clock[0].item() for _, s in items] == list(range(10, 16))  # an older state is not updated
-    branch, _ = msrnn.generate(CELL, new[:, 3:4], items[2][1], max_new_tokens=2)
+    branch, _, _ = msrnn.generate(CELL, new[:, 3:4], items[2][1], max_new_tokens=2)
     assert torch.equal(branch, new[:, 4:6])
     assert [positions(items[-1][1])] == [positions(state)]
 
 
 def test_no_graph_and_no_inference_tensors():
     trainable = tiny_cell(frozen=False)
-    new, state = msrnn.generate(trainable, PROMPT, max_new_tokens=2)
+    new, state, _ = msrnn.generate(trainable, PROMPT, max_new_tokens=2)
     assert not state.requires_grad
     assert not new.is_inference()
     for _, streamed in msrnn.stream(trainable, PROMPT, max_new_tokens=2):
@@ -113,8 +113,8 @@ def test_no_graph_and_no_inference_tensors():
 
 @pytest.mark.parametrize("settings", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}])
 def test_sampling_with_extreme_settings_is_greedy(settings):
-    greedy, _ = msrnn.generate(CELL, PROMPT, max_new_tokens=8)
-    drawn, _ = msrnn.generate(CELL, PROMPT, max_new_tokens=8, do_sample=True, generator=generator(0), **settings)
+    greedy, _, _ = msrnn.generate(CELL, PROMPT, max_new_tokens=8)
+    drawn, _, _ = msrnn.generate(CELL, PROMPT, max_new_tokens=8, do_sample=True, generator=generator(0), **settings)
     assert torch.equal(greedy, drawn)
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.cell_strategies import cells, examples
-from support.tiny_models import assert_same, random_tokens, tiny_cell
+from support.tiny_models import assert_close, assert_same, random_tokens, tiny_cell
 
 import msrnn
 from msrnn import Error, jacobi
@@ -25,9 +25,10 @@ def calls(draw):
 def assert_plain(call, decoded):
     """Check that the tokens, the state and their number are those of ``generate``."""
     cell, text, state, arguments = call
-    (new, after, record), (greedy, end) = decoded, msrnn.generate(cell, text, state, **arguments)
+    (new, after, logits, record), (greedy, end, expected) = decoded, msrnn.generate(cell, text, state, **arguments)
     assert new.equal(greedy)
     assert_same(after, end, 1e-8)
+    assert_close(logits, expected, 1e-8)
     assert record.accepted.sum(0).equal(end.clock - state.clock - arguments["lengths"])
     assert (record.tokens_read >= record.accepted).all()
     assert (record.accepted_from_pool <= (record.accepted - 1).clamp(min=0)).all()
@@ -40,7 +41,7 @@ def test_jacobi_is_greedy(data, call):
     cell, text, state, arguments = call
     decoded = jacobi(cell, text, state, block=data.draw(st.integers(1, 9)), **arguments)
     assert_plain(call, decoded)
-    accepted = decoded[2].accepted
+    accepted = decoded.record.accepted
     unfinished = accepted[1:] > 0
     assert (accepted[:-1] >= unfinished.long()).all()
 
@@ -66,11 +67,11 @@ def test_a_pool_with_the_answer_is_accepted_in_full(reduction):
     """The number of forward passes is the number of drafts that the answer contains."""
     cell, text = tiny_cell(), random_tokens(1, 2, 5)
     state = cell.initial_state(2, reduction)
-    greedy, end = msrnn.generate(cell, text, state, max_new_tokens=24)
+    greedy, end, _ = msrnn.generate(cell, text, state, max_new_tokens=24)
     pool = msrnn.NgramPool()
     for row in torch.cat((text, greedy), dim=1).tolist():
         pool.add(row)
-    new, after, record = msrnn.lookahead(cell, text, state, max_new_tokens=24, ngram=8, guesses=4, pool=pool)
+    new, after, _, record = msrnn.lookahead(cell, text, state, max_new_tokens=24, ngram=8, guesses=4, pool=pool)
     assert new.equal(greedy)
     assert_same(after, end, 1e-8)
     assert record.steps == 3
@@ -88,7 +89,7 @@ def test_a_pool_with_the_answer_is_accepted_in_full(reduction):
 def test_a_stream_yields_the_same_forward_passes_and_separate_states(whole, stream, settings):
     cell, text = tiny_cell(), random_tokens(1, 2, 5)
     state = cell.initial_state(2, "h2o:4")
-    new, _, record = whole(cell, text, state, max_new_tokens=20, **settings)
+    new, _, _, record = whole(cell, text, state, max_new_tokens=20, **settings)
     steps = list(stream(cell, text, state, max_new_tokens=20, **settings))
     assert [[len(x) for x in step.tokens] for step in steps] == record.accepted.tolist()
     assert [step.tokens_read for step in steps] == record.tokens_read.tolist()
@@ -127,9 +128,9 @@ def test_one_sequence_is_sampled_as_in_plain_decoding(settings):
     for seed in range(8):
         ours, plain = (torch.Generator().manual_seed(seed) for _ in range(2))
         shape = {"max_new_tokens": 30, "do_sample": True, "temperature": 0.7, "top_k": 3, "eos_token_id": seed}
-        drawn, end = msrnn.generate(cell, text, cell.initial_state(1, "tova:5"), generator=plain, **shape)
+        drawn, end, _ = msrnn.generate(cell, text, cell.initial_state(1, "tova:5"), generator=plain, **shape)
         decode = jacobi if "block" in settings else msrnn.lookahead
-        new, after, _ = decode(cell, text, cell.initial_state(1, "tova:5"), generator=ours, **settings, **shape)
+        new, after, _, _ = decode(cell, text, cell.initial_state(1, "tova:5"), generator=ours, **settings, **shape)
         assert new.equal(drawn)
         assert_same(after, end, 1e-8)
         assert ours.get_state().equal(plain.get_state())
@@ -147,7 +148,7 @@ def test_sampled_tokens_have_the_distribution_of_plain_decoding():
         logits, _ = cell(whole, cell.initial_state(len(whole), "tova:4"), last_only=True)
         exact = (exact[:, None] * msrnn.decoding.sampling.sampling_probs(logits, **shape)).flatten()
         sequences = torch.cat((sequences.repeat_interleave(V, 0), torch.arange(V).repeat(len(sequences))[:, None]), dim=1)
-    new, _, record = msrnn.lookahead(
+    new, _, _, record = msrnn.lookahead(
         cell,
         text.expand(B, -1),
         cell.initial_state(B, "tova:4"),
@@ -172,11 +173,11 @@ def test_sampled_tokens_have_the_distribution_of_plain_decoding():
 def test_every_jacobi_pass_accepts_a_token_and_a_repeating_text_gains_more():
     """A block of 1 is greedy decoding."""
     cell, text = tiny_cell(seed=3), random_tokens(1, 1, 5)
-    new, _, record = jacobi(cell, text, cell.initial_state(1, "tova:4"), max_new_tokens=60, block=12)
+    new, _, _, record = jacobi(cell, text, cell.initial_state(1, "tova:4"), max_new_tokens=60, block=12)
     assert (record.accepted >= 1).all()
     assert record.steps < 60
     assert record.tokens_per_step == pytest.approx(60 / record.steps)
-    same, _, one = jacobi(cell, text, cell.initial_state(1, "tova:4"), max_new_tokens=60, block=1)
+    same, _, _, one = jacobi(cell, text, cell.initial_state(1, "tova:4"), max_new_tokens=60, block=1)
     assert one.accepted.eq(1).all()
     assert one.steps == 60
     assert same.equal(new)
@@ -184,12 +185,12 @@ def test_every_jacobi_pass_accepts_a_token_and_a_repeating_text_gains_more():
 
 def test_decoding_continues_from_the_returned_state():
     cell, text = tiny_cell(), random_tokens(1, 2, 5)
-    first, state, _ = jacobi(cell, text, cell.initial_state(2, "h2o:4"), max_new_tokens=7, block=3)
+    first, state, _, _ = jacobi(cell, text, cell.initial_state(2, "h2o:4"), max_new_tokens=7, block=3)
     logits, _ = cell(text, cell.initial_state(2, "h2o:4"))
     assert first[:, 0].equal(logits[:, -1].argmax(-1))
-    whole, end = msrnn.generate(cell, text, cell.initial_state(2, "h2o:4"), max_new_tokens=12)
+    whole, end, _ = msrnn.generate(cell, text, cell.initial_state(2, "h2o:4"), max_new_tokens=12)
     assert whole[:, :7].equal(first)
-    more, after = msrnn.generate(cell, whole[:, 7:8], state, max_new_tokens=4)
+    more, after, _ = msrnn.generate(cell, whole[:, 7:8], state, max_new_tokens=4)
     assert whole[:, 8:].equal(more)
     assert_same(after, end, 1e-8)
 
@@ -233,12 +234,12 @@ def test_on_the_real_weights(reduction, smollm, gguf_path, figure):
 
     prompt = converters.tokenizer(gguf_path).encode("def fibonacci(n):\n    if n < 2:\n        return n\n").ids
     text, state = torch.tensor([prompt]), smollm.initial_state(1, reduction)
-    greedy, end = msrnn.generate(smollm, text, state, max_new_tokens=40)
+    greedy, end, _ = msrnn.generate(smollm, text, state, max_new_tokens=40)
     results = {
         "jacobi, block 8": jacobi(smollm, text, state, max_new_tokens=40, block=8),
         "lookahead, one draft of 12": msrnn.lookahead(smollm, text, state, max_new_tokens=40, guesses=1),
     }
-    for method, (new, after, record) in results.items():
+    for method, (new, after, _, record) in results.items():
         figure(
             f"{record.tokens_per_step:.2f} tokens per forward pass by {method}: SmolLM2-135M, {reduction}, 40 tokens of code"
         )

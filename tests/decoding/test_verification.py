@@ -16,24 +16,28 @@ def greedy(logits):
     return logits.argmax(-1)
 
 
+def never(b, token):
+    return False
+
+
 def test_the_candidate_with_the_longest_correct_prefix_is_kept():
     candidates = [[1, 2, 9], [1, 2, 3], [1, 9, 3]]  # the model continues 1 by 2, 3, 4
     logits = logits_of([[2, 3, 0], [2, 3, 4], [2, 0, 0]])
-    assert _verify(logits, candidates, [0, 0, 0], {0: 9}, greedy, frozenset()) == ([1], [3], {0: 4})
+    assert _verify(logits, candidates, [0, 0, 0], {0: 9}, greedy, never) == ([1], [3], {0: 4})
 
 
 def test_a_rejected_draft_leaves_the_first_token_and_the_next_one():
-    assert _verify(logits_of([[5, 6]]), [[1, 2]], [0], {0: 9}, greedy, frozenset()) == ([0], [1], {0: 5})
+    assert _verify(logits_of([[5, 6]]), [[1, 2]], [0], {0: 9}, greedy, never) == ([0], [1], {0: 5})
 
 
 def test_acceptance_ends_at_an_eos_and_at_the_room_left():
     candidates, logits = [[1, 2, 3]], logits_of([[2, 3, 4]])
-    assert _verify(logits, candidates, [0], {0: 9}, greedy, frozenset({2})) == ([0], [2], {})
-    assert _verify(logits, candidates, [0], {0: 2}, greedy, frozenset()) == ([0], [2], {})
+    assert _verify(logits, candidates, [0], {0: 9}, greedy, lambda b, token: token == 2) == ([0], [2], {})
+    assert _verify(logits, candidates, [0], {0: 2}, greedy, never) == ([0], [2], {})
 
 
 def test_a_finished_sequence_accepts_nothing():
-    best, counts, chosen = _verify(logits_of([[0], [5]]), [[], [1]], [0, 1], {1: 9}, greedy, frozenset())
+    best, counts, chosen = _verify(logits_of([[0], [5]]), [[], [1]], [0, 1], {1: 9}, greedy, never)
     assert (best, counts, chosen) == ([0, 1], [0, 1], {1: 5})
 
 

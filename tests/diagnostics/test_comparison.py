@@ -20,7 +20,7 @@ def test_continuation_is_that_of_generate_and_positions_those_of_the_step_loop(r
     out, eos = io.StringIO(), CELL.config.eos_token_ids
     result = continue_prompt(CELL, TOKENIZER, PROMPT, reduction, 7, out)
     tokens, state = torch.tensor([PROMPT]), CELL.initial_state(1, reduction)
-    new, end = msrnn.generate(CELL, tokens, state, max_new_tokens=7, eos_token_id=eos)
+    new, end, _ = msrnn.generate(CELL, tokens, state, max_new_tokens=7, eos_token_id=eos)
     assert result.new == new[0].tolist()
     assert result.state.nbytes == end.nbytes
     total = len(PROMPT) + len(result.new)

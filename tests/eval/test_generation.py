@@ -29,7 +29,7 @@ def test_teacher_forcing_equals_the_step_loop(reduction):
     right = -read[:, 6:-1].log_softmax(-1).gather(2, ids[:, 7:, None])[..., 0]
     torch.testing.assert_close(found.nll, right, rtol=0, atol=1e-8)
     assert torch.equal(found.is_argmax, read[:, 6:-1].argmax(-1) == ids[:, 7:])
-    own, _ = msrnn.generate(CELL, ids[:, :7], CELL.initial_state(3, reduction), max_new_tokens=5)
+    own, _, _ = msrnn.generate(CELL, ids[:, :7], CELL.initial_state(3, reduction), max_new_tokens=5)
     assert teacher_force(CELL, logits, own, state).is_argmax.all()
     assert not found.is_argmax.all()
 
@@ -39,7 +39,7 @@ def test_a_result_of_a_batch_equals_that_of_a_single_prompt():
     (full, tova), ended = parse_conditions(["full", "tova"], [6]), 0
     for condition in (full, tova):
         for found, chunk in zip(continue_prompts(cell, PROMPTS, condition, 25), PROMPTS, strict=True):
-            new, _ = msrnn.generate(cell, chunk.ids[None], cell.initial_state(1, condition.reduction), max_new_tokens=25)
+            new, _, _ = msrnn.generate(cell, chunk.ids[None], cell.initial_state(1, condition.reduction), max_new_tokens=25)
             ids = new[0].tolist()
             end = next((i for i, token in enumerate(ids) if token in cell.config.eos_token_ids), None)
             assert (found.chunk, found.ended) == (chunk.name, end is not None)

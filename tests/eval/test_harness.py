@@ -107,7 +107,7 @@ def test_bounded_results_equal_those_of_the_operator(folder, tasks, reference):
     right = logits[0, len(context) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(continuation)[:, None]).sum()
     assert flat(ours["choice"][0])[2] == pytest.approx(float(right), abs=1e-3)
     prompt, state, eos = torch.tensor([context]), cell.initial_state(1, "tova:5"), cell.config.eos_token_ids
-    new, _ = msrnn.generate(cell, prompt, state, max_new_tokens=12, eos_token_id=eos)
+    new, _, _ = msrnn.generate(cell, prompt, state, max_new_tokens=12, eos_token_id=eos)
     assert flat(ours["written"][0])[0] == tokenizer.decode(new[0].tolist()).split("e")[0].split("\n\n")[0]
     assert flat(ours["choice"]) != flat(reference["choice"])
 

@@ -128,7 +128,7 @@ def test_answers_from_one_state_equal_those_of_whole_prompts(row):
     room = 20 if row == "truncated" else 40
     for q, tail, got in zip(QUESTIONS, tails, found, strict=True):
         prompt = TOKENIZER.encode(STORY).ids[:room] + tail
-        new, _ = msrnn.generate(CELL, torch.tensor([prompt]), CELL.initial_state(1, condition.reduction), max_new_tokens=9)
+        new, _, _ = msrnn.generate(CELL, torch.tensor([prompt]), CELL.initial_state(1, condition.reduction), max_new_tokens=9)
         ids = new[0].tolist()
         ids = ids[: ids.index(2) + 1] if 2 in ids else ids
         assert got.ids == ids

@@ -160,8 +160,9 @@ def test_any_settings_of_decoding(chosen):
     streamed = accepted(lambda: [*msrnn.stream(CELL, text, **chosen)])
     assert (done is None) == (streamed is None)
     if done is not None:
-        new, state = done
+        new, state, logits = done
         assert new.shape[0] == 2
         assert new.shape[1] <= chosen["max_new_tokens"]
         assert bool(((new >= 0) & (new < V)).all())
         assert int(state.clock.max()) == 3 + new.shape[1]
+        assert logits.shape == (2, V)

@@ -389,8 +389,8 @@ def test_gradients_of_a_bounded_unroll_equal_those_of_the_step_loop(cell, reduct
 def test_decoding_and_disk(facts, tmp_path, capsys):
     cell = tiny_decoder(tied=True, **facts, bos_token_id=1, eos_token_ids=(2, 3))
     text = TEXT[:, :9]
-    new, state = msrnn.generate(cell, text, cell.initial_state(3, "tova:6"), max_new_tokens=12)
-    ahead, same, _ = msrnn.lookahead(
+    new, state, _ = msrnn.generate(cell, text, cell.initial_state(3, "tova:6"), max_new_tokens=12)
+    ahead, same, _, _ = msrnn.lookahead(
         cell, text, cell.initial_state(3, "tova:6"), max_new_tokens=12, window=4, ngram=3, guesses=3
     )
     assert torch.equal(new, ahead)

@@ -135,12 +135,12 @@ def test_a_saved_cell_is_loaded(tmp_path):
 def test_decoding_functions_accept_the_cell():
     cell, start = tiny(), torch.tensor([[7], [7], [7]])
     state = cell.encode(random_tokens(0, 3, 6), LENGTHS, "tova:4")
-    new, end = msrnn.generate(cell, start, state, max_new_tokens=10)
+    new, end, _ = msrnn.generate(cell, start, state, max_new_tokens=10)
     text = start
     for _ in range(10):
         text = torch.cat((text, cell(text, state)[0][:, -1].argmax(-1, keepdim=True)), dim=1)
     assert new.equal(text[:, 1:])
-    guessed, also, _ = msrnn.lookahead(cell, start, state, max_new_tokens=10)
+    guessed, also, _, _ = msrnn.lookahead(cell, start, state, max_new_tokens=10)
     assert guessed.equal(new)
     assert_same(also, end, 1e-9)
 
@@ -149,7 +149,7 @@ def test_decoding_with_a_trainable_cell():
     """The encoder's graph stays in the given state; the result of decoding has no graph."""
     cell, start = tiny(frozen=False), torch.tensor([[7], [7]])
     state = cell.encode(random_tokens(0, 2, 6))
-    new, end = msrnn.generate(cell, start, state, max_new_tokens=4)
+    new, end, _ = msrnn.generate(cell, start, state, max_new_tokens=4)
     assert not end.requires_grad
     assert state.requires_grad
     assert new.equal(msrnn.lookahead(cell, start, state, max_new_tokens=4)[0])

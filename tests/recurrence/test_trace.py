@@ -107,8 +107,8 @@ def test_decoding_continues_from_a_prefix():
     cell, text = tiny_cell(), random_tokens(3, 1, 12)
     _, trace = cell.scan(text, cell.initial_state(1, "tova:4"))
     logits, state = cell(text[:, :7], cell.initial_state(1, "tova:4"), last_only=True)
-    new, _ = msrnn.generate(cell, logits.argmax(-1)[:, None], state, max_new_tokens=6)
-    same, _ = msrnn.generate(cell, logits.argmax(-1)[:, None], trace.at(7), max_new_tokens=6)
+    new, _, _ = msrnn.generate(cell, logits.argmax(-1)[:, None], state, max_new_tokens=6)
+    same, _, _ = msrnn.generate(cell, logits.argmax(-1)[:, None], trace.at(7), max_new_tokens=6)
     assert new.equal(same)
 
 

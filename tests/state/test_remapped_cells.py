@@ -162,11 +162,11 @@ def test_speculative_decoding_writes_the_tokens_of_plain_decoding(data):
     reduction = data.draw(st.sampled_from([reduction, *FURTHER_OPERATORS]))
     start = cell.initial_state(B, reduction, places=data.draw(st.sampled_from(list(RULES))))
     text = random_tokens(data.draw(st.integers(0, 99)), B, 6, vocab=5)
-    plain, end = msrnn.generate(cell, text, start, max_new_tokens=12)
+    plain, end, _ = msrnn.generate(cell, text, start, max_new_tokens=12)
     expected, after = step_loop(cell, torch.cat((text, plain), 1), start)
     assert plain.equal(expected[:, 5:-1].argmax(-1))
     assert_same(end, after, 1e-8)
-    for new, state, _ in (
+    for new, state, _, _ in (
         msrnn.jacobi(cell, text, start, max_new_tokens=12, block=5),
         msrnn.lookahead(cell, text, start, max_new_tokens=12, window=3, ngram=3, guesses=2),
     ):

@@ -18,7 +18,6 @@ from tqdm import tqdm
 import converters
 import msrnn
 from msrnn.bench.prompts import PROMPTS
-from msrnn.decoding.generate import read_prompt
 from msrnn.diagnostics.invariants import BOUNDS, compare_step
 
 REDUCTIONS = ("full", "window:64", "sinks:96:4", "h2o:128", "tova:64", "tova:256")
@@ -50,10 +49,10 @@ def compare(cell, texts: dict[str, list[int]], reduction: str, count: int, metho
     """Continue every text by ``count`` tokens with every method."""
     tokens, lengths = ragged(list(texts.values()))
     start, limits = cell.initial_state(len(texts), reduction), {"max_new_tokens": count, "lengths": lengths}
-    greedy, end = msrnn.generate(cell, tokens, start, **limits)
+    greedy, end, _ = msrnn.generate(cell, tokens, start, **limits)
     for method, settings in methods.items():
         decode = msrnn.jacobi if "block" in settings else msrnn.lookahead
-        new, after, record = decode(cell, tokens, start, **settings, **limits)
+        new, after, _, record = decode(cell, tokens, start, **settings, **limits)
         for b, (name, text) in enumerate(texts.items()):
             outcome = "same"
             if not new[b].equal(greedy[b]) or retained(after, b) != retained(end, b):
@@ -71,7 +70,7 @@ def judge(cell, text: list[int], reduction: str, greedy: Tensor, new: Tensor) ->
     """Return the outcome for unequal tokens or positions: a near-tie of two rows or of the two most likely tokens, or WRONG."""
     differ = (greedy != new).nonzero()[:, 0].tolist()
     stop = differ[0] if differ else len(greedy)
-    _, state = read_prompt(cell, torch.tensor([text]), cell.initial_state(1, reduction), None, 0)
+    _, state = cell(torch.tensor([text]), cell.initial_state(1, reduction), last_only=True)
     if stop and reduction != "full":
         try:
             compared, _ = compare_step(cell, greedy[None, :stop], state)

@@ -40,8 +40,7 @@ class ReplyStats:
         reread_tokens: tokens of earlier turns among them, read again because the template rendered them differently.
         completion_tokens: tokens generated.
         forward_passes: forward passes that generated them.
-        finished: True if the reply ended with an end token or a stop string; False if it was interrupted or reached
-            ``max_new_tokens``.
+        finished: True if an end token or a stop string ended the reply; False after an interrupt or ``max_new_tokens``.
         seconds: time of generation.
     """
 
@@ -223,8 +222,8 @@ class Chat:
         return self.name
 
     def _stream(self, tokens: torch.Tensor, state: State) -> Iterator[StreamedTokens]:
-        settings = {"max_new_tokens": self.max_new_tokens, "eos_token_id": self._end_ids, **self.sampling}
-        settings |= {"stop": self.stop, "tokenizer": self.tokenizer}
+        ends = {"eos_token_id": self._end_ids, "stop": self.stop, "tokenizer": self.tokenizer}
+        settings = {"max_new_tokens": self.max_new_tokens, **ends, **self.sampling}
         return stream_by_method(self.cell, tokens, state, self.decode, self._pool, **settings)
 
     def _encode(self, text: str) -> tuple[int, ...]:

@@ -1,0 +1,58 @@
+"""Memory that an experiment needs, and the settings that a folder belongs to."""
+
+import os
+
+import pytest
+import torch
+from support.tiny_models import tiny_cell
+
+import msrnn
+from msrnn.diagnostics.state_memory import token_bytes
+from msrnn.eval import inputs as module
+from msrnn.eval.inputs import EvalInputs, total_memory
+
+CELL = tiny_cell()
+ROW = token_bytes(CELL.initial_state(1, "full"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "length", "rows"),
+    [([None], 30, 30), ([8], 30, 8), ([8, 12, 4], 30, 12), ([8, None], 30, 30), ([50], 30, 30)],
+)
+def test_the_largest_state_decides(sizes, length, rows, monkeypatch):
+    """A bounded state has no more rows than the text has tokens."""
+    inputs = EvalInputs(lambda: None, lambda: CELL)
+    monkeypatch.setattr(module, "total_memory", lambda device: 3 * rows * ROW)
+    inputs.check_memory(3, sizes, length)
+    monkeypatch.setattr(module, "total_memory", lambda device: 3 * rows * ROW - 1)
+    with pytest.raises(msrnn.Error, match=f"3 states of {rows} rows need .* GB; the machine has .* GB"):
+        inputs.check_memory(3, sizes, length)
+
+
+def test_memory_is_that_of_the_machine_or_of_the_gpu(monkeypatch):
+    assert total_memory(torch.device("cpu")) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    properties = type("Properties", (), {"total_memory": 7})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert total_memory(torch.device("cuda")) == 7
+
+
+def test_model_and_tokenizer_are_loaded_once_and_only_when_used():
+    loaded = []
+    inputs = EvalInputs(lambda: loaded.append("tokenizer") or "t", lambda: loaded.append("cell") or CELL)
+    assert loaded == []
+    assert (inputs.tokenizer, inputs.tokenizer) == ("t", "t")
+    assert inputs.cell is inputs.cell is CELL
+    assert loaded == ["tokenizer", "cell"]
+
+
+def test_a_folder_belongs_to_one_experiment_and_one_model(tmp_path):
+    inputs = EvalInputs(lambda: None, lambda: CELL)
+    inputs.sweep(tmp_path, "lm", chunk=8)
+    inputs.sweep(tmp_path, "lm", chunk=8)
+    for other, experiment, settings, message in (
+        (CELL, "passkey", {"chunk": 8}, "experiment 'lm'"),
+        (CELL, "lm", {"chunk": 9}, "chunk 8"),
+        (tiny_cell(seed=1), "lm", {"chunk": 8}, "model '"),
+    ):
+        with pytest.raises(msrnn.Error, match=f"contains a run with {message}"):
+            EvalInputs(lambda: None, lambda other=other: other).sweep(tmp_path, experiment, **settings)

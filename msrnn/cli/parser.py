@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   msrnn chat model.gguf --reduction tova:512 --system "Answer in one sentence."
   msrnn compare model.gguf --prompt-file story.txt --reduction full --reduction tova:48 --picture retained.png
   msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --reduction h2o:64 --out retained.png
+  msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --words
   msrnn soak model.gguf --text book.txt --reduction tova:512 --tokens 200000 --out soak
   msrnn bench model.gguf --text book.txt --only unroll,step --json bench.json
   msrnn eval lm model.gguf --text book.txt --operators full tova sinks:SIZE:4 --sizes 64 256 --chunks 8 --out lm

@@ -49,6 +49,40 @@ def test_panels_are_the_mean_over_layers_or_one_layer(model, plots, layer, suffi
     assert printed[:2] == ["tova:6 holds 30.0% of 20 positions at the end", "full holds 100.0% of 20 positions at the end"]
 
 
+@pytest.mark.parametrize("layer", [None, 1])
+def test_words_are_struck_out_if_most_heads_have_evicted_them(model, layer, capsys):
+    options = ["--reduction", "tova-head:4", "--reduction", "full", "--words", "--max-tokens", "20"]
+    options += [] if layer is None else ["--layer", str(layer)]
+    assert main(["retention", str(model), "--prompt", PROMPT, *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    encoding = TOKENIZER.encode(PROMPT)
+    end = encoding.offsets[19][1]
+    assert lines[4] == PROMPT[:end]
+    retained = retained_positions(CELL, torch.tensor([encoding.ids[:20]]), "tova-head:4")[0, :, -1]
+    retained = retained.mean(0) if layer is None else retained[layer]
+    struck, characters = False, []
+    for part in lines[1].split("~~"):
+        characters += [(c, struck) for c in part]
+        struck = not struck
+    assert "".join(c for c, _ in characters) == PROMPT[:end]
+    for (first, last), share in zip(encoding.offsets[:20], retained.tolist(), strict=True):
+        assert all(gone == (share < 0.5) for c, gone in characters[first:last] if c != " ")
+    assert lines[1].count("~~") > 0
+
+
+def test_words_are_ansi_codes_on_a_terminal(model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main(["retention", str(model), "--prompt", PROMPT, "--reduction", "tova:4", "--words"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b[9m" in out
+    assert "~~" not in out
+
+
+def test_an_output_is_required(model, capsys):
+    assert main(["retention", str(model), "--prompt", PROMPT, "--reduction", "full"]) == 1
+    assert "neither --out nor --words is given; expected at least one of them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("layer", [-3, 2])
 def test_a_layer_that_the_model_lacks_is_refused(model, layer, tmp_path, capsys):
     options = ["--reduction", "full", "--layer", str(layer), "--out", str(tmp_path / "kept.png")]

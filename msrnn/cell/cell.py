@@ -5,6 +5,7 @@ r"""The cell: a decoder-only transformer as a recurrence, $(x_t, H_{t-1}) \mapst
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..errors import Error, check_device, check_dtype, check_int
 from ..layers.differentiation import in_transform, is_batched_by_vmap
+from ..layers.hooks import call_with_hooks, has_hooks
 from ..recurrence.records import LayerRecorder
 from ..recurrence.trace import Trace
 from ..reductions.contract import Reduction
@@ -79,9 +81,14 @@ class Cell(RecurrentNetwork):
             Error: a token of another shape or dtype, an id outside the vocabulary (checked on the CPU only), a state of
                 another model or batch size.
         """
+        if has_hooks(self):
+            return call_with_hooks(self, "_step", token, state, active=active)
+        return self._step(token, state, active=active)
+
+    def _step(self, token: Tensor, state: State | None = None, *, active: Tensor | None = None) -> tuple[Tensor, State]:
         token, state = self._check_step(token, state, active)
         x, state = self.step_layers(token, state, active, in_place=False)
-        return self.compute_logits(x), state
+        return self._logits(x), state
 
     def step_(self, token: Tensor, state: State, *, active: Tensor | None = None) -> tuple[Tensor, State]:
         """Read one token in place: as :meth:`step`, but overwrite ``state`` and return it.
@@ -89,6 +96,11 @@ class Cell(RecurrentNetwork):
         Raises:
             Error: as :meth:`step`; a state that requires gradients, or trainable parameters while gradients are enabled.
         """
+        if has_hooks(self):
+            return call_with_hooks(self, "_step_in_place", token, state, active=active)
+        return self._step_in_place(token, state, active=active)
+
+    def _step_in_place(self, token: Tensor, state: State, *, active: Tensor | None = None) -> tuple[Tensor, State]:
         if not isinstance(state, State):
             raise Error(f"step_: state is {type(state).__name__}; expected a State, as initial_state returns it")
         if not torch.compiler.is_compiling():
@@ -98,7 +110,7 @@ class Cell(RecurrentNetwork):
                 raise Error("step_ works in place, which an autograd graph does not allow; use step, or state.detach()")
         token, state = self._check_step(token, state, active)
         x, after = self.step_layers(token, state, active, in_place=not in_transform())
-        return self.compute_logits(x), state.assign_(after)
+        return self._logits(x), state.assign_(after)
 
     def forward(
         self, tokens: Tensor, state: State | None = None, *, lengths: Tensor | None = None, last_only: bool = False
@@ -129,9 +141,9 @@ class Cell(RecurrentNetwork):
             if last_only:
                 last = lengths[chunk.rows] - 1 - chunk.start  # (B',)
                 ends = (last < chunk.stop - chunk.start).nonzero()[:, 0]
-                logits[chunk.rows[ends]] = self.compute_logits(chunk.x[ends, last[ends]])
+                logits[chunk.rows[ends]] = self._logits(chunk.x[ends, last[ends]])
             else:
-                part = self.compute_logits(chunk.x).masked_fill(~chunk.active[..., None], torch.nan)
+                part = self._logits(chunk.x).masked_fill(~chunk.active[..., None], torch.nan)
                 logits[chunk.rows, chunk.start : chunk.stop] = part
         return logits, reader.final_state()
 
@@ -158,12 +170,18 @@ class Cell(RecurrentNetwork):
         Raises:
             Error: as :meth:`forward`.
         """
+        method = partial(call_with_hooks, self, "_scan") if has_hooks(self) else self._scan
+        return method(tokens, state, lengths=lengths, weights=weights, logits=logits)
+
+    def _scan(
+        self, tokens: Tensor, state: State | None, *, lengths: Tensor | None, weights: bool, logits: bool
+    ) -> tuple[Tensor, Trace]:
         tokens, lengths, state = self._check_text(tokens, state, lengths)
         state = state.sorted_by_position()
         recorders = [LayerRecorder(want_scores=weights) for _ in self.layers]
         parts = [torch.zeros(len(tokens), 0, self.config.vocab_size if logits else 0, dtype=self.dtype, device=self.device)]
         for chunk in ChunkReader(self.unroll, tokens, lengths, state, recorders):
-            x = self.compute_logits(chunk.x) if logits else chunk.x[..., :0]
+            x = self._logits(chunk.x) if logits else chunk.x[..., :0]
             parts.append(x.masked_fill(~chunk.active[..., None], torch.nan))
         return torch.cat(parts, dim=1), Trace(state, recorders)
 
@@ -188,6 +206,11 @@ class Cell(RecurrentNetwork):
     def needs_grad(self, state: State) -> bool:
         """Return True if autograd has to record a step from ``state``."""
         return torch.is_grad_enabled() and (state.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Apply the final norm and the LM head, ``(…, E) -> (…, V)``, also under ``torch.autocast`` in the dtype of ``x``."""
+        logits = self.compute_logits(x)
+        return logits if logits.dtype == x.dtype else logits.to(x.dtype)
 
     def _check_step(self, token: Tensor, state: State | None, active: Tensor | None) -> tuple[Tensor, State]:
         token = check_token(token, active)

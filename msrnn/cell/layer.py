@@ -6,6 +6,7 @@ attend and reduce are the same for all families (``msrnn/recurrence/transition.p
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -55,6 +56,13 @@ class RecurrentLayer(nn.Module):
 
     # The same for all families.
 
+    def forward(self, x: Tensor, H: MultiState, **arguments: Any) -> tuple[Tensor, MultiState]:
+        """Read one token ``(B, E)`` by :meth:`step` or many tokens ``(B, T, E)`` by :meth:`unroll`.
+
+        The cell calls its layers in this way, so hooks of a layer see x and H, and a wrapper may take the place of a layer.
+        """
+        return (self.step if x.ndim == 2 else self.unroll)(x, H, **arguments)
+
     def step(
         self,
         x: Tensor,
@@ -77,7 +85,8 @@ class RecurrentLayer(nn.Module):
             position_tensors = self.position_encoding.prepare(H.clock, x.dtype)
         clock = H.clock + (1 if active is None else active)
         q, k, v = self.project_qkv(x, position_tensors)  # (B, N, D), (B, K, D), (B, K, D)
-        attn_output, H = append_attend_reduce(q, k, v, H, clock, active, in_place)
+        with without_autocast(x.device):
+            attn_output, H = append_attend_reduce(q, k, v, H, clock, active, in_place)
         return self.post_attention(x, attn_output), H
 
     def attend_in_place(
@@ -89,7 +98,8 @@ class RecurrentLayer(nn.Module):
             The output of the layer ``(B, E)``, and the attention weights ``(B, K, G, S + 1)``.
         """
         keys[:, :, -1], values[:, :, -1] = k, v
-        attn_output, weights = attend(q, keys, values, visible)
+        with without_autocast(x.device):
+            attn_output, weights = attend(q, keys, values, visible)
         return self.post_attention(x, attn_output), weights
 
     def unroll(
@@ -103,7 +113,8 @@ class RecurrentLayer(nn.Module):
     ) -> tuple[Tensor, MultiState]:
         """Read T tokens with the result of T steps: ``(B, T, E)`` and H before them -> ``(B, T, E)`` and H after them."""
         q, k, v = (heads.transpose(1, 2) for heads in self.project_qkv(x, position_tensors))  # (B, N or K, T, D)
-        attn_output, H = unroll_layer(q, k, v, H, active, recorder, shared)
+        with without_autocast(x.device):
+            attn_output, H = unroll_layer(q, k, v, H, active, recorder, shared)
         attn_output = attn_output.transpose(1, 2)  # (B, T, N, D)
         if x.device.type != "cpu" or x.requires_grad:  # autograd keeps the intermediate results of all tokens in any case
             return self.post_attention(x, attn_output), H
@@ -112,9 +123,13 @@ class RecurrentLayer(nn.Module):
         return torch.cat([self.post_attention(*part) for part in parts], dim=1), H
 
     def qkv_heads(self, x: Tensor, position_tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Project a normed ``x (…, E)`` by one fused product, split it into heads, and apply the position encoding."""
+        """Project a normed ``x (…, E)`` by one fused product, split it into heads, and apply the position encoding.
+
+        The results have the dtype of ``x``, also under ``torch.autocast``, because H is stored in one dtype.
+        """
         N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
-        qk, v = fused_linear(x, self.q, self.k, self.v).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
+        qkv = fused_linear(x, self.q, self.k, self.v)
+        qk, v = (qkv if qkv.dtype == x.dtype else qkv.to(x.dtype)).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
         return self.position_encoding.apply(qk, v, N, position_tensors)
 
     def fuse_storage_(self) -> None:
@@ -132,3 +147,12 @@ class RecurrentLayer(nn.Module):
         """Fuse the weights again after ``deepcopy`` or unpickling."""
         super().__setstate__(state)
         self.fuse_storage_()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without ``torch.autocast``: attention and operators compute in the dtype of H or a wider one.
+
+    Step and many-token path then compute the same scores, so that they evict the same rows.
+    """
+    enabled = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers.differentiation import in_transform
 from ..layers.embedding import Embedding
+from ..layers.hooks import has_hooks
 from ..layers.positional import PositionEncoding, PositionTensors
 from ..layers.rotary import Rope
 from ..recurrence.block_layout import token_positions
@@ -90,20 +91,20 @@ class RecurrentNetwork(nn.Module, ABC):
     # The same for all families.
 
     def step_layers(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
-        """Run the layers on tokens ``(B,)`` without logits, by :func:`stacked_step` or by a loop over ``layer.step``.
+        """Run the layers on tokens ``(B,)`` without logits, by :func:`stacked_step` or by a loop over the layers.
 
         Returns:
             The output of the last layer ``(B, E)``, and the state after the tokens.
         """
         x = self.embed_tokens(token, state.clock)  # (B, E)
         position_tensors = None if state.places else self.position_encoding.prepare(state.clock, x.dtype)
-        if not (state.places or state.requires_grad or in_transform()):
-            fast = stacked_step(self.recurrent_layers, x, state, position_tensors, active, in_place)
+        if not (state.places or state.requires_grad or in_transform()) and (plain := self._plain_layers()):
+            fast = stacked_step(plain, x, state, position_tensors, active, in_place)
             if fast is not None:
                 return fast
         layers = []
-        for layer, H in zip(self.recurrent_layers, state, strict=True):
-            x, H = layer.step(x, H, active=active, position_tensors=position_tensors, in_place=in_place)
+        for layer, H in zip(self.layers, state, strict=True):
+            x, H = layer(x, H, active=active, position_tensors=position_tensors, in_place=in_place)
             layers.append(H)
         return x, state.with_layers(layers)
 
@@ -150,33 +151,66 @@ class RecurrentNetwork(nn.Module, ABC):
         """Run all layers on embedded tokens ``(B, T, E)``; otherwise as :meth:`unroll`."""
         after: list[MultiState] = []
         shared = SharedAcrossLayers(donate=donate, make_state=make_state)
-        for i, (layer, H) in enumerate(zip(self.recurrent_layers, layers, strict=True)):
-            x, H = layer.unroll(x, H, position_tensors, active, None if recorders is None else recorders[i], shared)
+        for i, (layer, H) in enumerate(zip(self.layers, layers, strict=True)):
+            recorder = None if recorders is None else recorders[i]
+            x, H = layer(x, H, position_tensors=position_tensors, active=active, recorder=recorder, shared=shared)
             after.append(H)
         return x, after
 
-    @property
-    def recurrent_layers(self) -> list[RecurrentLayer]:
-        """``layers`` as a typed list."""
-        return list(self.layers)  # type: ignore[arg-type]
+    def _plain_layers(self) -> list[RecurrentLayer] | None:
+        """Return the layers if a call of each is :meth:`RecurrentLayer.step`; None if one has a hook or has been replaced."""
+        layers = list(self.layers)
+        plain = all(isinstance(x, RecurrentLayer) and type(x).step is RecurrentLayer.step and not has_hooks(x) for x in layers)
+        return layers if plain else None  # type: ignore[return-value]
 
     @property
     def position_encoding(self) -> PositionEncoding:
         """The position encoding in attention, the same in all layers."""
-        return self.layers[0].position_encoding  # type: ignore[return-value]
+        return next(x for x in self.layers[0].modules() if isinstance(x, RecurrentLayer)).position_encoding  # without wrappers
 
     @property
     def device(self) -> torch.device:
-        return self.fingerprint_tensors[0].device
+        return self._any_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.fingerprint_tensors[0].dtype
+        return self._any_weight.dtype
+
+    @property
+    def _any_weight(self) -> Tensor:
+        """The weight of the embedding, also where the embedding is wrapped, pruned or parametrized."""
+        weight = self.embed._parameters.get("weight")
+        if weight is not None:
+            return weight
+        inner = next((x for x in self.embed.modules() if isinstance(x, nn.Embedding)), self)
+        return next(inner.parameters())
+
+    def tensors_of(self, *modules: str) -> list[Tensor]:
+        """Return the weight of each of these modules, or all parameters and buffers of a module without a parameter ``weight``.
+
+        So a module may be replaced by a wrapper, pruned or parametrized.
+        """
+        tensors: list[Tensor] = []
+        for path in modules:
+            module: nn.Module = self
+            for name in path.split("."):
+                if not isinstance(inner := getattr(module, name, None), nn.Module):
+                    break
+                module = inner
+            weight = module._parameters.get("weight")
+            tensors += [*module.parameters(), *module.buffers()] if weight is None else [weight]
+        return tensors
 
     def fingerprint(self) -> Fingerprint:
-        """Return the fingerprint of this model; it is computed again when a fingerprint tensor has changed."""
+        """Return the fingerprint of this model; it is computed again when a fingerprint tensor has changed.
+
+        It has no values if a tensor has no storage, as inside ``torch.func`` transforms and ``torch.export``.
+        """
         tensors = self.fingerprint_tensors
-        key = tuple(map(tensor_version, tensors))
+        try:
+            key = tuple(map(tensor_version, tensors))
+        except RuntimeError:
+            return Fingerprint(self.signature)
         cached = getattr(self, "_fingerprint", None)
         if cached is None or cached[0] != key:
             self._fingerprint = cached = (key, Fingerprint.of(self.signature, tensors))

@@ -1,6 +1,8 @@
 """Token embedding."""
 
-from torch import nn
+from torch import Tensor, nn
+
+from ..errors import Error
 
 
 class Embedding(nn.Embedding):
@@ -9,3 +11,20 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
+
+
+def embedding_weight(module: nn.Module) -> Tensor:
+    """Return the weight ``(V, E)`` of the module in the place of an embedding, which may be a wrapper such as a LoRA adapter.
+
+    A tied LM head multiplies by this weight, so an adapter of the embedding changes the lookup only, as in transformers.
+
+    Raises:
+        Error: the module has no attribute ``weight`` and does not contain one ``nn.Embedding``.
+    """
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor):
+        return weight
+    inner = [part for part in module.modules() if isinstance(part, nn.Embedding)]
+    if len(inner) != 1:
+        raise Error(f"embed is {type(module).__name__} without a weight; expected a module that contains one nn.Embedding")
+    return inner[0].weight

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .differentiation import in_transform
+from .hooks import has_hooks
 
 HAS_NATIVE_16BIT = {
     torch.bfloat16: getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)(),
@@ -25,6 +26,8 @@ HAS_NATIVE_16BIT = {
 """True where this CPU multiplies a 16-bit dtype natively. Emulated products are some 20 times as slow as in float32."""
 UPCAST_MIN_ROWS = 4
 """Minimum number of rows for which a 16-bit matrix is converted to float32 before an emulated product."""
+PLAIN_TENSORS = (nn.Parameter, Tensor)
+"""Types of weights that the kernel accepts: no subclass, such as a quantized weight of another library."""
 HAS_KERNEL = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -41,6 +44,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         or torch.compiler.is_compiling()
         or in_transform()
         or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        or type(weight) not in PLAIN_TENSORS
     )
     if plain:
         return functional.linear(x, weight)
@@ -104,13 +108,7 @@ def fuse_storage_(*linears: nn.Module) -> None:
 
 def _plain_weight(module: nn.Module) -> Tensor | None:
     """Return the weight of a :class:`Linear` without hooks; None for another module."""
-    return module._parameters.get("weight") if type(module) is Linear and not _has_hooks(module) else None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Return True if a call does more than ``Linear.forward``: hooks of any kind, or a ``forward`` set on the instance."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(own) or "forward" in vars(module) or nn.modules.module._has_any_global_hook()
+    return module._parameters.get("weight") if type(module) is Linear and not has_hooks(module) else None
 
 
 def _fused_weight(weights: Sequence[Tensor | None]) -> Tensor | None:

@@ -10,6 +10,14 @@ from ..errors import Error
 NORM_PLACEMENTS = ("pre", "post")
 
 
+def add_residual(x: Tensor, output: Tensor) -> Tensor:
+    """Return the sum of x and the output of a sublayer in the dtype of x, ``(…, E), (…, E) -> (…, E)``.
+
+    An adapter of float32 in a 16-bit model, or ``torch.autocast``, can give ``output`` another dtype.
+    """
+    return x + (output if output.dtype == x.dtype else output.to(x.dtype))
+
+
 class Residual(nn.Module):
     """The residual connection around one sublayer (arXiv:1910.05895, sec. 2.1, compares both forms).
 
@@ -36,7 +44,7 @@ class Residual(nn.Module):
 
     def add_and_norm(self, x: Tensor, output: Tensor) -> Tensor:
         """Return the sum of x and the output of the sublayer, normalized in the form ``post``."""
-        x = x + self.dropout(output)
+        x = add_residual(x, self.dropout(output))
         return x if self.norm_placement == "pre" else self.norm(x)
 
 

@@ -5,7 +5,6 @@ rows (``learned_rows.py``). With its default values the layers equal those of LL
 """
 
 from collections.abc import Callable
-from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,11 @@ from torch.nn import functional
 
 from ..cell.layer import RecurrentLayer
 from ..errors import Error
-from ..layers.embedding import Embedding
+from ..layers.embedding import Embedding, embedding_weight
 from ..layers.linear import Linear, gated_linear, linear
 from ..layers.norm import RMSNorm, RMSNormEpsOutside, ScaleNorm, l2_normalize
 from ..layers.positional import AlibiEncoding, PositionEncoding, PositionTensors, RotaryEncoding, sinusoidal_encoding
+from ..layers.residual import add_residual
 from ..layers.rotary import Rope
 from ..reductions.contract import Reduction
 from ..reductions.tova_paper import Full
@@ -75,7 +75,7 @@ class DecoderLayer(RecurrentLayer):
 
     def _add(self, x: Tensor, output: Tensor, norm: nn.Module) -> Tensor:
         """Add the output of a sublayer to its residual x, and normalize the sum for the placement ``post``."""
-        x = x + functional.dropout(output, self.config.dropout, self.training)
+        x = add_residual(x, functional.dropout(output, self.config.dropout, self.training))
         return x if self.pre else norm(x)
 
 
@@ -130,9 +130,9 @@ class Decoder(LearnedRowsNetwork):
 
     @property
     def fingerprint_tensors(self) -> list[Tensor]:
-        names = ["embed.weight", "layers.0.q.weight", f"layers.{len(self.layers) - 1}.o.weight"]
+        tensors = self.tensors_of("embed", "layers.0.q", f"layers.{len(self.layers) - 1}.o")
         learned = {"memory": self.config.memory_tokens, "persistent_keys": self.config.persistent}
-        return list(attrgetter(*names, *(name for name, count in learned.items() if count))(self))
+        return tensors + [getattr(self, name) for name, count in learned.items() if count]
 
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
         c, x = self.config, self.embed(token)
@@ -155,11 +155,11 @@ class Decoder(LearnedRowsNetwork):
         return self.norm(x) if self.config.norm_placement == "pre" else x
 
     def compute_logits(self, x: Tensor) -> Tensor:
-        c = self.config
-        weight = self.embed.weight if c.tied else self.head.weight
-        if c.tied and c.fixnorm:
-            weight = l2_normalize(weight)
-        return linear(self.final_norm(x), weight)
+        c, x = self.config, self.final_norm(x)
+        if not c.tied:
+            return self.head(x)
+        weight = embedding_weight(self.embed)
+        return linear(x, l2_normalize(weight) if c.fixnorm else weight)
 
 
 def _make_norm(config: DecoderConfig) -> nn.Module:

@@ -8,7 +8,6 @@ state has two multi-states per layer, and every operation on a state (branch, se
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import ClassVar
 
 import torch
@@ -21,7 +20,7 @@ from ..cell.layer import RecurrentLayer
 from ..cell.validation import check_text
 from ..errors import Error, check_int
 from ..layers.attention import attend
-from ..layers.embedding import Embedding
+from ..layers.embedding import Embedding, embedding_weight
 from ..layers.masks import padding_mask
 from ..layers.multihead_attention import MultiheadAttention, attention
 from ..layers.positional import PositionEncoding, PositionTensors, sinusoidal_encoding
@@ -219,12 +218,11 @@ class EncoderDecoder(Cell):
 
     @property
     def fingerprint_tensors(self) -> list[Tensor]:
-        last = len(self.layers) - 1
-        return list(attrgetter("embed.weight", "layers.0.attention.q.weight", f"layers.{last}.ffn.down.weight")(self))
+        return self.tensors_of("embed", "layers.0.attention.q", f"layers.{len(self.layers) - 1}.ffn.down")
 
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
         x = self.embed(token) * self.config.width**0.5  # the scale of the position encoding
         return self.dropout(x + sinusoidal_encoding(position, self.config.width, x.dtype))
 
     def compute_logits(self, x: Tensor) -> Tensor:
-        return linear(self.norm(x), self.embed.weight)
+        return linear(self.norm(x), embedding_weight(self.embed))

@@ -6,17 +6,17 @@ are the same cell with other configs (``mistral.py``, ``yi.py``).
 """
 
 from dataclasses import replace
-from operator import attrgetter
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ..cell.cell import Cell
 from ..cell.layer import RecurrentLayer
-from ..layers.embedding import Embedding
+from ..layers.embedding import Embedding, embedding_weight
 from ..layers.linear import Linear, gated_linear, linear
 from ..layers.norm import RMSNorm
 from ..layers.positional import PositionTensors, RotaryEncoding
+from ..layers.residual import add_residual
 from ..layers.rotary import Llama3Rope, Rope
 from ..reductions.contract import Reduction
 from ..reductions.tova_paper import Full, Window
@@ -90,8 +90,8 @@ class LlamaLayer(RecurrentLayer):
         return self.qkv_heads(self.attention_norm(x), position_tensors)
 
     def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
-        x = x + self.o(attn_output.flatten(-2))  # (…, N, D) -> (…, N D) -> (…, E)
-        return x + self.down(gated_linear(self.ffn_norm(x), self.gate, self.up, silu))
+        x = add_residual(x, self.o(attn_output.flatten(-2)))  # (…, N, D) -> (…, N D) -> (…, E)
+        return add_residual(x, self.down(gated_linear(self.ffn_norm(x), self.gate, self.up, silu)))
 
 
 class Llama(Cell):
@@ -117,9 +117,8 @@ class Llama(Cell):
 
     @property
     def fingerprint_tensors(self) -> list[Tensor]:
-        last = len(self.layers) - 1
-        return list(attrgetter("embed.weight", "layers.0.q.weight", f"layers.{last}.down.weight", "norm.weight")(self))
+        return self.tensors_of("embed", "layers.0.q", f"layers.{len(self.layers) - 1}.down", "norm")
 
     def compute_logits(self, x: Tensor) -> Tensor:
-        head = self.embed if self.config.tied else self.head
-        return linear(self.norm(x), head.weight)
+        x = self.norm(x)
+        return linear(x, embedding_weight(self.embed)) if self.config.tied else self.head(x)

@@ -42,7 +42,7 @@ def test_unbounded_layers_and_layers_that_differ_are_not_stacked(reduction):
         _, state = cell.step(token, state)
     x = cell.embed_tokens(token, state.clock)
     prepared = cell.position_encoding.prepare(state.clock, x.dtype)
-    assert stacked_step(cell.recurrent_layers, x, state, prepared, None, in_place=False) is None
+    assert stacked_step(list(cell.layers), x, state, prepared, None, in_place=False) is None
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])

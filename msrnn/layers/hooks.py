@@ -1,0 +1,27 @@
+"""Calls of modules as ``nn.Module`` makes them, with the hooks that a user has registered."""
+
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return True if a call does more than ``forward`` of the class: a hook, or a ``forward`` set on the instance."""
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or "forward" in vars(module) or nn.modules.module._has_any_global_hook()
+
+
+def call_with_hooks(module: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:
+    """Return ``module.method(*args, **kwargs)``, called with the hooks of ``module``, as a call of ``module`` is.
+
+    The hooks receive a second object with the attributes of ``module``. Its ``forward`` is the method.
+    """
+    view = object.__new__(_with_forward(type(module), method))  # type: ignore[arg-type]
+    view.__dict__ = module.__dict__
+    return view(*args, **kwargs)
+
+
+@lru_cache
+def _with_forward(kind: Any, method: str) -> Any:
+    return type(kind.__name__, (kind,), {"forward": getattr(kind, method)})

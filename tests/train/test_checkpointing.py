@@ -90,6 +90,28 @@ def test_the_random_state_of_the_caller_is_unchanged(tmp_path):
     assert one.losses[0] != other.losses[0]
 
 
+def test_parameters_depend_on_the_seed_of_the_run_and_not_on_the_random_state_of_the_caller(tmp_path):
+    losses = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        losses.append(train(train_config(model=DECODER), words(), tmp_path / str(state)).losses)
+    assert losses[0] == losses[1]
+
+
+def test_the_last_step_is_validated_and_saved(tmp_path):
+    done = train(train_config(steps=10), words(), tmp_path)
+    assert [*done.validation] == [4, 8, 10]
+    assert (tmp_path / "state-10.safetensors").is_file()
+    assert msrnn.load(tmp_path).embed.weight.equal(done.cell.embed.weight)
+
+
+def test_a_state_of_another_batch_size_is_refused(tmp_path):
+    done = train(train_config(), words(), tmp_path)
+    done.state.select([0, 1]).save(tmp_path / "state-12.safetensors")
+    with pytest.raises(msrnn.Error, match="state has batch size 2"):
+        train(train_config(), words(), tmp_path)
+
+
 def test_a_finished_run_is_returned_unchanged(tmp_path):
     done = train(train_config(), words(), tmp_path)
     before = contents(tmp_path)

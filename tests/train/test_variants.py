@@ -77,6 +77,14 @@ def test_accuracy_is_the_fraction_of_correct_symbols(monkeypatch):
     assert network.training
 
 
+def test_accuracy_is_measured_on_episodes_of_a_seed_that_no_run_has(monkeypatch):
+    seeds, episodes = [], tasks.episodes
+    monkeypatch.setattr(tasks, "episodes", lambda *args: seeds.append(args[-1].initial_seed()) or episodes(*args))
+    assert tasks.accuracy(cell(), "copy", 5, "full") == tasks.accuracy(cell(), "copy", 5, "full")
+    assert seeds[0] == seeds[1]
+    assert seeds[0] not in range(1000)
+
+
 def test_variants_of_a_table_have_equal_parameters_steps_and_tokens():
     sizes = {
         name: sum(x.numel() for x in build_random(v.config.model_config(11 if v.task else 256)).parameters())

@@ -47,10 +47,10 @@ def load(
     Args:
         source: one of
 
-            - a hub id (``owner/name``)
+            - a hub id (``owner/name``), or one GGUF file of it (``owner/name:Q4_K_M``, ``owner/name/file.gguf``)
             - a folder of this library, of Hugging Face (safetensors or ``pytorch_model*.bin``), of Mistral or of Meta
               (``params.json`` and ``consolidated.*``)
-            - a ``.gguf`` file
+            - a ``.gguf`` file, or a folder with only one
             - a model of transformers, or another object with such a ``.config`` and ``.state_dict()``
             - ``(state_dict, config)`` with a config object of transformers, a dict of the fields of ``config.json``, or a
               :class:`msrnn.models.Config`

@@ -42,13 +42,15 @@ def read_config(source: Any, revision: str | None) -> Config | DecoderConfig:
 def locate(source: str | Path, revision: str | None, *, weights: bool = True) -> Path:
     """Return the folder or the GGUF file of ``source`` on this machine, after a download if it is a hub id.
 
+    A folder or a hub id without other weights stands for its only GGUF file.
+
     Args:
-        source: a path or a hub id.
+        source: a path, a hub id, or a hub id with a GGUF file (``owner/name:Q4_K_M``, ``owner/name/file.gguf``).
         revision: branch, tag or commit of a hub id.
         weights: download the weights too, not only the small files.
 
     Raises:
-        Error: no such path and no hub id, a path with a revision, or a failed download.
+        Error: no such path and no hub id, a path with a revision, a failed download, or several GGUF files and no choice.
     """
     if not str(source):
         raise Error("source is empty; expected a hub id (owner/name), a folder or a .gguf file")
@@ -60,11 +62,24 @@ def locate(source: str | Path, revision: str | None, *, weights: bool = True) ->
     if path.is_dir() or _is_gguf(path):
         if revision is not None:
             raise Error(f"revision is {revision!r}, but {path} is a local path; expected a revision with a hub id only")
-        return path
-    if not path.exists() and hub.is_id(str(source)):
-        return hub.fetch(str(source), revision, weights=weights)
+        return _only_gguf(path) if path.is_dir() else path
+    if not path.exists() and (hub_id := hub.split_id(str(source))):
+        return hub.fetch(hub_id[0], revision, gguf=hub_id[1], weights=weights)
     found = "is neither a folder nor a GGUF file" if path.exists() else "does not exist, and is no hub id (owner/name) either"
     raise Error(f"{source} {found}")
+
+
+def _only_gguf(folder: Path) -> Path:
+    """Return the only GGUF file of a folder without other weights, or else the folder."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise Error(f"cannot read {folder} ({error.strerror})") from None
+    kinds = (huggingface.SAFETENSORS, huggingface.PICKLE, meta_layout.SAFETENSORS, meta_layout.PICKLE)
+    if not any(name.lower().endswith(".gguf") for name in names) or any(shards.has(folder, name) for name in kinds):
+        return folder
+    file = hub.choose_gguf(names, None, str(folder))
+    return folder if file is None else folder / file
 
 
 def _check_no_revision(source: Any, revision: str | None) -> None:

@@ -1,7 +1,8 @@
 """Download the files of a hub id that are needed, by huggingface-hub with its cache and its progress bar."""
 
 import re
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from msrnn import Error
 
@@ -14,28 +15,86 @@ WEIGHTS = [
     ["consolidated.[0-9][0-9].pth"],
 ]
 """File patterns by preference. A repository often has the same weights in several formats; only the first is downloaded."""
+CONFIGS = ("config.json", "params.json")
 
 
-def is_id(source: str) -> bool:
-    """Return True if ``source`` has the form ``owner/name``."""
-    return re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", source) is not None
+def split_id(source: str) -> tuple[str, str | None] | None:
+    """Return the hub id in ``source`` and the GGUF file that it names, or None if there is no hub id.
+
+    The forms are ``owner/name``, ``owner/name:Q4_K_M`` (a quantisation type) and ``owner/name/file.gguf``.
+    """
+    match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?::(\w[\w.-]*)|/(.+\.gguf))?", source, re.IGNORECASE)
+    return (match[1], match[2] or match[3]) if match else None
 
 
-def fetch(source: str, revision: str | None = None, *, weights: bool = True) -> Path:
+def fetch(source: str, revision: str | None = None, *, gguf: str | None = None, weights: bool = True) -> Path:
     """Return the folder of a hub id, downloaded if it is not in the cache (``HF_HUB_OFFLINE=1``: from the cache only).
 
+    Args:
+        source: the hub id, ``owner/name``.
+        revision: branch, tag or commit.
+        gguf: a quantisation type or a file name; the result is that GGUF file. None: as a last choice, the only GGUF file.
+        weights: download the weights too.
+
     Raises:
-        Error: no such repository or revision, or neither a network nor a cached copy.
+        Error: no such repository, revision or file, several GGUF files, or neither a network nor a cached copy.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        for patterns in WEIGHTS if weights else [[]]:
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=SMALL_FILES + patterns))
-            if any(path for pattern in patterns for path in folder.glob(pattern)):
-                break
+        if gguf is None:
+            for patterns in WEIGHTS if weights else [[]]:
+                folder = Path(snapshot_download(source, revision=revision, allow_patterns=SMALL_FILES + patterns))
+                found = patterns or CONFIGS
+                if any(path for pattern in found for path in folder.glob(pattern)):
+                    return folder
+        names = _file_names(source, revision)
+        if names is None:
+            folder = Path(snapshot_download(source, revision=revision, allow_patterns=["*.gguf"]))
+            names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
+        file = choose_gguf(names, gguf, source)
+        if file is None:
+            return folder
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[file])) / file
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Error(f"cannot fetch {source!r}{f' at {revision!r}' if revision else ''} from the hub ({reason})") from None
-    return folder
+
+
+def choose_gguf(names: Iterable[str], choice: str | None, where: str) -> str | None:
+    """Return the GGUF file among ``names`` that is meant, or None if there is no GGUF file and no choice.
+
+    Args:
+        names: relative paths of files.
+        choice: a file name, or a quantisation type in the names, in any case; None: the only file.
+        where: the hub id or folder, for messages.
+
+    Raises:
+        Error: no file or several files; the message lists them.
+    """
+    files = [x for x in sorted(names) if x.lower().endswith(".gguf") and not PurePosixPath(x).name.startswith("mmproj")]
+    if choice is None:
+        chosen, found = files, "several GGUF files"
+    elif choice.lower().endswith(".gguf"):
+        chosen, found = [x for x in files if x == choice], f"no file {choice!r}"
+    else:
+        tag = re.compile(rf"(?:^|[-._/]){re.escape(choice)}(?=[-./])", re.IGNORECASE)
+        chosen = [x for x in files if tag.search(x)]
+        found = f"{'several files' if chosen else 'no file'} for {choice!r}"
+    if len(chosen) == 1:
+        return chosen[0]
+    if choice is None and not files:
+        return None
+    listed = ", ".join(files[:12]) + (", …" if len(files) > 12 else "") if files else "no GGUF file"
+    raise Error(f"{where} has {found}; expected one of {listed}; choose one: {where}/FILE")
+
+
+def _file_names(source: str, revision: str | None) -> list[str] | None:
+    """Return the files of a repository, or None without a network."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        return list_repo_files(source, revision=revision)
+    except Exception:  # the errors of the HTTP library differ between versions; the cache is tried next and reports its own
+        return None

@@ -28,7 +28,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, dtype: str | None = Non
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add MODEL and ``--revision``."""
-    parser.add_argument("model", metavar="MODEL", help="hub id (owner/name), model folder, or .gguf file")
+    parser.add_argument("model", metavar="MODEL", help="hub id (owner/name, owner/name:Q4_K_M), model folder, or .gguf file")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
 
 

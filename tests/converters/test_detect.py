@@ -1,9 +1,11 @@
 """Detection of sources and formats."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.tiny_checkpoints import make_checkpoint, meta_params, to_meta, write_folder
+from support.tiny_checkpoints import gguf_file, make_checkpoint, meta_params, to_meta, write_folder
 from support.transformers_reference import save_folder, tiny_reference
 
 import converters
@@ -103,3 +105,22 @@ def test_the_folder_of_a_run_names_its_last_checkpoint(tmp_path):
     (tmp_path / "outer" / "notes").mkdir()
     with pytest.raises(msrnn.Error, match=r"did you mean .*/outer/original\?$"):
         converters.load(tmp_path / "outer")
+
+
+def test_a_folder_of_gguf_files(tmp_path):
+    model, state, fields = make_checkpoint("gqa", tmp_path / "hf")
+    gguf_file(tmp_path / "one", state, fields)
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.allclose(converters.load(tmp_path / "one")(tokens)[0], model(tokens).logits, atol=1e-3)
+    (tmp_path / "one" / "config.json").write_text(json.dumps(fields))  # many repositories of GGUF files have one
+    (tmp_path / "one" / "mmproj-x.gguf").touch()
+    assert converters.config(tmp_path / "one") == converters.config(tmp_path / "one" / "x.gguf")
+    (tmp_path / "one" / "x.gguf").rename(tmp_path / "one" / "b.Q4_0.gguf")
+    (tmp_path / "one" / "a.gguf").touch()
+    for call in (converters.load, converters.config, converters.tokenizer):
+        with pytest.raises(msrnn.Error, match=r"one has several GGUF files; expected one of a\.gguf, b\.Q4_0\.gguf; choose"):
+            call(tmp_path / "one")
+    assert converters.load(tmp_path / "one" / "b.Q4_0.gguf").config.n_layers == 2
+    (tmp_path / "hf" / "a.gguf").touch()  # other weights are preferred
+    assert converters.load(tmp_path / "hf").config.n_layers == 2

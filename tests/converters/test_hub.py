@@ -8,6 +8,7 @@ from support.transformers_reference import save_folder, tiny_reference
 
 import converters
 import msrnn
+from converters import hub
 
 
 def test_a_cached_hub_id_is_read_without_a_network(tmp_path, monkeypatch):
@@ -66,3 +67,68 @@ def test_only_the_files_needed_are_downloaded(monkeypatch, tmp_path):
     converters.hub.fetch("a/b", "v1", weights=False)
     assert sorted(os.listdir(folder)) == sorted(small_files)
     assert set(revisions) == {"v1"}
+
+
+FILES = ["m.Q4_K_M.gguf", "m.Q4_K_S.gguf", "m-IQ2_XS.gguf", "sub/m-bf16.gguf", "mmproj-f16.gguf", "README.md", "config.json"]
+
+
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("a/b:Q4_K_M", "m.Q4_K_M.gguf"),
+        ("a/b:q4_k_s", "m.Q4_K_S.gguf"),
+        ("a/b:IQ2_XS", "m-IQ2_XS.gguf"),
+        ("a/b:BF16", "sub/m-bf16.gguf"),
+        ("a/b/m.Q4_K_S.gguf", "m.Q4_K_S.gguf"),
+        ("a/b/sub/m-bf16.gguf", "sub/m-bf16.gguf"),
+    ],
+)
+@pytest.mark.parametrize("online", [True, False])
+def test_a_gguf_file_of_a_hub_id_is_chosen_by_name(source, file, online, monkeypatch, tmp_path):
+    """Only this file is downloaded; without a network it is found in the cache."""
+    downloaded = fake_hub(monkeypatch, tmp_path, FILES, online)
+    assert hub.split_id(source)[0] == "a/b"
+    assert converters.detect.locate(source, "v1") == tmp_path / file
+    assert converters.detect.locate(source, "v1", weights=False) == tmp_path / file
+    if online:
+        assert downloaded == {file}
+
+
+@pytest.mark.parametrize("source", ["a/b", "a/b:Q4_K", "a/b:Q8_0", "a/b/m.Q8_0.gguf"])
+def test_a_choice_that_names_no_file_lists_the_files(source, monkeypatch, tmp_path):
+    fake_hub(monkeypatch, tmp_path, [name for name in FILES if name != "config.json"])
+    listed = r"expected one of m-IQ2_XS\.gguf, m\.Q4_K_M\.gguf, m\.Q4_K_S\.gguf, sub/m-bf16\.gguf; choose one: a/b/FILE"
+    for call in (converters.load, converters.config, converters.tokenizer):
+        with pytest.raises(msrnn.Error, match=rf"a/b has .*; {listed}"):
+            call(source)
+
+
+def test_the_only_gguf_file_of_a_hub_id_needs_no_choice(monkeypatch, tmp_path):
+    downloaded = fake_hub(monkeypatch, tmp_path, ["README.md", "x.gguf"])
+    assert converters.detect.locate("a/b", None) == tmp_path / "x.gguf"
+    assert converters.detect.locate("a/b", None, weights=False) == tmp_path / "x.gguf"
+    assert downloaded == {"x.gguf"}
+
+
+def fake_hub(monkeypatch, folder, files, online=True):
+    """Replace the hub client by one with these files; return the set of downloaded files."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    downloaded = set()
+
+    def download(id, revision, allow_patterns):
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns):
+            downloaded.add(name)
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
+        return str(folder)
+
+    def list_files(id, revision):
+        if not online:
+            raise RuntimeError("no network")
+        return files
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_files)
+    return downloaded

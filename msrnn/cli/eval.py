@@ -44,23 +44,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="FOLDER",
             help="tables, records, plots; a stopped run resumes from it",
         )
+        experiment.add_argument(
+            "--figures", choices=("png", "svg", "pdf"), default="png", help="file format of the plots (default: png)"
+        )
         experiment.add_argument("--json", action="store_true", help="print the records instead of the tables")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the experiment, print its tables, and write the report to ``--out``."""
     if args.out is not None:
-        check_output_path(args.out / "picture.png")
+        check_output_path(args.out / f"picture.{args.figures}")
     inputs = EvalInputs(lambda: load_tokenizer(args), lambda: load_cell(args), progress=True)
     report: Report = EXPERIMENTS[args.experiment].run(args, inputs)
     text = json.dumps([dict(record) for record in report.records], indent=1) + "\n" if args.json else str(report)
     print(text, end="")
     if args.out is not None:
-        save(report, args.out)
+        save(report, args.out, args.figures)
 
 
-def save(report: Report, folder: Path) -> None:
-    """Write ``report.md``, ``report.json`` and the plots.
+def save(report: Report, folder: Path, figures: str = "png") -> None:
+    """Write ``report.md``, ``report.json`` and the plots, in the file format ``figures``.
 
     Raises:
         Error: a file cannot be written.
@@ -70,4 +73,4 @@ def save(report: Report, folder: Path) -> None:
         with atomic_file(folder / name) as path:
             path.write_text(text, encoding="utf-8")
     for name, picture in report.figures.items():
-        draw(picture, folder / name)
+        draw(picture, (folder / name).with_suffix(f".{figures}"))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from torch import Tensor
@@ -214,7 +215,7 @@ def _figures(name: str, by_size: BySize) -> dict[str, Curves | HeatMaps]:
     }
     last_layer = {f"size {s}": _map(x[-1]) for s, x in steps.items()}
     all_layers = {f"layer {l}": _map(x) for l, x in enumerate(largest)}
-    file, title = name.replace(":", "-"), "positions in H after each step"
+    file, title = quote(name.replace(":", "-"), safe="=,"), "positions in H after each step"
     return {
         f"first-{file}.png": Curves(f"lifetime of the first tokens, {name}", "token", "steps", lines, log_x=False),
         f"map-{file}.png": HeatMaps(title=f"{title}, last layer, {name}", panels=last_layer, **labels),

@@ -10,6 +10,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check
 .PHONY: demo test check model clean paper paper-full paper-small variants
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## continue one prompt under four operators, and draw which positions each step retained
+	@mkdir -p demo
 	$(BIN)/msrnn compare $(MODEL) --prompt-file docs/prompt.txt --max-new-tokens 72 --picture demo/kept.png \
 	  --reduction full --reduction tova:28 --reduction sinks:28:4 --reduction window:28
 

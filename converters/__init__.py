@@ -18,9 +18,10 @@ from msrnn import Cell, Error
 from msrnn.errors import check_device, check_dtype
 from msrnn.models import Config, DecoderConfig
 from msrnn.models.loading import build_frozen, check_tensors
-from msrnn.storage.files import atomic_dir, check_new_folder
+from msrnn.storage.atomic import atomic_dir
 from msrnn.storage.lazy_tensors import LazyTensor
 from msrnn.storage.model_folder import write_model_folder
+from msrnn.storage.output_paths import check_new_folder
 
 from . import detect
 from .formats import huggingface

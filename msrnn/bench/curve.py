@@ -50,7 +50,7 @@ def draw_bench(points: Sequence[Point], path: str | Path, *, title: str = "") ->
         title: title of the figure.
 
     Raises:
-        Error: as :func:`~msrnn.reporting.figures.check_output_path`.
+        Error: as :func:`~msrnn.reporting.figures.check_figure_file`.
     """
     figure = new_figure(path, 10, 4)
     time, memory = figure.subplots(1, 2)

@@ -20,7 +20,7 @@ from ..reductions.contract import Reduction
 from ..reductions.registry import per_layer
 from ..state.position_remapping import ABSOLUTE, PositionRemapping
 from ..state.state import State
-from ..storage.files import atomic_dir
+from ..storage.atomic import atomic_dir
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import write_model_folder
 from .chunking import ChunkReader

@@ -9,6 +9,7 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..state.loading import load_state
 from ..state.state import State
+from ..storage.output_paths import check_output_file
 from ..storage.safetensors_io import read_metadata
 from ..text.chat_template import Message
 
@@ -52,6 +53,7 @@ class Branch(NamedTuple):
         Raises:
             Error: ``path`` exists and is not a saved chat, or cannot be written.
         """
+        check_output_file(path)
         if Path(path).is_file() and "chat" not in read_metadata(path):
             raise Error(f"{path} exists and is not a saved chat; expected a new name")
         chat = {"messages": self.messages, "ids": self.checkpoints[-1].ids}

@@ -27,8 +27,10 @@ from ..bench.sections import SECTIONS, SPECULATIVE_SECTIONS, measure, section
 from ..bench.settings import Bench
 from ..errors import Error
 from ..reductions.registry import parse_reduction
-from ..reporting.figures import check_output_path
-from ..storage.files import atomic_file, write_json
+from ..reporting.figures import check_figure_file
+from ..storage.atomic import atomic_file
+from ..storage.files import write_json
+from ..storage.output_paths import check_output_file
 from .loading import load_cell, load_config, load_tokenizer
 from .options import add_model_arguments, check_device
 
@@ -129,9 +131,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.kvpress_python:
         versions(args.kvpress_python)
     if args.picture:
-        check_output_path(args.picture)
-    if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-        raise Error(f"cannot write {args.json}; expected a file in an existing folder")
+        check_figure_file(args.picture)
+    if args.json:
+        check_output_file(args.json)
 
 
 def _ids(args: argparse.Namespace) -> tuple[Tensor, str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..argtypes import positive_int
 from ..diagnostics.comparison import continue_prompt
 from ..diagnostics.state_memory import memory_summary
-from ..reporting.figures import check_output_path, draw_retention
+from ..reporting.figures import check_figure_file, draw_retention
 from .loading import encode, load_model
 from .options import add_model_arguments, add_prompt_arguments, add_reduction_argument, check_distinct, read_prompt
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     text = read_prompt(args)
     check_distinct(args.reduction)
     if args.picture:
-        check_output_path(args.picture)
+        check_figure_file(args.picture)
     cell, tokenizer = load_model(args)
     ids = encode(tokenizer, text, args)[0].tolist()
     print(f"{args.model}: {len(ids)} prompt tokens, up to {args.max_new_tokens} new\n\n{text}\n")

@@ -7,9 +7,10 @@ from types import ModuleType
 
 from ..eval import extrapolation, generation, lm, passkey, prefill_cost, retention, throughput, understanding
 from ..eval.inputs import EvalInputs
-from ..reporting.figures import check_output_path, draw
+from ..reporting.figures import check_figure_folder, draw
 from ..reporting.report import Report
-from ..storage.files import atomic_file
+from ..storage.atomic import atomic_file
+from ..storage.output_paths import create_folder
 from .loading import load_cell, load_tokenizer
 from .operator_files import add_operator_file_argument
 from .options import add_model_arguments
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the experiment, print its tables, and write the report to ``--out``."""
     if args.out is not None:
-        check_output_path(args.out / f"picture.{args.figures}")
+        check_figure_folder(args.out)
     inputs = EvalInputs(lambda: load_tokenizer(args), lambda: load_cell(args), progress=True)
     report: Report = EXPERIMENTS[args.experiment].run(args, inputs)
     text = json.dumps([dict(record) for record in report.records], indent=1) + "\n" if args.json else str(report)
@@ -68,6 +69,7 @@ def save(report: Report, folder: Path, figures: str = "png") -> None:
     Raises:
         Error: a file cannot be written.
     """
+    create_folder(folder)
     records = [dict(record) for record in report.records]
     for name, text in {"report.md": str(report), "report.json": json.dumps(records, indent=1) + "\n"}.items():
         with atomic_file(folder / name) as path:

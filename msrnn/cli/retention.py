@@ -11,7 +11,7 @@ from pathlib import Path
 from ..argtypes import positive_int
 from ..diagnostics.retention import retention
 from ..errors import Error
-from ..reporting.figures import check_output_path, draw_retention
+from ..reporting.figures import check_figure_file, draw_retention
 from ..text.evicted_words import strike_out
 from .loading import encode, load_model
 from .options import add_model_arguments, add_prompt_arguments, add_reduction_argument, check_distinct, read_prompt
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out is None and not args.words:
         raise Error("neither --out nor --words is given; expected at least one of them")
     if args.out is not None:
-        check_output_path(args.out)
+        check_figure_file(args.out)
     cell, tokenizer = load_model(args)
     layers = cell.config.n_layers
     if args.layer is not None and not -layers <= args.layer < layers:

@@ -14,7 +14,7 @@ from ..argtypes import positive_int, read_text, seed_int
 from ..cell.cell import Cell
 from ..diagnostics.soak import draw_soak, soak
 from ..errors import Error
-from ..reporting.figures import check_output_path
+from ..reporting.figures import check_figure_folder
 from ..reporting.report import markdown_table
 from .loading import encode, load_cell, load_model
 from .options import add_model_arguments, add_reduction_argument
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the tokens, print first and last interval, and plot."""
-    check_output_path(args.out.parent / "soak.png")  # in the parent folder, so that a refused run creates no folder
+    check_figure_folder(args.out)
     cell, text = _cell_and_text(args)
     settings = {"text": text, "seed": args.seed, "interval": args.interval}
     try:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ..argtypes import read_text
-from ..reporting.figures import check_output_path
+from ..reporting.figures import check_figure_folder
 from ..train.config import PRESETS, read_train_config
 from ..train.loop import train
 from ..train.report import draw_training
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train, plot the losses, and print the validation loss."""
     config = read_train_config(args.config)
-    check_output_path(args.out.parent / "loss.png")  # in the parent folder, so that a refused run creates no folder
+    check_figure_folder(args.out)
     text = read_text(args.text)
     try:
         done = train(config, text, args.out, progress=True)

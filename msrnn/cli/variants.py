@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ..argtypes import positive_int, read_text
 from ..errors import Error
-from ..reporting.figures import check_output_path
-from ..storage.files import atomic_file
+from ..reporting.figures import check_figure_folder
+from ..storage.atomic import atomic_file
+from ..storage.output_paths import check_output_file
 from ..train.report import report
 from ..train.variants import run_all
 from .eval import save
@@ -37,9 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train all variants that ``--out`` does not contain yet, and print the tables."""
-    check_output_path(args.out / "picture.png")
+    check_figure_folder(args.out)
     if args.chapter is not None:
         replace_tables(read_text(args.chapter), "")
+        check_output_file(args.chapter)
     try:
         found = report(run_all(read_text(args.text), args.out, args.workers))
     except KeyboardInterrupt:
@@ -55,7 +57,8 @@ def publish(folder: Path, chapter: Path) -> None:
     """Insert the tables of ``folder`` into the page ``chapter``, and copy the plots next to it."""
     tables, pictures = (folder / "report.md").read_text("utf-8"), sorted(folder.glob("*.png"))
     for picture in pictures:
-        (chapter.parent / f"{chapter.stem}-{picture.name}").write_bytes(picture.read_bytes())
+        with atomic_file(chapter.parent / f"{chapter.stem}-{picture.name}") as path:
+            path.write_bytes(picture.read_bytes())
     images = "\n".join(f"![{picture.stem}]({chapter.stem}-{picture.name})" for picture in pictures)
     page = replace_tables(read_text(chapter), f"\n{tables}\n{images}\n\n")
     with atomic_file(chapter) as path:

@@ -24,8 +24,10 @@ from ..reporting.progress import progress_bar
 from ..reporting.resume import check_same_settings
 from ..state.loading import load_state
 from ..state.state import State
+from ..storage.atomic import atomic_file
 from ..storage.digest import digest
-from ..storage.files import atomic_file, read_json, write_json
+from ..storage.files import read_json, write_json
+from ..storage.output_paths import create_folder
 from .invariants import check_logits, check_rows, compare_step
 from .process_memory import rss_bytes
 
@@ -161,10 +163,7 @@ def _save(folder: Path, state: State, record: dict[str, Any]) -> None:
 
 def _resume(folder: Path, cell: Cell, fresh: State, settings: dict[str, Any]) -> tuple[State, list[Interval]]:
     """Return the last saved state and the records up to it, or ``fresh`` and an empty list."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Error(f"cannot write to {folder} ({error.strerror})") from None
+    create_folder(folder)
     if not (folder / RECORD).exists():
         if (folder / STATE).exists():
             raise Error(f"{folder} has a {STATE} and no {RECORD}; expected the folder of a soak, or a new one")
@@ -199,7 +198,7 @@ def draw_soak(rows: Sequence[Interval], path: str | Path, *, title: str = "") ->
         title: title of the figure.
 
     Raises:
-        Error: as :func:`~msrnn.reporting.figures.check_output_path`.
+        Error: as :func:`~msrnn.reporting.figures.check_figure_file`.
     """
     figure = new_figure(path, 8, 6)
     time, process = figure.subplots(2, 1, sharex=True)

@@ -23,6 +23,7 @@ from ..reporting.statistics import mean, paired
 from ..state.loading import load_state
 from ..state.position_remapping import ABSOLUTE, RULES
 from ..state.state import State
+from ..storage.output_paths import create_folder
 from .conditions import Condition, add_condition_arguments, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import MAX_LOGITS, score_tokens
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
             segment = (rule, start, args.stretch, names, totals, seconds)
             sweep[key] = asdict(ExtrapolationResult(condition.operator, condition.size, *segment))
             if path is not None:
-                path.parent.mkdir(exist_ok=True)
+                create_folder(path.parent)
                 state.save(path)
     return report(load_results(ExtrapolationResult, sweep, rows), inputs.cell.config.context_length)
 

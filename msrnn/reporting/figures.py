@@ -7,39 +7,52 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import Error
-from ..storage.files import atomic_file
+from ..storage.atomic import atomic_file
+from ..storage.output_paths import check_output_file, check_output_folder
 from .report import Curves, HeatMaps
 
 MANY = 12
 """Number of panels from which heat maps are drawn smaller."""
 
 
-def check_output_path(path: str | Path) -> None:
-    """Refuse, before any work, a figure that cannot be written. Creates the folder of ``path``.
+def check_figure_file(path: str | Path) -> None:
+    """Refuse, before any work, a figure that cannot be written.
 
     Raises:
-        Error: matplotlib is missing, the file ending is unknown, or the folder cannot be created.
+        Error: matplotlib is missing, the file ending is unknown, or the file cannot be written.
     """
+    endings = _file_endings()
+    if Path(path).suffix.lower().removeprefix(".") not in endings:
+        raise Error(f"cannot draw {path}; expected a name that ends in one of {', '.join('.' + name for name in endings)}")
+    check_output_file(path)
+
+
+def check_figure_folder(folder: str | Path) -> None:
+    """Refuse, before any work, a folder that figures cannot be written into. The folder is not created.
+
+    Raises:
+        Error: matplotlib is missing, or the folder cannot be created or written into.
+    """
+    _file_endings()
+    check_output_folder(folder)
+
+
+def _file_endings() -> Mapping[str, str]:
+    """Return the descriptions of the file formats of matplotlib by their endings."""
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
         raise Error("the package matplotlib is not installed; pip install 'msrnn[plot]'") from None
-    path, endings = Path(path), FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.lower().removeprefix(".") not in endings:
-        raise Error(f"cannot draw {path}; expected a name that ends in one of {', '.join('.' + name for name in endings)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Error(f"cannot write {path} ({error.strerror})") from None
+    return FigureCanvasBase.get_supported_filetypes()
 
 
 def new_figure(path: str | Path, width: float, height: float) -> Any:
     """Return an empty ``matplotlib.figure.Figure`` of ``width`` x ``height`` inches that will be saved to ``path``.
 
     Raises:
-        Error: as :func:`check_output_path`.
+        Error: as :func:`check_figure_file`.
     """
-    check_output_path(path)
+    check_figure_file(path)
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -56,7 +69,7 @@ def draw(plot: Curves | HeatMaps, path: str | Path) -> None:
     """Draw one figure of a report.
 
     Raises:
-        Error: as :func:`check_output_path`.
+        Error: as :func:`check_figure_file`.
     """
     if isinstance(plot, Curves):
         _draw_curves(plot, path)
@@ -74,7 +87,7 @@ def draw_retention(panels: Mapping[str, Tensor], path: str | Path, *, prompt: in
         title: title of the figure.
 
     Raises:
-        Error: as :func:`check_output_path`.
+        Error: as :func:`check_figure_file`.
     """
     label = "retained fraction of layers and heads"
     draw(HeatMaps(title, "position", "step", panels, label, prompt=prompt), path)
@@ -89,7 +102,7 @@ def draw_attention(panels: Mapping[str, Tensor], path: str | Path, *, title: str
         title: title of the figure.
 
     Raises:
-        Error: as :func:`check_output_path`.
+        Error: as :func:`check_figure_file`.
     """
     draw(HeatMaps(title, "row", "query", panels, "weight"), path)
 

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from ..errors import Error
-from ..storage.files import atomic_file, read_json, write_json
+from ..storage.atomic import atomic_file
+from ..storage.files import read_json, write_json
+from ..storage.output_paths import create_folder
 from .progress import progress_bar
 from .resume import check_same_settings
 
@@ -32,10 +34,7 @@ class Sweep:
         self._folder, self._cells = folder, dict[str, dict[str, Any]]()
         if folder is None:
             return
-        try:
-            (folder / CELLS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Error(f"cannot write to {folder} ({error.strerror})") from None
+        create_folder(folder / CELLS)
         settings = {"version": VERSION, **settings}
         if (folder / SETTINGS).exists():
             check_same_settings(folder, read_json(folder / SETTINGS), settings)

@@ -13,7 +13,8 @@ from ..errors import Error, describe
 from ..layers.rotary import ROPE_TYPES
 from ..reductions.contract import EMPTY, LEARNED, Reduction
 from ..reductions.registry import defined_reductions
-from ..storage.files import atomic_file, reject_duplicate_keys
+from ..storage.atomic import atomic_file
+from ..storage.files import reject_duplicate_keys
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
 from .fingerprint import Fingerprint

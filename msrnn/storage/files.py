@@ -1,12 +1,8 @@
-"""Atomic files and folders, and strict JSON."""
+"""Small files, and strict JSON."""
 
-import glob
 import json
-import os
-import shutil
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,117 +10,6 @@ from ..errors import Error
 
 MAX_SMALL_FILE_BYTES = 1 << 27
 """Maximum size of a file that is read whole: 128 MB, four times the largest known tokenizer.json."""
-
-
-def check_new_folder(folder: str | Path) -> Path:
-    """Return ``folder`` with symbolic links resolved.
-
-    Raises:
-        Error: the path exists and is not an empty folder, or it is not a valid path.
-    """
-    try:
-        target = Path(folder).resolve()
-        occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long or contains NUL, a cycle of links
-        raise Error(f"cannot write {folder} ({getattr(error, 'strerror', None) or error})") from None
-    if occupied:
-        raise Error(f"{folder} exists already; expected a new or empty folder to write to")
-    return target
-
-
-@contextmanager
-def atomic_dir(folder: str | Path) -> Iterator[Path]:
-    """Yield a staging folder that is renamed to ``folder`` when the block ends without an exception.
-
-    After an exception the staging folder is deleted and ``folder`` is unchanged.
-
-    Raises:
-        Error: ``folder`` exists and is not empty, or it cannot be written.
-    """
-    target = check_new_folder(folder)
-    with _staging(target) as staged:
-        staged.mkdir(parents=True)
-        yield staged
-
-
-@contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a staging path that is renamed to ``path`` when the block ends without an exception.
-
-    The rename replaces an existing file. After an exception the staging file is deleted and ``path`` is unchanged.
-
-    Raises:
-        Error: ``path`` is a folder, or it cannot be written.
-    """
-    try:
-        target = Path(path).resolve()
-        occupied = target.is_dir()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise Error(f"cannot write {path} ({getattr(error, 'strerror', None) or error})") from None
-    if occupied:
-        raise Error(f"{path} is a folder; expected a file to write")
-    with _staging(target) as staged:
-        yield staged
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    staged = target.with_name(f".{target.stem}.partial-{os.getpid()}{target.suffix}")
-    try:
-        _remove_stale_staging(target)
-        yield staged
-        for path in (*staged.glob("*"), staged):
-            _fsync(path)
-        os.replace(staged, target)
-        with suppress(OSError):  # the rename has succeeded
-            _fsync(target.parent)
-    except OSError as error:
-        raise Error(f"cannot write {target} ({error.strerror or error})") from None
-    finally:
-        _remove(staged)
-
-
-def _remove_stale_staging(target: Path) -> None:
-    """Delete staging files of ``target`` left by killed processes.
-
-    The file name contains the process id. Files of processes that are still running are not deleted.
-    """
-    for path in target.parent.glob(f".{glob.escape(target.stem)}.partial-*{glob.escape(target.suffix)}"):
-        process = path.name.removeprefix(f".{target.stem}.partial-").removesuffix(target.suffix)
-        if process.isdecimal() and not _is_running(int(process)):
-            _remove(path)
-
-
-def _is_running(process: int) -> bool:
-    if process == os.getpid():  # left by an earlier process with the same id
-        return False
-    if os.name != "posix":  # os.kill terminates the process on other systems, even with signal 0
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's process
-        return True
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk, so that a power cut after the rename loses no content."""
-    if path.is_dir() and os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:

@@ -114,7 +114,8 @@ def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mappi
     padded with spaces to a multiple of 8; the bytes of the tensors without gaps.
 
     Raises:
-        Error: the file cannot be written, or the format does not have a dtype.
+        Error: the format does not have a dtype, or a tensor is on the meta device.
+        OSError: the file cannot be written.
     """
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     header: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -127,13 +128,13 @@ def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mappi
         header[name] = {"dtype": names[x.dtype], "shape": list(x.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    try:
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name in order:
-                _write_bytes(file, tensors[name].read())
-    except (OSError, NotImplementedError) as error:  # no space left; a tensor on the meta device
-        raise Error(f"cannot write {path.name} ({error})") from None
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            values = tensors[name].read()
+            if values.is_meta:
+                raise Error(f"cannot write tensor {name!r}; it is on the meta device and has no values")
+            _write_bytes(file, values)
 
 
 def _write_bytes(file: BinaryIO, x: Tensor) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..errors import Error
 from ..reporting.resume import check_same_settings
 from ..state.loading import load_state
-from ..storage.files import atomic_dir, atomic_file, read_bytes
+from ..storage.atomic import atomic_dir, atomic_file
+from ..storage.files import read_bytes
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import write_model_folder
 from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors

@@ -110,7 +110,7 @@ def draw_training(losses: Sequence[float], validation: Mapping[int, float], path
         title: title of the figure.
 
     Raises:
-        Error: as :func:`~msrnn.reporting.figures.check_output_path`.
+        Error: as :func:`~msrnn.reporting.figures.check_figure_file`.
     """
     figure = new_figure(path, 10, 4)
     left, right = figure.subplots(1, 2, sharex=True)

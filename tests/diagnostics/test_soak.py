@@ -13,6 +13,7 @@ from support.tiny_models import assert_same, random_tokens, tiny_cell
 import msrnn
 from msrnn.diagnostics import soak as module
 from msrnn.diagnostics.soak import RECORD, STATE, Interval, draw_soak, soak
+from msrnn.storage.staging import PREFIX
 
 CELL = tiny_cell()
 OPERATORS = ["window:5", "sinks:7:2", "h2o:6", "h2o-layer:6:0", "tova:5", "tova-head:8"]
@@ -70,7 +71,7 @@ def test_run_stopped_before_any_file_resumes_as_if_uninterrupted(tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             soak(CELL, tmp_path / str(n), 160, "h2o:6", interval=32)
         monkeypatch.undo()
-        (tmp_path / str(n) / ".state.partial-999999999.safetensors").touch()  # left by a killed process
+        (tmp_path / str(n) / f"{PREFIX}1.safetensors").touch()  # left by a killed process
         assert reproducible(soak(CELL, tmp_path / str(n), 160, "h2o:6", interval=32)) == reproducible(uninterrupted)
         assert_same(final_state(tmp_path / str(n)), final_state(tmp_path / "whole"))  # bit for bit
         assert sorted(os.listdir(tmp_path / str(n))) == [RECORD, STATE]

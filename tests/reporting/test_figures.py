@@ -1,13 +1,14 @@
 """Drawn figures have the labels, orientation and error bars of their description."""
 
 import math
+import os
 
 import pytest
 import torch
 from support.figures import record_figures
 
 import msrnn
-from msrnn.reporting.figures import check_output_path, draw, draw_attention, draw_retention
+from msrnn.reporting.figures import check_figure_file, check_figure_folder, draw, draw_attention, draw_retention
 from msrnn.reporting.report import Curves, HeatMaps
 
 
@@ -118,10 +119,15 @@ def test_weights_with_a_graph_are_drawn(figures, tmp_path):
 
 
 def test_unusable_output_paths_are_refused(tmp_path):
-    check_output_path(tmp_path / "new" / "figure.svg")
-    assert (tmp_path / "new").is_dir()
+    check_figure_file(tmp_path / "figure.svg")
+    with pytest.raises(msrnn.Error, match="expected a file in an existing folder"):
+        check_figure_file(tmp_path / "new" / "figure.svg")
+    check_figure_folder(tmp_path / "new")
+    assert os.listdir(tmp_path) == []
     with pytest.raises(msrnn.Error, match=r"cannot draw .*figure\.xyz; expected a name that ends in one of"):
-        check_output_path(tmp_path / "figure.xyz")
+        check_figure_file(tmp_path / "figure.xyz")
     (tmp_path / "file").write_text("")
     with pytest.raises(msrnn.Error, match="cannot write"):
-        check_output_path(tmp_path / "file" / "figure.png")
+        check_figure_file(tmp_path / "file" / "figure.png")
+    with pytest.raises(msrnn.Error, match="cannot write"):
+        check_figure_folder(tmp_path / "file")

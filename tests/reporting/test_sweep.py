@@ -9,6 +9,7 @@ from tqdm import tqdm
 import msrnn
 from msrnn.reporting import sweep as module
 from msrnn.reporting.sweep import Sweep
+from msrnn.storage.staging import PREFIX
 
 ROWS = {"a": {"a 0": 0, "a 1": 1, "a 2": 2}, "b": {"b 0": 3}}
 
@@ -70,7 +71,7 @@ def test_a_partly_written_cell_is_ignored(tmp_path, monkeypatch):
         patch.setattr(module, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             sweep["a 0"] = {}
-    (tmp_path / "cells" / ".a 1.partial-1.json").write_text("{")
+    (tmp_path / "cells" / f"{PREFIX}1.json").write_text("{")
     assert len(list(Sweep(tmp_path, {}).pending(ROWS))) == 4
 
 

@@ -85,10 +85,8 @@ def test_transposed_and_expanded_tensors_are_written_contiguously(tmp_path):
 def test_tensors_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(msrnn.Error, match="complex64"):
         write_tensors(tmp_path / "x", lazy({"x": torch.zeros(1, dtype=torch.complex64)}), {})
-    with pytest.raises(msrnn.Error, match="cannot write"):
+    with pytest.raises(msrnn.Error, match="cannot write tensor 'x'; it is on the meta device"):
         write_tensors(tmp_path / "x", lazy({"x": torch.zeros(1, device="meta")}), {})
-    with pytest.raises(msrnn.Error, match="cannot write"):
-        write_tensors(tmp_path / "no" / "x", {}, {})
 
 
 def test_an_unsupported_dtype_is_refused(tmp_path):

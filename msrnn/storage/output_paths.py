@@ -66,6 +66,7 @@ def create_folder(path: str | Path) -> None:
     Raises:
         Error: the path or a parent is not a folder, or the system refuses to write there.
     """
+    check_output_folder(path)  # so that no parent remains after a refusal
     with errors_of_writing(path):
         _resolve(path).mkdir(parents=True, exist_ok=True)
 

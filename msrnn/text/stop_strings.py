@@ -51,7 +51,8 @@ class StreamedText:
         starts_text: bool = False,
     ):
         self.stopped, self._stop, self._tokenizer = False, stop, tokenizer
-        self._detokenize = StreamingDetokenizer(tokenizer, () if starts_text else context)
+        self._detokenize = StreamingDetokenizer(tokenizer, context)
+        self._alone = StreamingDetokenizer(tokenizer) if starts_text else None  # until the first text
         self._special = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         before = tokenizer.decode(context[-context_tokens(stop) :], skip_special_tokens=False) if stop else ""
         self._held = before[self._first_possible_stop(before) :]
@@ -62,7 +63,13 @@ class StreamedText:
         if self.stopped:
             return ""
         start = len(self._held)
-        self._hold(self._detokenize(token), shown=True)
+        alone, text = self._alone(token) if self._alone else "", self._detokenize(token)
+        if self._alone and text:
+            self._alone = None
+            hidden = len(text) - len(alone) if text.endswith(alone) else 0
+            self._hold(text[:hidden], shown=False)
+            text = text[hidden:]
+        self._hold(text, shown=True)
         if not self._stop:
             return self._release(len(self._held))
         if token in self._special:

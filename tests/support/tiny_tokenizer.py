@@ -86,6 +86,21 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+PIECES = ["▁", "▁▁", "▁▁▁▁", "▁the", "▁line", "▁for", "▁x", "▁sea", "▁return", "a", "€", "\N{REPLACEMENT CHARACTER}", "<s>"]
+PIECES += ["<0x0A>", "<0xE2>", "<0x82>", "<0xAC>", "<0xFF>", "<0x41>"]
+
+
+def sentencepiece_tokenizer() -> Tokenizer:
+    """Return a tokenizer of ``PIECES`` and all byte tokens, with the decoder of LLaMA 2; ``<s>`` is special."""
+    pieces = dict.fromkeys(["<unk>", *PIECES, *(f"<0x{i:02X}>" for i in range(256))])
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.add_special_tokens(["<s>"])
+    return tokenizer
+
+
 def chat_cell(
     template: str | None = TEMPLATES["ChatML"],
     seed: int = 0,

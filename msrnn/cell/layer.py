@@ -22,6 +22,7 @@ from ..state.multistate import MultiState
 
 MLP_CHUNK_TOKENS = 256
 """Number of tokens in one product of the MLP on a CPU. More tokens are not faster and need more memory."""
+NO_CONTEXT = nullcontext()
 
 
 class RecurrentLayer(nn.Module):
@@ -154,5 +155,4 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
     Step and many-token path then compute the same scores, so that they evict the same rows.
     """
-    enabled = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
+    return torch.autocast(device.type, enabled=False) if torch._C._is_any_autocast_enabled() else NO_CONTEXT

@@ -96,7 +96,7 @@ class RecurrentNetwork(nn.Module, ABC):
         Returns:
             The output of the last layer ``(B, E)``, and the state after the tokens.
         """
-        x = self.embed_tokens(token, state.clock)  # (B, E)
+        x = self._input(token, state.clock)  # (B, E)
         position_tensors = None if state.places else self.position_encoding.prepare(state.clock, x.dtype)
         if not (state.places or state.requires_grad or in_transform()) and (plain := self._plain_layers()):
             fast = stacked_step(plain, x, state, position_tensors, active, in_place)
@@ -134,7 +134,7 @@ class RecurrentNetwork(nn.Module, ABC):
         clock, T = layers[0].clock, tokens.shape[1]
         self.check_length(clock + (T if active is None else active.sum(1)))
         position = token_positions(clock, active, T)
-        x = self.embed_tokens(tokens, position)  # (B, T, E)
+        x = self._input(tokens, position)  # (B, T, E)
         position_tensors = None if layers[0].places else self.position_encoding.prepare(position, x.dtype)
         return self.run_layers(x, position_tensors, layers, active, recorders, donate, make_state)
 
@@ -157,6 +157,11 @@ class RecurrentNetwork(nn.Module, ABC):
             after.append(H)
         return x, after
 
+    def _input(self, token: Tensor, position: Tensor) -> Tensor:
+        """Return the embedded ids in the dtype of the cell, although an adapter of the embedding may have another one."""
+        x, dtype = self.embed_tokens(token, position), self.dtype
+        return x if x.dtype == dtype else x.to(dtype)
+
     def _plain_layers(self) -> list[RecurrentLayer] | None:
         """Return the layers if a call of each is :meth:`RecurrentLayer.step`; None if one has a hook or has been replaced."""
         layers = list(self.layers)
@@ -166,7 +171,10 @@ class RecurrentNetwork(nn.Module, ABC):
     @property
     def position_encoding(self) -> PositionEncoding:
         """The position encoding in attention, the same in all layers."""
-        return next(x for x in self.layers[0].modules() if isinstance(x, RecurrentLayer)).position_encoding  # without wrappers
+        layer = self.layers[0]
+        if not isinstance(layer, RecurrentLayer):  # a wrapper
+            layer = next(x for x in layer.modules() if isinstance(x, RecurrentLayer))
+        return layer.position_encoding
 
     @property
     def device(self) -> torch.device:

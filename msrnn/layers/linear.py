@@ -80,7 +80,8 @@ def fused_linear(x: Tensor, *linears: nn.Module) -> Tensor:
     weights = [_plain_weight(module) for module in linears]
     trainable = torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in weights)
     if trainable or (weight := _fused_weight(weights)) is None:
-        return torch.cat([module(x) for module in linears], dim=-1)
+        y = torch.cat([module(x) for module in linears], dim=-1)
+        return y if y.dtype == x.dtype or torch._C._is_any_autocast_enabled() else y.to(x.dtype)
     return linear(x, weight)
 
 

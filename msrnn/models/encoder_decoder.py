@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..cell.cell import Cell
-from ..cell.layer import RecurrentLayer
+from ..cell.layer import RecurrentLayer, without_autocast
 from ..cell.validation import check_text
 from ..errors import Error, check_int
 from ..layers.attention import attend
@@ -80,7 +80,9 @@ class AttentionSublayer(RecurrentLayer):
 
     def project_qkv(self, x: Tensor, position_tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
         x, heads = self.attention_residual.pre_norm(x), self.attention
-        q, k, v = (rearrange(f(x), "... (N D) -> ... N D", N=heads.n_heads) for f in (heads.q, heads.k, heads.v))
+        q, k, v = (
+            rearrange(f(x).to(x.dtype), "... (N D) -> ... N D", N=heads.n_heads) for f in (heads.q, heads.k, heads.v)
+        )  # the dtype of x also under torch.autocast
         return q, k, v
 
     def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ class CrossAttentionSublayer(AttentionSublayer):
 
         Later states differ from it only in the clock.
         """
-        keys, values = self.attention.project_kv(source)  # (B, N, S, D)
+        keys, values = (rows.to(source.dtype) for rows in self.attention.project_kv(source))  # (B, N, S, D)
         positions = repeat(torch.where(valid_mask, LEARNED, EMPTY), "B 1 S -> B N S", N=keys.shape[1])
         n_learned = int(valid_mask.sum(-1).amin())
         full = n_learned == source.shape[1]
@@ -122,7 +124,9 @@ class CrossAttentionSublayer(AttentionSublayer):
         position_tensors: PositionTensors | None = None,
         in_place: bool = False,
     ) -> tuple[Tensor, MultiState]:
-        attn_output, _ = attend(self._query(x), H.keys, H.values, None if H.no_empty_rows else ~H.empty)
+        query = self._query(x)
+        with without_autocast(x.device):
+            attn_output, _ = attend(query, H.keys, H.values, None if H.no_empty_rows else ~H.empty)
         return self.post_attention(x, attn_output), replace(H, clock=H.clock + (1 if active is None else active))
 
     def unroll(
@@ -135,7 +139,8 @@ class CrossAttentionSublayer(AttentionSublayer):
         shared: SharedAcrossLayers,
     ) -> tuple[Tensor, MultiState]:
         query = rearrange(self._query(x), "B T N D -> B N T D")
-        attn_output, _ = attention(query, H.keys, H.values, None if H.no_empty_rows else ~H.empty[:, :, None])
+        with without_autocast(x.device):
+            attn_output, _ = attention(query, H.keys, H.values, None if H.no_empty_rows else ~H.empty[:, :, None])
         clock = H.clock + (x.shape[1] if active is None else active.sum(1))
         return self.post_attention(x, rearrange(attn_output, "B N T D -> B T N D")), replace(H, clock=clock)
 
@@ -144,7 +149,7 @@ class CrossAttentionSublayer(AttentionSublayer):
 
     def _query(self, x: Tensor) -> Tensor:
         """``(…, E) -> (…, N, D)``."""
-        x = self.attention.q(self.attention_residual.pre_norm(x))
+        x = self.attention.q(self.attention_residual.pre_norm(x)).to(x.dtype)
         return rearrange(x, "... (N D) -> ... N D", N=self.attention.n_heads)
 
 

@@ -204,6 +204,8 @@ def test_points_of_a_curve_are_means_at_the_last_step_of_their_span(monkeypatch)
     pairs = measure(SMALL["text"], 0, words())["curve"]
     losses = [loss for _, loss in single]
     assert pairs == [(2, pytest.approx(sum(losses[:2]) / 2)), (4, pytest.approx(sum(losses[2:]) / 2))]
+    longer = replace(SMALL["text"], config=replace(SMALL["text"].config, steps=5))
+    assert [step for step, _ in measure(longer, 0, words())["curve"]] == [2, 4]  # no point of fewer steps
 
 
 def test_tables_contain_mean_and_spread(tmp_path):

@@ -11,7 +11,7 @@ from ..cell.cell import Cell
 from ..state.state import State
 from .endings import Endings
 from .prompt import Start, read_prompt
-from .sampling import Sampler, make_sampler
+from .sampling import Sampler, check_finite, make_sampler
 
 if TYPE_CHECKING:
     import tokenizers
@@ -118,17 +118,18 @@ def generate(
 
     Raises:
         Error: the prompt is empty, there is neither a prompt nor logits or both, the logits do not fit the state, a setting is
-            out of range or needs ``do_sample``; also the errors of :meth:`Cell.forward`.
+            out of range or needs ``do_sample``, or the model computes NaN; also the errors of :meth:`Cell.forward`.
     """
-    sampler, endings = (
-        make_sampler(do_sample, temperature, top_k, top_p, generator),
-        Endings(cell, eos_token_id, stop, tokenizer),
-    )
+    checked = do_sample or cell.device.type == "cpu"  # torch.multinomial aborts a CUDA process at NaN
+    sampler = make_sampler(do_sample, temperature, top_k, top_p, generator, checked=checked)
+    endings = Endings(cell, eos_token_id, stop, tokenizer)
     start = read_prompt(cell, tokens, state, logits, lengths, max_new_tokens)
     new, state, logits = [], start.state, start.logits
     for step in _decode(cell.step_, start, sampler, endings, max_new_tokens):  # step_ updates `state`
         new.append(step.token)
         logits = step.logits
+    if not checked:
+        check_finite(logits)
     return Generated(torch.stack(new, dim=1) if new else state.clock.new_empty(len(logits), 0), state, logits)
 
 
@@ -155,10 +156,8 @@ def stream(
     branch from it. Each item also has ``item.logits``, so that decoding can continue: ``generate(cell, state=item.state,
     logits=item.logits, …)``.
     """
-    sampler, endings = (
-        make_sampler(do_sample, temperature, top_k, top_p, generator),
-        Endings(cell, eos_token_id, stop, tokenizer),
-    )
+    sampler = make_sampler(do_sample, temperature, top_k, top_p, generator)
+    endings = Endings(cell, eos_token_id, stop, tokenizer)
     with torch.no_grad():
         start = read_prompt(cell, tokens, state, logits, lengths, max_new_tokens)
     return _decode(cell.step, start, sampler, endings, max_new_tokens)

@@ -162,3 +162,18 @@ def test_the_signature_lists_all_arguments_of_generate(decode):
     assert inspect.signature(msrnn.generate).parameters.items() <= parameters.items()
     with pytest.raises(TypeError, match="unexpected keyword argument 'top'"):
         decode(CELL, PROMPT, max_new_tokens=3, top=3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True}])
+def test_a_model_with_nan_raises_one_sentence(settings):
+    """Also if the first NaN comes after the prompt."""
+    damaged, late = tiny_cell(tied=False), tiny_cell(tied=False)
+    damaged.layers[0].down.weight.data[0, 0] = torch.nan
+    new = msrnn.generate(late, PROMPT[:1], max_new_tokens=9).tokens[0].tolist()
+    late.embed.weight.data[next(i for i in new if i not in PROMPT[0])] = torch.nan
+    assert torch.isfinite(late(PROMPT[:1], last_only=True)[0]).all()
+    functions = (msrnn.generate, lambda *a, **k: [*msrnn.stream(*a, **k)], msrnn.jacobi, msrnn.lookahead)
+    for cell in (damaged, late) if not settings else (damaged,):
+        for decode in functions:
+            with pytest.raises(msrnn.Error, match="largest logit of row 0 is nan; expected a finite number"):
+                decode(cell, PROMPT[:1], max_new_tokens=9, **settings)

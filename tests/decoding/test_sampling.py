@@ -1,5 +1,7 @@
 """Sampling probabilities against a count by hand."""
 
+from fractions import Fraction
+
 import numpy
 import pytest
 import torch
@@ -44,6 +46,38 @@ def test_a_temperature_above_the_largest_float_raises():
 def test_numpy_numbers_are_accepted():
     settings = {"temperature": numpy.float32(0.5), "top_k": numpy.int64(1), "top_p": numpy.float64(0.9)}
     assert make_sampler(do_sample=True, **settings)(torch.tensor([[0.0, 3.0, 1.0]])).tolist() == [1]
+
+
+def test_fractions_are_accepted():
+    settings = {"temperature": Fraction(1, 2), "top_p": Fraction(1, 2)}
+    assert make_sampler(do_sample=True, **settings)(torch.tensor([[0.0, 9.0, 1.0]])).tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-45, 1e39, 1e308])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_temperature_beyond_the_dtype_gives_probabilities(temperature, dtype):
+    logits = torch.tensor([[1.0, 3.0, -torch.inf, 2.0]], dtype=dtype)
+    probs = sampling_probs(logits, temperature=temperature)
+    expected = [0, 1, 0, 0] if temperature < 1 else [1 / 3, 1 / 3, 0, 1 / 3]
+    assert torch.allclose(probs.double(), torch.tensor([expected], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("value", ["no", 1, None, 0.0])
+def test_do_sample_has_to_be_a_bool(value):
+    with pytest.raises(msrnn.Error, match=r"do_sample is .*expected a bool"):
+        make_sampler(do_sample=value)
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True}, {"do_sample": True, "temperature": 1e-320, "top_p": 0.5}])
+@pytest.mark.parametrize(("value", "printed"), [(torch.nan, "nan"), (torch.inf, "inf"), (-torch.inf, "-inf")])
+def test_nan_and_infinite_logits_raise_one_sentence(settings, value, printed):
+    logits = torch.zeros(2, 4)
+    logits[1] = value
+    with pytest.raises(msrnn.Error, match=f"largest logit of row 1 is {printed}; expected a finite number"):
+        make_sampler(**settings)(logits)
+    logits[1, 2:] = 0
+    if printed == "-inf":  # excluded tokens
+        assert make_sampler(**settings)(logits)[1] >= 2
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p"])

@@ -48,7 +48,7 @@ def plan(pristine: Path, names: list[str], seed: int, trial: int) -> Plan:
     """Choose format, model, file and damage of a trial."""
     random = Random(f"{seed} {trial}")
     name, model = random.choice(names), random.choice(list(writers.MODELS))
-    files = sorted(path for path in (pristine / name / model).iterdir())
+    files = sorted((pristine / name / model).iterdir())
     choices = [
         (x, kind, damage)
         for x in files

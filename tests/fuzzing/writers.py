@@ -42,10 +42,27 @@ def small_files(model: str) -> dict[str, str]:
     bpe.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     bpe.decoder = tokenizers.decoders.Replace("▁", " ")
     bpe.add_special_tokens(PIECES[:3])
-    texts = {"tokenizer.json": bpe.to_str(), "generation_config.json": json.dumps({"eos_token_id": [2, 3], "top_p": 0.9})}
-    if model == "mistral":  # the place in older checkpoints
-        return {**texts, "tokenizer_config.json": json.dumps({"chat_template": TEMPLATE, "bos_token": "<s>"})}
-    return {**texts, "chat_template.jinja": TEMPLATE}
+    generation = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0, "do_sample": True, "top_p": 0.9}
+    special = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}, "additional_special_tokens": ["<unk>"]}
+    decoder = {str(n): {"content": piece, "special": True} for n, piece in enumerate(PIECES[:3])}
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    settings |= {"add_bos_token": model != "yi", "added_tokens_decoder": decoder, "model_max_length": 10**30}
+    templates = {  # in the places and forms of several versions of transformers
+        "llama": {},
+        "tied": {"chat_template": [{"name": "default", "template": TEMPLATE}, {"name": "tool_use", "template": TEMPLATE}]},
+        "mistral": {"chat_template": TEMPLATE},
+        "yi": {"chat_template": {"default": TEMPLATE}},
+    }
+    texts = {
+        "tokenizer.json": bpe.to_str(),
+        "generation_config.json": json.dumps(generation),
+        "special_tokens_map.json": json.dumps(special),
+        "added_tokens.json": json.dumps({"<pad>": len(PIECES) + len(PAIRS)}),
+        "tokenizer_config.json": json.dumps(settings | templates[model]),
+    }
+    if model == "yi":
+        texts["chat_template.json"] = json.dumps({"chat_template": TEMPLATE})
+    return texts | ({"chat_template.jinja": TEMPLATE} if model == "llama" else {})
 
 
 def write_own(folder: Path, model: str) -> None:

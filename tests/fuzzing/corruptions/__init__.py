@@ -5,7 +5,8 @@ reader must refuse the result, because the checkpoint is incomplete or ambiguous
 file, the result must equal the content of the file.
 """
 
-from . import any_file, gguf_header, index, json_text, pickled, safetensors_header
+from . import any_file, gguf_header, index, json_text, other_files, pickled, safetensors_header
 from .registry import DAMAGES, SECRET, kinds
 
-__all__ = ["DAMAGES", "SECRET", "any_file", "gguf_header", "index", "json_text", "kinds", "pickled", "safetensors_header"]
+__all__ = ["DAMAGES", "SECRET", "any_file", "gguf_header", "index", "json_text", "kinds"]
+__all__ += ["other_files", "pickled", "safetensors_header"]

@@ -146,6 +146,24 @@ def alignment(random: Random, path: Path) -> bool:
 
 
 @damage("gguf")
+def arithmetic_key(random: Random, path: Path) -> bool:
+    """Add a key of the architecture that changes the arithmetic."""
+    layout = Layout(path.read_bytes())
+    name, kind, value = random.choice(
+        (
+            (b"llama.attention.causal", 7, b"\0"),
+            (b"llama.logit_scale", 6, struct.pack("<f", 0.5)),
+            (b"llama.attention.clamp_kqv", 6, struct.pack("<f", 8.0)),
+            (b"llama.a.key.of.tomorrow", 4, struct.pack("<I", 1)),
+        )
+    )
+    replace(path, layout, 24, 0, struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + value)
+    data = path.read_bytes()
+    path.write_bytes(data[:16] + struct.pack("<Q", len(layout.keys) + 1) + data[24:])
+    return True
+
+
+@damage("gguf")
 def duplicate_key_or_tensor(random: Random, path: Path) -> bool:
     layout = Layout(path.read_bytes())
     begin, end = random.choice(layout.keys)

@@ -95,3 +95,13 @@ def unusual_document(random: Random, path: Path) -> bool:
 def other_encoding(random: Random, path: Path) -> bool:
     path.write_bytes(path.read_text().encode(random.choice(("utf-16", "utf-8-sig", "utf-32", "utf-7"))))
     return False
+
+
+@damage("json")
+def extra_key(random: Random, path: Path) -> bool:
+    """A field that changes the arithmetic; every reader must refuse it."""
+    document = json.loads(path.read_bytes())
+    more = {"attention_multiplier": 0.5, "final_logit_softcapping": 30.0, "use_qk_norm": True, "num_local_experts": 8}
+    name = random.choice(list(more))
+    path.write_text(json.dumps({**document, name: more[name]}))
+    return path.name in ("config.json", "params.json")

@@ -82,3 +82,24 @@ def shared_storage(random: Random, path: Path) -> bool:
 
     repickle(random, path, change)
     return False
+
+
+@damage("pickle")
+def wrapped(random: Random, path: Path) -> bool:
+    """A training checkpoint, or names with the prefix of a wrapper; both are valid."""
+
+    def change(tensors: dict[Any, Any], name: str) -> dict[Any, Any]:
+        prefixed = {f"module.{other}": x for other, x in tensors.items()}
+        return random.choice(({"model": tensors, "step": 3}, {"state_dict": prefixed}, prefixed))
+
+    repickle(random, path, change)
+    return False
+
+
+@damage("pickle")
+def two_models(random: Random, path: Path) -> bool:
+    def change(tensors: dict[Any, Any], name: str) -> dict[Any, Any]:
+        return random.choice(({"model": tensors, "ema": tensors}, {**tensors, f"module.{name}": tensors[name]}))
+
+    repickle(random, path, change)
+    return True

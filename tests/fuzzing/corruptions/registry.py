@@ -5,8 +5,10 @@ from pathlib import Path
 from random import Random
 
 Damage = Callable[[Random, Path], bool]
-DAMAGES: dict[str, dict[str, Damage]] = {"any": {}, "json": {}, "index": {}, "safetensors": {}, "gguf": {}, "pickle": {}}
+KINDS = ("any", "folder", "json", "index", "safetensors", "gguf", "pickle")
+DAMAGES: dict[str, dict[str, Damage]] = {kind: {} for kind in KINDS}
 OPTIONAL = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "generation_config.json")
+OPTIONAL += ("added_tokens.json", "special_tokens_map.json", "chat_template.json")
 SECRET = "outside.safetensors"
 """A valid file outside the folder of the checkpoint, which no reader may follow a path to."""
 
@@ -16,7 +18,7 @@ def kinds(path: Path) -> list[str]:
     own = {".json": ["json"], ".safetensors": ["safetensors"], ".gguf": ["gguf"], ".bin": ["pickle"], ".pth": ["pickle"]}.get(
         path.suffix, []
     )
-    return ["any", *own, *(["index"] if path.name.endswith(".index.json") else [])]
+    return ["any", "folder", *own, *(["index"] if path.name.endswith(".index.json") else [])]
 
 
 def damage(kind: str) -> Callable[[Damage], Damage]:
@@ -27,6 +29,11 @@ def damage(kind: str) -> Callable[[Damage], Damage]:
         return function
 
     return register
+
+
+def is_a_source(folder: Path) -> bool:
+    """Return True if the folder itself is loaded, not one file in it."""
+    return not any(path.suffix == ".gguf" or path.name == "state.safetensors" for path in folder.iterdir())
 
 
 def is_required(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Fixtures of the real weights: SmolLM2-135M-Instruct as a GGUF file, as a Hugging Face folder and as a cell."""
 
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -9,11 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock  # comes with huggingface-hub
+from hypothesis import settings
 
 import converters
 from msrnn import Cell
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests of ctrl-C need it even if the parent ignores SIGINT
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give every test the same random numbers, in any order of the tests."""
+    torch.manual_seed(0)
+    random.seed(0)
 
 
 @pytest.fixture

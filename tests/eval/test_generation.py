@@ -60,6 +60,36 @@ def test_a_seed_repeats_the_samples():
     assert one == again != other
 
 
+def test_every_batch_has_its_own_seed(tmp_path, monkeypatch, capsys):
+    CELL.save(tmp_path / "model")
+    (tmp_path / "book.txt").write_text(TEXT)
+    called = []
+
+    def record(cell, chunks, condition, max_new_tokens, seed):
+        called.append((str(condition), [chunk.name for chunk in chunks], seed))
+        return continue_prompts(cell, chunks, condition, max_new_tokens, seed)
+
+    monkeypatch.setattr("msrnn.eval.generation.continue_prompts", record)
+    arguments = ["eval", "generation", str(tmp_path / "model"), "--text", str(tmp_path / "book.txt"), "--chunk", "20"]
+    arguments += [
+        "--chunks",
+        "3",
+        "--batch",
+        "2",
+        "--max-new-tokens",
+        "4",
+        "--operators",
+        "tova",
+        "--sizes",
+        "5",
+        "--seed",
+        "7",
+    ]
+    assert main(arguments) == 0
+    batches = [["book 0", "book 1"], ["book 2"]]
+    assert called == [(spec, batch, 7 + i) for spec in ("full", "tova:5") for i, batch in enumerate(batches)]
+
+
 def test_distinct_ngrams_and_common_prefix():
     a, b = (GenerationResult("x", 1, "c", ids, False, 1.0, 1.0) for ids in ([1, 2, 1, 2, 1], [1, 2, 1, 3]))
     assert (a.distinct(1), a.distinct(2), a.distinct(4), a.distinct(6)) == (0.4, 0.5, 1.0, 1.0)

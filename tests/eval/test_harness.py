@@ -1,6 +1,7 @@
 """The harness gets the results of its own hf model from an unbounded cell, and those of the operator from a bounded one."""
 
 import json
+from dataclasses import replace
 
 import lm_eval
 import pytest
@@ -119,6 +120,24 @@ def test_sampling_uses_the_seed_of_the_harness(folder):
         torch.manual_seed(seed)
         drawn.append(lm._continue("the sea", wanted))
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("special", "prefix", "end"),
+    [({}, 3, 2), ({"eos_token_ids": (2, 4)}, 3, 2), ({"bos_token_id": None}, 2, 2), ({"eos_token_ids": ()}, 3, 3)],
+)
+def test_the_prefix_is_bos_and_the_end_is_eos_if_the_model_has_them(special, prefix, end, folder):
+    cell = converters.load(folder)
+    cell.config = replace(cell.config, **{"bos_token_id": 3, "eos_token_ids": (2,), **special})
+    lm = HarnessLM(cell, TOKENIZER)
+    assert (lm.prefix_token_id, lm.eot_token_id) == (prefix, end)
+
+
+def test_a_model_without_special_tokens_is_refused(folder):
+    cell = converters.load(folder)
+    cell.config = replace(cell.config, bos_token_id=None, eos_token_ids=())
+    with pytest.raises(msrnn.Error, match="no bos and no eos token"):
+        HarnessLM(cell, TOKENIZER)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,16 @@ def test_classes_of_tokens_by_characters():
         **{"The": "word start", " cap": "word start", "tain": "inside word", "'s": "inside word", " boat": "word start"},
         **{"—": "punctuation", "white": "word start", " 3": "number", "rd": "inside word", ",": "punctuation"},
         **{" didn": "word start", "’t": "inside word", "\n\n": "white space", " “": "punctuation", "No": "word start"},
-        **{"!”": "punctuation", " €": "punctuation", "": "other", "x": "word start", "_1": "number", "\u200b": "other"},
+        **{"\nwe": "word start", "’": "punctuation", "re": "inside word", " it": "word start", "'": "punctuation"},
+        **{
+            "ll": "inside word",
+            "!”": "punctuation",
+            " €": "punctuation",
+            "": "other",
+            "x": "word start",
+            "_1": "number",
+            "\u200b": "other",
+        },
     }
     text, spans = concatenated(*expected)
     assert dict(zip(expected, character_classes(text, spans), strict=True)) == expected
@@ -74,6 +83,8 @@ def test_parts_of_speech():
     text, spans = concatenated(*expected)
     assert dict(zip(expected, parts_of_speech(text, spans), strict=True)) == expected
     assert parts_of_speech("", []) == []
+    after = [*expected].index(" It")  # a chunk that starts at the second sentence
+    assert parts_of_speech(text, spans[after:]) == [*expected.values()][after:]
 
 
 def test_a_result_follows_from_the_trace():
@@ -86,6 +97,7 @@ def test_a_result_follows_from_the_trace():
         assert result.first == life[:N_FIRST].tolist()
         assert result.mean == pytest.approx(float(life.mean()))
         assert result.first_retained == float((left[..., 0] == 50).double().mean())
+        assert result.recent == [float(recent_share(layer, 7).mean()) for layer in left]
         assert torch.tensor(result.steps).expand_as(left).equal(left)
         assert len(result.steps[0]) == (1 if condition.operator == "tova" else 2)
         names = character_classes(TEXT, chunk.spans)

@@ -51,6 +51,22 @@ def test_throughput_is_relative_to_the_unbounded_state():
     assert rows[1] == ["full", "unbounded", "10.00", "9", "90", "100", "1.00"]
 
 
+def test_the_reference_is_the_unbounded_state_or_else_the_last_row():
+    rows = [ThroughputResult("tova", size, 10**6, 90, 9 * 10**7, speed) for size, speed in ((8, 300.0), (16, 150.0))]
+    unbounded = ThroughputResult("full", None, 10**7, 9, 9 * 10**7, 100.0)
+    assert [row[-1] for row in report([unbounded, *rows], 90, 64).tables[0].rows] == ["1.00", "3.00", "1.50"]
+    assert [row[-1] for row in report(rows, 90, 64).tables[0].rows] == ["2.00", "1.00"]
+
+
+def test_tokens_of_all_sequences_are_counted_at_the_median_step(monkeypatch):
+    """Three steps of the batch take 1, 5 and 2 seconds."""
+    times = iter([0.0, 1.0, 1.0, 6.0, 6.0, 8.0])
+    monkeypatch.setattr("msrnn.eval.throughput.time.perf_counter", lambda: next(times))
+    _, batch, _, speed = measure_throughput(CELL, msrnn.TOVA(8), 50_000, 24, 3)
+    assert batch > 1
+    assert speed == batch / 2
+
+
 def test_the_command(tmp_path, capsys):
     chat_cell().save(tmp_path / "model")
     arguments = ["eval", "throughput", str(tmp_path / "model"), "--sizes", "4", "8"]

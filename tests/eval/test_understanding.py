@@ -108,6 +108,8 @@ def test_rouge_takes_the_best_reference_of_each_kind():
     one = (3 / 4, 2 / 3, 3 / 4)  # of "the boat is big": three words, two pairs of three, three in order
     assert rouge("the boat is small", ["the boat is big"]) == pytest.approx(100 * math.prod(one) ** (1 / 3))
     assert rouge("the boat is small", ["the boat is big", "small is"]) == pytest.approx(100 * math.prod(one) ** (1 / 3))
+    other = (1, 2 / 3, 1 / 2)  # four words, two pairs of three, two in order
+    assert rouge("is small the boat", ["the boat is small"]) == pytest.approx(100 * math.prod(other) ** (1 / 3))
     assert rouge("walks", ["walk"]) == 0  # no stemming
 
 

@@ -119,17 +119,17 @@ def _format(path: Path, *, weights: bool = True) -> ModuleType:
     if own.matches(path):
         return own
     params = path / meta_layout.PARAMS
-    has_config, native = (path / "config.json").is_file(), None
-    if params.is_file():
-        native = mistral if "hidden_dim" in read_json(params) else meta
-    for name, module in (
-        (huggingface.SAFETENSORS, huggingface if has_config else None),
-        (meta_layout.SAFETENSORS, native),
-        (huggingface.PICKLE, huggingface if has_config else None),
-        (meta_layout.PICKLE, native),
+    config = path / "config.json"
+    for name, needed in (
+        (huggingface.SAFETENSORS, config),
+        (meta_layout.SAFETENSORS, params),
+        (huggingface.PICKLE, config),
+        (meta_layout.PICKLE, params),
     ):
-        if module is not None and (shards.has(path, name) or not weights):
-            return module
+        if needed.is_file() and (shards.has(path, name) or not weights):
+            if needed is config:
+                return huggingface
+            return mistral if "hidden_dim" in read_json(params) else meta
     files = sorted(file.name for file in path.iterdir())
     found = f"{', '.join(files[:6])}{', …' if len(files) > 6 else ''}" if files else "nothing"
     expected = f"config.json and {huggingface.SAFETENSORS} or {huggingface.PICKLE} (or an index of shards)"

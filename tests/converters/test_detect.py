@@ -124,3 +124,11 @@ def test_a_folder_of_gguf_files(tmp_path):
     assert converters.load(tmp_path / "one" / "b.Q4_0.gguf").config.n_layers == 2
     (tmp_path / "hf" / "a.gguf").touch()  # other weights are preferred
     assert converters.load(tmp_path / "hf").config.n_layers == 2
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"lr": 0.1, "scheduler": "cosine"}'])
+def test_a_params_file_of_a_training_run_is_not_read(content, tmp_path):
+    """The name params.json is common; with Hugging Face's weights it means nothing."""
+    save_folder(tiny_reference(dtype=torch.float32), tmp_path)
+    (tmp_path / "params.json").write_text(content)
+    assert converters.load(tmp_path).config == converters.config(tmp_path)

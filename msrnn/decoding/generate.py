@@ -11,7 +11,7 @@ from ..cell.cell import Cell
 from ..state.state import State
 from .endings import Endings
 from .prompt import Start, read_prompt
-from .sampling import Sampler, check_finite, make_sampler
+from .sampling import Sampler, make_sampler
 
 if TYPE_CHECKING:
     import tokenizers
@@ -120,16 +120,13 @@ def generate(
         Error: the prompt is empty, there is neither a prompt nor logits or both, the logits do not fit the state, a setting is
             out of range or needs ``do_sample``, or the model computes NaN; also the errors of :meth:`Cell.forward`.
     """
-    checked = do_sample or cell.device.type == "cpu"  # torch.multinomial aborts a CUDA process at NaN
-    sampler = make_sampler(do_sample, temperature, top_k, top_p, generator, checked=checked)
+    sampler = make_sampler(do_sample, temperature, top_k, top_p, generator)
     endings = Endings(cell, eos_token_id, stop, tokenizer)
     start = read_prompt(cell, tokens, state, logits, lengths, max_new_tokens)
     new, state, logits = [], start.state, start.logits
     for step in _decode(cell.step_, start, sampler, endings, max_new_tokens):  # step_ updates `state`
         new.append(step.token)
         logits = step.logits
-    if not checked:
-        check_finite(logits)
     return Generated(torch.stack(new, dim=1) if new else state.clock.new_empty(len(logits), 0), state, logits)
 
 
@@ -177,10 +174,13 @@ def _decode(
     finished = None  # (B,) bool; None while no row is finished: the step then needs no mask
     if any(i is not None for i in ended):
         finished = torch.tensor([i is not None for i in ended], device=logits.device)
-    for _ in range(max_new_tokens):
+    for i in range(max_new_tokens):
         if finished is not None and finished.all():
+            sampler.verify()
             return
         sampled = sampler(logits)
+        if i in (0, max_new_tokens - 1) or finished is not None:  # `finished` was read, so the device is in step already
+            sampler.verify()
         token = sampled if finished is None else torch.where(finished, token, sampled)
         with torch.no_grad():  # not around the yield, because the caller's gradient mode must not change
             after, state = step(token, state, active=None if finished is None else ~finished)

@@ -9,9 +9,47 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, check_bool, check_int, check_number
+from .finite_logits import FiniteLogits
 
-Sampler = Callable[[Tensor], Tensor]
-"""``logits (B, V) -> token (B,)``."""
+
+class Sampler:
+    """``logits (B, V) -> token (B,)``.
+
+    Args:
+        sample: draws a token per row from finite logits. None: the most likely token is taken.
+    """
+
+    def __init__(self, sample: Callable[[Tensor], Tensor] | None = None):
+        self._sample, self._finite = sample, FiniteLogits()
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the next token of each row.
+
+        Raises:
+            Error: on the CPU, logits are NaN or infinite. On another device :meth:`verify` raises it.
+        """
+        if self._sample is None:
+            token = logits.argmax(-1)
+            self._finite.add(logits.gather(-1, token[:, None])[:, 0])  # argmax takes NaN for the highest number
+            return token
+        finite = self._finite.add(logits.amax(-1))
+        if logits.device.type != "cpu":  # a kernel that draws from NaN would stop the device
+            logits = torch.where(finite[:, None], logits, 0)
+        return self._sample(logits)
+
+    def choose(self, logits: Tensor) -> list[int]:
+        """Return the next tokens as ints, and :meth:`verify`."""
+        tokens = self(logits).tolist()
+        self.verify()
+        return tokens
+
+    def verify(self) -> None:
+        """Refuse logits of earlier calls that were not finite. This synchronises with the device.
+
+        Raises:
+            Error: logits are NaN or infinite.
+        """
+        self._finite.verify()
 
 
 def make_sampler(
@@ -20,13 +58,8 @@ def make_sampler(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
-    *,
-    checked: bool = True,
 ) -> Sampler:
     """Return the sampler for these settings, which are those of :func:`msrnn.generate`.
-
-    The sampler raises :class:`Error` for NaN (:func:`check_finite`). With ``checked=False`` it does not, which avoids a
-    synchronisation with the device.
 
     Raises:
         Error: a setting is out of range or of another type, or is set without ``do_sample``.
@@ -44,15 +77,12 @@ def make_sampler(
         for name, value, default in (("temperature", temperature, 1), ("top_k", top_k, None), ("top_p", top_p, None)):
             if value != default:
                 raise Error(f"{name} is {value!r}, but do_sample is False; expected do_sample=True")
+        return Sampler()
 
-    def choose(logits: Tensor) -> Tensor:
-        if checked:
-            check_finite(logits)
-        if not do_sample:
-            return logits.argmax(-1)
+    def sample(logits: Tensor) -> Tensor:
         return torch.multinomial(sampling_probs(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0]
 
-    return choose
+    return Sampler(sample)
 
 
 def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -76,22 +106,6 @@ def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None =
         probs = torch.zeros_like(probs).scatter(-1, index, ordered.masked_fill(before >= top_p, 0))
         probs = probs / probs.sum(-1, keepdim=True)
     return probs
-
-
-def check_finite(logits: Tensor) -> None:
-    """Refuse logits ``(B, V)`` from which no token can be chosen: the largest of a row is NaN or infinite. This synchronises.
-
-    Raises:
-        Error: NaN or infinite numbers in a row; −inf is accepted, unless the whole row is −inf.
-    """
-    valid = logits.detach().amax(-1).isfinite()
-    if not valid.all():
-        row = int((~valid).nonzero()[0])
-        value = float(logits[row].amax())
-        raise Error(
-            f"the largest logit of row {row} is {value}; expected a finite number. Check the parameters for NaN; "
-            "a model of bfloat16 can overflow in float16"
-        )
 
 
 def as_python_number(value: Any) -> Any:

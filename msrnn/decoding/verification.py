@@ -72,7 +72,7 @@ def draft_and_verify(
     """
     B, generated, state, last = len(drafters), [0] * len(drafters), start.state, start.logits
     unfinished = [b for b, token in enumerate(endings.start(start)) if token is None]
-    first = sampler(last).tolist() if max_new_tokens and unfinished else []
+    first = sampler.choose(last) if max_new_tokens and unfinished else []
     chosen = {b: first[b] for b in unfinished if first}  # the next token of each unfinished sequence
     while chosen:
         began, room = time.perf_counter(), {b: max_new_tokens - generated[b] for b in chosen}
@@ -158,7 +158,7 @@ def _verify(
     open_ = list(room)
     while open_ := [b for b in open_ if not ends(b, candidates[matching[b][0]][counts[b] - 1]) and counts[b] < room[b]]:
         last = logits[[matching[b][0] for b in open_], [counts[b] - 1 for b in open_]]  # (B', V)
-        for b, token in zip(open_, sampler(last).tolist(), strict=True):
+        for b, token in zip(open_, sampler.choose(last), strict=True):
             agreeing = [row for row in matching[b] if candidates[row][counts[b] : counts[b] + 1] == [token]]
             if agreeing:
                 matching[b], counts[b] = agreeing, counts[b] + 1

@@ -3,6 +3,7 @@
 import torch
 
 from msrnn.decoding.ngram_pool import Draft
+from msrnn.decoding.sampling import Sampler
 from msrnn.decoding.verification import _argmax_after, _from_pool, _verify
 
 
@@ -12,8 +13,7 @@ def logits_of(rows):
     return torch.nn.functional.one_hot(torch.tensor([row + [0] * (T - len(row)) for row in rows]), 10).double()
 
 
-def greedy(logits):
-    return logits.argmax(-1)
+greedy = Sampler()
 
 
 def never(b, token):

@@ -117,6 +117,17 @@ def test_all_decoding_methods_give_the_same_replies(decode):
     assert chat.state.clock.tolist() == [len(chat.ids)]
 
 
+def test_lookahead_drafts_from_the_questions_too():
+    chat = tiny_chat(seed=4, decode="lookahead")
+    for line in LINES[:2]:
+        before = len(chat.ids)
+        reply(chat, line)
+        question = chat.ids[before : before + chat.last_reply.prompt_tokens]
+        for start in range(len(question) - 3):
+            drafts = chat._pool.lookup(list(question[start : start + 3]), 32, 1)
+            assert question[start + 3] in [draft.tokens[0] for draft in drafts if draft.match_length == 3]
+
+
 def test_an_unknown_decoding_method_raises():
     with pytest.raises(msrnn.Error, match="decode is 'fast'; expected one of plain, jacobi, lookahead"):
         tiny_chat(decode="fast")

@@ -39,6 +39,21 @@ def test_optional_fields_with_default_values_are_omitted(config):
     assert not any(getattr(config, name) == default for name, default in optional.items() if name in names)
 
 
+OTHER = {
+    **{"vocab_size": 60, "width": 32, "n_layers": 3, "n_heads": 8, "n_kv_heads": 4, "head_dim": 8, "ffn_width": 40},
+    **{"context_length": 99, "ffn": "geglu", "positions": "alibi", "norm": "layer", "norm_eps": 1e-3, "norm_placement": "post"},
+    **{"bias": True, "tied": True, "fixnorm": True, "memory_tokens": 3, "persistent": 2},
+}
+
+
+@pytest.mark.parametrize("name", [*OTHER, "recurrent"])
+def test_every_field_of_a_decoder_that_enters_a_step_is_in_the_signature(name):
+    base = replace(DECODER, memory_tokens=1 if name == "recurrent" else 0)
+    assert base.signature() != replace(base, **{name: True if name == "recurrent" else OTHER[name]}).signature()
+    others = {field.name for field in fields(DECODER)} - OTHER.keys() - {"recurrent"}
+    assert others == {"dropout", "small_init", "bos_token_id", "eos_token_ids"}
+
+
 def test_dropout_and_initialization_of_a_decoder_are_not_in_the_signature():
     assert replace(DECODER, dropout=0.5, small_init=False).signature() == DECODER.signature()
     assert replace(PAIR, dropout=0.5).signature() == PAIR.signature()

@@ -491,6 +491,13 @@ def test_a_damaged_field_is_refused_in_one_sentence_or_builds_a_cell(field):
     assert all(len(text.splitlines()) == 1 for text in messages)
 
 
+@pytest.mark.parametrize("head_dim", [1, 2, 5])
+def test_rotary_positions_need_an_even_head_dim_of_at_least_4(head_dim):
+    with pytest.raises(msrnn.Error, match=f"head_dim is {head_dim}; expected an even number of at least 4"):
+        DecoderConfig(**{**DECODER_CONFIG, "head_dim": head_dim})
+    assert DecoderConfig(**{**DECODER_CONFIG, "head_dim": 4}).head_dim == 4
+
+
 def test_an_odd_head_dim_is_allowed_without_rope():
     cell = tiny_decoder(positions="alibi", head_dim=5)
     assert_close(cell(TEXT)[0], naive(cell, TEXT, bias=alibi(4)), 1e-6)

@@ -132,6 +132,16 @@ def test_a_saved_cell_is_loaded(tmp_path):
             refuses(tmp_path / "model")
 
 
+def test_dropout_of_the_embeddings_is_applied_in_training_only():
+    cell, tokens = tiny(dropout=0.25), random_tokens(0, 3, 60)
+    position = torch.arange(60).expand(3, -1)
+    plain = cell.eval().embed_tokens(tokens, position)
+    assert plain.equal(cell.embed_tokens(tokens, position))
+    x = cell.train().embed_tokens(tokens, position)
+    assert abs(float((x == 0).double().mean()) - 0.25) < 0.03
+    assert_close(x[x != 0], (plain / 0.75)[x != 0], 1e-12)
+
+
 def test_decoding_functions_accept_the_cell():
     cell, start = tiny(), torch.tensor([[7], [7], [7]])
     state = cell.encode(random_tokens(0, 3, 6), LENGTHS, "tova:4")

@@ -122,7 +122,8 @@ def test_lookahead_drafts_from_the_questions_too():
     for line in LINES[:2]:
         before = len(chat.ids)
         reply(chat, line)
-        question = chat.ids[before : before + chat.last_reply.prompt_tokens]
+        first = before - chat.last_reply.reread_tokens
+        question = chat.ids[first : first + chat.last_reply.prompt_tokens]
         for start in range(len(question) - 3):
             drafts = chat._pool.lookup(list(question[start : start + 3]), 32, 1)
             assert question[start + 3] in [draft.tokens[0] for draft in drafts if draft.match_length == 3]

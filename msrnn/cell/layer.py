@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import attend
-from ..layers.linear import fuse_storage_, fused_linear
+from ..layers.linear import fuse_storage_, fused_linear, with_own_storage
 from ..layers.positional import PositionEncoding, PositionTensors
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import append_attend_reduce
@@ -137,6 +137,17 @@ class RecurrentLayer(nn.Module):
         """Move the weights of each fused group into one storage."""
         for group in self.fused_groups:
             fuse_storage_(*group)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the parameters as ``nn.Module`` does, each with a storage of its own although the weights are fused.
+
+        No memory is copied: the tensors are those of the parameters, so that an edit in place changes the parameters.
+        """
+        tensors, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
+        for name, x in tensors.items():
+            if name.startswith(prefix):
+                tensors[name] = with_own_storage(x)
+        return tensors
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RecurrentLayer":
         """Fuse the weights again after ``to``, ``half``, ``to_empty`` and the like have replaced them."""

@@ -28,6 +28,8 @@ UPCAST_MIN_ROWS = 4
 """Minimum number of rows for which a 16-bit matrix is converted to float32 before an emulated product."""
 PLAIN_TENSORS = (nn.Parameter, Tensor)
 """Types of weights that the kernel accepts: no subclass, such as a quantized weight of another library."""
+FUSED_DEVICES = ("cpu", "cuda")
+"""Devices where weights share a storage. :func:`with_own_storage` needs DLPack, which other devices may not have."""
 HAS_KERNEL = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -94,17 +96,30 @@ def gated_linear(x: Tensor, gate: nn.Module, up: nn.Module, activation: Callable
 def fuse_storage_(*linears: nn.Module) -> None:
     """Move the weights of several modules into one storage, in this order. Parameters, values and gradients stay the same.
 
-    Nothing happens where the weights differ in dtype, device or width, are shared between processes, or are fused already.
+    Nothing happens where the weights differ in dtype, device or width, are shared between processes, or are fused already, and
+    on devices other than :data:`FUSED_DEVICES`.
     """
     weights = [w for module in linears if type(w := module._parameters.get("weight")) is nn.Parameter]
     kinds = {(w.dtype, w.device, w.shape[1:], w.layout) for w in weights}
-    if len(weights) < len(linears) or len(kinds) != 1 or weights[0].layout != torch.strided or weights[0].is_meta:
+    if len(weights) < len(linears) or len(kinds) != 1 or weights[0].layout != torch.strided:
+        return
+    if weights[0].device.type not in FUSED_DEVICES:
         return
     if _fused_weight(weights) is None and not weights[0].is_shared():
         with torch.inference_mode(weights[0].is_inference()):
             rows = torch.cat([w.detach() for w in weights])
         for weight, part in zip(weights, rows.split([len(w) for w in weights]), strict=True):
             weight.data = part
+
+
+def with_own_storage(x: Tensor) -> Tensor:
+    """Return a tensor over the memory of ``x`` whose storage ends with it; ``x`` itself if its storage has nothing else.
+
+    Savers of state dicts take tensors of one storage for copies of one tensor, or write the storage of all of them.
+    """
+    if type(x) is not Tensor or x.device.type not in FUSED_DEVICES or not x.is_contiguous():
+        return x
+    return x if x.untyped_storage().nbytes() == x.nbytes else torch.from_dlpack(x)
 
 
 def _plain_weight(module: nn.Module) -> Tensor | None:

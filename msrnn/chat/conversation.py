@@ -125,6 +125,23 @@ class Chat:
         """H after the last reply. The template's text after the reply is read with the next question."""
         return self.branches[self.name].checkpoints[-1].state
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a reply: the model's eos ids, and the special token after an answer in the template."""
+        return self._end_ids
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids before a reply to ``text``: the rendered conversation with ``text`` as the next user message.
+
+        Raises:
+            Error: as :meth:`reply`.
+        """
+        messages = (*self.messages, {"role": "user", "content": require_text(text)})
+        ids = self._encode(self.template(messages, add_generation_prompt=True))
+        if not ids:
+            raise Error("the rendered conversation is empty: the chat template produced no tokens")
+        return ids
+
     def reply(self, text: str) -> Generator[TextChunk, None, None]:
         """Send a user message and yield the reply in chunks.
 
@@ -134,11 +151,8 @@ class Chat:
         Raises:
             Error: ``text`` is not valid text, or the template rejects the conversation.
         """
-        name, branch = self.name, self.branches[self.name]
-        messages = (*branch.messages, {"role": "user", "content": require_text(text)})
-        ids = self._encode(self.template(messages, add_generation_prompt=True))
-        if not ids:
-            raise Error("the rendered conversation is empty: the chat template produced no tokens")
+        name, branch, ids = self.name, self.branches[self.name], self.prompt_ids(text)
+        messages = (*branch.messages, {"role": "user", "content": text})
         checkpoints = _prefixes(branch.checkpoints, ids)
         known = checkpoints[-1]
         new = torch.tensor([ids[len(known.ids) :]], device=known.state.clock.device)  # (1, T)

@@ -12,7 +12,7 @@ from ..chat.conversation import Chat
 from ..chat.repl import run_repl
 from ..errors import Error
 from .loading import load_model
-from .options import add_model_arguments, add_reduction_argument, add_sampling_arguments, sampling_settings
+from .options import add_model_arguments, add_reduction_argument, add_sampling_arguments, add_stop_argument, sampling_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="generate at most N tokens per reply (default: 512)",
     )
     add_sampling_arguments(parser)
+    add_stop_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,5 +39,5 @@ def run(args: argparse.Namespace) -> None:
         sys.stdin.reconfigure(errors="replace")
     sampling = sampling_settings(args)
     cell, tokenizer = load_model(args)
-    settings = {"reduction": args.reduction, "system": args.system, "decode": args.decode}
+    settings = {"reduction": args.reduction, "system": args.system, "decode": args.decode, "stop": args.stop}
     run_repl(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **settings, **sampling))

@@ -32,9 +32,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
 
 
-def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--prompt``, ``--prompt-file`` and ``--stdin``; exactly one is required."""
-    prompt = parser.add_argument_group("prompt, one of").add_mutually_exclusive_group(required=True)
+def add_prompt_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add ``--prompt``, ``--prompt-file`` and ``--stdin``; at most one, and exactly one if ``required``."""
+    prompt = parser.add_argument_group("prompt, one of").add_mutually_exclusive_group(required=required)
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt itself")
     prompt.add_argument("--prompt-file", metavar="FILE", type=Path, help="UTF-8 file that contains the prompt")
     prompt.add_argument("--stdin", action="store_true", help="read the prompt from standard input")
@@ -54,6 +54,28 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
     group.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of tokens with probability P")
     group.add_argument("--seed", metavar="N", type=seed_int, help="seed of the sampling (default: random)")
+
+
+def add_stop_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--stop``, a list."""
+    help = "end the text before TEXT; may be repeated"
+    parser.add_argument("--stop", metavar="TEXT", type=stop_string, action="append", default=[], help=help)
+
+
+def stop_string(text: str) -> str:
+    """Return a stop string, as an argparse type.
+
+    Raises:
+        ArgumentTypeError: ``text`` is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the text is empty; expected at least one character")
+    return text
+
+
+def has_prompt(args: argparse.Namespace) -> bool:
+    """Return True if one of the options of :func:`add_prompt_arguments` is given."""
+    return args.prompt is not None or args.prompt_file is not None or args.stdin
 
 
 def add_reduction_argument(parser: argparse.ArgumentParser, default: str | None = None, repeated: bool = False) -> None:

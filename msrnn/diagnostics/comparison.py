@@ -60,7 +60,7 @@ def continue_prompt(
     generated = stream(cell, tokens, state, max_new_tokens=max_new_tokens, eos_token_id=cell.config.eos_token_ids)
     total = len(prompt) + max_new_tokens
     rows = [*pad(retention(cell, tokens, reduction)[0].mean(0), (0, max_new_tokens))]  # over layers: (total,) per step
-    detokenize, new, seconds, start = StreamingDetokenizer(tokenizer), list[int](), 0.0, time.perf_counter()
+    detokenize, new, seconds, start = StreamingDetokenizer(tokenizer, prompt), list[int](), 0.0, time.perf_counter()
     for token, state in generated:
         new.append(int(token))
         seconds += time.perf_counter() - start
@@ -68,5 +68,6 @@ def continue_prompt(
         out.flush()
         rows.append(retained_fraction(state, total)[0].mean(0))
         start = time.perf_counter()
+    out.write(detokenize.flush())
     retained = torch.stack(rows)[:, : len(rows)]
     return OperatorRun(new, retained, len(new) / max(seconds, 1e-9), state)

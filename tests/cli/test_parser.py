@@ -30,7 +30,7 @@ def test_help_of_a_command_begins_with_its_docstring(name, capsys):
     [
         (["generate", "m", "--prompt", "x", "--reduction", "tova"], "tova:<size: int>"),
         (["generate", "m", "--prompt", "x", "--max-new-tokens", "-3"], "-3"),
-        (["generate", "m"], "--prompt"),
+        (["compare", "m", "--reduction", "full"], "--prompt"),
         ([], "COMMAND"),
     ],
 )

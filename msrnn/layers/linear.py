@@ -113,7 +113,7 @@ def fuse_storage_(*linears: nn.Module) -> None:
 
 
 def with_own_storage(x: Tensor) -> Tensor:
-    """Return a tensor over the memory of ``x`` whose storage ends with it; ``x`` itself if its storage has nothing else.
+    """Return a tensor over the memory of ``x`` with a storage of its own; ``x`` itself if its storage has nothing else.
 
     Savers of state dicts take tensors of one storage for copies of one tensor, or write the storage of all of them.
     """

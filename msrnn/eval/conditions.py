@@ -95,7 +95,9 @@ def _complete(operator: str) -> Reduction | None:
     if "SIZE" in operator:
         return None
     try:
-        return parse_reduction(operator)
+        reduction = parse_reduction(operator)
+        by_default = ":" not in operator and reduction.size is not None  # a name stands for every size
+        return None if by_default else reduction
     except Error:
         if ":" in operator:
             raise

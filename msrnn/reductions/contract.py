@@ -174,7 +174,9 @@ class Reduction:
         return format_spec(self)
 
     def _check_int(self, name: str, value: object, at_least: int, at_most: int | None = None) -> None:
-        check_int(f"{type(self).__name__}: {name}", value, at_least, MAX_SIZE if at_most is None else at_most)
+        if at_most is None and is_int(value) and value > MAX_SIZE:  # type: ignore[operator]
+            at_most = MAX_SIZE
+        check_int(f"{type(self).__name__}: {name}", value, at_least, at_most)
 
     def _check_bool(self, name: str, value: object) -> None:
         check_bool(f"{type(self).__name__}: {name}", value)

@@ -33,7 +33,8 @@ WORDS: dict[str, Any] = {"none": None, "true": True, "false": False}
 def register_spec_names(kind: type) -> None:
     """Make an operator class known by its ``spec_names``, or by its class name in kebab case if it states none.
 
-    A class name that is taken is not registered. The spec string then begins with ``module.Class``.
+    Of two classes with one name the later one is found by the name, unless the name is the library's or only the earlier class
+    states it. The spec string of the other class begins with ``module.Class``.
 
     Raises:
         Error: a stated name is one of the library's, or cannot be a name.
@@ -42,13 +43,17 @@ def register_spec_names(kind: type) -> None:
     for name, fixed in stated.items():
         if not re.fullmatch(r"[^\sA-Z:=]+", name):
             raise Error(f"{kind.__name__}: spec name is {name!r:.60}; expected lower-case letters without spaces, ':' and '='")
-        if (other := SPEC_NAMES.get(name, (kind,))[0]).__module__.startswith("msrnn.") and not _is_same_class(other, kind):
+        if _is_internal(other := SPEC_NAMES.get(name, (kind,))[0]) and not _is_same_class(other, kind):
             raise Error(f"{kind.__name__}: spec name {name!r} is that of msrnn.{other.__name__}; expected another name")
         SPEC_NAMES[name] = kind, fixed
     name = default_spec_name(kind)
-    internal = kind.__module__.startswith("msrnn.")
-    if not stated and not internal and _is_same_class(SPEC_NAMES.get(name, (kind,))[0], kind):
+    holder = SPEC_NAMES.get(name, (kind,))[0]
+    if not stated and not _is_internal(kind) and not _is_internal(holder) and not vars(holder).get("spec_names"):
         SPEC_NAMES[name] = kind, {}
+
+
+def _is_internal(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "msrnn"
 
 
 def default_spec_name(kind: type) -> str:

@@ -1,12 +1,14 @@
 """Operators at sizes, as given on the command line."""
 
 import argparse
+from dataclasses import dataclass
 
 import pytest
 
 import msrnn
 from msrnn.eval.conditions import CORE, add_condition_arguments, by_condition, parse_conditions
 from msrnn.eval.lm import LMResult
+from msrnn.reductions.spec_strings import SPEC_NAMES
 
 
 def test_every_operator_at_every_size():
@@ -29,6 +31,21 @@ def test_every_operator_at_every_size():
 def test_invalid_operators_are_refused(operators, message):
     with pytest.raises(msrnn.Error, match=message):
         parse_conditions(operators, [8])
+
+
+def test_a_name_stands_for_every_size_also_if_the_class_has_a_default():
+    @dataclass(frozen=True)
+    class DefaultSize(msrnn.TOVA):
+        size: int = 5
+
+    found = parse_conditions(["default-size", "default-size:7"], [8, 16])
+    assert [(c.operator, c.size) for c in found] == [("default-size", 8), ("default-size", 16), ("default-size:7", 7)]
+
+
+def test_the_name_of_the_baseline_cannot_be_that_of_an_operator(monkeypatch):
+    monkeypatch.setitem(SPEC_NAMES, "truncated", (msrnn.TOVA, {}))
+    with pytest.raises(msrnn.Error, match="an operator is called 'truncated', the name of a baseline"):
+        parse_conditions(["tova"], [8])
 
 
 def test_results_are_grouped_in_order():

@@ -396,7 +396,7 @@ def test_wrong_sizes_are_refused_also_if_validate_accepts_them(size):
         def validate(self, size):
             pass
 
-    with pytest.raises(msrnn.Error, match=r"Anything: size is .*; expected an int from 0"):
+    with pytest.raises(msrnn.Error, match=r"Anything: size is .*; expected an int of at least 0"):
         tiny_cell().initial_state(1, Anything(size))
 
 

@@ -482,7 +482,9 @@ FORMS = {
 def test_spec_string_round_trip(text, operator):
     assert parse_reduction(text) == operator
     assert str(operator) == text
-    assert [str(H.reduction) for H in tiny_cell().initial_state(1, text)] == [text, text]
+    state = tiny_cell().initial_state(1, text)
+    assert [str(H.reduction).partition(":layer=")[0] for H in state] == [text, text]
+    assert f"  0…1     {text} " in repr(state)
 
 
 @pytest.mark.parametrize("text", ["random", "random:4:1:1", "knorm:4:1", "last-queries:4", "cam:4", "keyformer:x"])

@@ -158,6 +158,18 @@ def test_a_class_name_that_is_taken_is_written_in_full():
     assert parse_reduction(str(kind(4, 0.5))) == kind(4, 0.5)
 
 
+def test_the_later_of_two_classes_has_the_class_name():
+    def define(**body):
+        return dataclass(frozen=True)(type("TwiceDefined", (TOVA,), {"__qualname__": f"TwiceDefined{len(body)}", **body}))
+
+    one, other = define()(4), define(x=1)(4)
+    assert [str(one), str(other)] == [f"{__name__}.TwiceDefined0:4", "twice-defined:4"]
+    stated = define(spec_names={"twice-defined": {}}, y=2)(4)
+    later = define(x=1, y=2, z=3)(4)
+    assert [str(stated), str(later)] == ["twice-defined:4", f"{__name__}.TwiceDefined3:4"]
+    assert [parse_reduction(str(x)) for x in (one, other, stated, later)] == [one, other, stated, later]
+
+
 def test_two_classes_of_one_stated_name_have_two_texts():
     def one():
         @dataclass(frozen=True)

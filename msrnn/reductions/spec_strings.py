@@ -48,7 +48,8 @@ def register_spec_names(kind: type) -> None:
         SPEC_NAMES[name] = kind, fixed
     name = default_spec_name(kind)
     holder = SPEC_NAMES.get(name, (kind,))[0]
-    if not stated and not _is_internal(kind) and not _is_internal(holder) and not vars(holder).get("spec_names"):
+    free = _is_same_class(holder, kind) or not (_is_internal(holder) or vars(holder).get("spec_names"))
+    if free and not stated and not _is_internal(kind):
         SPEC_NAMES[name] = kind, {}
 
 
@@ -207,8 +208,10 @@ def _parse_value(text: str, types: set[Any]) -> Any:
         return ()
     if tuple in types and "," in text:
         return tuple(_parse_value(x, types - {tuple}) for x in text.removesuffix(",").split(","))
-    if text.lower() in WORDS and type(value := WORDS[text.lower()]) in types:
-        return value
+    if text.lower() in WORDS:
+        value = WORDS[text.lower()]
+        if type(value) in types or (isinstance(value, bool) and int in types):  # a bool is an int
+            return value
     if int in types and INT.fullmatch(text):
         return int(text)
     if float in types and FLOAT.fullmatch(text):

@@ -56,7 +56,7 @@ def operators(draw):
 
 
 @given(operators())
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, derandomize=True)
 def test_any_simple_settings_round_trip(pair):
     for operator in pair:
         text = str(operator)
@@ -66,7 +66,7 @@ def test_any_simple_settings_round_trip(pair):
         assert str(again) == text
         assert all(type(getattr(again, f.name)) is type(getattr(operator, f.name)) for f in fields(operator)), text
     one, other = pair
-    assert (str(one) == str(other)) == (one == other)
+    assert one == other or str(one) != str(other)  # 1 and 1.0 are equal and may have two texts
 
 
 LIBRARY = {kind for kind, _ in SPEC_NAMES.values() if kind.__module__.startswith("msrnn.")}

@@ -47,7 +47,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--decode",
         choices=DECODING_METHODS,
         default="plain",
-        help="plain: one token per forward pass; jacobi, lookahead: the same tokens by speculative decoding (default: plain)",
+        help="plain: one token per forward pass; jacobi, lookahead: the same tokens (in 16 bits up to rounding) by "
+        "speculative decoding (default: plain)",
     )
     group.add_argument("--sample", action="store_true", help="sample; without this option decoding is greedy")
     group.add_argument("--temperature", type=float, metavar="X", help="sampling temperature (default: 1)")

@@ -23,7 +23,9 @@ EXAMPLES = """examples:
   msrnn info ~/models/SmolLM2-135M-Instruct
   msrnn generate HuggingFaceTB/SmolLM2-135M-Instruct --prompt "The sea was" --reduction tova:128 --max-new-tokens 200
   msrnn generate model.gguf --prompt-file story.txt --reduction sinks:512:4 --sample --temperature 0.8 --seed 1
-  msrnn generate model.gguf --prompt-file code.py --decode lookahead
+  msrnn generate model.gguf --prompt-file code.py --decode lookahead --stop "def "
+  msrnn generate model.gguf --prompt "Once upon" --state tale.state --max-new-tokens 10
+  msrnn generate model.gguf --state tale.state --max-new-tokens 10
   msrnn chat model.gguf --reduction tova:512 --system "Answer in one sentence."
   msrnn compare model.gguf --prompt-file story.txt --reduction full --reduction tova:48 --picture retained.png
   msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --reduction h2o:64 --out retained.png

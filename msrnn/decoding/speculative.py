@@ -43,6 +43,8 @@ def jacobi(
 ) -> SpeculativelyGenerated:
     """Generate by fixed-point iteration on a block of drafted tokens (Jacobi decoding, arXiv:2305.10427).
 
+    The result is that of :func:`msrnn.generate` in float32 and float64; in 16 bits rounding can change a token.
+
     Each forward pass replaces every token of the block by the model's prediction after the tokens before it. After j forward
     passes at least the first j tokens are those of greedy decoding, for any initial block. Correct tokens are accepted, and the
     block moves to their end.
@@ -93,6 +95,8 @@ def lookahead(
     **settings: "Unpack[GenerationSettings]",
 ) -> SpeculativelyGenerated:
     """Generate by lookahead decoding (arXiv:2402.02057): drafts are n-grams of the prompt, the answer and trajectories.
+
+    The result is that of :func:`msrnn.generate` in float32 and float64; in 16 bits rounding can change a token.
 
     Each forward pass verifies up to ``guesses`` n-grams that match the end of the text. It also extends ``window`` trajectories
     (``drafters.py``) by one token each. ``window=0`` is prompt lookup. ``window=15, ngram=5, guesses=15`` (W, N and G) is the

@@ -7,6 +7,8 @@ B sequences, K key/value heads, S rows, D head dimension.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from multiprocessing.context import get_spawning_popen
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +45,15 @@ class MultiState:
     no_empty_rows: bool = False
     n_learned: int = 0
     places: PositionRemapping | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: copies of the rows, without spare rows.
+
+        The arguments of a process that is spawned are not copied, because they have to live until it has started. They are
+        moved to shared memory, where no step writes (:meth:`RowBuffer.claim`).
+        """
+        H = self if get_spawning_popen() is not None else self.map(torch.clone)
+        return {**vars(H), "buffer": None}
 
     @property
     def capacity(self) -> int | None:
@@ -112,7 +123,7 @@ class MultiState:
         S, buffer = self.keys.shape[2], self.buffer
         if buffer is None or not in_place or not buffer.claim(S, shared=self.reduction.size is None):
             buffer = copy_to_buffer([(self.keys, self.values, self.positions)], self.capacity)
-            buffer.n_claimed = S + 1
+            buffer.claim(S, shared=True)
         buffer.positions.data[:, :, S] = self.clock[:, None]
         keys, values, positions = buffer.prefix(S + 1)
         return replace(self, keys=keys, values=values, positions=positions, row_stats=self._extended_stats(), buffer=buffer)

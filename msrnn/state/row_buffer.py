@@ -1,12 +1,9 @@
 """Preallocated storage for the rows of a state, so that appending a row copies nothing most of the time."""
 
-from dataclasses import dataclass
-from threading import Lock
+from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor
-
-CLAIM_LOCK = Lock()
 
 
 @dataclass(eq=False)
@@ -20,26 +17,27 @@ class RowBuffer:
     keys: Tensor
     values: Tensor
     positions: Tensor
-    n_claimed: int = 0
+    n_claimed: InitVar[int]
     """Number of rows that belong to some state, the first ones."""
+
+    def __post_init__(self, n_claimed: int) -> None:
+        self._unclaimed = dict.fromkeys(range(n_claimed, self.keys.shape[2]), True)
 
     def claim(self, S: int, shared: bool) -> bool:
         """Claim row S for a state that has the S rows before it; return False if the row is not available.
 
-        Two threads that append to one state get different answers, because the check and the claim are one operation.
+        Two threads that append to one state get different answers, because ``pop`` is one operation. A lock could stay locked
+        after an interrupt or a fork. Processes do not see one another's claims. So no row of shared memory is available, and a
+        step copies the rows.
         """
-        if torch.compiler.is_compiling():
-            return self._claim(S, shared)
-        with CLAIM_LOCK:
-            return self._claim(S, shared)
-
-    def _claim(self, S: int, shared: bool) -> bool:
-        if self.keys.shape[2] == S or (shared and self.n_claimed != S):
+        if self.keys.shape[2] == S:
             return False
-        if not torch.compiler.is_compiling() and self.keys.is_inference() and not torch.is_inference_mode_enabled():
-            return False  # inference tensors cannot be written outside of inference mode
-        self.n_claimed = S + 1
-        return True
+        if not torch.compiler.is_compiling():
+            if self.keys.is_inference() and not torch.is_inference_mode_enabled():
+                return False  # inference tensors cannot be written outside of inference mode
+            if self.keys.is_cpu and self.keys.untyped_storage().is_shared():
+                return False
+        return not shared or self._unclaimed.pop(S, False)
 
     def prefix(self, S: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return keys, values and positions of the first S rows, as views."""

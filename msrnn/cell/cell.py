@@ -16,6 +16,7 @@ from ..layers.differentiation import in_transform, is_batched_by_vmap
 from ..layers.hooks import call_with_hooks, has_hooks
 from ..recurrence.records import LayerRecorder
 from ..recurrence.trace import Trace
+from ..recurrence.transition import Writes
 from ..reductions.contract import Reduction
 from ..reductions.registry import per_layer
 from ..state.position_remapping import ABSOLUTE, PositionRemapping
@@ -93,6 +94,9 @@ class Cell(RecurrentNetwork):
     def step_(self, token: Tensor, state: State, *, active: Tensor | None = None) -> tuple[Tensor, State]:
         """Read one token in place: as :meth:`step`, but overwrite ``state`` and return it.
 
+        An exception, ctrl-C included, leaves every layer before the token or every layer after it, see ``state.clock``. If it
+        interrupts the writes over evicted rows, which are done last, later calls refuse the state.
+
         Raises:
             Error: as :meth:`step`; a state that requires gradients, or trainable parameters while gradients are enabled.
         """
@@ -109,8 +113,9 @@ class Cell(RecurrentNetwork):
             if state.requires_grad or self.needs_grad(state):
                 raise Error("step_ works in place, which an autograd graph does not allow; use step, or state.detach()")
         token, state = self._check_step(token, state, active)
-        x, after = self.step_layers(token, state, active, in_place=not in_transform())
-        return self._logits(x), state.assign_(after)
+        writes: Writes = []  # done last, so that an exception before them leaves the state as it was
+        x, after = self.step_layers(token, state, active, in_place=not in_transform(), writes=writes)
+        return self._logits(x), state.assign_(after, writes)
 
     def forward(
         self, tokens: Tensor, state: State | None = None, *, lengths: Tensor | None = None, last_only: bool = False

@@ -16,7 +16,7 @@ from ..layers.attention import attend
 from ..layers.linear import fuse_storage_, fused_linear, with_own_storage
 from ..layers.positional import PositionEncoding, PositionTensors
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
-from ..recurrence.transition import append_attend_reduce
+from ..recurrence.transition import Writes, append_attend_reduce
 from ..recurrence.unroll import unroll_layer
 from ..state.multistate import MultiState
 
@@ -72,6 +72,7 @@ class RecurrentLayer(nn.Module):
         active: Tensor | None = None,
         position_tensors: PositionTensors | None = None,
         in_place: bool = False,
+        writes: Writes | None = None,
     ) -> tuple[Tensor, MultiState]:
         """Read one token: ``(B, E), H_{t-1} -> (B, E), H_t``. This is the definition of a layer.
 
@@ -81,13 +82,14 @@ class RecurrentLayer(nn.Module):
             active: ``(B,)`` bool, as in :meth:`Cell.step`. None: every sequence reads its token.
             position_tensors: ``position_encoding.prepare(H.clock, x.dtype)``, if the caller has it; the same for all layers.
             in_place: True if the storage of ``H`` may be overwritten.
+            writes: as of :func:`~msrnn.recurrence.transition.reduce`. None: ``H`` is overwritten at once.
         """
         if position_tensors is None and H.places is None:
             position_tensors = self.position_encoding.prepare(H.clock, x.dtype)
         clock = H.clock + (1 if active is None else active)
         q, k, v = self.project_qkv(x, position_tensors)  # (B, N, D), (B, K, D), (B, K, D)
         with without_autocast(x.device):
-            attn_output, H = append_attend_reduce(q, k, v, H, clock, active, in_place)
+            attn_output, H = append_attend_reduce(q, k, v, H, clock, active, in_place, writes)
         return self.post_attention(x, attn_output), H
 
     def attend_in_place(

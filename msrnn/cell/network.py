@@ -15,6 +15,7 @@ from ..layers.positional import PositionEncoding, PositionTensors
 from ..layers.rotary import Rope
 from ..recurrence.block_layout import token_positions
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
+from ..recurrence.transition import Writes
 from ..reductions.contract import Reduction
 from ..state.fingerprint import Fingerprint, tensor_version
 from ..state.multistate import MultiState
@@ -90,8 +91,15 @@ class RecurrentNetwork(nn.Module, ABC):
 
     # The same for all families.
 
-    def step_layers(self, token: Tensor, state: State, active: Tensor | None, in_place: bool) -> tuple[Tensor, State]:
+    def step_layers(
+        self, token: Tensor, state: State, active: Tensor | None, in_place: bool, writes: Writes | None = None
+    ) -> tuple[Tensor, State]:
         """Run the layers on tokens ``(B,)`` without logits, by :func:`stacked_step` or by a loop over the layers.
+
+        Args:
+            token, active: as of :meth:`Cell.step`.
+            state: the state before the tokens.
+            in_place, writes: as of :meth:`RecurrentLayer.step`.
 
         Returns:
             The output of the last layer ``(B, E)``, and the state after the tokens.
@@ -99,12 +107,12 @@ class RecurrentNetwork(nn.Module, ABC):
         x = self._input(token, state.clock)  # (B, E)
         position_tensors = None if state.places else self.position_encoding.prepare(state.clock, x.dtype)
         if not (state.places or state.requires_grad or in_transform()) and (plain := self._plain_layers()):
-            fast = stacked_step(plain, x, state, position_tensors, active, in_place)
+            fast = stacked_step(plain, x, state, position_tensors, active, in_place, writes)
             if fast is not None:
                 return fast
         layers = []
         for layer, H in zip(self.layers, state, strict=True):
-            x, H = layer(x, H, active=active, position_tensors=position_tensors, in_place=in_place)
+            x, H = layer(x, H, active=active, position_tensors=position_tensors, in_place=in_place, writes=writes)
             layers.append(H)
         return x, state.with_layers(layers)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..layers.positional import PositionTensors
-from ..recurrence.transition import reduce
+from ..recurrence.transition import Writes, reduce
 from ..state.multistate import MultiState
 from ..state.stacking import unstack
 from ..state.state import State
@@ -26,6 +26,7 @@ def stacked_step(
     position_tensors: PositionTensors | None,
     active: Tensor | None,
     in_place: bool,
+    writes: Writes | None = None,
 ) -> tuple[Tensor, State] | None:
     """Run all layers on one token.
 
@@ -33,7 +34,7 @@ def stacked_step(
         layers: L layers.
         x: embedded tokens, ``(B, E)``.
         state: the state before the token, with absolute positions (``places`` is None) and without gradients.
-        position_tensors, active, in_place: as in :meth:`RecurrentLayer.step`.
+        position_tensors, active, in_place, writes: as in :meth:`RecurrentLayer.step`.
 
     Returns:
         The output of the last layer ``(B, E)`` and the new state; None if :func:`~msrnn.state.stacking.can_stack` is False for
@@ -55,7 +56,8 @@ def stacked_step(
             return _continue_layerwise(layers, x, state, position_tensors, active, done)
         x, w = layer.attend_in_place(x, q, k, v, keys[i], values[i], visible[i])
         weights.append(w)
-    H = reduce(grown, torch.cat(weights), after.repeat(L), None if active is None else active.repeat(L))
+    active = None if active is None else active.repeat(L)
+    H = reduce(grown, torch.cat(weights), after.repeat(L), active, writes=writes)
     return x, state.from_stacked(replace(H, clock=after))
 
 

@@ -26,6 +26,7 @@ from ..layers.multihead_attention import MultiheadAttention, attention
 from ..layers.positional import PositionEncoding, PositionTensors, sinusoidal_encoding
 from ..layers.residual import FeedForward
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
+from ..recurrence.transition import Writes
 from ..reductions.contract import EMPTY, LEARNED, Reduction
 from ..reductions.registry import per_layer
 from ..reductions.tova_paper import Full
@@ -123,6 +124,7 @@ class CrossAttentionSublayer(AttentionSublayer):
         active: Tensor | None = None,
         position_tensors: PositionTensors | None = None,
         in_place: bool = False,
+        writes: Writes | None = None,
     ) -> tuple[Tensor, MultiState]:
         query = self._query(x)
         with without_autocast(x.device):

@@ -3,7 +3,9 @@
 The functions do not synchronise with the device. Once the cache is full, no shape changes.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,15 +17,25 @@ from ..state.multistate import MultiState
 from .eviction import select_evicted_row
 from .operator_calls import merge_evicted_value, retention_scores, update_stats
 
+Writes = list[Callable[[], object]]
+"""Writes over rows of the state before a step in place, to be done when nothing can fail any more."""
+
 
 def append_attend_reduce(
-    q: Tensor, k: Tensor, v: Tensor, H: MultiState, clock: Tensor, active: Tensor | None, in_place: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    H: MultiState,
+    clock: Tensor,
+    active: Tensor | None,
+    in_place: bool,
+    writes: Writes | None = None,
 ) -> tuple[Tensor, MultiState]:
     """Read one token: append its row, attend, reduce. This is the definition of the recurrence.
 
     Args:
         q: ``(B, N, D)``; k, v: ``(B, K, D)``; rotated, unless H has places.
-        clock, active: as in :func:`reduce`; in_place: as in ``H.append``.
+        clock, active, writes: as in :func:`reduce`; in_place: as in ``H.append``.
 
     Returns:
         Attention output ``(B, N, D)``, and the new H.
@@ -31,11 +43,16 @@ def append_attend_reduce(
     grown = H.append(k, v, in_place=in_place)  # S + 1 rows
     q, keys = (q, grown.keys) if grown.places is None else grown.places.rotate(q, grown.keys, grown.positions, grown.n_learned)
     attn_output, weights = attend(q, keys, grown.values, None if grown.no_empty_rows else ~grown.empty)
-    return attn_output, reduce(grown, weights, clock, active, keys)
+    return attn_output, reduce(grown, weights, clock, active, keys, writes)
 
 
 def reduce(
-    grown: MultiState, weights: Tensor, clock: Tensor, active: Tensor | None, rotated_keys: Tensor | None = None
+    grown: MultiState,
+    weights: Tensor,
+    clock: Tensor,
+    active: Tensor | None,
+    rotated_keys: Tensor | None = None,
+    writes: Writes | None = None,
 ) -> MultiState:
     """Evict the row that the operator selects, if the rows exceed its size.
 
@@ -46,6 +63,8 @@ def reduce(
         clock: ``(B,)``, the clock after this token.
         active: ``(B,)`` bool; rows where it is false do not change, as if no row had been appended. None: all are active.
         rotated_keys: the keys as the query attended to them; None: as they are stored.
+        writes: takes the writes over rows of the state before; the result is right after they are done. None: they are done
+            here.
 
     Returns:
         All S + 1 rows while S is below the bound, and S rows from then on: the last row is written over the evicted row.
@@ -74,8 +93,19 @@ def reduce(
         evicts = grown.positions.gather(2, row[..., None])[..., 0] != EMPTY
         evicts = evicts if active is None else evicts & active[:, None]
         values = merge_evicted_value(operator, observation, values, row, evicts, complete)
-        values = values if needs_grad else grown.values.copy_(values)
-    keys, values, positions = (_overwrite(x, row, not needs_grad)[:, :, :S] for x in (grown.keys, values, grown.positions))
+    rows = (grown.keys, values, grown.positions)
+    if needs_grad:
+        keys, values, positions = (_overwrite(x, row, in_place=False)[:, :, :S] for x in rows)
+    else:
+        now: Writes = [] if writes is None else writes
+        if values is not grown.values:
+            now.append(partial(grown.values.copy_, values))
+        rows = (grown.keys, grown.values, grown.positions)
+        now.extend(partial(_overwrite, x, row, in_place=True) for x in rows)
+        keys, values, positions = (x[:, :, :S] for x in rows)
+        if writes is None:
+            for write in now:
+                write()
     row_stats = {name: _overwrite(x, row, False)[:, :, :S].clone() for name, x in row_stats.items()}
     buffer = None if needs_grad else grown.buffer
     return replace(grown, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, buffer=buffer)

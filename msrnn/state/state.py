@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ class State:
 
     def _unstack(self) -> tuple[MultiState, ...]:
         if self._layers is None:
-            assert self._stacked is not None
+            if self._stacked is None:
+                raise Error("state was being overwritten when step_ was interrupted; expected an earlier state, or a new one")
             self._layers = unstack(self._stacked, self._n_layers)
         return self._layers
 
@@ -65,6 +67,10 @@ class State:
         The first item is None if the layers cannot be stacked (see :func:`stack`).
         """
         return (stack(self._unstack()), True) if self._stacked is None else (self._stacked, False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: the layers in one of their two representations."""
+        return {**vars(self), "_layers": self._unstack() if self._stacked is None else None}
 
     def from_stacked(self, stacked: MultiState) -> "State":
         """Return a state of the same cell from all layers as one."""
@@ -134,10 +140,17 @@ class State:
         """Return the same rows in order of position; at once for stacked layers."""
         return self if self._stacked is None else self.from_stacked(self._stacked.sorted_by_position())
 
-    def assign_(self, other: "State") -> "State":
-        """Replace all tensors by those of ``other``, and return self. No other method modifies a state."""
-        self._layers, self._stacked, self._n_layers = other._layers, other._stacked, other._n_layers
+    def assign_(self, other: "State", writes: Iterable[Callable[[], object]] = ()) -> "State":
+        """Do ``writes``, replace all tensors by those of ``other``, and return self. No other method modifies a state.
+
+        A state without tensors is refused. So it is between the first line and the last, where an interrupt would leave it half
+        overwritten.
+        """
+        self._layers = self._stacked = None
+        for write in writes:
+            write()
         self.recent_tokens = other.recent_tokens
+        self._stacked, self._layers = other._stacked, other._layers
         return self
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "State":

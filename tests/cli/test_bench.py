@@ -1,5 +1,6 @@
 """``msrnn bench`` as a command: its files, its refusals, and ctrl-C."""
 
+import argparse
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +18,11 @@ from support.benchmarks import command
 from support.command_line import PATIENCE
 
 import converters
+import msrnn
 from msrnn.bench.report import markdown
 from msrnn.bench.result import Result
 from msrnn.bench.sections import SECTIONS
+from msrnn.cli import bench
 from msrnn.cli.main import main
 
 
@@ -113,6 +117,20 @@ def test_refusal_is_one_sentence_before_any_work(args, text, folder, capsys, tmp
     assert text in err
     assert not out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_has_more_tokens_than_the_state(folder, tmp_path, monkeypatch):
+    (tmp_path / "book.txt").write_text("x")
+    args = argparse.Namespace(text=tmp_path / "book.txt", size=8)
+    for count in (9, 8):
+        encoding = SimpleNamespace(ids=list(range(count)))
+        monkeypatch.setattr(bench, "load_tokenizer", lambda args, encoding=encoding: SimpleNamespace(encode=lambda _: encoding))
+        if count > 8:
+            ids, source = bench._ids(args)
+            assert (ids.tolist(), source) == (encoding.ids, "book.txt, 9 tokens")
+        else:
+            with pytest.raises(msrnn.Error, match="--text has 8 tokens; expected more than --size, 8"):
+                bench._ids(args)
 
 
 def test_unknown_section_is_refused(folder, capsys):

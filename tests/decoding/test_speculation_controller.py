@@ -99,6 +99,18 @@ def test_a_single_delay_does_not_stop_speculation():
     assert speculative > 36
 
 
+def test_a_delayed_pass_counts_at_most_twice_the_average():
+    """For plain passes and for passes with drafts; other work may delay one of them by any factor."""
+    for delay in (2.0, 1000.0):
+        controller = SpeculationController()
+        controller.record_plain(1.0)
+        controller.record_plain(delay)
+        assert controller._plain == 1.25
+        controller.record_speculative(1.5, [1], [1])
+        controller.record_speculative(1.5 * delay, [1], [1])
+        assert controller._speculative == 1.875
+
+
 def test_the_expected_gain_is_the_mean_over_the_batch():
     controller = SpeculationController()
     controller.record_plain(1.0)

@@ -13,7 +13,9 @@ from support.tiny_models import ROPES, random_tokens, tiny_cell
 
 import converters
 import msrnn
+from msrnn.models.loading import build_frozen
 from msrnn.models.registry import config_from_dict
+from msrnn.storage.lazy_tensors import LazyTensor
 from msrnn.storage.model_folder import VERSION
 
 CELL = tiny_cell(dtype=torch.float32)
@@ -118,11 +120,25 @@ def test_only_new_or_empty_targets_are_written(folder, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "empty")) == ["config.json", "model.safetensors"]
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    CELL.save(tmp_path / "here")
+    with pytest.raises(msrnn.Error, match="is the current folder; expected a new folder"):
+        CELL.save(tmp_path / "here")
     with pytest.raises(msrnn.Error, match="cannot write"):
         CELL.save("/proc/nothing")
     assert sorted(os.listdir(tmp_path)) == ["empty", "here", "link", "own"]
     assert (tmp_path / "empty" / "model.safetensors").stat().st_mode == (tmp_path / "empty" / "config.json").stat().st_mode
+
+
+def test_the_largest_tensors_are_read_first():
+    """A tensor is in memory twice while it is copied, so the largest ones are read while few others are there."""
+    read, shapes = [], {name: x.shape for name, x in CELL.state_dict().items()}
+
+    def recorded(name, x):
+        return LazyTensor(tuple(x.shape), x.dtype, lambda: read.append(name) or x)
+
+    build_frozen(CELL.config, {name: recorded(name, x) for name, x in CELL.state_dict().items()})
+    sizes = [shapes[name].numel() for name in read]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sorted(read) == sorted(shapes)
 
 
 def test_makefile_names_the_format_of_its_cached_model():

@@ -50,6 +50,12 @@ def test_tables_json_and_plot_have_the_same_rows(folder, tmp_path, capsys, monke
         tables.setdefault(entry["table"], []).append(row)
     assert list(tables) == ["One token", "Memory"]
     assert out.strip() == markdown(written["about"], tables)
+    about = written["about"]
+    assert about["medians"] == "1 rounds for texts, 5 for steps; implementations interleaved"
+    assert about["model"].startswith(
+        f"own, {sum(x.numel() for x in converters.load(folder / 'own').parameters()) / 1e6:.1f} million"
+    )
+    assert about["versions"].startswith(f"torch {torch.__version__}, transformers ")
     assert {point["name"] for point in written["curve"]} == {"tova:8", "full", "transformers"}
     assert imread(picture).shape[0] > 200
     assert imread(picture)[..., :3].std() > 0.05

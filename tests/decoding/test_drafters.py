@@ -33,6 +33,13 @@ def test_trajectories_grow_by_the_predictions_and_enter_the_pool():
     assert Draft([6], 1) in drafter.pool.lookup([5], 9, 1)
 
 
+def test_equal_calls_start_equal_trajectories():
+    one, other = (NgramDrafter([*range(100)], window=8, length=3, max_drafts=0, pool=NgramPool()) for _ in range(2))
+    starts = [draft.tokens for draft in one.propose(7, room=9)]
+    assert starts == [draft.tokens for draft in other.propose(7, room=9)]
+    assert len({*map(tuple, starts)}) > 2
+
+
 def test_the_accepted_tokens_extend_the_text():
     drafter = NgramDrafter([1, 2, 3], window=0, length=2, max_drafts=1, pool=NgramPool())
     drafter.propose(1, room=9)

@@ -23,6 +23,7 @@ from support.transformers_reference import float64_reference, tiny_reference
 
 import converters
 import msrnn
+from msrnn.state import position_remapping
 from msrnn.state.position_remapping import RULES, PositionRemapping
 
 FURTHER_OPERATORS = ["random:5", "last-queries:6:2", "morphkv:6:3", "scissorhands:7:3", "keyformer:6", "keydiff:5", "cam:6:1:2"]
@@ -137,6 +138,27 @@ def test_operators_that_need_no_weights_are_unrolled_in_blocks(operator, rope, m
         rest, after = cell(text[:, 50:], trace.at(50))
         assert_close(rest, expected[:, 50:], 1e-8)
         assert_same(after, end, 1e-8)
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_rows_rotated_for_single_queries_are_bounded(at_once, monkeypatch):
+    """Under ``compressed`` many rows have another distance than in the text, and each is rotated for each query."""
+    module, sizes = "msrnn.state.position_remapping", []
+    cell, text = tiny_cell(), random_tokens(3, 2, 60)
+    start = cell.initial_state(2, "sinks:30:20", places="compressed")
+    _, read = cell(text, start)
+    expected, _ = step_loop(cell, text[:, :8], read)
+    limit = at_once * 8 * 2 * 2 * 6  # rows × tokens × batch × key heads × elements
+    rotate = position_remapping.apply_rotary
+    monkeypatch.setattr(f"{module}.MAX_KEY_ELEMENTS", limit)
+    monkeypatch.setattr(
+        f"{module}.apply_rotary", lambda x, cos_sin: sizes.append((rotated := rotate(x, cos_sin)).numel()) or rotated
+    )
+    logits, _ = cell(text[:, :8], read)
+    assert_close(logits, expected, 1e-8)
+    assert sizes.count(limit) >= 4 // at_once
+    whole = max(2 * 2 * (30 + 8) * 6, 2 * 4 * 8 * 6)  # all keys or all queries, each at one position
+    assert max(sizes) <= max(limit, whole)
 
 
 def test_rows_are_rotated_token_by_token_only_if_necessary(monkeypatch):

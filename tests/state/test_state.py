@@ -106,11 +106,14 @@ def test_detach_shares_storage_without_the_graph():
     assert state.detach()[0].keys.data_ptr() == state[0].keys.data_ptr()
 
 
-def test_steps_in_place_on_a_copy_leave_the_original_unchanged():
+@pytest.mark.parametrize("reduction", [None, TOVA(4), H2O(5)], ids=str)
+def test_steps_in_place_on_a_copy_leave_the_original_unchanged(reduction):
     cell = tiny_cell()
-    first = read(cell, 9)
+    first = read(cell, 9, reduction)
+    cell.step_(torch.tensor([5, 6]), first)  # a step in place stacks the layers of a bounded state
     second, before = copy.copy(first), first.clone()
-    cell.step_(torch.tensor([1, 2]), second)
+    for _ in range(3):
+        cell.step_(torch.tensor([1, 2]), second)
     assert_same(first, before)
     logits = cell.step_(torch.tensor([3, 4]), first)[0]
     assert_close(logits, cell.step(torch.tensor([3, 4]), before)[0])

@@ -223,6 +223,17 @@ def test_other_commands_read_the_folder(text, tmp_path, capsys):
         assert torch.equal(x, cell.get_parameter(name))
 
 
+def test_the_command_plots_and_prints_the_results_of_the_run(text, tmp_path, capsys, monkeypatch):
+    plots, out = [], tmp_path / "out"
+    monkeypatch.setattr("msrnn.cli.train.draw_training", lambda *args, **more: plots.append((*args, more["title"])))
+    assert main(command(text, config(tmp_path / "c.json"), out)) == 0
+    done = train(train_config(), text.read_text("utf-8"), out)
+    assert plots == [(done.losses, done.validation, out / "loss.png", "words.txt, under tova:6")]
+    size = sum(x.numel() for x in done.cell.parameters())
+    expected = f"{out}: {size / 1e6:.2f} million parameters, 12 steps, validation {done.validation[12]:.4f} bits/byte"
+    assert capsys.readouterr().out.splitlines()[-2:] == [expected, str(out / "loss.png")]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

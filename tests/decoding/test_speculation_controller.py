@@ -99,6 +99,19 @@ def test_a_single_delay_does_not_stop_speculation():
     assert speculative > 36
 
 
+def test_a_long_plain_text_earns_no_budget_for_many_rejected_drafts():
+    tried = []
+    for passes in (100, 10_000):
+        controller = SpeculationController()
+        for _ in range(passes):
+            controller.record_plain(1.0)
+        tried.append(0)
+        while controller.should_speculate([1]):
+            controller.record_speculative(2.0, [1], [0])
+            tried[-1] += 1
+    assert 1 <= tried[0] == tried[1] < 5
+
+
 def test_a_delayed_pass_counts_at_most_twice_the_average():
     """For plain passes and for passes with drafts; other work may delay one of them by any factor."""
     for delay in (2.0, 1000.0):

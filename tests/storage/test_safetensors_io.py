@@ -89,6 +89,18 @@ def test_tensors_that_cannot_be_written_are_refused(tmp_path):
         write_tensors(tmp_path / "x", lazy({"x": torch.zeros(1, device="meta")}), {})
 
 
+def test_a_header_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    write_tensors(tmp_path / "x", {"a" * 200: LazyTensor.of(torch.ones(2))}, {})
+    size = int.from_bytes((tmp_path / "x").read_bytes()[:8], "little")
+    for limit, message in ((size + 8, None), (size + 7, f"a header of {size} bytes in a file of {size + 16}")):
+        monkeypatch.setattr("msrnn.storage.safetensors_io.MAX_SMALL_FILE_BYTES", limit)
+        if message is None:
+            assert dict(read_tensors(tmp_path / "x"))
+        else:
+            with pytest.raises(msrnn.Error, match=message):
+                dict(read_tensors(tmp_path / "x"))
+
+
 def test_an_unsupported_dtype_is_refused(tmp_path):
     save_file({"x": torch.zeros(2, dtype=torch.float8_e4m3fn)}, tmp_path / "x")
     with pytest.raises(msrnn.Error, match="F8_E4M3"):

@@ -131,3 +131,35 @@ def test_the_expected_gain_is_the_mean_over_the_batch():
     assert not controller.should_speculate([])
     assert not controller.should_speculate([None, None])
     assert not controller.should_speculate([3, *[None] * 9])
+
+
+def loss_of_rejected_drafts(controller, tokens, lengths=(3,), gains=(0,), cost=2.0):
+    """Return the seconds lost, and the number of forward passes with drafts; a plain forward pass takes 1 second."""
+    loss, speculative = 0.0, 0
+    for _ in range(tokens):
+        if controller.should_speculate(lengths):
+            controller.record_speculative(cost, lengths, gains)
+            loss += cost - 1 - sum(gains) / len(gains)
+            speculative += 1
+        else:
+            controller.record_plain(1.0)
+    return loss, speculative
+
+
+def test_a_long_text_without_drafts_earns_a_bounded_budget():
+    controller = SpeculationController()
+    for _ in range(10_000):
+        controller.record_plain(1.0)
+    loss, _ = loss_of_rejected_drafts(controller, 200)
+    assert loss <= 200 * MAX_OVERHEAD + 2 * INITIAL_BUDGET + 2
+
+
+def test_the_profit_is_the_mean_over_the_batch():
+    """One of ten sequences gains a token in each forward pass; this does not pay for the forward pass of all."""
+    loss, _ = loss_of_rejected_drafts(SpeculationController(), 400, [3] * 10, [1, *[0] * 9])
+    assert loss <= 400 * MAX_OVERHEAD + INITIAL_BUDGET + 1
+
+
+def test_drafts_within_the_allowed_overhead_are_read_in_every_pass():
+    _, speculative = loss_of_rejected_drafts(SpeculationController(), 200, cost=1 + MAX_OVERHEAD)
+    assert speculative > 180

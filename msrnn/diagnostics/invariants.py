@@ -130,7 +130,7 @@ def compare_step(cell: Cell, tokens: Tensor, state: State) -> tuple[StepVsUnroll
     pairs = zip(unrolled, stepped, strict=True)
     if any(not torch.equal(G.positions.sort(-1).values, H.positions.sort(-1).values) for G, H in pairs):
         n_equal, near_ties = _first_divergence(cell, tokens, state, max_gap)
-    differences = (unroll_logits - torch.stack(step_logits, dim=1))[:, :n_equal].abs().double()  # (1, T', V)
+    differences = (unroll_logits - torch.stack(step_logits, dim=1))[:, :n_equal].abs().cpu().double()  # (1, T', V)
     difference = float(differences.mean())
     if not difference <= bound:
         raise Error(

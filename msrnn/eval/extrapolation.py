@@ -122,7 +122,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
             while int(state.clock[0]) <= start:
                 begin, clock = time.perf_counter(), int(state.clock[0])
                 losses, state = score_segment(inputs.cell, ids[:, clock : clock + args.stretch + 1], state)
-                totals = losses.double().sum(1).tolist()  # synchronises with the device
+                totals = losses.cpu().double().sum(1).tolist()  # synchronises with the device
                 seconds = time.perf_counter() - begin
             segment = (rule, start, args.stretch, names, totals, seconds)
             sweep[key] = asdict(ExtrapolationResult(condition.operator, condition.size, *segment))

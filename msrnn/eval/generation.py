@@ -75,7 +75,7 @@ def continue_prompts(
     for b, chunk in enumerate(chunks):
         ends = torch.isin(new[b], torch.tensor(eos, dtype=torch.int64, device=device)).nonzero()
         n = int(ends[0]) + 1 if len(ends) else new.shape[1]
-        nll, agreement = (float(x[b, :n].double().mean()) for x in scores)
+        nll, agreement = (float(x[b, :n].cpu().double().mean()) for x in scores)
         ids = new[b, :n].tolist()
         results.append(GenerationResult(condition.operator, condition.size, chunk.name, ids, len(ends) > 0, nll, agreement))
     return results

@@ -100,7 +100,7 @@ class HarnessLM(TemplateLM):
                 continuations = pad_right([new for _, _, new in rows]).to(device)
                 scores = teacher_force(self.cell, logits[branches], continuations, state.select(branches))
                 for (_, i, new), nll, is_argmax in zip(rows, *scores, strict=True):
-                    found[i] = (-float(nll[: len(new)].double().sum()), bool(is_argmax[: len(new)].all()))
+                    found[i] = (-float(nll[: len(new)].cpu().double().sum()), bool(is_argmax[: len(new)].all()))
                 bar.update(len(rows))
         return [found[i] for i in range(len(requests))]
 

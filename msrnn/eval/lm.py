@@ -98,7 +98,7 @@ def score_chunks(cell: Cell, chunks: Sequence[Chunk], condition: Condition) -> l
     else:
         losses = nll(cell, tokens, condition.reduction)
     first = chunks[0].first
-    totals = losses[:, first - 1 :].double().sum(1).tolist()  # synchronises with the device
+    totals = losses[:, first - 1 :].cpu().double().sum(1).tolist()  # synchronises with the device
     seconds, n = time.perf_counter() - begin, tokens.shape[1] - first
     return [
         LMResult(condition.operator, condition.size, chunk.name, total, n, chunk.n_bytes, seconds / len(chunks))

@@ -98,7 +98,7 @@ def retrieve_keys(
     logits, state = cell(pad_right(prompts).to(device), state, lengths=lengths.to(device), last_only=True)
     scores, mask = teacher_force(cell, logits, pad_right(answers).to(device), state), padding_mask(answers)  # (B, N)
     found = (scores.is_argmax.cpu() | ~mask).all(1).double().mean()
-    nll = scores.nll.double().cpu()[mask].mean()
+    nll = scores.nll.cpu().double()[mask].mean()
     return PasskeyResult(condition.operator, condition.size, length, depth, float(found), float(nll), n_keys)
 
 

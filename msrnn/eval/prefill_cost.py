@@ -68,7 +68,7 @@ def measure_cost(cell: Cell, tokens: Tensor, reduction: Reduction | str, n_promp
     prompt, rest = tokens[None, :n_prompt], tokens[None, n_prompt:]
     exact, exact_seconds = _timed(lambda: cell(prompt, cell.initial_state(1, reduction), last_only=True))
     one_shot, one_shot_seconds = _timed(lambda: prefill(cell, prompt, reduction))
-    nats = [float(teacher_force(cell, logits, rest, H).nll.double().mean()) for logits, H in (exact, one_shot)]
+    nats = [float(teacher_force(cell, logits, rest, H).nll.cpu().double().mean()) for logits, H in (exact, one_shot)]
     common = common_share(exact[1], one_shot[1])
     return PrefillCost(nats[0], nats[1], rest.shape[1], common, exact_seconds, one_shot_seconds)
 

@@ -92,7 +92,7 @@ def answer_questions(
         ids = new[0].tolist()
         text = tokenizer.decode(ids).strip()
         compared = torch.tensor([ids if unbounded is None else unbounded[i]], device=device)
-        agreement = float(teacher_force(cell, logits, compared, state).is_argmax.double().mean())
+        agreement = float(teacher_force(cell, logits, compared, state).is_argmax.cpu().double().mean())
         references = [tokenizer.encode(f" {r.strip()}", add_special_tokens=False).ids for r in q.references]
         nll = _references_nll(cell, logits, state, references)
         result = (question_name(q), ids, text, q.score(text), agreement, nll)
@@ -113,8 +113,8 @@ def check_fits(limit: int, question: int) -> None:
 def _references_nll(cell: Cell, logits: torch.Tensor, state: State, references: Sequence[Sequence[int]]) -> float:
     """Return the nats per token of all references together, each read from the same ``state`` of one sequence."""
     n = len(references)
-    ids, mask = (x.to(logits.device) for x in (pad_right(references), padding_mask(references)))
-    return float(teacher_force(cell, logits.expand(n, -1), ids, state.select([0] * n)).nll.double()[mask].mean())
+    scores = teacher_force(cell, logits.expand(n, -1), pad_right(references).to(logits.device), state.select([0] * n))
+    return float(scores.nll.cpu().double()[padding_mask(references)].mean())
 
 
 def question_name(q: Question) -> str:

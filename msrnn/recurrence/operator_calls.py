@@ -17,6 +17,8 @@ from ..reductions.contract import EMPTY, Observation, Reduction
 Layout = tuple[Tensor | None, Tensor]
 """Batch rows ``(B',)``, None for all, and the columns ``(B', K, R')`` of their cached rows in order of position."""
 
+DEVICES_WITHOUT_FLOAT64 = ("mps",)
+
 
 def update_stats(
     operator: Reduction, observation: Observation, active: Tensor | None = None, complete: bool = False
@@ -65,7 +67,7 @@ def retention_scores(
     """
     if not operator.depends_on_row_layout:
         return _checked_score(operator, observation, _call(operator, "score", observation))
-    scores = observation.weights.new_zeros(observation.positions.shape, dtype=torch.float64)
+    scores = observation.weights.new_zeros(observation.positions.shape, dtype=_widest_float(observation.weights.device))
     for rows, columns in _layouts(observation.positions, scored, n_rows, complete):
         copy = _copied(observation, rows, columns)
         score = _checked_score(operator, copy, _invoke(operator, "score", copy))
@@ -220,8 +222,14 @@ def _checked_score(operator: Reduction, observation: Observation, score: object)
     if tuple(score.shape) not in (shape, (shape[0], 1, shape[2])):
         raise Error(f"{kind}.score returns shape {tuple(score.shape)}; expected {shape} or {(shape[0], 1, shape[2])}")
     # infinities have to be representable, integers exact
-    wide = torch.float32 if score.is_floating_point() and score.dtype != torch.float64 else torch.float64
+    narrow = score.is_floating_point() and score.dtype != torch.float64
+    wide = torch.float32 if narrow else _widest_float(score.device)
     return score.detach().to(wide).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
+def _widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on a device without it, where integer scores are exact up to 2^24."""
+    return torch.float32 if device.type in DEVICES_WITHOUT_FLOAT64 else torch.float64
 
 
 def _checked_values(operator: Reduction, values: Tensor, answer: object) -> Tensor:

@@ -30,7 +30,7 @@ class Fingerprint:
         """Return the fingerprint with 16 values of each tensor, or without values if one is trainable or on the meta device."""
         if any(x.requires_grad or x.is_meta for x in tensors):
             return cls(signature)
-        values = [x.detach().flatten()[:: max(1, x.numel() // 16)][:16].double().cpu() for x in tensors]
+        values = [x.detach().flatten()[:: max(1, x.numel() // 16)][:16].cpu().double() for x in tensors]
         return cls(signature, str(tensors[0].dtype).removeprefix("torch."), tuple(torch.cat(values).tolist()))
 
     def digest(self) -> str:

@@ -52,4 +52,4 @@ def accuracy(cell: Cell, task: str, length: int, reduction: Reduction | str, bat
     first, second, targets = episodes(task, length, batch_size, torch.Generator().manual_seed(2**31))
     correct = second_logits(cell.eval(), first, second, reduction).argmax(-1) == targets
     cell.train(training)
-    return correct.double().mean().item()
+    return correct.cpu().double().mean().item()

@@ -105,7 +105,8 @@ def bits_per_byte(cell: Cell, streams: Streams, n_bytes: Tensor, reduction: Redu
     for index in range(streams.n_chunks):
         tokens, targets, reset_state = streams[index]
         logits, state = _read(cell, tokens, None if reset_state else state, reduction)
-        nats += cross_entropy(logits.flatten(0, 1).double(), targets.flatten(), reduction="sum").item()
+        losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        nats += losses.cpu().double().sum().item()  # some devices have no float64
         total += int(n_bytes[targets].sum())
     cell.train(training)
     return nats / math.log(2) / total

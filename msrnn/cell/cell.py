@@ -26,7 +26,7 @@ from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import write_model_folder
 from .chunking import ChunkReader
 from .network import RecurrentNetwork
-from .validation import check_ids, check_state, check_text, check_token
+from .validation import check_device_of_ids, check_ids, check_state, check_text, check_token
 
 MAX_BATCH_SIZE = 2**24
 """Maximum number of sequences in a state. A larger number is probably a typo."""
@@ -221,6 +221,7 @@ class Cell(RecurrentNetwork):
         token = check_token(token, active)
         state = self.initial_state(token.shape[0]) if state is None else state
         if not torch.compiler.is_compiling():
+            check_device_of_ids("token is", token, self.device)
             self.check_state(state, token.shape[0])
             if token.device.type == "cpu" and not is_batched_by_vmap(token, state.clock):
                 check_ids(token, self.config.vocab_size)
@@ -229,6 +230,7 @@ class Cell(RecurrentNetwork):
 
     def _check_text(self, tokens: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, Tensor, State]:
         tokens, lengths = check_text(tokens, lengths, self.config.vocab_size)
+        check_device_of_ids("tokens are", tokens, self.device)
         state = self.initial_state(len(tokens)) if state is None else state
         self.check_state(state, len(tokens))
         return tokens, lengths, state

@@ -13,10 +13,12 @@ def check_token(token: Tensor, active: Tensor | None) -> Tensor:
     """Check the arguments of a step; return the ids ``(B,)`` with 0 in inactive rows.
 
     Raises:
-        Error: ``token`` is not int64 of shape ``(B,)``, or ``active`` is not bool of the same shape.
+        Error: ``token`` is not a dense int64 tensor of shape ``(B,)``, or ``active`` is not bool of the same shape.
     """
     if not isinstance(token, Tensor) or token.ndim != 1 or token.dtype != torch.int64:
         raise Error(f"token is {describe(token)}; expected int64 of shape (B,), one id per sequence")
+    if token.layout != torch.strided:
+        raise Error(f"token is {token.layout}; expected a dense tensor")
     if active is None:
         return token
     if not isinstance(active, Tensor) or active.shape != token.shape or active.dtype != torch.bool:
@@ -30,11 +32,14 @@ def check_text(tokens: Tensor, lengths: Tensor | None, vocab_size: int) -> tuple
     Padding may contain any number.
 
     Raises:
-        Error: ``tokens`` or ``lengths`` has another shape or dtype, a length is outside 0 … T, or an id is outside the
+        Error: ``tokens`` or ``lengths`` has another shape, dtype or layout, a length is outside 0 … T, or an id is outside the
             vocabulary.
     """
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64:
         raise Error(f"tokens are {describe(tokens)}; expected int64 of shape (B, T)")
+    if tokens.layout != torch.strided or tokens.is_meta:
+        found = "on the meta device, which has no values" if tokens.is_meta else str(tokens.layout)
+        raise Error(f"tokens are {found}; expected a dense tensor of the device of the cell")
     if is_batched_by_vmap(tokens):
         raise Error("tokens have a batch dimension of torch.func.vmap; expected a batch (B, T) without vmap, or cell.step")
     B, T = tokens.shape
@@ -49,6 +54,16 @@ def check_text(tokens: Tensor, lengths: Tensor | None, vocab_size: int) -> tuple
     valid = torch.arange(T, device=tokens.device) < lengths[:, None]  # (B, T)
     check_ids(tokens[valid], vocab_size)
     return tokens.masked_fill(~valid, 0), lengths
+
+
+def check_device_of_ids(name: str, ids: Tensor, device: torch.device) -> None:
+    """Refuse ids on another device than that of the cell.
+
+    Raises:
+        Error: the devices differ; the message begins with ``name``.
+    """
+    if ids.device != device:
+        raise Error(f"{name} on {ids.device}; expected {device}, as the cell (use .to)")
 
 
 def check_ids(ids: Tensor, vocab_size: int) -> None:

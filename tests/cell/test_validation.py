@@ -26,6 +26,8 @@ def zeros(dtype=torch.int64, B=2):
         ([3, 4], r"list \[3, 4\]; expected int64"),
         (torch.tensor([3, 50]), "50 is outside the vocabulary of 50"),
         (torch.tensor([-1, 3]), "-1 is outside the vocabulary of 50"),
+        (torch.tensor([1, 3]).to_sparse(), r"token is torch.sparse_coo; expected a dense tensor"),
+        (torch.tensor([1, 3], device="meta"), r"token is on meta; expected cpu, as the cell"),
     ],
 )
 def test_step_refuses_other_tokens(token, message):
@@ -51,11 +53,26 @@ def test_step_refuses_other_tokens(token, message):
         (torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3]), r"int64 of shape \(1,\); expected int64 of shape \(2,\)"),
         (torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3.0, 1.0]), r"float32 of shape \(2,\); expected int64"),
         (torch.zeros(2, 3, dtype=torch.int64), [3, 1], r"list \[3, 1\]; expected int64"),
+        (torch.ones(2, 3, dtype=torch.int64).to_sparse(), None, r"tokens are torch.sparse_coo; expected a dense tensor"),
+        (torch.zeros(2, 3, dtype=torch.int64, device="meta"), None, "on the meta device, which has no values; expected"),
     ],
 )
 def test_call_refuses_other_texts_and_lengths(tokens, lengths, message):
     with pytest.raises(msrnn.Error, match=message):
         tiny_cell()(tokens, lengths=lengths)
+
+
+def test_a_cell_on_meta_refuses_tokens_of_another_device():
+    cell, text = tiny_cell().to("meta"), random_tokens(1, 2, 3)
+    calls = (lambda text: cell.step(text[:, 0]), lambda text: msrnn.generate(cell, text, max_new_tokens=1))
+    for read in (cell, cell.scan, *calls):
+        cell,
+        cell.scan,
+        lambda text: cell.step(text[:, 0]),
+        lambda text: msrnn.generate(cell, text, max_new_tokens=1),
+    ):
+        with pytest.raises(msrnn.Error, match=r"on cpu; expected meta, as the cell"):
+            read(text)
 
 
 @pytest.mark.parametrize("active", [zeros(torch.int64), zeros(torch.bool, B=3), zeros(torch.bool)[:, None], [True, False]])

@@ -66,11 +66,6 @@ def test_a_cell_on_meta_refuses_tokens_of_another_device():
     cell, text = tiny_cell().to("meta"), random_tokens(1, 2, 3)
     calls = (lambda text: cell.step(text[:, 0]), lambda text: msrnn.generate(cell, text, max_new_tokens=1))
     for read in (cell, cell.scan, *calls):
-        cell,
-        cell.scan,
-        lambda text: cell.step(text[:, 0]),
-        lambda text: msrnn.generate(cell, text, max_new_tokens=1),
-    ):
         with pytest.raises(msrnn.Error, match=r"on cpu; expected meta, as the cell"):
             read(text)
 

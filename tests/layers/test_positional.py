@@ -61,3 +61,12 @@ def test_alibi_refuses_16_bits_and_operators_that_need_keys():
         ENCODINGS[2].check(torch.bfloat16)
     with pytest.raises(msrnn.Error, match="needs keys"):
         ENCODINGS[2].check(torch.float32, needs_keys=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sinusoids_of_16_bits_are_those_of_float32_rounded(dtype):
+    """Positions and angles of 16 bits would be off by several turns."""
+    position = torch.tensor([0, 3, 1001, 60001])
+    exact = sinusoidal_encoding(position, 24, torch.float64)
+    assert sinusoidal_encoding(position, 24, dtype).equal(sinusoidal_encoding(position, 24, torch.float32).to(dtype))
+    assert torch.allclose(sinusoidal_encoding(position, 24, dtype).double(), exact, atol=0.02)

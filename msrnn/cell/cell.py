@@ -197,9 +197,16 @@ class Cell(RecurrentNetwork):
             folder: a path that does not exist, or an empty folder.
 
         Raises:
-            Error: the folder exists and is not empty, or it cannot be written.
+            Error: the folder exists and is not empty, or it cannot be written; a module has been changed, so that the tensors
+                are not those of the config.
         """
         tensors = {name: LazyTensor.of(x) for name, x in self.state_dict().items()}
+        with torch.device("meta"):
+            expected = type(self)(self.config).state_dict().keys()
+        if changed := sorted(tensors.keys() ^ expected):
+            found = "has tensor" if changed[0] in tensors else "has no tensor"
+            hint = "merge adapters and remove pruning and parametrizations before save, or save cell.state_dict()"
+            raise Error(f"save: the cell {found} {changed[0]!r}; expected the tensors of its config ({hint})")
         with atomic_dir(folder) as target:
             write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
 

@@ -195,3 +195,22 @@ def test_adapters_of_every_module_are_trained():
                 values.append(loss(False))
                 x.view(-1)[i] -= delta
         torch.testing.assert_close(a.view(-1)[i], (values[0] - values[1]) / 2e-6, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "message"),
+    [
+        ("lora", "head", "the cell has tensor 'head.a'"),
+        ("wrapper", "layers.0.q", "the cell has tensor 'layers.0.q.base.weight'"),
+        ("pruning", "layers.1.down", "the cell has no tensor 'layers.1.down.weight'"),
+        ("parametrization", "norm", "the cell has tensor 'norm.parametrizations.weight.original'"),
+    ],
+)
+def test_save_refuses_tensors_that_load_would_not_read(change, path, message, tmp_path):
+    cell = make_cell("llama", False)
+    CHANGES[change](cell, path)
+    with pytest.raises(msrnn.Error, match=f"{message}; expected the tensors of its config"):
+        cell.save(tmp_path / "cell")
+    assert not (tmp_path / "cell").exists()
+    CHANGES["hook"](cell := make_cell("decoder", True), "layers.0.q")
+    cell.save(tmp_path / "hooked")  # a hook is no tensor

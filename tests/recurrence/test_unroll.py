@@ -176,8 +176,8 @@ def test_chunks_reuse_the_storage_of_the_call_but_not_of_the_input(reduction, mo
     _, given = cell(text[:, :8], cell.initial_state(1, reduction))  # a full cache, sorted
     before, layer = given.clone(), type(cell.layers[0]).unroll
 
-    def watched(self, x, H, *rest):
-        x, after = layer(self, x, H, *rest)
+    def watched(self, x, H, **arguments):
+        x, after = layer(self, x, H, **arguments)
         places.append((after.keys.data_ptr(), after.values.data_ptr()))
         return x, after
 
@@ -197,7 +197,9 @@ def test_finished_rows_leave_the_batch(monkeypatch):
     monkeypatch.setattr(unroll, "BLOCK", 8)
     cell, text, passed = tiny_cell(), random_tokens(5, 4, 40), []
     layer = type(cell.layers[0]).unroll
-    monkeypatch.setattr(type(cell.layers[0]), "unroll", lambda s, x, *a: passed.append(x[..., 0].numel()) or layer(s, x, *a))
+    monkeypatch.setattr(
+        type(cell.layers[0]), "unroll", lambda s, x, *a, **k: passed.append(x[..., 0].numel()) or layer(s, x, *a, **k)
+    )
     lengths = torch.tensor([40, 2, 9, 4])
     cell(text, cell.initial_state(4, "tova:5"), lengths=lengths)
     assert sum(passed) / cell.config.n_layers < 1.3 * lengths.sum()

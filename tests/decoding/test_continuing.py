@@ -158,3 +158,22 @@ def test_wrong_pairs_are_refused(arguments, message):
         with pytest.raises(msrnn.Error, match=message) as error:
             function(CELL, max_new_tokens=2, **arguments)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_text_that_has_ended_draws_no_random_numbers(method):
+    """As in one call, which ends at the eos."""
+    generator, settings = torch.Generator().manual_seed(1), {"do_sample": True, "temperature": 2.0}
+    logits, state = CELL(random_tokens(1, 1, 4), CELL.initial_state(1, "tova:5"), last_only=True)
+    first = msrnn.generate(CELL, state=state, logits=logits, max_new_tokens=1, generator=generator, **settings)
+    eos = int(first.tokens)
+    generator.manual_seed(1)
+    half = msrnn.generate(CELL, state=state, logits=logits, max_new_tokens=5, generator=generator, eos_token_id=eos, **settings)
+    assert half.tokens.tolist() == [[eos]]
+    before = generator.get_state()
+    rest = decode(
+        method, CELL, None, half.state, logits=half.logits, max_new_tokens=5, generator=generator, eos_token_id=eos, **settings
+    )
+    assert rest.tokens.shape == (1, 0)
+    assert_same(rest.state, half.state)
+    assert generator.get_state().equal(before)

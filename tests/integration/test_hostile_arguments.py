@@ -1,5 +1,6 @@
 """Arguments of any type of the public calls are refused with a short message, or the result is right."""
 
+import tempfile
 from dataclasses import fields
 
 import hypothesis.strategies as st
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from support.hostile_values import ANYTHING, CELL, MANY, V, accepted, assert_steps
 from support.tiny_models import random_tokens
+from support.tiny_tokenizer import tiny_tokenizer
 
 import msrnn
 import msrnn.cli.main
@@ -148,6 +150,8 @@ SETTINGS = st.fixed_dictionaries(
         "top_p": st.one_of(ANYTHING, st.floats(0, 1)),
         "eos_token_id": st.one_of(ANYTHING, st.integers(0, V), st.lists(st.integers(0, V), max_size=2)),
         "generator": st.one_of(ANYTHING, st.builds(torch.Generator)),
+        "stop": st.one_of(st.none(), ANYTHING, st.just(["the", "x"])),
+        "tokenizer": st.one_of(st.none(), ANYTHING, st.just(tiny_tokenizer())),
     },
 )
 
@@ -166,3 +170,24 @@ def test_any_settings_of_decoding(chosen):
         assert bool(((new >= 0) & (new < V)).all())
         assert int(state.clock.max()) == 3 + new.shape[1]
         assert logits.shape == (2, V)
+
+
+@MANY
+@given(
+    st.one_of(st.none(), ANYTHING, st.just(torch.randn(2, V)), st.just(torch.full((2, V), torch.nan))),
+    st.one_of(st.none(), ANYTHING, st.just(random_tokens(1, 2, 3))),
+    st.one_of(st.just(CELL.initial_state(2)), st.none(), ANYTHING),
+)
+def test_any_logits_tokens_and_state(logits, tokens, state):
+    for decode in (msrnn.generate, lambda *a, **k: [*msrnn.stream(*a, **k)], msrnn.lookahead):
+        done = accepted(lambda decode=decode: decode(CELL, tokens, state, logits=logits, max_new_tokens=2))
+        assert done is None or (logits is None) != (tokens is None)
+
+
+@MANY
+@given(st.one_of(ANYTHING, st.just(torch.randn(2, V))))
+def test_any_logits_of_a_saved_state(logits):
+    with tempfile.TemporaryDirectory() as folder:
+        saved = accepted(lambda: CELL.initial_state(2).save(f"{folder}/state", logits=logits) or True)
+        if saved and logits is not None:
+            assert msrnn.load_state(f"{folder}/state", logits=True)[1].equal(logits)

@@ -3,6 +3,7 @@
 Converters import msrnn; of msrnn only the command line imports converters.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,7 @@ from . import detect
 from .formats import huggingface
 from .source import Source
 from .tokenization import folder as tokenizer_folder
+from .tokenization.folder import NoTokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -60,12 +62,17 @@ def load(
         device: device of the parameters; None is the CPU.
         revision: branch, tag or commit of a hub id.
 
+    Warns:
+        UserWarning: the source is a folder or file without a tokenizer that can be read, or its tokenizer has more ids than
+            the embedding has rows.
+
     Raises:
         Error: the source cannot be read, or is not a LLaMA, Mistral, Yi or :class:`Decoder`.
     """
     check_dtype(dtype)
     check_device(device)
     opened = detect.open_source(source, revision)
+    _report_tokenizer(opened)
     with _with_progress(opened, "reading") as tensors:
         cell = build_frozen(opened.config, tensors, dtype=dtype, device=device)
     cell.extra_files = opened.extra_files
@@ -86,8 +93,12 @@ def convert(
         dtype: dtype of the parameters; None keeps that of the source.
         revision: branch, tag or commit of a hub id.
 
+    Warns:
+        UserWarning: as in :func:`load`.
+
     Raises:
-        Error: as in :func:`load`; another ``to``, or ``hf`` for a :class:`Decoder`; the target exists and is not empty.
+        Error: as in :func:`load`; another ``to``, or ``hf`` for a :class:`Decoder`; the target exists and is not empty; a
+            folder has a tokenizer that cannot be read.
     """
     if to not in ("msrnn", "hf"):
         raise Error(f"to is {to!r}; expected 'msrnn' or 'hf'")
@@ -97,13 +108,15 @@ def convert(
     if to == "hf" and isinstance(config, DecoderConfig):
         raise Error("to is 'hf', but the source is a Decoder, which transformers does not support; expected 'msrnn'")
     dtype = check_tensors(config, opened.tensors, dtype)
-    extra_files = dict(opened.extra_files)  # built before the folder is written
+    if opened.tokenizer_error is not None and not isinstance(opened.tokenizer_error, NoTokenizer):
+        raise opened.tokenizer_error
+    _report_tokenizer(opened)
     with atomic_dir(target) as folder, _with_progress(opened, "converting") as tensors:
         cast = {name: x.to(dtype) for name, x in tensors.items()}
         if isinstance(config, DecoderConfig) or to == "msrnn":
-            write_model_folder(folder, config.to_dict(), cast, extra_files)
+            write_model_folder(folder, config.to_dict(), cast, opened.extra_files)
         else:
-            huggingface.write(config, cast, extra_files, folder)
+            huggingface.write(config, cast, opened.extra_files, folder)
 
 
 def config(source: Any, *, revision: str | None = None) -> Config | DecoderConfig:
@@ -131,6 +144,16 @@ def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokeni
     from .gguf import reader  # deferred, because it needs an extra
 
     return reader.read_tokenizer(path)
+
+
+def _report_tokenizer(source: Source) -> None:
+    """Warn about a language model without a usable tokenizer, or with token ids that have no row in the embedding."""
+    rows = source.config.vocab_size
+    if source.tokenizer_error is not None and isinstance(source.config, Config):
+        warnings.warn(f"the model has no tokenizer: {source.tokenizer_error}", stacklevel=3)
+    elif source.n_token_ids > rows:
+        found = f"the tokenizer has ids up to {source.n_token_ids - 1}, but the embedding has {rows} rows"
+        warnings.warn(f"{found}; texts with a token of a larger id than {rows - 1} are refused", stacklevel=3)
 
 
 @contextmanager

@@ -1,68 +1,65 @@
-"""The small files of a model (tokenizer, chat template), read from a folder or built at the first access."""
+"""The small files of a model: tokenizer, special tokens, chat templates and generation settings.
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+They have the same form for every source: ``tokenizer.json`` with all added tokens, ``tokenizer_config.json`` with the special
+tokens and the templates that are not the default, ``chat_template.jinja``, and ``generation_config.json``.
+"""
+
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msrnn import Error
-from msrnn.storage.files import read_bytes, read_json
-from msrnn.storage.model_folder import read_extra_files
+from msrnn.models import Config, DecoderConfig
+from msrnn.storage.files import read_json
+from msrnn.storage.lazy_tensors import LazyTensor
 
-from .tokenization import sentencepiece
+from .source import Source
+from .tokenization import templates
+from .tokenization.folder import open_tokenizer
+from .tokenization.settings import CONFIG
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-
-class LazyFiles(Mapping[str, bytes]):
-    """Files by name, built by one call of ``make`` at the first access."""
-
-    def __init__(self, make: Callable[[], dict[str, bytes]]):
-        self.make = make
-
-    @cached_property
-    def files(self) -> dict[str, bytes]:
-        return self.make()
-
-    def __getitem__(self, name: str) -> bytes:
-        return self.files[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
+GENERATION = "generation_config.json"
 
 
-def read_folder(folder: Path) -> Mapping[str, bytes]:
-    """Return the small files of a folder. ``tokenizer.json`` is built from ``tokenizer.model`` if it is absent."""
-    files, model = read_extra_files(folder), folder / sentencepiece.FILE
-    if "chat_template.jinja" not in files and (template := _chat_template_of_config(folder)):
-        files["chat_template.jinja"] = template.encode()
-    if "tokenizer.json" in files or not model.is_file():
-        return files
-    return LazyFiles(partial(_with_sentencepiece, files, model, read_bytes(model)))
+def open_folder(config: Config | DecoderConfig, tensors: Mapping[str, LazyTensor], folder: Path) -> Source:
+    """Return a source with the small files of ``folder``.
 
-
-def tokenizer_json(build: Callable[[], "Tokenizer"]) -> dict[str, bytes]:
-    """Return ``tokenizer.json`` of the tokenizer that ``build`` returns, or no file and a warning if it cannot be built."""
+    Raises:
+        Error: a chat template or the generation settings are damaged. A tokenizer that cannot be read is no error here:
+            the source states why.
+    """
+    found, fields = templates.to_files(templates.read_templates(folder))
+    if generation := _generation(folder):
+        found[GENERATION] = to_bytes(generation)
     try:
-        return {"tokenizer.json": build().to_str().encode()}
+        tokenizer, settings, data = open_tokenizer(folder)
     except Error as error:
-        warnings.warn(f"the model has no tokenizer: {error}", stacklevel=4)
-        return {}
+        return Source(config, tensors, found | _config_file(fields), 0, error)
+    files = {"tokenizer.json": data, **found, **_config_file(settings.to_config() | fields)}
+    return Source(config, tensors, files, count_ids(tokenizer))
 
 
-def _with_sentencepiece(files: dict[str, bytes], path: Path, data: bytes) -> dict[str, bytes]:
-    return files | tokenizer_json(lambda: sentencepiece.parse_tokenizer(data, path))
+def count_ids(tokenizer: "Tokenizer") -> int:
+    """Return the largest id of a tokenizer, plus 1."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
-def _chat_template_of_config(folder: Path) -> str | None:
-    """Return the chat template of ``tokenizer_config.json``, its place in older checkpoints."""
-    path = folder / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.is_file() else None
-    if isinstance(template, list):  # several templates with names
-        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
-    return template if isinstance(template, str) else None
+def to_bytes(fields: Mapping[str, Any]) -> bytes:
+    """Return a JSON file with the content ``fields``."""
+    return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def _config_file(fields: Mapping[str, Any]) -> dict[str, bytes]:
+    return {CONFIG: to_bytes(fields)} if fields else {}
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """Return the settings of ``generation_config.json``, with the padding token of ``config.json`` if it lacks one."""
+    path, model = folder / GENERATION, folder / "config.json"
+    fields = read_json(path) if path.is_file() else {}
+    pad = read_json(model).get("pad_token_id") if model.is_file() else None
+    return fields if pad is None or fields.get("pad_token_id") is not None else fields | {"pad_token_id": pad}

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from msrnn import Error
 
 SMALL_FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-SMALL_FILES += ["params.json", "adapter_config.json", "tokenizer.model"]
+SMALL_FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template.json", "additional_chat_templates/*.jinja"]
+SMALL_FILES += ["params.json", "adapter_config.json", "tokenizer.model", "tiktoken.model", "tekken.json"]
 WEIGHTS = [
     ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
     ["consolidated.safetensors", "consolidated.safetensors.index.json", "consolidated-*-of-*.safetensors"],

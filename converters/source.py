@@ -22,11 +22,15 @@ class Source:
         config: the config of the model.
         tensors: the parameters under msrnn's names, not read yet.
         extra_files: the small files of the model (tokenizer, chat template) by name.
+        n_token_ids: the largest id of the tokenizer, plus 1; 0 without a tokenizer.
+        tokenizer_error: why the tokenizer of a folder or file cannot be used; None if it can be used, or for a model in memory.
     """
 
     config: Config | DecoderConfig
     tensors: Mapping[str, LazyTensor]
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
+    n_token_ids: int = 0
+    tokenizer_error: Error | None = None
 
 
 @dataclass(frozen=True)

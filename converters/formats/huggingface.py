@@ -16,9 +16,10 @@ from msrnn.storage.lazy_tensors import LazyTensor
 from msrnn.storage.model_folder import write_extra_files
 from msrnn.storage.safetensors_io import write_tensors
 
-from ..extra_files import read_folder
+from ..extra_files import GENERATION, open_folder
 from ..files import shards
 from ..source import NameTable, Source
+from ..tokenization.settings import CONFIG as TOKENIZER_CONFIG
 from .hf_config import config_from_hf
 from .rope import rope_to_hf
 
@@ -51,7 +52,7 @@ def open_checkpoint(folder: Path) -> Source:
     """
     config = read_config(folder)
     stored = shards.open_shards(folder, SAFETENSORS if shards.has(folder, SAFETENSORS) else PICKLE)
-    return Source(config, tensors_from_hf(stored, config.family == "yi", config.tied), read_folder(folder))
+    return open_folder(config, tensors_from_hf(stored, config.family == "yi", config.tied), folder)
 
 
 def read_config(folder: Path) -> Config:
@@ -90,12 +91,24 @@ def _read_tied(embed: LazyTensor, head: LazyTensor) -> Tensor:
 def write(config: Config, tensors: Mapping[str, LazyTensor], extra_files: Mapping[str, bytes], target: Path) -> None:
     """Write files that transformers loads into the empty folder ``target``; ``config.json`` is written last."""
     write_tensors(target / SAFETENSORS, {NAMES.from_msrnn(name): x for name, x in tensors.items()}, {"format": "pt"})
-    write_extra_files(extra_files, target)
-    if "tokenizer.json" in extra_files:
-        write_json(target / "tokenizer_config.json", tokenizer_config(config, extra_files["tokenizer.json"]))
     fields = config_to_hf(config, tensors["norm.weight"].dtype)
-    write_json(target / "generation_config.json", {name: fields[name] for name in ("bos_token_id", "eos_token_id")})
-    write_json(target / "config.json", fields)
+    texts = {name: data for name, data in extra_files.items() if name not in (TOKENIZER_CONFIG, GENERATION)}
+    write_extra_files(texts, target)
+    settings = _fields_of(extra_files, TOKENIZER_CONFIG)
+    if "tokenizer.json" in extra_files:
+        settings = settings or tokenizer_config(config, extra_files["tokenizer.json"])
+        settings = {"model_max_length": config.context_length} | settings
+    if settings:
+        write_json(target / TOKENIZER_CONFIG, settings)
+    given = {name: value for name, value in _fields_of(extra_files, GENERATION).items() if value is not None}
+    generation = {name: fields[name] for name in ("bos_token_id", "eos_token_id")} | given
+    write_json(target / GENERATION, generation)
+    pad = {name: given[name] for name in ("pad_token_id",) if name in given}
+    write_json(target / "config.json", fields | pad)
+
+
+def _fields_of(extra_files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    return parse_json(extra_files[name], name) if name in extra_files else {}
 
 
 def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
@@ -131,7 +144,7 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def tokenizer_config(config: Config, tokenizer: bytes) -> dict[str, Any]:
-    """Return a ``tokenizer_config.json`` with which transformers uses ``tokenizer.json`` without changes.
+    """Return ``tokenizer_config.json`` for a model without this file: its special tokens are those of the config.
 
     Args:
         config: has the ids of the begin and end tokens.
@@ -140,7 +153,7 @@ def tokenizer_config(config: Config, tokenizer: bytes) -> dict[str, Any]:
     Raises:
         Error: ``tokenizer`` is no JSON, or its added tokens have no id or content.
     """
-    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.context_length}
+    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     added = parse_json(tokenizer, "tokenizer.json").get("added_tokens") or []
     try:
         texts = {token["id"]: str(token["content"]) for token in added}

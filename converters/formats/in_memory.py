@@ -8,6 +8,7 @@ from torch import nn
 from msrnn import Error
 from msrnn.models import Config
 
+from ..extra_files import GENERATION, to_bytes
 from ..files.torch_files import check_plain_tensors, inner_state_dict
 from ..names import split_wrappers
 from ..source import Source
@@ -35,7 +36,8 @@ def open_checkpoint(model: Any) -> Source:
         tensors = bare
     else:
         tensors = tensors_from_hf(tensors, config.family == "yi", config.tied)
-    return Source(config, tensors, getattr(model, "extra_files", {}))
+    files = getattr(model, "extra_files", None)
+    return Source(config, tensors, _generation(generation) if files is None else dict(files))
 
 
 def read_config(model: Any) -> Config:
@@ -66,6 +68,12 @@ def _parts(model: Any) -> tuple[Mapping[str, Any], Any, Mapping[str, Any]]:
         )
         raise Error(f"source is {model!r:.60}; expected {expected}")
     return state, config, _dict(getattr(model, "generation_config", None)) or {}
+
+
+def _generation(fields: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return ``generation_config.json``, without fields that have no value or are private to transformers."""
+    used = {name: value for name, value in fields.items() if value is not None and not name.startswith("_")}
+    return {GENERATION: to_bytes(used)} if used else {}
 
 
 def _dict(config: Any) -> dict[str, Any] | None:

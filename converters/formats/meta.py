@@ -8,7 +8,7 @@ from msrnn import Error
 from msrnn.layers.rotary import Llama3Rope, Rope
 from msrnn.models import Config
 
-from ..extra_files import read_folder
+from ..extra_files import open_folder
 from ..fields import Fields
 from ..source import Source
 from .meta_layout import PARAMS, ModelParallelShards, join_shards, open_model_parallel, read_params, read_tensors
@@ -30,7 +30,7 @@ def open_checkpoint(folder: Path) -> Source:
     """
     params, shards = read_params(folder, KNOWN), open_model_parallel(folder)
     config = config_from_params(params, shards)
-    return Source(config, read_tensors(shards, config), read_folder(folder))
+    return open_folder(config, read_tensors(shards, config), folder)
 
 
 def read_config(folder: Path) -> Config:

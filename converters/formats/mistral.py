@@ -13,7 +13,7 @@ from msrnn.layers.rotary import Rope, YarnRope
 from msrnn.models import Config
 from msrnn.storage.lazy_tensors import LazyTensor
 
-from ..extra_files import read_folder
+from ..extra_files import open_folder
 from ..fields import Fields
 from ..source import Source
 from .meta_layout import PARAMS, open_model_parallel, read_params, read_tensors
@@ -38,7 +38,7 @@ def open_checkpoint(folder: Path) -> Source:
     tensors = read_tensors(shards, config)
     if config.tied and (head := shards[0].get("output.weight")) and (embed := tensors.get("embed.weight")):
         tensors["embed.weight"] = replace(embed, load=partial(_read_tied, embed, head))
-    return Source(config, tensors, read_folder(folder))
+    return open_folder(config, tensors, folder)
 
 
 def _read_tied(embed: LazyTensor, head: LazyTensor) -> Tensor:

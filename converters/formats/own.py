@@ -1,14 +1,17 @@
 """Model folders of msrnn, as :func:`msrnn.load` reads them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from msrnn import Error
 from msrnn.models import Config, DecoderConfig, EncoderDecoderConfig
 from msrnn.models.registry import config_from_dict
 from msrnn.storage.files import read_json
-from msrnn.storage.model_folder import FORMAT, open_weights, read_config_fields, read_extra_files
+from msrnn.storage.model_folder import FORMAT, open_weights, read_config_fields
 
+from ..extra_files import open_folder
 from ..source import Source
+from ..tokenization.settings import CONFIG as TOKENIZER_CONFIG
 
 
 def matches(folder: Path) -> bool:
@@ -23,7 +26,11 @@ def open_checkpoint(folder: Path) -> Source:
     Raises:
         Error: the folder is damaged or has an encoder-decoder.
     """
-    return Source(read_config(folder), open_weights(folder), read_extra_files(folder))
+    source = open_folder(read_config(folder), open_weights(folder), folder)
+    if (folder / TOKENIZER_CONFIG).is_file():
+        return source
+    # older folders do not have this file; their special tokens are those of config.json
+    return replace(source, extra_files={name: x for name, x in source.extra_files.items() if name != TOKENIZER_CONFIG})
 
 
 def read_config(folder: Path) -> Config | DecoderConfig:

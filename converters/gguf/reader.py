@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from msrnn.errors import Error
 from msrnn.models import Config
 from msrnn.storage.lazy_tensors import LazyTensor
 
-from ..extra_files import LazyFiles, tokenizer_json
+from ..extra_files import count_ids, to_bytes
 from ..names import is_buffer
 from ..row_order import half_split_qk
 from ..source import NameTable, Source
-from ..tokenization import bpe
+from ..tokenization import bpe, templates
+from ..tokenization.folder import NoTokenizer
+from ..tokenization.settings import CONFIG
 from .config import config_from_gguf
-from .header import Header, read_header
+from .header import read_header
 from .rope import ROPE_FREQS
 from .tensors import check_offsets, is_scale, read_scaled
 
@@ -40,7 +43,7 @@ NAMES = NameTable(
 
 
 def open_checkpoint(path: Path) -> Source:
-    """Open a file. Its tensors are dequantised to float32 when they are read; its tokenizer is built at the first access.
+    """Open a file. Its tensors are dequantised to float32 when they are read.
 
     Raises:
         Error: the file is damaged, of another architecture or quantised in an unknown way.
@@ -53,7 +56,16 @@ def open_checkpoint(path: Path) -> Source:
         for name, info in header.tensors.items()
         if name != ROPE_FREQS and not is_buffer(name) and not is_scale(header, name)
     }
-    return Source(config, half_split_qk(tensors, config), LazyFiles(partial(_extra_files, header)))
+    tensors = half_split_qk(tensors, config)
+    template = bpe.chat_template(header.metadata, path)
+    files = {} if template is None else {templates.FILE: template.encode()}
+    try:
+        tokenizer = bpe.build_tokenizer(header.metadata, path)
+    except Error as error:
+        return Source(config, tensors, files, 0, NoTokenizer(str(error)))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | bpe.special_tokens(header.metadata, path)
+    files |= {"tokenizer.json": tokenizer.to_str().encode(), CONFIG: to_bytes(settings)}
+    return Source(config, tensors, files, count_ids(tokenizer))
 
 
 def read_config(path: Path) -> Config:
@@ -64,10 +76,3 @@ def read_config(path: Path) -> Config:
 def read_tokenizer(path: Path) -> "Tokenizer":
     """Return the tokenizer of a file; raises as :func:`converters.tokenization.bpe.build_tokenizer`."""
     return bpe.build_tokenizer(read_header(path).metadata, path)
-
-
-def _extra_files(header: Header) -> dict[str, bytes]:
-    files = tokenizer_json(lambda: bpe.build_tokenizer(header.metadata, header.path))
-    if template := bpe.chat_template(header.metadata, header.path):
-        files["chat_template.jinja"] = template.encode()
-    return files

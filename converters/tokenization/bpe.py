@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from msrnn.errors import Error
 
 from ..fields import Fields
+from .processing import add_bos_and_eos
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """Token types (``tokenizer.ggml.token_type``); tokens of type 5 are unused."""
+SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding"}
+"""Names of special tokens in GGUF, spelt as in its specification, by transformers' names."""
 LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -80,6 +83,17 @@ def chat_template(metadata: Mapping[str, Any], path: Path) -> str | None:
     if template is not None and not isinstance(template, str):
         raise Error(f"{path}: tokenizer.chat_template is {template!r:.60}; expected text")
     return template
+
+
+def special_tokens(metadata: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Return the special tokens by transformers' names; raises as :func:`build_tokenizer`."""
+    meta = Fields(metadata, path)
+    tokens, found = _get(meta, "tokens", list, of=str), {}
+    for name, key in SPECIAL.items():
+        n = _get(meta, f"{key}_token_id", int, len(tokens))
+        if 0 <= n < len(tokens):
+            found[name] = tokens[n]
+    return found
 
 
 def _get(meta: Fields, name: str, kind: type, default: Any = None, of: type = object) -> Any:
@@ -166,18 +180,15 @@ def _merges(pieces: dict[str, float]) -> Iterator[tuple[str, str]]:
 
 def _add_bos_and_eos(result: "Tokenizer", meta: Fields, tokens: list[str], bos_default: bool) -> None:
     """Add the begin and end tokens to every text if the file requests it; ``bos_default`` applies where the key is missing."""
-    from tokenizers.processors import TemplateProcessing
 
-    def special(name: str, default: bool) -> list[str]:
+    def special(name: str, default: bool) -> str | None:
         if not _get(meta, f"add_{name}_token", bool, default):
-            return []
+            return None
         n = _get(meta, f"{name}_token_id", int)
         if not 0 <= n < len(tokens):
             raise Error(f"{meta.where}: tokenizer.ggml.{name}_token_id is {n}; expected less than {len(tokens)}")
-        return [tokens[n]]
+        return tokens[n]
 
-    first, last = special("bos", bos_default), special("eos", False)
-    if first or last:
-        names = [(token, result.token_to_id(token)) for token in dict.fromkeys(first + last)]
-        pair = [*first, "$A:0", *last, *(f"{x}:1" for x in first), "$B:1", *(f"{x}:1" for x in last)]
-        result.post_processor = TemplateProcessing(single=[*first, "$A", *last], pair=pair, special_tokens=names)
+    bos, eos = special("bos", bos_default), special("eos", False)
+    if bos is not None or eos is not None:
+        add_bos_and_eos(result, bos, eos)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msrnn import Error
-from msrnn.storage.files import read_bytes
 
-from .bpe import USER_DEFINED, build_tokenizer
+from .bpe import SPACE, UNKNOWN, USER_DEFINED, build_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,17 +24,17 @@ MODEL, BOS_ID, EOS_ID, BPE = 3, 41, 42, 2
 CHARACTERS, DUMMY_PREFIX, REMOVE_EXTRA_SPACES = 2, 3, 4
 
 
-def read_tokenizer(path: Path) -> "Tokenizer":
-    """Return the tokenizer of the file ``path``; raises as :func:`parse_tokenizer`, or if the file cannot be read."""
-    return parse_tokenizer(read_bytes(path), path)
+def parse_tokenizer(data: bytes, path: Path, prepend_scheme: str | None = None) -> tuple["Tokenizer", dict[str, str]]:
+    """Return the tokenizer of the message ``data``, and its special tokens by transformers' names.
 
-
-def parse_tokenizer(data: bytes, path: Path) -> "Tokenizer":
-    """Return the tokenizer of the message ``data``. It adds the begin token to every text, as LLaMA and Mistral do.
+    Args:
+        data: the content of the file.
+        path: the file, named in error messages.
+        prepend_scheme: where a space is put before a text (:func:`.llama.prepend_scheme`); None is SentencePiece's rule,
+            which keeps the spaces of the text and puts one before each part of it, if the file requests it.
 
     Raises:
-        Error: another format (Llama 3 has another one in a file of this name), a model that is no BPE, or a normalisation of
-            texts; ``path`` is named in the message.
+        Error: another format, a model that is no BPE, or a normalisation of texts.
     """
     try:
         fields = [(n, value) for n, value in _fields(data) if n in (PIECES, TRAINER, NORMALIZER)]
@@ -50,19 +49,27 @@ def parse_tokenizer(data: bytes, path: Path) -> "Tokenizer":
         raise Error(f"{path} is a SentencePiece model of kind {trainer.get(MODEL, 1)}; expected {BPE}, BPE")
     if normalizer.get(CHARACTERS) or normalizer.get(REMOVE_EXTRA_SPACES, 1):
         raise Error(f"{path} normalises texts before it splits them; expected a model without normalisation, as LLaMA's")
-    prefix = bool(normalizer.get(DUMMY_PREFIX, 1))
+    prefix = bool(normalizer.get(DUMMY_PREFIX, 1)) if prepend_scheme is None else prepend_scheme == "always"
     if prefix and USER_DEFINED in types:  # tokenizers would add a space after each of these tokens too
         raise Error(f"{path} has user-defined tokens and a space before every text; expected only one of the two")
-    metadata: dict[str, Any] = {
-        "model": "llama",
-        "tokens": tokens,
-        "scores": scores,
-        "token_type": types,
-        "add_space_prefix": prefix,
-        "bos_token_id": trainer.get(BOS_ID, 1),
-        "eos_token_id": trainer.get(EOS_ID, 2),
-    }
-    return build_tokenizer({f"tokenizer.ggml.{name}": value for name, value in metadata.items()}, path)
+    metadata: dict[str, Any] = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types}
+    metadata |= {"add_space_prefix": prefix, "add_bos_token": False}
+    result = build_tokenizer({f"tokenizer.ggml.{name}": value for name, value in metadata.items()}, path)
+    if prepend_scheme is not None:
+        _prepend(result, prepend_scheme)
+    ids = {"bos_token": trainer.get(BOS_ID, 1), "eos_token": trainer.get(EOS_ID, 2)}
+    ids["unk_token"] = types.index(UNKNOWN) if UNKNOWN in types else len(tokens)
+    return result, {name: tokens[n] for name, n in ids.items() if n < len(tokens)}  # an id of -1 is a large number here
+
+
+def _prepend(tokenizer: "Tokenizer", scheme: str) -> None:
+    """Let ``tokenizer`` write and read spaces as transformers' ``LlamaTokenizer`` does."""
+    from tokenizers import decoders, pre_tokenizers
+
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
+    strip = [decoders.Strip(" ", 1, 0)] if scheme != "never" else []
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

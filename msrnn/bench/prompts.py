@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..cell.cell import Cell
-from ..text.chat_template import ChatTemplate
+from ..text.model_templates import open_template
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,9 +27,8 @@ class Prompt(NamedTuple):
 
     def encode(self, cell: Cell, tokenizer: "tokenizers.Tokenizer") -> list[int]:
         """Return the ids; a user message is rendered by the chat template of the model, if it has one."""
-        text, file, config = self.text, cell.extra_files.get("chat_template.jinja"), cell.config
-        if self.chat and file is not None:
-            template = ChatTemplate.from_file(file, tokenizer, config.bos_token_id, config.eos_token_ids)
+        text = self.text
+        if self.chat and (template := open_template(cell.extra_files, tokenizer, cell.config)) is not None:
             text = template([{"role": "user", "content": text}], add_generation_prompt=True)
         return tokenizer.encode(text, add_special_tokens=False).ids
 

@@ -7,8 +7,7 @@ checkpoint with ids that are a prefix of the new rendering.
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,60 +19,35 @@ from ..decoding.ngram_pool import NgramPool
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..state.state import State
-from ..text.chat_template import ChatTemplate, Message
+from ..text.chat_template import Message
+from ..text.model_templates import open_template
 from ..text.stop_strings import StreamedText, as_stop_strings
 from .history import CHECKPOINTED_TURNS, Branch, Checkpoint, load_branch, require_text
+from .reply import ReplyStats, TextChunk
 
 if TYPE_CHECKING:
     import tokenizers
 
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "generator")
+"""Settings of :func:`msrnn.stream` that a chat passes on."""
 QUESTION, ANSWER = "QUESTION", "ANSWER"
 """Contents of a test conversation that shows how the template ends an answer."""
-
-
-@dataclass(frozen=True)
-class ReplyStats:
-    """Counts of one reply.
-
-    Attributes:
-        prompt_tokens: tokens read before the reply.
-        reread_tokens: tokens of earlier turns among them, read again because the template rendered them differently.
-        completion_tokens: tokens generated.
-        forward_passes: forward passes that generated them.
-        finished: True if an end token or a stop string ended the reply; False after an interrupt or ``max_new_tokens``.
-        seconds: time of generation.
-    """
-
-    prompt_tokens: int
-    reread_tokens: int
-    completion_tokens: int
-    forward_passes: int
-    finished: bool
-    seconds: float = field(compare=False)
-
-
-class TextChunk(str):
-    """Text of one forward pass, which generated ``n_tokens`` tokens; with 0 the text that was held back until the end."""
-
-    n_tokens: int
-
-    def __new__(cls, text: str, n_tokens: int) -> "TextChunk":
-        chunk = super().__new__(cls, text)
-        chunk.n_tokens = n_tokens
-        return chunk
 
 
 class Chat:
     """A conversation with a cell, in the chat template of its model.
 
     Args:
-        cell: the model, with ``chat_template.jinja`` in its ``extra_files``.
+        cell: the model, with a chat template in its ``extra_files``.
         tokenizer: the result of ``converters.tokenizer``.
         reduction: the eviction operator that bounds H.
         system: the system prompt.
         max_new_tokens: maximum number of tokens of a reply.
         decode: ``plain``, ``jacobi`` or ``lookahead``. The replies are the same; the last two need fewer forward passes.
         stop: one string or several that end a reply, as in :func:`msrnn.stream`. The text of the reply ends before it.
+        chat_template: the name of a template of a model with several; None: ``tool_use`` if there are tools, or ``default``.
+        template_variables: further names for the template, such as ``{"enable_thinking": False}``; of JSON types.
+        tools: JSON schemas of functions that the model may call, for templates that list them.
         sampling: ``do_sample``, ``temperature``, ``top_k``, ``top_p`` and ``generator`` of :func:`msrnn.stream`.
 
     Attributes:
@@ -81,7 +55,8 @@ class Chat:
         last_reply: the :class:`ReplyStats` of the last reply.
 
     Raises:
-        Error: the model has no chat template or one that drops messages, or :func:`msrnn.stream` refuses the settings.
+        Error: the model has no such chat template or one that drops messages, a template variable or tool is not of JSON
+            types, or :func:`msrnn.stream` refuses the settings.
     """
 
     def __init__(
@@ -94,17 +69,21 @@ class Chat:
         max_new_tokens: int = 512,
         decode: str = "plain",
         stop: str | Sequence[str] | None = None,
+        chat_template: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **sampling: Any,
     ):
         self.cell, self.tokenizer, self.max_new_tokens = cell, tokenizer, max_new_tokens
         self.decode, self.stop, self.sampling = decode, as_stop_strings(stop), sampling
         self._pool = NgramPool()  # of the whole conversation
-        template = cell.extra_files.get("chat_template.jinja")
+        self._check_sampling(sampling)
+        template = open_template(cell.extra_files, tokenizer, cell.config, chat_template, template_variables or {}, tools)
         if template is None:
             raise Error("the model has no chat template (a base model?); `msrnn generate` continues a text")
         start = Checkpoint((), cell.initial_state(1, reduction), 0)
         messages = () if system is None else ({"role": "system", "content": require_text(system)},)
-        self.template = ChatTemplate.from_file(template, tokenizer, cell.config.bos_token_id, cell.config.eos_token_ids)
+        self.template = template
         self._end_ids = self._find_end_ids(messages)
         self.name, self.branches = "main", {"main": Branch(messages, (start,))}
         self.last_reply: ReplyStats | None = None
@@ -239,6 +218,13 @@ class Chat:
         ends = {"eos_token_id": self._end_ids, "stop": self.stop, "tokenizer": self.tokenizer}
         settings = {"max_new_tokens": self.max_new_tokens, **ends, **self.sampling}
         return stream_by_method(self.cell, tokens, state, self.decode, self._pool, **settings)
+
+    @staticmethod
+    def _check_sampling(sampling: Mapping[str, Any]) -> None:
+        for name in sampling:
+            if name not in SAMPLING:
+                hint = "variables of the chat template go into template_variables"
+                raise Error(f"Chat has no setting {name!r:.60}; expected one of {', '.join(SAMPLING)} ({hint})")
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)  # the template contains the special tokens

@@ -5,12 +5,16 @@ The KV cache is kept between turns: a turn reads only its new tokens. The comman
 
 import argparse
 import io
+import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from ..argtypes import positive_int
 from ..chat.conversation import Chat
 from ..chat.repl import run_repl
 from ..errors import Error
+from ..storage.files import read_bytes
 from .loading import load_model
 from .options import add_model_arguments, add_reduction_argument, add_sampling_arguments, add_stop_argument, sampling_settings
 
@@ -27,8 +31,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=512,
         help="generate at most N tokens per reply (default: 512)",
     )
+    group = parser.add_argument_group("chat template")
+    group.add_argument("--chat-template", metavar="NAME", help="name of a template, for a model with several")
+    group.add_argument(
+        "--template-variable",
+        metavar="NAME=VALUE",
+        type=template_variable,
+        action="append",
+        default=[],
+        help="name in the template, such as enable_thinking=false; VALUE is JSON or text; may be repeated",
+    )
+    group.add_argument("--tools", metavar="FILE", type=Path, help="JSON file with a list of JSON schemas of tools")
     add_sampling_arguments(parser)
     add_stop_argument(parser)
+
+
+def template_variable(text: str) -> tuple[str, Any]:
+    """Parse ``NAME=VALUE``, as an argparse type. A value that is not JSON is text.
+
+    Raises:
+        ArgumentTypeError: there is no ``=``.
+    """
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} has no =; expected NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def read_tools(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        Error: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, Error) else Error(f"{path} is not JSON ({error})") from None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     sampling = sampling_settings(args)
+    tools = None if args.tools is None else read_tools(args.tools)
+    template = {"chat_template": args.chat_template, "template_variables": dict(args.template_variable), "tools": tools}
     cell, tokenizer = load_model(args)
     settings = {"reduction": args.reduction, "system": args.system, "decode": args.decode, "stop": args.stop}
-    run_repl(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **settings, **sampling))
+    run_repl(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **settings, **template, **sampling))

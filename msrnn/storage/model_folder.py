@@ -14,8 +14,8 @@ from .safetensors_io import open_tensors, write_tensors
 
 FORMAT, VERSION = "msrnn", 2
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-EXTRA_FILES = ("tokenizer.json", "chat_template.jinja")
-"""Names of the small files that are stored with a model."""
+EXTRA_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+"""Names of the small files that are stored with a model, as Hugging Face names them."""
 
 
 def write_model_folder(

@@ -5,18 +5,20 @@ Templates are Jinja programs from untrusted model folders, so they run in Jinja'
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Error
 
 if TYPE_CHECKING:
     import jinja2
-    import tokenizers
 
 Message = dict[str, str]
 """``role`` (system, user, assistant) and ``content``."""
+RESERVED = ("messages", "tools", "add_generation_prompt")
+"""Names in a template that are no variables of :class:`ChatTemplate`."""
 
 
 class ChatTemplate:
@@ -24,31 +26,27 @@ class ChatTemplate:
 
     Args:
         source: the Jinja text.
-        bos_token, eos_token: values of these names in the template.
+        variables: values of names in the template, such as ``bos_token`` or ``enable_thinking``; they consist of JSON types.
+        tools: JSON schemas of functions that the model may call; None: no tools.
 
     Raises:
-        Error: Jinja is not installed, or the text is not a template.
+        Error: Jinja is not installed, the text is not a template, or a variable or a tool has another type.
     """
 
-    def __init__(self, source: str, bos_token: str = "", eos_token: str = ""):
+    def __init__(
+        self, source: str, variables: Mapping[str, Any] = MappingProxyType({}), tools: Sequence[Mapping[str, Any]] | None = None
+    ):
         try:
-            import jinja2
+            import jinja2  # noqa: F401
         except ImportError:
             raise Error("the package jinja2 is not installed; pip install 'msrnn[text]'") from None
-        self._special = {"bos_token": bos_token, "eos_token": eos_token}
+        self._names = {"tools": None, "documents": None, **check_variables(variables)}
+        if tools is not None:
+            self._names["tools"] = _check_tools(tools)
         try:
             self._compiled = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+        except Exception as error:  # Jinja computes constants of the untrusted program, which can raise any exception
             raise Error(f"the chat template is not valid Jinja ({_sentence(error)})") from None
-
-    @classmethod
-    def from_file(
-        cls, file: bytes, tokenizer: "tokenizers.Tokenizer", bos_token_id: int | None, eos_token_ids: Sequence[int]
-    ) -> "ChatTemplate":
-        """Compile the contents of ``chat_template.jinja``, with the text of the bos token and of the first eos token."""
-        ids = (bos_token_id, next(iter(eos_token_ids), None))
-        special = ("" if i is None else tokenizer.id_to_token(i) or "" for i in ids)
-        return cls(file.decode(errors="replace"), *special)
 
     def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """Render the conversation.
@@ -60,11 +58,46 @@ class ChatTemplate:
         Raises:
             Error: the template rejects the conversation or fails.
         """
-        names = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **self._special}
+        names = {**self._names, "add_generation_prompt": add_generation_prompt}
         try:
             return self._compiled.render(messages=[dict(m) for m in messages], **names)
         except Exception as error:  # an untrusted program can raise any exception
             raise Error(f"the chat template rejects the conversation ({_sentence(error)})") from None
+
+
+def check_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the variables of a template.
+
+    Raises:
+        Error: a name that is no identifier or that the chat sets itself, or a value of another type than JSON's.
+    """
+    if not isinstance(variables, Mapping):
+        raise Error(f"template_variables are {variables!r:.60}; expected a dict of values by name")
+    for name in variables:
+        if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
+            raise Error(f"template variable is named {name!r:.60}; expected a name, and none of {', '.join(RESERVED)}")
+    return {name: _plain(value, f"template variable {name}") for name, value in variables.items()}
+
+
+def _check_tools(tools: Sequence[Mapping[str, Any]]) -> list[Any]:
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
+        raise Error(f"tools are {tools!r:.60}; expected a list of JSON schemas")
+    for tool in tools:
+        if not isinstance(tool, Mapping):
+            hint = "; transformers.utils.get_json_schema makes one from a function" if callable(tool) else ""
+            raise Error(f"a tool is {tool!r:.60}; expected a JSON schema, which is a dict{hint}")
+    return [_plain(tool, "a tool") for tool in tools]
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return a copy of ``value`` of JSON's types: the methods of other objects would be open to the untrusted program."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(name, where): _plain(x, where) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(x, where) for x in value]
+    raise Error(f"{where} contains {value!r:.60}; expected text, numbers, bools, None, lists and dicts")
 
 
 def _environment() -> "jinja2.Environment":

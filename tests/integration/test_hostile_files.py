@@ -71,9 +71,11 @@ def test_links_to_other_than_regular_files_are_refused(target, made, time_limit)
 def test_tokenizer_of_gigabytes_is_not_read(made, tmp_path):
     folder = made("own")
     os.truncate(folder / "tokenizer.json", 3 << 30)
-    for read in (converters.tokenizer, converters.load, msrnn.load):
+    for read in (converters.tokenizer, lambda folder: converters.convert(folder, tmp_path / "target"), msrnn.load):
         with refusing("expected a small file"):
             read(folder)
+    with pytest.warns(UserWarning, match="expected a small file"):
+        converters.load(folder)
 
 
 @pytest.mark.parametrize(

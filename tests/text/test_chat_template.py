@@ -20,7 +20,7 @@ TALK = [
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_rendering_equals_that_of_transformers(name):
     reference = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer(), bos_token="<s>", eos_token="<|im_end|>")
-    template = ChatTemplate(TEMPLATES[name], "<s>", "<|im_end|>")
+    template = ChatTemplate(TEMPLATES[name], {"bos_token": "<s>", "eos_token": "<|im_end|>"})
     texts = set()
     for first in (0, 1)[name == "Mistral" :]:
         for last in range(first + 1 + (first == 0), len(TALK) + 1):
@@ -77,8 +77,57 @@ def test_python_internals_render_as_nothing(inside):
 
 
 @pytest.mark.parametrize(
-    "source", ["{% if %}", "{{ x", "{% unknown_tag %}", "{% generation %}", "(" * 9 + "{{" + "(" * 9999 + "}}"]
+    "source",
+    [
+        "{{ 2**100000 }}",
+        "{% if %}",
+        "{{ x",
+        "{% unknown_tag %}",
+        "{% generation %}",
+        "(" * 9 + "{{" + "(" * 9999 + "}}",
+    ],
 )
 def test_invalid_jinja_raises_in_the_constructor(source):
     with pytest.raises(msrnn.Error, match="not valid Jinja"):
         ChatTemplate(source)
+
+
+SHOWN = "{{ enable_thinking | default('unset') }}|{{ tools | tojson if tools else '' }}|{{ documents }}|{{ bos_token }}"
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"enum": (1, None)}}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "tools"),
+    [
+        ({}, None),
+        ({"enable_thinking": False}, None),
+        ({"enable_thinking": {"a": [1, 2.5]}, "bos_token": "new"}, [TOOL, TOOL]),
+        ({"documents": [{"title": "t", "text": "x"}]}, []),
+    ],
+)
+def test_variables_and_tools_are_rendered_as_by_transformers(variables, tools):
+    reference = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer(), bos_token="<s>")
+    options = {"chat_template": SHOWN, "tokenize": False, "tools": tools, **variables}
+    template = ChatTemplate(SHOWN, {"bos_token": "<s>", **variables}, tools)
+    assert template(TALK[:1], add_generation_prompt=False) == reference.apply_chat_template(TALK[:1], **options)
+
+
+@pytest.mark.parametrize(
+    ("variables", "tools", "message"),
+    [
+        ({"x": object()}, None, "template variable x contains <object.*; expected text, numbers, bools, None, lists and dicts"),
+        ({"x": {"y": [{1}]}}, None, r"template variable x contains \{1\}"),
+        ({"messages": []}, None, "template variable is named 'messages'; expected a name, and none of messages, tools"),
+        ({"a b": 1}, None, "template variable is named 'a b'"),
+        ([1], None, r"template_variables are \[1\]; expected a dict"),
+        ({}, {"name": "f"}, "tools are .*; expected a list of JSON schemas"),
+        ({}, [len], "a tool is <built-in function len>; expected a JSON schema, .*get_json_schema makes one"),
+        ({}, [{"name": len}], "a tool contains <built-in function len>"),
+    ],
+)
+def test_other_variables_and_tools_are_refused(variables, tools, message):
+    with pytest.raises(msrnn.Error, match=message):
+        ChatTemplate("", variables, tools)

@@ -1,5 +1,6 @@
 """GGUF weights compared with transformers' reading of a real file and with a tiny cell; extra files."""
 
+import json
 import pickle
 import sys
 
@@ -13,7 +14,6 @@ from support.refusals import refusing
 
 import converters
 from converters.gguf.reader import open_checkpoint
-from converters.tokenization import bpe
 from msrnn.layers.rotary import Rope, apply_rotary
 from msrnn.models import Llama
 
@@ -77,24 +77,20 @@ TOKENIZER = {
 }
 
 
-def test_the_tokenizer_is_built_once_and_only_when_it_is_used(write_tiny, monkeypatch):
-    calls, build = [], bpe.build_tokenizer
-    monkeypatch.setattr(bpe, "build_tokenizer", lambda *args: calls.append(args) or build(*args))
-    path = write_tiny(TOKENIZER)
+def test_tokenizer_special_tokens_and_template_become_files(write_tiny):
+    path = write_tiny({**TOKENIZER, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.padding_token_id": 99})
     cell = converters.load(path)
-    assert not calls
-    path.unlink()  # the header was read by load
-    for _ in range(3):
-        assert cell.extra_files["chat_template.jinja"] == b"{{ messages }}"
-        assert sorted(cell.extra_files) == ["chat_template.jinja", "tokenizer.json"]
-    assert len(calls) == len(cell.extra_files) - 1 == 1
+    assert sorted(cell.extra_files) == ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
+    assert cell.extra_files["chat_template.jinja"] == b"{{ messages }}"
+    fields = json.loads(cell.extra_files["tokenizer_config.json"])
+    assert fields == {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     assert pickle.loads(pickle.dumps(cell)).extra_files == cell.extra_files
 
 
-def test_a_file_without_a_tokenizer_warns_once(write_tiny):
-    cell = converters.load(write_tiny({"tokenizer.chat_template": "x"}))
+def test_a_file_without_a_tokenizer_is_reported(write_tiny):
     with pytest.warns(UserWarning, match="the model has no tokenizer: .*tokenizer.ggml.model is missing") as warned:
-        assert dict(cell.extra_files) == dict(cell.extra_files) == {"chat_template.jinja": b"x"}
+        cell = converters.load(write_tiny({"tokenizer.chat_template": "x"}))
+    assert dict(cell.extra_files) == {"chat_template.jinja": b"x"}
     assert len(warned) == 1
 
 

@@ -1,8 +1,8 @@
 """Build the tokenizer that the metadata of a GGUF file describes, and return its chat template.
 
 LLaMA, Mistral and Yi need two kinds. ``llama`` is SentencePiece's BPE with a score per piece. ``gpt2`` is byte-level BPE, for
-which the file only names the rule that splits a text into words (``tokenizer.ggml.pre``); the regular expressions are those of
-the models' own tokenizers. Missing keys have llama.cpp's defaults (``src/llama-vocab.cpp``).
+which the file only names the rule that splits a text into words (:mod:`.word_splitting`). Missing keys have llama.cpp's
+defaults (``src/llama-vocab.cpp``).
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,20 +13,15 @@ from msrnn.errors import Error
 
 from ..fields import Fields
 from .processing import add_bos_and_eos
+from .word_splitting import NAMES, WHOLE_WORDS, word_splitter
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from tokenizers.pre_tokenizers import PreTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """Token types (``tokenizer.ggml.token_type``); tokens of type 5 are unused."""
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding"}
 """Names of special tokens in GGUF, spelt as in its specification, by transformers' names."""
-LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SPACE = "▁"
 """SentencePiece's character for a space."""
 MAX_TOKEN_CHARACTERS = 1000
@@ -65,7 +60,7 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> "Tokenizer":
             if token_type in (UNKNOWN, CONTROL, USER_DEFINED):  # matched in the text before it is split
                 added = tokenizers.AddedToken(token, special=token_type != USER_DEFINED, normalized=False)
                 (result.add_tokens if token_type == USER_DEFINED else result.add_special_tokens)([added])
-        _add_bos_and_eos(result, meta, tokens, bos_default=kind == "llama" or _pre(meta) in LLAMA3)
+        _add_bos_and_eos(result, meta, tokens, bos_default=kind == "llama" or _pre(meta) in WHOLE_WORDS)
     except (Error, KeyboardInterrupt):
         raise
     except BaseException as error:  # tokenizers raises no narrower class, and its panics are not even an Exception
@@ -120,27 +115,14 @@ def _byte_level(meta: Fields, tokens: list[str], types: list[int]) -> "Tokenizer
             raise Error(
                 f"{meta.where}: merge {' '.join(merge)!r} is no pair of tokens that join to a third; expected such a pair"
             )
+    pre = _pre(meta)
+    if pre not in NAMES:  # also "default", which means that the rule is unknown
+        raise Error(f"{meta.where}: tokenizer.ggml.pre is {pre!r:.60}; expected one of {', '.join(NAMES)}")
     # Llama 3 first searches the vocabulary for the whole word, because no sequence of merges produces some of its tokens
-    result = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=_pre(meta) in LLAMA3))
-    result.pre_tokenizer = _word_splitter(meta)
+    result = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS))
+    result.pre_tokenizer = word_splitter(pre)
     result.decoder = decoders.ByteLevel()
     return result
-
-
-def _word_splitter(meta: Fields) -> "PreTokenizer":
-    """Return the rule that splits a text into words. "default" is refused because it means that the rule is unknown."""
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
-
-    pre = _pre(meta)
-    if pre in LLAMA3:
-        return Sequence([Split(Regex(LLAMA3_WORDS), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
-    gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
-    if pre == "gpt-2":
-        return gpt2
-    if pre == "smollm":
-        return Sequence([Digits(individual_digits=True), gpt2])
-    raise Error(f"{meta.where}: tokenizer.ggml.pre is {pre!r}; expected 'smollm', 'gpt-2' or {', '.join(map(repr, LLAMA3))}")
 
 
 def _sentencepiece(meta: Fields, tokens: list[str], types: list[int]) -> "Tokenizer":

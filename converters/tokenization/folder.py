@@ -48,8 +48,9 @@ def open_tokenizer(folder: Path) -> tuple["Tokenizer", Settings, bytes]:
         import tokenizers  # noqa: F401
     except ImportError:
         raise Error("the package tokenizers is not installed; pip install 'msrnn[text]'") from None
-    path, settings = folder / name, read_settings(folder)
+    path = folder / name
     data = read_bytes(path)
+    settings = read_settings(folder, data)
     try:
         if name == JSON:
             tokenizer, settings, changed = _from_json(data, path, settings)
@@ -93,7 +94,9 @@ def _from_vocabulary(data: bytes, path: Path, settings: Settings) -> tuple["Toke
     else:
         tokenizer, special = sentencepiece.parse_tokenizer(data, path, llama.prepend_scheme(settings))
         # the spaces of the normalizer do not belong to an added token
-        settings = replace(settings, added={n: token | {"normalized": False} for n, token in settings.added.items()})
+        added = {n: token | {"normalized": False} for n, token in settings.added.items()}
+        # transformers does not use a list of tokens here: those with an id are in the vocabulary or among the added ones
+        settings = replace(settings, added=added, extra=())
     return tokenizer, settings.with_defaults(special)
 
 

@@ -27,14 +27,11 @@ def prepend_scheme(settings: Settings) -> str | None:
 
 
 def rebuilt(fields: dict[str, Any], settings: Settings) -> dict[str, Any] | None:
-    """Return the fields of ``tokenizer.json`` that transformers uses in place of ``fields``, or None if it uses these.
-
-    Byte-level vocabularies (Llama 3) stay as they are, also under this class.
-    """
+    """Return the fields of ``tokenizer.json`` that transformers uses in place of ``fields``, or None if it uses these."""
     model, scheme = fields.get("model") or {}, prepend_scheme(settings)
     if settings.tokenizer_class == "GPT2Tokenizer" and "add_prefix_space" in settings.flags:
         return _with_prefix_space(fields, settings.flags["add_prefix_space"])
-    if scheme is None or model.get("type") != "BPE" or _has_byte_level(fields):
+    if scheme is None or model.get("type") != "BPE":
         return None
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if scheme != "never" else []
     steps = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
@@ -46,15 +43,6 @@ def rebuilt(fields: dict[str, Any], settings: Settings) -> dict[str, Any] | None
     }
     bpe = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": True, "byte_fallback": True}
     return fields | pipeline | {"model": bpe | {"vocab": model.get("vocab"), "merges": model.get("merges")}}
-
-
-def _has_byte_level(part: Any) -> bool:
-    """Return True for a ``ByteLevel`` step, wherever it is in the pipeline."""
-    if isinstance(part, dict):
-        return part.get("type") == "ByteLevel" or any(
-            _has_byte_level(x) for name, x in part.items() if name not in ("model", "added_tokens")
-        )
-    return isinstance(part, list) and any(map(_has_byte_level, part))
 
 
 def _with_prefix_space(fields: dict[str, Any], add: bool) -> dict[str, Any] | None:

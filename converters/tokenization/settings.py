@@ -82,8 +82,12 @@ class Settings:
         return fields
 
 
-def read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path, vocabulary: bytes) -> Settings:
     """Return the settings of the tokenizer in ``folder``; without any of the files they are empty.
+
+    Args:
+        folder: with the settings.
+        vocabulary: the content of the vocabulary file.
 
     Raises:
         Error: a file is damaged, or a field has a wrong type.
@@ -98,9 +102,9 @@ def read_settings(folder: Path) -> Settings:
         extra = extra or more.get("extra_special_tokens") or more.get("additional_special_tokens")
     if isinstance(extra, dict):
         values, extra = values | extra, None
-    special = {name: None if value is None else _token(value, where) for name, value in _named(values).items()}
-    further = tuple(_token(token, where) for token in _checked(extra or [], list, where, "extra_special_tokens"))
-    name = _class(folder, config)
+    special = {key: None if value is None else _token(value, f"{where}: {key}") for key, value in _named(values).items()}
+    further = tuple(_token(x, f"{where}: an extra token") for x in _checked(extra or [], list, where, "extra_special_tokens"))
+    name = _class(folder, config, vocabulary)
     return Settings(
         tokenizer_class=name,
         special=_in_order(CLASS_TOKENS.get(name, {}), special),
@@ -117,19 +121,22 @@ def _added(folder: Path, config: Mapping[str, Any], special: set[str]) -> dict[i
     if "added_tokens_decoder" in config:
         where, name = folder / CONFIG, "added_tokens_decoder"
         tokens = _checked(config[name], dict, where, name)
-        return {_id(n, where): _token(token, where, special=False) for n, token in tokens.items()}
+        return {_id(n, where): _token(token, f"{where}: an added token", special=False) for n, token in tokens.items()}
     where = folder / ADDED
-    return {_id(n, where): _token(text, where, special=text in special) for text, n in _read(folder, ADDED).items()}
+    return {_id(n, where): _token(text, str(where), special=text in special) for text, n in _read(folder, ADDED).items()}
 
 
-def _class(folder: Path, config: Mapping[str, Any]) -> str:
+def _class(folder: Path, config: Mapping[str, Any], vocabulary: bytes) -> str:
     """Return the class with which transformers reads the vocabulary of a folder.
 
-    For a Mistral, transformers always takes the pipeline of ``tokenizer.json`` as it stands.
+    transformers takes the pipeline of ``tokenizer.json`` as it stands for a Mistral, and for a byte-level vocabulary (Llama 3)
+    under the class of SentencePiece's vocabularies.
     """
     model = _read(folder, "config.json")
     name = config.get("tokenizer_class") or model.get("tokenizer_class") or ""
-    return "" if model.get("model_type") == "mistral" or not isinstance(name, str) else name.removesuffix("Fast")
+    name = name.removesuffix("Fast") if isinstance(name, str) else ""
+    byte_level = name == "LlamaTokenizer" and b'"ByteLevel"' in vocabulary
+    return "" if byte_level or model.get("model_type") == "mistral" else name
 
 
 def _named(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,23 +168,19 @@ def _id(n: Any, where: Path) -> int:
     return number
 
 
-def _token(value: Any, where: object, special: bool = True) -> dict[str, Any]:
-    """Return a token that a file describes as text or as an object.
+def _token(value: Any, what: str, special: bool = True) -> dict[str, Any]:
+    """Return a token that a file describes as text or as an object; ``what`` is named in error messages.
 
     Raises:
         Error: a value of another type, without ``content``, or with a flag that is no bool.
     """
     fields = {"content": value} if isinstance(value, str) else value
     if not isinstance(fields, dict) or not isinstance(fields.get("content"), str):
-        raise Error(f"{where}: a token is {value!r:.60}; expected text, or an object with its content")
-    flags = {name: _checked(fields[name], bool, where, f"{name} of a token") for name in TOKEN_FLAGS if name in fields}
+        raise Error(f"{what} is {value!r:.60}; expected text, or an object with its content")
+    flags = {name: _checked(fields[name], bool, what, name) for name in TOKEN_FLAGS if name in fields}
     special = flags.get("special", special and "__type" not in fields)  # "__type": written by transformers before 4.34
-    return (
-        dict.fromkeys(TOKEN_FLAGS, False)
-        | {"normalized": not special}
-        | flags
-        | {"special": special, "content": fields["content"]}
-    )
+    flags = {"normalized": not special} | flags | {"special": special}
+    return dict.fromkeys(TOKEN_FLAGS, False) | flags | {"content": fields["content"]}
 
 
 def _added_token(token: Mapping[str, Any]) -> "AddedToken":

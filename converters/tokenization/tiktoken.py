@@ -1,8 +1,7 @@
 """Read tiktoken's rank file, the ``tokenizer.model`` of Llama 3: lines of a token in base64 and its rank.
 
 The file has no special tokens. They are those of the folder's settings or, in a folder of Meta, those of its code
-(github.com/meta-llama/llama3 ``llama/tokenizer.py``; github.com/meta-llama/llama-models ``models/llama3/tokenizer.py``
-from 3.1 on).
+(github.com/meta-llama/llama3 ``llama/tokenizer.py``), from 3.1 on with the names of its Hugging Face folders.
 """
 
 import base64
@@ -14,17 +13,17 @@ from msrnn import Error
 from msrnn.storage.files import read_json
 
 from . import byte_ranks
-from .bpe import LLAMA3_WORDS
 from .settings import Settings
+from .word_splitting import LLAMA3
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILE = "tiktoken.model"
 N_SPECIAL = 256
-LLAMA3 = ["<|begin_of_text|>", "<|end_of_text|>", "{0}", "{1}", "{2}", "{3}", "<|start_header_id|>", "<|end_header_id|>"]
-LLAMA3 += ["{4}", "<|eot_id|>"]
-LLAMA31 = ["<|begin_of_text|>", "<|end_of_text|>", "{0}", "{1}", "<|finetune_right_pad_id|>", "<|step_id|>"]
+LLAMA30 = ["<|begin_of_text|>", "<|end_of_text|>", "{0}", "{1}", "{2}", "{3}", "<|start_header_id|>", "<|end_header_id|>"]
+LLAMA30 += ["{4}", "<|eot_id|>"]
+LLAMA31 = ["<|begin_of_text|>", "<|end_of_text|>", "{0}", "{1}", "<|finetune_right_pad_id|>", "{2}"]
 LLAMA31 += ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"]
 """The first special tokens; numbers in braces are reserved tokens, which also follow."""
 
@@ -56,13 +55,13 @@ def parse_tokenizer(data: bytes, path: Path, settings: Settings) -> tuple["Token
         texts = _llama3(path.parent)
         special = {"bos_token": texts[0], "eos_token": texts[1]}
     ids = {text: start + n for n, text in enumerate(texts)}
-    return byte_ranks.build_tokenizer([ranks[n] for n in range(start)], 0, ids, LLAMA3_WORDS, path), special
+    return byte_ranks.build_tokenizer([ranks[n] for n in range(start)], 0, ids, LLAMA3, path), special
 
 
 def _llama3(folder: Path) -> list[str]:
     """Return the special tokens of Llama 3, in a folder with ``use_scaled_rope`` those of 3.1 and later."""
     params = folder / "params.json"
-    first = LLAMA31 if params.is_file() and read_json(params).get("use_scaled_rope") else LLAMA3
+    first = LLAMA31 if params.is_file() and read_json(params).get("use_scaled_rope") else LLAMA30
     used, reserved = sum(text.startswith("{") for text in first), "<|reserved_special_token_{}|>"
     texts = [reserved.format(text[1:-1]) if text.startswith("{") else text for text in first]
     return texts + [reserved.format(used + n) for n in range(N_SPECIAL - len(first))]

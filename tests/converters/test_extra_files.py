@@ -1,11 +1,9 @@
 """The small files of a model: read from a folder in one form, and written to other folders without losses."""
 
 import json
-import pickle
 
 import pytest
 import torch
-from support.tiny_checkpoints import FAMILIES, PAIRS, SOURCES, make_checkpoint
 from support.tiny_tokenizer import tiny_tokenizer
 from support.transformers_reference import save_folder, tiny_reference
 from transformers import AutoTokenizer, GenerationConfig
@@ -138,15 +136,3 @@ def test_a_tokenizer_that_cannot_be_read_is_reported_by_load_and_refused_by_conv
     with pytest.raises(msrnn.Error, match=r"tokenizer\.json is not a tokenizer"):
         converters.convert(folder, tmp_path / "own")
     assert not (tmp_path / "own").exists()
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_cell_of_every_source_can_be_pickled(source, tmp_path):
-    family = next(family for other, family in PAIRS if other == source)
-    assert family in FAMILIES
-    _, state, config = made = make_checkpoint(family, tmp_path / "hf")
-    cell = converters.load(SOURCES[source](tmp_path / "x", made[0], state, config))
-    copy = pickle.loads(pickle.dumps(cell))
-    tokens = torch.tensor([[1, 2, 3]])
-    assert torch.equal(copy(tokens)[0], cell(tokens)[0])
-    assert dict(copy.extra_files) == dict(cell.extra_files)

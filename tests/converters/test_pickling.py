@@ -14,7 +14,7 @@ from support.tiny_tokenizer import tiny_tokenizer
 import converters
 import msrnn
 
-pytestmark = pytest.mark.filterwarnings("ignore:the model has no tokenizer")
+pytestmark = pytest.mark.filterwarnings("ignore:the tokenizer has ids up to")
 TOKENS = torch.randint(60, (2, 6), generator=torch.Generator().manual_seed(0))
 FOLDERS = {
     "hf": lambda folder: folder,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """Token types (``tokenizer.ggml.token_type``); tokens of type 5 are unused."""
-SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding"}
-"""Names of special tokens in GGUF, spelt as in its specification, by transformers' names."""
+SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+"""Names of special tokens in GGUF, by transformers' names."""
 SPACE = "▁"
 """SentencePiece's character for a space."""
 MAX_TOKEN_CHARACTERS = 1000

@@ -18,8 +18,8 @@ def build_tokenizer(ranks: Sequence[bytes], first_id: int, special: Mapping[str,
     """Return byte-level BPE.
 
     Args:
-        ranks: tokens as bytes; two neighbours whose union comes earliest are merged first, and a word that is a token is
-            not split.
+        ranks: tokens as bytes; of all neighbours, those that join to the earliest token are merged first, and a
+            word that is a token is not split.
         first_id: the id of the first of ``ranks``.
         special: ids of the special tokens, which are matched in the text before it is split.
         words: the regular expression that splits a text into words.

@@ -1,4 +1,4 @@
-"""The tokenizer of a folder: its vocabulary file, with the settings beside it (:mod:`.settings`).
+"""The tokenizer of a folder: its vocabulary file, with the settings of the folder (:mod:`.settings`).
 
 The vocabulary is in ``tokenizer.json``, in SentencePiece's or tiktoken's ``tokenizer.model``, or in Mistral's ``tekken.json``.
 """

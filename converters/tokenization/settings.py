@@ -1,4 +1,4 @@
-"""The settings of a tokenizer that stand beside its vocabulary in a Hugging Face folder.
+"""The settings of a tokenizer that a Hugging Face folder has in other files than the vocabulary.
 
 They are read as ``AutoTokenizer`` of transformers 5.23 reads them (``tokenization_utils_base.py``): ``tokenizer_config.json``,
 and, if that file has no ``added_tokens_decoder``, also ``special_tokens_map.json`` and ``added_tokens.json``.

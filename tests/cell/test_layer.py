@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from support.cell_strategies import cells, examples
 from support.tiny_models import ROPES, assert_close, assert_same, random_tokens, tiny_cell
 
+from msrnn.cell import layer as module
+from msrnn.models.llama import LlamaLayer
+
 
 @given(st.data())
 @examples(15)
@@ -64,3 +67,18 @@ def test_key_is_cached_unrotated_if_positions_are_remapped():
     _, H = cell.layers[0].step(x, state[0])
     _, k, _ = cell.layers[0].project_qkv(x, None)
     assert H.keys[:, :, -1].equal(k)
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_the_mlp_of_a_long_text_is_computed_in_chunks(B, monkeypatch):
+    """No product has more than 256 tokens of the batch, and the result does not depend on it."""
+    cell, text, sizes = tiny_cell(), random_tokens(0, B, 300), []
+    expected = cell(text)[0]
+    post_attention = LlamaLayer.post_attention
+    monkeypatch.setattr(
+        LlamaLayer, "post_attention", lambda self, x, y: sizes.append(len(x.flatten(0, -2))) or post_attention(self, x, y)
+    )
+    monkeypatch.setattr(module, "MLP_CHUNK_TOKENS", 7)
+    assert_close(cell(text)[0], expected, 1e-12)
+    assert max(sizes) == 7 // B * B
+    assert sum(sizes) == 2 * 300 * B

@@ -139,3 +139,21 @@ def test_refusal_is_a_value_error_and_leaves_the_state_unchanged():
 def test_initial_state_refuses_other_types(arguments, message):
     with pytest.raises(msrnn.Error, match=message):
         tiny_cell().initial_state(**arguments)
+
+
+def test_ids_that_are_not_read_may_be_any_number():
+    """Padding, and the tokens of inactive sequences."""
+    cell, active = tiny_cell(), torch.tensor([True, False])
+    state = cell(random_tokens(0, 2, 5), cell.initial_state(2, "tova:4"))[1]
+    for other in (-100, 999, 2**40):
+        token = torch.tensor([7, other])
+        logits, after = cell.step(token, state, active=active)
+        expected, end = cell.step(torch.tensor([7, 3]), state, active=active)
+        assert logits[0].equal(expected[0])
+        assert_same(after, end)
+        text = torch.tensor([[7, 8, 9], [5, other, other]])
+        logits, after = cell(text, state, lengths=torch.tensor([3, 1]))
+        expected, end = cell(text.clamp(0, 49), state, lengths=torch.tensor([3, 1]))
+        assert logits.nan_to_num().equal(expected.nan_to_num())
+        assert_same(after, end)
+        assert cell.scan(text, state, lengths=torch.tensor([3, 1]))[0].nan_to_num().equal(expected.nan_to_num())

@@ -21,6 +21,7 @@ from msrnn.layers.rotary import DynamicNTKRope, LinearRope, Llama3Rope, Rope, Ya
         (lambda: LinearRope(10.0, "2"), "factor is '2'"),
         (lambda: DynamicNTKRope(10.0, 2.0, 0), "original_length is 0"),
         (lambda: Llama3Rope(10.0, 2.0, 4.0, 1.0, 8), "high_freq_factor is 1.0"),
+        (lambda: Llama3Rope(10.0, 2.0, 4.0, 4.0, 8), "high_freq_factor is 4.0; expected more than low_freq_factor, 4.0"),
         (lambda: YarnRope(10.0, 2.0, 8, -1.0), "attention_factor is -1.0"),
     ],
 )
@@ -64,6 +65,18 @@ def test_yarn_frequencies_equal_transformers(theta, length, truncate):
     found = rope.frequencies(torch.zeros((), dtype=torch.int64), 16, torch.float32)
     assert torch.allclose(found, expected, rtol=1e-6, atol=0)
     assert rope.attention_scaling == pytest.approx(scaling)
+
+
+def test_a_yarn_ramp_without_length_is_a_step():
+    """With equal ends transformers adds 0.001 to one of them; then no pair is divided by zero."""
+    zero = torch.zeros((), dtype=torch.int64)
+    rope = YarnRope(2.0, 4.0, 64, 1.0, beta_fast=7.0, beta_slow=7.0, truncate=False)
+    at = 16 * math.log(64 / (7 * 2 * math.pi)) / (2 * math.log(2.0))
+    ratio = rope.frequencies(zero, 16, torch.float64) / Rope(2.0).frequencies(zero, 16, torch.float64)
+    assert 0 < at < 7
+    assert torch.allclose(ratio, torch.where(torch.arange(8) < at, 1.0, 0.25).double())
+    whole = YarnRope(2.0, 4.0, 10**9, 1.0, beta_fast=2.0, beta_slow=1.0)  # both ends beyond the last pair
+    assert whole.frequencies(zero, 16, torch.float64).isfinite().all()
 
 
 def test_the_ramp_of_yarn_ends_at_the_head_dimension():

@@ -57,6 +57,16 @@ def test_full_bounded_state_holds_one_spare_row(kind, in_place, size):
     assert after_call.nbytes == (size + 1) * row_nbytes() + B * 8
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_statistics_of_a_full_state_have_no_spare_row(in_place):
+    cell = tiny_cell()
+    state = cell.initial_state(B, H2O(16))
+    for token in random_tokens(1, B, 19).T:
+        _, state = (cell.step_ if in_place else cell.step)(token, state)
+    statistics = 16 * (row_nbytes(n_stats=1) - row_nbytes())
+    assert state.nbytes == 17 * row_nbytes() + statistics + B * 8
+
+
 def test_views_of_one_storage_count_once():
     state = read(tiny_cell(), 9, TOVA(4))
     assert nbytes([state[0], state[0]]) == nbytes([state[0]])

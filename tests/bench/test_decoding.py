@@ -8,7 +8,7 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.bench import decoding, prompts
 from msrnn.bench.settings import STEPS, Bench
-from msrnn.decoding.speculative import SpeculationStats
+from msrnn.decoding.speculation_result import SpeculationStats
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_drafts_follow_the_prompt_from_the_state_before_its_last_token(bench, mo
 
     def lookahead(cell, tokens, state, *, pool, **settings):
         called.append((tokens.tolist(), state.clock.tolist(), pool.lookup(text.ids[:4], 1, 3), settings["guesses"]))
-        return torch.tensor([[7]]), state, SpeculationStats(*torch.full((3, 2, 1), 3))
+        return torch.tensor([[7]]), state, None, SpeculationStats(*torch.full((3, 2, 1), 3))
 
     monkeypatch.setattr(decoding, "lookahead", lookahead)
     texts = [text for group in decoding._continuations(bench, "full").values() for text in group]

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 
 import torch
 
@@ -21,7 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
         dtype = getattr(torch, args.dtype) if args.dtype else None
-        convert(args.source, args.target, to=args.to, dtype=dtype, revision=args.revision)
+        with warnings.catch_warnings(record=True) as reports:  # printed as one line each
+            convert(args.source, args.target, to=args.to, dtype=dtype, revision=args.revision)
+        for report in reports:
+            print(report.message, file=sys.stderr)
     except Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

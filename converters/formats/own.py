@@ -11,6 +11,7 @@ from msrnn.storage.model_folder import FORMAT, open_weights, read_config_fields
 
 from ..extra_files import open_folder
 from ..source import Source
+from ..tokenization.folder import NoTokenizer
 from ..tokenization.settings import CONFIG as TOKENIZER_CONFIG
 
 
@@ -27,6 +28,8 @@ def open_checkpoint(folder: Path) -> Source:
         Error: the folder is damaged or has an encoder-decoder.
     """
     source = open_folder(read_config(folder), open_weights(folder), folder)
+    if isinstance(source.tokenizer_error, NoTokenizer):  # reported when the folder was written, or the model never had one
+        source = replace(source, tokenizer_error=None)
     if (folder / TOKENIZER_CONFIG).is_file():
         return source
     # older folders do not have this file; their special tokens are those of config.json

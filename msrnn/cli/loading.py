@@ -4,6 +4,8 @@ Only this package imports :mod:`converters`, and only when a command needs a mod
 """
 
 import argparse
+import sys
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,7 +47,11 @@ def load_cell(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Cel
     check_device(args)
     if dtype is None and args.dtype:
         dtype = getattr(torch, args.dtype)
-    return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
+    with warnings.catch_warnings(record=True) as reports:  # printed as one line each
+        cell = converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
+    for report in reports:
+        print(f"msrnn: {report.message}", file=sys.stderr)
+    return cell
 
 
 def encode(tokenizer: "tokenizers.Tokenizer", text: str, args: argparse.Namespace) -> Tensor:

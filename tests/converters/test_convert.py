@@ -1,6 +1,7 @@
 """Targets of convert, extra files, and the command ``python -m converters``."""
 
 import os
+import warnings
 
 import pytest
 import torch
@@ -61,3 +62,17 @@ def test_command_line(tmp_path, capsys):
     assert load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
     assert main([str(source), str(tmp_path / "out")]) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_command_line_reports_a_missing_tokenizer_in_one_line(tmp_path, capsys):
+    from converters.__main__ import main
+
+    source = save_folder(tiny_reference(dtype=torch.float32), tmp_path / "source")
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main([str(source), str(tmp_path / "own")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith(f"the model has no tokenizer: {source} has no tokenizer") for line in lines] == [True]
+    assert main([str(tmp_path / "own"), str(tmp_path / "hf"), "--to", "hf"]) == 0  # an own folder was reported before
+    assert capsys.readouterr().err == ""

@@ -122,3 +122,12 @@ def test_gradients_flow_through_the_state_of_a_prefix(name):
 
     found = gradient(cell.scan(text, cell.initial_state(1, "tova:4"))[1].at(8))
     assert_close(found, gradient(cell(text[:, :8], cell.initial_state(1, "tova:4"))[1]), 1e-9)
+
+
+@pytest.mark.parametrize(("T", "recorded"), [(32, True), (33, False)])
+def test_statistics_after_every_token_are_recorded_for_short_texts_only(T, recorded):
+    """They take T × (S + T) numbers. Of a longer text the state after a token is computed again, with the same result."""
+    cell, text = tiny_cell(), random_tokens(0, 2, T)
+    _, trace = cell.scan(text, cell.initial_state(2, "h2o:6"))
+    assert [layer.is_gather_only for layer in trace] == [recorded] * 2
+    assert_same(trace.at(30), step_loop(cell, text[:, :30], cell.initial_state(2, "h2o:6"))[1], 1e-9)

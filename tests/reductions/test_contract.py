@@ -270,6 +270,7 @@ def plain(scores, size, T):
         (math.inf,),
         (math.nan,),
         (-math.inf, math.nan, 3.0),
+        (-1.0, -2.0, math.nan, -3.0),
         (1.0, 1.0),
     ],
     ids=str,

@@ -63,11 +63,11 @@ paper-small: .venv/eval.ready $(MODEL)/config.json  ## every experiment on one p
 	$(EVAL) throughput $(MODEL) --length 128 --steps 3 --budget 50 --sizes 32 --out paper/small/throughput
 
 variants: .venv/demo.ready  ## train small models that differ in one setting, 40 minutes on two cores; the tables of docs/variants.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m msrnn.cli.variants $(TEXT) --out variants --chapter docs/variants.md
+	OMP_NUM_THREADS=1 $(BIN)/msrnn variants $(TEXT) --out variants --chapter docs/variants.md
 
 .venv/demo.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install -q -c constraints.txt -e '.[text,gguf,plot]'
+	$(PIP) install -q -c constraints.txt -e '.[plot]'
 	@touch $@
 
 .venv/eval.ready: .venv/demo.ready
@@ -86,7 +86,7 @@ $(GGUF): | .venv/demo.ready
 
 $(MODEL)/config.json: | $(GGUF)
 	@mkdir -p $(dir $(MODEL))
-	$(BIN)/python -m converters $(GGUF) $(MODEL)
+	$(BIN)/msrnn convert $(GGUF) $(MODEL)
 
 clean:
 	rm -rf .venv demo paper variants

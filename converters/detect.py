@@ -112,7 +112,7 @@ def _format(path: Path, *, weights: bool = True) -> ModuleType:
         Error: the format is unknown.
     """
     if path.is_file():
-        from .gguf import reader as gguf  # deferred, because it needs an extra
+        from .gguf import reader as gguf  # deferred, because most sources need no gguf package
 
         return gguf
     _check_no_adapter(path)

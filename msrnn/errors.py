@@ -27,6 +27,11 @@ def describe(x: object) -> str:
     return f"{type(x).__name__} {x!r:.40}"
 
 
+def missing_package(name: str, extra: str | None = None) -> Error:
+    """Return the error for a package that is not installed. ``extra`` is the extra of msrnn that contains it, if any."""
+    return Error(f"the package {name} is not installed; pip install {name if extra is None else repr(f'msrnn[{extra}]')}")
+
+
 def is_int(value: object) -> bool:
     """Return True for an int that is not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)

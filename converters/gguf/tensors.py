@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msrnn.errors import Error
+from msrnn.errors import Error, missing_package
 
 from .header import Header
 
@@ -95,6 +95,6 @@ def check_offsets(header: Header) -> None:
 def _gguf() -> ModuleType:
     try:
         import gguf
-    except ImportError as error:
-        raise Error('the package gguf is missing; install it to read GGUF files: pip install "msrnn[gguf]"') from error
+    except ImportError:
+        raise missing_package("gguf") from None
     return gguf

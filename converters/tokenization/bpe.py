@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msrnn.errors import Error
+from msrnn.errors import Error, missing_package
 
 from ..fields import Fields
 from .processing import add_bos_and_eos
@@ -40,8 +40,8 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> "Tokenizer":
     """
     try:
         import tokenizers
-    except ImportError as error:
-        raise Error('the package tokenizers is missing; install it: pip install "msrnn[gguf]"') from error
+    except ImportError:
+        raise missing_package("tokenizers") from None
     meta = Fields(metadata, path)
     kind, tokens = _get(meta, "model", str), _get(meta, "tokens", list, of=str)
     types = _get(meta, "token_type", list, [NORMAL] * len(tokens), of=int)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msrnn import Error
+from msrnn.errors import Error, missing_package
 from msrnn.storage.files import parse_json, read_bytes
 
 from . import llama, sentencepiece, tekken, tiktoken
@@ -47,7 +47,7 @@ def open_tokenizer(folder: Path) -> tuple["Tokenizer", Settings, bytes]:
     try:
         import tokenizers  # noqa: F401
     except ImportError:
-        raise Error("the package tokenizers is not installed; pip install 'msrnn[text]'") from None
+        raise missing_package("tokenizers") from None
     path = folder / name
     data = read_bytes(path)
     settings = read_settings(folder, data)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error, is_int
+from ..errors import Error, is_int, missing_package
 from ..text.stop_strings import StreamedText, as_stop_strings, context_tokens
 from .prompt import Start
 from .sampling import as_python_number
@@ -113,7 +113,7 @@ def _find_tokenizer(cell: Cell, tokenizer: "tokenizers.Tokenizer | None") -> "to
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise Error("stop needs the package tokenizers, which is not installed; pip install 'msrnn[text]'") from None
+        raise missing_package("tokenizers") from None
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     file = cell.extra_files.get("tokenizer.json")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error
+from ..errors import Error, missing_package
 from ..storage.files import read_bytes
 
 PROMPTS = {
@@ -110,7 +110,7 @@ def _text(value: object) -> str:
 
 def rouge(answer: str, references: Sequence[str]) -> float:
     """Return the geometric mean of the F-measures of ROUGE-1, -2 and -L, each for its best reference, 0 to 100."""
-    from rouge_score.rouge_scorer import RougeScorer  # deferred, because the package is an optional dependency
+    from rouge_score.rouge_scorer import RougeScorer  # deferred, because the package is an extra
 
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
     scores = [scorer.score(reference, answer) for reference in references]
@@ -129,7 +129,7 @@ def check_rouge() -> None:
     try:
         import rouge_score  # noqa: F401
     except ImportError:
-        raise Error("the package rouge-score is not installed; pip install 'msrnn[eval]'") from None
+        raise missing_package("rouge-score", "eval") from None
 
 
 def f1(answer: str, references: Sequence[str]) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..argtypes import read_text
-from ..errors import Error
+from ..errors import Error, missing_package
 from ..storage.digest import digest
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def read_dataset(name: str, split: str) -> dict[str, str]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise Error("the package datasets is not installed; pip install 'msrnn[harness]'") from None
+        raise missing_package("datasets", "harness") from None
     try:
         records = load_dataset(name, split=split)
     except Exception as error:  # of many types: no network, no such name, no such split

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error
+from ..errors import missing_package
 
 TOKEN_CLASSES = ("punctuation", "white space", "number", "word start", "inside word", "other")
 WORD = re.compile(r"\w+?(?=n['’]t\b)|n['’]t\b|['’]\w+|\w+|[^\w\s]")
@@ -65,7 +65,7 @@ def _tagger() -> Any:
     try:
         from HanTa import HanoverTagger
     except ImportError:
-        raise Error("the package HanTa is not installed; pip install 'msrnn[eval]'") from None
+        raise missing_package("HanTa", "eval") from None
     # HanTa unpickles its model. The full path prevents HanTa from loading a file of the same name in the current folder.
     return HanoverTagger.HanoverTagger(str(Path(HanoverTagger.__file__).with_name("morphmodel_en.pgz")))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import Error
+from ..errors import Error, missing_package
 from ..storage.atomic import atomic_file
 from ..storage.output_paths import check_output_file, check_output_folder
 from .report import Curves, HeatMaps
@@ -42,7 +42,7 @@ def _file_endings() -> Mapping[str, str]:
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
-        raise Error("the package matplotlib is not installed; pip install 'msrnn[plot]'") from None
+        raise missing_package("matplotlib", "plot") from None
     return FigureCanvasBase.get_supported_filetypes()
 
 

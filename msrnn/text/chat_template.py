@@ -10,7 +10,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Error
+from ..errors import Error, missing_package
 
 if TYPE_CHECKING:
     import jinja2
@@ -39,7 +39,7 @@ class ChatTemplate:
         try:
             import jinja2  # noqa: F401
         except ImportError:
-            raise Error("the package jinja2 is not installed; pip install 'msrnn[text]'") from None
+            raise missing_package("jinja2") from None
         self._names = {"tools": None, "documents": None, **check_variables(variables)}
         if tools is not None:
             self._names["tools"] = _check_tools(tools)

@@ -1,6 +1,6 @@
 """Tokenizers for training: bytes, or a byte-level BPE trained on the text.
 
-Both are stored as a ``tokenizer.json`` that the package ``tokenizers`` (extra ``text``) reads. Every byte is represented by a
+Both are stored as a ``tokenizer.json`` that the package ``tokenizers`` reads. Every byte is represented by a
 printable character (the table of GPT-2). Every text can therefore be encoded without loss, and the length of a token in bytes
 is the length of its name.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Error
+from ..errors import Error, missing_package
 from ..storage.files import parse_json
 from .config import BYTES
 
@@ -98,5 +98,5 @@ def _package() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise Error("the package tokenizers is not installed; pip install 'msrnn[text]'") from None
+        raise missing_package("tokenizers") from None
     return tokenizers

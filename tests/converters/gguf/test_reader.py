@@ -116,5 +116,5 @@ def test_other_tensors_are_refused(write_tiny, tensors, message):
 def test_a_missing_package_is_named(write_tiny, monkeypatch):
     path = write_tiny()
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with refusing('install it to read GGUF files: pip install "msrnn[gguf]"'):
+    with refusing("the package gguf is not installed; pip install gguf"):
         open_checkpoint(path)

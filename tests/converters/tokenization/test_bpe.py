@@ -257,5 +257,5 @@ def test_a_missing_chat_template_is_none_and_another_type_is_refused(tmp_path):
 def test_a_missing_package_is_named(write_tokenizer, monkeypatch):
     path = write_tokenizer()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with refusing('the package tokenizers is missing; install it: pip install "msrnn[gguf]"'):
+    with refusing("the package tokenizers is not installed; pip install tokenizers"):
         read_tokenizer(path)

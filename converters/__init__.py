@@ -3,6 +3,9 @@
 Converters import msrnn; of msrnn only the command line imports converters.
 """
 
+import msrnn  # noqa: F401  (first, because it handles ctrl-C during the import of torch)
+
+# isort: split
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,7 +132,7 @@ def config(source: Any, *, revision: str | None = None) -> Config | DecoderConfi
 
 
 def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokenizer":
-    """Return the tokenizer of a hub id, a folder or a ``.gguf`` file; requires the extra ``text``.
+    """Return the tokenizer of a hub id, a folder or a ``.gguf`` file.
 
     Raises:
         Error: the source has no tokenizer, or one that this library cannot read.
@@ -141,7 +144,7 @@ def tokenizer(source: Any, *, revision: str | None = None) -> "tokenizers.Tokeni
     path = detect.locate(source, revision, weights=False)
     if path.is_dir():
         return tokenizer_folder.read_tokenizer(path)
-    from .gguf import reader  # deferred, because it needs an extra
+    from .gguf import reader  # deferred, because most sources need no gguf package
 
     return reader.read_tokenizer(path)
 

@@ -4,7 +4,6 @@ The KV cache is kept between turns: a turn reads only its new tokens. The comman
 """
 
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
@@ -16,7 +15,15 @@ from ..chat.repl import run_repl
 from ..errors import Error
 from ..storage.files import read_bytes
 from .loading import load_model
-from .options import add_model_arguments, add_reduction_argument, add_sampling_arguments, add_stop_argument, sampling_settings
+from .options import (
+    add_model_arguments,
+    add_reduction_argument,
+    add_sampling_arguments,
+    add_stop_argument,
+    decode_text,
+    sampling_settings,
+)
+from .streams import read_input_as_utf8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,11 +84,11 @@ def run(args: argparse.Namespace) -> None:
     """Read user messages from standard input until it ends."""
     if sys.stdin is None:
         raise Error("cannot read messages (standard input is closed)")
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
+    read_input_as_utf8()
+    system = None if args.system is None else decode_text(args.system, "--system")
     sampling = sampling_settings(args)
     tools = None if args.tools is None else read_tools(args.tools)
     template = {"chat_template": args.chat_template, "template_variables": dict(args.template_variable), "tools": tools}
     cell, tokenizer = load_model(args)
-    settings = {"reduction": args.reduction, "system": args.system, "decode": args.decode, "stop": args.stop}
+    settings = {"reduction": args.reduction, "system": system, "decode": args.decode, "stop": args.stop}
     run_repl(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **settings, **template, **sampling))

@@ -1,19 +1,16 @@
-"""The command line of the lm-evaluation-harness with a model called ``msrnn``.
+"""Run the lm-evaluation-harness with a model called msrnn.
 
-python -m msrnn.cli.lm_eval --model msrnn --model_args pretrained=MODEL,reduction=tova:512 --tasks TASK
-
-``--operators-from FILE`` imports a Python file that defines operators.
+The arguments are those of lm_eval: run --model msrnn --model_args pretrained=MODEL,reduction=tova:512 --tasks TASK. The option
+--operators-from FILE also imports a Python file that defines operators.
 """
 
+import argparse
 import sys
 from functools import cache
 
 import torch
 
-import converters
-
-from ..errors import Error
-from .operator_files import load_operator_files
+from ..errors import Error, missing_package
 
 
 @cache
@@ -28,7 +25,9 @@ def register() -> None:
     try:
         from lm_eval.api.registry import register_model
     except ImportError:
-        raise Error("the package lm-eval is not installed; pip install 'msrnn[harness]'") from None
+        raise missing_package("lm-eval", "harness") from None
+    import converters
+
     from ..eval.harness import HarnessLM
 
     @register_model("msrnn")
@@ -54,19 +53,23 @@ def register() -> None:
             super().__init__(cell, tokenizer, reduction, batch_size, max_length)
 
 
-def main() -> int:
-    """Run the harness; return 0, or 1 after an error, which is printed as one sentence."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all words as arguments of the harness."""
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="arguments of lm_eval")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command line of the harness.
+
+    Raises:
+        Error: as :func:`register`; an argument of the model is invalid.
+    """
+    register()
+    from lm_eval.__main__ import cli_evaluate
+
+    before = sys.argv
+    sys.argv = ["msrnn lm-eval", *args.arguments]
     try:
-        register()
-        sys.argv[1:] = load_operator_files(sys.argv[1:])
-        from lm_eval.__main__ import cli_evaluate
-
         cli_evaluate()
-    except Error as error:
-        print(f"msrnn: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    finally:
+        sys.argv = before

@@ -14,14 +14,17 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reductions.registry import parse_reduction
 from .operator_files import add_operator_file_argument
+from .streams import decode_utf8
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Values of ``--dtype``."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, dtype: str | None = None) -> None:
     """Add MODEL, ``--revision``, ``--dtype`` (default: ``dtype``) and ``--device``."""
     add_source_arguments(parser)
-    names = ("float32", "bfloat16", "float16")
     parser.add_argument(
-        "--dtype", choices=names, default=dtype, help=f"dtype of the parameters (default: {dtype or 'as stored'})"
+        "--dtype", choices=DTYPES, default=dtype, help=f"dtype of the parameters (default: {dtype or 'as stored'})"
     )
     parser.add_argument("--device", default="cpu", help="device, such as cuda or cuda:1 (default: cpu)")
 
@@ -67,11 +70,14 @@ def stop_string(text: str) -> str:
     """Return a stop string, as an argparse type.
 
     Raises:
-        ArgumentTypeError: ``text`` is empty.
+        ArgumentTypeError: ``text`` is empty, or not UTF-8.
     """
     if not text:
         raise argparse.ArgumentTypeError("the text is empty; expected at least one character")
-    return text
+    try:
+        return decode_text(text, "the text")
+    except Error as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def has_prompt(args: argparse.Namespace) -> bool:
@@ -153,9 +159,20 @@ def read_prompt(args: argparse.Namespace) -> str:
         raise Error("cannot read the prompt (standard input is closed)")
     try:
         text = args.prompt if args.prompt is not None else sys.stdin.read() if args.stdin else read_text(args.prompt_file)
-        text.encode()  # invalid bytes of the command line arrive as lone surrogates
     except (OSError, UnicodeError) as error:
         raise Error(f"cannot read the prompt ({error})") from None
     if not text:
         raise Error("the prompt is empty")
-    return text
+    return decode_text(text, "the prompt")
+
+
+def decode_text(text: str, name: str) -> str:
+    """Return a text of the command line or of standard input, which are UTF-8 in any locale.
+
+    Raises:
+        Error: the bytes are not UTF-8; the message contains ``name``.
+    """
+    try:
+        return decode_utf8(text)
+    except UnicodeError as error:
+        raise Error(f"cannot read {name} ({error})") from None

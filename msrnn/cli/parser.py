@@ -1,9 +1,14 @@
 """The argparse parser of ``msrnn``: one subcommand per module of ``COMMANDS``."""
 
 import argparse
+import platform
+from importlib import metadata
 from types import ModuleType
+from typing import Any
 
-from . import bench, chat, compare, eval, generate, info, retention, soak, train
+import torch
+
+from . import bench, chat, compare, convert, eval, generate, info, lm_eval, retention, soak, train, variants
 
 COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
@@ -14,6 +19,9 @@ COMMANDS: dict[str, ModuleType] = {
     "bench": bench,
     "eval": eval,
     "train": train,
+    "variants": variants,
+    "lm-eval": lm_eval,
+    "convert": convert,
     "info": info,
 }
 """Modules with ``add_arguments(parser)`` and ``run(args)``. The module docstring is the help text; its first sentence is listed
@@ -34,6 +42,7 @@ EXAMPLES = """examples:
   msrnn bench model.gguf --text book.txt --only unroll,step --json bench.json
   msrnn eval lm model.gguf --text book.txt --operators full tova sinks:SIZE:4 --sizes 64 256 --chunks 8 --out lm
   msrnn train book.txt --config tiny-bounded --out small
+  msrnn convert model.gguf FOLDER --to hf
 
 MODEL is a hub id (owner/name), a folder (Hugging Face's or the library's own format), or one .gguf file.
 
@@ -43,17 +52,47 @@ keyformer, keydiff, knorm, cam (docs/operators.md). SIZE is the maximum number o
 Default: the operator of the model family (full; for Mistral v0.1 its sliding window)."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that raises OSError if its help text cannot be written; argparse ignores that."""
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help text."""
+        print(self.format_help(), end="", file=file)
+
+
+class PrintVersion(argparse.Action):
+    """The option ``--version``."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print the versions and end the program."""
+        print(version())
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; the parsed ``command`` is a key of ``COMMANDS``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="msrnn",
         description="Run pretrained LLMs as multi-state RNNs, with a KV cache of bounded size.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=PrintVersion, nargs=0, help="print the versions of msrnn, torch and Python")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         summary, _, _ = (module.__doc__ or "").partition("\n\n")
         summary = summary.replace("\n", " ").rstrip(".")
-        module.add_arguments(commands.add_parser(name, help=summary[:1].lower() + summary[1:], description=module.__doc__))
+        texts: dict[str, Any] = {"help": summary[:1].lower() + summary[1:], "description": module.__doc__}
+        # The options of lm-eval are those of the harness. No argument contains the prefix NUL, so that all are passed on.
+        settings: dict[str, Any] = {"prefix_chars": "\0", "add_help": False} if module is lm_eval else {}
+        module.add_arguments(commands.add_parser(name, **texts, **settings))
     return parser
+
+
+def version() -> str:
+    """Return the versions of msrnn, torch and Python."""
+    try:
+        own = metadata.version("msrnn")
+    except metadata.PackageNotFoundError:
+        own = "(not installed)"
+    return f"msrnn {own}, torch {torch.__version__}, Python {platform.python_version()}"

@@ -1,6 +1,6 @@
 """Train the model variants of docs/variants.md and report their losses; a stopped run can be resumed.
 
-python -m msrnn.cli.variants TEXT --out FOLDER
+Each variant differs from the others of its table in one setting.
 """
 
 import argparse
@@ -15,21 +15,13 @@ from ..storage.output_paths import check_output_file
 from ..train.report import report
 from ..train.variants import run_all
 from .eval import save
-from .main import exit_code
 
 BEGIN, END = "<!-- begin of tables -->\n", "<!-- end of tables -->\n"
 """Lines of a page that enclose the generated tables."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Parse ``argv``, train, and return the exit code of :func:`msrnn.cli.main.exit_code`."""
-    parser = argparse.ArgumentParser(prog="python -m msrnn.cli.variants", description=(__doc__ or "").partition("\n\n")[0])
-    add_arguments(parser)
-    return exit_code(run, parser.parse_args(argv))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``python -m msrnn.cli.variants``."""
+    """Add the arguments of ``msrnn variants``."""
     parser.add_argument("text", metavar="TEXT", type=Path, help="UTF-8 training text")
     parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="finished runs, tables, plots")
     parser.add_argument("--chapter", metavar="FILE", type=Path, help="Markdown page to insert the tables and plots into")
@@ -76,7 +68,3 @@ def replace_tables(page: str, tables: str) -> str:
     if not begin or not end:
         raise Error(f"--chapter has no place for the tables; expected the lines {BEGIN.strip()} and {END.strip()}")
     return before + begin + tables + end + after
-
-
-if __name__ == "__main__":
-    sys.exit(main())

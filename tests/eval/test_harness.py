@@ -1,6 +1,7 @@
 """The harness gets the results of its own hf model from an unbounded cell, and those of the operator from a bounded one."""
 
 import json
+import sys
 from dataclasses import replace
 
 import lm_eval
@@ -14,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 import converters
 import msrnn
-from msrnn.cli.lm_eval import main, register
+from msrnn.cli.lm_eval import register
+from msrnn.cli.main import main
 from msrnn.eval.harness import HarnessLM
 
 TOKENIZER = tiny_tokenizer()
@@ -161,13 +163,16 @@ def test_the_model_is_registered_as_msrnn(folder, tasks):
 
 
 def test_the_command_calls_that_of_the_harness(monkeypatch, capsys):
-    calls = []
+    calls, before = [], sys.argv
 
     def reference():
-        calls.append(1)
+        calls.append(sys.argv)
         if len(calls) == 2:
             raise msrnn.Error("refused")
 
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", reference)
-    assert (main(), main()) == (0, 1)
+    words = ["--help", "run", "--model", "msrnn", "--", "-x", "a b", "--model_args", "pretrained=x"]
+    assert (main(["lm-eval", *words]), main(["lm-eval"])) == (0, 1)
+    assert calls == [["msrnn lm-eval", *words], ["msrnn lm-eval"]]
+    assert sys.argv is before
     assert capsys.readouterr().err == "msrnn: refused\n"

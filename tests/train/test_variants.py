@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import msrnn
 from msrnn.cli import variants as command
+from msrnn.cli.main import main
 from msrnn.models.registry import build_random
 from msrnn.reporting.sweep import Sweep
 from msrnn.train import tasks, variants
@@ -229,8 +230,8 @@ def test_tables_and_curves_are_inserted_into_the_page(tmp_path, monkeypatch, cap
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- begin of tables -->\nold\n<!-- end of tables -->\nafter\n")
     monkeypatch.setattr(command, "run_all", lambda text, out, workers: finished(out))
-    arguments = [str(tmp_path / "text.txt"), "--out", str(tmp_path / "out"), "--chapter", str(page)]
-    assert command.main(arguments) == 0
+    arguments = ["variants", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out"), "--chapter", str(page)]
+    assert main(arguments) == 0
     once = page.read_text()
     assert once.startswith("before\n<!-- begin of tables -->\n")
     assert once.endswith("<!-- end of tables -->\nafter\n")
@@ -246,7 +247,7 @@ def test_tables_and_curves_are_inserted_into_the_page(tmp_path, monkeypatch, cap
     assert page.read_text() == once
     page.write_text("no place")
     capsys.readouterr()
-    assert command.main(arguments) == 1
+    assert main(arguments) == 1
     assert capsys.readouterr().err.startswith("msrnn: --chapter has no place for the tables")
-    assert command.main([str(tmp_path / "nowhere.txt"), "--out", str(tmp_path / "new")]) == 1
+    assert main(["variants", str(tmp_path / "nowhere.txt"), "--out", str(tmp_path / "new")]) == 1
     assert capsys.readouterr().err.startswith("msrnn: cannot read")

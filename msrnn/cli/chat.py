@@ -22,6 +22,7 @@ from .options import (
     add_stop_argument,
     decode_text,
     sampling_settings,
+    utf8_text,
 )
 from .streams import read_input_as_utf8
 
@@ -57,9 +58,9 @@ def template_variable(text: str) -> tuple[str, Any]:
     """Parse ``NAME=VALUE``, as an argparse type. A value that is not JSON is text.
 
     Raises:
-        ArgumentTypeError: there is no ``=``.
+        ArgumentTypeError: there is no ``=``, or the bytes are not UTF-8.
     """
-    name, sign, value = text.partition("=")
+    name, sign, value = utf8_text(text).partition("=")
     if not sign:
         raise argparse.ArgumentTypeError(f"{text!r:.60} has no =; expected NAME=VALUE")
     try:

@@ -74,6 +74,15 @@ def stop_string(text: str) -> str:
     """
     if not text:
         raise argparse.ArgumentTypeError("the text is empty; expected at least one character")
+    return utf8_text(text)
+
+
+def utf8_text(text: str) -> str:
+    """Return a text of the command line, as an argparse type.
+
+    Raises:
+        ArgumentTypeError: the bytes are not UTF-8.
+    """
     try:
         return decode_text(text, "the text")
     except Error as error:

@@ -53,6 +53,7 @@ class Chat:
     Attributes:
         branches: all conversations by name; ``name`` is the current one.
         last_reply: the :class:`ReplyStats` of the last reply.
+        end_ids: the ids that end a reply.
 
     Raises:
         Error: the model has no such chat template or one that drops messages, a template variable or tool is not of JSON
@@ -84,7 +85,7 @@ class Chat:
         start = Checkpoint((), cell.initial_state(1, reduction), 0)
         messages = () if system is None else ({"role": "system", "content": require_text(system)},)
         self.template = template
-        self._end_ids = self._find_end_ids(messages)
+        self.end_ids = self._find_end_ids(messages)
         self.name, self.branches = "main", {"main": Branch(messages, (start,))}
         self.last_reply: ReplyStats | None = None
         self._stream(torch.zeros(1, 1, dtype=torch.int64, device=start.state.clock.device), start.state)  # checks the settings
@@ -103,11 +104,6 @@ class Chat:
     def state(self) -> State:
         """H after the last reply. The template's text after the reply is read with the next question."""
         return self.branches[self.name].checkpoints[-1].state
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """Ids that end a reply: the model's eos ids, and the special token after an answer in the template."""
-        return self._end_ids
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """Return the ids before a reply to ``text``: the rendered conversation with ``text`` as the next user message.
@@ -149,7 +145,7 @@ class Chat:
                 generated += step.tokens
                 state = step.state  # last, because an interrupt can come between the two statements
                 passes += 1
-                if text := "".join(shown(token) for token in step.tokens if token not in self._end_ids):
+                if text := "".join(shown(token) for token in step.tokens if token not in self.end_ids):
                     chunks.append(TextChunk(text, len(step.tokens)))
                     yield chunks[-1]
             if text := shown.flush():
@@ -161,7 +157,7 @@ class Chat:
                 messages = (*messages, {"role": "assistant", "content": "".join(chunks)})
                 self.branches[name] = Branch(messages, (*checkpoints, prompt, answer))
                 reread = len(branch.checkpoints[-1].ids) - len(known.ids)
-                finished, seconds = shown.stopped or generated[count - 1] in self._end_ids, time.perf_counter() - start
+                finished, seconds = shown.stopped or generated[count - 1] in self.end_ids, time.perf_counter() - start
                 self.last_reply = ReplyStats(new.shape[1], reread, count, passes, finished, seconds)
 
     def undo(self) -> None:
@@ -215,7 +211,7 @@ class Chat:
         return self.name
 
     def _stream(self, tokens: torch.Tensor, state: State) -> Iterator[StreamedTokens]:
-        ends = {"eos_token_id": self._end_ids, "stop": self.stop, "tokenizer": self.tokenizer}
+        ends = {"eos_token_id": self.end_ids, "stop": self.stop, "tokenizer": self.tokenizer}
         settings = {"max_new_tokens": self.max_new_tokens, **ends, **self.sampling}
         return stream_by_method(self.cell, tokens, state, self.decode, self._pool, **settings)
 

@@ -70,7 +70,8 @@ def _continue(cell: Cell, tokens: Tensor | None, state: State | None, logits: Te
     if logits.device != cell.device:
         raise Error(f"logits are on {logits.device}; expected {cell.device}, as the cell")
     cell.check_state(state, len(logits))
-    return Start(logits.detach(), state.detach().clone(), _recent_tokens(state), ended=True)
+    state = state.detach().clone()  # a copy, because `step_` refuses tensors of torch.inference_mode()
+    return Start(logits.detach().clone(), state, _recent_tokens(state), ended=True)
 
 
 def _recent_tokens(state: State) -> list[list[int]]:

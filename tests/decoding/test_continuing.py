@@ -177,3 +177,14 @@ def test_a_text_that_has_ended_draws_no_random_numbers(method):
     assert rest.tokens.shape == (1, 0)
     assert_same(rest.state, half.state)
     assert generator.get_state().equal(before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_state_made_in_inference_mode_continues_outside(method):
+    text = random_tokens(1, 1, 6)
+    whole = msrnn.generate(CELL, text, CELL.initial_state(1, "tova:4"), max_new_tokens=8)
+    with torch.inference_mode():
+        half = msrnn.generate(CELL, text, CELL.initial_state(1, "tova:4"), max_new_tokens=3)
+    rest = decode(method, CELL, None, half.state, logits=half.logits, max_new_tokens=5)
+    assert_equal(rest._replace(tokens=torch.cat((half.tokens, rest.tokens), 1)), whole)
+    assert not rest.logits.is_inference()

@@ -64,7 +64,7 @@ class Cell(RecurrentNetwork):
         remapping = PositionRemapping.from_name(places, self.rope)
         clock = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device)
         layers = [self.init_layer_state(batch_size, operator, clock, dtype or self.dtype) for operator in operators]
-        return State((replace(H, places=remapping) for H in layers), self.fingerprint())
+        return State((replace(H, places=remapping) for H in layers), self.fingerprint(recompute=True))
 
     def step(self, token: Tensor, state: State | None = None, *, active: Tensor | None = None) -> tuple[Tensor, State]:
         """Read one token: ``(x_t, H_{t-1}) -> (logits, H_t)``. Pure: ``state`` is not modified.
@@ -137,7 +137,7 @@ class Cell(RecurrentNetwork):
         Raises:
             Error: as :meth:`step`, with ids checked on every device; lengths outside 0 … T.
         """
-        tokens, lengths, state = self._check_text(tokens, state, lengths)
+        tokens, lengths, state = self._check_text(tokens, state, lengths, recompute=True)
         B, T = tokens.shape
         shape = (B, self.config.vocab_size) if last_only else (B, T, self.config.vocab_size)
         logits = torch.full(shape, torch.nan, dtype=self.dtype, device=self.device)
@@ -210,9 +210,19 @@ class Cell(RecurrentNetwork):
         with atomic_dir(folder) as target:
             write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
 
-    def check_state(self, state: State, batch_size: int) -> None:
-        """Raise :class:`Error` for a state of another model, batch size, dtype or device."""
-        check_state(state, batch_size, self.fingerprint(), self.dtype, self.device)
+    def check_state(self, state: State, batch_size: int, *, recompute: bool = False) -> None:
+        """Raise :class:`Error` for a state of another model, batch size, dtype or device.
+
+        ``recompute``: read the values of the fingerprint again. This is always done for a state from elsewhere, as from a file.
+        """
+        fingerprint = self.fingerprint(recompute=recompute)
+        found = state.fingerprint if isinstance(state, State) else None
+        known = found is fingerprint or found is self._accepted
+        if found is not None and not known:
+            fingerprint = self.fingerprint(recompute=True)
+        check_state(state, batch_size, fingerprint, self.dtype, self.device)
+        if not known and fingerprint.dtype:
+            self._accepted = found
         self.position_encoding.check(state.dtype)
 
     def needs_grad(self, state: State) -> bool:
@@ -235,9 +245,11 @@ class Cell(RecurrentNetwork):
                 self.check_length(state.clock + (1 if active is None else active))
         return token, state
 
-    def _check_text(self, tokens: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, Tensor, State]:
+    def _check_text(
+        self, tokens: Tensor, state: State | None, lengths: Tensor | None, recompute: bool = False
+    ) -> tuple[Tensor, Tensor, State]:
         tokens, lengths = check_text(tokens, lengths, self.config.vocab_size)
         check_device_of_ids("tokens are", tokens, self.device)
         state = self.initial_state(len(tokens)) if state is None else state
-        self.check_state(state, len(tokens))
+        self.check_state(state, len(tokens), recompute=recompute)
         return tokens, lengths, state

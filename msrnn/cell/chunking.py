@@ -64,12 +64,12 @@ class ChunkReader:
 
     def _read(self, start: int, end: int) -> Chunk:
         rows, lengths = self._rows, self._lengths[self._rows]
-        stop = min(start + max(1, CHUNK_TOKENS // len(rows)), end)
+        stop = min(start + max(1, CHUNK_TOKENS // max(1, len(rows))), end)
         active = torch.arange(start, stop, device=rows.device) < lengths[:, None]  # (B', t)
         x, layers = self._unroll(
             self._tokens[rows, start:stop],
             self._state.sorted_by_position(),
-            None if stop <= int(lengths.amin()) else active,
+            None if not len(rows) or stop <= int(lengths.amin()) else active,
             self._recorders,
             donate=self._recorders is None and self._state is not self._input_state,
             make_state=self._recorders is None or stop < end,

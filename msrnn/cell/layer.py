@@ -121,7 +121,7 @@ class RecurrentLayer(nn.Module):
         attn_output = attn_output.transpose(1, 2)  # (B, T, N, D)
         if x.device.type != "cpu" or x.requires_grad:  # autograd keeps the intermediate results of all tokens in any case
             return self.post_attention(x, attn_output), H
-        length = max(1, MLP_CHUNK_TOKENS // len(x))
+        length = max(1, MLP_CHUNK_TOKENS // max(1, len(x)))
         parts = zip(x.split(length, dim=1), attn_output.split(length, dim=1), strict=True)
         return torch.cat([self.post_attention(*part) for part in parts], dim=1), H
 

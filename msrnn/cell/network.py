@@ -30,6 +30,8 @@ class RecurrentNetwork(nn.Module, ABC):
     config: Any
     embed: Embedding
     layers: nn.ModuleList
+    _accepted: Fingerprint | None = None
+    """The last fingerprint from elsewhere, such as from a file, that was compared with the parameters."""
     extra_files: Mapping[str, bytes] = MappingProxyType({})
     """Small files that belong to the model (tokenizer, chat template), by name. ``save`` copies them."""
 
@@ -217,10 +219,14 @@ class RecurrentNetwork(nn.Module, ABC):
             tensors += [*module.parameters(), *module.buffers()] if weight is None else [weight]
         return tensors
 
-    def fingerprint(self) -> Fingerprint:
+    def fingerprint(self, *, recompute: bool = False) -> Fingerprint:
         """Return the fingerprint of this model; it is computed again when a fingerprint tensor has changed.
 
         It has no values if a tensor has no storage, as inside ``torch.func`` transforms and ``torch.export``.
+
+        Args:
+            recompute: True to read the values again. Edits through ``data`` or numpy are noticed only in this way. It
+                synchronises with the device.
         """
         tensors = self.fingerprint_tensors
         try:
@@ -228,6 +234,11 @@ class RecurrentNetwork(nn.Module, ABC):
         except RuntimeError:
             return Fingerprint(self.signature)
         cached = getattr(self, "_fingerprint", None)
-        if cached is None or cached[0] != key:
-            self._fingerprint = cached = (key, Fingerprint.of(self.signature, tensors))
+        if cached is None or cached[0] != key or recompute:
+            new = Fingerprint.of(self.signature, tensors)
+            if cached is not None and new.dtype == cached[1].dtype and new.matches(cached[1]):
+                new = cached[1]  # the states of this cell hold this object
+            else:
+                self._accepted = None
+            self._fingerprint = cached = (key, new)
         return cached[1]

@@ -23,6 +23,8 @@ def check_token(token: Tensor, active: Tensor | None) -> Tensor:
         return token
     if not isinstance(active, Tensor) or active.shape != token.shape or active.dtype != torch.bool:
         raise Error(f"active is {describe(active)}; expected bool of shape {tuple(token.shape)}")
+    if active.device != token.device:
+        raise Error(f"active is on {active.device}; expected {token.device}, as the tokens")
     return torch.where(active, token, 0)
 
 
@@ -46,7 +48,7 @@ def check_text(tokens: Tensor, lengths: Tensor | None, vocab_size: int) -> tuple
     if lengths is None:
         check_ids(tokens, vocab_size)
         return tokens, tokens.new_full((B,), T)
-    if not isinstance(lengths, Tensor) or lengths.shape != (B,) or lengths.dtype != torch.int64:
+    if not isinstance(lengths, Tensor) or lengths.shape != (B,) or lengths.dtype != torch.int64 or lengths.is_meta:
         raise Error(f"lengths are {describe(lengths)}; expected int64 of shape ({B},)")
     lengths = lengths.to(tokens.device)
     if ((lengths < 0) | (lengths > T)).any():

@@ -64,8 +64,8 @@ def collect(start: Start, passes: Iterator[Accepted]) -> SpeculativelyGenerated:
         for row, added in zip(new, accepted.tokens, strict=True):
             row += added
         counts.append([[len(tokens) for tokens in accepted.tokens], accepted.tokens_read, accepted.accepted_from_pool])
-    N = max(map(len, new))
+    N = max(map(len, new), default=0)
     last = [(row or text or [0])[-1] for row, text in zip(new, start.context, strict=True)]  # repeated by a finished row
     padded = [row + [token] * (N - len(row)) for row, token in zip(new, last, strict=True)]
-    tokens, columns = clock.new_tensor(padded).view(B, N), clock.new_tensor(counts).view(-1, 3, B).unbind(1)
+    tokens, columns = clock.new_tensor(padded).view(B, N), clock.new_tensor(counts).view(len(counts), 3, B).unbind(1)
     return SpeculativelyGenerated(tokens, state, logits, SpeculationStats(*columns))

@@ -20,7 +20,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) 
     logits = attention_logits(query.reshape(B * K, N // K, D), keys.flatten(0, 1))  # (B K, G, R)
     weights = (logits if visible is None else mask_logits(logits, visible.flatten(0, 1)[:, None])).softmax(dim=-1)
     output = weights.to(values.dtype) @ values.flatten(0, 1)  # (B K, G, D)
-    return output.view(B, N, D), weights.view(B, K, N // K, -1)
+    return output.view(B, N, D), weights.view(B, K, N // K, keys.shape[2])
 
 
 def attention_logits(queries: Tensor, keys: Tensor) -> Tensor:

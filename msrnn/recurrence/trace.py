@@ -56,8 +56,10 @@ class Trace:
         counts = torch.as_tensor(n, device=self._state.clock.device).repeat(1 if isinstance(n, Tensor) else B)
         if not _within(counts, T):
             raise Error(f"at: n is {counts.tolist() if B > 1 else int(counts[0])}; expected 0 to {T}, the tokens read")
+        if not B:
+            return self._state.select([])
         query = PrefixQuery.of(self[0].active, counts, rows)
-        if B and query.uniform and all(layer.is_gather_only and layer.no_empty_rows for layer in self):
+        if query.uniform and all(layer.is_gather_only and layer.no_empty_rows for layer in self):
             grown = [layer.rows_before_eviction(query) for layer in self]
             if can_stack(grown) and not is_differentiated(*(x for H in grown for x in H.rows.values())):
                 last_visible = torch.stack([layer.last_visible for layer in self])

@@ -39,14 +39,17 @@ class Fingerprint:
 
     def matches(self, other: "Fingerprint") -> bool:
         """Return True if both can belong to one model: equal signatures, and equal values up to rounding between dtypes."""
-        if self is other or self == other:
+        if self is other:
             return True
-        if self.signature != other.signature or (self.dtype and self.dtype == other.dtype):
+        if self.signature != other.signature:
             return False
         if not self.dtype or not other.dtype:
             return True
+        same_dtype = self.dtype == other.dtype
         return len(self.values) == len(other.values) and all(
-            abs(a - b) <= RELATIVE_TOLERANCE * abs(a) + ABSOLUTE_TOLERANCE
+            a == b
+            or (a != a and b != b)  # NaN
+            or (not same_dtype and abs(a - b) <= RELATIVE_TOLERANCE * abs(a) + ABSOLUTE_TOLERANCE)
             for a, b in zip(self.values, other.values, strict=True)
         )
 

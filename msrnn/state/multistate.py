@@ -168,7 +168,7 @@ class MultiState:
         targets = {} if out is None else {"keys": out.keys, "values": out.values}
 
         def gather(name: str, x: Tensor) -> Tensor:
-            shape, target = (B, K, len(index) // (B * K), *x.shape[3:]), targets.get(name)
+            shape, target = (B, K, len(index) // max(1, B * K), *x.shape[3:]), targets.get(name)
             if target is None or target.shape != shape or not target.is_contiguous():
                 return x.flatten(0, 2).index_select(0, index).view(shape)
             torch.index_select(x.flatten(0, 2), 0, index, out=target.view(-1, *x.shape[3:]))

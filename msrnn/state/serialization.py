@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,14 @@ def write_layers(
         more: further tensors of the state, ``logits (B, V)`` and ``recent_tokens (B, n)``.
 
     Raises:
-        Error: logits of another shape, the settings of an operator cannot be written and read back, or the path cannot be
-            written to.
+        Error: keys or values that are not finite, logits of another shape, the settings of an operator cannot be written and
+            read back, or the path cannot be written to.
     """
     logits, B = more.get("logits"), len(layers[0].clock)
     if logits is not None and not (isinstance(logits, Tensor) and is_logits(logits, B)):
         raise Error(f"save: logits are {describe(logits)}; expected floating-point numbers of shape ({B}, V)")
+    for i, H in enumerate(layers):
+        _check_layer(H, layers[0], f"save: layer {i}")
     tensors = {f"layers.{i}.{name}": LazyTensor.of(x) for i, H in enumerate(layers) for name, x in H.rows.items()}
     entries = {
         **(metadata or {}),
@@ -54,6 +57,8 @@ def write_layers(
     }
     if (places := layers[0].places) is not None:
         entries["places"] = json.dumps({"rule": places.rule, "rope": places.rope.to_dict()})
+    if isinstance(path, str | Path) and str(path).encode(errors="replace").decode() != str(path):
+        raise Error(f"path is {path!r:.60}; expected a name in UTF-8, which the safetensors package can open")
     with atomic_file(path) as staging:
         single = {"clock": layers[0].clock, **more}
         write_tensors(staging, {**tensors, **{name: LazyTensor.of(x) for name, x in single.items()}}, entries)
@@ -66,6 +71,8 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
         Error: the file is missing, damaged, or not a saved state; an operator is not defined; or rows contradict their operator
             or the clock.
     """
+    if not isinstance(path, str | Path) or not str(path):
+        raise Error(f"path is {path!r:.60}; expected a str or a Path")
     metadata, tensors = read_metadata(path), dict(read_tensors(path))
     if metadata.get("format") != FORMAT:
         raise Error(f"{path} is not a saved state (format {metadata.get('format')!r})")
@@ -121,14 +128,15 @@ def _operator_name(kind: type[Reduction]) -> str:
 
 def _operator_to_dict(operator: Reduction) -> dict[str, Any]:
     """Return the class and the settings of an operator, and check that they can be read back."""
-    fields = {"class": _operator_name(type(operator)), "settings": asdict(operator)}
+    settings = {f.name: getattr(operator, f.name) for f in dataclass_fields(operator) if f.init}
+    fields = {"class": _operator_name(type(operator)), "settings": settings}
     try:
         again = _operator_from_dict(json.loads(json.dumps(fields)))
     except (TypeError, ValueError) as error:
         raise Error(f"save: the settings of {operator} cannot be saved ({error})") from None
     if type(again) is not type(operator):
         raise Error(f"save: two operator classes are called {fields['class']!r}; expected a name of its own for {operator}")
-    if again != operator:
+    if again != operator or any(getattr(again, name) != value for name, value in settings.items()):
         raise Error(f"save: {operator} would be read back as {again!r:.60}; expected settings that JSON preserves")
     return fields
 
@@ -139,8 +147,18 @@ def _operator_from_dict(fields: dict[str, Any]) -> Reduction:
     named = [kind for kind in defined_reductions() if _operator_name(kind) == name]
     if not named:
         raise Error(f"operator {name!r} is not defined; import the class before loading the state")
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in fields["settings"].items()}
-    return named[-1](**settings)
+    settings = {key: _with_tuples(value) for key, value in fields["settings"].items()}
+    try:
+        return named[-1](**settings)
+    except Error:
+        raise
+    except Exception as error:  # the constructor of a user-defined class can raise anything
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return ``value`` with tuples in place of lists; JSON has lists only."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
@@ -158,7 +176,7 @@ def _places(text: str) -> PositionRemapping:
 
 
 def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
-    """Raise :class:`Error` for rows that contradict the first layer, the operator or the clock."""
+    """Raise :class:`Error` for rows that contradict the first layer, the operator or the clock, or are not finite."""
     B, K, S, _ = H.keys.shape if H.keys.ndim == 4 else (0, 0, 0, 0)
     clock, n = H.clock, H.n_learned
     # in an H with learned and empty rows only, the batch may be ragged
@@ -181,3 +199,9 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
     )
     if not sound:
         raise Error(f"{where}: rows of shape {tuple(H.keys.shape)} contradict the operator {H.reduction} or the clock")
+    in_order = H.positions.sort(dim=-1).values
+    if bool(((in_order[..., 1:] == in_order[..., :-1]) & (in_order[..., 1:] >= 0)).any()):
+        raise Error(f"{where}: a head holds a position twice; expected each position once")
+    for name in ("keys", "values"):
+        if not bool((H.rows[name].isfinite().all(-1) | H.empty).all()):
+            raise Error(f"{where}: {name} are not finite; expected a state without NaN and infinity")

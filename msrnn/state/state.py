@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, check_device, check_dtype
+from .batching import batch_index, cat_recent_tokens, difference
 from .evicted import evicted_positions
 from .fingerprint import Fingerprint
 from .multistate import MultiState
 from .position_remapping import PositionRemapping
 from .serialization import write_layers
-from .stacking import stack, unstack
+from .stacking import concat_batches, stack, unstack
 from .summary import nbytes, summarize
 
 
@@ -141,12 +142,8 @@ class State:
         return self if self._stacked is None else self.from_stacked(self._stacked.sorted_by_position())
 
     def assign_(self, other: "State", writes: Iterable[Callable[[], object]] = ()) -> "State":
-        """Do ``writes``, replace all tensors by those of ``other``, and return self. No other method modifies a state.
-
-        A state without tensors is refused. So it is between the first line and the last, where an interrupt would leave it half
-        overwritten.
-        """
-        self._layers = self._stacked = None
+        """Do ``writes``, replace all tensors by those of ``other``, and return self. No other method modifies a state."""
+        self._layers = self._stacked = None  # refused, if an interrupt leaves it half overwritten
         for write in writes:
             write()
         self.recent_tokens = other.recent_tokens
@@ -207,7 +204,7 @@ class State:
         Raises:
             Error: ``rows`` is of another type or shape, or out of bounds (checked on the CPU only).
         """
-        index = picked = self._batch_index(rows)
+        index = picked = batch_index(rows, self.clock)
         clock = self.clock.index_select(0, index)
         if self._stacked is not None:  # the same rows in the batch of each layer
             index = (torch.arange(self._n_layers, device=index.device)[:, None] * len(self.clock) + index).flatten()
@@ -217,24 +214,24 @@ class State:
         )
         return self._with_held(held, lambda x: x.index_select(0, picked))
 
-    def _batch_index(self, rows: object) -> Tensor:
-        """Check ``rows`` of :meth:`select`; return indices ``(B',)`` int64 from 0."""
-        batch = self.clock.shape[0]
-        if isinstance(rows, slice):
-            rows = range(batch)[rows]
-        if not isinstance(rows, Tensor | Sequence | range):
-            raise Error(f"select: rows are {rows!r}; expected a tensor, a list or a slice of batch rows")
-        try:
-            index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), device=self.clock.device)
-        except (ValueError, TypeError, RuntimeError, OverflowError):
-            raise Error(f"select: rows are {rows!r:.60}; expected ints") from None
-        if index.numel() == 0:
-            index = index.long()
-        if index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
-            raise Error(f"select: rows are {index.dtype} of shape {tuple(index.shape)}; expected integers of shape (B',)")
-        if index.device.type == "cpu" and ((index < -batch) | (index >= batch)).any():
-            raise Error(f"select: rows are {index.tolist()}; expected indices into a batch of {batch}")
-        return torch.where(index < 0, index + batch, index)
+    @staticmethod
+    def cat(states: "Sequence[State]") -> "State":
+        """Return the batches of several states as one batch, in this order; :meth:`select` takes it apart again.
+
+        The states may have read different numbers of tokens. Shorter ones are padded with empty rows. No storage is shared.
+
+        Raises:
+            Error: no states, or states of different models, operators, ``places``, dtypes or devices.
+        """
+        if not isinstance(states, Sequence) or not states or not all(isinstance(state, State) for state in states):
+            raise Error(f"cat: states are {states!r:.60}; expected a list of at least one State")
+        first = states[0]
+        for i, state in enumerate(states):
+            if found := difference(state, first):
+                raise Error(f"cat: state {i} {found}; expected states that differ only in what they have read")
+        clock = torch.cat([state.clock for state in states])
+        layers = [replace(concat_batches(parts), clock=clock) for parts in zip(*states, strict=True)]
+        return State(layers, first.fingerprint, cat_recent_tokens(states))
 
     def save(self, path: str | Path, *, logits: Tensor | None = None, metadata: Mapping[str, str] | None = None) -> None:
         """Write the state to one safetensors file, with its operators and their statistics; ``msrnn.load_state`` reads it.

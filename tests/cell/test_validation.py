@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.refusals import refusing
 from support.tiny_models import assert_same, random_tokens, tiny_cell
 
 import msrnn
@@ -157,3 +158,12 @@ def test_ids_that_are_not_read_may_be_any_number():
         assert logits.nan_to_num().equal(expected.nan_to_num())
         assert_same(after, end)
         assert cell.scan(text, state, lengths=torch.tensor([3, 1]))[0].nan_to_num().equal(expected.nan_to_num())
+
+
+def test_lengths_and_active_rows_on_another_device_are_refused():
+    cell, text = tiny_cell(), random_tokens(1, 2, 3)
+    for read in (cell, cell.scan):
+        with refusing("lengths are"):
+            read(text, lengths=torch.tensor([1, 2], device="meta"))
+    with refusing("active is on meta; expected cpu"):
+        cell.step(text[:, 0], active=torch.tensor([True, False], device="meta"))

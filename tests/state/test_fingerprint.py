@@ -2,10 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from support.refusals import refusing
 from support.tiny_models import tiny_cell
 
+import msrnn
 from msrnn.state.fingerprint import Fingerprint, tensor_version
 
 
@@ -60,6 +63,65 @@ def test_equal_models_have_equal_digests():
     cell = tiny_cell()
     assert cell.fingerprint().digest() == copy.deepcopy(cell).fingerprint().digest() == tiny_cell().fingerprint().digest()
     assert cell.fingerprint().digest() != tiny_cell(seed=1).fingerprint().digest()
+
+
+class WithoutFloat64(torch.Tensor):
+    """A tensor on a device that has no float64, such as MPS."""
+
+    def double(self):
+        raise TypeError("this device has no float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_parameters_on_a_device_without_float64():
+    tensors = [x.as_subclass(WithoutFloat64) for x in parameters()]
+    assert Fingerprint.of("cell", tensors) == Fingerprint.of("cell", parameters())
+
+
+def test_nan_equals_nan():
+    one, other = (Fingerprint("cell", "float32", (1.0, float("nan"))) for _ in range(2))
+    assert one.matches(other)
+    assert not one.matches(Fingerprint("cell", "float32", (float("nan"), 1.0)))
+
+
+EDITS = {
+    "data": lambda weight: weight.data.add_(1),
+    "numpy": lambda weight: np.add(weight.numpy(), 1, out=weight.numpy()),
+    "in place": lambda weight: weight.add_(1),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_edit_of_the_parameters_is_noticed(edit, tmp_path):
+    cell, token, text = tiny_cell(), torch.tensor([3]), torch.tensor([[3, 4]])
+    _, state = cell.step(token, cell.initial_state(1))
+    state.save(tmp_path / "before")
+    loaded = msrnn.load_state(tmp_path / "before")
+    assert cell.step(token, loaded)[0].equal(cell.step(token, state)[0])
+    edit(cell.embed.weight)
+    with refusing("belongs to another model"):
+        cell(text, state)
+    with refusing("belongs to another model"):
+        cell.step(token, msrnn.load_state(tmp_path / "before"))
+    with refusing("belongs to another model"):
+        cell.step(token, loaded)  # accepted before the edit
+    _, state = cell.step(token, cell.initial_state(1))
+    state.save(tmp_path / "after")
+    other = tiny_cell()
+    other.load_state_dict(cell.state_dict())
+    assert other.step(token, msrnn.load_state(tmp_path / "after"))[0].equal(cell.step(token, state)[0])
+
+
+def test_loaded_states_are_compared_once(monkeypatch, tmp_path):
+    cell, token = tiny_cell(), torch.tensor([3])
+    cell.initial_state(1).save(tmp_path / "state")
+    state, computed, compute = msrnn.load_state(tmp_path / "state"), [], Fingerprint.of
+    monkeypatch.setattr(Fingerprint, "of", lambda *arguments: computed.append(1) or compute(*arguments))
+    for _ in range(5):
+        _, state = cell.step(token, state)
+    assert len(computed) == 1
 
 
 def test_tensor_version_changes_when_a_tensor_is_edited_or_made_trainable():

@@ -1,7 +1,7 @@
 """A saved state is read back unchanged, or refused."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pytest
@@ -73,6 +73,9 @@ DAMAGE = {
     "negative position": (lambda t, a: t["layers.1.positions"].sub_(9), "contradict"),
     "negative clock": (lambda t, a: t["clock"].sub_(99), "contradict"),
     "another shape": (lambda t, a: t.update({"layers.1.values": t["layers.1.values"][..., 1:].clone()}), "contradict"),
+    "a position twice": (lambda t, a: t["layers.0.positions"][0, 0].fill_(int(t["layers.0.positions"][0, 0, 0])), "twice"),
+    "NaN in keys": (lambda t, a: t["layers.0.keys"][1, 0, 2].fill_(torch.nan), "keys are not finite"),
+    "infinite values": (lambda t, a: t["layers.1.values"][0, 1, 3, 2].fill_(torch.inf), "values are not finite"),
     "integer keys": (lambda t, a: t.update({"layers.0.keys": t["layers.0.keys"].long()}), "contradict"),
     "float positions": (lambda t, a: t.update({"layers.0.positions": t["layers.0.positions"].float()}), "contradict"),
     "flat statistics": (
@@ -209,11 +212,88 @@ def test_user_class_with_a_library_name_is_read_back_as_itself(tmp_path):
     assert type(msrnn.load_state(tmp_path / "state")[0].reduction) is Window
 
 
-def test_operator_that_would_be_read_back_as_another_is_refused(tmp_path):
-    @dataclass(frozen=True)
-    class Nested(msrnn.Window):
-        pairs: tuple = ((1, 2),)
+@dataclass(frozen=True)
+class Settings(msrnn.Window):
+    """An operator with settings of every kind that is read back as it was."""
 
-    with pytest.raises(msrnn.Error, match="read back"):
-        CELL.initial_state(1, Nested(3)).save(tmp_path / "state")
+    operator: str = "x"
+    pairs: tuple = ((1, 2), (3, (4, 5)))
+    weights: dict = field(default_factory=dict)
+    note: str = field(default="", compare=False)
+    twice: int = field(init=False, default=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "twice", 2 * self.size)
+
+
+@dataclass(frozen=True)
+class OwnConstructor(msrnn.Window):
+    def __init__(self, rows):
+        super().__init__(rows)
+
+
+@dataclass(frozen=True)
+class Changed(msrnn.Window):
+    note: str = field(default="", compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "note", self.note + "!")
+
+
+@dataclass(frozen=True)
+class Fails(msrnn.Window):
+    again: bool = False
+    made: ClassVar[list] = []
+
+    def __post_init__(self):
+        self.made.append(self)
+        if len(self.made) > 1:
+            raise LookupError("made before")
+
+
+def test_settings_of_every_kind_are_read_back(tmp_path):
+    operator = Settings(3, operator="y", weights={"a": 1.5}, note="kept")
+    CELL.initial_state(1, operator).save(tmp_path / "state")
+    loaded = msrnn.load_state(tmp_path / "state")[0].reduction
+    assert loaded == operator
+    assert (loaded.note, loaded.twice, loaded.pairs) == ("kept", 6, ((1, 2), (3, (4, 5))))
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        (lambda: Settings(3, weights={1: 2.0}), "read back"),
+        (lambda: Settings(3, pairs=([1, 2],)), "read back"),
+        (lambda: OwnConstructor(3), "cannot be saved"),
+        (lambda: Changed(3, note="a"), "read back"),
+        (lambda: Fails(3), "cannot be saved (.*made before"),
+    ],
+    ids=["int keys", "a list", "another constructor", "a changed field", "a constructor that raises"],
+)
+def test_operator_that_would_be_read_back_as_another_is_refused(operator, message, tmp_path):
+    with pytest.raises(msrnn.Error, match=message.replace("(.*", r"\(.*")):
+        CELL.initial_state(1, operator()).save(tmp_path / "state")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["keys", "values"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_state_that_is_not_finite_is_not_saved(name, value, tmp_path):
+    state = CELL(random_tokens(1, 2, 6), CELL.initial_state(2, "window:4"))[1]
+    state[1].rows[name][1, 1, 2, 3] = value
+    with pytest.raises(msrnn.Error, match=f"layer 1: {name} are not finite"):
+        state.save(tmp_path / "state")
+
+
+@pytest.mark.parametrize("path", [123, None, b"state", "", 1.5, ["state"]])
+def test_path_of_another_type_is_refused(path):
+    for use in (CELL.initial_state(1).save, msrnn.load_state):
+        with pytest.raises(msrnn.Error, match="expected a str or a Path"):
+            use(path)
+
+
+def test_path_that_is_not_utf_8_is_refused(tmp_path):
+    with pytest.raises(msrnn.Error, match="expected a name in UTF-8"):
+        CELL.initial_state(1).save(tmp_path / os.fsdecode(b"\xff"))
     assert not list(tmp_path.iterdir())

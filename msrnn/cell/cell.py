@@ -94,8 +94,7 @@ class Cell(RecurrentNetwork):
     def step_(self, token: Tensor, state: State, *, active: Tensor | None = None) -> tuple[Tensor, State]:
         """Read one token in place: as :meth:`step`, but overwrite ``state`` and return it.
 
-        An exception, ctrl-C included, leaves every layer before the token or every layer after it, see ``state.clock``. If it
-        interrupts the writes over evicted rows, which are done last, later calls refuse the state.
+        An exception, ctrl-C included, leaves all layers before or all after the token; or later calls refuse the state.
 
         Raises:
             Error: as :meth:`step`; a state that requires gradients, or trainable parameters while gradients are enabled.
@@ -211,17 +210,13 @@ class Cell(RecurrentNetwork):
             write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
 
     def check_state(self, state: State, batch_size: int, *, recompute: bool = False) -> None:
-        """Raise :class:`Error` for a state of another model, batch size, dtype or device.
-
-        ``recompute``: read the values of the fingerprint again. This is always done for a state from elsewhere, as from a file.
-        """
-        fingerprint = self.fingerprint(recompute=recompute)
+        """Raise :class:`Error` for a state of another model, batch size, dtype or device; ``recompute`` as in `fingerprint`."""
         found = state.fingerprint if isinstance(state, State) else None
-        known = found is fingerprint or found is self._accepted
-        if found is not None and not known:
+        fingerprint = self.fingerprint(recompute=recompute)
+        if from_elsewhere := found is not fingerprint and found is not self._accepted:  # from a file, for example
             fingerprint = self.fingerprint(recompute=True)
         check_state(state, batch_size, fingerprint, self.dtype, self.device)
-        if not known and fingerprint.dtype:
+        if from_elsewhere and fingerprint.dtype:
             self._accepted = found
         self.position_encoding.check(state.dtype)
 

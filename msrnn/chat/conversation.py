@@ -20,9 +20,9 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..state.state import State
 from ..text.chat_template import Message
-from ..text.model_templates import open_template
 from ..text.stop_strings import StreamedText, as_stop_strings
 from .history import CHECKPOINTED_TURNS, Branch, Checkpoint, load_branch, require_text
+from .rendering import Renderer
 from .reply import ReplyStats, TextChunk
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "generator")
 """Settings of :func:`msrnn.stream` that a chat passes on."""
-QUESTION, ANSWER = "QUESTION", "ANSWER"
-"""Contents of a test conversation that shows how the template ends an answer."""
 
 
 class Chat:
@@ -53,7 +51,7 @@ class Chat:
     Attributes:
         branches: all conversations by name; ``name`` is the current one.
         last_reply: the :class:`ReplyStats` of the last reply.
-        end_ids: the ids that end a reply.
+        template: the compiled chat template.
 
     Raises:
         Error: the model has no such chat template or one that drops messages, a template variable or tool is not of JSON
@@ -78,14 +76,11 @@ class Chat:
         self.cell, self.tokenizer, self.max_new_tokens = cell, tokenizer, max_new_tokens
         self.decode, self.stop, self.sampling = decode, as_stop_strings(stop), sampling
         self._pool = NgramPool()  # of the whole conversation
-        self._check_sampling(sampling)
-        template = open_template(cell.extra_files, tokenizer, cell.config, chat_template, template_variables or {}, tools)
-        if template is None:
-            raise Error("the model has no chat template (a base model?); `msrnn generate` continues a text")
-        start = Checkpoint((), cell.initial_state(1, reduction), 0)
+        _check_sampling(sampling)
         messages = () if system is None else ({"role": "system", "content": require_text(system)},)
-        self.template = template
-        self.end_ids = self._find_end_ids(messages)
+        self._renderer = Renderer(cell, tokenizer, messages, chat_template, template_variables, tools)
+        self.template = self._renderer.template
+        start = Checkpoint((), cell.initial_state(1, reduction), 0)
         self.name, self.branches = "main", {"main": Branch(messages, (start,))}
         self.last_reply: ReplyStats | None = None
         self._stream(torch.zeros(1, 1, dtype=torch.int64, device=start.state.clock.device), start.state)  # checks the settings
@@ -105,18 +100,6 @@ class Chat:
         """H after the last reply. The template's text after the reply is read with the next question."""
         return self.branches[self.name].checkpoints[-1].state
 
-    def prompt_ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids before a reply to ``text``: the rendered conversation with ``text`` as the next user message.
-
-        Raises:
-            Error: as :meth:`reply`.
-        """
-        messages = (*self.messages, {"role": "user", "content": require_text(text)})
-        ids = self._encode(self.template(messages, add_generation_prompt=True))
-        if not ids:
-            raise Error("the rendered conversation is empty: the chat template produced no tokens")
-        return ids
-
     def reply(self, text: str) -> Generator[TextChunk, None, None]:
         """Send a user message and yield the reply in chunks.
 
@@ -126,8 +109,9 @@ class Chat:
         Raises:
             Error: ``text`` is not valid text, or the template rejects the conversation.
         """
-        name, branch, ids = self.name, self.branches[self.name], self.prompt_ids(text)
-        messages = (*branch.messages, {"role": "user", "content": text})
+        name, branch, end_ids = self.name, self.branches[self.name], self._renderer.end_ids
+        messages = (*branch.messages, {"role": "user", "content": require_text(text)})
+        ids = self._renderer.prompt_ids(messages)
         checkpoints = _prefixes(branch.checkpoints, ids)
         known = checkpoints[-1]
         new = torch.tensor([ids[len(known.ids) :]], device=known.state.clock.device)  # (1, T)
@@ -145,7 +129,7 @@ class Chat:
                 generated += step.tokens
                 state = step.state  # last, because an interrupt can come between the two statements
                 passes += 1
-                if text := "".join(shown(token) for token in step.tokens if token not in self.end_ids):
+                if text := "".join(shown(token) for token in step.tokens if token not in end_ids):
                     chunks.append(TextChunk(text, len(step.tokens)))
                     yield chunks[-1]
             if text := shown.flush():
@@ -157,7 +141,7 @@ class Chat:
                 messages = (*messages, {"role": "assistant", "content": "".join(chunks)})
                 self.branches[name] = Branch(messages, (*checkpoints, prompt, answer))
                 reread = len(branch.checkpoints[-1].ids) - len(known.ids)
-                finished, seconds = shown.stopped or generated[count - 1] in self.end_ids, time.perf_counter() - start
+                finished, seconds = shown.stopped or generated[count - 1] in end_ids, time.perf_counter() - start
                 self.last_reply = ReplyStats(new.shape[1], reread, count, passes, finished, seconds)
 
     def undo(self) -> None:
@@ -211,33 +195,20 @@ class Chat:
         return self.name
 
     def _stream(self, tokens: torch.Tensor, state: State) -> Iterator[StreamedTokens]:
-        ends = {"eos_token_id": self.end_ids, "stop": self.stop, "tokenizer": self.tokenizer}
+        ends = {"eos_token_id": self._renderer.end_ids, "stop": self.stop, "tokenizer": self.tokenizer}
         settings = {"max_new_tokens": self.max_new_tokens, **ends, **self.sampling}
         return stream_by_method(self.cell, tokens, state, self.decode, self._pool, **settings)
-
-    @staticmethod
-    def _check_sampling(sampling: Mapping[str, Any]) -> None:
-        for name in sampling:
-            if name not in SAMPLING:
-                hint = "variables of the chat template go into template_variables"
-                raise Error(f"Chat has no setting {name!r:.60}; expected one of {', '.join(SAMPLING)} ({hint})")
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)  # the template contains the special tokens
-
-    def _find_end_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """Return the ids that end a reply: the model's eos ids, and the special token after an answer in the template."""
-        turn = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER})
-        before, found, after = self.template((*messages, *turn), add_generation_prompt=False).rpartition(ANSWER)
-        if not found or QUESTION not in before:
-            raise Error("the chat template drops messages; expected a template that renders the whole conversation")
-        special = self.tokenizer.get_added_tokens_decoder()
-        end = [i for i in self._encode(after) if i in special and not special[i].content.isspace()][:1]
-        return tuple({*self.cell.config.eos_token_ids, *(i for i in end if i < self.cell.config.vocab_size)})
 
     def _free_name(self, name: str) -> str:
         names = (name if n == 1 else f"{name}-{n}" for n in range(1, len(self.branches) + 2))
         return next(n for n in names if n not in self.branches)
+
+
+def _check_sampling(sampling: Mapping[str, Any]) -> None:
+    for name in sampling:
+        if name not in SAMPLING:
+            hint = "variables of the chat template go into template_variables"
+            raise Error(f"Chat has no setting {name!r:.60}; expected one of {', '.join(SAMPLING)} ({hint})")
 
 
 def _prefixes(checkpoints: tuple[Checkpoint, ...], ids: tuple[int, ...]) -> list[Checkpoint]:

@@ -14,7 +14,7 @@ import torch
 
 from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..chat.conversation import Chat
+from ..chat.rendering import Renderer
 from ..decoding.methods import stream_by_method
 from ..diagnostics.state_memory import memory_summary
 from ..errors import Error
@@ -122,6 +122,6 @@ def _encode(
 ) -> tuple[list[int], Sequence[int]]:
     """Return the ids of the prompt, and the ids that end the text."""
     if args.chat:
-        chat = Chat(cell, tokenizer, reduction="full" if args.reduction is None else args.reduction)
-        return list(chat.prompt_ids(text)), chat.end_ids
+        renderer = Renderer(cell, tokenizer)
+        return list(renderer.prompt_ids([{"role": "user", "content": text}])), renderer.end_ids
     return tokenizer.encode(text, add_special_tokens=not continues).ids, cell.config.eos_token_ids

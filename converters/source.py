@@ -66,13 +66,11 @@ class NameTable:
         Raises:
             Error: the table does not contain a name, two names are one tensor, or there are several prefixes.
         """
-        body, heads = (
-            self.layers.removesuffix("layers"),
-            {f"{stem}.weight" for stem, name in self.outer.items() if name == "head"},
-        )
+        body = self.layers.removesuffix("layers")
+        heads = {f"{stem}.weight" for stem, name in self.outer.items() if name == "head"}
         unwrapped: dict[str, T] = {}
         names: dict[str, str] = {}
-        examples: dict[tuple[bool, str], str] = {}
+        examples: dict[tuple[bool, str], str] = {}  # a name with each prefix, of the head and of other tensors
         for name, x in tensors.items():
             if is_buffer(name):
                 continue
@@ -86,6 +84,7 @@ class NameTable:
             unwrapped[plain], names[plain] = x, name
             examples.setdefault((is_head, prefix), name)
         prefixes = {prefix for is_head, prefix in examples if not is_head}
+        # the prefix of the layers (`model.`) counts as a wrapper here, and the name of the head does not have it
         prefixes |= {prefix for is_head, prefix in examples if is_head and not prefixes & {prefix, prefix + body}}
         if len(prefixes) > 1:
             a, b = list(examples.values())[:2]

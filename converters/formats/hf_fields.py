@@ -1,7 +1,7 @@
 """Which fields of a Hugging Face ``config.json`` are read, which are harmless, and which are refused.
 
-transformers ignores a field that its class does not know, so a config of another architecture under the name of LLaMA would be
-read without a word. The rule here:
+transformers ignores a field that its class does not have, so it reads a config of another architecture under the name of LLaMA
+without an error. The rule here:
 
 1. A field in ``READ`` is read (or checked) by ``hf_config.py``.
 2. A field in ``NEUTRAL`` is accepted with the values that are listed there.
@@ -41,18 +41,14 @@ ALSO_HARMLESS = {
     "guidance_scale",  # of generation
 }
 ALSO_ARITHMETIC = {
-    *(
-        "per_layer_config",
-        "dim_model_base",
-        "is_encoder_decoder",
-        "add_cross_attention",
-        "parallel_attn",
-        "attn_temperature_tuning",
-    ),
-    *("attention_temperature", "use_parallel_attention"),
+    *("per_layer_config", "dim_model_base", "is_encoder_decoder", "add_cross_attention", "parallel_attn"),
+    *("attn_temperature_tuning", "attention_temperature", "use_parallel_attention"),
 }
-MULTIPLIER_WORDS = {"scale", "scaling", "scalar", "multiplier", "factor", "ratio", "pct", "fraction", "mult"}
-ARITHMETIC_WORDS = MULTIPLIER_WORDS - {"factor", "ratio", "pct", "fraction"} | {
+SHARE_WORDS = {"factor", "ratio", "pct", "fraction"}
+"""A field with one of these words is switched off by 1, but many settings of training have such names too."""
+SCALE_WORDS = {"scale", "scaling", "scalar", "multiplier", "mult"}
+MULTIPLIER_WORDS = SCALE_WORDS | SHARE_WORDS
+ARITHMETIC_WORDS = SCALE_WORDS | {
     *("softcap", "softcapping", "softcaps", "cap", "capping", "clip", "clamp", "alibi", "bias", "biases", "mup"),
     *("rope", "rotary", "nope", "interleave", "interleaved", "norm", "layernorm", "rmsnorm", "qk", "prenorm", "postnorm"),
     *("window", "windows", "sliding", "sink", "sinks", "chunked", "expert", "experts", "moe", "residual", "causal"),

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from msrnn import Error
 from msrnn.models import Config
@@ -19,6 +17,7 @@ from msrnn.storage.safetensors_io import write_tensors
 from ..extra_files import GENERATION, open_folder
 from ..files import shards
 from ..source import NameTable, Source
+from ..tied_head import compare_with_head
 from ..tokenization.settings import CONFIG as TOKENIZER_CONFIG
 from .hf_config import config_from_hf
 from .rope import rope_to_hf
@@ -77,23 +76,16 @@ def tensors_from_hf(tensors: Mapping[str, LazyTensor], early_yi: bool, tied: boo
         renamed[names.to_msrnn(name)] = x
     if tied and "head.weight" in renamed and (embed := renamed.get("embed.weight")):
         head = renamed.pop("head.weight")
-        renamed["embed.weight"] = LazyTensor(embed.shape, embed.dtype, partial(_read_tied, embed, head))
+        renamed["embed.weight"] = compare_with_head(embed, head, "config.json", "lm_head.weight")
     return renamed
-
-
-def _read_tied(embed: LazyTensor, head: LazyTensor) -> Tensor:
-    x = embed.read()
-    if head.shape != embed.shape or not torch.equal(x, head.read()):
-        raise Error("config.json ties the head to the embedding, but 'lm_head.weight' differs from it")
-    return x
 
 
 def write(config: Config, tensors: Mapping[str, LazyTensor], extra_files: Mapping[str, bytes], target: Path) -> None:
     """Write files that transformers loads into the empty folder ``target``; ``config.json`` is written last."""
     write_tensors(target / SAFETENSORS, {NAMES.from_msrnn(name): x for name, x in tensors.items()}, {"format": "pt"})
     fields = config_to_hf(config, tensors["norm.weight"].dtype)
-    texts = {name: data for name, data in extra_files.items() if name not in (TOKENIZER_CONFIG, GENERATION)}
-    write_extra_files(texts, target)
+    unchanged = {name: data for name, data in extra_files.items() if name not in (TOKENIZER_CONFIG, GENERATION)}
+    write_extra_files(unchanged, target)
     settings = _fields_of(extra_files, TOKENIZER_CONFIG)
     if "tokenizer.json" in extra_files:
         settings = settings or tokenizer_config(config, extra_files["tokenizer.json"])
@@ -103,8 +95,9 @@ def write(config: Config, tensors: Mapping[str, LazyTensor], extra_files: Mappin
     given = {name: value for name, value in _fields_of(extra_files, GENERATION).items() if value is not None}
     generation = {name: fields[name] for name in ("bos_token_id", "eos_token_id")} | given
     write_json(target / GENERATION, generation)
-    pad = {name: given[name] for name in ("pad_token_id",) if name in given}
-    write_json(target / "config.json", fields | pad)
+    if "pad_token_id" in given:
+        fields["pad_token_id"] = given["pad_token_id"]
+    write_json(target / "config.json", fields)
 
 
 def _fields_of(extra_files: Mapping[str, bytes], name: str) -> dict[str, Any]:

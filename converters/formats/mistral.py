@@ -1,21 +1,15 @@
 """Mistral's own folders: ``params.json`` and ``consolidated.safetensors`` (v0.1 and v0.2: ``consolidated.00.pth``)."""
 
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from msrnn import Error
 from msrnn.errors import is_int
 from msrnn.layers.rotary import Rope, YarnRope
 from msrnn.models import Config
-from msrnn.storage.lazy_tensors import LazyTensor
 
 from ..extra_files import open_folder
 from ..fields import Fields
 from ..source import Source
+from ..tied_head import compare_with_head
 from .meta_layout import PARAMS, open_model_parallel, read_params, read_tensors
 from .rope import ORIGINAL_LENGTH, yarn_mscale
 
@@ -37,15 +31,8 @@ def open_checkpoint(folder: Path) -> Source:
     config, shards = read_config(folder), open_model_parallel(folder)
     tensors = read_tensors(shards, config)
     if config.tied and (head := shards[0].get("output.weight")) and (embed := tensors.get("embed.weight")):
-        tensors["embed.weight"] = replace(embed, load=partial(_read_tied, embed, head))
+        tensors["embed.weight"] = compare_with_head(embed, head, PARAMS, "output.weight")
     return open_folder(config, tensors, folder)
-
-
-def _read_tied(embed: LazyTensor, head: LazyTensor) -> Tensor:
-    x = embed.read()
-    if head.shape != embed.shape or not torch.equal(x, head.read()):
-        raise Error(f"{PARAMS} ties the head to the embedding, but 'output.weight' differs from it; expected equal tensors")
-    return x
 
 
 def read_config(folder: Path) -> Config:

@@ -21,7 +21,8 @@ def config_from_gguf(header: Header) -> Config:
     if meta.values.get("general.architecture") != "llama":
         raise meta.error("general.architecture", "'llama', which LLaMA, Mistral and Yi have; others are not supported")
     if "adapter.type" in meta.values or meta.values.get("general.type") == "adapter":
-        raise Error(f"{header.path} is an adapter (LoRA); merge it into its model (`llama-export-lora`), and read the result")
+        expected = "a model with the adapter merged into it (`llama-export-lora` merges them)"
+        raise Error(f"{header.path} is an adapter (LoRA); expected {expected}")
     if meta.get_int("split.count", 1, at_least=0) > 1:
         raise meta.error("split.count", "one whole file (`llama-gguf-split --merge` joins the parts)")
     if meta.get_int("llama.expert_count", 0, at_least=0):

@@ -4,14 +4,13 @@ They have the same form for every source: ``tokenizer.json`` with all added toke
 tokens and the templates that are not the default, ``chat_template.jinja``, and ``generation_config.json``.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msrnn import Error
 from msrnn.models import Config, DecoderConfig
-from msrnn.storage.files import read_json
+from msrnn.storage.files import read_json, to_json
 from msrnn.storage.lazy_tensors import LazyTensor
 
 from .source import Source
@@ -34,7 +33,7 @@ def open_folder(config: Config | DecoderConfig, tensors: Mapping[str, LazyTensor
     """
     found, fields = templates.to_files(templates.read_templates(folder))
     if generation := _generation(folder):
-        found[GENERATION] = to_bytes(generation)
+        found[GENERATION] = to_json(generation)
     try:
         tokenizer, settings, data = open_tokenizer(folder)
     except Error as error:
@@ -48,13 +47,8 @@ def count_ids(tokenizer: "Tokenizer") -> int:
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
-def to_bytes(fields: Mapping[str, Any]) -> bytes:
-    """Return a JSON file with the content ``fields``."""
-    return (json.dumps(fields, indent=2) + "\n").encode()
-
-
 def _config_file(fields: Mapping[str, Any]) -> dict[str, bytes]:
-    return {CONFIG: to_bytes(fields)} if fields else {}
+    return {CONFIG: to_json(fields)} if fields else {}
 
 
 def _generation(folder: Path) -> dict[str, Any]:

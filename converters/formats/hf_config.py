@@ -100,7 +100,7 @@ def _sliding_window(config: Mapping[str, Any], family: str) -> int | None:
     """Return Mistral's window. transformers ignores the field in a LLaMA, so there it must not be in use.
 
     Raises:
-        Error: ``use_sliding_window`` or ``layer_types`` contradicts the window, or wants one in a LLaMA or in some layers only.
+        Error: ``use_sliding_window`` or ``layer_types`` contradicts the window, or states one for a LLaMA or for some layers.
     """
     window = config.get("sliding_window") if family == "mistral" else None
     kind = "full_attention" if window is None else "sliding_attention"

@@ -7,8 +7,9 @@ from torch import nn
 
 from msrnn import Error
 from msrnn.models import Config
+from msrnn.storage.files import to_json
 
-from ..extra_files import GENERATION, to_bytes
+from ..extra_files import GENERATION
 from ..files.torch_files import check_plain_tensors, inner_state_dict
 from ..names import split_wrappers
 from ..source import Source
@@ -73,7 +74,7 @@ def _parts(model: Any) -> tuple[Mapping[str, Any], Any, Mapping[str, Any]]:
 def _generation(fields: Mapping[str, Any]) -> dict[str, bytes]:
     """Return ``generation_config.json``, without fields that have no value or are private to transformers."""
     used = {name: value for name, value in fields.items() if value is not None and not name.startswith("_")}
-    return {GENERATION: to_bytes(used)} if used else {}
+    return {GENERATION: to_json(used)} if used else {}
 
 
 def _dict(config: Any) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ def rope_from_hf(config: Mapping[str, Any], length: int) -> Rope:
 
     ``rope_theta`` and ``original_max_position_embeddings`` may be at the top level or among the settings. A theta that is in
     neither place is 10000, as in LLaMA 1 and 2. Null means missing. A config with both objects must mean the same by both:
-    transformers reads ``rope_scaling`` only, and then loses a theta that is in ``rope_parameters``.
+    transformers reads ``rope_scaling`` only, and ignores a theta that is in ``rope_parameters``.
 
     Args:
         config: the fields of ``config.json``.

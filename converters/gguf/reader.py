@@ -8,9 +8,10 @@ import torch
 
 from msrnn.errors import Error
 from msrnn.models import Config
+from msrnn.storage.files import to_json
 from msrnn.storage.lazy_tensors import LazyTensor
 
-from ..extra_files import count_ids, to_bytes
+from ..extra_files import count_ids
 from ..names import is_buffer
 from ..row_order import half_split_qk
 from ..source import NameTable, Source
@@ -61,10 +62,10 @@ def open_checkpoint(path: Path) -> Source:
     files = {} if template is None else {templates.FILE: template.encode()}
     try:
         tokenizer = bpe.build_tokenizer(header.metadata, path)
-    except Error as error:
+    except Error as error:  # as if it had none: convert writes the weights, because many files have an unknown word rule
         return Source(config, tensors, files, 0, NoTokenizer(str(error)))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | bpe.special_tokens(header.metadata, path)
-    files |= {"tokenizer.json": tokenizer.to_str().encode(), CONFIG: to_bytes(settings)}
+    files |= {"tokenizer.json": tokenizer.to_str().encode(), CONFIG: to_json(settings)}
     return Source(config, tensors, files, count_ids(tokenizer))
 
 

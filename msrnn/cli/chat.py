@@ -75,10 +75,11 @@ def read_tools(path: Path) -> Any:
     Raises:
         Error: the file cannot be read, or is not JSON.
     """
+    data = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise error if isinstance(error, Error) else Error(f"{path} is not JSON ({error})") from None
+        raise Error(f"{path} is not JSON ({error})") from None
 
 
 def run(args: argparse.Namespace) -> None:

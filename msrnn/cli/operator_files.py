@@ -15,6 +15,7 @@ from types import ModuleType
 
 from ..errors import Error
 from ..reductions.contract import Reduction
+from ..reductions.spec_strings import is_internal
 
 OPTION = "--operators-from"
 
@@ -77,7 +78,7 @@ def load_operators(path: Path) -> ModuleType:
         if isinstance(error, KeyboardInterrupt):
             raise
         raise Error(f"{path}, line {_line(error, path)}: {_describe(error)}") from error
-    if not any(isinstance(x, type) and issubclass(x, Reduction) and not _is_ours(x) for x in vars(module).values()):
+    if not any(isinstance(x, type) and issubclass(x, Reduction) and not is_internal(x) for x in vars(module).values()):
         _restore(name, before)
         raise Error(f"{path} defines no operator; expected a class that inherits from msrnn.Reduction")
     return module
@@ -90,12 +91,8 @@ def _restore(name: str, module: ModuleType | None) -> None:
         sys.modules[name] = module
 
 
-def _is_ours(kind: type) -> bool:
-    return kind.__module__.split(".")[0] == "msrnn"
-
-
 def _origin(name: str) -> str | None:
-    """Return the file of the module that ``import name`` gives, or a word for it; None if there is no such module."""
+    """Return the file of the module that ``import name`` gives, or a description of it; None if there is no such module."""
     if (loaded := sys.modules.get(name)) is not None:
         return getattr(loaded, "__file__", None) or "built in"
     try:

@@ -2,7 +2,7 @@
 
 Derivatives come from autograd (backward), from forward-mode AD (``torch.autograd.forward_ad``) and from the transforms of
 ``torch.func`` (jvp, jacfwd, jacrev, vmap). Under each of them tensors must not be written in place or through ``data``, and
-kernels without a derivative drop tangents in silence.
+kernels without a derivative drop tangents without an error.
 """
 
 from typing import Any
@@ -68,8 +68,8 @@ def _plain_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tenso
 class _SecondDerivative(torch.autograd.Function):
     """The identity of the output of the fused kernel.
 
-    A backward pass that is not recorded goes on to the kernel. A recorded one (``create_graph``) passes the kernel by and goes
-    to query, keys and values, by operations that have derivatives themselves.
+    A backward pass that is not recorded continues with the backward of the kernel. A recorded one (``create_graph``) does not
+    call the kernel: it computes the gradients of query, keys and values by operations that have derivatives themselves.
     """
 
     @staticmethod

@@ -43,17 +43,18 @@ def register_spec_names(kind: type) -> None:
     for name, fixed in stated.items():
         if not re.fullmatch(r"[^\sA-Z:=]+", name):
             raise Error(f"{kind.__name__}: spec name is {name!r:.60}; expected lower-case letters without spaces, ':' and '='")
-        if _is_internal(other := SPEC_NAMES.get(name, (kind,))[0]) and not _is_same_class(other, kind):
+        if is_internal(other := SPEC_NAMES.get(name, (kind,))[0]) and not _is_same_class(other, kind):
             raise Error(f"{kind.__name__}: spec name {name!r} is that of msrnn.{other.__name__}; expected another name")
         SPEC_NAMES[name] = kind, fixed
     name = default_spec_name(kind)
     holder = SPEC_NAMES.get(name, (kind,))[0]
-    free = _is_same_class(holder, kind) or not (_is_internal(holder) or vars(holder).get("spec_names"))
-    if free and not stated and not _is_internal(kind):
+    free = _is_same_class(holder, kind) or not (is_internal(holder) or vars(holder).get("spec_names"))
+    if free and not stated and not is_internal(kind):
         SPEC_NAMES[name] = kind, {}
 
 
-def _is_internal(kind: type) -> bool:
+def is_internal(kind: type) -> bool:
+    """Return True for a class of this library."""
     return kind.__module__.split(".")[0] == "msrnn"
 
 

@@ -27,7 +27,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         with staging_path(target, folder=False, private=old is not None) as staged:
             yield staged
             if resolve_file(path) != target:
-                raise OSError("it has changed meanwhile")
+                raise OSError("the link has changed while the file was written")
             _publish(staged, target, old)
 
 

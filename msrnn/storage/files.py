@@ -14,7 +14,12 @@ MAX_SMALL_FILE_BYTES = 1 << 27
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
     """Write ``fields`` as an indented JSON object."""
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    path.write_bytes(to_json(fields))
+
+
+def to_json(fields: Mapping[str, Any]) -> bytes:
+    """Return the content of a JSON file with ``fields``, indented."""
+    return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 def read_bytes(path: Path) -> bytes:

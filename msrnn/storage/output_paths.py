@@ -1,4 +1,4 @@
-"""Paths that will be written: checks before any work starts, which leave nothing behind, and new folders."""
+"""Paths that will be written: checks before any work starts, which leave no file or folder, and new folders."""
 
 import os
 import stat

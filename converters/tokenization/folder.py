@@ -3,7 +3,6 @@
 The vocabulary is in ``tokenizer.json``, in SentencePiece's or tiktoken's ``tokenizer.model``, or in Mistral's ``tekken.json``.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +73,7 @@ def open_tokenizer(folder: Path) -> tuple["Tokenizer", Settings, bytes]:
 
 
 def _from_json(data: bytes, path: Path, settings: Settings) -> tuple["Tokenizer", Settings, bool]:
+    """Return the tokenizer of ``tokenizer.json``, the settings with its added tokens, and True if the file was rebuilt."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_buffer(data)
@@ -81,8 +81,8 @@ def _from_json(data: bytes, path: Path, settings: Settings) -> tuple["Tokenizer"
     if not settings.complete:
         added = {token["id"]: {k: v for k, v in token.items() if k != "id"} for token in fields.get("added_tokens") or ()}
         settings = replace(settings, added={**settings.added, **added})
-    changed = llama.rebuilt(fields, settings)
-    return (tokenizer, settings, False) if changed is None else (Tokenizer.from_str(json.dumps(changed)), settings, True)
+    rebuilt = llama.rebuild(fields, settings)
+    return (tokenizer, settings, False) if rebuilt is None else (rebuilt, settings, True)
 
 
 def _from_vocabulary(data: bytes, path: Path, settings: Settings) -> tuple["Tokenizer", Settings]:

@@ -6,10 +6,14 @@ the file as it stands.
 """
 
 import copy
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
 
 from .bpe import SPACE
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CLASS = "LlamaTokenizer"
 
@@ -26,23 +30,37 @@ def prepend_scheme(settings: Settings) -> str | None:
     return "always" if settings.flags.get("legacy", False) else "first"
 
 
-def rebuilt(fields: dict[str, Any], settings: Settings) -> dict[str, Any] | None:
-    """Return the fields of ``tokenizer.json`` that transformers uses in place of ``fields``, or None if it uses these."""
+def rebuild(fields: dict[str, Any], settings: Settings) -> "Tokenizer | None":
+    """Return the tokenizer that transformers makes of ``tokenizer.json``, or None if it uses the file as it stands.
+
+    Args:
+        fields: the content of ``tokenizer.json``.
+        settings: those of the folder.
+    """
+    from tokenizers import Tokenizer
+
     model, scheme = fields.get("model") or {}, prepend_scheme(settings)
     if settings.tokenizer_class == "GPT2Tokenizer" and "add_prefix_space" in settings.flags:
-        return _with_prefix_space(fields, settings.flags["add_prefix_space"])
+        changed = _with_prefix_space(fields, settings.flags["add_prefix_space"])
+        return None if changed is None else Tokenizer.from_str(json.dumps(changed))
     if scheme is None or model.get("type") != "BPE":
         return None
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if scheme != "never" else []
-    steps = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
-    pipeline: dict[str, Any] = {
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False},
-        "decoder": {"type": "Sequence", "decoders": [*steps, *strip]},
-        "added_tokens": [],
-    }
     bpe = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": True, "byte_fallback": True}
-    return fields | pipeline | {"model": bpe | {"vocab": model.get("vocab"), "merges": model.get("merges")}}
+    bpe |= {"vocab": model.get("vocab"), "merges": model.get("merges")}
+    replaced: dict[str, Any] = {"normalizer": None, "pre_tokenizer": None, "decoder": None, "added_tokens": [], "model": bpe}
+    tokenizer = Tokenizer.from_str(json.dumps(fields | replaced))
+    set_pipeline(tokenizer, scheme)
+    return tokenizer
+
+
+def set_pipeline(tokenizer: "Tokenizer", scheme: str) -> None:
+    """Let ``tokenizer`` write and read spaces as ``LlamaTokenizer`` does, with a scheme of :func:`prepend_scheme`."""
+    from tokenizers import decoders, pre_tokenizers
+
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
+    strip = [decoders.Strip(" ", 1, 0)] if scheme != "never" else []
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
 
 def _with_prefix_space(fields: dict[str, Any], add: bool) -> dict[str, Any] | None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from msrnn import Error
 
-from .bpe import SPACE, UNKNOWN, USER_DEFINED, build_tokenizer
+from .bpe import UNKNOWN, USER_DEFINED, build_tokenizer
+from .llama import set_pipeline
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -56,20 +57,10 @@ def parse_tokenizer(data: bytes, path: Path, prepend_scheme: str | None = None) 
     metadata |= {"add_space_prefix": prefix, "add_bos_token": False}
     result = build_tokenizer({f"tokenizer.ggml.{name}": value for name, value in metadata.items()}, path)
     if prepend_scheme is not None:
-        _prepend(result, prepend_scheme)
+        set_pipeline(result, prepend_scheme)
     ids = {"bos_token": trainer.get(BOS_ID, 1), "eos_token": trainer.get(EOS_ID, 2)}
     ids["unk_token"] = types.index(UNKNOWN) if UNKNOWN in types else len(tokens)
     return result, {name: tokens[n] for name, n in ids.items() if n < len(tokens)}  # an id of -1 is a large number here
-
-
-def _prepend(tokenizer: "Tokenizer", scheme: str) -> None:
-    """Let ``tokenizer`` write and read spaces as transformers' ``LlamaTokenizer`` does."""
-    from tokenizers import decoders, pre_tokenizers
-
-    tokenizer.normalizer = None
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
-    strip = [decoders.Strip(" ", 1, 0)] if scheme != "never" else []
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

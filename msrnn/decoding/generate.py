@@ -179,7 +179,7 @@ def _decode(
             sampler.verify()
             return
         sampled = sampler(logits)
-        if i in (0, max_new_tokens - 1) or finished is not None:  # `finished` was read, so the device is in step already
+        if i in (0, max_new_tokens - 1) or finished is not None:  # reading `finished` has synchronised
             sampler.verify()
         token = sampled if finished is None else torch.where(finished, token, sampled)
         with torch.no_grad():  # not around the yield, because the caller's gradient mode must not change

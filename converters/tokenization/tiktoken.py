@@ -1,7 +1,7 @@
 """Read tiktoken's rank file, the ``tokenizer.model`` of Llama 3: lines of a token in base64 and its rank.
 
-The file has no special tokens. They are those of the folder's settings or, in a folder of Meta, those of its code
-(github.com/meta-llama/llama3 ``llama/tokenizer.py``), from 3.1 on with the names of its Hugging Face folders.
+The file has no special tokens. They are those of the folder's settings. A folder of Meta has no settings. There they are those
+of Meta's code (github.com/meta-llama/llama3 ``llama/tokenizer.py``), from 3.1 on with the names of the Hugging Face folders.
 """
 
 import base64

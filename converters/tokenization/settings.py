@@ -184,6 +184,6 @@ def _token(value: Any, what: str, special: bool = True) -> dict[str, Any]:
 
 
 def _added_token(token: Mapping[str, Any]) -> "AddedToken":
-    from tokenizers import AddedToken  # deferred, because the package is an extra
+    from tokenizers import AddedToken  # deferred, because reading a config does not need the package
 
     return AddedToken(**token)

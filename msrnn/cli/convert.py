@@ -4,12 +4,11 @@ The folder is written one tensor at a time, and is complete or absent. ``python 
 """
 
 import argparse
-import sys
-import warnings
 
 import torch
 
 from .options import DTYPES, add_source_arguments
+from .streams import print_warnings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +26,6 @@ def run(args: argparse.Namespace) -> None:
     import converters
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    with warnings.catch_warnings(record=True) as reports:  # printed as one line each
+    with print_warnings():
         converters.convert(args.model, args.target, to=args.to, dtype=dtype, revision=args.revision)
-    for report in reports:
-        print(report.message, file=sys.stderr)
     print(args.target)

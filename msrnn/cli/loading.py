@@ -4,8 +4,6 @@ Only this package imports :mod:`converters`, and only when a command needs a mod
 """
 
 import argparse
-import sys
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..models import Config, DecoderConfig
 from .options import check_device
+from .streams import print_warnings
 
 if TYPE_CHECKING:
     import tokenizers
@@ -47,11 +46,8 @@ def load_cell(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Cel
     check_device(args)
     if dtype is None and args.dtype:
         dtype = getattr(torch, args.dtype)
-    with warnings.catch_warnings(record=True) as reports:  # printed as one line each
-        cell = converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
-    for report in reports:
-        print(f"msrnn: {report.message}", file=sys.stderr)
-    return cell
+    with print_warnings():
+        return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
 
 
 def encode(tokenizer: "tokenizers.Tokenizer", text: str, args: argparse.Namespace) -> Tensor:

@@ -1,10 +1,12 @@
-"""Standard input, output and error of a command: closed streams, encodings, and output that cannot be written."""
+"""Standard input, output and error of a command: closed streams, encodings, warnings, and output that cannot be written."""
 
 import codecs
 import io
 import os
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 
@@ -13,6 +15,15 @@ def prepare_streams() -> None:
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+@contextmanager
+def print_warnings() -> Iterator[None]:
+    """Print each Python warning of the block as one line on standard error, without file and line number."""
+    with warnings.catch_warnings(record=True) as found:
+        yield
+    for warning in found:
+        print(f"msrnn: {warning.message}", file=sys.stderr)
 
 
 def read_input_as_utf8() -> None:

@@ -73,6 +73,6 @@ def test_the_command_line_reports_a_missing_tokenizer_in_one_line(tmp_path, caps
         warnings.simplefilter("default")
         assert main([str(source), str(tmp_path / "own")]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert [line.startswith(f"the model has no tokenizer: {source} has no tokenizer") for line in lines] == [True]
+    assert [line.startswith(f"msrnn: the model has no tokenizer: {source} has no tokenizer") for line in lines] == [True]
     assert main([str(tmp_path / "own"), str(tmp_path / "hf"), "--to", "hf"]) == 0  # an own folder was reported before
     assert capsys.readouterr().err == ""

@@ -74,10 +74,22 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 @contextmanager
 def _open_safetensors(path: str | Path) -> Iterator[Any]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with _utf8_path(path) as name, safe_open(name, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise Error(f"cannot read {path} as safetensors ({error})") from None
+
+
+@contextmanager
+def _utf8_path(path: str | Path) -> Iterator[str | Path]:
+    """Yield another name of a file if its path is not UTF-8, which the safetensors package refuses."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield path
 
 
 def check_header(path: str | Path) -> None:

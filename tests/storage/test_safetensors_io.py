@@ -1,6 +1,7 @@
 """Tests of the safetensors reader and writer against the safetensors package."""
 
 import json
+import os
 import struct
 
 import pytest
@@ -99,6 +100,17 @@ def test_a_header_that_is_too_large_is_not_read(tmp_path, monkeypatch):
         else:
             with pytest.raises(msrnn.Error, match=message):
                 dict(read_tensors(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.st", "naïve.st".encode("latin-1"), "naïve.st".encode()])
+def test_a_path_that_is_not_utf_8_is_read(name, tmp_path):
+    path = tmp_path / os.fsdecode(name)
+    write_tensors(path, lazy({"x": torch.arange(3.0)}), {"a": "b"})
+    assert open_tensors(path)["x"].read().tolist() == dict(read_tensors(path))["x"].tolist() == [0, 1, 2]
+    assert read_metadata(path) == {"a": "b"}
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(msrnn.Error, match="bytes; its safetensors header expects"):
+        read_metadata(path)
 
 
 def test_an_unsupported_dtype_is_refused(tmp_path):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Names of special tokens in transformers; templates see them, and models may have more."""
+OWN = "model_specific_special_tokens"
+"""Field of ``tokenizer_config.json`` with special tokens by further names."""
 FLAGS = ("add_bos_token", "add_eos_token", "legacy", "add_prefix_space")
 """Switches of ``tokenizer_config.json``."""
 TOKEN_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
@@ -102,6 +104,8 @@ def read_settings(folder: Path, vocabulary: bytes) -> Settings:
         extra = extra or more.get("extra_special_tokens") or more.get("additional_special_tokens")
     if isinstance(extra, dict):
         values, extra = values | extra, None
+    if (own := config.get(OWN)) is not None and not _named(values).keys() - set(NAMES):  # else transformers does not read it
+        values |= _checked(own, dict, where, OWN)
     special = {key: None if value is None else _token(value, f"{where}: {key}") for key, value in _named(values).items()}
     further = tuple(_token(x, f"{where}: an extra token") for x in _checked(extra or [], list, where, "extra_special_tokens"))
     name = _class(folder, config, vocabulary)

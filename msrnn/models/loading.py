@@ -24,6 +24,8 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.
     Raises:
         Error: the folder does not exist, a file is missing or corrupt, or the tensors do not match the config.
     """
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise Error(f"folder is {folder!r:.60}; expected a str or a Path")
     folder = Path(folder)
     config = config_from_dict(read_config_fields(folder))
     cell = build_frozen(config, open_weights(folder), dtype=dtype, device=device)

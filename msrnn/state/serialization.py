@@ -23,6 +23,8 @@ from .multistate import MultiState
 from .position_remapping import PositionRemapping
 
 FORMAT, VERSION = "msrnn-state", "2"
+OWN_ENTRIES = ("format", "version", "operators", "cell", "places")
+"""Names in the metadata of a state file that describe the state itself."""
 
 
 def write_layers(
@@ -39,8 +41,8 @@ def write_layers(
         more: further tensors of the state, ``logits (B, V)`` and ``recent_tokens (B, n)``.
 
     Raises:
-        Error: keys or values that are not finite, logits of another shape, the settings of an operator cannot be written and
-            read back, or the path cannot be written to.
+        Error: keys or values that are not finite, logits of another shape, metadata that are not strings, the settings of an
+            operator cannot be written and read back, or the path cannot be written to.
     """
     logits, B = more.get("logits"), len(layers[0].clock)
     if logits is not None and not (isinstance(logits, Tensor) and is_logits(logits, B)):
@@ -49,7 +51,7 @@ def write_layers(
         _check_layer(H, layers[0], f"save: layer {i}")
     tensors = {f"layers.{i}.{name}": LazyTensor.of(x) for i, H in enumerate(layers) for name, x in H.rows.items()}
     entries = {
-        **(metadata or {}),
+        **_check_metadata(metadata or {}),
         "format": FORMAT,
         "version": VERSION,
         "operators": json.dumps([_operator_to_dict(H.reduction) for H in layers]),
@@ -57,11 +59,20 @@ def write_layers(
     }
     if (places := layers[0].places) is not None:
         entries["places"] = json.dumps({"rule": places.rule, "rope": places.rope.to_dict()})
-    if isinstance(path, str | Path) and str(path).encode(errors="replace").decode() != str(path):
-        raise Error(f"path is {path!r:.60}; expected a name in UTF-8, which the safetensors package can open")
     with atomic_file(path) as staging:
         single = {"clock": layers[0].clock, **more}
         write_tensors(staging, {**tensors, **{name: LazyTensor.of(x) for name, x in single.items()}}, entries)
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(metadata, Mapping):
+        raise Error(f"metadata are {describe(metadata)}; expected strings by name")
+    for name, text in metadata.items():
+        if not isinstance(name, str) or name in OWN_ENTRIES:
+            raise Error(f"metadata have the name {name!r:.60}; expected a str other than {', '.join(OWN_ENTRIES)}")
+        if not isinstance(text, str) or (name + text).encode(errors="replace").decode() != name + text:
+            raise Error(f"metadata {name!r:.60} are {text!r:.60}; expected text in UTF-8 (json.dumps gives such a text)")
+    return dict(metadata)
 
 
 def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[str, Tensor]]:

@@ -79,6 +79,12 @@ def test_damaged_configs_are_refused(change, message, folder):
         msrnn.load(folder)
 
 
+@pytest.mark.parametrize("path", [5, None, b"x", ""])
+def test_folder_of_another_type_is_refused(path):
+    with pytest.raises(msrnn.Error, match="expected a str or a Path"):
+        msrnn.load(path)
+
+
 def test_loading_does_not_import_the_compiler(folder):
     """Random numbers on the meta device would import it, some 800 modules."""
     code = f"import sys, msrnn; msrnn.load({str(folder)!r}); print('sympy' in sys.modules)"

@@ -293,7 +293,30 @@ def test_path_of_another_type_is_refused(path):
             use(path)
 
 
-def test_path_that_is_not_utf_8_is_refused(tmp_path):
-    with pytest.raises(msrnn.Error, match="expected a name in UTF-8"):
-        CELL.initial_state(1).save(tmp_path / os.fsdecode(b"\xff"))
-    assert not list(tmp_path.iterdir())
+def test_path_that_is_not_utf_8_is_written_and_read(tmp_path):
+    path, state = tmp_path / os.fsdecode(b"\xff"), CELL.initial_state(1)
+    state.save(path)
+    assert_same(msrnn.load_state(path), state)
+
+
+METADATA = {
+    "no text": ({"title": None}, "metadata 'title' are None; expected text in UTF-8"),
+    "a number": ({"title": 1}, "metadata 'title' are 1; expected text"),
+    "a lone surrogate": ({"title": "\ud800"}, "expected text in UTF-8"),
+    "a name that is no text": ({1: "a"}, "metadata have the name 1; expected a str"),
+    "a list": (["a"], r"metadata are list \['a'\]; expected strings by name"),
+    "entries of the state": ({"places": "my room"}, "metadata have the name 'places'; expected a str other than format"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), METADATA.values(), ids=METADATA)
+def test_metadata_that_a_file_cannot_keep_are_refused_before_it_is_replaced(given, message, saved):
+    before = saved.read_bytes()
+    with pytest.raises(msrnn.Error, match=message):
+        msrnn.load_state(saved).save(saved, metadata=given)
+    assert saved.read_bytes() == before
+
+
+def test_metadata_are_kept(tmp_path):
+    CELL.initial_state(1).save(tmp_path / "state", metadata={"title": "naïve"})
+    assert metadata(tmp_path / "state")["title"] == "naïve"

@@ -71,6 +71,16 @@ ADDED = {
         },
         "special_tokens_map.json": {"bos_token": "not read"},
     },
+    "own names": lambda n: {
+        "tokenizer_config.json": {"model_specific_special_tokens": {"image_token": "<|im_start|>"}, "bos_token": "<s>"},
+    },
+    "own names in two fields": lambda n: {
+        "tokenizer_config.json": {
+            "model_specific_special_tokens": {"image_token": "<|im_start|>"},
+            "audio_token": "<|im_end|>",
+            "bos_token": "<s>",
+        },
+    },
     "special_tokens_map.json": lambda n: {
         "tokenizer_config.json": {"bos_token": "</s>", "eos_token": "<pad>"},
         "special_tokens_map.json": {
@@ -188,6 +198,7 @@ def test_ids_with_gaps_are_refused(tmp_path):
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": "a"}}, "the id of an added token is 'x'"),
         ("tokenizer_config.json", {"legacy": "yes"}, "legacy is 'yes'; expected a bool"),
         ("tokenizer_config.json", {"extra_special_tokens": "a"}, "extra_special_tokens is 'a'; expected a list"),
+        ("tokenizer_config.json", {"model_specific_special_tokens": []}, r"tokens is \[\]; expected a dict"),
         ("added_tokens.json", {"a": -1}, "the id of an added token is -1; expected an int of at least 0"),
         ("added_tokens.json", {"a": True}, "the id of an added token is True"),
     ],

@@ -111,7 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_text_arguments(parser, chunk=2048)
     add_condition_arguments(parser, (*CORE, TRUNCATED))
     parser.add_argument(
-        "--against", metavar="SPEC", help="reference operator of the differences (default: tova, or the first bounded operator)"
+        "--against",
+        metavar="SPEC",
+        help="reference operator of the differences (default: tova, or the first bounded operator of several)",
     )
     parser.add_argument("--batch", type=positive_int, metavar="B", default=1, help="batch size; use more on a GPU (default: 1)")
 
@@ -133,10 +135,11 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
 
 
 def default_reference(conditions: Sequence[Condition]) -> str:
-    """Return ``tova`` if it is one of the operators, otherwise the first bounded operator, otherwise the first."""
+    """Return ``tova`` if it is one of the operators, otherwise the first bounded operator of several, otherwise the first."""
     operators = [condition.operator for condition in conditions]
     bounded = [condition.operator for condition in conditions if condition.size is not None and not condition.truncated]
-    return next(iter([x for x in operators if x == "tova"] + bounded + operators))
+    several = bounded if len(set(bounded)) > 1 else []  # the only bounded operator is compared with the unbounded one
+    return next(iter([x for x in operators if x == "tova"] + several + operators))
 
 
 def report(results: Sequence[LMResult], against: str) -> Report:
@@ -186,12 +189,8 @@ def _tables(results: Sequence[LMResult], against: str, suffix: str) -> list[Tabl
         return f"{paired([r.mean for r in group], [r.mean for r in base]):+.4f} ({worse}/{len(group)})"
 
     count = f"{n} chunk{'s' * (n > 1)} of {results[0].tokens:,} predicted tokens"
-    return [
-        table("Perplexity", f"{count}; ± is the standard error over chunks.", perplexity),
-        table("Bits per byte", count + ".", bits),
-        table(
-            f"Nats per token relative to {against}",
-            f"Mean ± standard error of the differences per chunk; in brackets, on how many chunks {against} is better.",
-            difference,
-        ),
-    ]
+    error = "; ± is the standard error over chunks" if n > 1 else ""
+    tables = [table("Perplexity", f"{count}{error}.", perplexity), table("Bits per byte", f"{count}.", bits)]
+    note = f"Mean ± standard error of the differences per chunk; in brackets, on how many chunks {against} is better."
+    relative = table(f"Nats per token relative to {against}", note, difference)
+    return [*tables, relative] if any(text for row in relative.rows for text in row[1:]) else tables

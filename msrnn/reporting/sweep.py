@@ -68,9 +68,12 @@ class Sweep:
         taken = sum(key in self._cells for key in keys)
         if self._folder is None or not self._cells:
             return ""
-        others = len(self._cells) - taken
-        more = f"; {others} other cells there are of other code or other conditions" if others else ""
-        return f"{taken} of {len(keys)} cells taken from {self._folder}{more}"
+        text, others = f"{taken} of {len(keys)} cells taken from {self._folder}", len(self._cells) - taken
+        if taken < len(keys):
+            text += f", {len(keys) - taken} to measure"
+        if others:
+            text += f"; the folder also has {others} of other code or other conditions, not used"
+        return text
 
     def pending(
         self, rows: Mapping[Row, Mapping[str, Item]], batch_size: int = 1, progress: bool = False

@@ -75,7 +75,7 @@ def test_an_edited_operator_is_measured_again(model, ops, tmp_path, capsys):
     assert "slow" not in err
     ops.write_text(SOURCE.replace("observation.weights.mean(2)}", "2 + observation.weights.mean(2)}"))
     edited, err = run()
-    assert f"2 of 6 cells taken from {tmp_path / 'out'}; 4 other cells there are of other code" in err
+    assert f"2 of 6 cells taken from {tmp_path / 'out'}, 4 to measure; the folder also has 4 of other code" in err
     assert all((edited[name] == first[name]) == name.startswith("tova") for name in first)
     ops.write_text(SOURCE)
     assert run()[0] == first
@@ -122,11 +122,13 @@ def test_the_reference_is_an_operator_that_is_there(model, ops, capsys):
     for operators, reference in (
         (("full", "decayed", "window"), "decayed"),
         (("full", "window", "tova"), "tova"),
-        (("full",), "full"),
-        (("truncated", "full", "tova:5"), "tova:5"),
+        (("full", "decayed"), "full"),
+        (("truncated", "full", "tova:5", "window:5"), "tova:5"),
     ):
         assert lm(model, ops, "--operators", *operators) == 0
         assert f"Nats per token relative to {reference}," in capsys.readouterr().out
+    assert lm(model, ops, "--operators", "full") == 0
+    assert "relative to" not in capsys.readouterr().out  # there is nothing to compare
     assert lm(model, ops, "--operators", "full", "window", "--against", "tova") == 1
     assert "--against is 'tova'; expected one of the operators, full, window" in capsys.readouterr().err
 

@@ -91,9 +91,10 @@ def test_reused_cells_are_counted(tmp_path):
     assert [key in sweep for key in "abc"] == [True, False, True]
     again = Sweep(tmp_path, {})
     assert (
-        again.reused(["a"]) == f"1 of 1 cells taken from {tmp_path}; 1 other cells there are of other code or other conditions"
+        again.reused(["a"])
+        == f"1 of 1 cells taken from {tmp_path}; the folder also has 1 of other code or other conditions, not used"
     )
-    assert again.reused(iter("abc")) == f"2 of 3 cells taken from {tmp_path}"
+    assert again.reused(iter("abc")) == f"2 of 3 cells taken from {tmp_path}, 1 to measure"
     memory = Sweep(None, {})
     memory["a"] = {"n": 1}
     assert memory.reused(["a"]) == ""

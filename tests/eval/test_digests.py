@@ -37,6 +37,13 @@ FILES = {
     "constants_of_digests": "class Constants:\n    gain = 1.0\n",
     "other_of_digests": "x = 1\n",
 }
+UPDATE = """
+
+def update():
+    from {} import DECAY
+
+    return DECAY
+"""
 
 
 @pytest.fixture
@@ -64,6 +71,24 @@ def test_digest_of_an_operator_changes_with_every_file_that_it_uses(digest_of_fi
     used = [name for name in FILES if name != "other_of_digests"]
     found = {digest_of_files(**{name: FILES[name] + "\ny = 2\n"}) for name in used}
     assert len(found | {first}) == 1 + len(used)
+
+
+@pytest.mark.parametrize("place", ["from {} import DECAY\n", "from {} import *\n", UPDATE, "import {}\ndel {}\n"])
+@pytest.mark.parametrize("loaded", [True, False])
+def test_digest_changes_with_a_constant_of_an_imported_file(digest_of_files, place, loaded, monkeypatch):
+    """A float does not say which module it is from."""
+    name = "decay_of_digests"
+    monkeypatch.setitem(FILES, name, "DECAY = 0.9\n")
+    changed = {"helpers_of_digests": FILES["helpers_of_digests"] + place.replace("{}", name)}
+
+    def digest(text):
+        found = digest_of_files(**changed, **{name: text})
+        if loaded or "def" in place:
+            return found
+        sys.modules.pop(name)  # the file is found also if its module is not loaded
+        return code_digest(sys.modules["operators_of_digests"].Digested(4))
+
+    assert digest("DECAY = 0.9\n") == digest("DECAY = 0.9\n") != digest("DECAY = 0.1\n")
 
 
 def test_settings_do_not_change_the_digest(digest_of_files):

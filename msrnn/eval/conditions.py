@@ -9,7 +9,7 @@ from ..argtypes import positive_int
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reductions.registry import parse_reduction
-from ..reductions.spec_strings import SPEC_NAMES
+from ..reductions.spec_strings import SPEC_NAMES, is_complete
 from ..reductions.tova_paper import Full
 from ..reporting.sweep import Sweep
 from .digests import code_digest
@@ -41,10 +41,16 @@ class Condition:
         """Return the condition with the digest of the code as it is now.
 
         Raises:
-            Error: the operator has one size per layer, which no table column contains.
+            Error: the operator has one size per layer, which no table column contains, or a setting that its spec
+                string cannot contain, so that unequal operators could share table cells.
         """
         if isinstance(reduction.size, tuple):
             raise Error(f"--operators has {reduction}; expected one size for all layers")
+        if not is_complete(str(reduction)):
+            raise Error(
+                f"--operators has {operator}, which is {reduction!r:.200}; expected settings that a spec string can contain: "
+                "None, bool, int, float, str or flat tuples of these"
+            )
         return cls(operator, size, reduction, code_digest(reduction))
 
     @property

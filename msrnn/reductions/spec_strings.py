@@ -4,30 +4,24 @@ A spec string is a name and the settings of the fields in order, separated by co
 default value are omitted. A field can also be given as ``field=value``; keyword-only fields are always written like this.
 
 Values are written by the type of the field: ``true``, ``false``, ``none``, numbers as Python prints them, tuples with commas,
-strings percent-encoded. Two different operators have different spec strings.
+strings percent-encoded. Two different operators have different spec strings. A setting of any other value is written as
+``!``, its type and a digest, as in ``mine:64:!Color-1f0c7a2e93b85d46``, and such a spec string cannot be read.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
-from urllib.parse import quote, unquote
+from typing import Any, get_type_hints
 
 from ..errors import Error
+from .spec_values import SIMPLE_TYPES, format_value, parse_value, simple_types
 
 SpecNames = Mapping[str, Mapping[str, Any]]
 """Names of an operator in spec strings, each with the fields that the name fixes."""
 
 SPEC_NAMES: dict[str, tuple[type, Mapping[str, Any]]] = {}
 """The class of each spec name, and the fields that the name fixes. Classes register when they are defined."""
-
-SIMPLE_TYPES: frozenset[type] = frozenset((NoneType, bool, int, float, str))
-"""Types of a setting that a spec string can contain. A field may also hold a tuple of such values."""
-
-INT = re.compile(r"-?[0-9]{1,400}")
-FLOAT = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|-?inf|nan", re.IGNORECASE)
-WORDS: dict[str, Any] = {"none": None, "true": True, "false": False}
 
 
 def register_spec_names(kind: type) -> None:
@@ -81,11 +75,11 @@ def format_spec(operator: Any) -> str:
     listed = positional_fields(kind, fixed)
     while listed and listed[-1].name != "size" and _is_default(listed[-1], values[listed[-1].name]):
         listed.pop()
-    parts = [_format_value(values[f.name], types[f.name]) for f in listed]
+    parts = [format_value(values[f.name], types[f.name]) for f in listed]
     for f in fields(kind):
         given = f.name in fixed and _is_equal(values.get(f.name), fixed[f.name])
         if f.init and (f.kw_only or f.name in fixed) and not given and not (f.kw_only and _is_default(f, values[f.name])):
-            parts.append(f"{f.name}={_format_value(values[f.name], types[f.name])}")
+            parts.append(f"{f.name}={format_value(values[f.name], types[f.name])}")
     return ":".join([name, *parts])
 
 
@@ -99,8 +93,11 @@ def parse_spec(text: str, kind: type, fixed: Mapping[str, Any], values: Iterable
         values: the parts of the spec string after its name.
 
     Raises:
-        Error: a value is not of the type of its field; too many, too few or unknown fields.
+        Error: a value is not of the type of its field; too many, too few or unknown fields; a value that cannot be read.
     """
+    if not is_complete(text):
+        example = "expected none, true, false, numbers, text or flat tuples of these, with '%21' for the character '!'"
+        raise Error(f"reduction {text!r:.200}: '!' stands for a setting that a spec string cannot contain; {example}")
     positional, by_name = positional_fields(kind, fixed), {f.name: f for f in fields(kind) if f.init}
     types, given = _field_types(kind), dict[str, Any]()
     try:
@@ -109,7 +106,7 @@ def parse_spec(text: str, kind: type, fixed: Mapping[str, Any], values: Iterable
             name, value = (name, keyword_value) if equals else (positional[i].name, value)
             if name in given or (not equals and len(given) != i):
                 raise ValueError
-            given[name] = _parse_value(value, types[by_name[name].name])
+            given[name] = parse_value(value, types[by_name[name].name])
         if any(_is_required(f) and f.name not in {**fixed, **given} for f in by_name.values()):
             raise ValueError
     except (ValueError, LookupError, OverflowError):
@@ -118,6 +115,11 @@ def parse_spec(text: str, kind: type, fixed: Mapping[str, Any], values: Iterable
         return kind(**{**fixed, **given})
     except TypeError as error:  # a class with an __init__ of its own
         raise Error(f"reduction {text!r:.200}: {kind.__name__} cannot be made from its fields ({error})") from None
+
+
+def is_complete(text: str) -> bool:
+    """Return True if a spec string contains all settings; False if it has a digest in place of one."""
+    return not re.search("[:=]!", text)
 
 
 def is_writable(operator: Any) -> bool:
@@ -169,57 +171,7 @@ def _field_types(kind: type) -> dict[str, set[Any]]:
         except Exception:  # an annotation may be any expression, and names of a local scope cannot be found
             inherited = {f.name: f.type for parent in filter(is_dataclass, base.__mro__[1:]) for f in fields(parent)}
             hints |= {f.name: None for f in fields(base) if inherited.get(f.name) is not f.type}
-    return {f.name: _simple_types(hints.get(f.name)) for f in fields(kind)}
-
-
-def _simple_types(hint: Any) -> set[Any]:
-    if isinstance(hint, type) and hint in SIMPLE_TYPES:
-        return {hint}
-    if hint is tuple or get_origin(hint) is tuple:
-        elements = [_simple_types(x) for x in get_args(hint) if x is not Ellipsis]
-        return {tuple}.union(*elements) if elements else {tuple, *SIMPLE_TYPES}
-    args = [x for x in get_args(hint) if isinstance(x, type) or get_args(x)]
-    return set().union(*map(_simple_types, args)) if args else {tuple, *SIMPLE_TYPES}
-
-
-def _format_value(value: object, types: set[Any]) -> str:
-    if isinstance(value, tuple):
-        items = [_format_value(x, types) for x in value]
-        return ",".join(items) + "," * (len(items) == 1 or items[-1] == "") if items else "()"
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, int):
-        return float.__repr__(float(value)) if float in types and int not in types else int.__repr__(value)
-    if isinstance(value, float):
-        return float.__repr__(value)
-    text = value if isinstance(value, str) else repr(value)
-    quoted = quote(text, safe="", errors="surrogatepass")
-    if quoted == text and text and not isinstance(_parse_value(text, {*types, str}), str):  # such as the string "none"
-        quoted = f"%{ord(text[0]):02X}{text[1:]}"
-    return quoted
-
-
-def _parse_value(text: str, types: set[Any]) -> Any:
-    """Return a value of one of ``types``.
-
-    Raises:
-        ValueError: ``text`` is of no such type.
-    """
-    if tuple in types and text == "()":
-        return ()
-    if tuple in types and "," in text:
-        return tuple(_parse_value(x, types - {tuple}) for x in text.removesuffix(",").split(","))
-    if text.lower() in WORDS:
-        value = WORDS[text.lower()]
-        if type(value) in types or (isinstance(value, bool) and int in types):  # a bool is an int
-            return value
-    if int in types and INT.fullmatch(text):
-        return int(text)
-    if float in types and FLOAT.fullmatch(text):
-        return float(text)
-    if str in types:
-        return unquote(text, errors="surrogatepass")
-    raise ValueError(text)
+    return {f.name: simple_types(hints.get(f.name)) for f in fields(kind)}
 
 
 def _form(name: str, positional: list[Field], types: Mapping[str, set[Any]]) -> str:

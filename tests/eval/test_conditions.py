@@ -1,6 +1,7 @@
 """Operators at sizes, as given on the command line."""
 
 import argparse
+import enum
 from dataclasses import dataclass
 
 import pytest
@@ -46,6 +47,25 @@ def test_the_name_of_the_baseline_cannot_be_that_of_an_operator(monkeypatch):
     monkeypatch.setitem(SPEC_NAMES, "truncated", (msrnn.TOVA, {}))
     with pytest.raises(msrnn.Error, match="an operator is called 'truncated', the name of a baseline"):
         parse_conditions(["tova"], [8])
+
+
+def test_settings_that_the_key_of_a_cell_does_not_contain_are_refused():
+    levels = enum.Enum("Levels", ["LOW", "HIGH"])
+
+    @dataclass(frozen=True)
+    class OfKind(msrnn.TOVA):
+        kind: object = levels.LOW
+
+        def __post_init__(self):
+            super().__post_init__()
+            if isinstance(self.kind, str):
+                object.__setattr__(self, "kind", levels[self.kind])
+
+    assert [str(c) for c in parse_conditions(["of-kind", "of-kind:9:kind=LOW"], [8])] == ["of-kind:8", "of-kind:9"]
+    with pytest.raises(
+        msrnn.Error, match=r"--operators has of-kind:9:kind=HIGH, which is .*HIGH.*; expected settings that a spec"
+    ):
+        parse_conditions(["of-kind:9:kind=HIGH"], [8])
 
 
 def test_results_are_grouped_in_order():

@@ -1,5 +1,7 @@
 """A spec string gives an equal operator back, for the library's operators and for any dataclass of simple settings."""
 
+import enum
+import itertools
 import keyword
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import ClassVar, Literal, Optional
@@ -243,3 +245,64 @@ def test_bases_without_a_score_have_no_name():
     assert "no-score" not in SPEC_NAMES
     assert not {"key-based-reduction", "stochastic-reduction", "deferred-eviction"} & set(SPEC_NAMES)
     assert torch.is_tensor(tiny_cell().initial_state(1, "my-tova:4:decay=0.25").clock)
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Mode(enum.StrEnum):
+    MEAN = "mean"
+
+
+def operator_of(hint, value):
+    return make_dataclass(
+        "AnyValue", [("value", hint)], bases=(TOVA,), namespace={"score": TOVA.score}, frozen=True, kw_only=True
+    )(4, value=value)
+
+
+VALUES_OF_ANY_TYPE = [
+    *((1, 2, 3), ((1, 2), 3), (1, (2, 3)), ((1, 2, 3),), ((1,), 2), ((),), (), ("",), "1,2,3", "()", "", [1, 2, 3], [], None),
+    *(Color.RED, Color.BLUE, "<Color.RED: 1>", (Color.RED,), {"a": 1}, {1}, b"a", "b'a'", 1j, "!", "!x", ("!",), 2**53 + 1),
+    *(10**400, -1, 2, 0.5, float("inf"), "none", "None", "true", frozenset((1,)), Color, int),
+]
+HINTS = (object, tuple, tuple[int, ...], int, float, bool, str, Color, list, int | None, tuple[tuple[int, ...], ...])
+
+
+@pytest.mark.parametrize("hint", HINTS, ids=str)
+def test_two_operators_have_two_texts_also_of_settings_that_cannot_be_written(hint):
+    texts = [str(operator_of(hint, value)) for value in VALUES_OF_ANY_TYPE]
+    assert len(set(texts)) == len(texts), [text for text in texts if texts.count(text) > 1]
+    kind = type(operator_of(hint, None))
+    for text, value in zip(texts, VALUES_OF_ANY_TYPE, strict=True):
+        if "!" in text:
+            with pytest.raises(msrnn.Error, match=r"'!' stands for a setting that a spec string cannot contain; expected none"):
+                parse_reduction(text)
+        else:
+            assert parse_reduction(text) == kind(4, value=value), text
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "text"),
+    [
+        (bool, 1, "true"),
+        (bool, 0, "false"),
+        (float, 2, "2.0"),
+        (int, True, "true"),
+        (Mode, Mode.MEAN, "mean"),
+        (str, "!x", "%21x"),
+        (float, float("nan"), "nan"),
+    ],
+)
+def test_settings_that_equal_a_simple_value_are_written(hint, value, text):
+    operator = operator_of(hint, value)
+    assert str(operator) == f"any-value:4:value={text}"
+    again = parse_reduction(str(operator)).value
+    assert again == value or value != value
+
+
+def test_every_pair_of_tuples_has_two_texts():
+    level = [1, (), (1,), (1, 1)]
+    nested = [x for n in range(3) for x in itertools.product(level, repeat=n)]
+    assert len({str(operator_of(tuple, x)) for x in nested}) == len(nested)

@@ -1,0 +1,81 @@
+"""Values of settings in spec strings: their text, by the types that a field may hold."""
+
+import hashlib
+import re
+from types import NoneType
+from typing import Any, get_args, get_origin
+from urllib.parse import quote, unquote
+
+SIMPLE_TYPES: frozenset[type] = frozenset((NoneType, bool, int, float, str))
+"""Types of a setting that a spec string can contain. A field may also hold a tuple of such values."""
+
+INT = re.compile(r"-?[0-9]{1,400}")
+FLOAT = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|-?inf|nan", re.IGNORECASE)
+WORDS: dict[str, Any] = {"none": None, "true": True, "false": False}
+
+
+def simple_types(hint: Any) -> set[Any]:
+    """Return the simple types of an annotation, with ``tuple`` for a tuple; all of them if it is of another type."""
+    if isinstance(hint, type) and hint in SIMPLE_TYPES:
+        return {hint}
+    if hint is tuple or get_origin(hint) is tuple:
+        elements = [simple_types(x) for x in get_args(hint) if x is not Ellipsis]
+        return {tuple}.union(*elements) if elements else {tuple, *SIMPLE_TYPES}
+    args = [x for x in get_args(hint) if isinstance(x, type) or get_args(x)]
+    return set().union(*map(simple_types, args)) if args else {tuple, *SIMPLE_TYPES}
+
+
+def format_value(value: object, types: set[Any]) -> str:
+    """Return the text of a value; ``!`` and a digest if the text would not give an equal value back."""
+    if isinstance(value, (tuple, *SIMPLE_TYPES)):
+        try:
+            text = _format_simple(value, types)
+            again = parse_value(text, types)
+            if again == value or repr(again) == repr(value):  # NaN is not equal to itself
+                return text
+        except (ValueError, OverflowError):  # not of the type of the field
+            pass
+    found = hashlib.sha256(repr(value).encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"!{type(value).__name__}-{found}"
+
+
+def _format_simple(value: object, types: set[Any]) -> str:
+    if isinstance(value, tuple):
+        items = [_format_simple(x, types) for x in value]
+        return ",".join(items) + "," * (len(items) == 1 or items[-1] == "") if items else "()"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, int) and bool in types and types.isdisjoint((int, float)) and value in (0, 1):
+        return str(bool(value)).lower()
+    if isinstance(value, int):
+        return float.__repr__(float(value)) if float in types and int not in types else int.__repr__(value)
+    if isinstance(value, float):
+        return float.__repr__(value)
+    text = value if isinstance(value, str) else repr(value)
+    quoted = quote(text, safe="", errors="surrogatepass")
+    if quoted == text and text and not isinstance(parse_value(text, {*types, str}), str):  # such as the string "none"
+        quoted = f"%{ord(text[0]):02X}{text[1:]}"
+    return quoted
+
+
+def parse_value(text: str, types: set[Any]) -> Any:
+    """Return a value of one of ``types``.
+
+    Raises:
+        ValueError: ``text`` is of no such type.
+    """
+    if tuple in types and text == "()":
+        return ()
+    if tuple in types and "," in text:
+        return tuple(parse_value(x, types - {tuple}) for x in text.removesuffix(",").split(","))
+    if text.lower() in WORDS:
+        value = WORDS[text.lower()]
+        if type(value) in types or (isinstance(value, bool) and int in types):  # a bool is an int
+            return value
+    if int in types and INT.fullmatch(text):
+        return int(text)
+    if float in types and FLOAT.fullmatch(text):
+        return float(text)
+    if str in types:
+        return unquote(text, errors="surrogatepass")
+    raise ValueError(text)

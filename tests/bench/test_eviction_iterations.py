@@ -12,6 +12,8 @@ def test_iterations_are_counted_per_block(bench):
     assert min(counts) >= 1
     assert max(counts) <= 64
     assert eviction_iterations.block_iterations(cell, bench.text(5), "tova:8") == []  # no block with evictions
+    counts = eviction_iterations.block_iterations(cell, bench.text(150), "tova:100")
+    assert len(counts) == LAYERS * 2  # the first block of 64 tokens evicts nothing
 
 
 def test_the_mean_over_the_blocks_is_reported(monkeypatch, bench):

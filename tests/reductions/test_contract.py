@@ -362,6 +362,27 @@ def test_wrong_answers_are_refused_in_one_sentence(answer, method, layout):
         assert len(str(refusal.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("edited", ["values", "row"])
+def test_merge_that_edits_what_it_is_given_is_refused(edited):
+    """A class that reads any row layout receives the library's own tensors."""
+
+    @dataclass(frozen=True)
+    class Edits(Reduction):
+        depends_on_row_layout: ClassVar[bool] = False
+
+        def score(self, observation):
+            return observation.weights.mean(2)
+
+        def merge(self, observation, values, row):
+            (values if edited == "values" else row).mul_(2)
+            return values.clone()
+
+    cell = tiny_cell()
+    for path in (step_loop, lambda cell, text, state: cell(text, state)):
+        with pytest.raises(msrnn.Error, match=f"Edits.merge edits {edited} in place; expected a new tensor"):
+            path(cell, TEXT, cell.initial_state(2, Edits(4)))
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [

@@ -12,7 +12,7 @@ MISTRAL = {**LLAMA, "model_type": "mistral", "num_key_value_heads": 2, "sliding_
 CHANGED = {
     **{"attention_multiplier": 0.5, "residual_multiplier": 0.2, "embedding_multiplier": 12.0, "logits_scaling": 8.0},  # granite
     **{"logit_scale": 0.0625, "use_qk_norm": True, "clip_qkv": 8.0, "alibi": True, "norm_head": True},  # cohere, olmo, baichuan
-    **{"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},  # minicpm
+    **{"scale_embeddings": True, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},  # minicpm
     **{"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 256},  # gemma 2
     **{"partial_rotary_factor": 0.5, "rotary_pct": 0.25, "rope_interleaved": True, "no_rope_layers": [1, 1, 1, 0]},
     **{"rope_local_base_freq": 10000.0, "rope_ratio": 4, "num_local_experts": 8, "n_routed_experts": 64, "moe_layer_freq": 1},

@@ -34,6 +34,12 @@ def test_floats_are_read_as_the_shortest_decimals(write_tiny):
         assert (config.norm_eps, config.rope) == (eps, Rope(theta))
 
 
+def test_special_tokens_may_have_id_0(write_tiny):
+    ids = {"tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0}
+    config = config_of(write_tiny(ids))
+    assert (config.bos_token_id, config.eos_token_ids) == (0, (0,))
+
+
 def test_special_tokens_window_and_vocabulary(write_tiny):
     ids = {f"tokenizer.ggml.{x}_token_id": n for x, n in (("bos", 3), ("eos", 4), ("eot", 9), ("eom", 11))}
     config = config_of(write_tiny({**ids, "llama.attention.sliding_window": 16, "llama.vocab_size": 50}))

@@ -154,6 +154,14 @@ def test_a_tensor_is_a_copy_of_the_file(write_tiny):
     assert not first.any()
 
 
+def test_bytes_after_the_last_tensor_are_refused(write_tiny):
+    path = write_tiny()
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole)
+    with refusing("where its last tensor ends"):
+        open_checkpoint(path)
+
+
 def test_row_length_must_be_a_multiple_of_the_block(write_tiny):
     """The package refuses to write such a file, so the test changes the type number in place."""
     path = write_tiny()

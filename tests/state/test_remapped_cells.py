@@ -233,3 +233,18 @@ def test_learned_rows_are_attended_to_without_a_position(places):
         assert_close(found, expected, 1e-8)
         assert [H.positions.sort().values.tolist() for H in after] == [H.positions.sort().values.tolist() for H in end]
     assert (plain - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("operator", ["full", "window:6", "sinks:6:2", "tova:6", "h2o:6"])
+@pytest.mark.parametrize("places", ["absolute", "inside", "compressed"])
+def test_a_call_does_not_modify_a_state_with_a_spare_row(places, operator):
+    """Steps leave spare rows behind those of a state."""
+    cell, text = tiny_cell(), random_tokens(3, 2, 20)
+    _, state = cell(text[:, :9], cell.initial_state(2, operator, places=places))
+    for t in range(9, 12):
+        _, state = cell.step(text[:, t], state)
+    before = state.clone()
+    for stop in (13, 20):
+        cell(text[:, 12:stop], state)
+        cell.scan(text[:, 12:stop], state)
+        assert_same(state, before, 0)

@@ -70,6 +70,7 @@ DAMAGE = {
     "one more tensor": (lambda t, a: t.update(more=torch.zeros(1)), "'more'"),
     "more rows than size": (lambda t, a: a.update(operators=a["operators"].replace('"size": 4', '"size": 3')), "contradict"),
     "position after the clock": (lambda t, a: t["layers.0.positions"].add_(9), "contradict"),
+    "position of the next token": (lambda t, a: t["layers.1.positions"][0, 0].copy_(torch.arange(1, 10)), "contradict"),
     "negative position": (lambda t, a: t["layers.1.positions"].sub_(9), "contradict"),
     "negative clock": (lambda t, a: t["clock"].sub_(99), "contradict"),
     "another shape": (lambda t, a: t.update({"layers.1.values": t["layers.1.values"][..., 1:].clone()}), "contradict"),

@@ -51,7 +51,7 @@ def test_plot_has_one_panel_per_operator(tmp_path):
     panels = {r: retention(CELL, TOKENS[:1], r)[0].mean(0) for r in ("full", "tova:4", "sinks:4:2", "window:4")}
     draw_retention(panels, tmp_path / "retained.png", prompt=5, title="tiny")
     check_picture(str(tmp_path / "retained.png"), 4)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["retained.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["retained.png"]
 
 
 def test_check_of_plots_finds_equal_panels(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from support.transformers_reference import TINY_CONFIG, save_folder, tiny_refere
 
 import converters
 import msrnn
-from converters.formats.huggingface import config_from_hf, tokenizer_config
+from converters.formats.huggingface import config_from_hf, config_to_hf, tokenizer_config
 from msrnn.models import Llama
 
 CONFIG = {
@@ -178,3 +179,10 @@ def test_rotary_tables_and_an_equal_tied_head_are_skipped(tmp_path):
     edited(tmp_path, lambda tensors: tensors["lm_head.weight"].mul_(2))
     with pytest.raises(msrnn.Error, match=r"lm_head\.weight"):
         converters.load(tmp_path)
+
+
+def test_a_llama_with_a_window_is_written_as_a_mistral():
+    """transformers ignores the window of a LLaMA; a GGUF file of Mistral is a LLaMA with a window."""
+    fields = config_to_hf(replace(config_from_hf(CONFIG, {}), sliding_window=16), torch.float32)
+    assert (fields["model_type"], fields["sliding_window"]) == ("mistral", 16)
+    assert config_from_hf(fields, {}).sliding_window == 16

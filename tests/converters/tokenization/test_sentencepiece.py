@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 from support.sentencepiece_models import TEXTS, trained
 from support.tiny_checkpoints import make_checkpoint, meta_params, to_meta, write_folder
 
@@ -54,6 +55,17 @@ def test_tokenizer_is_read_and_converted(tmp_path):
 def test_other_models_are_refused(more, message, tmp_path):
     trained(tmp_path / "tokenizer.model", **more)
     with pytest.raises(msrnn.Error, match=message):
+        read_tokenizer(tmp_path)
+
+
+def test_normalisation_is_on_where_the_file_does_not_state_it(tmp_path):
+    """The default of remove_extra_whitespaces in SentencePiece's protocol buffer is true."""
+    path = tmp_path / "tokenizer.model"
+    trained(path)
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    model.normalizer_spec.ClearField("remove_extra_whitespaces")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(msrnn.Error, match="normalises texts"):
         read_tokenizer(tmp_path)
 
 

@@ -48,7 +48,7 @@ def update():
 
 @pytest.fixture
 def digest_of_files(tmp_path, monkeypatch):
-    """A function that imports the operator anew, with changed files, and returns its digest."""
+    """A function that imports the operator again, with changed files, and returns its digest."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 

@@ -64,7 +64,7 @@ def test_a_large_tensor_is_dequantised_in_chunks(tmp_path, figure):
 
 
 def test_numpy_and_the_extras_are_not_needed(big, tmp_path):
-    """These packages are not dependencies of the core."""
+    """A folder of safetensors without a tokenizer is converted without these imports, which take time and memory."""
     code = "import sys; sys.modules |= dict.fromkeys(('numpy', 'tokenizers', 'gguf', 'transformers')); import converters\n"
     code += f"converters.convert({str(big / 'hf')!r}, {str(tmp_path / 'out')!r})"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -24,9 +24,10 @@ from ..state.state import State
 from ..storage.atomic import atomic_dir
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import write_model_folder
+from .capture import capture
 from .chunking import ChunkReader
 from .network import RecurrentNetwork
-from .validation import check_device_of_ids, check_ids, check_state, check_text, check_token
+from .validation import check_device_of_ids, check_ids, check_state, check_tensor_names, check_text, check_token
 
 MAX_BATCH_SIZE = 2**24
 """Maximum number of sequences in a state. A larger number is probably a typo."""
@@ -65,6 +66,8 @@ class Cell(RecurrentNetwork):
         clock = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device)
         layers = [self.init_layer_state(batch_size, operator, clock, dtype or self.dtype) for operator in operators]
         return State((replace(H, places=remapping) for H in layers), self.fingerprint(recompute=True))
+
+    capture = capture
 
     def step(self, token: Tensor, state: State | None = None, *, active: Tensor | None = None) -> tuple[Tensor, State]:
         """Read one token: ``(x_t, H_{t-1}) -> (logits, H_t)``. Pure: ``state`` is not modified.
@@ -202,10 +205,7 @@ class Cell(RecurrentNetwork):
         tensors = {name: LazyTensor.of(x) for name, x in self.state_dict().items()}
         with torch.device("meta"):
             expected = type(self)(self.config).state_dict().keys()
-        if changed := sorted(tensors.keys() ^ expected):
-            found = "has tensor" if changed[0] in tensors else "has no tensor"
-            hint = "merge adapters and remove pruning and parametrizations before save, or save cell.state_dict()"
-            raise Error(f"save: the cell {found} {changed[0]!r}; expected the tensors of its config ({hint})")
+        check_tensor_names(tensors, expected)
         with atomic_dir(folder) as target:
             write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
 

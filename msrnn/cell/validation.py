@@ -1,5 +1,7 @@
 """Checks of the arguments of a cell: token ids, active rows, lengths of a padded batch, and states."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -91,3 +93,15 @@ def check_state(state: State, batch_size: int, fingerprint: Fingerprint, dtype: 
         raise Error(f"state has batch size {len(state.clock)}; the tokens have {batch_size}")
     if state.dtype != dtype or state.device != device:
         raise Error(f"state is {state.dtype} on {state.device}; expected {dtype} on {device}, as the cell (see state.to)")
+
+
+def check_tensor_names(found: Collection[str], expected: Collection[str]) -> None:
+    """Check the names of the tensors of a cell before they are saved.
+
+    Raises:
+        Error: they are not those of the config, because a module has been changed.
+    """
+    if changed := sorted(set(found) ^ set(expected)):
+        kind = "has tensor" if changed[0] in found else "has no tensor"
+        hint = "merge adapters and remove pruning and parametrizations before save, or save cell.state_dict()"
+        raise Error(f"save: the cell {kind} {changed[0]!r}; expected the tensors of its config ({hint})")

@@ -7,7 +7,7 @@ import msrnn  # noqa: F401  (first, because it handles ctrl-C during the import 
 
 # isort: split
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from msrnn import Cell, Error
 from msrnn.errors import check_device, check_dtype
 from msrnn.models import Config, DecoderConfig
 from msrnn.models.loading import build_frozen, check_tensors
+from msrnn.models.packing import packed_names, unpack_tensors
 from msrnn.storage.atomic import atomic_dir
 from msrnn.storage.lazy_tensors import LazyTensor
 from msrnn.storage.model_folder import write_model_folder
@@ -32,6 +33,7 @@ from .formats import huggingface
 from .source import Source
 from .tokenization import folder as tokenizer_folder
 from .tokenization.folder import NoTokenizer
+from .weights import check_weights, choose_weights
 
 if TYPE_CHECKING:
     import tokenizers
@@ -45,6 +47,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     revision: str | None = None,
+    weights: str | None = None,
 ) -> Cell:
     """Load a pretrained cell in eval mode with frozen parameters.
 
@@ -61,29 +64,42 @@ def load(
             - ``(state_dict, config)`` with a config object of transformers, a dict of the fields of ``config.json``, or a
               :class:`msrnn.models.Config`
             - a :class:`converters.source.Source` (docs/converting.md)
-        dtype: dtype of the parameters; None keeps that of the source (float32 for GGUF, which is dequantised).
+        dtype: dtype of the parameters; None keeps that of the source (float32 for GGUF, which is dequantised). With packed
+            weights it is the dtype of norms, scales and activations, and None is bfloat16.
         device: device of the parameters; None is the CPU.
         revision: branch, tag or commit of a hub id.
+        weights: None, the weights as they are; ``"int4"``, the matrices of the layers in 4 bits, embedding and LM head in 8;
+            ``"int8"``, all matrices in 8 bits; ``"packed"``, the matrices of type Q4_0 and Q4_1 of a GGUF file in their own 4
+            bits, the others in 8 (docs/packed.md).
 
     Warns:
         UserWarning: the source is a folder or file without a tokenizer that can be read, or its tokenizer has more ids than
             the embedding has rows.
 
     Raises:
-        Error: the source cannot be read, or is not a LLaMA, Mistral, Yi or :class:`Decoder`.
+        Error: the source cannot be read, or is not a LLaMA, Mistral, Yi or :class:`Decoder`; ``weights`` is unknown or does not
+            fit the source.
     """
     check_dtype(dtype)
     check_device(device)
+    check_weights(weights)
     opened = detect.open_source(source, revision)
+    chosen, dtype = choose_weights(opened, weights, dtype)
     _report_tokenizer(opened)
-    with _with_progress(opened, "reading") as tensors:
+    with _with_progress(chosen, "reading") as tensors:
         cell = build_frozen(opened.config, tensors, dtype=dtype, device=device)
     cell.extra_files = opened.extra_files
     return cell
 
 
 def convert(
-    source: Any, target: str | Path, *, to: str = "msrnn", dtype: torch.dtype | None = None, revision: str | None = None
+    source: Any,
+    target: str | Path,
+    *,
+    to: str = "msrnn",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    weights: str | None = None,
 ) -> None:
     """Write ``source`` as a new folder, one tensor at a time and without building a cell.
 
@@ -95,6 +111,7 @@ def convert(
         to: ``msrnn``, the library's own format, or ``hf``, which transformers loads.
         dtype: dtype of the parameters; None keeps that of the source.
         revision: branch, tag or commit of a hub id.
+        weights: as in :func:`load`; None for ``hf``. Packed weights of a source are dequantised for ``hf``.
 
     Warns:
         UserWarning: as in :func:`load`.
@@ -105,17 +122,24 @@ def convert(
     """
     if to not in ("msrnn", "hf"):
         raise Error(f"to is {to!r}; expected 'msrnn' or 'hf'")
+    if to == "hf" and weights is not None:
+        raise Error(f"weights is {weights!r:.60}, but to is 'hf', which has float weights; expected None or to='msrnn'")
+    check_weights(weights)
     check_new_folder(target)
     opened = detect.open_source(source, revision)
     config = opened.config
     if to == "hf" and isinstance(config, DecoderConfig):
         raise Error("to is 'hf', but the source is a Decoder, which transformers does not support; expected 'msrnn'")
-    dtype = check_tensors(config, opened.tensors, dtype)
+    chosen, dtype = choose_weights(opened, weights, dtype)
+    if to == "hf":
+        chosen = unpack_tensors(chosen)
+    dtype = check_tensors(config, chosen, dtype)
     if opened.tokenizer_error is not None and not isinstance(opened.tokenizer_error, NoTokenizer):
         raise opened.tokenizer_error
     _report_tokenizer(opened)
-    with atomic_dir(target) as folder, _with_progress(opened, "converting") as tensors:
-        cast = {name: x.to(dtype) for name, x in tensors.items()}
+    with atomic_dir(target) as folder, _with_progress(chosen, "converting") as tensors:
+        stored = packed_names(tensors)
+        cast = {name: x if name in stored else x.to(dtype) for name, x in tensors.items()}
         if isinstance(config, DecoderConfig) or to == "msrnn":
             write_model_folder(folder, config.to_dict(), cast, opened.extra_files)
         else:
@@ -160,12 +184,12 @@ def _report_tokenizer(source: Source) -> None:
 
 
 @contextmanager
-def _with_progress(source: Source, what: str) -> Iterator[dict[str, LazyTensor]]:
-    """Yield the tensors of ``source``; a progress bar counts the tensors that are read and appears after two seconds."""
-    with tqdm(total=len(source.tensors), desc=what, unit="tensor", delay=2, leave=False, disable=None) as bar:
+def _with_progress(tensors: Mapping[str, LazyTensor], what: str) -> Iterator[dict[str, LazyTensor]]:
+    """Yield ``tensors``; a progress bar counts those that are read and appears after two seconds."""
+    with tqdm(total=len(tensors), desc=what, unit="tensor", delay=2, leave=False, disable=None) as bar:
 
         def read(x: LazyTensor) -> Tensor:
             bar.update()
             return x.read()
 
-        yield {name: replace(x, load=partial(read, x)) for name, x in source.tensors.items()}
+        yield {name: replace(x, load=partial(read, x)) for name, x in tensors.items()}

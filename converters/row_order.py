@@ -5,11 +5,15 @@ Hugging Face and this library pair number i of a head with number i + D/2 (half-
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
 from einops import rearrange
 from torch import Tensor
 
+from msrnn.layers.packed.matrix import PackedMatrix
 from msrnn.models import Config
+from msrnn.models.packing import LazyMatrix
 from msrnn.storage.lazy_tensors import LazyTensor
 
 
@@ -31,6 +35,17 @@ def half_split_qk(tensors: Mapping[str, LazyTensor], config: Config) -> dict[str
     heads = {"q": config.n_heads, "k": config.n_kv_heads}
     parts = {name: name.split(".")[-2] for name in tensors}
     return {name: _lazily(x, heads[parts[name]]) if parts[name] in heads else x for name, x in tensors.items()}
+
+
+def half_split_packed(matrices: Mapping[str, LazyMatrix], config: Config) -> dict[str, LazyMatrix]:
+    """Return packed ``matrices`` (under msrnn's names of their modules) with those of q and k half-split when they are read."""
+    heads = {"q": config.n_heads, "k": config.n_kv_heads}
+
+    def load(x: LazyMatrix, n_heads: int) -> PackedMatrix:
+        return PackedMatrix(*(half_split(part, n_heads) for part in x.load() if part is not None))
+
+    parts = {stem: heads.get(stem.rpartition(".")[2]) for stem in matrices}
+    return {stem: replace(x, load=partial(load, x, n)) if (n := parts[stem]) else x for stem, x in matrices.items()}
 
 
 def _lazily(x: LazyTensor, n_heads: int) -> LazyTensor:

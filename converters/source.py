@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from msrnn import Error
 from msrnn.models import Config, DecoderConfig
+from msrnn.models.packing import LazyMatrix
 from msrnn.storage.lazy_tensors import LazyTensor
 
 from .names import is_buffer, split_wrappers, unknown_name
@@ -23,6 +24,7 @@ class Source:
         tensors: the parameters under msrnn's names, not read yet.
         extra_files: the small files of the model (tokenizer, chat template) by name.
         n_token_ids: the largest id of the tokenizer, plus 1; 0 without a tokenizer.
+        packed: the matrices that can keep their own four bits, by msrnn's names of their modules; they are in ``tensors`` too.
         tokenizer_error: why the tokenizer of a folder or file cannot be used; None if it can be used, or for a model in memory.
     """
 
@@ -31,6 +33,7 @@ class Source:
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     n_token_ids: int = 0
     tokenizer_error: Error | None = None
+    packed: Mapping[str, LazyMatrix] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from msrnn.storage.lazy_tensors import LazyTensor
 
 from ..extra_files import count_ids
 from ..names import is_buffer
-from ..row_order import half_split_qk
+from ..row_order import half_split_packed, half_split_qk
 from ..source import NameTable, Source
 from ..tokenization import bpe, templates
 from ..tokenization.folder import NoTokenizer
 from ..tokenization.settings import CONFIG
 from .config import config_from_gguf
 from .header import read_header
+from .packed import packed_matrices
 from .rope import ROPE_FREQS
 from .tensors import check_offsets, is_scale, read_scaled
 
@@ -52,21 +53,27 @@ def open_checkpoint(path: Path) -> Source:
     header = read_header(path)
     config = config_from_gguf(header)
     check_offsets(header)
-    tensors = {
-        NAMES.to_msrnn(name): LazyTensor(info.shape, torch.float32, partial(read_scaled, header, name))
-        for name, info in header.tensors.items()
+    names = {
+        name: NAMES.to_msrnn(name)
+        for name in header.tensors
         if name != ROPE_FREQS and not is_buffer(name) and not is_scale(header, name)
     }
+    tensors = {
+        own: LazyTensor(header.tensors[name].shape, torch.float32, partial(read_scaled, header, name))
+        for name, own in names.items()
+    }
     tensors = half_split_qk(tensors, config)
+    matrices = {name: own.removesuffix(".weight") for name, own in names.items() if own != "embed.weight"}
+    packed = half_split_packed(packed_matrices(header, matrices), config)
     template = bpe.chat_template(header.metadata, path)
     files = {} if template is None else {templates.FILE: template.encode()}
     try:
         tokenizer = bpe.build_tokenizer(header.metadata, path)
     except Error as error:  # as if it had none: convert writes the weights, because many files have an unknown word rule
-        return Source(config, tensors, files, 0, NoTokenizer(str(error)))
+        return Source(config, tensors, files, 0, NoTokenizer(str(error)), packed)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | bpe.special_tokens(header.metadata, path)
     files |= {"tokenizer.json": tokenizer.to_str().encode(), CONFIG: to_json(settings)}
-    return Source(config, tensors, files, count_ids(tokenizer))
+    return Source(config, tensors, files, count_ids(tokenizer), None, packed)
 
 
 def read_config(path: Path) -> Config:

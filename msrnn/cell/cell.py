@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import Error, check_device, check_dtype, check_int
 from ..layers.differentiation import in_transform, is_batched_by_vmap
 from ..layers.hooks import call_with_hooks, has_hooks
+from ..layers.packed.modules import float_names
 from ..recurrence.records import LayerRecorder
 from ..recurrence.trace import Trace
 from ..recurrence.transition import Writes
@@ -29,8 +30,7 @@ from .chunking import ChunkReader
 from .network import RecurrentNetwork
 from .validation import check_device_of_ids, check_ids, check_state, check_tensor_names, check_text, check_token
 
-MAX_BATCH_SIZE = 2**24
-"""Maximum number of sequences in a state. A larger number is probably a typo."""
+MAX_BATCH_SIZE = 2**24  # more sequences are probably a typo
 
 
 class Cell(RecurrentNetwork):
@@ -205,7 +205,7 @@ class Cell(RecurrentNetwork):
         tensors = {name: LazyTensor.of(x) for name, x in self.state_dict().items()}
         with torch.device("meta"):
             expected = type(self)(self.config).state_dict().keys()
-        check_tensor_names(tensors, expected)
+        check_tensor_names(float_names(tensors), expected)
         with atomic_dir(folder) as target:
             write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..layers.attention import attend
 from ..layers.linear import fuse_storage_, fused_linear, with_own_storage
+from ..layers.packed.modules import fuse_packed_
 from ..layers.positional import PositionEncoding, PositionTensors
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes, append_attend_reduce
@@ -138,7 +139,8 @@ class RecurrentLayer(nn.Module):
     def fuse_storage_(self) -> None:
         """Move the weights of each fused group into one storage."""
         for group in self.fused_groups:
-            fuse_storage_(*group)
+            if not fuse_packed_(*group):
+                fuse_storage_(*group)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the parameters as ``nn.Module`` does, each with a storage of its own although the weights are fused.

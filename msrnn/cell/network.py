@@ -3,13 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..layers.differentiation import in_transform
-from ..layers.embedding import Embedding
 from ..layers.hooks import has_hooks
 from ..layers.positional import PositionEncoding, PositionTensors
 from ..layers.rotary import Rope
@@ -17,21 +15,17 @@ from ..recurrence.block_layout import token_positions
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes
 from ..reductions.contract import Reduction
-from ..state.fingerprint import Fingerprint, tensor_version
 from ..state.multistate import MultiState
 from ..state.state import State
 from .layer import RecurrentLayer
+from .parameters import ParameterAccess
 from .stacked_step import stacked_step
 
 
-class RecurrentNetwork(nn.Module, ABC):
+class RecurrentNetwork(ParameterAccess, ABC):
     """A stack of recurrent layers between an embedding and an LM head. :class:`Cell` adds the calls for users."""
 
-    config: Any
-    embed: Embedding
     layers: nn.ModuleList
-    _accepted: Fingerprint | None = None
-    """The last fingerprint from elsewhere, such as from a file, that was compared with the parameters."""
     extra_files: Mapping[str, bytes] = MappingProxyType({})
     """Small files that belong to the model (tokenizer, chat template), by name. ``save`` copies them."""
 
@@ -41,16 +35,6 @@ class RecurrentNetwork(nn.Module, ABC):
     @abstractmethod
     def default_reduction(self) -> Reduction:
         """The operator with which the cell equals the published model."""
-
-    @property
-    @abstractmethod
-    def signature(self) -> str:
-        """Every field of the config that enters a step, as text. Part of the fingerprint of a state."""
-
-    @property
-    @abstractmethod
-    def fingerprint_tensors(self) -> list[Tensor]:
-        """A few parameters that distinguish this model from others of the same shape. The first is the embedding."""
 
     @property
     def rope(self) -> Rope | None:
@@ -185,60 +169,3 @@ class RecurrentNetwork(nn.Module, ABC):
         if not isinstance(layer, RecurrentLayer):  # a wrapper
             layer = next(x for x in layer.modules() if isinstance(x, RecurrentLayer))
         return layer.position_encoding
-
-    @property
-    def device(self) -> torch.device:
-        return self._any_weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._any_weight.dtype
-
-    @property
-    def _any_weight(self) -> Tensor:
-        """The weight of the embedding, also where the embedding is wrapped, pruned or parametrized."""
-        weight = self.embed._parameters.get("weight")
-        if weight is not None:
-            return weight
-        inner = next((x for x in self.embed.modules() if isinstance(x, nn.Embedding)), self)
-        return next(inner.parameters())
-
-    def tensors_of(self, *modules: str) -> list[Tensor]:
-        """Return the weight of each of these modules, or all parameters and buffers of a module without a parameter ``weight``.
-
-        So a module may be replaced by a wrapper, pruned or parametrized.
-        """
-        tensors: list[Tensor] = []
-        for path in modules:
-            module: nn.Module = self
-            for name in path.split("."):
-                if not isinstance(inner := getattr(module, name, None), nn.Module):
-                    break
-                module = inner
-            weight = module._parameters.get("weight")
-            tensors += [*module.parameters(), *module.buffers()] if weight is None else [weight]
-        return tensors
-
-    def fingerprint(self, *, recompute: bool = False) -> Fingerprint:
-        """Return the fingerprint of this model; it is computed again when a fingerprint tensor has changed.
-
-        It has no values if a tensor has no storage, as inside ``torch.func`` transforms and ``torch.export``.
-
-        Args:
-            recompute: True to read the values again. Edits through ``data`` or numpy are noticed only in this way. It
-                synchronises with the device.
-        """
-        tensors = self.fingerprint_tensors
-        try:
-            key = tuple(map(tensor_version, tensors))
-        except RuntimeError:
-            return Fingerprint(self.signature)
-        cached = getattr(self, "_fingerprint", None)
-        if cached is None or cached[0] != key or recompute:
-            new = Fingerprint.of(self.signature, tensors)
-            if cached is not None and new.dtype == cached[1].dtype and new.matches(cached[1]):
-                new = cached[1]  # the states of this cell hold this object
-            else:
-                self._accepted = None
-            self._fingerprint = cached = (key, new)
-        return cached[1]

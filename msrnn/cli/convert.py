@@ -7,7 +7,7 @@ import argparse
 
 import torch
 
-from .options import DTYPES, add_source_arguments
+from .options import DTYPES, add_source_arguments, add_weights_argument
 from .streams import print_warnings
 
 
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", choices=("msrnn", "hf"), default="msrnn", help="format of this library, or of Hugging Face (default: msrnn)"
     )
+    add_weights_argument(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the parameters (default: as stored)")
 
 
@@ -27,5 +28,6 @@ def run(args: argparse.Namespace) -> None:
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
     with print_warnings():
-        converters.convert(args.model, args.target, to=args.to, dtype=dtype, revision=args.revision)
+        options = {"to": args.to, "dtype": dtype, "revision": args.revision, "weights": args.weights}
+        converters.convert(args.model, args.target, **options)
     print(args.target)

@@ -47,7 +47,7 @@ def load_cell(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Cel
     if dtype is None and args.dtype:
         dtype = getattr(torch, args.dtype)
     with print_warnings():
-        return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision)
+        return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision, weights=args.weights)
 
 
 def encode(tokenizer: "tokenizers.Tokenizer", text: str, args: argparse.Namespace) -> Tensor:

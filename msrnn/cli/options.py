@@ -11,6 +11,7 @@ from .. import errors
 from ..argtypes import read_text, seed_int
 from ..decoding.methods import DECODING_METHODS
 from ..errors import Error
+from ..models import packing
 from ..reductions.contract import Reduction
 from ..reductions.registry import parse_reduction
 from .operator_files import add_operator_file_argument
@@ -18,11 +19,14 @@ from .streams import decode_utf8
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Values of ``--dtype``."""
+WEIGHTS = (*packing.WEIGHTS, "packed")
+"""Values of ``--weights``."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, dtype: str | None = None) -> None:
-    """Add MODEL, ``--revision``, ``--dtype`` (default: ``dtype``) and ``--device``."""
+    """Add MODEL, ``--revision``, ``--weights``, ``--dtype`` (default: ``dtype``) and ``--device``."""
     add_source_arguments(parser)
+    add_weights_argument(parser)
     parser.add_argument(
         "--dtype", choices=DTYPES, default=dtype, help=f"dtype of the parameters (default: {dtype or 'as stored'})"
     )
@@ -33,6 +37,12 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add MODEL and ``--revision``."""
     parser.add_argument("model", metavar="MODEL", help="hub id (owner/name, owner/name:Q4_K_M), model folder, or .gguf file")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+
+
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--weights``."""
+    help = "weights in 4 or 8 bits; packed: a GGUF file's own 4 bits (default: as stored, GGUF in float32)"
+    parser.add_argument("--weights", choices=WEIGHTS, help=help)
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 
 from ..errors import Error
+from .linear import linear
+from .packed.modules import Int8Embedding
 
 
 class Embedding(nn.Embedding):
@@ -11,6 +13,15 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
+
+
+def tied_logits(x: Tensor, embedding: nn.Module) -> Tensor:
+    """Return the logits of an LM head that is tied to the embedding, ``(…, E) -> (…, V)``.
+
+    Raises:
+        Error: as :func:`embedding_weight`.
+    """
+    return embedding.logits(x) if isinstance(embedding, Int8Embedding) else linear(x, embedding_weight(embedding))
 
 
 def embedding_weight(module: nn.Module) -> Tensor:

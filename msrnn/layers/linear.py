@@ -79,6 +79,9 @@ def fused_linear(x: Tensor, *linears: nn.Module) -> Tensor:
     One product computes all of them if the weights are adjacent in memory (:func:`fuse_storage_`), no module has a hook, and
     no weight needs a gradient.
     """
+    if (fused_product := getattr(linears[0], "fused_product", None)) is not None:  # packed matrices
+        y = fused_product(x, linears)
+        return torch.cat([module(x) for module in linears], dim=-1) if y is None else y
     weights = [_plain_weight(module) for module in linears]
     trainable = torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in weights)
     if trainable or (weight := _fused_weight(weights)) is None:

@@ -12,8 +12,8 @@ from torch.nn.functional import silu
 
 from ..cell.cell import Cell
 from ..cell.layer import RecurrentLayer
-from ..layers.embedding import Embedding, embedding_weight
-from ..layers.linear import Linear, gated_linear, linear
+from ..layers.embedding import Embedding, tied_logits
+from ..layers.linear import Linear, gated_linear
 from ..layers.norm import RMSNorm
 from ..layers.positional import PositionTensors, RotaryEncoding
 from ..layers.residual import add_residual
@@ -121,4 +121,4 @@ class Llama(Cell):
 
     def compute_logits(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        return linear(x, embedding_weight(self.embed)) if self.config.tied else self.head(x)
+        return tied_logits(x, self.embed) if self.config.tied else self.head(x)

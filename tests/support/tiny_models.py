@@ -92,7 +92,7 @@ def step_loop(cell, text: Tensor, state: State | None = None, lengths: Tensor | 
     """
     B, T = text.shape
     state = cell.initial_state(B) if state is None else state
-    logits = torch.full((B, T, cell.config.vocab_size), torch.nan, dtype=cell.embed.weight.dtype)
+    logits = torch.full((B, T, cell.config.vocab_size), torch.nan, dtype=cell.dtype)
     for t in range(T):
         active = None if lengths is None else t < lengths
         token = text[:, t] if lengths is None else text[:, t].masked_fill(~active, 0)

@@ -1,0 +1,63 @@
+"""The choice ``weights=``: the tensors of a source as they are, or packed in 4 or 8 bits."""
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+
+from msrnn import Error
+from msrnn.models.packing import COMPUTE_DTYPE, WEIGHTS, check_packable, matrix_tensors, pack_tensors
+from msrnn.storage.lazy_tensors import LazyTensor
+
+from .source import Source
+
+KEPT = "packed"
+"""The value of ``weights=`` that keeps the 4-bit matrices of a GGUF file."""
+NAMED = 3
+"""Number of modules that a warning names."""
+
+
+def check_weights(weights: object) -> None:
+    """Refuse an unknown value of ``weights=``.
+
+    Raises:
+        Error: ``weights`` is neither None nor one of the kinds.
+    """
+    if weights is not None and weights not in (*WEIGHTS, KEPT):
+        raise Error(f"weights is {weights!r:.60}; expected None, {', '.join(map(repr, (*WEIGHTS, KEPT)))}")
+
+
+def choose_weights(
+    source: Source, weights: str | None, dtype: torch.dtype | None
+) -> tuple[Mapping[str, LazyTensor], torch.dtype | None]:
+    """Return the tensors of ``source`` for one value of ``weights=``, and the dtype of the cell.
+
+    Args:
+        source: of the tensors.
+        weights: None, ``int4``, ``int8`` or ``packed`` (:func:`converters.load`).
+        dtype: as given by the user; None: bfloat16 if the weights are packed.
+
+    Warns:
+        UserWarning: ``packed`` could not keep some matrices; they have 8 bits.
+
+    Raises:
+        Error: a model that cannot be packed, or ``packed`` for a source without matrices that can be kept.
+    """
+    if weights is None:
+        return source.tensors, dtype
+    dtype = COMPUTE_DTYPE if dtype is None else dtype
+    if weights != KEPT:
+        return pack_tensors(source.config, source.tensors, weights), dtype
+    check_packable(source.config)
+    if not source.packed:
+        choices = " or ".join(map(repr, WEIGHTS))
+        raise Error(f"weights is 'packed', but the source has no matrices of type Q4_0 or Q4_1; expected {choices}")
+    packed = {f"{stem}.weight" for stem in source.packed}
+    rest = {name: x for name, x in source.tensors.items() if name not in packed}
+    if others := [name.removesuffix(".weight") for name, x in rest.items() if len(x.shape) == 2]:
+        named = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
+        total = len(others) + len(packed)
+        warnings.warn(
+            f"{len(packed)} of {total} matrices keep their own 4 bits; quantised again, to 8 bits: {named}", stacklevel=4
+        )
+    return pack_tensors(source.config, rest, "int8") | matrix_tensors(source.packed), dtype

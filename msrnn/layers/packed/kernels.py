@@ -1,0 +1,114 @@
+"""Products x Wᵀ with packed matrices.
+
+PyTorch has kernels that read the codes of a matrix themselves (``aten/src/ATen/native/cpu/int4mm_kernel.cpp``,
+``int8mm_kernel.cpp``). They take bfloat16 inputs, are made for few rows, and have no derivative. All other products dequantise
+a part of the matrix at a time, multiply by it and drop it. Both ways use the same numbers, up to rounding.
+
+The int4 kernel reads *blocks*: for b consecutive rows, ``(E, b / 2)`` bytes. Byte j of a column contains the code of row j in
+its low bits and of row j + b / 2 in its high bits. b depends on the instructions of the CPU (64 for AVX-512, 32 for AVX2).
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..differentiation import in_transform
+from ..linear import upcast_if_emulated
+from .matrix import GROUP, ROW_MULTIPLE, PackedMatrix, pack_nibbles, unpack_nibbles
+
+MAX_KERNEL_ROWS = {4: 16, 8: 4}
+"""Maximum number of rows of x that the kernels multiply, by the bits of the matrix. From then on dequantising is faster."""
+PART_ELEMENTS = 2**22
+"""Number of elements of a matrix that are dequantised at once."""
+
+
+@lru_cache
+def kernel_block_rows() -> int | None:
+    """Return the number of rows of a block that the int4 kernel of this CPU reads; None if it has no such kernel."""
+    if not hasattr(torch, "_convert_weight_to_int4pack_for_cpu") or not hasattr(torch, "_weight_int4pack_mm_for_cpu"):
+        return None
+    for rows in (64, 32):
+        codes = torch.arange(2 * rows * GROUP, dtype=torch.int32, device="cpu").view(2 * rows, GROUP).remainder(15)
+        expected = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
+        if torch.equal(expected.flatten(), to_blocks(pack_nibbles(codes.to(torch.uint8)), rows).flatten()):
+            return rows
+    return None
+
+
+def block_rows(n_rows: int) -> int:
+    """Return the number of rows of the blocks of a matrix with ``n_rows`` rows."""
+    rows = kernel_block_rows()
+    return rows if rows and n_rows % rows == 0 else ROW_MULTIPLE
+
+
+def to_blocks(codes: Tensor, rows: int) -> Tensor:
+    """Return the codes ``(F, E / 2)`` of a :class:`PackedMatrix` in blocks of ``rows`` rows, ``(F / rows, E, rows / 2)``."""
+    low, high = unpack_nibbles(codes).unflatten(0, (-1, 2, rows // 2)).unbind(1)  # (F / rows, rows / 2, E)
+    return (low | high << 4).transpose(1, 2).contiguous()
+
+
+def from_blocks(blocks: Tensor) -> Tensor:
+    """Return the codes ``(F, E / 2)`` of blocks ``(F / rows, E, rows / 2)``; the inverse of :func:`to_blocks`."""
+    rows = torch.cat((blocks & 15, blocks >> 4), dim=2).transpose(1, 2)  # (F / rows, rows, E)
+    return pack_nibbles(rows.flatten(0, 1))
+
+
+def join_scales(matrix: PackedMatrix) -> Tensor:
+    """Return scales and zeros ``(E / 32, F, 2)``, as the int4 kernel reads them."""
+    assert matrix.zeros is not None
+    return torch.stack((matrix.scales, matrix.zeros), dim=-1).transpose(0, 1).contiguous()
+
+
+def int4_linear(x: Tensor, blocks: Tensor, scales_and_zeros: Tensor) -> Tensor:
+    """Return x Wᵀ, ``(…, E) -> (…, F)``, in the dtype of x.
+
+    Args:
+        x: ``(…, E)``.
+        blocks: ``(F / b, E, b / 2)`` uint8.
+        scales_and_zeros: ``(E / 32, F, 2)``.
+    """
+    n_blocks, E, half = blocks.shape
+    if _uses_kernel(x, 4) and 2 * half == kernel_block_rows() and scales_and_zeros.dtype == torch.bfloat16:
+        codes = blocks.view(n_blocks * 2 * half, E // 2)
+        y = torch._weight_int4pack_mm_for_cpu(x.reshape(-1, E), codes, GROUP, scales_and_zeros.contiguous())
+        return y.view(*x.shape[:-1], y.shape[-1])
+    wide = upcast_if_emulated(x)
+    count = max(1, PART_ELEMENTS // (E * 2 * half))
+    parts = zip(blocks.split(count), scales_and_zeros.split(count * 2 * half, dim=1), strict=True)
+    outputs = [wide @ dequantise_blocks(*part, wide.dtype) for part in parts]
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)).to(x.dtype)
+
+
+def int8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """Return x Wᵀ, ``(…, E) -> (…, F)``, in the dtype of x, for ``codes (F, E)`` int8 and ``scales (F,)``."""
+    if _uses_kernel(x, 8) and scales.dtype == torch.bfloat16:
+        y = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), codes, scales)
+        return y.view(*x.shape[:-1], y.shape[-1])
+    wide = upcast_if_emulated(x)
+    parts = codes.split(max(1, PART_ELEMENTS // codes.shape[1]))
+    y = torch.cat([wide @ part.to(wide.dtype).T for part in parts], dim=-1)
+    return (y * scales.to(y.dtype)).to(x.dtype)
+
+
+def dequantise_blocks(blocks: Tensor, scales_and_zeros: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the transposed matrix ``(E, F)``, rounded once to ``dtype``."""
+    n_blocks, E, half = blocks.shape
+    wide = torch.promote_types(dtype, torch.float32)
+    weight = torch.empty(E, n_blocks, 2, half, dtype=wide, device=blocks.device)
+    columns = blocks.transpose(0, 1)  # (E, F / b, b / 2)
+    weight[:, :, 0], weight[:, :, 1] = columns & 15, columns >> 4
+    scale, zero = scales_and_zeros.to(wide).unsqueeze(1).unbind(-1)  # (E / 32, 1, F)
+    groups = weight.view(E // GROUP, GROUP, -1)
+    return groups.sub_(8).mul_(scale).add_(zero).view(E, -1).to(dtype)
+
+
+def _uses_kernel(x: Tensor, bits: int) -> bool:
+    """Return True for a product that a kernel computes: few rows of bfloat16 on a CPU, without derivatives."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and 0 < x.numel() <= MAX_KERNEL_ROWS[bits] * x.shape[-1]
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and not in_transform()
+    )

@@ -1,0 +1,180 @@
+"""Modules that hold packed matrices in place of :class:`~msrnn.layers.linear.Linear` and the embedding.
+
+Codes and scales are buffers: they are not trained. ``state_dict`` contains them as a :class:`PackedMatrix` names them
+(``codes``, ``scales``, ``zeros``), in the same layout on every CPU. ``to`` changes the dtype of the scales, and thereby that of
+the products. The codes do not change.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..hooks import has_hooks
+from .kernels import block_rows, from_blocks, int4_linear, int8_linear, join_scales, to_blocks
+from .matrix import GROUP, SCALE_DTYPE, PackedMatrix
+
+
+class PackedModule(nn.Module):
+    """A module with one packed matrix ``(F, E)``; the base class of all modules here."""
+
+    bits: ClassVar[int]
+    shape: tuple[int, int]
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        """The matrix, with codes in the layout of files."""
+        raise NotImplementedError
+
+    def set_matrix(self, matrix: PackedMatrix) -> None:
+        """Replace the matrix by one of the same shape and bits, in the dtype and on the device of this module."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        for name, x in self.matrix._asdict().items():
+            if x is not None:
+                destination[prefix + name] = x
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = [name for name, x in self.matrix._asdict().items() if x is not None]
+        missing = [prefix + name for name in names if prefix + name not in state_dict]
+        if missing:
+            missing_keys += missing
+            return
+        self.set_matrix(PackedMatrix(*(state_dict[prefix + name] for name in names)))
+
+
+class PackedLinear(PackedModule):
+    """A linear map without a bias, x Wᵀ."""
+
+    tensors: ClassVar[dict[str, int]]
+    """Names of the buffers, and the dimension of each along which matrices for the same x are concatenated."""
+
+    @property
+    def in_features(self) -> int:
+        return self.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.shape[0]
+
+    product: ClassVar[Callable[..., Tensor]]
+    """``product(x (…, E), *buffers) -> (…, F)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x Wᵀ, ``(…, E) -> (…, F)``."""
+        return type(self).product(x, *self.buffers(recurse=False))
+
+    def fused_product(self, x: Tensor, modules: Sequence[nn.Module]) -> Tensor | None:
+        """Return the concatenated outputs of ``modules`` by one product; None if :func:`fuse_packed_` has not joined them."""
+        joined = []
+        for name, dim in self.tensors.items():
+            whole = self._buffers[name]._base  # type: ignore[union-attr]
+            offset = 0
+            for module in modules:
+                part = module._buffers.get(name)
+                if whole is None or part is None or part._base is not whole or part.storage_offset() != offset:
+                    return None
+                offset += part.shape[dim] * part.stride(dim)
+            if whole is None or offset != whole.shape[dim] * whole.stride(dim):
+                return None
+            joined.append(whole)
+        return None if any(map(has_hooks, modules)) else type(self).product(x, *joined)
+
+
+class Int4Linear(PackedLinear):
+    """A linear map in 4 bits. The codes are held in the blocks that the kernel of this CPU reads."""
+
+    bits = 4
+    product = staticmethod(int4_linear)
+    blocks: Tensor
+    scales_and_zeros: Tensor
+    tensors: ClassVar[dict[str, int]] = {"blocks": 0, "scales_and_zeros": 1}
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.shape, rows = (n_out, n_in), block_rows(n_out)
+        self.register_buffer("blocks", torch.zeros(n_out // rows, n_in, rows // 2, dtype=torch.uint8))
+        self.register_buffer("scales_and_zeros", torch.zeros(n_in // GROUP, n_out, 2, dtype=SCALE_DTYPE))
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        scales, zeros = self.scales_and_zeros.to(SCALE_DTYPE).transpose(0, 1).unbind(-1)
+        return PackedMatrix(from_blocks(self.blocks), scales.contiguous(), zeros.contiguous())
+
+    def set_matrix(self, matrix: PackedMatrix) -> None:
+        blocks = to_blocks(matrix.codes.to(self.blocks.device), block_rows(self.shape[0]))
+        self.blocks, self.scales_and_zeros = blocks, join_scales(matrix).to(self.scales_and_zeros)
+
+
+class Int8Linear(PackedLinear):
+    """A linear map in 8 bits."""
+
+    bits = 8
+    product = staticmethod(int8_linear)
+    codes: Tensor
+    scales: Tensor
+    tensors: ClassVar[dict[str, int]] = {"codes": 0, "scales": 0}
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.shape = (n_out, n_in)
+        self.register_buffer("codes", torch.zeros(n_out, n_in, dtype=torch.int8))
+        self.register_buffer("scales", torch.zeros(n_out, dtype=SCALE_DTYPE))
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        return PackedMatrix(self.codes, self.scales.to(SCALE_DTYPE))
+
+    def set_matrix(self, matrix: PackedMatrix) -> None:
+        self.codes, self.scales = matrix.codes.to(self.codes.device), matrix.scales.to(self.scales)
+
+
+class Int8Embedding(Int8Linear):
+    """A token embedding in 8 bits, ``(V, E)``. :meth:`logits` multiplies by the same matrix, as a tied LM head."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embed ids ``(…,)`` as ``(…, E)``."""
+        scales = self.scales[ids].unsqueeze(-1)
+        return self.codes[ids].to(scales.dtype) * scales
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return x Wᵀ, ``(…, E) -> (…, V)``."""
+        return self.product(x, self.codes, self.scales)
+
+
+def fuse_packed_(*modules: nn.Module) -> bool:
+    """Join the matrices of modules with the same input, in this order, so that one product computes all of them.
+
+    Returns:
+        False if a module is not packed, or the modules have different bits, widths, dtypes or devices.
+    """
+    first = modules[0]
+    if not isinstance(first, PackedLinear) or any(type(module) is not type(first) for module in modules):
+        return False
+    parts = {name: [x for module in modules if (x := module._buffers[name]) is not None] for name in first.tensors}
+    for name, dim in first.tensors.items():
+        if len({(x.dtype, x.device, *x.shape[:dim], *x.shape[dim + 1 :]) for x in parts[name]}) > 1:
+            return False
+    for name, dim in first.tensors.items():
+        whole = torch.cat(parts[name], dim)
+        for module, part in zip(modules, whole.split([x.shape[dim] for x in parts[name]], dim), strict=True):
+            module._buffers[name] = part
+    return True
+
+
+def float_names(names: Iterable[str]) -> set[str]:
+    """Return the names of tensors, with ``NAME.weight`` in place of the parts of each packed matrix."""
+    found = set(names)
+    stems = {name.removesuffix(".codes") for name in found if name.endswith(".codes")}
+    return {name for name in found if name.rpartition(".")[0] not in stems} | {f"{stem}.weight" for stem in stems}

@@ -1,0 +1,103 @@
+"""Tests of products with packed matrices: PyTorch's kernels and the dequantised way, against float64."""
+
+import pytest
+import torch
+
+from msrnn.layers import linear
+from msrnn.layers.packed import kernels
+from msrnn.layers.packed.kernels import (
+    dequantise_blocks,
+    from_blocks,
+    int4_linear,
+    int8_linear,
+    join_scales,
+    kernel_block_rows,
+    to_blocks,
+)
+from msrnn.layers.packed.matrix import quantise
+
+BOUND = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def relative_error(y, expected):
+    return float((y.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_blocks_keep_all_codes(block):
+    codes = quantise(random(128, 96), 4).codes
+    blocks = to_blocks(codes, block)
+    assert blocks.shape == (128 // block, 96, block // 2)
+    assert torch.equal(from_blocks(blocks), codes)
+
+
+@pytest.mark.skipif(kernel_block_rows() is None, reason="this CPU has no int4 kernel")
+def test_blocks_are_those_that_pytorch_makes():
+    matrix = quantise(random(192, 64), 4)
+    codes = torch.stack((matrix.codes & 15, matrix.codes >> 4), -1).flatten(1).int()
+    expected = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
+    assert torch.equal(to_blocks(matrix.codes, kernel_block_rows()).flatten(), expected.flatten())
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("shape", [(1, 64), (3, 64), (2, 5, 64), (40, 64), (0, 64)])
+def test_products_equal_float64(shape, dtype, native, kernel, monkeypatch):
+    monkeypatch.setattr(linear, "HAS_NATIVE_16BIT", dict.fromkeys((torch.bfloat16, torch.float16), native))
+    monkeypatch.setattr(kernels, "PART_ELEMENTS", 64 * 64)  # several parts
+    if not kernel:
+        monkeypatch.setattr(kernels, "MAX_KERNEL_ROWS", {4: 0, 8: 0})
+    x, weight = random(*shape).to(dtype), random(192, 64, seed=1)
+    four, eight = quantise(weight, 4), quantise(weight, 8)
+    blocks = to_blocks(four.codes, kernel_block_rows() or 16)
+    scales = join_scales(four).to(torch.promote_types(dtype, torch.float32) if dtype == torch.float16 else dtype)
+    for y, matrix in (
+        (int4_linear(x, blocks, scales), four),
+        (int8_linear(x, eight.codes, eight.scales.to(scales.dtype)), eight),
+    ):
+        assert y.dtype == dtype
+        assert y.shape == (*shape[:-1], 192)
+        if x.numel():
+            assert relative_error(y, x.double() @ matrix.dequantise(torch.float64).T) < BOUND[dtype]
+
+
+def test_few_rows_use_the_kernel_and_many_rows_do_not(monkeypatch):
+    used = []
+    for name in ("_weight_int4pack_mm_for_cpu", "_weight_int8pack_mm"):
+        plain = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *x, name=name, plain=plain: used.append((name, len(x[0]))) or plain(*x))
+    weight = random(64, 64)
+    four, eight = quantise(weight, 4), quantise(weight, 8)
+    blocks, scales = to_blocks(four.codes, kernel_block_rows() or 16), join_scales(four)
+    for rows in (1, 4, 5, 16, 17):
+        int4_linear(random(rows, 64).bfloat16(), blocks, scales)
+        int8_linear(random(rows, 64).bfloat16(), eight.codes, eight.scales)
+    four_rows = [1, 4, 5, 16] if kernel_block_rows() else []
+    assert [n for name, n in used if "int4" in name] == [n for n in four_rows if n <= kernels.MAX_KERNEL_ROWS[4]]
+    assert [n for name, n in used if "int8" in name] == [n for n in (1, 4, 5, 16) if n <= kernels.MAX_KERNEL_ROWS[8]]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_inputs_can_be_differentiated(bits):
+    weight = random(64, 64)
+    matrix = quantise(weight, bits)
+    x = random(2, 64).bfloat16().requires_grad_()
+    if bits == 4:
+        y = int4_linear(x, to_blocks(matrix.codes, kernel_block_rows() or 16), join_scales(matrix))
+    else:
+        y = int8_linear(x, matrix.codes, matrix.scales)
+    y.sum().backward()
+    expected = matrix.dequantise().sum(0).expand(2, -1)
+    assert torch.allclose(x.grad.float(), expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
+
+
+def test_dequantised_blocks_are_the_transposed_matrix():
+    matrix = quantise(random(64, 96), 4)
+    for block in (16, 32, 64):
+        found = dequantise_blocks(to_blocks(matrix.codes, block), join_scales(matrix), torch.float64)
+        assert torch.equal(found.T, matrix.dequantise(torch.float64))

@@ -1,8 +1,8 @@
 """Packed weights of a model: which matrices are packed, their names in a file, and the modules that hold them.
 
 Matrices of the layers have 4 bits (``int4``) or 8 (``int8``). The embedding and the LM head have 8 bits in both. A matrix with
-a shape that does not fit int4 has 8 bits too. Norms stay as they are. In a file, ``NAME.codes``, ``NAME.scales`` and, for 4 bits,
-``NAME.zeros`` take the place of ``NAME.weight`` (:class:`~msrnn.layers.packed.matrix.PackedMatrix`).
+a shape that does not fit int4 has 8 bits too. Norms stay as they are. In a file, ``NAME.codes``, ``NAME.scales`` and, for 4
+bits, ``NAME.zeros`` take the place of ``NAME.weight`` (:class:`~msrnn.layers.packed.matrix.PackedMatrix`).
 """
 
 from collections.abc import Callable, Mapping

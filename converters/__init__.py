@@ -9,8 +9,7 @@ import msrnn  # noqa: F401  (first, because it handles ctrl-C during the import 
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +20,10 @@ from tqdm import tqdm
 from msrnn import Cell, Error
 from msrnn.errors import check_device, check_dtype
 from msrnn.models import Config, DecoderConfig
-from msrnn.models.loading import build_frozen, check_tensors
+from msrnn.models.loading import build_frozen, check_tensors, tensor_shapes
 from msrnn.models.packing import packed_names, unpack_tensors
 from msrnn.storage.atomic import atomic_dir
-from msrnn.storage.lazy_tensors import LazyTensor
+from msrnn.storage.lazy_tensors import LazyTensor, Location
 from msrnn.storage.model_folder import write_model_folder
 from msrnn.storage.output_paths import check_new_folder
 
@@ -51,7 +50,8 @@ def load(
 ) -> Cell:
     """Load a pretrained cell in eval mode with frozen parameters.
 
-    The parameters are copies. They are held once, except that a live model keeps its own: delete it to free the memory.
+    The parameters are views of the mapped file where it has their dtype and layout (docs/converting.md), otherwise copies. They
+    are held once, except that a live model keeps its own: delete it to free the memory.
 
     Args:
         source: one of
@@ -139,7 +139,8 @@ def convert(
     _report_tokenizer(opened)
     with atomic_dir(target) as folder, _with_progress(chosen, "converting") as tensors:
         stored = packed_names(tensors)
-        cast = {name: x if name in stored else x.to(dtype) for name, x in tensors.items()}
+        order = tensor_shapes(config, tensors)
+        cast = {name: tensors[name] if name in stored else tensors[name].to(dtype) for name in order}
         if isinstance(config, DecoderConfig) or to == "msrnn":
             write_model_folder(folder, config.to_dict(), cast, opened.extra_files)
         else:
@@ -187,9 +188,21 @@ def _report_tokenizer(source: Source) -> None:
 def _with_progress(tensors: Mapping[str, LazyTensor], what: str) -> Iterator[dict[str, LazyTensor]]:
     """Yield ``tensors``; a progress bar counts those that are read and appears after two seconds."""
     with tqdm(total=len(tensors), desc=what, unit="tensor", delay=2, leave=False, disable=None) as bar:
+        yield {name: replace(x, load=_Counted(x, bar)) for name, x in tensors.items()}
 
-        def read(x: LazyTensor) -> Tensor:
-            bar.update()
-            return x.read()
 
-        yield {name: replace(x, load=partial(read, x)) for name, x in tensors.items()}
+@dataclass(frozen=True)
+class _Counted:
+    """Reads a tensor and counts it in a progress bar."""
+
+    x: LazyTensor
+    bar: Any
+
+    @property
+    def location(self) -> Location | None:
+        """As of the tensor: one that is mapped is not read."""
+        return self.x.location
+
+    def __call__(self) -> Tensor:
+        self.bar.update()
+        return self.x.read()

@@ -30,6 +30,9 @@ PLAIN_TENSORS = (nn.Parameter, Tensor)
 """Types of weights that the kernel accepts: no subclass, such as a quantized weight of another library."""
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices where weights share a storage. :func:`with_own_storage` needs DLPack, which other devices may not have."""
+MAX_MOVED_BYTES = 2**25
+"""Groups of more bytes on a CPU are not moved into one storage. One product of such a group is at most 4 % faster than several,
+and moving the mapped weights of a 7B model would copy two thirds of them."""
 HAS_KERNEL = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -99,14 +102,15 @@ def gated_linear(x: Tensor, gate: nn.Module, up: nn.Module, activation: Callable
 def fuse_storage_(*linears: nn.Module) -> None:
     """Move the weights of several modules into one storage, in this order. Parameters, values and gradients stay the same.
 
-    Nothing happens where the weights differ in dtype, device or width, are shared between processes, or are fused already, and
-    on devices other than :data:`FUSED_DEVICES`.
+    Nothing happens where the weights differ in dtype, device or width, are shared between processes, are fused already or too
+    large (:data:`MAX_MOVED_BYTES`), and on devices other than :data:`FUSED_DEVICES`.
     """
     weights = [w for module in linears if type(w := module._parameters.get("weight")) is nn.Parameter]
     kinds = {(w.dtype, w.device, w.shape[1:], w.layout) for w in weights}
     if len(weights) < len(linears) or len(kinds) != 1 or weights[0].layout != torch.strided:
         return
-    if weights[0].device.type not in FUSED_DEVICES:
+    device = weights[0].device.type
+    if device not in FUSED_DEVICES or (device == "cpu" and sum(w.nbytes for w in weights) > MAX_MOVED_BYTES):
         return
     if _fused_weight(weights) is None and not weights[0].is_shared():
         with torch.inference_mode(weights[0].is_inference()):

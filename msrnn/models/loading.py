@@ -1,10 +1,10 @@
 """Cells from a config and tensors: check, build, and load a model folder (:mod:`msrnn.storage.model_folder`)."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from ..cell.cell import Cell
 from ..cell.layer import RecurrentLayer
@@ -13,11 +13,14 @@ from ..layers.packed.modules import PackedModule
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import open_weights, read_config_fields, read_extra_files
 from .packing import install_packed_modules, packed_names, read_matrix
+from .placement import place
 from .registry import AnyConfig, build_on_meta, config_from_dict
 
 
 def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Cell:
     """Return the cell in a folder that :meth:`Cell.save` wrote, in eval mode with frozen parameters.
+
+    On the CPU, in the dtype of the file, the parameters are views of the mapped file (docs/converting.md), otherwise copies.
 
     Args:
         folder: its path.
@@ -50,10 +53,7 @@ def check_tensors(config: AnyConfig, tensors: Mapping[str, LazyTensor], dtype: t
     check_dtype(dtype)
     if config.n_layers > len(tensors):  # checked first, so that a damaged config does not build a huge network
         raise Error(f"config: n_layers is {config.n_layers}; expected at most {len(tensors)}, the number of tensors")
-    meta = build_on_meta(config)
-    install_packed_modules(meta, tensors)
-    packed = packed_names(tensors)
-    expected = {name: tuple(x.shape) for name, x in meta.state_dict().items()}
+    packed, expected = packed_names(tensors), tensor_shapes(config, tensors)
     for name, x in tensors.items():
         if name not in expected:
             raise Error(f"tensor {name!r} is not part of this model")
@@ -70,6 +70,19 @@ def check_tensors(config: AnyConfig, tensors: Mapping[str, LazyTensor], dtype: t
     return dtypes.pop() if dtype is None else dtype
 
 
+def tensor_shapes(config: AnyConfig, tensors: Mapping[str, LazyTensor]) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the tensors that a cell has, with the packed matrices that ``tensors`` has.
+
+    A file in this order has each fused group in one piece.
+
+    Raises:
+        Error: a packed matrix that the model does not have.
+    """
+    meta = build_on_meta(config)
+    install_packed_modules(meta, tensors)
+    return {name: tuple(x.shape) for name, x in meta.state_dict().items()}
+
+
 def build_frozen(
     config: AnyConfig,
     tensors: Mapping[str, LazyTensor],
@@ -77,7 +90,7 @@ def build_frozen(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Cell:
-    """Return a cell in eval mode with frozen parameters, copied from ``tensors`` one at a time.
+    """Return a cell in eval mode with frozen parameters, which are views of mapped files or copies (:mod:`.placement`).
 
     Args:
         config: of the cell.
@@ -90,17 +103,22 @@ def build_frozen(
     """
     dtype = check_tensors(config, tensors, dtype)
     check_device(device)
-    device = "cpu" if device is None else device
     cell = build_on_meta(config).eval().requires_grad_(False)
-    packed = install_packed_modules(cell, tensors)
-    cell._apply(lambda x: torch.empty(x.shape, dtype=dtype if x.is_floating_point() else x.dtype, device=device))
-    for name in sorted(tensors, key=lambda name: -math.prod(tensors[name].shape)):  # the largest first: lowest peak memory
-        if (stem := name.rpartition(".")[0]) not in packed:
-            cell.get_parameter(name).copy_(tensors[name].read())
-        elif name.endswith(".codes"):
-            module = cell.get_submodule(stem)
-            assert isinstance(module, PackedModule)
-            module.set_matrix(read_matrix(module, stem, tensors))
+    packed, parts = install_packed_modules(cell, tensors), packed_names(tensors)
+    device = torch.device("cpu" if device is None else device)
+    floats = {name: x for name, x in tensors.items() if name not in parts}
+    values, names = place(cell, floats, dtype, device), {x: name for name, x in cell.named_parameters()}
+
+    def value(x: Tensor) -> Tensor:
+        if isinstance(x, nn.Parameter):
+            return values[names[x]]
+        return torch.empty(x.shape, dtype=dtype if x.is_floating_point() else x.dtype, device=device)
+
+    cell._apply(value)
+    for stem in packed:
+        module = cell.get_submodule(stem)
+        assert isinstance(module, PackedModule)
+        module.set_matrix(read_matrix(module, stem, tensors))
     for layer in cell.layers:
         assert isinstance(layer, RecurrentLayer)
         layer.fuse_storage_()

@@ -1,10 +1,12 @@
 """Small files, and strict JSON."""
 
 import json
+import os
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import Error
 
@@ -51,6 +53,20 @@ def check_file(path: Path) -> None:
         raise Error(f"cannot read {path}; expected a file, and no folder, pipe or device")
     if not found.st_size:  # files in /proc also report size 0
         raise Error(f"cannot read {path}; it is empty")
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """A file and the identity of its content: device, inode, size and time of change."""
+
+    path: Path
+    identity: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path, file: BinaryIO) -> "FileVersion":
+        """Return the version of ``path``, which has been opened as ``file``."""
+        found = os.fstat(file.fileno())
+        return cls(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A tensor that is loaded on demand."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,6 +8,20 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
+from .files import FileVersion
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a file stores the numbers of a tensor: without gaps, in row-major order, little-endian.
+
+    Attributes:
+        file: the file, with a value that differs if another file has got its name.
+        start: offset of the first byte in the file.
+    """
+
+    file: FileVersion
+    start: int
 
 
 @dataclass(frozen=True)
@@ -16,7 +31,8 @@ class LazyTensor:
     Attributes:
         shape, dtype: of the tensor that :meth:`read` returns.
         load: returns the tensor. The result may be a view of a mapped file or of a live model. Copy it and drop it before the
-            next tensor is read, so that one tensor at a time is in memory.
+            next tensor is read, so that one tensor at a time is in memory. A function that only reads bytes of a file has an
+            attribute ``location``.
     """
 
     shape: tuple[int, ...]
@@ -27,6 +43,16 @@ class LazyTensor:
     def of(cls, x: Tensor) -> "LazyTensor":
         """Wrap a tensor that is in memory."""
         return cls(tuple(x.shape), x.dtype, lambda: x)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the tensor in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def location(self) -> Location | None:
+        """Where a file stores the tensor; None if there is no such file or ``load`` does more than reading it."""
+        return getattr(self.load, "location", None)
 
     def read(self) -> Tensor:
         """Return the tensor, detached.
@@ -42,4 +68,4 @@ class LazyTensor:
 
     def to(self, dtype: torch.dtype) -> "LazyTensor":
         """Return the same tensor in another dtype, converted when it is read."""
-        return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype))
+        return self if dtype == self.dtype else LazyTensor(self.shape, dtype, lambda: self.read().to(dtype))

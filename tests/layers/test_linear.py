@@ -148,6 +148,17 @@ def test_fused_parameters_survive_every_move_and_are_stored_once(tmp_path):
         assert x.equal(cell.state_dict()[name])
 
 
+def test_only_small_groups_are_moved_into_one_storage(monkeypatch):
+    cell = tiny_cell(dtype=torch.float32)
+    qkv = sum(linear.weight.nbytes for linear in (cell.layers[0].q, cell.layers[0].k, cell.layers[0].v))
+    for limit, fused in ((qkv, True), (qkv - 1, False)):
+        monkeypatch.setattr(module, "MAX_MOVED_BYTES", limit)
+        layer = copy.deepcopy(cell).layers[0]
+        assert (module._fused_weight([layer.q.weight, layer.k.weight, layer.v.weight]) is not None) == fused
+        text = random_tokens(1, 2, 9)
+        assert_close(copy.deepcopy(cell)(text)[0], cell(text)[0], 1e-4)
+
+
 def test_hooks_on_fused_modules_are_called():
     cell, called = tiny_cell(dtype=torch.float32), []
     cell.layers[0].k.register_forward_hook(lambda *_: called.append("k"))

@@ -133,7 +133,7 @@ class RecurrentLayer(nn.Module):
         """
         N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
         qkv = fused_linear(x, self.q, self.k, self.v)
-        qk, v = (qkv if qkv.dtype == x.dtype else qkv.to(x.dtype)).unflatten(-1, (-1, D)).split((N + K, K), dim=-2)
+        qk, v = (qkv if qkv.dtype == x.dtype else qkv.to(x.dtype)).unflatten(-1, (-1, D)).split_with_sizes((N + K, K), dim=-2)
         return self.position_encoding.apply(qk, v, N, position_tensors)
 
     def fuse_storage_(self) -> None:

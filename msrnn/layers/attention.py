@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .emulation import upcast_if_emulated
+
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
     r"""Return $\mathrm{softmax}(q K^\top / \sqrt D)\,V$ for one token, and the weights (arXiv:2401.06104, eq. 7).
@@ -19,7 +21,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) 
     (B, K), (N, D) = keys.shape[:2], query.shape[1:]
     logits = attention_logits(query.reshape(B * K, N // K, D), keys.flatten(0, 1))  # (B K, G, R)
     weights = (logits if visible is None else mask_logits(logits, visible.flatten(0, 1)[:, None])).softmax(dim=-1)
-    output = weights.to(values.dtype) @ values.flatten(0, 1)  # (B K, G, D)
+    wide = upcast_if_emulated(values.flatten(0, 1))
+    output = (weights.to(wide.dtype) @ wide).to(values.dtype)  # (B K, G, D)
     return output.view(B, N, D), weights.view(B, K, N // K, keys.shape[2])
 
 
@@ -32,6 +35,7 @@ def attention_logits(queries: Tensor, keys: Tensor) -> Tensor:
     dtype, scale = torch.promote_types(queries.dtype, torch.float32), queries.shape[-1] ** -0.5
     if queries.dtype == dtype:
         return (queries * scale) @ keys.mT
+    queries, keys = upcast_if_emulated(queries), upcast_if_emulated(keys)
     return (queries @ keys.mT).to(dtype) * scale
 
 

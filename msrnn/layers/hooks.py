@@ -8,8 +8,15 @@ from torch import nn
 
 def has_hooks(module: nn.Module) -> bool:
     """Return True if a call does more than ``forward`` of the class: a hook, or a ``forward`` set on the instance."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(own) or "forward" in vars(module) or nn.modules.module._has_any_global_hook()
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or nn.modules.module._has_any_global_hook()
+    )
 
 
 def call_with_hooks(module: nn.Module, method: str, *args: Any, **kwargs: Any) -> Any:

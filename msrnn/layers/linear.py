@@ -17,13 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .differentiation import in_transform
+from .emulation import upcast_if_emulated
 from .hooks import has_hooks
 
-HAS_NATIVE_16BIT = {
-    torch.bfloat16: getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)(),
-    torch.float16: getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", bool)(),
-}
-"""True where this CPU multiplies a 16-bit dtype natively. Emulated products are some 20 times as slow as in float32."""
 UPCAST_MIN_ROWS = 4
 """Minimum number of rows for which a 16-bit matrix is converted to float32 before an emulated product."""
 PLAIN_TENSORS = (nn.Parameter, Tensor)
@@ -58,11 +54,6 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     padded = functional.pad(x.flatten(0, -2), (0, 0, 0, padding)) if padding else x
     y = torch.ops.mkldnn._linear_pointwise(padded, weight, None, "none", [], "")
     return y[:rows].view(*x.shape[:-1], y.shape[-1]) if padding else y
-
-
-def upcast_if_emulated(x: Tensor) -> Tensor:
-    """Return ``x`` in float32 if its dtype has 16 bits and this CPU emulates products in that dtype; otherwise ``x``."""
-    return x if x.device.type != "cpu" or HAS_NATIVE_16BIT.get(x.dtype, True) else x.float()
 
 
 class Linear(nn.Linear):

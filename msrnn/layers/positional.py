@@ -46,7 +46,7 @@ class PositionEncoding:
         Returns:
             Query ``(…, N, D')``, key and value ``(…, K, D')``, with D' = D + ``extra_dims``.
         """
-        q, k = qk.split((n_heads, qk.shape[-2] - n_heads), dim=-2)
+        q, k = qk.split_with_sizes((n_heads, qk.shape[-2] - n_heads), dim=-2)
         return q, k, v
 
     def check(self, dtype: torch.dtype, needs_keys: bool = False) -> None:

@@ -9,6 +9,7 @@ from support.tiny_models import assert_close, random_tokens, step_loop, tiny_cel
 from torch.nn import functional
 
 import msrnn
+from msrnn.layers import emulation
 from msrnn.layers import linear as module
 from msrnn.layers.linear import linear
 
@@ -23,7 +24,7 @@ def random(*shape, dtype=torch.float32, seed=0):
 @pytest.mark.parametrize("dtype", RELATIVE_ERROR)
 @pytest.mark.parametrize("shape", [(1, 24), (3, 24), (2, 5, 24), (0, 24), (2, 0, 24), (300, 24)])
 def test_linear_equals_a_float64_product(shape, dtype, native, monkeypatch):
-    monkeypatch.setattr(module, "HAS_NATIVE_16BIT", dict.fromkeys((torch.bfloat16, torch.float16), native))
+    monkeypatch.setattr(emulation, "HAS_NATIVE_16BIT", dict.fromkeys((torch.bfloat16, torch.float16), native))
     x, weight = random(*shape, dtype=dtype), random(40, 24, dtype=dtype, seed=1)
     expected = torch.einsum("...e,fe->...f", x.double(), weight.double())
     for matrix in (weight, weight.mT.contiguous().mT):
@@ -38,7 +39,7 @@ def test_linear_equals_a_float64_product(shape, dtype, native, monkeypatch):
 @pytest.mark.parametrize("reduction", ["full", "tova:6", "h2o:6", "window:6"])
 def test_unroll_and_step_loop_agree_in_16_bits(reduction, dtype, native, monkeypatch):
     """Equal up to rounding, with native and with emulated 16-bit products."""
-    monkeypatch.setitem(module.HAS_NATIVE_16BIT, dtype, native)
+    monkeypatch.setitem(emulation.HAS_NATIVE_16BIT, dtype, native)
     cell, text = tiny_cell(dtype=dtype), random_tokens(1, 2, 7)
     logits, state = cell(text, cell.initial_state(2, reduction))
     stepped, _ = step_loop(cell, text, cell.initial_state(2, reduction))
@@ -52,7 +53,7 @@ def test_unroll_and_step_loop_agree_in_16_bits(reduction, dtype, native, monkeyp
 
 
 def test_few_rows_of_16_bits_are_not_upcast(monkeypatch):
-    monkeypatch.setitem(module.HAS_NATIVE_16BIT, torch.bfloat16, False)
+    monkeypatch.setitem(emulation.HAS_NATIVE_16BIT, torch.bfloat16, False)
     plain, dtypes, weight = functional.linear, [], random(40, 24, dtype=torch.bfloat16)
     monkeypatch.setattr(module.functional, "linear", lambda x, w: dtypes.append(w.dtype) or plain(x, w))
     monkeypatch.setattr(module, "HAS_KERNEL", False)

@@ -5,7 +5,8 @@ PyTorch has kernels that read the codes of a matrix themselves (``aten/src/ATen/
 a part of the matrix at a time, multiply by it and drop it. Both ways use the same numbers, up to rounding.
 
 The int4 kernel reads *blocks*: for b consecutive rows, ``(E, b / 2)`` bytes. Byte j of a column contains the code of row j in
-its low bits and of row j + b / 2 in its high bits. b depends on the instructions of the CPU (64 for AVX-512, 32 for AVX2).
+its low bits and of row j + b / 2 in its high bits. b depends on the instructions of the CPU (64 for AVX-512, 32 for AVX2). The
+blocks of a matrix follow one another in memory; as a tensor they have the shape ``(F, E / 2)`` that the kernel expects.
 """
 
 from functools import lru_cache
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..differentiation import in_transform
-from ..linear import upcast_if_emulated
+from ..emulation import upcast_if_emulated
 from .matrix import GROUP, ROW_MULTIPLE, PackedMatrix, pack_nibbles, unpack_nibbles
 
 MAX_KERNEL_ROWS = {4: 16, 8: 4}
@@ -36,6 +37,7 @@ def kernel_block_rows() -> int | None:
     return None
 
 
+@lru_cache
 def block_rows(n_rows: int) -> int:
     """Return the number of rows of the blocks of a matrix with ``n_rows`` rows."""
     rows = kernel_block_rows()
@@ -43,15 +45,16 @@ def block_rows(n_rows: int) -> int:
 
 
 def to_blocks(codes: Tensor, rows: int) -> Tensor:
-    """Return the codes ``(F, E / 2)`` of a :class:`PackedMatrix` in blocks of ``rows`` rows, ``(F / rows, E, rows / 2)``."""
+    """Return the codes ``(F, E / 2)`` of a :class:`PackedMatrix` in blocks of ``rows`` rows, ``(F, E / 2)``."""
     low, high = unpack_nibbles(codes).unflatten(0, (-1, 2, rows // 2)).unbind(1)  # (F / rows, rows / 2, E)
-    return (low | high << 4).transpose(1, 2).contiguous()
+    return (low | high << 4).transpose(1, 2).reshape(codes.shape)
 
 
-def from_blocks(blocks: Tensor) -> Tensor:
-    """Return the codes ``(F, E / 2)`` of blocks ``(F / rows, E, rows / 2)``; the inverse of :func:`to_blocks`."""
-    rows = torch.cat((blocks & 15, blocks >> 4), dim=2).transpose(1, 2)  # (F / rows, rows, E)
-    return pack_nibbles(rows.flatten(0, 1))
+def from_blocks(blocks: Tensor, rows: int) -> Tensor:
+    """Return the codes ``(F, E / 2)`` of blocks of ``rows`` rows; the inverse of :func:`to_blocks`."""
+    blocks = blocks.view(-1, 2 * blocks.shape[1], rows // 2)  # (F / rows, E, rows / 2)
+    codes = torch.cat((blocks & 15, blocks >> 4), dim=2).transpose(1, 2)  # (F / rows, rows, E)
+    return pack_nibbles(codes.flatten(0, 1))
 
 
 def join_scales(matrix: PackedMatrix) -> Tensor:
@@ -65,50 +68,52 @@ def int4_linear(x: Tensor, blocks: Tensor, scales_and_zeros: Tensor) -> Tensor:
 
     Args:
         x: ``(…, E)``.
-        blocks: ``(F / b, E, b / 2)`` uint8.
+        blocks: ``(F, E / 2)`` uint8, in blocks of :func:`block_rows` rows.
         scales_and_zeros: ``(E / 32, F, 2)``.
     """
-    n_blocks, E, half = blocks.shape
-    if _uses_kernel(x, 4) and 2 * half == kernel_block_rows() and scales_and_zeros.dtype == torch.bfloat16:
-        codes = blocks.view(n_blocks * 2 * half, E // 2)
-        y = torch._weight_int4pack_mm_for_cpu(x.reshape(-1, E), codes, GROUP, scales_and_zeros.contiguous())
-        return y.view(*x.shape[:-1], y.shape[-1])
-    wide = upcast_if_emulated(x)
-    count = max(1, PART_ELEMENTS // (E * 2 * half))
-    parts = zip(blocks.split(count), scales_and_zeros.split(count * 2 * half, dim=1), strict=True)
-    outputs = [wide @ dequantise_blocks(*part, wide.dtype) for part in parts]
+    F, E = blocks.shape[0], x.shape[-1]
+    if _uses_kernel(x, scales_and_zeros, MAX_KERNEL_ROWS[4]) and block_rows(F) == kernel_block_rows():
+        scales_and_zeros = scales_and_zeros.contiguous()
+        if x.ndim == 2:
+            return torch._weight_int4pack_mm_for_cpu(x, blocks, GROUP, scales_and_zeros)
+        return torch._weight_int4pack_mm_for_cpu(x.reshape(-1, E), blocks, GROUP, scales_and_zeros).view(*x.shape[:-1], F)
+    wide, rows = upcast_if_emulated(x), block_rows(F)
+    count = rows * max(1, PART_ELEMENTS // (E * rows))
+    parts = zip(blocks.split(count), scales_and_zeros.split(count, dim=1), strict=True)
+    outputs = [wide @ dequantise_blocks(*part, rows, wide.dtype) for part in parts]
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)).to(x.dtype)
 
 
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Return x Wᵀ, ``(…, E) -> (…, F)``, in the dtype of x, for ``codes (F, E)`` int8 and ``scales (F,)``."""
-    if _uses_kernel(x, 8) and scales.dtype == torch.bfloat16:
-        y = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), codes, scales)
-        return y.view(*x.shape[:-1], y.shape[-1])
+    if _uses_kernel(x, scales, MAX_KERNEL_ROWS[8]):
+        y = torch._weight_int8pack_mm(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), codes, scales)
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
     wide = upcast_if_emulated(x)
     parts = codes.split(max(1, PART_ELEMENTS // codes.shape[1]))
     y = torch.cat([wide @ part.to(wide.dtype).T for part in parts], dim=-1)
     return (y * scales.to(y.dtype)).to(x.dtype)
 
 
-def dequantise_blocks(blocks: Tensor, scales_and_zeros: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the transposed matrix ``(E, F)``, rounded once to ``dtype``."""
-    n_blocks, E, half = blocks.shape
+def dequantise_blocks(blocks: Tensor, scales_and_zeros: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """Return the transposed matrix ``(E, F)`` of blocks of ``rows`` rows, rounded once to ``dtype``."""
+    F, E = blocks.shape[0], 2 * blocks.shape[1]
     wide = torch.promote_types(dtype, torch.float32)
-    weight = torch.empty(E, n_blocks, 2, half, dtype=wide, device=blocks.device)
-    columns = blocks.transpose(0, 1)  # (E, F / b, b / 2)
+    weight = torch.empty(E, F // rows, 2, rows // 2, dtype=wide, device=blocks.device)
+    columns = blocks.view(-1, E, rows // 2).transpose(0, 1)  # (E, F / rows, rows / 2)
     weight[:, :, 0], weight[:, :, 1] = columns & 15, columns >> 4
     scale, zero = scales_and_zeros.to(wide).unsqueeze(1).unbind(-1)  # (E / 32, 1, F)
     groups = weight.view(E // GROUP, GROUP, -1)
     return groups.sub_(8).mul_(scale).add_(zero).view(E, -1).to(dtype)
 
 
-def _uses_kernel(x: Tensor, bits: int) -> bool:
+def _uses_kernel(x: Tensor, scales: Tensor, max_rows: int) -> bool:
     """Return True for a product that a kernel computes: few rows of bfloat16 on a CPU, without derivatives."""
     return (
-        x.dtype == torch.bfloat16
-        and x.device.type == "cpu"
-        and 0 < x.numel() <= MAX_KERNEL_ROWS[bits] * x.shape[-1]
-        and not (torch.is_grad_enabled() and x.requires_grad)
+        x.dtype is torch.bfloat16
+        and scales.dtype is torch.bfloat16
+        and x.is_cpu
+        and 0 < x.numel() <= max_rows * x.shape[-1]
+        and not (x.requires_grad and torch.is_grad_enabled())
         and not in_transform()
     )

@@ -6,7 +6,7 @@ the products. The codes do not change.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class PackedLinear(PackedModule):
 
     tensors: ClassVar[dict[str, int]]
     """Names of the buffers, and the dimension of each along which matrices for the same x are concatenated."""
+    product: ClassVar[Callable[..., Tensor]]
+    """``product(x (…, E), *buffers) -> (…, F)``."""
+    _joined: "JoinedMatrices | None" = None
 
     @property
     def in_features(self) -> int:
@@ -68,28 +71,34 @@ class PackedLinear(PackedModule):
     def out_features(self) -> int:
         return self.shape[0]
 
-    product: ClassVar[Callable[..., Tensor]]
-    """``product(x (…, E), *buffers) -> (…, F)``."""
-
     def forward(self, x: Tensor) -> Tensor:
         """Return x Wᵀ, ``(…, E) -> (…, F)``."""
-        return type(self).product(x, *self.buffers(recurse=False))
+        return type(self).product(x, *self._buffers.values())
 
     def fused_product(self, x: Tensor, modules: Sequence[nn.Module]) -> Tensor | None:
-        """Return the concatenated outputs of ``modules`` by one product; None if :func:`fuse_packed_` has not joined them."""
-        joined = []
-        for name, dim in self.tensors.items():
-            whole = self._buffers[name]._base  # type: ignore[union-attr]
-            offset = 0
-            for module in modules:
-                part = module._buffers.get(name)
-                if whole is None or part is None or part._base is not whole or part.storage_offset() != offset:
-                    return None
-                offset += part.shape[dim] * part.stride(dim)
-            if whole is None or offset != whole.shape[dim] * whole.stride(dim):
+        """Return the concatenated outputs of ``modules``, of which this is the first, by one product.
+
+        None if :func:`fuse_packed_` has not joined them, a matrix has been replaced since, or a module has hooks.
+        """
+        joined = self._joined
+        if joined is None or len(joined.parts) != len(modules):
+            return None
+        for module, parts in zip(modules, joined.parts, strict=True):
+            buffers = module._buffers
+            if any(buffers.get(name) is not part for name, part in parts) or has_hooks(module):
                 return None
-            joined.append(whole)
-        return None if any(map(has_hooks, modules)) else type(self).product(x, *joined)
+        return type(self).product(x, *joined.tensors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled; the layer joins its matrices again."""
+        return {name: value for name, value in vars(self).items() if name != "_joined"}
+
+
+class JoinedMatrices(NamedTuple):
+    """Matrices that multiply the same x: the concatenated buffers, and the buffers of each module, which are views of them."""
+
+    tensors: list[Tensor]
+    parts: list[list[tuple[str, Tensor]]]
 
 
 class Int4Linear(PackedLinear):
@@ -103,14 +112,14 @@ class Int4Linear(PackedLinear):
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
-        self.shape, rows = (n_out, n_in), block_rows(n_out)
-        self.register_buffer("blocks", torch.zeros(n_out // rows, n_in, rows // 2, dtype=torch.uint8))
+        self.shape = (n_out, n_in)
+        self.register_buffer("blocks", torch.zeros(n_out, n_in // 2, dtype=torch.uint8))
         self.register_buffer("scales_and_zeros", torch.zeros(n_in // GROUP, n_out, 2, dtype=SCALE_DTYPE))
 
     @property
     def matrix(self) -> PackedMatrix:
         scales, zeros = self.scales_and_zeros.to(SCALE_DTYPE).transpose(0, 1).unbind(-1)
-        return PackedMatrix(from_blocks(self.blocks), scales.contiguous(), zeros.contiguous())
+        return PackedMatrix(from_blocks(self.blocks, block_rows(self.shape[0])), scales.contiguous(), zeros.contiguous())
 
     def set_matrix(self, matrix: PackedMatrix) -> None:
         blocks = to_blocks(matrix.codes.to(self.blocks.device), block_rows(self.shape[0]))
@@ -166,10 +175,13 @@ def fuse_packed_(*modules: nn.Module) -> bool:
     for name, dim in first.tensors.items():
         if len({(x.dtype, x.device, *x.shape[:dim], *x.shape[dim + 1 :]) for x in parts[name]}) > 1:
             return False
+    tensors = []
     for name, dim in first.tensors.items():
-        whole = torch.cat(parts[name], dim)
-        for module, part in zip(modules, whole.split([x.shape[dim] for x in parts[name]], dim), strict=True):
+        tensors.append(torch.cat(parts[name], dim))
+        for module, part in zip(modules, tensors[-1].split([x.shape[dim] for x in parts[name]], dim), strict=True):
             module._buffers[name] = part
+    names = list(first.tensors)
+    first._joined = JoinedMatrices(tensors, [[(name, module._buffers[name]) for name in names] for module in modules])
     return True
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from msrnn.layers import linear
+from msrnn.layers import emulation
 from msrnn.layers.packed import kernels
 from msrnn.layers.packed.kernels import (
     dequantise_blocks,
@@ -31,8 +31,11 @@ def relative_error(y, expected):
 def test_blocks_keep_all_codes(block):
     codes = quantise(random(128, 96), 4).codes
     blocks = to_blocks(codes, block)
-    assert blocks.shape == (128 // block, 96, block // 2)
-    assert torch.equal(from_blocks(blocks), codes)
+    assert blocks.shape == codes.shape
+    assert torch.equal(from_blocks(blocks, block), codes)
+    block_of_row_0 = blocks.flatten()[: 96 * block // 2].view(96, block // 2)
+    assert torch.equal(block_of_row_0[0] & 15, codes[: block // 2, 0] & 15)
+    assert torch.equal(block_of_row_0[0] >> 4, codes[block // 2 : block, 0] & 15)
 
 
 @pytest.mark.skipif(kernel_block_rows() is None, reason="this CPU has no int4 kernel")
@@ -48,7 +51,7 @@ def test_blocks_are_those_that_pytorch_makes():
 @pytest.mark.parametrize("dtype", BOUND)
 @pytest.mark.parametrize("shape", [(1, 64), (3, 64), (2, 5, 64), (40, 64), (0, 64)])
 def test_products_equal_float64(shape, dtype, native, kernel, monkeypatch):
-    monkeypatch.setattr(linear, "HAS_NATIVE_16BIT", dict.fromkeys((torch.bfloat16, torch.float16), native))
+    monkeypatch.setattr(emulation, "HAS_NATIVE_16BIT", dict.fromkeys((torch.bfloat16, torch.float16), native))
     monkeypatch.setattr(kernels, "PART_ELEMENTS", 64 * 64)  # several parts
     if not kernel:
         monkeypatch.setattr(kernels, "MAX_KERNEL_ROWS", {4: 0, 8: 0})
@@ -99,5 +102,5 @@ def test_inputs_can_be_differentiated(bits):
 def test_dequantised_blocks_are_the_transposed_matrix():
     matrix = quantise(random(64, 96), 4)
     for block in (16, 32, 64):
-        found = dequantise_blocks(to_blocks(matrix.codes, block), join_scales(matrix), torch.float64)
+        found = dequantise_blocks(to_blocks(matrix.codes, block), join_scales(matrix), block, torch.float64)
         assert torch.equal(found.T, matrix.dequantise(torch.float64))

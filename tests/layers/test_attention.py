@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from msrnn.layers import emulation
 from msrnn.layers.attention import attend, attention_logits, mask_logits
 
 
@@ -27,10 +28,25 @@ def test_output_and_weights_equal_torchs(N, K, masked):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_logits_of_16_bits_are_scaled_after_the_product(dtype):
-    """D = 96, because scaling by a power of 2 does not round."""
+@pytest.mark.parametrize("native", [True, False])
+def test_logits_of_16_bits_are_scaled_after_the_product(dtype, native, monkeypatch):
+    """D = 96, because scaling by a power of 2 does not round. Where products are emulated, they are computed in float32."""
+    monkeypatch.setitem(emulation.HAS_NATIVE_16BIT, dtype, native)
     q, k = random(3, 7, 96, dtype=dtype), random(3, 5, 96, dtype=dtype, seed=1)
-    assert attention_logits(q, k).equal((q @ k.mT).float() * 96**-0.5)
+    product = (q @ k.mT).float() if native else q.float() @ k.float().mT
+    assert attention_logits(q, k).equal(product * 96**-0.5)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_outputs_of_16_bits_are_close_to_float64(dtype, native, monkeypatch):
+    monkeypatch.setitem(emulation.HAS_NATIVE_16BIT, dtype, native)
+    q, k, v = random(2, 6, 8, dtype=dtype), random(2, 2, 5, 8, dtype=dtype, seed=1), random(2, 2, 5, 8, dtype=dtype, seed=2)
+    output, weights = attend(q, k, v, None)
+    exact, exact_weights = attend(q.double(), k.double(), v.double(), None)
+    assert (output.dtype, weights.dtype) == (dtype, torch.float32)
+    assert torch.allclose(output.double(), exact, atol=4 * torch.finfo(dtype).eps)
+    assert torch.allclose(weights.double(), exact_weights, atol=4 * torch.finfo(dtype).eps)
 
 
 def test_hidden_logits_are_minus_infinity():

@@ -98,7 +98,7 @@ class JoinedMatrices(NamedTuple):
     """Matrices that multiply the same x: the concatenated buffers, and the buffers of each module, which are views of them."""
 
     tensors: list[Tensor]
-    parts: list[list[tuple[str, Tensor]]]
+    parts: list[list[tuple[str, Tensor | None]]]
 
 
 class Int4Linear(PackedLinear):

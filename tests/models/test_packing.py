@@ -1,33 +1,16 @@
 """Tests of cells with packed weights: modules, state dicts, folders, refusals, and agreement of step and many-token path."""
 
 import copy
+import pickle
 
 import pytest
 import torch
+from support.packed_models import SHAPES, dequantised, packed_cell
 from support.tiny_models import assert_close, random_tokens, step_loop, tiny_cell, tiny_decoder
 
 import converters
 import msrnn
 from msrnn.layers.packed.modules import Int4Linear, Int8Embedding, Int8Linear, PackedModule
-
-SHAPES = {"width": 64, "ffn_width": 96, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16}
-
-
-def packed_cell(weights="int4", dtype=torch.float64, **fields):
-    cell = tiny_cell(dtype=torch.float32, **(SHAPES | fields))
-    return converters.load((cell.state_dict(), cell.config), weights=weights, dtype=dtype)
-
-
-def dequantised(cell):
-    """Return a float64 cell with the same numbers."""
-    plain = tiny_cell(dtype=torch.float64, **{name: getattr(cell.config, name) for name in (*SHAPES, "tied", "n_layers")})
-    with torch.no_grad():
-        for name, module in cell.named_modules():
-            if isinstance(module, PackedModule):
-                plain.get_parameter(f"{name}.weight").copy_(module.matrix.dequantise(torch.float64))
-        for name, x in cell.named_parameters():
-            plain.get_parameter(name).copy_(x)
-    return plain
 
 
 def test_which_modules_are_packed():
@@ -104,9 +87,19 @@ def test_state_dicts_are_those_of_files(tmp_path):
     other.load_state_dict(tensors)
     text = random_tokens(1, 1, 5)
     assert_close(other(text)[0], cell(text)[0])
-    del tensors["layers.0.q.zeros"]
-    with pytest.raises(RuntimeError, match=r"layers\.0\.q\.zeros"):
-        other.load_state_dict(tensors)
+    for change, message in (
+        (lambda t: t.pop("layers.0.q.zeros"), r"Missing key.*layers\.0\.q\.zeros"),
+        (lambda t: t.update({"layers.0.q.weight": torch.zeros(64, 64)}), r"Unexpected key.*layers\.0\.q\.weight"),
+        (
+            lambda t: t.update({"embed.codes": t["embed.codes"][:3]}),
+            r"embed\.codes is torch.int8 \(3, 64\); expected .*\(50, 64\)",
+        ),
+        (lambda t: t.update({"embed.codes": t["embed.codes"].float()}), r"embed\.codes is torch.float32"),
+    ):
+        changed = dict(tensors)
+        change(changed)
+        with pytest.raises(RuntimeError, match=message):
+            other.load_state_dict(changed)
 
 
 def test_projections_of_one_input_are_one_product(monkeypatch):
@@ -115,7 +108,11 @@ def test_projections_of_one_input_are_one_product(monkeypatch):
     calls = []
     product = Int4Linear.product
     monkeypatch.setattr(Int4Linear, "product", staticmethod(lambda *x: calls.append(x[1].shape) or product(*x)))
-    for change in (lambda x: x, copy.deepcopy, lambda x: x.to(torch.float32), lambda x: x.double().float()):
+    for change in (
+        *(lambda x: x, copy.deepcopy, lambda x: x.to(torch.float32), lambda x: x.double().float()),
+        lambda x: pickle.loads(pickle.dumps(x)),
+        lambda x: x if x.load_state_dict(x.state_dict()) else None,
+    ):
         calls.clear()
         assert_close(change(cell)(text)[0], expected, atol=1e-5)
         assert len(calls) == 4  # q, k and v; o; gate and up; down

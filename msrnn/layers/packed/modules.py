@@ -46,12 +46,22 @@ class PackedModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        names = [name for name, x in self.matrix._asdict().items() if x is not None]
-        missing = [prefix + name for name in names if prefix + name not in state_dict]
-        if missing:
+        parts = {prefix + name: x for name, x in self.matrix._asdict().items() if x is not None}
+        if strict:
+            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in parts]
+        if missing := [key for key in parts if key not in state_dict]:
             missing_keys += missing
             return
-        self.set_matrix(PackedMatrix(*(state_dict[prefix + name] for name in names)))
+        for key, x in parts.items():
+            if (found := state_dict[key]).shape != x.shape or (found.dtype != x.dtype and not x.is_floating_point()):
+                error_msgs.append(f"{key} is {found.dtype} {tuple(found.shape)}; expected {x.dtype} {tuple(x.shape)}")
+                return
+        before = dict(self._buffers)
+        self.set_matrix(PackedMatrix(*(state_dict[key] for key in parts)))
+        if not local_metadata.get("assign_to_params_buffers", False):  # copied, so that fused matrices stay fused
+            for name, x in before.items():
+                if x is not None and (new := self._buffers[name]) is not None:
+                    self._buffers[name] = x.copy_(new)
 
 
 class PackedLinear(PackedModule):

@@ -21,7 +21,7 @@ from msrnn import Cell, Error
 from msrnn.errors import check_device, check_dtype
 from msrnn.models import Config, DecoderConfig
 from msrnn.models.loading import build_frozen, check_tensors, tensor_shapes
-from msrnn.models.packing import packed_names, unpack_tensors
+from msrnn.models.packing import packed_names
 from msrnn.storage.atomic import atomic_dir
 from msrnn.storage.lazy_tensors import LazyTensor, Location
 from msrnn.storage.model_folder import write_model_folder
@@ -109,7 +109,7 @@ def convert(
         source: as in :func:`load`.
         target: a path that does not exist yet, or an empty folder.
         to: ``msrnn``, the library's own format, or ``hf``, which transformers loads.
-        dtype: dtype of the parameters; None keeps that of the source.
+        dtype: dtype of the parameters; None keeps that of the source (for ``hf``, float32 if the source has packed weights).
         revision: branch, tag or commit of a hub id.
         weights: as in :func:`load`; None for ``hf``. Packed weights of a source are dequantised for ``hf``.
 
@@ -130,9 +130,7 @@ def convert(
     config = opened.config
     if to == "hf" and isinstance(config, DecoderConfig):
         raise Error("to is 'hf', but the source is a Decoder, which transformers does not support; expected 'msrnn'")
-    chosen, dtype = choose_weights(opened, weights, dtype)
-    if to == "hf":
-        chosen = unpack_tensors(chosen)
+    chosen, dtype = choose_weights(opened, weights, dtype, unpack=to == "hf")
     dtype = check_tensors(config, chosen, dtype)
     if opened.tokenizer_error is not None and not isinstance(opened.tokenizer_error, NoTokenizer):
         raise opened.tokenizer_error

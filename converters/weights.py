@@ -6,7 +6,16 @@ from collections.abc import Mapping
 import torch
 
 from msrnn import Error
-from msrnn.models.packing import COMPUTE_DTYPE, WEIGHTS, check_packable, matrix_tensors, pack_tensors
+from msrnn.models.loading import check_tensors
+from msrnn.models.packing import (
+    COMPUTE_DTYPE,
+    WEIGHTS,
+    check_packable,
+    matrix_tensors,
+    pack_tensors,
+    packed_names,
+    unpack_tensors,
+)
 from msrnn.storage.lazy_tensors import LazyTensor
 
 from .source import Source
@@ -28,27 +37,41 @@ def check_weights(weights: object) -> None:
 
 
 def choose_weights(
-    source: Source, weights: str | None, dtype: torch.dtype | None
+    source: Source, weights: str | None, dtype: torch.dtype | None, *, unpack: bool = False
 ) -> tuple[Mapping[str, LazyTensor], torch.dtype | None]:
     """Return the tensors of ``source`` for one value of ``weights=``, and the dtype of the cell.
 
     Args:
         source: of the tensors.
         weights: None, ``int4``, ``int8`` or ``packed`` (:func:`converters.load`).
-        dtype: as given by the user; None: bfloat16 if the weights are packed.
+        dtype: as given by the user; None: bfloat16 if ``weights`` is given, float32 if packed tensors are dequantised.
+        unpack: True to dequantise packed tensors of the source; then ``weights`` is None.
 
     Warns:
         UserWarning: ``packed`` could not keep some matrices; they have 8 bits.
 
     Raises:
-        Error: a model that cannot be packed, or ``packed`` for a source without matrices that can be kept.
+        Error: a model that cannot be packed, ``packed`` for a source without matrices that can be kept, or damaged packed
+            tensors in the source.
     """
+    packed = packed_names(source.tensors)
+    if packed and (unpack or weights is not None):
+        check_tensors(source.config, source.tensors, dtype or COMPUTE_DTYPE)
+    if unpack and packed:
+        return unpack_tensors(source.tensors), torch.float32 if dtype is None else dtype
     if weights is None:
         return source.tensors, dtype
     dtype = COMPUTE_DTYPE if dtype is None else dtype
     if weights != KEPT:
         return pack_tensors(source.config, source.tensors, weights), dtype
     check_packable(source.config)
+    if packed:
+        raise Error("weights is 'packed', but the weights of the source are packed already; expected None")
+    return _keep_packed(source), dtype
+
+
+def _keep_packed(source: Source) -> dict[str, LazyTensor]:
+    """Return the tensors of ``source`` for ``packed``; warns and raises as :func:`choose_weights`."""
     if not source.packed:
         choices = " or ".join(map(repr, WEIGHTS))
         raise Error(f"weights is 'packed', but the source has no matrices of type Q4_0 or Q4_1; expected {choices}")
@@ -60,4 +83,4 @@ def choose_weights(
         warnings.warn(
             f"{len(packed)} of {total} matrices keep their own 4 bits; quantised again, to 8 bits: {named}", stacklevel=4
         )
-    return pack_tensors(source.config, rest, "int8") | matrix_tensors(source.packed), dtype
+    return pack_tensors(source.config, rest, "int8") | matrix_tensors(source.packed)

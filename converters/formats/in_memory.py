@@ -31,7 +31,7 @@ def open_checkpoint(model: Any) -> Source:
         config = config_from_hf(config, generation)
     tensors = check_plain_tensors(inner_state_dict(state, "the state dict"), "the state dict")
     bare = {split_wrappers(name)[1]: x for name, x in tensors.items()}
-    if "embed.weight" in bare:
+    if not bare.keys().isdisjoint(("embed.weight", "embed.codes")):
         if len(bare) < len(tensors):
             raise Error("names in the state dict differ only by a prefix; expected the tensors of one model")
         tensors = bare

@@ -42,21 +42,28 @@ def pack_tensors(config: Any, tensors: Mapping[str, LazyTensor], weights: str) -
 
     Args:
         config: of the model.
-        tensors: by the names of the parameters; packed ones are dequantised first.
+        tensors: by the names of the parameters. A matrix that is packed in the wanted bits stays as it is; another packed one
+            is dequantised and quantised again.
         weights: ``int4`` or ``int8``.
 
     Raises:
-        Error: a model other than LLaMA, Mistral and Yi.
+        Error: a model other than LLaMA, Mistral and Yi; when a matrix is read, numbers that are not finite.
     """
     check_packable(config)
-    tensors = unpack_tensors(tensors)
-    matrices = {name.removesuffix(".weight"): x for name, x in tensors.items() if len(x.shape) == 2}
-    rest = {name: x for name, x in tensors.items() if len(x.shape) != 2}
-    packed = {}
-    for stem, x in matrices.items():
+    kept: dict[str, LazyTensor] = {}
+    matrices = {}
+    for name, x in unpack_tensors(tensors).items():
+        stem = name.removesuffix(".weight")
+        if len(x.shape) != 2:
+            kept[name] = x
+            continue
         bits = 4 if weights == "int4" and stem not in EIGHT_BITS and fits_int4(*x.shape) else 8
-        packed[stem] = LazyMatrix((x.shape[0], x.shape[1]), bits, partial(_quantised, x, bits))
-    return rest | matrix_tensors(packed)
+        codes = tensors.get(f"{stem}.codes")
+        if codes is not None and code_bits(codes) == bits:
+            kept |= {f"{stem}.{part}": tensors[f"{stem}.{part}"] for part in _parts((x.shape[0], x.shape[1]), bits)}
+        else:
+            matrices[stem] = LazyMatrix((x.shape[0], x.shape[1]), bits, partial(_quantised, name, x, bits))
+    return kept | matrix_tensors(matrices)
 
 
 def check_packable(config: Any) -> None:
@@ -96,8 +103,13 @@ def packed_names(tensors: Mapping[str, LazyTensor]) -> set[str]:
 
 
 def unpack_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Return ``tensors`` with float matrices, in the dtype of the scales, in place of packed ones."""
+    """Return ``tensors`` with float32 matrices in place of packed ones, which have to be complete."""
     return {name: tensors[name] if name in tensors else _unpacked(tensors, name) for name in float_names(tensors)}
+
+
+def code_bits(codes: LazyTensor) -> int:
+    """Return the bits of a packed matrix, 4 or 8, from its codes."""
+    return 4 if codes.dtype == torch.uint8 else 8
 
 
 def install_packed_modules(cell: Cell, tensors: Mapping[str, LazyTensor]) -> list[str]:
@@ -139,18 +151,21 @@ def _parts(shape: tuple[int, int], bits: int) -> dict[str, tuple[tuple[int, ...]
     return {"codes": ((F, E // 2), torch.uint8), "scales": scales, "zeros": scales}
 
 
-def _quantised(x: LazyTensor, bits: int) -> PackedMatrix:
-    return quantise(x.read(), bits)
+def _quantised(name: str, x: LazyTensor, bits: int) -> PackedMatrix:
+    matrix = quantise(x.read(), bits)
+    if not matrix.scales.isfinite().all():
+        raise Error(f"tensor {name!r} has numbers that are NaN, infinite or too large; expected finite ones, to pack it")
+    return matrix
 
 
 def _unpacked(tensors: Mapping[str, LazyTensor], name: str) -> LazyTensor:
     """Return the float matrix ``name`` of packed parts in ``tensors``."""
     stem = name.removesuffix(".weight")
     codes = tensors[f"{stem}.codes"]
-    F, E = codes.shape[0], codes.shape[1] * (2 if codes.dtype == torch.uint8 else 1)
+    bits = code_bits(codes)
+    F, E = codes.shape[0], codes.shape[1] * (8 // bits)
 
     def load() -> Tensor:
-        parts = [tensors[f"{stem}.{part}"].read() for part in _parts((F, E), 4 if codes.dtype == torch.uint8 else 8)]
-        return PackedMatrix(*parts).dequantise()
+        return PackedMatrix(*(tensors[f"{stem}.{part}"].read() for part in _parts((F, E), bits))).dequantise()
 
     return LazyTensor((F, E), torch.float32, load)

@@ -65,7 +65,10 @@ def unpack_nibbles(codes: Tensor) -> Tensor:
 
 
 def quantise(weight: Tensor, bits: int) -> PackedMatrix:
-    """Return a matrix ``(F, E)`` in 4 or 8 bits. For 4 bits its shape has to fit (:func:`fits_int4`)."""
+    """Return a matrix ``(F, E)`` in 4 or 8 bits. For 4 bits its shape has to fit (:func:`fits_int4`).
+
+    Groups or rows with a number that is not finite get a scale that is not finite.
+    """
     rows = max(1, CHUNK_ELEMENTS // max(1, weight.shape[1]))
     parts = [(_quantise_int4 if bits == 4 else _quantise_int8)(part.float()) for part in weight.detach().split(rows)]
     codes, scales, zeros = zip(*parts, strict=True)
@@ -75,14 +78,14 @@ def quantise(weight: Tensor, bits: int) -> PackedMatrix:
 def _quantise_int4(weight: Tensor) -> PackedMatrix:
     groups = weight.unflatten(1, (-1, GROUP))  # (F, E / 32, 32)
     low, high = groups.aminmax(dim=-1, keepdim=True)
-    best: tuple[Tensor, ...] = torch.full_like(low, torch.inf), low, low, groups
+    best: tuple[Tensor, ...] = ()
     for shrink in SHRINK:
         scale = ((high - low) * (shrink / 15)).to(SCALE_DTYPE).float()
         zero = (low * shrink + 8 * scale).to(SCALE_DTYPE).float()
         codes = ((groups - zero) / scale.masked_fill(scale == 0, 1)).round_().add_(8).clamp_(0, 15)
         error = ((codes - 8) * scale + zero - groups).square_().sum(-1, keepdim=True)
-        better = error < best[0]
-        best = tuple(torch.where(better, *pair) for pair in zip((error, scale, zero, codes), best, strict=True))
+        found = error, scale, zero, codes
+        best = tuple(torch.where(error < best[0], *pair) for pair in zip(found, best, strict=True)) if best else found
     _, scale, zero, codes = best
     return PackedMatrix(
         pack_nibbles(codes.to(torch.uint8).flatten(1)), scale[..., 0].to(SCALE_DTYPE), zero[..., 0].to(SCALE_DTYPE)

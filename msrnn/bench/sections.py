@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import decoding, eviction_iterations, memory, step, unroll
+from . import busy, captured, decoding, eviction_iterations, memory, step, unroll
 from .result import Result, SkipBenchmark
 from .settings import Bench
 
@@ -31,7 +31,10 @@ SECTIONS = {
     "ragged": Section(READING, unroll.ragged),
     "iterations": Section(READING, eviction_iterations.iterations),
     "step": Section(STEP, step.step),
+    "busy": Section(STEP, busy.busy),
+    "captured": Section(STEP, captured.captured),
     "kvpress": Section(STEP, step.kvpress),
+    "llama-cpp": Section(STEP, step.llama),
     "bandwidth": Section(STEP, step.bandwidth),
     "pure-step": Section(STEP, step.pure_step),
     "small-unroll": Section(STEP, step.small_unroll),

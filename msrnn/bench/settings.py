@@ -37,6 +37,8 @@ class Bench:
         size: size of the eviction operators.
         rounds: repetitions of whole texts; steps are short and have five times as many.
         kvpress: a Python interpreter with kvpress installed, or None.
+        llama_cpp: a Python interpreter with llama-cpp-python installed, or None.
+        gguf: the GGUF file of the model, for llama.cpp, or None.
         progress: True to show progress bars.
     """
 
@@ -50,6 +52,8 @@ class Bench:
     size: int = 512
     rounds: int = 3
     kvpress: Path | None = None
+    llama_cpp: Path | None = None
+    gguf: Path | None = None
     progress: bool = False
     _cell: tuple[torch.dtype, Cell] | None = field(default=None, repr=False)
     _transformers: tuple[torch.dtype, Transformers | None] | None = field(default=None, repr=False)

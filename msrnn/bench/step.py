@@ -1,4 +1,4 @@
-"""One token: a step compared with transformers, with kvpress, with the memory bandwidth, and with other uses of the cell."""
+"""One token: a step compared with transformers, kvpress, llama.cpp, the memory bandwidth, and other uses of the cell."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..state.state import State
+from .baselines import llama_cpp
 from .baselines.kvpress import decoding, versions
 from .baselines.transformers import MISSING, NAME
 from .result import Result, paired
@@ -23,8 +24,8 @@ def step(bench: Bench) -> Iterator[Result]:
     """Compare ``step_`` on a full H with a step of transformers at the same length."""
     for dtype in dict.fromkeys((bench.dtype, torch.bfloat16)):
         cell = bench.cell(dtype)
-        steps = repeated(_step_on_full_state(bench, cell), bench.text(bench.size))
-        workload = f"step_, {bench.tova}, {_dtype_name(cell)}"
+        steps = repeated(step_on_full_state(bench, cell), bench.text(bench.size))
+        workload = f"step_, {bench.tova}, {dtype_name(cell)}"
         target = "≤ 0.65" if dtype == torch.float32 else "≤ 0.7"
         yield from _against_transformers(bench, dtype, workload, steps, target, "ms/token")
 
@@ -46,7 +47,7 @@ def batch(bench: Bench) -> Iterator[Result]:
     """Compare ``step_`` of a batch with one step of transformers at batch size 1."""
     cell = bench.cell()
     ids = bench.text(BATCH_SIZE * bench.size).view(BATCH_SIZE, -1)
-    steps = repeated(_step_on_full_state(bench, cell, BATCH_SIZE), ids)
+    steps = repeated(step_on_full_state(bench, cell, BATCH_SIZE), ids)
     yield from _against_transformers(bench, bench.dtype, f"step_ at batch {BATCH_SIZE}, {bench.tova}", steps, "≤ 2", "ms")
 
 
@@ -68,10 +69,21 @@ def kvpress(bench: Bench) -> Iterator[Result]:
     cell = bench.cell()
     ids = bench.text(bench.size)
     with decoding(bench, ids, STEPS) as decode:
-        spent = bench.step_ms({"msrnn": repeated(_step_on_full_state(bench, cell), ids), "kvpress": decode})
+        spent = bench.step_ms({"msrnn": repeated(step_on_full_state(bench, cell), ids), "kvpress": decode})
     assert bench.kvpress is not None
-    workload, name = f"step_, {bench.tova}, {_dtype_name(cell)}", f"kvpress {versions(bench.kvpress)}"
+    workload, name = f"step_, {bench.tova}, {dtype_name(cell)}", f"kvpress {versions(bench.kvpress)}"
     yield paired(workload, "ms/token", spent["msrnn"], name, spent["kvpress"], "≤ 0.5")
+
+
+def llama(bench: Bench) -> Iterator[Result]:
+    """Compare ``step_`` with llama.cpp, which reads the GGUF file of the model and evicts nothing."""
+    cell, ids = bench.cell(), bench.text(bench.size)
+    with llama_cpp.stepping(bench, ids, STEPS) as steps:
+        spent = bench.step_ms({"msrnn": repeated(step_on_full_state(bench, cell), ids), "llama.cpp": steps})
+    assert bench.llama_cpp is not None
+    assert bench.gguf is not None
+    name = f"llama-cpp-python {llama_cpp.version(bench.llama_cpp)}, {bench.gguf.name}"
+    yield paired(f"step_, {bench.tova}, {dtype_name(cell)}", "ms/token", spent["msrnn"], name, spent["llama.cpp"])
 
 
 def bandwidth(bench: Bench) -> Iterator[Result]:
@@ -82,11 +94,11 @@ def bandwidth(bench: Bench) -> Iterator[Result]:
         for _ in range(STEPS):
             large.sum()
 
-    steps = repeated(_step_on_full_state(bench, cell), bench.text(bench.size))
+    steps = repeated(step_on_full_state(bench, cell), bench.text(bench.size))
     spent = bench.time({"step": steps, "sum": sums}, 5 * bench.rounds)
     values = [STEPS * bytes_read(cell) / t / 1e9 for t in spent["step"]]
     baselines = [STEPS * SUMMED_BYTES / t / 1e9 for t in spent["sum"]]
-    workload, name = f"parameters read in a step_, {bench.tova}, {_dtype_name(cell)}", f"summing {SUMMED_BYTES / 1e6:.0f} MB"
+    workload, name = f"parameters read in a step_, {bench.tova}, {dtype_name(cell)}", f"summing {SUMMED_BYTES / 1e6:.0f} MB"
     yield paired(workload, "GB/s", values, name, baselines, "≥ 0.45 (aim 0.5)")
 
 
@@ -112,10 +124,11 @@ def pure_step(bench: Bench) -> Iterator[Result]:
         yield paired(workload, "ms/token", spent["step"], "step_", spent["step_"], target)
 
 
-def _step_on_full_state(bench: Bench, cell: Cell, batch_size: int = 1) -> Callable[[Tensor], object]:
+def step_on_full_state(bench: Bench, cell: Cell, batch_size: int = 1) -> Callable[[Tensor], object]:
     """Return ``step_`` on a new full H, repeated to ``batch_size`` sequences."""
     return in_place_step(cell, bench.full_state(cell).select([0] * batch_size))
 
 
-def _dtype_name(cell: Cell) -> str:
+def dtype_name(cell: Cell) -> str:
+    """Return the dtype of the parameters for a label, such as ``float32``."""
     return str(next(cell.parameters()).dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Measure time and memory of a model on this machine, compared with transformers and kvpress.
+"""Measure time and memory of a model on this machine, compared with transformers, kvpress and llama.cpp.
 
 docs/bench.md describes the sections. ctrl-C stops the run and prints the rows measured so far.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..argtypes import positive_int, read_text
-from ..bench.baselines.kvpress import versions
+from ..bench.baselines import kvpress, llama_cpp
 from ..bench.baselines.transformers import Transformers, is_hugging_face
 from ..bench.curve import Point, curve, draw_bench
 from ..bench.report import as_json, line, markdown
@@ -70,6 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kvpress-python", metavar="PYTHON", type=Path, help="Python interpreter with kvpress, for the section kvpress"
     )
+    parser.add_argument(
+        "--llama-cpp-python",
+        metavar="PYTHON",
+        type=Path,
+        help="Python interpreter with llama-cpp-python, for the section llama-cpp",
+    )
+    text = "GGUF file of the same model, for the section llama-cpp (default: MODEL, if it is one)"
+    parser.add_argument("--gguf", metavar="FILE", type=Path, help=text)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write all results as JSON")
     parser.add_argument("--picture", metavar="FILE", type=Path, help="also measure and plot time and bytes against position")
 
@@ -104,6 +112,8 @@ def run(args: argparse.Namespace) -> None:
             size=args.size,
             rounds=args.rounds,
             kvpress=args.kvpress_python,
+            llama_cpp=args.llama_cpp_python,
+            gguf=args.gguf or (Path(args.model) if args.model.endswith(".gguf") else None),
             progress=True,
         )
         about = _about(args, bench, source)
@@ -129,7 +139,11 @@ def _check(args: argparse.Namespace) -> None:
     if args.tokens <= max(args.size, 15):
         raise Error(f"--tokens is {args.tokens}; expected at least 16, and more than --size, {args.size}, so that H is full")
     if args.kvpress_python:
-        versions(args.kvpress_python)
+        kvpress.versions(args.kvpress_python)
+    if args.llama_cpp_python:
+        llama_cpp.version(args.llama_cpp_python)
+    if args.gguf and not args.gguf.is_file():
+        raise Error(f"--gguf is {args.gguf}; expected a file")
     if args.picture:
         check_figure_file(args.picture)
     if args.json:

@@ -5,6 +5,7 @@ import sys
 import pytest
 from support.benchmarks import TOKENS
 
+from msrnn.bench.busy import n_cores
 from msrnn.bench.curve import curve
 from msrnn.bench.sections import SECTIONS, measure
 from msrnn.bench.settings import Bench
@@ -16,6 +17,7 @@ WORKLOADS = {
     "ragged": ["read 8 texts of 4 … 32 tokens, tova:8"],
     "iterations": ["iterations per block, 32 tokens, tova:8", "… h2o:8"],
     "step": ["step_, tova:8, float32", "… bfloat16"],
+    "busy": [f"step_, tova:8, float32, mean next to {n_cores()} busy processes"],
     "bandwidth": ["parameters read in a step_, tova:8, float32"],
     "pure-step": ["step, tova:8, position 9", "step, full, position 62"],
     "small-unroll": ["unroll of 16 tokens on tova:8"],
@@ -31,6 +33,7 @@ TARGETS = {
     "ragged": ["≥ 0.8"],
     "iterations": ["", ""],
     "step": ["≤ 0.65", "≤ 0.7"],
+    "busy": ["≤ 1"],
     "bandwidth": ["≥ 0.45 (aim 0.5)"],
     "pure-step": ["≤ 1.1", "≤ 1.15"],
     "small-unroll": ["≤ 1.5 (aim 1.3)"],
@@ -54,12 +57,12 @@ def test_section_has_its_rows(name, bench):
 
 
 def test_every_section_is_tested():
-    assert SECTIONS.keys() - WORKLOADS.keys() == {"kvpress"}
+    assert SECTIONS.keys() - WORKLOADS.keys() == {"kvpress", "llama-cpp", "captured"}
 
 
 def test_without_transformers_rows_have_a_note(monkeypatch, bench):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for name in ("unroll", "long", "step", "small-unroll", "batch"):
+    for name in ("unroll", "long", "step", "busy", "small-unroll", "batch"):
         for row in measure(bench, name):
             assert row.value > 0
             assert (row.ratio, row.reached) == (None, None)

@@ -111,6 +111,9 @@ def test_converted_folder_is_temporary(folder, monkeypatch):
         (["--json", "."], "cannot write ."),
         (["--kvpress-python", "/nowhere/python"], "expected a Python interpreter (No such file"),
         (["--kvpress-python", sys.executable], "expected a Python with kvpress and transformers"),
+        (["--llama-cpp-python", "/nowhere/python"], "--llama-cpp-python is /nowhere/python; expected a Python interpreter"),
+        (["--llama-cpp-python", sys.executable], "expected a Python with llama-cpp-python installed"),
+        (["--gguf", "/nowhere.gguf"], "--gguf is /nowhere.gguf; expected a file"),
     ],
 )
 def test_refusal_is_one_sentence_before_any_work(args, text, folder, capsys, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """kvpress as a baseline. It pins an older version of transformers, so it runs in another environment and process."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import Error
 from ..result import SkipBenchmark
 from ..settings import Bench
 from ..worker import start_worker
+from .interpreter import installed_versions
 
 SCRIPT = Path(__file__).with_name("kvpress_worker.py")
-VERSIONS = "from importlib.metadata import version as v; print(v('kvpress') + ', transformers ' + v('transformers'))"
 
 
 def versions(python: Path) -> str:
@@ -24,14 +22,8 @@ def versions(python: Path) -> str:
     Raises:
         Error: ``python`` is not a Python interpreter, or kvpress or transformers is missing.
     """
-    try:
-        done = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        found = getattr(error, "strerror", None) or error
-        raise Error(f"--kvpress-python is {python}; expected a Python interpreter ({found})") from None
-    if done.returncode:
-        raise Error(f"--kvpress-python is {python}; expected a Python with kvpress and transformers installed")
-    return done.stdout.strip()
+    own, transformers = installed_versions("--kvpress-python", python, ("kvpress", "transformers"))
+    return f"{own}, transformers {transformers}"
 
 
 @contextmanager

@@ -24,6 +24,12 @@ def seed_int(text: str) -> int:
     return _parse_int(text, at_least=0)
 
 
+def add_kv_dtype_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--kv-dtype``, the ``dtype`` of ``cell.initial_state``."""
+    text = "store the KV cache in 8 bits, a quarter of the bytes of float32 (default: the dtype of the parameters)"
+    parser.add_argument("--kv-dtype", choices=("int8",), help=text)
+
+
 def _parse_int(text: str, at_least: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < at_least:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {at_least}")

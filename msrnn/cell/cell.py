@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import Error, check_device, check_dtype, check_int
+from ..errors import Error, check_device, check_int
 from ..layers.differentiation import in_transform, is_batched_by_vmap
 from ..layers.hooks import call_with_hooks, has_hooks
 from ..layers.packed.modules import float_names
@@ -21,6 +21,7 @@ from ..recurrence.transition import Writes
 from ..reductions.contract import Reduction
 from ..reductions.registry import per_layer
 from ..state.position_remapping import ABSOLUTE, PositionRemapping
+from ..state.quantized_rows import row_dtype
 from ..state.state import State
 from ..storage.atomic import atomic_dir
 from ..storage.lazy_tensors import LazyTensor
@@ -43,7 +44,7 @@ class Cell(RecurrentNetwork):
         *,
         places: str = ABSOLUTE,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> State:
         """Return the state before the first token. The operator is part of the state.
 
@@ -52,19 +53,18 @@ class Cell(RecurrentNetwork):
             reduction: an operator, its spec string, or one of either per layer. None: the default of the family.
             places: position of a row at attention time: "absolute", its position in the text; "inside", its index among the
                 cached rows (StreamingLLM); "compressed", with gaps above 10 shortened (arXiv:2401.06104, extrapolation).
-            device, dtype: those of the parameters if None.
+            device, dtype: those of the parameters if None. ``torch.int8``: 8-bit rows (``msrnn/state/quantized_rows.py``).
 
         Raises:
-            Error: a batch size below 1, an operator that does not fit the cell, unknown ``places``, or ``places`` for a cell
-                without rotary positions.
+            Error: a batch size below 1, an operator or a dtype that does not fit the cell, or unknown or impossible ``places``.
         """
         check_int("initial_state: batch_size", batch_size, at_most=MAX_BATCH_SIZE)
-        check_dtype(dtype)
         check_device(device)
         operators = per_layer(self.default_reduction if reduction is None else reduction, len(self.layers))
         remapping = PositionRemapping.from_name(places, self.rope)
         clock = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device)
-        layers = [self.init_layer_state(batch_size, operator, clock, dtype or self.dtype) for operator in operators]
+        numbers = row_dtype(dtype) or self.dtype
+        layers = [self.init_layer_state(batch_size, operator, clock, numbers) for operator in operators]
         return State((replace(H, places=remapping) for H in layers), self.fingerprint(recompute=True))
 
     capture = capture

@@ -20,6 +20,7 @@ from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes, append_attend_reduce
 from ..recurrence.unroll import unroll_layer
 from ..state.multistate import MultiState
+from ..state.quantized_rows import encode_rows
 
 MLP_CHUNK_TOKENS = 256
 """Number of tokens in one product of the MLP on a CPU. More tokens are not faster and need more memory."""
@@ -94,16 +95,19 @@ class RecurrentLayer(nn.Module):
         return self.post_attention(x, attn_output), H
 
     def attend_in_place(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: dict[str, Tensor], visible: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Append and attend, without reduce: write ``k`` and ``v`` into the last row of ``keys, values (B, K, S + 1, D)``.
+        """Append and attend, without reduce: write ``k`` and ``v`` into the last row of ``rows``.
+
+        ``rows``: keys and values ``(B, K, S + 1, D)`` by name, and scales ``(B, K, S + 1)`` if they are int8.
 
         Returns:
             The output of the layer ``(B, E)``, and the attention weights ``(B, K, G, S + 1)``.
         """
-        keys[:, :, -1], values[:, :, -1] = k, v
+        for name, row in encode_rows(k, v, "key_scales" in rows).items():
+            rows[name][:, :, -1] = row
         with without_autocast(x.device):
-            attn_output, weights = attend(q, keys, values, visible)
+            attn_output, weights = attend(q, visible=visible, **rows)
         return self.post_attention(x, attn_output), weights
 
     def unroll(

@@ -46,7 +46,7 @@ def stacked_step(
     L, clock = len(layers), state.clock
     after = clock + (1 if active is None else active)
     grown = replace(stacked, clock=clock.repeat(L)).extended(in_place=in_place or copied)  # (L B, K, S + 1, …)
-    keys, values = (rows.unflatten(0, (L, -1)).unbind() for rows in (grown.keys, grown.values))
+    stored = {name: x.unflatten(0, (L, -1)).unbind() for name, x in grown.stored.items() if name != "positions"}
     visible = [None] * L if grown.no_empty_rows else (~grown.empty).unflatten(0, (L, -1)).unbind()
     weights: list[Tensor] = []
     for i, layer in enumerate(layers):
@@ -54,7 +54,7 @@ def stacked_step(
         if q.requires_grad or k.requires_grad or v.requires_grad:  # autograd has to record this layer and the next ones
             done = _reduce_first(grown, weights, len(x), after, active)
             return _continue_layerwise(layers, x, state, position_tensors, active, done)
-        x, w = layer.attend_in_place(x, q, k, v, keys[i], values[i], visible[i])
+        x, w = layer.attend_in_place(x, q, k, v, {name: rows[i] for name, rows in stored.items()}, visible[i])
         weights.append(w)
     active = None if active is None else active.repeat(L)
     H = reduce(grown, torch.cat(weights), after.repeat(L), active, writes=writes)

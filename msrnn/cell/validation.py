@@ -8,6 +8,7 @@ from torch import Tensor
 from ..errors import Error, describe
 from ..layers.differentiation import is_batched_by_vmap
 from ..state.fingerprint import Fingerprint
+from ..state.quantized_rows import ROW_DTYPE
 from ..state.state import State
 
 
@@ -81,7 +82,7 @@ def check_state(state: State, batch_size: int, fingerprint: Fingerprint, dtype: 
     """Check that a state belongs to the cell with this ``fingerprint``, ``dtype`` and ``device``.
 
     Raises:
-        Error: the state has another fingerprint, batch size, dtype or device.
+        Error: the state has another fingerprint, batch size, dtype or device. A cell of any dtype reads 8-bit rows.
     """
     if not isinstance(state, State):
         raise Error(f"state is {type(state).__name__}; expected a State, as initial_state returns it")
@@ -91,7 +92,7 @@ def check_state(state: State, batch_size: int, fingerprint: Fingerprint, dtype: 
         raise Error(f"state belongs to another model ({other}; this cell is {fingerprint.signature})")
     if len(state.clock) != batch_size:
         raise Error(f"state has batch size {len(state.clock)}; the tokens have {batch_size}")
-    if state.dtype != dtype or state.device != device:
+    if state.dtype not in (dtype, ROW_DTYPE) or state.device != device:
         raise Error(f"state is {state.dtype} on {state.device}; expected {dtype} on {device}, as the cell (see state.to)")
 
 

@@ -29,6 +29,7 @@ def prefill(
     reduction: Reduction | str | Sequence[Reduction | str],
     *,
     lengths: Tensor | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> tuple[Tensor, State]:
     """Read a prompt with full attention, then evict the rows with the lowest scores of the last token, all at once.
 
@@ -44,6 +45,7 @@ def prefill(
         tokens: ``(B, T)`` int64. Prompts of different lengths are padded on the right; T may be 0.
         reduction: an operator, a spec string, or one of them per layer, as in ``cell.initial_state``.
         lengths: lengths of the prompts without padding, ``(B,)`` int64.
+        dtype: of keys and values, as in ``cell.initial_state``.
 
     Returns:
         The logits ``(B, V)`` of the unbounded model after the last token of each row, NaN for an empty prompt; and the state.
@@ -54,7 +56,7 @@ def prefill(
     """
     tokens, lengths = check_text(tokens, lengths, cell.config.vocab_size)
     B, T = tokens.shape
-    state = cell.initial_state(B, reduction)
+    state = cell.initial_state(B, reduction, dtype=dtype)
     operators = [H.reduction for H in state]
     for operator in operators:
         if operator.merges_values:
@@ -112,8 +114,8 @@ def _evict_once(H: MultiState, query: Tensor) -> MultiState:
     S, bound = H.positions.shape[2], H.capacity
     if bound is None or bound >= S:
         return H
-    _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), ~H.empty)
-    keys = H.keys.detach() if operator.needs_keys else None
+    _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), ~H.empty, H.key_scales, H.value_scales)
+    keys = H.dequantized(weights.dtype)[0].detach() if operator.needs_keys else None
     observation = Observation(weights, H.positions, H.clock - 1, H.row_stats, keys)
     score = retention_scores(operator, observation).expand(H.positions.shape).clone()
     score[..., : H.n_learned] = torch.inf

@@ -1,16 +1,22 @@
 """Bytes of H, compared with an H without evictions."""
 
+from ..state.multistate import MultiState
 from ..state.state import State
 
 
 def token_bytes(state: State, itemsize: int | None = None) -> int:
-    """Return the bytes of one token in H: keys, values and position in all layers and heads, without row statistics.
+    """Return the bytes of one token in H: keys, values, scales and position in all layers and heads, without statistics.
 
     Args:
         state: H.
         itemsize: bytes of a number in keys and values; None takes the dtype of ``state``.
     """
-    return sum(H.keys.shape[1] * (2 * H.keys.shape[3] * (itemsize or H.keys.element_size()) + 8) for H in state)
+
+    def head_bytes(H: MultiState) -> int:
+        scales = 8 if H.is_quantized and itemsize is None else 0
+        return 2 * H.keys.shape[3] * (itemsize or H.keys.element_size()) + 8 + scales
+
+    return sum(H.keys.shape[1] * head_bytes(H) for H in state)
 
 
 def full_nbytes(state: State) -> int:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..argtypes import positive_int
+from ..argtypes import add_kv_dtype_argument, positive_int
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
@@ -30,30 +30,36 @@ BATCH_TOKENS = 1024
 
 
 @torch.no_grad()
-def nll(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequence[Reduction | str] | None = None) -> Tensor:
+def nll(
+    cell: Cell,
+    tokens: Tensor,
+    reduction: Reduction | str | Sequence[Reduction | str] | None = None,
+    kv_dtype: torch.dtype | str | None = None,
+) -> Tensor:
     """Return −ln p of each token given the tokens before it. Memory is independent of T.
 
     Args:
         cell: the cell.
         tokens: ``(B, T)`` int64, T at least 2.
         reduction: as for ``cell.initial_state``.
+        kv_dtype: of keys and values, as ``dtype`` of ``cell.initial_state``.
 
     Returns:
         ``(B, T − 1)`` float32 (float64 for a float64 cell), for tokens 1 … T − 1.
     """
-    logits, state = cell(tokens[:, :1], cell.initial_state(len(tokens), reduction), last_only=True)
+    logits, state = cell(tokens[:, :1], cell.initial_state(len(tokens), reduction, dtype=kv_dtype), last_only=True)
     return teacher_force(cell, logits, tokens[:, 1:], state).nll
 
 
-def truncated_nll(cell: Cell, tokens: Tensor, size: int) -> Tensor:
+def truncated_nll(cell: Cell, tokens: Tensor, size: int, kv_dtype: torch.dtype | str | None = None) -> Tensor:
     """Return :func:`nll` of the unbounded model with a reset every ``size`` tokens, so 1 to ``size`` tokens are visible."""
     B, T = tokens.shape
     complete = (T - 1) // size * size  # tokens predicted in complete windows
     windows = [tokens[:, i : i + size + 1] for i in range(0, complete, size)]  # the last token is predicted but not read
     step = max(1, BATCH_TOKENS // size)
     batches = [torch.cat(windows[i : i + step]) for i in range(0, len(windows), step)]
-    found = [nll(cell, batch, "full").unflatten(0, (-1, B)).transpose(0, 1).flatten(1) for batch in batches]
-    rest = [nll(cell, tokens[:, complete:], "full")] if complete < T - 1 else []
+    found = [nll(cell, batch, "full", kv_dtype).unflatten(0, (-1, B)).transpose(0, 1).flatten(1) for batch in batches]
+    rest = [nll(cell, tokens[:, complete:], "full", kv_dtype)] if complete < T - 1 else []
     return torch.cat(found + rest, dim=1)
 
 
@@ -88,15 +94,17 @@ class LMResult:
         return self.chunk.rpartition(" ")[0]
 
 
-def score_chunks(cell: Cell, chunks: Sequence[Chunk], condition: Condition) -> list[LMResult]:
+def score_chunks(
+    cell: Cell, chunks: Sequence[Chunk], condition: Condition, kv_dtype: torch.dtype | str | None = None
+) -> list[LMResult]:
     """Score chunks of equal length in one batch."""
     tokens = torch.stack([chunk.ids for chunk in chunks]).to(cell.device)
     begin = time.perf_counter()
     if condition.truncated:
         assert condition.size is not None
-        losses = truncated_nll(cell, tokens, condition.size)
+        losses = truncated_nll(cell, tokens, condition.size, kv_dtype)
     else:
-        losses = nll(cell, tokens, condition.reduction)
+        losses = nll(cell, tokens, condition.reduction, kv_dtype)
     first = chunks[0].first
     totals = losses[:, first - 1 :].cpu().double().sum(1).tolist()  # synchronises with the device
     seconds, n = time.perf_counter() - begin, tokens.shape[1] - first
@@ -115,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="reference operator of the differences (default: tova, or the first bounded operator of several)",
     )
+    add_kv_dtype_argument(parser)
     parser.add_argument("--batch", type=positive_int, metavar="B", default=1, help="batch size; use more on a GPU (default: 1)")
 
 
@@ -126,10 +135,11 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--against is {against!r}; expected one of the operators, {', '.join(args.operators)}")
     chunks = inputs.chunks(args)
     inputs.check_memory(args.batch, [condition.size for condition in conditions], args.chunk)
-    sweep = inputs.sweep(args.out, "lm", text=text_digest(chunks), chunk=args.chunk)
+    rows_dtype = {} if args.kv_dtype is None else {"kv_dtype": args.kv_dtype}
+    sweep = inputs.sweep(args.out, "lm", text=text_digest(chunks), chunk=args.chunk, **rows_dtype)
     rows = {condition: {f"{condition.key} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
     for condition, batch in inputs.pending(sweep, rows, args.batch):
-        for key, result in zip(batch, score_chunks(inputs.cell, list(batch.values()), condition), strict=True):
+        for key, result in zip(batch, score_chunks(inputs.cell, list(batch.values()), condition, args.kv_dtype), strict=True):
             sweep[key] = asdict(result)
     return report(load_results(LMResult, sweep, rows), against)
 

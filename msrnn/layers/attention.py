@@ -6,7 +6,14 @@ from torch import Tensor
 from .emulation import upcast_if_emulated
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    visible: Tensor | None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     r"""Return $\mathrm{softmax}(q K^\top / \sqrt D)\,V$ for one token, and the weights (arXiv:2401.06104, eq. 7).
 
     Args:
@@ -14,29 +21,54 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) 
         keys, values: ``(B, K, R, D)``, the cached rows and the current token's own row; ``G = N // K`` query heads share a
             key head.
         visible: ``(B, K, R)`` bool, False for empty rows; None: all rows are visible.
+        key_scales, value_scales: ``(B, K, R)``, factors of int8 keys and values; None: keys and values are floating-point.
 
     Returns:
         The attention output ``(B, N, D)`` in the dtype of ``query``, and the weights ``(B, K, G, R)`` in at least float32.
     """
     (B, K), (N, D) = keys.shape[:2], query.shape[1:]
-    logits = attention_logits(query.reshape(B * K, N // K, D), keys.flatten(0, 1))  # (B K, G, R)
+    flat_scales = None if key_scales is None else key_scales.flatten(0, 1)
+    logits = attention_logits(query.reshape(B * K, N // K, D), keys.flatten(0, 1), flat_scales)  # (B K, G, R)
     weights = (logits if visible is None else mask_logits(logits, visible.flatten(0, 1)[:, None])).softmax(dim=-1)
-    wide = upcast_if_emulated(values.flatten(0, 1))
-    output = (weights.to(wide.dtype) @ wide).to(values.dtype)  # (B K, G, D)
+    flat_scales = None if value_scales is None else value_scales.flatten(0, 1)
+    output = weighted_values(weights, values.flatten(0, 1), flat_scales, query.dtype)  # (B K, G, D)
     return output.view(B, N, D), weights.view(B, K, N // K, keys.shape[2])
 
 
-def attention_logits(queries: Tensor, keys: Tensor) -> Tensor:
+def attention_logits(queries: Tensor, keys: Tensor, scales: Tensor | None = None) -> Tensor:
     r"""Return $q K^\top / \sqrt D$, ``(…, M, D), (…, R, D) -> (…, M, R)``, in at least float32.
+
+    ``scales (…, R)`` are factors of int8 keys. They are applied to the product, which has fewer elements than the keys.
 
     In 16 bits the product is scaled, because scaled queries would be rounded. In float32 and wider the queries are scaled,
     because they have fewer elements.
     """
     dtype, scale = torch.promote_types(queries.dtype, torch.float32), queries.shape[-1] ** -0.5
-    if queries.dtype == dtype:
-        return (queries * scale) @ keys.mT
-    queries, keys = upcast_if_emulated(queries), upcast_if_emulated(keys)
-    return (queries @ keys.mT).to(dtype) * scale
+    if scales is None:
+        if queries.dtype == dtype:
+            return (queries * scale) @ keys.mT
+        queries, keys = upcast_if_emulated(queries), upcast_if_emulated(keys)
+        return (queries @ keys.mT).to(dtype) * scale
+    product_dtype = _product_dtype(queries)
+    logits = queries.to(product_dtype) @ keys.to(product_dtype).mT
+    return logits.to(dtype) * (scales[..., None, :] * scale)
+
+
+def weighted_values(weights: Tensor, values: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the sum of the values by their weights, ``(…, M, R), (…, R, D) -> (…, M, D)``, in ``dtype``.
+
+    ``scales (…, R)`` are factors of int8 values. They are applied to the weights.
+    """
+    if scales is None:
+        wide = upcast_if_emulated(values)
+        return (weights.to(wide.dtype) @ wide).to(dtype)
+    product_dtype = _product_dtype(values.new_empty(0, dtype=dtype))
+    return ((weights * scales[..., None, :]).to(product_dtype) @ values.to(product_dtype)).to(dtype)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of products of ``x`` with integers up to 127. In float16 their sums can exceed the range."""
+    return torch.float32 if x.dtype == torch.float16 else upcast_if_emulated(x.new_empty(0)).dtype
 
 
 def mask_logits(logits: Tensor, visible: Tensor) -> Tensor:

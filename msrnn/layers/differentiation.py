@@ -29,6 +29,19 @@ def is_differentiated(*tensors: Tensor) -> bool:
     return any(x.requires_grad for x in tensors) or in_transform()
 
 
+def has_derivative(x: Tensor) -> bool:
+    """Return True if derivatives with respect to ``x`` are computed: by backward, forward-mode AD or ``torch.func``."""
+    if x.requires_grad or not in_transform():
+        return x.requires_grad
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        return True
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_gradtrackingtensor(x):
+            return True
+        x = _functorch.get_unwrapped(x)
+    return False
+
+
 def is_batched_by_vmap(*tensors: Tensor) -> bool:
     """Return True if vmap has a batch dimension in one of the tensors, so that its values cannot be read."""
     for x in tensors if in_transform() else ():

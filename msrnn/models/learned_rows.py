@@ -28,6 +28,7 @@ from ..reductions.contract import LEARNED, Reduction
 from ..reductions.tova_paper import Full
 from ..state.multistate import MultiState
 from ..state.position_remapping import ABSOLUTE
+from ..state.quantized_rows import encode_rows
 from ..state.state import State
 
 
@@ -88,10 +89,10 @@ class LearnedRowsNetwork(Cell):
         fresh = self.initial_state(**self._arguments_of(state))
 
         def refreshed(H: MultiState, new: MultiState) -> MultiState:
-            keys, values = (
-                torch.cat((first, x[:, :, H.n_learned :]), dim=2) for first, x in ((new.keys, H.keys), (new.values, H.values))
-            )
-            return replace(H, keys=keys, values=values, buffer=None)
+            stored: dict[str, Any] = {
+                name: torch.cat((new.stored[name], x[:, :, H.n_learned :]), dim=2) for name, x in H.stored.items()
+            }
+            return replace(H, **{**stored, "positions": H.positions}, buffer=None)
 
         return state.with_layers(refreshed(H, new) for H, new in zip(state, fresh, strict=True))
 
@@ -123,9 +124,10 @@ def _prepend_rows(state: State, rows: list[tuple[Tensor, Tensor]]) -> list[Multi
 
     def prepended(H: MultiState, keys: Tensor, values: Tensor) -> MultiState:
         (B, K, _), P = H.positions.shape, keys.shape[2]
-        keys, values = (x.to(H.keys).expand(B, -1, -1, -1).contiguous() for x in (keys, values))
+        new = encode_rows(keys, values, H.is_quantized)
+        stored: dict[str, Any] = {name: x.to(H.rows[name]).expand(B, *x.shape[1:]).contiguous() for name, x in new.items()}
         positions = H.positions.new_full((B, K, P), LEARNED)
         row_stats = {name: x.new_zeros(B, K, P, *x.shape[3:]) for name, x in H.row_stats.items()}
-        return replace(H, keys=keys, values=values, positions=positions, row_stats=row_stats, n_learned=P)
+        return replace(H, **stored, positions=positions, row_stats=row_stats, n_learned=P)
 
     return [prepended(H, *learned) for H, learned in zip(state, rows, strict=True)] if rows else list(state)

@@ -52,8 +52,11 @@ class BlockLayout:
         return mask_logits(torch.zeros(1, dtype=self.dtype, device=self.visible.device), self.visible[:, :, None])
 
     @classmethod
-    def build(cls, H: MultiState, active: Tensor | None, T: int) -> "BlockLayout":
-        """Return the layout of T tokens that follow ``H``. The rows are sorted by position. Synchronises with the device."""
+    def build(cls, H: MultiState, active: Tensor | None, T: int, dtype: torch.dtype) -> "BlockLayout":
+        """Return the layout of T tokens that follow ``H``, whose rows are sorted by position. Synchronises with the device.
+
+        ``dtype``: that of the queries.
+        """
         B, capacity, device = len(H.clock), H.capacity, H.clock.device
         step = torch.arange(T, device=device)
         read = torch.ones(B, T, dtype=torch.bool, device=device) if active is None else active
@@ -72,5 +75,5 @@ class BlockLayout:
             evicts=evicts,
             no_evictions=capacity is None or not bool(evicts.any()),
             uniform=active is None and H.no_empty_rows,
-            dtype=torch.promote_types(H.keys.dtype, torch.float32),
+            dtype=torch.promote_types(dtype, torch.float32),
         )

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..reductions.contract import EMPTY
 from ..state.multistate import MultiState
+from ..state.quantized_rows import encode_rows
 from ..state.stacking import concat_batches
 from .records import LayerRecorder
 from .unroll import unroll_layer
@@ -57,18 +58,19 @@ class LayerTrace:
 
     def __init__(self, H: MultiState, recorder: LayerRecorder):
         before, self._blocks = H.sorted_by_position(), recorder.blocks
-        whole = self._blocks[0].keys_values if self._blocks else None
+        whole = self._blocks[0].stored if self._blocks else None
         if whole is not None:
-            self.rows, (self._keys, self._values), self.active = self._blocks[0].rows, whole, self._blocks[0].active
+            self.rows, self._stored, self.active = self._blocks[0].rows, whole, self._blocks[0].active
         else:
             self.rows = torch.cat([before.positions, *(block.entered for block in self._blocks)], dim=2)
-            self._keys = torch.cat([before.keys, *(block.k for block in self._blocks)], dim=2)
-            self._values = torch.cat([before.values, *(block.v for block in self._blocks)], dim=2)
+            new = [encode_rows(block.k, block.v, before.is_quantized) for block in self._blocks]
+            names = before.stored.keys() - {"positions"}
+            self._stored = {name: torch.cat([before.rows[name], *(x[name] for x in new)], dim=2) for name in names}
             no_tokens = before.positions.new_empty(len(before.clock), 0, dtype=torch.bool)
             self.active = torch.cat([no_tokens, *(block.active for block in self._blocks)], dim=1)
         S = before.positions.shape[2]  # the rows are copies, because a step in place may overwrite the given ones
-        keys, values, positions = (x[:, :, :S] for x in (self._keys, self._values, self.rows))
-        self._before = replace(before, keys=keys, values=values, positions=positions, buffer=None)
+        rows: dict[str, Any] = {name: x[:, :, :S] for name, x in self._stored.items()}
+        self._before = replace(before, **rows, positions=self.rows[:, :, :S], buffer=None)
         self.scores = self._scores_by_row() if recorder.want_scores else None
 
     @cached_property
@@ -120,21 +122,19 @@ class LayerTrace:
 
     def rows_before_eviction(self, query: PrefixQuery) -> MultiState:
         """Return :meth:`at` with all S + T rows. Statistics are left out where they are not recorded for every token."""
-        tensors = (self._keys, self._values, self.rows)
-        keys, values, positions = tensors if query.all_rows else (x.index_select(0, query.rows) for x in tensors)
+        stored: dict[str, Any] = {**self._stored, "positions": self.rows}
+        if not query.all_rows:
+            stored = {name: x.index_select(0, query.rows) for name, x in stored.items()}
         history = self._stats_by_token or {}
         row_stats = {name: self._stats_since_start(name, x)[query.rows, query.n] for name, x in history.items()}
         clock = self._before.clock[query.rows] + query.n_read
-        return replace(
-            self._before, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, no_empty_rows=False
-        )
+        return replace(self._before, **stored, clock=clock, row_stats=row_stats, no_empty_rows=False)
 
     def _unroll_again(self, query: PrefixQuery) -> MultiState:
         """:meth:`at` for an operator that merges values, which are not recorded."""
         n, rows, most = query.n, query.rows, int(query.n.amax())
-        S = self._before.positions.shape[2]
-        q = torch.cat([block.q for block in self._blocks], dim=2).index_select(0, rows)[:, :, :most]
-        k, v = (x.index_select(0, rows)[:, :, S : S + most] for x in (self._keys, self._values))
+        parts = zip(*((block.q, block.k, block.v) for block in self._blocks), strict=True)
+        q, k, v = (torch.cat(x, dim=2).index_select(0, rows)[:, :, :most] for x in parts)
         active = self.active[rows, :most] & (torch.arange(most, device=n.device) < n[:, None])
         return unroll_layer(q, k, v, self._before.select(rows), active)[1]
 
@@ -175,8 +175,8 @@ class LayerTrace:
         """Return the scores of all blocks, with one column for each of ``rows``."""
         (B, _, R), T, n_learned = self.rows.shape, self.active.shape[1], self._before.n_learned
         blocks = [(block.rows, block.scores) for block in self._blocks if block.scores is not None]
-        heads, dtype = (blocks[0][1].shape[1], blocks[0][1].dtype) if blocks else (1, self._keys.dtype)
-        scores, start = self._keys.new_full((B, heads, T, R + 1), torch.nan, dtype=dtype), 0
+        heads, dtype = (blocks[0][1].shape[1], blocks[0][1].dtype) if blocks else (1, torch.float32)
+        scores, start = self._stored["keys"].new_full((B, heads, T, R + 1), torch.nan, dtype=dtype), 0
         for rows, score in blocks:
             index = self._row_index(rows).masked_fill(rows == EMPTY, R)  # (B, K, R of the block)
             index[..., :n_learned] = torch.arange(n_learned, device=index.device)  # learned rows have equal positions

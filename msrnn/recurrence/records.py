@@ -20,7 +20,7 @@ class BlockRecord:
     """One block of one layer.
 
     Attributes:
-        q: ``(B, N, T, D)``, rotated, like ``k`` and ``v (B, K, T, D)``.
+        q: ``(B, N, T, D)``, rotated, like ``k`` and ``v (B, K, T, D)``; as the layer projects them, also for int8 rows.
         active: ``(B, T)`` bool, False for tokens that are not read.
         row_stats: statistics before the first token, ``(B, K, S)`` or ``(B, K, S, n)`` each.
         rows: ``(B, K, S + T)`` int64, positions of the rows, −1 for absent ones. The last T rows are those of the tokens.
@@ -29,7 +29,7 @@ class BlockRecord:
         scores: ``(B, 1 or K, T, S + T)``, NaN for rows that a token cannot attend to; None unless requested.
         stats_by_token: statistics after each token, ``(B, T, K, S + T, …)`` each; None for a block of more than
             ``STATS_HISTORY_TOKENS`` tokens.
-        keys_values: keys and values of all ``rows``, if this is the only block; otherwise None.
+        stored: keys and values of all ``rows`` as H stores them, by name, if this is the only block; otherwise None.
     """
 
     q: Tensor
@@ -42,7 +42,7 @@ class BlockRecord:
     iterations: int
     scores: Tensor | None
     stats_by_token: dict[str, Tensor] | None
-    keys_values: tuple[Tensor, Tensor] | None
+    stored: dict[str, Tensor] | None
 
     @property
     def entered(self) -> Tensor:
@@ -75,9 +75,9 @@ class LayerRecorder:
         block: EvictionBlock,
         parts: list[BlockScores],
         row_stats: dict[str, Tensor],
-        keys_values: tuple[Tensor, Tensor] | None,
+        stored: dict[str, Tensor] | None,
     ) -> None:
-        """Record a block with its evictions. ``keys_values``: those of all rows, if no block follows."""
+        """Record a block with its evictions. ``stored``: keys and values of all rows, if no block follows."""
         scores, history = None, None
         if self.want_scores:
             scores = torch.cat([x.score.masked_fill(x.absent, torch.nan) for x in parts], dim=1).transpose(1, 2)
@@ -95,7 +95,7 @@ class LayerRecorder:
                 iterations=0 if block.layout.no_evictions else len(parts),
                 scores=scores,
                 stats_by_token=history,
-                keys_values=None if self.blocks else keys_values,
+                stored=None if self.blocks else stored,
             )
         )
 
@@ -116,12 +116,12 @@ class SharedAcrossLayers:
     layouts: dict[tuple[int, int, int, int | None], BlockLayout] = field(default_factory=dict)
     positions_only_evictions: dict[int, EvictionBlock] = field(default_factory=dict)
 
-    def layout(self, H: MultiState, active: Tensor | None, start: int, stop: int) -> BlockLayout:
-        """Return the layout of tokens ``start`` to ``stop`` of ``active (B, T)``, which follow ``H``."""
+    def layout(self, H: MultiState, active: Tensor | None, start: int, stop: int, dtype: torch.dtype) -> BlockLayout:
+        """Return the layout of tokens ``start`` to ``stop`` of ``active (B, T)``, which follow ``H``; ``dtype`` of queries."""
         key = (start, stop, H.positions.shape[2], H.capacity)
         layout = self.layouts.get(key) if H.no_empty_rows else None
         if layout is None:
-            layout = BlockLayout.build(H, None if active is None else active[:, start:stop], stop - start)
+            layout = BlockLayout.build(H, None if active is None else active[:, start:stop], stop - start, dtype)
             if H.no_empty_rows:
                 self.layouts[key] = layout
         return layout

@@ -6,6 +6,7 @@ The functions do not synchronise with the device. Once the cache is full, no sha
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ..layers.attention import attend
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
+from ..state.quantized_rows import dequantize, replace_values
 from .eviction import select_evicted_row
 from .operator_calls import merge_evicted_value, retention_scores, update_stats
 
@@ -41,9 +43,14 @@ def append_attend_reduce(
         Attention output ``(B, N, D)``, and the new H.
     """
     grown = H.append(k, v, in_place=in_place)  # S + 1 rows
-    q, keys = (q, grown.keys) if grown.places is None else grown.places.rotate(q, grown.keys, grown.positions, grown.n_learned)
-    attn_output, weights = attend(q, keys, grown.values, None if grown.no_empty_rows else ~grown.empty)
-    return attn_output, reduce(grown, weights, clock, active, keys, writes)
+    keys, key_scales, rotated_keys = grown.keys, grown.key_scales, None
+    if grown.places is not None:
+        keys, key_scales = dequantize(keys, key_scales, q.dtype), None
+        q, keys = grown.places.rotate(q, keys, grown.positions, grown.n_learned)
+        rotated_keys = keys
+    visible = None if grown.no_empty_rows else ~grown.empty
+    attn_output, weights = attend(q, keys, grown.values, visible, key_scales, grown.value_scales)
+    return attn_output, reduce(grown, weights, clock, active, rotated_keys, writes)
 
 
 def reduce(
@@ -70,7 +77,11 @@ def reduce(
         All S + 1 rows while S is below the bound, and S rows from then on: the last row is written over the evicted row.
     """
     operator, S = grown.reduction, grown.positions.shape[2] - 1
-    keys = (grown.keys if rotated_keys is None else rotated_keys).detach() if operator.needs_keys else None
+    keys = rotated_keys
+    if operator.needs_keys:
+        keys = (dequantize(grown.keys, grown.key_scales, weights.dtype) if keys is None else keys).detach()
+    else:
+        keys = None
     # evictions are not differentiated
     observed = weights.detach() if operator.needs_weights else weights.new_zeros(()).expand(weights.shape)
     observation = Observation(observed, grown.positions, grown.clock, grown.row_stats, keys)
@@ -88,27 +99,32 @@ def reduce(
         return replace(grown, clock=clock, row_stats=row_stats, no_empty_rows=complete)
     row = _row_to_overwrite(grown, observation, active)  # (B, K)
     needs_grad = is_differentiated(weights, grown.values)  # autograd has saved the rows
-    values = grown.values
-    if operator.merges_values:
-        evicts = grown.positions.gather(2, row[..., None])[..., 0] != EMPTY
-        evicts = evicts if active is None else evicts & active[:, None]
-        values = merge_evicted_value(operator, observation, values, row, evicts, complete)
-    rows = (grown.keys, values, grown.positions)
+    stored = grown.stored
+    merged = _merged_values(grown, observation, row, active) if operator.merges_values else {}
+    rows: dict[str, Any]
     if needs_grad:
-        keys, values, positions = (_overwrite(x, row, in_place=False)[:, :, :S] for x in rows)
+        rows = {name: _overwrite(merged.get(name, x), row, in_place=False)[:, :, :S] for name, x in stored.items()}
     else:
         now: Writes = [] if writes is None else writes
-        if values is not grown.values:
-            now.append(partial(grown.values.copy_, values))
-        rows = (grown.keys, grown.values, grown.positions)
-        now.extend(partial(_overwrite, x, row, in_place=True) for x in rows)
-        keys, values, positions = (x[:, :, :S] for x in rows)
+        now.extend(partial(stored[name].copy_, x) for name, x in merged.items())
+        now.extend(partial(_overwrite, x, row, in_place=True) for x in stored.values())
+        rows = {name: x[:, :, :S] for name, x in stored.items()}
         if writes is None:
             for write in now:
                 write()
     row_stats = {name: _overwrite(x, row, False)[:, :, :S].clone() for name, x in row_stats.items()}
     buffer = None if needs_grad else grown.buffer
-    return replace(grown, keys=keys, values=values, positions=positions, clock=clock, row_stats=row_stats, buffer=buffer)
+    return replace(grown, **rows, clock=clock, row_stats=row_stats, buffer=buffer)
+
+
+def _merged_values(grown: MultiState, observation: Observation, row: Tensor, active: Tensor | None) -> dict[str, Tensor]:
+    """Return the values, and the scales of int8 values, after row ``row (B, K)`` is merged into others and evicted."""
+    evicts = grown.positions.gather(2, row[..., None])[..., 0] != EMPTY
+    evicts = evicts if active is None else evicts & active[:, None]
+    values = dequantize(grown.values, grown.value_scales, observation.weights.dtype)
+    complete = grown.no_empty_rows and active is None
+    merged = merge_evicted_value(grown.reduction, observation, values, row, evicts, complete)
+    return replace_values(grown.stored, values, merged) if grown.is_quantized else {"values": merged}
 
 
 def _row_to_overwrite(grown: MultiState, observation: Observation, active: Tensor | None) -> Tensor:

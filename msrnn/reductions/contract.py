@@ -166,7 +166,7 @@ class Reduction:
             raise Error(f"{kind}: stat_names are {names!r:.60}; expected a tuple of names")
         if len(set(names)) < len(names):
             raise Error(f"{kind}: stat_names are {names!r:.60}; expected each name once")
-        if taken := {"keys", "values", "positions"} & set(names):
+        if taken := {"keys", "values", "positions", "key_scales", "value_scales"} & set(names):
             raise Error(f"{kind}: stat_names contain {min(taken)!r}, the name of a cached tensor; expected another name")
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Reduction
 from .position_remapping import PositionRemapping
+from .quantized_rows import ROW_DTYPE, SCALES, dequantize, encode_rows
 from .row_buffer import RowBuffer, copy_to_buffer
 
 
@@ -24,7 +25,8 @@ class MultiState:
     """H of one layer, and its clock.
 
     Attributes:
-        keys, values: ``(B, K, S, D)``; keys are rotated at their absolute positions, or with ``places`` not at all.
+        keys, values: ``(B, K, S, D)``, floating-point, or int8 with scales; keys are rotated at their absolute positions, or
+            with ``places`` not at all.
         positions: ``(B, K, S)`` int64; −1 for an empty row, −2 for a learned row.
         clock: ``(B,)`` int64, number of tokens read.
         reduction: the operator that bounds this layer; its ``size`` is an int or None.
@@ -33,6 +35,7 @@ class MultiState:
         no_empty_rows: True if it is known that no row is empty. False if there may be empty rows.
         n_learned: number of learned rows: the first rows of every head, never evicted and not counted in ``size``.
         places: the position remapping at attention time; None: absolute positions.
+        key_scales, value_scales: ``(B, K, S)`` float32, factors of int8 keys and values; None for floating-point ones.
     """
 
     keys: Tensor
@@ -45,6 +48,8 @@ class MultiState:
     no_empty_rows: bool = False
     n_learned: int = 0
     places: PositionRemapping | None = None
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: copies of the rows, without spare rows.
@@ -62,9 +67,22 @@ class MultiState:
         return None if self.reduction.size is None else self.reduction.size + self.n_learned
 
     @property
+    def is_quantized(self) -> bool:
+        """True if keys and values are int8."""
+        return self.key_scales is not None
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """Keys, values, positions, and scales if there are any, by name: what a step writes for a row."""
+        rows: dict[str, Any] = {"keys": self.keys, "values": self.values, "positions": self.positions}
+        if self.key_scales is not None and self.value_scales is not None:
+            rows.update(key_scales=self.key_scales, value_scales=self.value_scales)
+        return rows
+
+    @property
     def rows(self) -> dict[str, Tensor]:
         """All tensors that are aligned by row, by name."""
-        return {"keys": self.keys, "values": self.values, "positions": self.positions, **self.row_stats}
+        return {**self.stored, **self.row_stats}
 
     @property
     def empty(self) -> Tensor:
@@ -73,23 +91,35 @@ class MultiState:
 
     def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, no_empty_rows: bool = False) -> "MultiState":
         """Return the same layer with other rows, named as in ``rows``, another clock, and no spare rows."""
-        keys, values, positions = (rows[name] for name in ("keys", "values", "positions"))
+        stored: dict[str, Any] = {name: rows[name] for name in self.stored}
         row_stats = {name: rows[name] for name in self.row_stats}
-        return replace(
-            self,
-            keys=keys,
-            values=values,
-            positions=positions,
-            clock=clock,
-            row_stats=row_stats,
-            buffer=None,
-            no_empty_rows=no_empty_rows,
-        )
+        return replace(self, **stored, clock=clock, row_stats=row_stats, buffer=None, no_empty_rows=no_empty_rows)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "MultiState":
         """Return H with ``change`` applied to every tensor that is aligned by row and to the clock, without spare rows."""
         rows = {name: change(x) for name, x in self.rows.items()}
         return self.with_rows(rows, change(self.clock), no_empty_rows=self.no_empty_rows)
+
+    def dequantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return keys and values ``(B, K, S, D)`` in ``dtype`` if they are int8, otherwise as they are stored."""
+        return dequantize(self.keys, self.key_scales, dtype), dequantize(self.values, self.value_scales, dtype)
+
+    def to(self, device: torch.device | None, dtype: torch.dtype | None, clock: Tensor) -> "MultiState":
+        """Return a copy with ``clock`` and with keys and values in ``dtype``; int8 quantises them.
+
+        Positions keep their dtype, and statistics stay in at least float32. None for ``device`` or ``dtype`` changes nothing.
+        """
+        stored: dict[str, Any]
+        if dtype is None or dtype == self.keys.dtype:
+            stored = {name: x.to(device=device, copy=True) for name, x in self.stored.items() if name != "positions"}
+        else:
+            stored = encode_rows(*self.dequantized(dtype), quantized=dtype == ROW_DTYPE)
+            stored = {n: x.to(device, x.dtype if dtype == ROW_DTYPE else dtype, copy=True) for n, x in stored.items()}
+        wide = None if dtype is None or dtype == ROW_DTYPE else torch.promote_types(dtype, torch.float32)
+        row_stats = {name: x.to(device=device, dtype=wide, copy=True) for name, x in self.row_stats.items()}
+        scales: dict[str, Any] = {name: stored.pop(name, None) for name in SCALES.values()}
+        positions = self.positions.to(device=device, copy=True)
+        return replace(self, **stored, **scales, positions=positions, clock=clock, row_stats=row_stats, buffer=None)
 
     def select(self, rows: Tensor) -> "MultiState":
         """Return a copy of the batch rows ``rows (B',)`` int64."""
@@ -103,30 +133,29 @@ class MultiState:
             in_place: True if the row may be written into the buffer of this state. Otherwise the rows are copied, unless the
                 operator never overwrites a row and the next row of the buffer is free.
         """
-        rows = (self.keys, self.values, self.positions)
-        new = (key, value, self.clock[:, None].expand(key.shape[:2]))
-        if not is_differentiated(*rows[:2], *new[:2]) and (in_place or self.reduction.size is None):
+        new = encode_rows(key, value, self.is_quantized)
+        if not is_differentiated(self.keys, self.values, key, value) and (in_place or self.reduction.size is None):
             grown = self.extended(in_place=True)
-            # ``data``, because a graph may have saved the earlier rows, which do not change
-            grown.keys.data[:, :, -1], grown.values.data[:, :, -1] = key, value
+            stored = grown.stored
+            for name, row in new.items():
+                stored[name].data[:, :, -1] = row  # ``data``, because a graph may have saved the earlier rows
             return grown
-        keys, values, positions = (torch.cat((x, row.unsqueeze(2)), dim=2) for x, row in zip(rows, new, strict=True))
-        buffer = RowBuffer(keys, values, positions, keys.shape[2])
-        return replace(self, keys=keys, values=values, positions=positions, row_stats=self._extended_stats(), buffer=buffer)
+        new["positions"] = self.clock[:, None].expand(key.shape[:2])
+        rows: dict[str, Any] = {name: torch.cat((x, new[name].unsqueeze(2)), dim=2) for name, x in self.stored.items()}
+        return replace(self, **rows, row_stats=self._extended_stats(), buffer=RowBuffer(rows, rows["keys"].shape[2]))
 
     def extended(self, *, in_place: bool) -> "MultiState":
-        """Return H with one more row at the position of the clock. Its key and value are still to be written.
+        """Return H with one more row at the position of the clock. Its key, value and scales are still to be written.
 
         ``in_place``: True if the row may be written into the buffer of this state. Otherwise, and if the buffer is full, the
         rows are copied to a new buffer with spare rows.
         """
         S, buffer = self.keys.shape[2], self.buffer
         if buffer is None or not in_place or not buffer.claim(S, shared=self.reduction.size is None):
-            buffer = copy_to_buffer([(self.keys, self.values, self.positions)], self.capacity)
+            buffer = copy_to_buffer([self.stored], self.capacity)
             buffer.claim(S, shared=True)
-        buffer.positions.data[:, :, S] = self.clock[:, None]
-        keys, values, positions = buffer.prefix(S + 1)
-        return replace(self, keys=keys, values=values, positions=positions, row_stats=self._extended_stats(), buffer=buffer)
+        buffer.rows["positions"].data[:, :, S] = self.clock[:, None]
+        return replace(self, **buffer.prefix(S + 1), row_stats=self._extended_stats(), buffer=buffer)
 
     def _extended_stats(self) -> dict[str, Tensor]:
         """Return the statistics with one more row, which is 0."""

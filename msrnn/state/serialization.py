@@ -21,8 +21,10 @@ from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
 from .fingerprint import Fingerprint
 from .multistate import MultiState
 from .position_remapping import PositionRemapping
+from .quantized_rows import MAX_INTEGER, ROW_DTYPE, SCALES
 
-FORMAT, VERSION = "msrnn-state", "2"
+FORMAT, VERSION, INT8_VERSION = "msrnn-state", "2", "3"
+"""A state with 8-bit rows has a version of its own, because earlier releases cannot read it."""
 OWN_ENTRIES = ("format", "version", "operators", "cell", "places")
 """Names in the metadata of a state file that describe the state itself."""
 
@@ -53,7 +55,7 @@ def write_layers(
     entries = {
         **_check_metadata(metadata or {}),
         "format": FORMAT,
-        "version": VERSION,
+        "version": INT8_VERSION if layers[0].is_quantized else VERSION,
         "operators": json.dumps([_operator_to_dict(H.reduction) for H in layers]),
         "cell": json.dumps(asdict(fingerprint)),
     }
@@ -87,9 +89,9 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
     metadata, tensors = read_metadata(path), dict(read_tensors(path))
     if metadata.get("format") != FORMAT:
         raise Error(f"{path} is not a saved state (format {metadata.get('format')!r})")
-    if metadata.get("version") != VERSION:
-        found = metadata.get("version")
-        raise Error(f"{path} is a saved state of version {found!r}; expected {VERSION!r}. To get one, read the text again")
+    if (version := metadata.get("version")) not in (VERSION, INT8_VERSION):
+        expected = f"{VERSION!r} or {INT8_VERSION!r}"
+        raise Error(f"{path} is a saved state of version {version!r}; expected {expected}. To get one, read the text again")
     try:
         operators = json.loads(metadata["operators"], object_pairs_hook=reject_duplicate_keys)
         reductions = [_operator_from_dict(fields) for fields in operators]
@@ -99,10 +101,10 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
         fingerprint = _fingerprint(json.loads(metadata["cell"], object_pairs_hook=reject_duplicate_keys))
         layers = []
         for i, reduction in enumerate(reductions):
-            names = ("keys", "values", "positions", *reduction.stat_names)
-            rows = {name: tensors.pop(f"layers.{i}.{name}") for name in names}
-            row_stats = {name: rows[name] for name in reduction.stat_names}
-            H = MultiState(rows["keys"], rows["values"], rows["positions"], clock, reduction, row_stats, places=places)
+            names = ("keys", "values", "positions", *(SCALES.values() if version == INT8_VERSION else ()))
+            rows: dict[str, Any] = {name: tensors.pop(f"layers.{i}.{name}") for name in names}
+            row_stats = {name: tensors.pop(f"layers.{i}.{name}") for name in reduction.stat_names}
+            H = MultiState(**rows, clock=clock, reduction=reduction, row_stats=row_stats, places=places)
             n_learned = int((H.positions == LEARNED).all(0).all(0).sum())
             layers.append(replace(H, no_empty_rows=not bool(H.empty.any()), n_learned=n_learned))
     except Error:
@@ -194,10 +196,10 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
     only_learned = H.reduction.size is None and bool((H.positions < 0).all())
     lowest = LEARNED if only_learned else EMPTY
     sound = (
-        H.keys.is_floating_point()
+        (H.keys.dtype == ROW_DTYPE if H.is_quantized else H.keys.is_floating_point())
         and H.keys.shape == H.values.shape == (first.keys.shape[0], first.keys.shape[1], S, first.keys.shape[3])
         and H.keys.dtype == H.values.dtype == first.keys.dtype
-        and H.positions.shape == (B, K, S)
+        and all(H.rows[name].shape == (B, K, S) for name in ("positions", *(SCALES.values() if H.is_quantized else ())))
         and H.positions.dtype == clock.dtype == torch.int64
         and clock.shape == (B,)
         and all(x.shape == (B, K, S, *H.reduction.stat_shape(name)) for name, x in H.row_stats.items())
@@ -214,5 +216,10 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
     if bool(((in_order[..., 1:] == in_order[..., :-1]) & (in_order[..., 1:] >= 0)).any()):
         raise Error(f"{where}: a head holds a position twice; expected each position once")
     for name in ("keys", "values"):
-        if not bool((H.rows[name].isfinite().all(-1) | H.empty).all()):
+        numbers = H.rows[SCALES[name]] if H.is_quantized else H.rows[name]
+        if not bool((numbers.isfinite().unsqueeze(-1).flatten(3).all(-1) | H.empty).all()):
             raise Error(f"{where}: {name} are not finite; expected a state without NaN and infinity")
+        if H.is_quantized and not bool(((numbers > 0) | H.empty).all() and numbers.dtype == torch.float32):
+            raise Error(f"{where}: scales of {name} are {numbers.dtype} or not above 0; expected float32 above 0")
+        if H.is_quantized and bool((H.rows[name] < -MAX_INTEGER).any()):
+            raise Error(f"{where}: {name} hold -128; expected -127 to 127")

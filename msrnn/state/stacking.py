@@ -32,13 +32,11 @@ def stack(layers: Sequence[MultiState]) -> MultiState | None:
     if not can_stack(layers):
         return None
     first = layers[0]
-    buffer = copy_to_buffer([(H.keys, H.values, H.positions) for H in layers], first.capacity)
-    keys, values, positions = buffer.prefix(first.keys.shape[2])
+    buffer = copy_to_buffer([H.stored for H in layers], first.capacity)
     row_stats = {name: torch.cat([H.row_stats[name] for H in layers]) for name in first.row_stats}
     no_empty_rows = all(H.no_empty_rows for H in layers)
-    return replace(
-        first, keys=keys, values=values, positions=positions, row_stats=row_stats, buffer=buffer, no_empty_rows=no_empty_rows
-    )
+    rows = buffer.prefix(first.keys.shape[2])
+    return replace(first, **rows, row_stats=row_stats, buffer=buffer, no_empty_rows=no_empty_rows)
 
 
 def unstack(stacked: MultiState, n_layers: int) -> tuple[MultiState, ...]:
@@ -71,10 +69,9 @@ def stack_and_keep(layers: Sequence[MultiState], mask: Tensor) -> MultiState:
             torch.index_select(x, 0, index, out=target)
         return out.view(L * B, K, -1, *tensors[0].shape[1:])
 
-    buffer = RowBuffer(gather("keys"), gather("values"), gather("positions"), n)
-    keys, values, positions = buffer.prefix(n)
+    buffer = RowBuffer({name: gather(name) for name in first.stored}, n)
     row_stats = {name: gather(name)[:, :, :n].contiguous() for name in first.row_stats}
-    return replace(first, keys=keys, values=values, positions=positions, row_stats=row_stats, buffer=buffer, no_empty_rows=True)
+    return replace(first, **buffer.prefix(n), row_stats=row_stats, buffer=buffer, no_empty_rows=True)
 
 
 def concat_batches(parts: Sequence[MultiState]) -> MultiState:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Error, check_device, check_dtype
+from ..errors import Error, check_device
 from .batching import batch_index, cat_recent_tokens, difference
 from .evicted import evicted_positions
 from .fingerprint import Fingerprint
 from .multistate import MultiState
 from .position_remapping import PositionRemapping
+from .quantized_rows import row_dtype
 from .serialization import write_layers
 from .stacking import concat_batches, stack, unstack
 from .summary import nbytes, summarize
@@ -101,7 +102,7 @@ class State:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of keys and values."""
+        """The dtype of keys and values; int8 for 8-bit rows."""
         return self._held[0].keys.dtype
 
     @property
@@ -115,7 +116,7 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: keys, values, positions, statistics of the operators, clock, and preallocated rows."""
+        """Bytes held: keys, values, their scales, positions, statistics of the operators, clock, and preallocated rows."""
         return nbytes(self._held)
 
     @property
@@ -171,28 +172,23 @@ class State:
         return self._map_elementwise(torch.Tensor.detach)
 
     def to(self, *args, **kwargs) -> "State":
-        """Return a copy on another device or in another floating-point dtype; arguments as of ``Tensor.to``.
+        """Return a copy on another device or with keys and values in another dtype; arguments as of ``Tensor.to``.
 
-        Integers keep their dtype, and statistics of operators stay in at least float32. The copy shares no storage.
+        ``dtype=torch.int8`` quantises the rows of a floating-point state, and a floating-point dtype turns 8-bit rows into
+        numbers. Statistics of operators stay in at least float32. The copy shares no storage.
 
         Raises:
-            Error: a device that is not available, or a dtype that is not a floating-point dtype.
+            Error: a device that is not available, or another dtype.
         """
+        args = tuple(torch.int8 if isinstance(x, str) and x == "int8" else x for x in args)
+        kwargs = {name: torch.int8 if isinstance(x, str) and x == "int8" else x for name, x in kwargs.items()}
         try:
-            device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+            device, wanted, *_ = torch._C._nn._parse_to(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError) as error:
             raise Error(f"to: {str(error).splitlines()[0]}") from None
         check_device(device)
-        check_dtype(dtype)
-        numbers = dtype and torch.promote_types(dtype, torch.float32)
-
-        def moved(H: MultiState, clock: Tensor) -> MultiState:
-            dtypes = {"keys": dtype, "values": dtype, "positions": None}
-            rows = {name: x.to(device=device, dtype=dtypes.get(name, numbers), copy=True) for name, x in H.rows.items()}
-            return H.with_rows(rows, clock, no_empty_rows=H.no_empty_rows)
-
-        clock = self.clock.to(device=device, copy=True)
-        layers = self.with_layers(moved(H, clock) for H in self)
+        dtype, clock = row_dtype(wanted), self.clock.to(device=device, copy=True)
+        layers = self.with_layers(H.to(device, dtype, clock) for H in self)
         return layers._with_recent_tokens(self, lambda x: x.to(device=device, copy=True))
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> "State":

@@ -19,7 +19,8 @@ def summarize(layers: Sequence[MultiState], total_nbytes: int) -> str:
     """Return a table with operator, rows per layer, oldest position and bytes. Equal layers share a line."""
     clocks, places = layers[0].clock.tolist(), layers[0].places
     read = _format_range(sorted(set(clocks))) or "no"
-    head = f"State: {len(layers)} layers, batch {len(clocks)}, {read} tokens read, {_format_bytes(total_nbytes)}"
+    dtype = str(layers[0].keys.dtype).removeprefix("torch.")
+    head = f"State: {len(layers)} layers, batch {len(clocks)}, {read} tokens read, {dtype}, {_format_bytes(total_nbytes)}"
     if places is not None:
         head += f", places {places.rule}"
     table = [("layers", "operator", "rows", "oldest", "bytes")]

@@ -11,7 +11,7 @@ from msrnn.state.row_buffer import RowBuffer, copy_to_buffer, spare_rows
 
 
 def buffer(rows: int, n_claimed: int) -> RowBuffer:
-    return RowBuffer(torch.zeros(1, 2, rows, 6), torch.zeros(1, 2, rows, 6), torch.zeros(1, 2, rows).long(), n_claimed)
+    return RowBuffer({"keys": torch.zeros(1, 2, rows, 6), "positions": torch.zeros(1, 2, rows).long()}, n_claimed)
 
 
 def test_shared_buffer_grants_a_row_once():
@@ -75,7 +75,7 @@ def test_threads_that_step_from_one_state_get_their_own_rows(reduction):
 
 def test_row_of_shared_memory_is_not_granted():
     inherited = buffer(rows=5, n_claimed=3)
-    inherited.keys.share_memory_()
+    inherited.rows["keys"].share_memory_()
     assert not inherited.claim(3, shared=True)
     assert not inherited.claim(3, shared=False)
 
@@ -89,11 +89,11 @@ def test_spare_rows_are_a_sixteenth_up_to_capacity_and_one(S, capacity, expected
 
 
 def test_copy_to_buffer_concatenates_the_batches_and_leaves_spare_rows():
-    parts = [(torch.randn(1, 2, 16, 6), torch.randn(1, 2, 16, 6), torch.arange(32).view(1, 2, 16)) for _ in range(2)]
+    parts = [{"keys": torch.randn(1, 2, 16, 6), "positions": torch.arange(32).view(1, 2, 16)} for _ in range(2)]
     copied = copy_to_buffer(parts, capacity=None)
-    assert copied.keys.shape == (2, 2, 18, 6)
-    for x, tensors in zip(copied.prefix(16), zip(*parts, strict=True), strict=True):
-        assert x.equal(torch.cat(tensors))
+    assert copied.rows["keys"].shape == (2, 2, 18, 6)
+    for name, x in copied.prefix(16).items():
+        assert x.equal(torch.cat([part[name] for part in parts]))
 
 
 def test_unbounded_states_share_their_common_rows():

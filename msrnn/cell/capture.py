@@ -157,8 +157,8 @@ class CapturedStep:
         for layer, (mine, new) in enumerate(zip(self.state, state, strict=True)):
             _check_layer(f"copy_: layer {layer}", new)
             fits = is_same_operator(mine.reduction, new.reduction) and mine.places == new.places
-            if not fits or mine.keys.shape != new.keys.shape:
-                found, expected = (f"{H.reduction} with keys {tuple(H.keys.shape)}" for H in (new, mine))
+            if not fits or mine.keys.shape != new.keys.shape or mine.keys.dtype != new.keys.dtype:
+                found, expected = (f"{H.reduction} with keys {describe(H.keys)}" for H in (new, mine))
                 raise Error(f"copy_: layer {layer} has {found}; expected {expected}, and the same places")
         for mine, new in zip(self.state, state, strict=True):
             for name, x in mine.rows.items():

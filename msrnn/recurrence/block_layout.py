@@ -53,7 +53,7 @@ class BlockLayout:
 
     @classmethod
     def build(cls, H: MultiState, active: Tensor | None, T: int, dtype: torch.dtype) -> "BlockLayout":
-        """Return the layout of T tokens that follow ``H``, whose rows are sorted by position. Synchronises with the device.
+        """Return the layout of T tokens that follow ``H``, with its rows sorted by position. Synchronises with the device.
 
         ``dtype``: that of the queries.
         """

@@ -50,6 +50,17 @@ def test_captured_step_equals_step(reduction, dtype):
     assert_unchanged(state, before)
 
 
+@pytest.mark.parametrize("reduction", ["tova:4", "h2o:4", "cam:6", "keydiff:4"])
+def test_captured_step_of_8_bit_rows(reduction):
+    cell = tiny_cell()
+    state = full_state(cell, reduction).to(torch.int8)
+    captured = cell.capture(state)
+    for token in random_tokens(1, 2, 6).T:
+        expected, state = cell.step(token, state)
+        assert_close(captured(token)[0], expected, 0)
+    assert_same(captured.state, state)
+
+
 def test_captured_step_of_other_families_and_positions():
     for cell in (
         tiny_cell(rope=ROPES["dynamic"]),
@@ -271,7 +282,8 @@ def test_states_that_do_not_fit_are_refused():
     remapped = cell(random_tokens(0, 2, 11), cell.initial_state(2, "tova:4", places="inside"))[1]
     for state, text in [
         (full_state(cell, "tova-head:4"), "copy_: layer 0 has tova-head:4 .*expected tova:4"),
-        (full_state(cell, "tova:5"), r"copy_: layer 0 has tova:5 with keys \(2, 2, 5, 6\)"),
+        (full_state(cell, "tova:5"), r"copy_: layer 0 has tova:5 with keys float64 of shape \(2, 2, 5, 6\)"),
+        (full_state(cell).to(torch.int8), "has tova:4 with keys int8 .*; expected tova:4 with keys float64 "),
         (remapped, "copy_: layer 0 has tova:4 .*the same places"),
         (full_state(cell, "tova:4", T=3), "copy_: layer 0 holds 3 of 4 rows"),
         (full_state(cell, "tova:4", B=3), "state has batch size 3"),

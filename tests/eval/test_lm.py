@@ -143,7 +143,7 @@ def test_the_command_resumes_and_writes_a_complete_report(folder, book, tmp_path
     arguments = command(folder, book, "--out", out, "--operators", "full", "tova", "sinks:SIZE:1", "truncated")
     calls, real = [], lm.score_chunks
 
-    def stopped(cell, chunks, condition):
+    def stopped(cell, chunks, condition, kv_dtype):
         if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append((str(condition), [c.name for c in chunks]))

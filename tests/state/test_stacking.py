@@ -29,7 +29,7 @@ def test_unstack_undoes_stack(reduction):
     stacked = stack(before)
     S = before[0].keys.shape[2]
     assert stacked.keys.shape == (6, 2, S, 6)
-    assert stacked.buffer.keys.shape[2] == S + 1  # one spare row, for the next token
+    assert stacked.buffer.rows["keys"].shape[2] == S + 1  # one spare row, for the next token
     after = unstack(stacked, 3)
     assert len(after) == 3
     for H, expected in zip(after, before, strict=True):
@@ -60,8 +60,8 @@ def test_stack_and_keep_equals_keep_rows_and_stack(reduction, heads, n):
     assert_rows_equal(found, expected)
     assert found.no_empty_rows
     assert found.clock is before[0].clock
-    assert found.buffer.keys.shape == expected.buffer.keys.shape
-    assert [x.buffer.keys.shape[2] for x in (found, expected)] == [n + spare_rows(n, found.capacity)] * 2
+    assert found.buffer.rows["keys"].shape == expected.buffer.rows["keys"].shape
+    assert [x.buffer.rows["keys"].shape[2] for x in (found, expected)] == [n + spare_rows(n, found.capacity)] * 2
 
 
 @pytest.mark.parametrize("reduction", [Full(), H2O(4)], ids=str)

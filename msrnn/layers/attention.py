@@ -51,7 +51,7 @@ def attention_logits(queries: Tensor, keys: Tensor, scales: Tensor | None = None
         return (queries @ keys.mT).to(dtype) * scale
     product_dtype = _product_dtype(queries)
     logits = queries.to(product_dtype) @ keys.to(product_dtype).mT
-    return logits.to(dtype) * (scales[..., None, :] * scale)
+    return logits.to(dtype) * (scales.to(dtype)[..., None, :] * scale)
 
 
 def weighted_values(weights: Tensor, values: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:

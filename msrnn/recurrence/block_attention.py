@@ -65,4 +65,5 @@ def attend_remapped(places: PositionRemapping, tensors: BlockTensors, block: Evi
 
 def block_logits(tensors: BlockTensors) -> Tensor:
     """Return the logits of the queries of a block, ``(B, K, G, T, R)`` in at least float32."""
-    return attention_logits(tensors.queries.flatten(2, 3), tensors.keys, tensors.key_scales).unflatten(2, tensors.queries.shape[2:4])
+    logits = attention_logits(tensors.queries.flatten(2, 3), tensors.keys, tensors.key_scales)
+    return logits.unflatten(2, tensors.queries.shape[2:4])

@@ -12,15 +12,16 @@ blocks of a matrix follow one another in memory; as a tensor they have the shape
 from functools import lru_cache
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..differentiation import in_transform
 from ..emulation import upcast_if_emulated
 from .matrix import GROUP, ROW_MULTIPLE, PackedMatrix, pack_nibbles, unpack_nibbles
 
-MAX_KERNEL_ROWS = {4: 16, 8: 4}
+MAX_KERNEL_ROWS = {4: 64, 8: 16}
 """Maximum number of rows of x that the kernels multiply, by the bits of the matrix. From then on dequantising is faster."""
-PART_ELEMENTS = 2**22
+PART_ELEMENTS = 2**20
 """Number of elements of a matrix that are dequantised at once."""
 
 
@@ -77,11 +78,15 @@ def int4_linear(x: Tensor, blocks: Tensor, scales_and_zeros: Tensor) -> Tensor:
         if x.ndim == 2:
             return torch._weight_int4pack_mm_for_cpu(x, blocks, GROUP, scales_and_zeros)
         return torch._weight_int4pack_mm_for_cpu(x.reshape(-1, E), blocks, GROUP, scales_and_zeros).view(*x.shape[:-1], F)
-    wide, rows = upcast_if_emulated(x), block_rows(F)
+    wide, rows = upcast_if_emulated(x).reshape(-1, E), block_rows(F)  # (M, E)
     count = rows * max(1, PART_ELEMENTS // (E * rows))
-    parts = zip(blocks.split(count), scales_and_zeros.split(count, dim=1), strict=True)
-    outputs = [wide @ dequantise_blocks(*part, rows, wide.dtype) for part in parts]
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)).to(x.dtype)
+    outputs = []
+    for part in zip(blocks.split(count), scales_and_zeros.split(count, dim=1), strict=True):
+        weight = dequantise_blocks(*part, rows, wide.dtype)  # (2, E, F' / 2)
+        y = torch.bmm(wide.expand(2, -1, -1), weight)  # matmul would copy the matrix
+        outputs.append(rearrange(y, "half m (block j) -> m (block half j)", j=rows // 2))
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+    return y.to(x.dtype).view(*x.shape[:-1], F)
 
 
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
@@ -96,15 +101,20 @@ def int8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def dequantise_blocks(blocks: Tensor, scales_and_zeros: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """Return the transposed matrix ``(E, F)`` of blocks of ``rows`` rows, rounded once to ``dtype``."""
+    """Return the transposed matrix of blocks of ``rows`` rows, ``(2, E, F / 2)``, rounded once to ``dtype``.
+
+    The first half of every block is in the first half of the result, because the codes of both are in the same bytes.
+    """
     F, E = blocks.shape[0], 2 * blocks.shape[1]
     wide = torch.promote_types(dtype, torch.float32)
-    weight = torch.empty(E, F // rows, 2, rows // 2, dtype=wide, device=blocks.device)
-    columns = blocks.view(-1, E, rows // 2).transpose(0, 1)  # (E, F / rows, rows / 2)
-    weight[:, :, 0], weight[:, :, 1] = columns & 15, columns >> 4
-    scale, zero = scales_and_zeros.to(wide).unsqueeze(1).unbind(-1)  # (E / 32, 1, F)
-    groups = weight.view(E // GROUP, GROUP, -1)
-    return groups.sub_(8).mul_(scale).add_(zero).view(E, -1).to(dtype)
+    columns = rearrange(blocks.view(-1, E, rows // 2), "block e j -> e (block j)")  # a copy: the next operations are fast on it
+    weight = torch.empty(2, E, F // 2, dtype=wide, device=blocks.device)
+    weight[0], weight[1] = columns & 15, columns >> 4
+    scale, zero = rearrange(
+        scales_and_zeros.to(wide), "group (block half j) part -> part half group 1 (block j)", half=2, j=rows // 2
+    )
+    groups = weight.view(2, E // GROUP, GROUP, F // 2)
+    return groups.mul_(scale).add_(zero - 8 * scale).view(2, E, F // 2).to(dtype)
 
 
 def _uses_kernel(x: Tensor, scales: Tensor, max_rows: int) -> bool:

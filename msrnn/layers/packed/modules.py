@@ -68,7 +68,7 @@ class PackedLinear(PackedModule):
     """A linear map without a bias, x Wᵀ."""
 
     tensors: ClassVar[dict[str, int]]
-    """Names of the buffers, and the dimension of each along which matrices for the same x are concatenated."""
+    """Names of the two buffers, and the dimension of each along which matrices for the same x are concatenated."""
     product: ClassVar[Callable[..., Tensor]]
     """``product(x (…, E), *buffers) -> (…, F)``."""
     _joined: "JoinedMatrices | None" = None
@@ -93,9 +93,9 @@ class PackedLinear(PackedModule):
         joined = self._joined
         if joined is None or len(joined.parts) != len(modules):
             return None
-        for module, parts in zip(modules, joined.parts, strict=True):
-            buffers = module._buffers
-            if any(buffers.get(name) is not part for name, part in parts) or has_hooks(module):
+        for module, (first, second) in zip(modules, joined.parts, strict=True):
+            tensors = list(module._buffers.values())
+            if len(tensors) != 2 or tensors[0] is not first or tensors[1] is not second or has_hooks(module):
                 return None
         return type(self).product(x, *joined.tensors)
 
@@ -108,7 +108,7 @@ class JoinedMatrices(NamedTuple):
     """Matrices that multiply the same x: the concatenated buffers, and the buffers of each module, which are views of them."""
 
     tensors: list[Tensor]
-    parts: list[list[tuple[str, Tensor | None]]]
+    parts: list[tuple[Tensor, Tensor]]
 
 
 class Int4Linear(PackedLinear):
@@ -190,8 +190,7 @@ def fuse_packed_(*modules: nn.Module) -> bool:
         tensors.append(torch.cat(parts[name], dim))
         for module, part in zip(modules, tensors[-1].split([x.shape[dim] for x in parts[name]], dim), strict=True):
             module._buffers[name] = part
-    names = list(first.tensors)
-    first._joined = JoinedMatrices(tensors, [[(name, module._buffers[name]) for name in names] for module in modules])
+    first._joined = JoinedMatrices(tensors, [tuple(module._buffers.values()) for module in modules])  # type: ignore[misc]
     return True
 
 

@@ -1,6 +1,6 @@
 """Print the sizes of a model and of its KV cache.
 
-The command reads the config only, not the weights.
+The command reads the config, and for a local MODEL the names, shapes and types of the weights. It downloads no weights.
 """
 
 import argparse
@@ -19,11 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print MODEL and its summary."""
-    print(args.model, *describe(load_config(args)), sep="\n")
+    import converters.stored_weights  # deferred, because msrnn --help imports no reader
+
+    config = load_config(args)
+    print(args.model, *describe(config, converters.stored_weights.describe_weights(args.model)), sep="\n")
 
 
-def describe(config: Config | DecoderConfig) -> list[str]:
-    """Return the lines of the summary, each with a name and a value."""
+def describe(config: Config | DecoderConfig, weights: str | None = None) -> list[str]:
+    """Return the lines of the summary, each with a name and a value; ``weights`` describes how the weights are stored."""
     cell = build_on_meta(config)
     parameters = sum(x.numel() for x in cell.parameters())
     positions = config.positions if isinstance(config, DecoderConfig) else config.rope
@@ -32,6 +35,7 @@ def describe(config: Config | DecoderConfig) -> list[str]:
     lines = {
         "family": config.family,
         "parameters": f"{parameters / 1e6:,.1f} million",
+        **({} if weights is None else {"weights": weights}),
         "layers": f"{config.n_layers} of width {config.width}, MLP width {config.ffn_width}",
         "heads": f"{config.n_heads} query, {config.n_kv_heads} key/value, of dimension {config.head_dim}",
         "vocabulary": f"{config.vocab_size:,}{', LM head tied to the embedding' if config.tied else ''}",

@@ -1,5 +1,10 @@
 """``msrnn info``."""
 
+import torch
+from support.packed_models import SHAPES, packed_cell
+from support.tiny_models import tiny_cell
+
+from converters import hub
 from msrnn.cli.main import main
 
 
@@ -18,3 +23,41 @@ def test_info_reads_the_config_only(hf_folder, tmp_path, capsys):
         "KV cache      23,760 bytes per token in 16 bits, 46,800 in float32",
     ):
         assert fact in out, out
+
+
+def weights_line(capsys, path):
+    assert main(["info", str(path)]) == 0
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("  weights ")]
+
+
+def test_info_shows_how_the_weights_are_stored(tmp_path, capsys):
+    # 2 layers of 2 · 64² + 2 · 32 · 64 + 3 · 96 · 64 numbers; embedding and head of 50 · 64; norms of 5 · 64
+    packed_cell("int4", None).save(tmp_path / "int4")
+    four, eight, norms = 2 * (2 * 64**2 + 2 * 32 * 64 + 3 * 96 * 64), 2 * 50 * 64, 5 * 64
+    n_bytes = four // 2 + four // 32 * 4 + eight + 2 * 50 * 2 + norms * 2
+    line = f"  weights       {n_bytes / 1e6:.1f} MB: {four:,} numbers in 4 bits, {eight:,} in 8 bits, {norms} in bfloat16"
+    assert weights_line(capsys, tmp_path / "int4") == [line]
+    packed_cell("int8", torch.float32).save(tmp_path / "int8")
+    (line,) = weights_line(capsys, tmp_path / "int8")
+    assert line.endswith(f"{four + eight:,} numbers in 8 bits, {norms} in float32")
+    tiny_cell(dtype=torch.float32, **SHAPES).save(tmp_path / "float")
+    (line,) = weights_line(capsys, tmp_path / "float")
+    assert line == f"  weights       {(four + eight + norms) * 4 / 1e6:.1f} MB: {four + eight + norms:,} numbers in float32"
+    (tmp_path / "float" / "model.safetensors").write_bytes(b"damaged")
+    assert weights_line(capsys, tmp_path / "float") == []
+
+
+def test_info_shows_the_types_of_a_gguf_file(gguf_path, hf_folder, capsys):
+    (line,) = weights_line(capsys, gguf_path)
+    assert line.startswith("  weights       ")
+    assert "106.2 million numbers in Q4_1, 28.3 million in Q8_0, 35,136 in F32" in line
+    (line,) = weights_line(capsys, hf_folder)
+    assert "538.1 MB: 134.5 million numbers in float32" in line
+
+
+def test_info_of_a_hub_id_reads_no_weights(tmp_path, capsys, monkeypatch):
+    packed_cell("int4", None).save(tmp_path / "own")
+    fetched = []
+    monkeypatch.setattr(hub, "fetch", lambda *_, weights, **__: fetched.append(weights) or tmp_path / "own")
+    assert weights_line(capsys, "owner/name") == []
+    assert fetched == [False]

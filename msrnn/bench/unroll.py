@@ -9,7 +9,7 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..state.state import State
 from .baselines.transformers import MISSING
-from .result import Result, paired
+from .result import Result, SkipBenchmark, paired
 from .settings import Bench
 from .timing import Contenders
 
@@ -47,6 +47,8 @@ def _against_transformers(bench: Bench, ids: Tensor, targets: dict[str, str], ro
 
 def bfloat16(bench: Bench) -> Iterator[Result]:
     """Compare reading a text in bfloat16 with float32."""
+    if bench.packed:
+        raise SkipBenchmark(f"the cell has packed weights and computes in {bench.packed}")
     ids, cells = bench.text(bench.tokens), {}
     for dtype in (torch.float32, torch.bfloat16):
         cells[dtype] = bench.cell(dtype)

@@ -73,7 +73,7 @@ def run_in_subprocess(
     Raises:
         SkipBenchmark: the function or the process failed.
     """
-    call = (bench.load, bench.dtype, torch.get_num_threads(), measure, ids.tolist(), bench.device, args)
+    call = (bench.load, bench.cell_dtype, torch.get_num_threads(), measure, ids.tolist(), bench.device, args)
     paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}  # to find the pickled functions
     with start_worker([sys.executable, "-c", f"from {__name__} import main; main()"], {**paths, **(environment or {})}) as ask:
         return ask(base64.b64encode(pickle.dumps(call)).decode())

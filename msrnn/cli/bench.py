@@ -26,10 +26,13 @@ from ..bench.result import Result, SkipBenchmark
 from ..bench.sections import SECTIONS, SPECULATIVE_SECTIONS, measure, section
 from ..bench.settings import Bench
 from ..errors import Error
+from ..models.packing import COMPUTE_DTYPE, kind_of_weights, packed_names
+from ..models.registry import build_on_meta
 from ..reductions.registry import parse_reduction
 from ..reporting.figures import check_figure_file
 from ..storage.atomic import atomic_file
-from ..storage.files import write_json
+from ..storage.files import read_json, write_json
+from ..storage.model_folder import CONFIG_FILE, FORMAT, open_weights
 from ..storage.output_paths import check_output_file
 from .loading import load_cell, load_config, load_tokenizer
 from .options import add_model_arguments, check_device
@@ -108,6 +111,7 @@ def run(args: argparse.Namespace) -> None:
             ids=ids,
             device=torch.device(args.device),
             dtype=getattr(torch, args.dtype),
+            packed=COMPUTE_DTYPE if _has_packed_weights(args) else None,
             tokens=args.tokens,
             size=args.size,
             rounds=args.rounds,
@@ -148,6 +152,14 @@ def _check(args: argparse.Namespace) -> None:
         check_figure_file(args.picture)
     if args.json:
         check_output_file(args.json)
+
+
+def _has_packed_weights(args: argparse.Namespace) -> bool:
+    """Return True if the cell will have packed weights, by ``--weights`` or because MODEL is a folder of such a cell."""
+    folder = Path(args.model)
+    if args.weights or not (folder / CONFIG_FILE).is_file() or read_json(folder / CONFIG_FILE).get("format") != FORMAT:
+        return args.weights is not None
+    return bool(packed_names(open_weights(folder)))
 
 
 def _ids(args: argparse.Namespace) -> tuple[Tensor, str]:
@@ -202,10 +214,12 @@ def _write(
 
 def _about(args: argparse.Namespace, bench: Bench, source: str) -> dict[str, str]:
     cell = bench.cell()
-    parameters = sum(x.numel() for x in cell.parameters())
+    parameters = sum(x.numel() for x in build_on_meta(cell.config).parameters())
+    kind = kind_of_weights(cell)
+    dtypes = f"{kind} with {str(cell.dtype).removeprefix('torch.')}, baselines in {args.dtype}" if kind else args.dtype
     gpu = bench.device.type == "cuda"
     return {
-        "model": f"{Path(args.model).name}, {parameters / 1e6:,.1f} million parameters, {args.dtype}",
+        "model": f"{Path(args.model).name}, {parameters / 1e6:,.1f} million parameters, {dtypes}",
         "training length": f"{cell.config.context_length:,} tokens; time and bytes are also measured beyond it",
         "text": source,
         "machine": torch.cuda.get_device_name(bench.device) if gpu else f"{_cpu_name()}, {torch.get_num_threads()} threads",

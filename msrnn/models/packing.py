@@ -107,6 +107,12 @@ def unpack_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return {name: tensors[name] if name in tensors else _unpacked(tensors, name) for name in float_names(tensors)}
 
 
+def kind_of_weights(cell: Cell) -> str | None:
+    """Return ``int4`` if a matrix of the cell has 4 bits, ``int8`` if others are packed, None for float weights."""
+    bits = {module.bits for module in cell.modules() if isinstance(module, PackedModule)}
+    return f"int{min(bits)}" if bits else None
+
+
 def code_bits(codes: LazyTensor) -> int:
     """Return the bits of a packed matrix, 4 or 8, from its codes."""
     return 4 if codes.dtype == torch.uint8 else 8

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from support.gguf_files import METADATA, to_gguf, write
-from support.packed_models import SHAPES, dequantised
+from support.packed_models import GGUF_SHAPES, SHAPES, dequantised
 from support.tiny_models import assert_close, random_tokens, tiny_cell
 
 import converters
@@ -13,11 +13,7 @@ import msrnn
 from msrnn.layers.packed.modules import Int4Linear, Int8Embedding, Int8Linear, PackedModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model has no tokenizer")
-WIDE = METADATA | {
-    "llama.embedding_length": 64,
-    "llama.feed_forward_length": 96,
-    "llama.attention.key_length": 16,
-}
+WIDE = METADATA | GGUF_SHAPES
 TEXT = random_tokens(3, 2, 9)
 LAYER = ("q", "k", "v", "o", "gate", "up", "down")
 

@@ -27,7 +27,7 @@ PLAIN_TENSORS = (nn.Parameter, Tensor)
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices where weights share a storage. :func:`with_own_storage` needs DLPack, which other devices may not have."""
 MAX_MOVED_BYTES = 2**25
-"""Groups of more bytes on a CPU are not moved into one storage. One product of such a group is at most 4 % faster than several,
+"""Groups of more bytes on a CPU are not moved into one storage. One product of such a group is at most 7 % faster than several,
 and moving the mapped weights of a 7B model would copy two thirds of them."""
 HAS_KERNEL = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

@@ -1,8 +1,9 @@
 """Pretrained decoder-only LLMs as multi-state RNN cells: ``(x_t, H_{t-1}) -> (x_{t+1}, H_t)`` (arXiv:2401.06104)."""
 
-from .startup import exit_on_interrupt  # isort: skip
+from .startup import exit_on_interrupt, limit_spinning  # isort: skip
 
-exit_on_interrupt()  # before the import of torch
+exit_on_interrupt()  # both before the import of torch
+limit_spinning()
 
 from .cell.cell import Cell
 from .chat.conversation import Chat

@@ -1,7 +1,9 @@
-"""Ctrl-C while ``msrnn`` or ``python -m converters`` imports its modules: exit with code 130 and without a traceback.
+"""Settings of the process for ``msrnn`` and ``python -m converters``: ctrl-C during the imports, and the threads of OpenMP.
 
 The import of torch takes a second or more. The first import of both packages calls :func:`exit_on_interrupt`, and the command
-line calls :func:`raise_on_interrupt` when it is ready. A library that is imported by another program changes no signal handler.
+line calls :func:`raise_on_interrupt` when it is ready. Ctrl-C exits with code 130 and without a traceback. OpenMP reads its
+environment when torch is imported, so :func:`limit_spinning` is called before. If another program imports the library, neither
+signal handlers nor the environment change.
 """
 
 import os
@@ -13,6 +15,9 @@ from pathlib import Path
 from types import FrameType
 
 PROGRAMS = ("msrnn", "converters")
+
+SPIN_COUNT = "1000"
+"""Number of polls after which a waiting thread of libgomp sleeps. The default of libgomp is 300,000."""
 
 
 def exit_on_interrupt() -> None:
@@ -26,6 +31,16 @@ def raise_on_interrupt() -> None:
     """Let ctrl-C raise KeyboardInterrupt again, after :func:`exit_on_interrupt`."""
     if signal.getsignal(signal.SIGINT) is _exit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def limit_spinning() -> None:
+    """Let waiting threads of OpenMP sleep early, if Python runs one of ``PROGRAMS`` and the user has set no policy.
+
+    A step has hundreds of parallel regions. At the end of each region, a thread polls until the others are done. Next to busy
+    processes it polls for a thread that waits for a core, and takes a core itself (docs/bench.md, "Busy machines").
+    """
+    if is_program(sys.argv, sys.orig_argv) and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
 def is_program(argv: list[str], orig_argv: list[str]) -> bool:

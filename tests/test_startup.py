@@ -1,6 +1,7 @@
 """Ctrl-C while a command imports its modules, and imports of the library that change no signal handler."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +57,32 @@ def test_an_import_keeps_the_signal_handler(handler):
     code = f"import signal; signal.signal(signal.SIGINT, {handler}); import msrnn\n"
     code += f"assert signal.getsignal(signal.SIGINT) is {handler}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "expected"),
+    [
+        (["-m", "msrnn", "--version"], {}, "1000"),
+        (["-m", "converters", "--help"], {}, "1000"),
+        (["-m", "msrnn", "--version"], {"GOMP_SPINCOUNT": "77"}, "77"),
+        (["-m", "msrnn", "--version"], {"OMP_WAIT_POLICY": "ACTIVE"}, None),
+        (["-m", "msrnn", "--version"], {"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
+        (["-c", "import msrnn"], {}, None),
+    ],
+)
+def test_commands_limit_the_spinning_of_openmp(command, given, expected):
+    """libgomp prints the setting that it has read when torch loads it."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {**given, "OMP_DISPLAY_ENV": "VERBOSE", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=True)
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this torch does not use libgomp")
+    (found,) = re.findall(r"GOMP_SPINCOUNT = '(.*)'", done.stderr)
+    if expected is None:
+        assert int(found) > 1000
+    else:
+        assert found == expected
 
 
 @pytest.mark.parametrize(

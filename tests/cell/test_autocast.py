@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.tiny_models import assert_same, random_tokens, step_loop, tiny_cell, tiny_decoder
+from support.tiny_models import assert_close, assert_same, random_tokens, step_loop, tiny_cell, tiny_decoder
 
 from msrnn.models import EncoderDecoder
 from msrnn.models.encoder_decoder import EncoderDecoderConfig
@@ -48,6 +48,22 @@ def test_step_and_call_keep_the_same_rows_under_autocast(reduction):
     for name in ("call", "scan"):
         _, state, _ = gradients(cell, READ[name], reduction, torch.bfloat16)
         assert_same(state.detach(), expected.detach(), 0.2)
+
+
+@pytest.mark.parametrize("reduction", ["full", "h2o:4", "tova:4"])
+@torch.no_grad()
+def test_a_step_under_autocast_equals_one_layer_after_the_other(reduction):
+    cell = tiny_cell(dtype=torch.float32)
+    _, state = step_loop(cell, TEXT, cell.initial_state(2, reduction))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, after = cell.step(TEXT[:, 0], state)
+        x, layers = cell.embed(TEXT[:, 0]), []
+        for layer, H in zip(cell.layers, state, strict=True):
+            x, H = layer.step(x, H)
+            layers.append(H)
+        expected = cell.compute_logits(x).float()
+    assert_close(logits, expected, 1e-6)
+    assert_same(after, state.with_layers(layers), 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,15 @@ def test_finished_rows_leave_the_batch():
     assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 3), (3, 6), (6, 11)]  # at most 6 tokens of all rows
 
 
+def test_the_last_logits_of_rows_that_end_anywhere_in_a_chunk():
+    cell, text = tiny_cell(), random_tokens(1, 3, 11)
+    for n in range(12):
+        lengths = torch.tensor([11, n, 3])
+        every, _ = cell(text, lengths=lengths)
+        last, _ = cell(text, lengths=lengths, last_only=True)
+        assert_close(last, every[torch.arange(3), (lengths - 1).clamp(min=0)])
+
+
 def test_recorded_rows_stay_in_the_batch():
     cell, text = tiny_cell(), random_tokens(1, 3, 11)
     recorders = [LayerRecorder(), LayerRecorder()]

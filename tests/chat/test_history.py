@@ -48,6 +48,18 @@ def test_undo_past_the_oldest_checkpoint_reads_the_conversation_again():
         chat.undo()
 
 
+def test_a_reply_belongs_to_the_branch_of_its_question():
+    chat = tiny_chat()
+    reply(chat, LINES[0])
+    before = chat.messages
+    chunks = chat.reply(LINES[1])
+    printed = next(chunks)
+    chat.fork("side")
+    chunks.close()
+    turn = ({"role": "user", "content": LINES[1]}, {"role": "assistant", "content": printed})
+    assert {name: branch.messages for name, branch in chat.branches.items()} == {"main": (*before, *turn), "side": before}
+
+
 def test_branches_are_independent():
     chat, plain = tiny_chat(seed=3), tiny_chat(seed=3)
     reply(chat, LINES[0])

@@ -90,6 +90,7 @@ def test_generation_settings_of_a_live_model_are_kept(tmp_path):
         ({"tokenizer_config.json": "a", "chat_template.jinja": "newer"}, {"chat_template.jinja": "newer"}),
         ({"chat_template.json": "old"}, {"chat_template.jinja": "old"}),
         ({"chat_template.json": "old", "chat_template.jinja": "newer"}, {"chat_template.jinja": "newer"}),
+        ({"chat_template.json": "old", "tokenizer_config.json": "a"}, {"chat_template.jinja": "a"}),
         ({"additional_chat_templates/rag.jinja": "b", "chat_template.jinja": "a"}, {"default": "a", "rag": "b"}),
         ({"additional_chat_templates/rag.jinja": "b", "tokenizer_config.json": "a"}, {"rag": "b"}),
     ],

@@ -84,6 +84,14 @@ def test_every_item_of_a_stream_continues():
         assert rest.tokens.equal(whole.tokens[:, n:])
 
 
+@pytest.mark.parametrize("method", [*METHODS, *STREAMS])
+def test_a_prompt_that_ends_with_an_eos_is_continued(method):
+    text, state = random_tokens(1, 2, 6), CELL.initial_state(2, "tova:5")
+    free, eos = decode(method, CELL, text, state, max_new_tokens=3), text[:, -1].tolist()
+    assert not torch.isin(free.tokens, torch.tensor(eos)).any()
+    assert_equal(decode(method, CELL, text, state, max_new_tokens=3, eos_token_id=eos), free)
+
+
 def test_a_row_that_has_ended_goes_on_without_its_eos_and_after_more_tokens():
     text, state = random_tokens(1, 2, 6), CELL.initial_state(2, "tova:5")
     free = msrnn.generate(CELL, text, state, max_new_tokens=12)

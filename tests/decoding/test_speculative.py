@@ -9,6 +9,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, tiny_c
 
 import msrnn
 from msrnn import Error, jacobi
+from msrnn.decoding.speculation_result import SpeculationStats
 
 
 @st.composite
@@ -181,6 +182,12 @@ def test_every_jacobi_pass_accepts_a_token_and_a_repeating_text_gains_more():
     assert one.accepted.eq(1).all()
     assert one.steps == 60
     assert same.equal(new)
+
+
+def test_a_finished_row_does_not_count_for_the_tokens_per_step():
+    accepted, from_pool = torch.tensor([[2, 1], [3, 0], [1, 0]]), torch.tensor([[1, 0], [2, 0], [0, 0]])
+    stats = SpeculationStats(accepted, accepted + 2, from_pool)
+    assert (stats.steps, stats.tokens_per_step, stats.hits) == (3, 7 / 4, 2)
 
 
 def test_decoding_continues_from_the_returned_state():

@@ -5,7 +5,8 @@ import itertools
 
 import pytest
 import torch
-from support.tiny_tokenizer import chat_cell, tiny_tokenizer
+from support.tiny_models import tiny_cell
+from support.tiny_tokenizer import chat_cell, sentencepiece_tokenizer, tiny_tokenizer
 
 import msrnn
 from msrnn.diagnostics.comparison import continue_prompt
@@ -30,6 +31,17 @@ def test_continuation_is_that_of_generate_and_positions_those_of_the_step_loop(r
         assert torch.equal(result.retained[t], retained_fraction(state, total)[0].mean(0))
     assert out.getvalue() == TOKENIZER.decode(result.new)
     assert result.tokens_per_second > 0
+
+
+def test_the_space_before_the_first_new_word_is_written():
+    """The decoder of LLaMA 2 removes a space at the start of a text."""
+    cell, tokenizer, written = tiny_cell(vocab_size=11), sentencepiece_tokenizer(), []
+    for token in range(4, 11):  # of whole words
+        out = io.StringIO()
+        new = continue_prompt(cell, tokenizer, [token], "full", 3, out).new
+        written.append(out.getvalue())
+        assert tokenizer.decode([token]) + written[-1] == tokenizer.decode([token, *new])
+    assert sum(text.startswith(" ") for text in written) > 2
 
 
 def test_speed_counts_the_generated_tokens_and_their_time(monkeypatch):

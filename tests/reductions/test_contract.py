@@ -286,6 +286,19 @@ def test_scores_of_any_real_dtype_have_one_rule(dtype):
     assert retained_positions(end)[0] == [[plain((1, 0, 1, 1, 0, 0, 1), 5, n)] * 2 for n in LENGTHS.tolist()]
 
 
+@pytest.mark.parametrize("layout", [True, False])
+def test_integer_scores_are_exact_beyond_float32(layout):
+    @dataclass(frozen=True)
+    class Newest(Reduction):
+        depends_on_row_layout: ClassVar[bool] = layout
+
+        def score(self, observation):
+            return 2**30 - observation.positions
+
+    end = assert_paths_agree(Newest(5))
+    assert retained_positions(end) == [[[[0, 1, 2, 3, 4]] * 2] * 2] * 2
+
+
 # Ties that rounding decides.
 
 
@@ -315,7 +328,8 @@ def test_scores_within_the_tolerance_are_equal():
         (2.0, 2.0, 2.0, 1.0), 5, 30
     )
     assert retained_positions(assert_paths_agree(Near(5, (2.0, 1.9, MAX))))[0][0][0] == plain((2.0, 1.9, MAX), 5, 30)
-    assert_paths_agree(Near(5, (math.inf, -math.inf, 0.0, math.nan)))
+    extreme = (math.inf, -math.inf, 0.0, math.nan)
+    assert retained_positions(assert_paths_agree(Near(5, extreme)))[0][0][0] == plain(extreme, 5, 30)
 
 
 # Wrong answers.

@@ -55,7 +55,7 @@ JSON = {
 }
 ADDED = {
     "nothing": lambda n: {},
-    "added_tokens.json": lambda n: {"added_tokens.json": {"<|im_start|>": n, "<|im_end|>": n + 1, "<tool>": n + 2}},
+    "added_tokens.json": lambda n: {"added_tokens.json": {"<tool>": n + 2, "<|im_start|>": n, "<|im_end|>": n + 1}},
     "decoder": lambda n: {
         "tokenizer_config.json": {
             "added_tokens_decoder": {

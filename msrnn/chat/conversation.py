@@ -39,6 +39,7 @@ class Chat:
         cell: the model, with a chat template in its ``extra_files``.
         tokenizer: the result of ``converters.tokenizer``.
         reduction: the eviction operator that bounds H.
+        kv_dtype: dtype of the rows of H, as ``dtype`` of ``cell.initial_state``; ``torch.int8``: 8-bit rows.
         system: the system prompt.
         max_new_tokens: maximum number of tokens of a reply.
         decode: ``plain``, ``jacobi`` or ``lookahead``. The replies are the same; the last two need fewer forward passes.
@@ -64,6 +65,7 @@ class Chat:
         tokenizer: "tokenizers.Tokenizer",
         *,
         reduction: Reduction | str = "tova:1024",
+        kv_dtype: torch.dtype | str | None = None,
         system: str | None = None,
         max_new_tokens: int = 512,
         decode: str = "plain",
@@ -80,7 +82,7 @@ class Chat:
         messages = () if system is None else ({"role": "system", "content": require_text(system)},)
         self._renderer = Renderer(cell, tokenizer, messages, chat_template, template_variables, tools)
         self.template = self._renderer.template
-        start = Checkpoint((), cell.initial_state(1, reduction), 0)
+        start = Checkpoint((), cell.initial_state(1, reduction, dtype=kv_dtype), 0)
         self.name, self.branches = "main", {"main": Branch(messages, (start,))}
         self.last_reply: ReplyStats | None = None
         self._stream(torch.zeros(1, 1, dtype=torch.int64, device=start.state.clock.device), start.state)  # checks the settings

@@ -99,9 +99,12 @@ def require_text(text: str) -> str:
     return text
 
 
-def _row_formats(state: State) -> list[tuple[Reduction, int, int]]:
-    return [(H.reduction, H.keys.shape[1], H.keys.shape[3]) for H in state]
+def _row_formats(state: State) -> list[tuple[Reduction, int, int, str]]:
+    return [(H.reduction, H.keys.shape[1], H.keys.shape[3], str(H.keys.dtype).removeprefix("torch.")) for H in state]
 
 
-def _printed(row_format: tuple[Reduction, int, int] | None) -> str:
-    return "no further layer" if row_format is None else f"{row_format[0]} with rows {row_format[1]} × {row_format[2]}"
+def _printed(row_format: tuple[Reduction, int, int, str] | None) -> str:
+    if row_format is None:
+        return "no further layer"
+    operator, K, D, dtype = row_format
+    return f"{operator} with {dtype} rows {K} × {D}"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..argtypes import positive_int
+from ..argtypes import add_kv_dtype_argument, positive_int
 from ..chat.conversation import Chat
 from ..chat.repl import run_repl
 from ..errors import Error
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn chat``."""
     add_model_arguments(parser)
     add_reduction_argument(parser, default="tova:1024")
+    add_kv_dtype_argument(parser)
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument(
         "--max-new-tokens",
@@ -92,5 +93,11 @@ def run(args: argparse.Namespace) -> None:
     tools = None if args.tools is None else read_tools(args.tools)
     template = {"chat_template": args.chat_template, "template_variables": dict(args.template_variable), "tools": tools}
     cell, tokenizer = load_model(args)
-    settings = {"reduction": args.reduction, "system": system, "decode": args.decode, "stop": args.stop}
+    settings = {
+        "reduction": args.reduction,
+        "kv_dtype": args.kv_dtype,
+        "system": system,
+        "decode": args.decode,
+        "stop": args.stop,
+    }
     run_repl(Chat(cell, tokenizer, max_new_tokens=args.max_new_tokens, **settings, **template, **sampling))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..argtypes import positive_int
+from ..argtypes import add_kv_dtype_argument, positive_int
 from ..cell.cell import Cell
 from ..chat.rendering import Renderer
 from ..decoding.methods import stream_by_method
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn generate``."""
     add_model_arguments(parser)
     add_reduction_argument(parser)
+    add_kv_dtype_argument(parser)
     parser.add_argument(
         "--max-new-tokens", metavar="N", type=positive_int, default=128, help="generate at most N tokens (default: 128)"
     )

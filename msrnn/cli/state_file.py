@@ -29,8 +29,8 @@ class SavedText(NamedTuple):
 
 
 def new_text(args: argparse.Namespace, cell: Cell) -> SavedText:
-    """Return the start of a text under ``--reduction``."""
-    return SavedText(cell.initial_state(1, args.reduction), None, [])
+    """Return the start of a text under ``--reduction`` and ``--kv-dtype``."""
+    return SavedText(cell.initial_state(1, args.reduction, dtype=args.kv_dtype), None, [])
 
 
 def read_text_state(args: argparse.Namespace, cell: Cell, needs_logits: bool) -> SavedText:
@@ -38,7 +38,7 @@ def read_text_state(args: argparse.Namespace, cell: Cell, needs_logits: bool) ->
 
     Raises:
         Error: the file is damaged, is a saved chat, has no logits although there is no prompt, or belongs to another model,
-            batch size, dtype or ``--reduction``.
+            batch size, dtype, ``--reduction`` or ``--kv-dtype``.
     """
     path = args.state
     metadata = read_metadata(path)
@@ -54,6 +54,8 @@ def read_text_state(args: argparse.Namespace, cell: Cell, needs_logits: bool) ->
         if found != expected:
             other = next(operator for operator, own in zip(found, expected, strict=True) if operator != own)
             raise Error(f"--reduction is {args.reduction}, but the state in {path} has {other}; omit --reduction")
+    if args.kv_dtype is not None and not state[0].is_quantized:
+        raise Error(f"--kv-dtype is {args.kv_dtype}, but the state in {path} has {state.dtype} rows; omit --kv-dtype")
     return SavedText(state, logits, _read_ids(metadata, path, cell.config.vocab_size))
 
 

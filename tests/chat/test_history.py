@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file, safe_open, save_file
 from support.tiny_chat import LINES, reply, tiny_chat
 from support.tiny_models import assert_same
@@ -108,6 +109,19 @@ def test_a_loaded_chat_continues_as_the_saved_one(saved):
 def test_load_state_reads_a_saved_chat(saved):
     chat, path = saved
     assert_same(msrnn.load_state(path), chat.state)
+
+
+def test_a_chat_with_8_bit_rows(tmp_path):
+    chat = tiny_chat(kv_dtype=torch.int8)
+    reply(chat, LINES[0])
+    assert chat.state.dtype == torch.int8
+    chat.save(tmp_path / "talk")
+    expected = reply(chat, LINES[1])
+    again = tiny_chat(kv_dtype="int8")
+    again.load(tmp_path / "talk")
+    assert reply(again, LINES[1]) == expected
+    with pytest.raises(msrnn.Error, match=r"the state has tova:24 with int8 rows .*; expected tova:24 with float\d+ rows"):
+        tiny_chat().load(tmp_path / "talk")
 
 
 def test_an_empty_chat_can_be_saved(tmp_path):

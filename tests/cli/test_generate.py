@@ -101,6 +101,20 @@ def test_a_prompt_continues_the_text_of_the_file(model, tmp_path, capfd):
     assert_close(last, logits, 1e-8)
 
 
+@pytest.mark.parametrize("method", ["plain", "lookahead"])
+def test_8_bit_rows_are_saved_and_continued(method, model, tmp_path, capfd):
+    cell, ids = msrnn.load(model), torch.tensor([tiny_tokenizer().encode("the end in a").ids])
+    start = cell.initial_state(1, "tova:8", dtype=torch.int8)
+    new, state, _ = msrnn.generate(cell, ids, start, max_new_tokens=20)
+    common = (model, "--decode", method, "--state", tmp_path / "state", "--ignore-eos", "--max-new-tokens", 10)
+    first = generated(capfd, *common, "--prompt", "the end in a", "--reduction", "tova:8", "--kv-dtype", "int8")
+    second = generated(capfd, *common, *(["--kv-dtype", "int8"] if method == "plain" else []))
+    assert first + second == tiny_tokenizer().decode(new[0].tolist())
+    saved = msrnn.load_state(tmp_path / "state")
+    assert saved.dtype == torch.int8
+    assert_same(saved, state, 1e-6)
+
+
 def test_the_text_of_a_file_that_has_ended(tmp_path, capfd):
     model, state = tmp_path / "model", tmp_path / "state"
     chat_cell(seed=4, eos_token_ids=(tiny_tokenizer().token_to_id("C"),)).save(model)
@@ -154,6 +168,7 @@ def test_arguments_that_do_not_fit_are_refused(model, tmp_path, capfd):
         ("--state", tmp_path / "two", "--prompt", "x"): "batch size 2",
         ("--state", tmp_path / "no" / "folder", "--prompt", "x"): "cannot write",
         ("--state", state, "--reduction", "tova:9"): "--reduction is tova:9, but the state in .* has tova:8; omit --reduction",
+        ("--state", state, "--kv-dtype", "int8"): r"--kv-dtype is int8, but .* has torch\.float\d+ rows; omit --kv-dtype",
         ("--chat", "--state", state, "--prompt", "x"): "--chat starts a conversation, but .* already holds a text",
         ("--chat", "--state", state): "--chat starts a conversation, but there is no prompt",
     }

@@ -180,6 +180,21 @@ def test_the_command_resumes_and_writes_a_complete_report(folder, book, tmp_path
     assert "with chunk 30; this one has 20" in capsys.readouterr().err
 
 
+def test_8_bit_rows_of_the_command(folder, book, tmp_path, capsys):
+    common = command(folder, book, "--operators", "tova", "truncated", "--chunks", "1", "--out", tmp_path / "out")
+    assert main([*common, "--kv-dtype", "int8", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    cell, ids = converters.load(folder), split_into_chunks({"book": TEXT}, converters.tokenizer(folder), 30, 1)[0].ids
+    found = next(r["nll"] for r in records if (r["operator"], r["size"]) == ("tova", 8))
+    assert found == pytest.approx(float(nll(cell, ids[None], "tova:8", "int8").sum()), abs=1e-6)
+    assert abs(found - float(nll(cell, ids[None], "tova:8").sum())) > 1e-4
+    truncated = next(r["nll"] for r in records if (r["operator"], r["size"]) == ("truncated", 8))
+    assert truncated == pytest.approx(float(lm.truncated_nll(cell, ids[None], 8, "int8").sum()), abs=1e-6)
+    assert abs(truncated - float(lm.truncated_nll(cell, ids[None], 8).sum())) > 1e-4
+    assert main(common) == 1
+    assert "kv_dtype" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

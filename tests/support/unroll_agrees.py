@@ -58,10 +58,10 @@ class Agreement:
 
 
 @torch.no_grad()
-def compare(cell: msrnn.Cell, text: Tensor, reduction: str, progress: bool = False) -> Agreement:
+def compare(cell: msrnn.Cell, text: Tensor, reduction: str, progress: bool = False, kv_dtype: str | None = None) -> Agreement:
     """Read ``text (T,)`` by the step loop and by the unroll, and compare every eviction."""
     result, T = Agreement(), len(text)
-    state = cell.initial_state(1, reduction)
+    state = cell.initial_state(1, reduction, dtype=kv_dtype)
     free_logits, free_end = cell(text[None], state)
     start, origin, (unrolled, trace) = 0, state, cell.scan(text[None], state)
     for t in tqdm(range(T), desc=reduction, disable=not progress):
@@ -126,20 +126,21 @@ def main() -> int:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=1500)
     parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "bfloat16", "float16"))
+    parser.add_argument("--kv-dtype", choices=("int8",), help="8-bit rows, with the bounds of bfloat16")
     parser.add_argument("--reductions", nargs="+", default=REDUCTIONS)
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
     cell, tokenizer = converters.load(args.model, dtype=dtype), converters.tokenizer(args.model)
     ids = tokenizer.encode(args.text.read_text(encoding="utf-8")).ids[: args.tokens]
-    wrong = False
+    bounds, rows, wrong = torch.bfloat16 if args.kv_dtype else dtype, args.kv_dtype or args.dtype, False
     for reduction in args.reductions:
-        found = compare(cell, torch.tensor(ids), reduction, progress=True)
-        wrong |= not found.holds(dtype)
+        found = compare(cell, torch.tensor(ids), reduction, progress=True, kv_dtype=args.kv_dtype)
+        wrong |= not found.holds(bounds)
         print(
-            f"{reduction}, {args.dtype}, {len(ids)} tokens: {len(found.gaps)} of {found.evictions} evictions differ, largest "
+            f"{reduction}, {rows}, {len(ids)} tokens: {len(found.gaps)} of {found.evictions} evictions differ, largest "
             f"gap {max(found.gaps, default=0):.1e}; after equal rows mean {found.mean:.1e}, max {found.largest:.1e}; without "
             f"a restart mean {found.free_mean:.1e}, max {found.free_largest:.1e}, {found.free_argmax} other argmax, "
-            f"{found.free_rows} of {found.rows} rows{'' if found.holds(dtype) else '  WRONG'}",
+            f"{found.free_rows} of {found.rows} rows{'' if found.holds(bounds) else '  WRONG'}",
             flush=True,
         )
     return int(wrong)

@@ -11,7 +11,7 @@ from functools import partial
 from einops import rearrange
 from torch import Tensor
 
-from msrnn.layers.packed.matrix import PackedMatrix
+from msrnn.layers.packed.matrix import PackedMatrix, pack_codes, unpack_codes
 from msrnn.models import Config
 from msrnn.models.packing import LazyMatrix
 from msrnn.storage.lazy_tensors import LazyTensor
@@ -38,11 +38,13 @@ def half_split_qk(tensors: Mapping[str, LazyTensor], config: Config) -> dict[str
 
 
 def half_split_packed(matrices: Mapping[str, LazyMatrix], config: Config) -> dict[str, LazyMatrix]:
-    """Return packed ``matrices`` (under msrnn's names of their modules) with those of q and k half-split when they are read."""
+    """Return int4 ``matrices`` (under msrnn's names of their modules) with those of q and k half-split when they are read."""
     heads = {"q": config.n_heads, "k": config.n_kv_heads}
 
     def load(x: LazyMatrix, n_heads: int) -> PackedMatrix:
-        return PackedMatrix(*(half_split(part, n_heads) for part in x.load() if part is not None))
+        codes, scales, zeros = x.load()
+        codes = pack_codes(half_split(unpack_codes(codes), n_heads))
+        return PackedMatrix(codes, half_split(scales, n_heads), None if zeros is None else half_split(zeros, n_heads))
 
     parts = {stem: heads.get(stem.rpartition(".")[2]) for stem in matrices}
     return {stem: replace(x, load=partial(load, x, n)) if (n := parts[stem]) else x for stem, x in matrices.items()}

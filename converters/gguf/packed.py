@@ -11,9 +11,8 @@ from functools import partial
 import gguf
 import numpy as np
 import torch
-from torch import Tensor
 
-from msrnn.layers.packed.matrix import GROUP, SCALE_DTYPE, PackedMatrix, fits_int4, pack_nibbles
+from msrnn.layers.packed.matrix import GROUP, SCALE_DTYPE, PackedMatrix, fits_int4, pack_codes
 from msrnn.models.packing import LazyMatrix
 
 from .header import Header
@@ -48,9 +47,6 @@ def read_matrix(header: Header, name: str) -> PackedMatrix:
     numbers = blocks[..., : 2 * n].contiguous().view(torch.float16).float()  # (F, E / 32, 1 or 2)
     scale = numbers[..., 0]
     zero = numbers[..., 1] + 8 * scale if n == 2 else torch.zeros_like(scale)
-    return PackedMatrix(_codes(blocks[..., 2 * n :]), scale.to(SCALE_DTYPE), zero.to(SCALE_DTYPE))
-
-
-def _codes(nibbles: Tensor) -> Tensor:
-    """Reorder the codes of blocks ``(F, E / 32, 16)`` to ``(F, E / 2)``. Byte i of a block has the codes i and i + 16."""
-    return pack_nibbles(torch.cat((nibbles & 15, nibbles >> 4), dim=-1).flatten(1))
+    nibbles = blocks[..., 2 * n :]  # byte i has the codes i and i + 16
+    codes = torch.cat((nibbles & 15, nibbles >> 4), dim=-1).flatten(1)  # (F, E)
+    return PackedMatrix(pack_codes(codes), scale.to(SCALE_DTYPE), zero.to(SCALE_DTYPE))

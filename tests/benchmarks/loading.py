@@ -1,9 +1,9 @@
 """Measure loading of a large model: ``python tests/benchmarks/loading.py FOLDER``.
 
 Synthetic weights with the shapes of Mistral-7B (bfloat16, 14.5 GB, ``--layers`` for less) are written to FOLDER in one format
-after the other, as this library writes them and as transformers does (names sorted), and removed. Each measurement runs in a
-process of its own: seconds until the model is ready, seconds of the first tokens, and resident memory after each (its part of
-the mapped file is RssFile). The file is in the file cache of the system as far as the main memory suffices.
+after the other, as this library writes them, as transformers does (names sorted), and in int4, and removed. Each measurement
+runs in a process of its own: seconds until the model is ready, seconds of the first tokens, and resident memory after each (its
+part of the mapped file is RssFile). The file is in the file cache of the system as far as the main memory suffices.
 """
 
 import argparse
@@ -11,12 +11,15 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from converters.formats import huggingface
+from msrnn.layers.packed.matrix import PackedMatrix, quantise
 from msrnn.models import MISTRAL_7B_V01
+from msrnn.models.packing import LazyMatrix, matrix_tensors
 from msrnn.models.registry import build_on_meta
 from msrnn.storage.lazy_tensors import LazyTensor
 from msrnn.storage.model_folder import write_model_folder
@@ -65,6 +68,20 @@ def tensors(config):
     return {name: LazyTensor(shape, torch.bfloat16, lambda shape=shape: make(shape)) for name, shape in shapes.items()}
 
 
+def packed_tensors(config, lazy):
+    """Return lazy tensors of int4 weights: a few quantised rows that repeat."""
+
+    def make(shape, bits):
+        few = quantise(torch.randn(16, shape[1]) * 0.02, bits)
+        parts = (None if x is None else x.repeat(shape[0] // 16, *(1,) * (x.ndim - 1)) for x in few)
+        return PackedMatrix(*parts)
+
+    stems = {name.removesuffix(".weight"): x.shape for name, x in lazy.items() if len(x.shape) == 2}
+    bits = {stem: 8 if stem in ("embed", "head") else 4 for stem in stems}
+    matrices = {stem: LazyMatrix(shape, bits[stem], partial(make, shape, bits[stem])) for stem, shape in stems.items()}
+    return {name: x for name, x in lazy.items() if len(x.shape) == 1} | matrix_tensors(matrices)
+
+
 def measure(name, folder, parts):
     code = MEASURED.format(name=name, **{key: text.format(str(folder)) for key, text in parts.items()})
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
@@ -77,8 +94,9 @@ def main(folder, layers, kinds):
         target = folder / kind
         target.mkdir(parents=True)
         try:
-            if kind == "own":
-                write_model_folder(target, config.to_dict(), weights, {})
+            if kind in ("own", "int4"):
+                stored = weights if kind == "own" else packed_tensors(config, weights)
+                write_model_folder(target, config.to_dict(), stored, {})
             else:
                 by_name = dict(sorted(weights.items(), key=lambda item: huggingface.NAMES.from_msrnn(item[0])))
                 huggingface.write(config, by_name, {}, target)
@@ -94,6 +112,6 @@ def main(folder, layers, kinds):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="folder for the weights, which are removed")
-    parser.add_argument("--kinds", nargs="+", choices=("own", "hf"), default=["own", "hf"], help="formats")
+    parser.add_argument("--kinds", nargs="+", choices=("own", "hf", "int4"), default=["own", "hf", "int4"], help="formats")
     parser.add_argument("--layers", type=int, default=32, help="number of layers; 32 are 14.5 GB")
     main(**vars(parser.parse_args()))

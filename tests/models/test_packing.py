@@ -25,7 +25,7 @@ def test_which_modules_are_packed():
             *(f"layers.{i}.{norm}.weight" for i in range(2) for norm in ("attention_norm", "ffn_norm")),
             "norm.weight",
         ]
-    odd = packed_cell("int4", ffn_width=40)  # 40 is no multiple of 16 and 32
+    odd = packed_cell("int4", ffn_width=40)  # 40 is no multiple of 32
     assert {type(m) for m in (odd.layers[0].gate, odd.layers[0].down)} == {Int8Linear}
     assert type(odd.layers[0].o) is Int4Linear
 

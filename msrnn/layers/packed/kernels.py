@@ -4,9 +4,7 @@ PyTorch has kernels that read the codes of a matrix themselves (``aten/src/ATen/
 ``int8mm_kernel.cpp``). They take bfloat16 inputs, are made for few rows, and have no derivative. All other products dequantise
 a part of the matrix at a time, multiply by it and drop it. Both ways use the same numbers, up to rounding.
 
-The int4 kernel reads *blocks*: for b consecutive rows, ``(E, b / 2)`` bytes. Byte j of a column contains the code of row j in
-its low bits and of row j + b / 2 in its high bits. b depends on the instructions of the CPU (64 for AVX-512, 32 for AVX2). The
-blocks of a matrix follow one another in memory; as a tensor they have the shape ``(F, E / 2)`` that the kernel expects.
+The int4 kernel reads the blocks of :mod:`.matrix`, or blocks of the same form with 64 rows on a CPU with AVX-512.
 """
 
 from functools import lru_cache
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from ..differentiation import in_transform
 from ..emulation import upcast_if_emulated
-from .matrix import GROUP, ROW_MULTIPLE, PackedMatrix, pack_nibbles, unpack_nibbles
+from .matrix import BLOCK_ROWS, GROUP, PackedMatrix, pack_codes
 
 MAX_KERNEL_ROWS = {4: 64, 8: 16}
 """Maximum number of rows of x that the kernels multiply, by the bits of the matrix. From then on dequantising is faster."""
@@ -33,29 +31,32 @@ def kernel_block_rows() -> int | None:
     for rows in (64, 32):
         codes = torch.arange(2 * rows * GROUP, dtype=torch.int32, device="cpu").view(2 * rows, GROUP).remainder(15)
         expected = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
-        if torch.equal(expected.flatten(), to_blocks(pack_nibbles(codes.to(torch.uint8)), rows).flatten()):
+        if torch.equal(expected.flatten(), to_blocks(pack_codes(codes.to(torch.uint8)), rows).flatten()):
             return rows
     return None
 
 
 @lru_cache
 def block_rows(n_rows: int) -> int:
-    """Return the number of rows of the blocks of a matrix with ``n_rows`` rows."""
+    """Return the number of rows of the blocks in memory of a matrix with ``n_rows`` rows."""
     rows = kernel_block_rows()
-    return rows if rows and n_rows % rows == 0 else ROW_MULTIPLE
+    return rows if rows and n_rows % rows == 0 else BLOCK_ROWS
 
 
 def to_blocks(codes: Tensor, rows: int) -> Tensor:
-    """Return the codes ``(F, E / 2)`` of a :class:`PackedMatrix` in blocks of ``rows`` rows, ``(F, E / 2)``."""
-    low, high = unpack_nibbles(codes).unflatten(0, (-1, 2, rows // 2)).unbind(1)  # (F / rows, rows / 2, E)
-    return (low | high << 4).transpose(1, 2).reshape(codes.shape)
+    """Return the codes ``(F, E / 2)`` of a :class:`PackedMatrix` in blocks of ``rows`` rows, 32 or 64. 32 copies nothing."""
+    if rows == BLOCK_ROWS:
+        return codes
+    first, second = codes.view(-1, 2, 2 * codes.shape[1], BLOCK_ROWS // 2).unbind(1)  # (F / 64, E, 16)
+    return torch.cat((first & 15 | second << 4, first >> 4 | second & 240), dim=2).view(codes.shape)
 
 
 def from_blocks(blocks: Tensor, rows: int) -> Tensor:
-    """Return the codes ``(F, E / 2)`` of blocks of ``rows`` rows; the inverse of :func:`to_blocks`."""
-    blocks = blocks.view(-1, 2 * blocks.shape[1], rows // 2)  # (F / rows, E, rows / 2)
-    codes = torch.cat((blocks & 15, blocks >> 4), dim=2).transpose(1, 2)  # (F / rows, rows, E)
-    return pack_nibbles(codes.flatten(0, 1))
+    """Return the codes of blocks of ``rows`` rows; the inverse of :func:`to_blocks`."""
+    if rows == BLOCK_ROWS:
+        return blocks
+    upper, lower = blocks.view(-1, 2 * blocks.shape[1], 2, BLOCK_ROWS // 2).unbind(2)  # rows 0 … 15 and 32 … 47; the others
+    return torch.stack((upper & 15 | lower << 4, upper >> 4 | lower & 240), dim=1).view(blocks.shape)
 
 
 def join_scales(matrix: PackedMatrix) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hooks import has_hooks
+from ..linear import MAX_MOVED_BYTES, with_own_storage
 from .kernels import block_rows, from_blocks, int4_linear, int8_linear, join_scales, to_blocks
 from .matrix import GROUP, SCALE_DTYPE, PackedMatrix
 
@@ -132,7 +133,7 @@ class Int4Linear(PackedLinear):
         return PackedMatrix(from_blocks(self.blocks, block_rows(self.shape[0])), scales.contiguous(), zeros.contiguous())
 
     def set_matrix(self, matrix: PackedMatrix) -> None:
-        blocks = to_blocks(matrix.codes.to(self.blocks.device), block_rows(self.shape[0]))
+        blocks = with_own_storage(to_blocks(matrix.codes.to(self.blocks.device), block_rows(self.shape[0])))
         self.blocks, self.scales_and_zeros = blocks, join_scales(matrix).to(self.scales_and_zeros)
 
 
@@ -156,7 +157,8 @@ class Int8Linear(PackedLinear):
         return PackedMatrix(self.codes, self.scales.to(SCALE_DTYPE))
 
     def set_matrix(self, matrix: PackedMatrix) -> None:
-        self.codes, self.scales = matrix.codes.to(self.codes.device), matrix.scales.to(self.scales)
+        self.codes = with_own_storage(matrix.codes.to(self.codes.device))
+        self.scales = matrix.scales.to(self.scales)
 
 
 class Int8Embedding(Int8Linear):
@@ -175,6 +177,8 @@ class Int8Embedding(Int8Linear):
 def fuse_packed_(*modules: nn.Module) -> bool:
     """Join the matrices of modules with the same input, in this order, so that one product computes all of them.
 
+    Large matrices on a CPU stay where they are: they would be copied, and several products are as fast as one.
+
     Returns:
         False if a module is not packed, or the modules have different bits, widths, dtypes or devices.
     """
@@ -185,6 +189,8 @@ def fuse_packed_(*modules: nn.Module) -> bool:
     for name, dim in first.tensors.items():
         if len({(x.dtype, x.device, *x.shape[:dim], *x.shape[dim + 1 :]) for x in parts[name]}) > 1:
             return False
+    if parts[next(iter(parts))][0].is_cpu and sum(x.nbytes for group in parts.values() for x in group) > MAX_MOVED_BYTES:
+        return True
     tensors = []
     for name, dim in first.tensors.items():
         tensors.append(torch.cat(parts[name], dim))

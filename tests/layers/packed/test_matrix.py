@@ -8,9 +8,9 @@ from msrnn.layers.packed.matrix import (
     SHRINK,
     PackedMatrix,
     fits_int4,
-    pack_nibbles,
+    pack_codes,
     quantise,
-    unpack_nibbles,
+    unpack_codes,
 )
 
 
@@ -18,20 +18,25 @@ def random_matrix(rows, columns, seed=0):
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.05
 
 
-def test_nibbles_are_stored_even_code_low():
-    codes = torch.tensor([[1, 2, 15, 0]], dtype=torch.uint8)
-    assert pack_nibbles(codes).tolist() == [[0x21, 0x0F]]
-    assert torch.equal(unpack_nibbles(pack_nibbles(codes)), codes)
+def test_codes_are_stored_in_blocks_of_32_rows():
+    codes = torch.randint(16, (64, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    packed = pack_codes(codes)
+    assert packed.shape == (64, 3)
+    blocks = packed.view(2, 6, 16)
+    for block, column, byte in ((0, 0, 0), (0, 5, 15), (1, 2, 7)):
+        low, high = codes[32 * block + byte, column], codes[32 * block + byte + 16, column]
+        assert int(blocks[block, column, byte]) == int(low) + 16 * int(high)
+    assert torch.equal(unpack_codes(packed), codes)
 
 
 def test_int4_rounds_every_number_to_the_nearest_code_of_its_group():
-    weight = random_matrix(16, 64)
+    weight = random_matrix(32, 64)
     matrix = quantise(weight, 4)
     assert matrix.codes.dtype == torch.uint8
-    assert matrix.codes.shape == (16, 32)
-    assert matrix.scales.shape == matrix.zeros.shape == (16, 2)
+    assert matrix.codes.shape == (32, 32)
+    assert matrix.scales.shape == matrix.zeros.shape == (32, 2)
     found = matrix.dequantise(torch.float64)
-    for row in range(16):
+    for row in range(32):
         for group in range(2):
             scale, zero = matrix.scales[row, group].double(), matrix.zeros[row, group].double()
             possible = (torch.arange(16) - 8) * scale + zero
@@ -64,8 +69,8 @@ def test_int4_chooses_the_best_of_the_ranges_for_every_group(monkeypatch):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_constant_groups_and_long_matrices(bits, monkeypatch):
-    monkeypatch.setattr("msrnn.layers.packed.matrix.CHUNK_ELEMENTS", 200)  # several chunks
-    weight = random_matrix(32, 64)
+    monkeypatch.setattr("msrnn.layers.packed.matrix.CHUNK_ELEMENTS", 32 * 64)  # several chunks
+    weight = random_matrix(96, 64)
     whole = quantise(weight, bits)
     weight[0] = 0
     weight[1] = 0.5
@@ -75,14 +80,14 @@ def test_constant_groups_and_long_matrices(bits, monkeypatch):
     assert torch.equal(matrix.dequantise()[2:], whole.dequantise()[2:])
 
 
-@pytest.mark.parametrize(("rows", "columns", "fits"), [(16, 32, True), (24, 32, False), (16, 48, False), (64, 1536, True)])
+@pytest.mark.parametrize(("rows", "columns", "fits"), [(32, 32, True), (48, 32, False), (32, 48, False), (64, 1536, True)])
 def test_shapes_of_int4(rows, columns, fits):
     assert fits_int4(rows, columns) == fits
 
 
 def test_dequantise_by_hand():
-    codes = torch.full((1, 16), 0x9F, dtype=torch.uint8)  # codes 15, 9, 15, 9 …
-    matrix = PackedMatrix(codes, torch.tensor([[0.5]]).bfloat16(), torch.tensor([[1.0]]).bfloat16())
-    assert matrix.dequantise()[0, :4].tolist() == [4.5, 1.5, 4.5, 1.5]
+    codes = torch.full((32, 16), 0x9F, dtype=torch.uint8)  # 15 in the first 16 rows, 9 in the others
+    matrix = PackedMatrix(codes, torch.full((32, 1), 0.5).bfloat16(), torch.full((32, 1), 1.0).bfloat16())
+    assert matrix.dequantise()[::16, :3].tolist() == [[4.5, 4.5, 4.5], [1.5, 1.5, 1.5]]
     eight = PackedMatrix(torch.tensor([[-127, 3]], dtype=torch.int8), torch.tensor([0.5]).bfloat16())
     assert eight.dequantise(torch.float64).tolist() == [[-63.5, 1.5]]

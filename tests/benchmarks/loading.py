@@ -72,8 +72,8 @@ def packed_tensors(config, lazy):
     """Return lazy tensors of int4 weights: a few quantised rows that repeat."""
 
     def make(shape, bits):
-        few = quantise(torch.randn(16, shape[1]) * 0.02, bits)
-        parts = (None if x is None else x.repeat(shape[0] // 16, *(1,) * (x.ndim - 1)) for x in few)
+        few = quantise(torch.randn(32, shape[1]) * 0.02, bits)
+        parts = (None if x is None else x.repeat(shape[0] // 32, *(1,) * (x.ndim - 1)) for x in few)
         return PackedMatrix(*parts)
 
     stems = {name.removesuffix(".weight"): x.shape for name, x in lazy.items() if len(x.shape) == 2}

@@ -7,7 +7,7 @@ MODEL  := $(CACHE)/format-2/SmolLM2-135M-Instruct
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo test check model clean paper paper-full paper-small variants
+.PHONY: demo test check model clean gpu paper paper-full paper-small variants
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## continue one prompt under four operators, and draw which positions each step retained
 	@mkdir -p demo
@@ -25,6 +25,13 @@ check: .venv/test.ready
 	$(BIN)/codespell msrnn converters docs README.md CHANGELOG.md CONTRIBUTING.md Makefile
 
 model: $(MODEL)/config.json
+
+# Checks and benchmarks on a GPU (docs/gpu.md). DEVICE=cpu runs the same on a CPU, except for the captured step.
+DEVICE ?= cuda
+SIZES  ?=
+gpu: $(MODEL)/config.json  ## equality of all paths on the GPU, then tables of times, under eight minutes
+	$(BIN)/msrnn bench $(MODEL) --device $(DEVICE) $(SIZES) --json gpu.json \
+	  --only agreement,unroll,bfloat16,step,captured,pure-step,small-unroll,batch,state-bytes
 
 # The experiments of the paper (docs/paper.md), written to the folder paper/. A stopped run resumes.
 EVAL   := $(BIN)/msrnn eval

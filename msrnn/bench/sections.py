@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import busy, captured, decoding, eviction_iterations, memory, step, unroll
+from . import agreement, busy, captured, decoding, eviction_iterations, memory, step, unroll
 from .result import Result, SkipBenchmark
 from .settings import Bench
 
@@ -24,6 +24,7 @@ class Section(NamedTuple):
 
 
 READING, STEP, MEMORY, SPECULATIVE = "Reading a text", "One token", "Memory", "Speculative decoding"
+AGREEMENT = "Equality of the paths"
 SECTIONS = {
     "unroll": Section(READING, unroll.operators),
     "long": Section(READING, unroll.long),
@@ -50,10 +51,13 @@ SPECULATIVE_SECTIONS = {
 }
 """Sections that do not run by default, because they generate two thousand tokens several times."""
 
+OTHER_SECTIONS = {"agreement": Section(AGREEMENT, agreement.agreement)}
+"""Sections that measure no time, and run only by name."""
+
 
 def section(name: str) -> Section:
     """Return the section called ``name``."""
-    return SECTIONS[name] if name in SECTIONS else SPECULATIVE_SECTIONS[name]
+    return next(sections[name] for sections in (SECTIONS, SPECULATIVE_SECTIONS, OTHER_SECTIONS) if name in sections)
 
 
 def measure(bench: Bench, name: str) -> Iterator[Result]:

@@ -23,7 +23,7 @@ from ..bench.baselines.transformers import Transformers, is_hugging_face
 from ..bench.curve import Point, curve, draw_bench
 from ..bench.report import as_json, line, markdown
 from ..bench.result import Result, SkipBenchmark
-from ..bench.sections import SECTIONS, SPECULATIVE_SECTIONS, measure, section
+from ..bench.sections import OTHER_SECTIONS, SECTIONS, SPECULATIVE_SECTIONS, measure, section
 from ..bench.settings import Bench
 from ..errors import Error
 from ..models.packing import COMPUTE_DTYPE, kind_of_weights, packed_names
@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn bench``."""
     add_model_arguments(parser, dtype="float32")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter  # the formatter would break names at their hyphens
-    known = {**SECTIONS, **SPECULATIVE_SECTIONS}
+    known = {**SECTIONS, **SPECULATIVE_SECTIONS, **OTHER_SECTIONS}
     parser.epilog = "sections:\n" + "\n".join(f"  {name:14}{section.summary}" for name, section in known.items())
     sections = parser.add_mutually_exclusive_group()
-    text = "comma-separated names of sections to run (default: all except those of --decode)"
+    text = "comma-separated names of sections to run (default: all except those of --decode, and agreement)"
     sections.add_argument("--only", type=section_names, metavar="NAME,...", help=text)
     sections.add_argument(
         "--decode",
@@ -91,7 +91,7 @@ def section_names(text: str) -> list[str]:
     Raises:
         ArgumentTypeError: a name is unknown.
     """
-    names, known = text.split(","), [*SECTIONS, *SPECULATIVE_SECTIONS]
+    names, known = text.split(","), [*SECTIONS, *SPECULATIVE_SECTIONS, *OTHER_SECTIONS]
     if unknown := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a section; expected some of {', '.join(known)}")
     return list(dict.fromkeys(names))

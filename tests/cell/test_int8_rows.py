@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.cell_strategies import assert_unchanged, cells, copy_tensors, draw_text, examples
 from support.generated_operators import generate
+from support.packed_models import dequantised, packed_cell
 from support.tiny_models import (
     assert_close,
     assert_same,
@@ -210,3 +211,19 @@ def test_prefill_evicts_by_the_scores_of_rounded_rows(reduction):
         for k, positions in enumerate(H.positions[0].tolist()):
             scores = layer.scores[0, k % layer.scores.shape[1], -1]
             assert sorted(positions) == sorted(scores.argsort()[-5:].tolist())
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_cells_with_packed_weights(weights):
+    cell, text = packed_cell(weights), random_tokens(5, 2, 14)
+    start = cell.initial_state(2, "tova:5", dtype=torch.int8)
+    end = assert_paths_agree(cell, text, torch.tensor([14, 6]), start)
+    plain = dequantised(cell)
+    state = plain.initial_state(2, "tova:5", dtype=torch.int8)
+    for t, token in enumerate(text.T):
+        _, state = plain.step(token, state, active=t < torch.tensor([14, 6]))
+    assert_same(state, end, 1e-6)
+    half = packed_cell(weights, dtype=None)
+    logits, state = half(text, half.initial_state(2, "tova:5", dtype=torch.int8))
+    assert logits.isfinite().all()
+    assert state.dtype == torch.int8

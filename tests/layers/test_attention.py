@@ -6,6 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from msrnn.layers import emulation
 from msrnn.layers.attention import attend, attention_logits, mask_logits
+from msrnn.state.quantized_rows import SCALES, dequantize, encode_rows
 
 
 def random(*shape, dtype=torch.float64, seed=0):
@@ -53,3 +54,19 @@ def test_hidden_logits_are_minus_infinity():
     logits = random(2, 3)
     visible = torch.tensor([True, False, True])
     assert mask_logits(logits, visible).equal(logits.masked_fill(~visible, -torch.inf))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-7), (torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
+def test_8_bit_rows_are_read_as_their_numbers(dtype, bound):
+    """Queries and weights are not rounded, only the output is. Products of integers and large queries exceed float16."""
+    k, v = random(2, 3, 5, 64) * torch.tensor([1e-3, 1, 30])[:, None, None], random(2, 3, 5, 64, seed=1)
+    q = random(2, 6, 64, seed=2)
+    q[:, 4:] = 100 * q[:, 4:].sign()
+    rows, q = encode_rows(k, v, True), q.to(dtype)
+    output, weights = attend(q, visible=None, **rows)
+    numbers = [dequantize(rows[name], rows[scales], torch.float64) for name, scales in SCALES.items()]
+    expected, exact = attend(q.double(), *numbers, None)
+    assert output.dtype == dtype
+    assert (weights[:, :2] - exact[:, :2]).abs().max() < 1e-5
+    assert (output.double() - expected).abs().max() < bound * expected.abs().max()
+    assert weights[:, 2].amax(-1).equal(torch.ones(2, 2))  # the logits are far apart, not infinite

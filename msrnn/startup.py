@@ -16,8 +16,8 @@ from types import FrameType
 
 PROGRAMS = ("msrnn", "converters")
 
-SPIN_COUNT = "1000"
-"""Number of polls after which a waiting thread of libgomp sleeps. The default of libgomp is 300,000."""
+SPIN_COUNT, DEFAULT_SPIN_COUNT = "1000", "300000"
+"""Number of polls after which a waiting thread of libgomp sleeps: in the commands, and the default of libgomp."""
 
 
 def exit_on_interrupt() -> None:

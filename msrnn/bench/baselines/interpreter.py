@@ -1,10 +1,12 @@
 """Python interpreters of other environments, in which the worker processes of baselines run."""
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import Error
+from ...startup import DEFAULT_SPIN_COUNT, SPIN_COUNT
 
 VERSIONS = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
 
@@ -28,3 +30,8 @@ def installed_versions(option: str, python: Path, packages: Sequence[str]) -> li
     if done.returncode:
         raise Error(f"{option} is {python}; expected a Python with {' and '.join(packages)} installed")
     return done.stdout.split()
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the variables of a worker process, which undo :func:`~msrnn.startup.limit_spinning`."""
+    return {"GOMP_SPINCOUNT": DEFAULT_SPIN_COUNT} if os.environ.get("GOMP_SPINCOUNT") == SPIN_COUNT else {}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..result import SkipBenchmark
 from ..settings import Bench
 from ..worker import start_worker
-from .interpreter import installed_versions
+from .interpreter import installed_versions, worker_environment
 
 SCRIPT = Path(__file__).with_name("kvpress_worker.py")
 
@@ -46,7 +46,7 @@ def decoding(bench: Bench, ids: Tensor, steps: int) -> Iterator[Callable[[], Non
         **{"folder": str(bench.export()), "ids": ids[0].tolist(), "size": bench.size, "device": str(bench.device)},
         **{"dtype": str(bench.dtype).removeprefix("torch."), "threads": torch.get_num_threads()},
     }
-    with start_worker([str(bench.kvpress), "-u", "-c", SCRIPT.read_text("utf-8")], {}) as ask:
+    with start_worker([str(bench.kvpress), "-u", "-c", SCRIPT.read_text("utf-8")], worker_environment()) as ask:
 
         def request(value: Any) -> None:
             try:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..result import SkipBenchmark
 from ..settings import Bench
 from ..worker import start_worker
-from .interpreter import installed_versions
+from .interpreter import installed_versions, worker_environment
 
 SCRIPT = Path(__file__).with_name("llama_cpp_worker.py")
 OPTION = "--llama-cpp-python"
@@ -49,7 +49,7 @@ def stepping(bench: Bench, ids: Tensor, steps: int) -> Iterator[Callable[[], Non
         raise SkipBenchmark(f"llama.cpp is measured on the CPU only; --device is {bench.device}")
     expected = [ids.shape[1], bench.cell().config.vocab_size]
     settings: dict[str, Any] = {"path": str(bench.gguf.absolute()), "ids": ids[0].tolist(), "threads": torch.get_num_threads()}
-    with start_worker([str(bench.llama_cpp), "-u", "-c", SCRIPT.read_text("utf-8")], {}) as ask:
+    with start_worker([str(bench.llama_cpp), "-u", "-c", SCRIPT.read_text("utf-8")], worker_environment()) as ask:
 
         def request(value: Any) -> None:
             try:

@@ -39,6 +39,16 @@ def test_the_ratio_is_the_time_of_msrnn_by_that_of_llama_cpp(install_llama_cpp, 
     assert (row.value, row.baseline, row.ratio) == (250, 500, 0.5)
 
 
+@pytest.mark.parametrize(("own", "expected"), [("1000", "300000"), ("77", "77")])
+def test_the_setting_of_the_commands_is_not_that_of_a_baseline(own, expected, install_llama_cpp, bench, monkeypatch):
+    log = install_llama_cpp()
+    module = log.with_name("llama") / "llama_cpp.py"
+    module.write_text(module.read_text().replace("self.settings = [", "self.settings = [os.environ['GOMP_SPINCOUNT'], "))
+    monkeypatch.setenv("GOMP_SPINCOUNT", own)
+    with llama_cpp.stepping(bench, bench.text(SIZE), 1):
+        assert json.loads(log.read_text())[0][0] == expected
+
+
 @pytest.mark.parametrize(
     ("change", "note"),
     [

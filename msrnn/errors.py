@@ -27,9 +27,9 @@ def describe(x: object) -> str:
     return f"{type(x).__name__} {x!r:.40}"
 
 
-def missing_package(name: str, extra: str | None = None) -> Error:
-    """Return the error for a package that is not installed. ``extra`` is the extra of msrnn that contains it, if any."""
-    return Error(f"the package {name} is not installed; pip install {name if extra is None else repr(f'msrnn[{extra}]')}")
+def missing_package(name: str, extra: str) -> Error:
+    """Return the error for a package of the extra ``extra`` of msrnn that is not installed."""
+    return Error(f"the package {name} is not installed; pip install 'msrnn[{extra}]'")
 
 
 def is_int(value: object) -> bool:

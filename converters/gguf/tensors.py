@@ -1,13 +1,12 @@
 """The tensors of a GGUF file: byte counts, offsets, dequantisation to float32."""
 
 import math
-from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from msrnn.errors import Error, missing_package
+from msrnn.errors import Error
 
 from .header import Header
 
@@ -25,7 +24,9 @@ CHUNK = 2**22
 
 def read_tensor(header: Header, name: str) -> Tensor:
     """Return one tensor, dequantised to float32, as a copy. Raises as :func:`byte_count`."""
-    gguf, info, n_bytes = _gguf(), header.tensors[name], byte_count(header, name)
+    import gguf  # deferred, because reading a config does not need the package
+
+    info, n_bytes = header.tensors[name], byte_count(header, name)
     values = np.empty((math.prod(info.shape[:-1]), info.shape[-1]), np.float32)
     row_bytes, chunk_rows = n_bytes // len(values), max(1, CHUNK // info.shape[-1])
     for start in range(0, len(values), chunk_rows):
@@ -58,7 +59,9 @@ def byte_count(header: Header, name: str) -> int:
     Raises:
         Error: the quantisation type is not in ``TYPES``, a row is no multiple of the type's block, or the file is too short.
     """
-    gguf, info, path = _gguf(), header.tensors[name], header.path
+    import gguf
+
+    info, path = header.tensors[name], header.path
     ggml_type = {int(x): x for x in gguf.GGMLQuantizationType}.get(info.ggml_type)
     if ggml_type is None or ggml_type.name not in TYPES:
         label = info.ggml_type if ggml_type is None else ggml_type.name
@@ -90,11 +93,3 @@ def check_offsets(header: Header) -> None:
         at = -(-end // header.alignment) * header.alignment
     if not end <= header.size <= at:
         raise Error(f"{header.path} has {header.size} bytes; expected {at}, where its last tensor ends")
-
-
-def _gguf() -> ModuleType:
-    try:
-        import gguf
-    except ImportError:
-        raise missing_package("gguf") from None
-    return gguf

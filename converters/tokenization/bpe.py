@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msrnn.errors import Error, missing_package
+from msrnn.errors import Error
 
 from ..fields import Fields
 from .processing import add_bos_and_eos
@@ -38,10 +38,8 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> "Tokenizer":
     Raises:
         Error: the metadata have no tokenizer, an unknown kind or word splitting, or inconsistent values.
     """
-    try:
-        import tokenizers
-    except ImportError:
-        raise missing_package("tokenizers") from None
+    from tokenizers import AddedToken
+
     meta = Fields(metadata, path)
     kind, tokens = _get(meta, "model", str), _get(meta, "tokens", list, of=str)
     types = _get(meta, "token_type", list, [NORMAL] * len(tokens), of=int)
@@ -58,7 +56,7 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> "Tokenizer":
         result = build(meta, tokens, types)
         for token, token_type in zip(tokens, types, strict=True):
             if token_type in (UNKNOWN, CONTROL, USER_DEFINED):  # matched in the text before it is split
-                added = tokenizers.AddedToken(token, special=token_type != USER_DEFINED, normalized=False)
+                added = AddedToken(token, special=token_type != USER_DEFINED, normalized=False)
                 (result.add_tokens if token_type == USER_DEFINED else result.add_special_tokens)([added])
         _add_bos_and_eos(result, meta, tokens, bos_default=kind == "llama" or _pre(meta) in WHOLE_WORDS)
     except (Error, KeyboardInterrupt):

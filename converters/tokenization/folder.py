@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msrnn.errors import Error, missing_package
+from msrnn.errors import Error
 from msrnn.storage.files import parse_json, read_bytes
 
 from . import llama, sentencepiece, tekken, tiktoken
@@ -30,7 +30,7 @@ def read_tokenizer(folder: Path) -> "Tokenizer":
 
     Raises:
         NoTokenizer: the folder has none of :data:`FILES`.
-        Error: the package tokenizers is missing, or a file is damaged or of an unknown kind.
+        Error: a file is damaged or of an unknown kind.
     """
     return open_tokenizer(folder)[0]
 
@@ -43,10 +43,6 @@ def open_tokenizer(folder: Path) -> tuple["Tokenizer", Settings, bytes]:
     name = next((name for name in FILES if (folder / name).is_file()), None)
     if name is None:
         raise NoTokenizer(f"{folder} has no tokenizer; expected one of {', '.join(FILES)}")
-    try:
-        import tokenizers  # noqa: F401
-    except ImportError:
-        raise missing_package("tokenizers") from None
     path = folder / name
     data = read_bytes(path)
     settings = read_settings(folder, data)

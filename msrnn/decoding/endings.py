@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error, is_int, missing_package
+from ..errors import Error, is_int
 from ..text.stop_strings import StreamedText, as_stop_strings, context_tokens
 from .prompt import Start
 from .sampling import as_python_number
@@ -110,10 +110,8 @@ def _eos_ids(cell: Cell, eos_token_id: Any) -> Tensor:
 
 def _find_tokenizer(cell: Cell, tokenizer: "tokenizers.Tokenizer | None") -> "tokenizers.Tokenizer":
     """Return ``tokenizer``, or the one of the model's ``tokenizer.json``."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise missing_package("tokenizers") from None
+    from tokenizers import Tokenizer  # deferred, because only stop strings need the package
+
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     file = cell.extra_files.get("tokenizer.json")

@@ -10,7 +10,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Error, missing_package
+from ..errors import Error
 
 if TYPE_CHECKING:
     import jinja2
@@ -30,16 +30,12 @@ class ChatTemplate:
         tools: JSON schemas of functions that the model may call; None: no tools.
 
     Raises:
-        Error: Jinja is not installed, the text is not a template, or a variable or a tool has another type.
+        Error: the text is not a template, or a variable or a tool has another type.
     """
 
     def __init__(
         self, source: str, variables: Mapping[str, Any] = MappingProxyType({}), tools: Sequence[Mapping[str, Any]] | None = None
     ):
-        try:
-            import jinja2  # noqa: F401
-        except ImportError:
-            raise missing_package("jinja2") from None
         self._names = {"tools": None, "documents": None, **check_variables(variables)}
         if tools is not None:
             self._names["tools"] = _check_tools(tools)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Error, missing_package
+from ..errors import Error
 from ..storage.files import parse_json
 from .config import BYTES
 
@@ -35,7 +35,9 @@ class TrainTokenizer:
         """Return the token ids ``(T,)`` int64 of ``text``."""
         if self.is_bytes:
             return torch.tensor(list(text.encode()), dtype=torch.int64)
-        return torch.tensor(_package().Tokenizer.from_buffer(self.json).encode(text).ids, dtype=torch.int64)
+        from tokenizers import Tokenizer  # deferred, because bytes do not need the package
+
+        return torch.tensor(Tokenizer.from_buffer(self.json).encode(text).ids, dtype=torch.int64)
 
     @classmethod
     def read(cls, content: bytes) -> "TrainTokenizer":
@@ -53,19 +55,16 @@ class TrainTokenizer:
 
 
 def build_tokenizer(kind: str, text: str) -> TrainTokenizer:
-    """Return the tokenizer ``kind`` (``bytes`` or ``bpe:SIZE``); a BPE is trained on ``text``.
-
-    Raises:
-        Error: the package ``tokenizers`` is needed and missing.
-    """
+    """Return the tokenizer ``kind`` (``bytes`` or ``bpe:SIZE``); a BPE is trained on ``text``."""
     if kind == BYTES:
         return TrainTokenizer.read(json.dumps(_byte_tokenizer({name: i for i, name in enumerate(_byte_names())})).encode())
-    tokenizers, size = _package(), int(kind.partition(":")[2])
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    size, alphabet = int(kind.partition(":")[2]), pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([text], trainer)
     return TrainTokenizer.read(tokenizer.to_str().encode())
 
@@ -92,11 +91,3 @@ def _byte_tokenizer(vocab: dict[str, int]) -> dict[str, Any]:
         "decoder": level,
         "model": {"type": "BPE", "vocab": vocab, "merges": []},
     }
-
-
-def _package() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise missing_package("tokenizers") from None
-    return tokenizers

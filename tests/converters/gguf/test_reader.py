@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import sys
 
 import gguf
 import numpy as np
@@ -111,10 +110,3 @@ def test_a_file_without_a_tokenizer_is_reported(write_tiny):
 def test_other_tensors_are_refused(write_tiny, tensors, message):
     with refusing(message):
         converters.load(write_tiny(tensors=tensors))
-
-
-def test_a_missing_package_is_named(write_tiny, monkeypatch):
-    path = write_tiny()
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with refusing("the package gguf is not installed; pip install gguf"):
-        open_checkpoint(path)

@@ -1,7 +1,6 @@
 """Tokenizers from GGUF metadata, compared with SentencePiece and with a naive BPE."""
 
 import json
-import sys
 from itertools import pairwise
 
 import pytest
@@ -252,10 +251,3 @@ def test_a_missing_chat_template_is_none_and_another_type_is_refused(tmp_path):
     assert chat_template(write(tmp_path / "x.gguf", {"general.architecture": "llama"}, {})) is None
     with refusing("tokenizer.chat_template is 3; expected text"):
         chat_template(write(tmp_path / "y.gguf", {"tokenizer.chat_template": 3}, {}))
-
-
-def test_a_missing_package_is_named(write_tokenizer, monkeypatch):
-    path = write_tokenizer()
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with refusing("the package tokenizers is not installed; pip install tokenizers"):
-        read_tokenizer(path)

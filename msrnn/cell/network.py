@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.differentiation import in_transform
-from ..layers.hooks import has_hooks
+from ..layers.hooks import call_layer, has_hooks
 from ..layers.positional import PositionEncoding, PositionTensors
 from ..layers.rotary import Rope
 from ..recurrence.block_layout import token_positions
@@ -103,7 +103,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
                 return fast
         layers = []
         for layer, H in zip(self.layers, state, strict=True):
-            x, H = layer(x, H, active=active, position_tensors=position_tensors, in_place=in_place, writes=writes)
+            x, H = call_layer(layer, x, H, active=active, position_tensors=position_tensors, in_place=in_place, writes=writes)
             layers.append(H)
         return x, state.with_layers(layers)
 
@@ -152,7 +152,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         shared = SharedAcrossLayers(donate=donate, make_state=make_state)
         for i, (layer, H) in enumerate(zip(self.layers, layers, strict=True)):
             recorder = None if recorders is None else recorders[i]
-            x, H = layer(x, H, position_tensors=position_tensors, active=active, recorder=recorder, shared=shared)
+            x, H = call_layer(layer, x, H, position_tensors=position_tensors, active=active, recorder=recorder, shared=shared)
             after.append(H)
         return x, after
 

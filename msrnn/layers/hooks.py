@@ -1,9 +1,12 @@
-"""Calls of modules as ``nn.Module`` makes them, with the hooks that a user has registered."""
+"""Calls of modules as ``nn.Module`` makes them, with the hooks and wrappers that a user has put around them."""
 
+import inspect
 from functools import lru_cache
 from typing import Any
 
 from torch import nn
+
+from ..errors import Error
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -27,6 +30,23 @@ def call_with_hooks(module: nn.Module, method: str, *args: Any, **kwargs: Any) -
     view = object.__new__(_with_forward(type(module), method))  # type: ignore[arg-type]
     view.__dict__ = module.__dict__
     return view(*args, **kwargs)
+
+
+def call_layer(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Return ``layer(*args, **kwargs)``.
+
+    Raises:
+        Error: ``layer`` is a wrapper with a ``forward`` that does not take these arguments.
+    """
+    try:
+        return layer(*args, **kwargs)
+    except TypeError as error:
+        try:
+            inspect.signature(layer.forward).bind(*args, **kwargs)
+        except TypeError as reason:  # the signature, and not an error within the layer
+            name = f"{type(layer).__name__}.forward"
+            raise Error(f"{name} is called as that of a layer: {reason}; expected forward(self, x, H, **arguments)") from error
+        raise
 
 
 @lru_cache

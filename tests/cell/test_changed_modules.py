@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from support.module_changes import CHANGES, CHANGES_OF_A_WEIGHT, MERGED, replace_module
+from support.refusals import refusing
 from support.tiny_models import assert_close, random_tokens
 from support.transformers_reference import float64_reference, tiny_reference
 from torch import nn
@@ -139,6 +140,29 @@ def test_changed_layer_gives_the_logits_of_transformers(change, kind):
         assert_reads(cell, "full", reference(TEXT).logits)
     assert_reads(cell, "tova:5", twin(TEXT, twin.initial_state(2, "tova:5"))[0])
     assert msrnn.generate(cell, TEXT, max_new_tokens=5)[0].equal(msrnn.generate(twin, TEXT, max_new_tokens=5)[0])
+
+
+class NarrowLayer(AddingLayer):
+    def forward(self, x, H):
+        return self.base(x, H)
+
+
+class FailingLayer(AddingLayer):
+    def forward(self, *args, **kwargs):
+        return self.base(*args, **kwargs) + None
+
+
+@pytest.mark.parametrize("read", ["__call__", "scan", "step", "step_"])
+def test_a_wrapper_with_another_forward_is_named(read):
+    def read_with(wrapper):
+        cell = make_cell("llama", False)
+        replace_module(cell, "layers.1", wrapper)
+        getattr(cell, read)(TEXT[:, 0] if "step" in read else TEXT, cell.initial_state(2, "tova:5"))
+
+    with refusing("NarrowLayer.forward is called as that of a layer: got an unexpected keyword argument"):
+        read_with(NarrowLayer)
+    with pytest.raises(TypeError, match="can only concatenate tuple"):  # an error within the layer stays as it is
+        read_with(FailingLayer)
 
 
 @torch.no_grad()

@@ -59,12 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command line of the harness.
+    """Run the command line of the harness. Without the package, ``--help`` prints the help text of this module.
 
     Raises:
         Error: as :func:`register`; an argument of the model is invalid.
     """
-    register()
+    try:
+        register()
+    except Error as error:
+        if {"-h", "--help"}.isdisjoint(args.arguments):
+            raise
+        print(f"usage: msrnn lm-eval [ARGUMENT ...]\n\n{(__doc__ or '').strip()}\n\nFor the list of arguments: {error}")
+        return
     from lm_eval.__main__ import cli_evaluate
 
     before = sys.argv

@@ -131,6 +131,15 @@ def test_a_missing_extra_is_named_in_one_sentence_before_any_work(command, block
     assert any(text.startswith(package) for text in PROJECT["optional-dependencies"][extra])
 
 
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_the_help_of_the_harness_needs_no_harness(option, blocked):
+    done = run(blocked, "lm-eval", option)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: msrnn lm-eval")
+    assert "--model_args pretrained=MODEL,reduction=tova:512" in done.stdout
+    assert "pip install 'msrnn[harness]'" in done.stdout
+
+
 def test_every_extra_that_a_source_file_names_exists():
     sources = [*(ROOT / "msrnn").rglob("*.py"), *(ROOT / "converters").rglob("*.py"), ROOT / "README.md", ROOT / "Makefile"]
     texts = "".join(path.read_text("utf-8") for path in sources)

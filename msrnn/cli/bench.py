@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     ids, source = _ids(args)
+    print(f"measuring {args.model}; sections: {', '.join(args.only or SECTIONS)}", file=sys.stderr, flush=True)
     with _hugging_face_folder(args) as export:
         bench = Bench(
             load=partial(load_cell, args),

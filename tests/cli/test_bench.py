@@ -37,6 +37,7 @@ def test_tables_json_and_plot_have_the_same_rows(folder, tmp_path, capsys, monke
     args = command(folder, "--only", "step,state-bytes", "--threads", 1, "--json", json_file, "--picture", picture)
     assert main(args) == 0
     out, err = capsys.readouterr()
+    assert err.startswith(f"measuring {folder / 'own'}; sections: step, state-bytes\n")
     written = json.loads(json_file.read_text())
     assert threads == [1]
     assert written["complete"] is True
@@ -153,6 +154,7 @@ def test_ctrl_c_prints_what_was_measured(folder, tmp_path):
     args = [sys.executable, "-m", "msrnn", *command(folder, "--only", "state-bytes,peak", "--json", tmp_path / "b.json")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(args, **pipes, start_new_session=True, cwd=Path(__file__).parents[2]) as running:
+        assert running.stderr.readline().endswith("own; sections: state-bytes, peak\n")
         for _ in range(3):
             assert "H after 32 tokens" in running.stderr.readline()
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children")

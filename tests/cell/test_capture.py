@@ -76,6 +76,17 @@ def test_captured_step_of_other_families_and_positions():
         assert_same(captured.state, state)
 
 
+@pytest.mark.parametrize("reduction", ["tova:4", ["tova:3", "h2o:4"]], ids=str)
+def test_8_bit_rows(reduction):
+    cell = tiny_cell(dtype=torch.float32)
+    state = cell(random_tokens(0, 2, 11), cell.initial_state(2, reduction, dtype="int8"))[1]
+    captured = cell.capture(state)
+    for token in random_tokens(1, 2, 6).T:
+        expected, state = cell.step(token, state)
+        assert_close(captured(token)[0], expected, 0)
+    assert_same(captured.state, state)
+
+
 def test_remapped_positions(monkeypatch):
     """On the CPU a step with remapped positions reads values; a GPU takes the other branch, which gives the same."""
     monkeypatch.setattr(capture, "RecordableOnly", contextlib.nullcontext)

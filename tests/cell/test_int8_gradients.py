@@ -74,15 +74,15 @@ def test_vmap_over_a_layer_equals_a_loop(reduction):
         assert keys[i].equal(H.keys)
 
 
-def test_compiled_layer_equals_the_plain_one():
-    cell = tiny_cell(dtype=torch.float32)
-    _, state = cell(TEXT, cell.initial_state(1, "tova:4", dtype=torch.int8))
-    x = torch.randn(1, 24)
-    compiled = torch.compile(lambda x, H: cell.layers[0].step(x, H), backend="eager")
-    y, H = compiled(x, state[0])
-    expected, G = cell.layers[0].step(x, state[0])
-    assert_close(y, expected, 1e-5)
-    assert H.keys.equal(G.keys)
+@pytest.mark.parametrize("reduction", ["tova:4", "full"])
+def test_compiled_step_is_one_graph_and_equals_the_plain_one(reduction):
+    cell = tiny_cell()
+    _, state = cell(TEXT, cell.initial_state(1, reduction, dtype=torch.int8))
+    compiled = torch.compile(cell.step_, fullgraph=True, backend="eager")
+    logits, after = compiled(TEXT[:, 0], state.clone())
+    expected, end = cell.step(TEXT[:, 0], state)
+    assert_close(logits, expected)
+    assert_same(after, end, 1e-6)
 
 
 def test_trainable_learned_rows_are_refused():

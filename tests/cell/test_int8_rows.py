@@ -192,6 +192,17 @@ def test_learned_rows_are_rounded_once(fields):
     assert_same(cell.refresh_learned_rows(start), start)
 
 
+def test_recurrent_memory_of_8_bit_rows():
+    cell, text = tiny_decoder(memory_tokens=2, recurrent=True, persistent=1), random_tokens(5, 2, 9)
+    _, state = cell(text, cell.initial_state(2, "tova:5", dtype=torch.int8))
+    following = cell.next_segment(state)
+    exact = cell.next_segment(cell(text, cell.initial_state(2, "tova:5"))[1])
+    assert following.dtype == torch.int8
+    for H, G in zip(following, exact, strict=True):
+        assert_close(H.dequantized(torch.float64)[1], G.values, 0.2)
+    assert_paths_agree(cell, text, torch.tensor([9, 4]), following)
+
+
 def test_positions_appended_to_keys_are_refused():
     with pytest.raises(msrnn.Error, match="alibi"):
         tiny_decoder(positions="alibi").initial_state(1, dtype=torch.int8)

@@ -155,6 +155,19 @@ def test_decoding_functions_accept_the_cell():
     assert_same(also, end, 1e-9)
 
 
+def test_8_bit_rows_of_source_and_text():
+    """``encode`` gives floating-point rows; ``to`` rounds those of the source."""
+    cell, text = tiny(), random_tokens(3, 3, 9)
+    exact = cell.encode(random_tokens(2, 3, 6), LENGTHS, "tova:4")
+    state = exact.to(torch.int8)
+    logits, end = cell(text, state)
+    expected, loop = step_loop(cell, text, state)
+    assert_close(logits, expected, 1e-8)
+    assert_same(end, loop, 1e-6)
+    assert {H.keys.dtype for H in end} == {torch.int8}
+    assert 1e-6 < (logits - cell(text, exact)[0]).abs().mean() < 0.1
+
+
 def test_decoding_with_a_trainable_cell():
     """The encoder's graph stays in the given state; the result of decoding has no graph."""
     cell, start = tiny(frozen=False), torch.tensor([[7], [7]])

@@ -21,7 +21,7 @@ from ..recurrence.transition import Writes
 from ..reductions.contract import Reduction
 from ..reductions.registry import per_layer
 from ..state.position_remapping import ABSOLUTE, PositionRemapping
-from ..state.quantized_rows import row_dtype
+from ..state.quantised_rows import parse_row_dtype
 from ..state.state import State
 from ..storage.atomic import atomic_dir
 from ..storage.lazy_tensors import LazyTensor
@@ -53,7 +53,7 @@ class Cell(RecurrentNetwork):
             reduction: an operator, its spec string, or one of either per layer. None: the default of the family.
             places: position of a row at attention time: "absolute", its position in the text; "inside", its index among the
                 cached rows (StreamingLLM); "compressed", with gaps above 10 shortened (arXiv:2401.06104, extrapolation).
-            device, dtype: those of the parameters if None. ``torch.int8``: 8-bit rows (``msrnn/state/quantized_rows.py``).
+            device, dtype: those of the parameters if None. ``torch.int8``: 8-bit rows (``msrnn/state/quantised_rows.py``).
 
         Raises:
             Error: a batch size below 1, an operator or a dtype that does not fit the cell, or unknown or impossible ``places``.
@@ -63,7 +63,7 @@ class Cell(RecurrentNetwork):
         operators = per_layer(self.default_reduction if reduction is None else reduction, len(self.layers))
         remapping = PositionRemapping.from_name(places, self.rope)
         clock = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device)
-        numbers = row_dtype(dtype) or self.dtype
+        numbers = parse_row_dtype(dtype) or self.dtype
         layers = [self.init_layer_state(batch_size, operator, clock, numbers) for operator in operators]
         return State((replace(H, places=remapping) for H in layers), self.fingerprint(recompute=True))
 

@@ -20,7 +20,7 @@ from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes, append_attend_reduce
 from ..recurrence.unroll import unroll_layer
 from ..state.multistate import MultiState
-from ..state.quantized_rows import encode_rows
+from ..state.quantised_rows import encode_rows
 
 MLP_CHUNK_TOKENS = 256
 """Number of tokens in one product of the MLP on a CPU. More tokens are not faster and need more memory."""

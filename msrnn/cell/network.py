@@ -17,7 +17,7 @@ from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes
 from ..reductions.contract import Reduction
 from ..state.multistate import MultiState
-from ..state.quantized_rows import ROW_DTYPE, SCALES
+from ..state.quantised_rows import QUANTISED_DTYPE, SCALES
 from ..state.state import State
 from .layer import RecurrentLayer
 from .parameters import ParameterAccess
@@ -70,13 +70,13 @@ class RecurrentNetwork(ParameterAccess, ABC):
             Error: the position encoding does not allow the operator or the dtype.
         """
         self.position_encoding.check(dtype, reduction.needs_keys)
-        shape, quantized = (batch_size, self.config.n_kv_heads, 0), dtype == ROW_DTYPE
+        shape, quantised = (batch_size, self.config.n_kv_heads, 0), dtype == QUANTISED_DTYPE
         keys = torch.empty(*shape, self.kv_dim, dtype=dtype, device=clock.device)
         positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
-        wide = torch.promote_types(self.dtype if quantized else dtype, torch.float32)
+        wide = torch.promote_types(self.dtype if quantised else dtype, torch.float32)
         row_stats = {name: keys.new_empty(*shape, *reduction.stat_shape(name), dtype=wide) for name in reduction.stat_names}
         scales: dict[str, Any] = (
-            {name: keys.new_empty(shape, dtype=torch.float32) for name in SCALES.values()} if quantized else {}
+            {name: keys.new_empty(shape, dtype=torch.float32) for name in SCALES.values()} if quantised else {}
         )
         return MultiState(keys, keys.clone(), positions, clock, reduction, row_stats, no_empty_rows=True, **scales)
 

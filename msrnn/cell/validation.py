@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import Error, describe
 from ..layers.differentiation import is_batched_by_vmap
 from ..state.fingerprint import Fingerprint
-from ..state.quantized_rows import ROW_DTYPE
+from ..state.quantised_rows import QUANTISED_DTYPE
 from ..state.state import State
 
 
@@ -92,7 +92,7 @@ def check_state(state: State, batch_size: int, fingerprint: Fingerprint, dtype: 
         raise Error(f"state belongs to another model ({other}; this cell is {fingerprint.signature})")
     if len(state.clock) != batch_size:
         raise Error(f"state has batch size {len(state.clock)}; the tokens have {batch_size}")
-    if state.dtype not in (dtype, ROW_DTYPE) or state.device != device:
+    if state.dtype not in (dtype, QUANTISED_DTYPE) or state.device != device:
         raise Error(f"state is {state.dtype} on {state.device}; expected {dtype} on {device}, as the cell (see state.to)")
 
 

@@ -54,7 +54,7 @@ def read_text_state(args: argparse.Namespace, cell: Cell, needs_logits: bool) ->
         if found != expected:
             other = next(operator for operator, own in zip(found, expected, strict=True) if operator != own)
             raise Error(f"--reduction is {args.reduction}, but the state in {path} has {other}; omit --reduction")
-    if args.kv_dtype is not None and not state[0].is_quantized:
+    if args.kv_dtype is not None and not state[0].is_quantised:
         raise Error(f"--kv-dtype is {args.kv_dtype}, but the state in {path} has {state.dtype} rows; omit --kv-dtype")
     return SavedText(state, logits, _read_ids(metadata, path, cell.config.vocab_size))
 

@@ -115,7 +115,7 @@ def _evict_once(H: MultiState, query: Tensor) -> MultiState:
     if bound is None or bound >= S:
         return H
     _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), ~H.empty, H.key_scales, H.value_scales)
-    keys = H.dequantized(weights.dtype)[0].detach() if operator.needs_keys else None
+    keys = H.dequantised(weights.dtype)[0].detach() if operator.needs_keys else None
     observation = Observation(weights, H.positions, H.clock - 1, H.row_stats, keys)
     score = retention_scores(operator, observation).expand(H.positions.shape).clone()
     score[..., : H.n_learned] = torch.inf

@@ -13,7 +13,7 @@ def token_bytes(state: State, itemsize: int | None = None) -> int:
     """
 
     def head_bytes(H: MultiState) -> int:
-        scales = 8 if H.is_quantized and itemsize is None else 0
+        scales = 8 if H.is_quantised and itemsize is None else 0
         return 2 * H.keys.shape[3] * (itemsize or H.keys.element_size()) + 8 + scales
 
     return sum(H.keys.shape[1] * head_bytes(H) for H in state)

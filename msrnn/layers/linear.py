@@ -23,7 +23,7 @@ from .hooks import has_hooks
 UPCAST_MIN_ROWS = 4
 """Minimum number of rows for which a 16-bit matrix is converted to float32 before an emulated product."""
 PLAIN_TENSORS = (nn.Parameter, Tensor)
-"""Types of weights that the kernel accepts: no subclass, such as a quantized weight of another library."""
+"""Types of weights that the kernel accepts: no subclass, such as a quantised weight of another library."""
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices where weights share a storage. :func:`with_own_storage` needs DLPack, which other devices may not have."""
 MAX_MOVED_BYTES = 2**25

@@ -128,7 +128,7 @@ class CrossAttentionSublayer(AttentionSublayer):
     ) -> tuple[Tensor, MultiState]:
         query = self._query(x)
         with without_autocast(x.device):
-            attn_output, _ = attend(query, *H.dequantized(query.dtype), None if H.no_empty_rows else ~H.empty)
+            attn_output, _ = attend(query, *H.dequantised(query.dtype), None if H.no_empty_rows else ~H.empty)
         return self.post_attention(x, attn_output), replace(H, clock=H.clock + (1 if active is None else active))
 
     def unroll(
@@ -142,7 +142,7 @@ class CrossAttentionSublayer(AttentionSublayer):
     ) -> tuple[Tensor, MultiState]:
         query = rearrange(self._query(x), "B T N D -> B N T D")
         with without_autocast(x.device):
-            attn_output, _ = attention(query, *H.dequantized(query.dtype), None if H.no_empty_rows else ~H.empty[:, :, None])
+            attn_output, _ = attention(query, *H.dequantised(query.dtype), None if H.no_empty_rows else ~H.empty[:, :, None])
         clock = H.clock + (x.shape[1] if active is None else active.sum(1))
         return self.post_attention(x, rearrange(attn_output, "B N T D -> B T N D")), replace(H, clock=clock)
 

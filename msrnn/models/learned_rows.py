@@ -28,7 +28,7 @@ from ..reductions.contract import LEARNED, Reduction
 from ..reductions.tova_paper import Full
 from ..state.multistate import MultiState
 from ..state.position_remapping import ABSOLUTE
-from ..state.quantized_rows import encode_rows
+from ..state.quantised_rows import encode_rows
 from ..state.state import State
 
 
@@ -124,7 +124,7 @@ def _prepend_rows(state: State, rows: list[tuple[Tensor, Tensor]]) -> list[Multi
 
     def prepended(H: MultiState, keys: Tensor, values: Tensor) -> MultiState:
         (B, K, _), P = H.positions.shape, keys.shape[2]
-        new = encode_rows(keys, values, H.is_quantized)
+        new = encode_rows(keys, values, H.is_quantised)
         stored: dict[str, Any] = {name: x.to(H.rows[name]).expand(B, *x.shape[1:]).contiguous() for name, x in new.items()}
         positions = H.positions.new_full((B, K, P), LEARNED)
         row_stats = {name: x.new_zeros(B, K, P, *x.shape[3:]) for name, x in H.row_stats.items()}

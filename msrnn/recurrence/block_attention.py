@@ -10,7 +10,7 @@ from ..layers.attention import attention_logits, mask_logits, weighted_values
 from ..layers.differentiation import fused_attention, in_transform
 from ..layers.emulation import upcast_if_emulated
 from ..state.position_remapping import PositionRemapping
-from ..state.quantized_rows import dequantize
+from ..state.quantised_rows import dequantise_rows
 from .block_scores import BlockScores, EvictionBlock
 
 
@@ -50,8 +50,8 @@ def attend_weight_free(tensors: BlockTensors, block: EvictionBlock, parts: list[
     G = tensors.queries.shape[2]
     visible = block.visible(0, block.T)[:, :, None].expand(-1, -1, G, -1, -1).flatten(2, 3)  # (B, 1 or K, G T, R)
     queries = upcast_if_emulated(tensors.queries.flatten(2, 3))
-    keys = dequantize(upcast_if_emulated(tensors.keys), tensors.key_scales, queries.dtype)
-    values = dequantize(upcast_if_emulated(tensors.values), tensors.value_scales, queries.dtype)
+    keys = dequantise_rows(upcast_if_emulated(tensors.keys), tensors.key_scales, queries.dtype)
+    values = dequantise_rows(upcast_if_emulated(tensors.values), tensors.value_scales, queries.dtype)
     return fused_attention(queries, keys, values, visible)
 
 

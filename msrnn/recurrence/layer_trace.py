@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reductions.contract import EMPTY
 from ..state.multistate import MultiState
-from ..state.quantized_rows import encode_rows
+from ..state.quantised_rows import encode_rows
 from ..state.stacking import concat_batches
 from .records import LayerRecorder
 from .unroll import unroll_layer
@@ -63,7 +63,7 @@ class LayerTrace:
             self.rows, self._stored, self.active = self._blocks[0].rows, whole, self._blocks[0].active
         else:
             self.rows = torch.cat([before.positions, *(block.entered for block in self._blocks)], dim=2)
-            new = [encode_rows(block.k, block.v, before.is_quantized) for block in self._blocks]
+            new = [encode_rows(block.k, block.v, before.is_quantised) for block in self._blocks]
             names = before.stored.keys() - {"positions"}
             self._stored = {name: torch.cat([before.rows[name], *(x[name] for x in new)], dim=2) for name in names}
             no_tokens = before.positions.new_empty(len(before.clock), 0, dtype=torch.bool)

@@ -15,7 +15,7 @@ from ..layers.attention import attend
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
-from ..state.quantized_rows import dequantize, replace_values
+from ..state.quantised_rows import dequantise_rows, replace_values
 from .eviction import select_evicted_row
 from .operator_calls import merge_evicted_value, retention_scores, update_stats
 
@@ -45,7 +45,7 @@ def append_attend_reduce(
     grown = H.append(k, v, in_place=in_place)  # S + 1 rows
     keys, key_scales, rotated_keys = grown.keys, grown.key_scales, None
     if grown.places is not None:
-        keys, key_scales = dequantize(keys, key_scales, q.dtype), None
+        keys, key_scales = dequantise_rows(keys, key_scales, q.dtype), None
         q, keys = grown.places.rotate(q, keys, grown.positions, grown.n_learned)
         rotated_keys = keys
     visible = None if grown.no_empty_rows else ~grown.empty
@@ -79,7 +79,7 @@ def reduce(
     operator, S = grown.reduction, grown.positions.shape[2] - 1
     keys = rotated_keys
     if operator.needs_keys:
-        keys = (dequantize(grown.keys, grown.key_scales, weights.dtype) if keys is None else keys).detach()
+        keys = (dequantise_rows(grown.keys, grown.key_scales, weights.dtype) if keys is None else keys).detach()
     else:
         keys = None
     # evictions are not differentiated
@@ -121,10 +121,10 @@ def _merged_values(grown: MultiState, observation: Observation, row: Tensor, act
     """Return the values, and the scales of int8 values, after row ``row (B, K)`` is merged into others and evicted."""
     evicts = grown.positions.gather(2, row[..., None])[..., 0] != EMPTY
     evicts = evicts if active is None else evicts & active[:, None]
-    values = dequantize(grown.values, grown.value_scales, observation.weights.dtype)
+    values = dequantise_rows(grown.values, grown.value_scales, observation.weights.dtype)
     complete = grown.no_empty_rows and active is None
     merged = merge_evicted_value(grown.reduction, observation, values, row, evicts, complete)
-    return replace_values(grown.stored, values, merged) if grown.is_quantized else {"values": merged}
+    return replace_values(grown.stored, values, merged) if grown.is_quantised else {"values": merged}
 
 
 def _row_to_overwrite(grown: MultiState, observation: Observation, active: Tensor | None) -> Tensor:

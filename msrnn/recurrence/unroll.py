@@ -17,7 +17,7 @@ from ..layers.differentiation import is_batched_by_vmap, is_differentiated
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
 from ..state.position_remapping import PositionRemapping
-from ..state.quantized_rows import dequantize, encode_rows, replace_values
+from ..state.quantised_rows import dequantise_rows, encode_rows, replace_values
 from .block_attention import AttendBlock, BlockTensors, attend_remapped, attend_weight_free, attend_weighted, block_logits
 from .block_evictions import is_solved_per_token, solve_evictions
 from .block_layout import BlockLayout
@@ -146,13 +146,13 @@ def _build_block(
     q: Tensor, k: Tensor, v: Tensor, H: MultiState, plan: _LayerPlan, layout: BlockLayout
 ) -> tuple[dict[str, Tensor], BlockTensors, EvictionBlock]:
     """Return keys and values of all rows as H stores them, the tensors of the block, and the block without evictions."""
-    (B, K, T), operator, new = k.shape[:3], H.reduction, encode_rows(k, v, H.is_quantized)
+    (B, K, T), operator, new = k.shape[:3], H.reduction, encode_rows(k, v, H.is_quantised)
     stored = {name: torch.cat((H.rows[name], x), dim=2) for name, x in new.items()}  # (B, K, R, …)
     entered = layout.clock if layout.uniform else layout.clock.masked_fill(~layout.active, EMPTY)
     positions = torch.cat((H.positions, entered[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
     tensors = BlockTensors(q.unflatten(1, (K, -1)), positions=positions, **stored)
     if H.places:  # rotation needs numbers
-        keys = dequantize(tensors.keys, tensors.key_scales, q.dtype)
+        keys = dequantise_rows(tensors.keys, tensors.key_scales, q.dtype)
         if plan.rotate:
             rotated, keys = plan.rotate.rotate(q[:, :, 0], keys, positions, H.n_learned)
             tensors = tensors._replace(queries=rotated.reshape(q.shape).unflatten(1, (K, -1)))
@@ -162,7 +162,7 @@ def _build_block(
     else:
         logits = torch.zeros(1, dtype=layout.dtype, device=q.device).expand(*tensors.queries.shape[:4], positions.shape[2])
     row_stats = {name: torch.cat((x, x.new_zeros(B, K, T, *x.shape[3:])), dim=2) for name, x in H.row_stats.items()}
-    observed_keys = dequantize(tensors.keys, tensors.key_scales, layout.dtype).detach() if operator.needs_keys else None
+    observed_keys = dequantise_rows(tensors.keys, tensors.key_scales, layout.dtype).detach() if operator.needs_keys else None
     block = EvictionBlock(operator, layout, logits, positions, layout.last_visible, row_stats, observed_keys, H.n_learned)
     return stored, tensors, block
 
@@ -193,6 +193,6 @@ def _merge(block: EvictionBlock, scores: BlockScores, stored: dict[str, Tensor])
     positions = block.positions.masked_fill(~block.visible(0, 1)[:, :, 0], EMPTY)
     observation = Observation(scores.weights[..., 0, :], positions, block.layout.clock[:, 0], scores.last_stats(), block.keys)
     evicted = (block.last_visible == 0) & (positions != EMPTY)  # (B, K, R), one row at most
-    values = dequantize(stored["values"], scales := stored.get("value_scales"), block.layout.dtype)
+    values = dequantise_rows(stored["values"], scales := stored.get("value_scales"), block.layout.dtype)
     merged = merge_evicted_value(block.reduction, observation, values, evicted.byte().argmax(-1), evicted.any(-1))
     return {"values": merged} if scales is None else replace_values(stored, values, merged)

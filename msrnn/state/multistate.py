@@ -16,7 +16,7 @@ from torch import Tensor
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Reduction
 from .position_remapping import PositionRemapping
-from .quantized_rows import ROW_DTYPE, SCALES, dequantize, encode_rows
+from .quantised_rows import QUANTISED_DTYPE, SCALES, dequantise_rows, encode_rows
 from .row_buffer import RowBuffer, copy_to_buffer
 
 
@@ -67,7 +67,7 @@ class MultiState:
         return None if self.reduction.size is None else self.reduction.size + self.n_learned
 
     @property
-    def is_quantized(self) -> bool:
+    def is_quantised(self) -> bool:
         """True if keys and values are int8."""
         return self.key_scales is not None
 
@@ -100,9 +100,9 @@ class MultiState:
         rows = {name: change(x) for name, x in self.rows.items()}
         return self.with_rows(rows, change(self.clock), no_empty_rows=self.no_empty_rows)
 
-    def dequantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def dequantised(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return keys and values ``(B, K, S, D)`` in ``dtype`` if they are int8, otherwise as they are stored."""
-        return dequantize(self.keys, self.key_scales, dtype), dequantize(self.values, self.value_scales, dtype)
+        return dequantise_rows(self.keys, self.key_scales, dtype), dequantise_rows(self.values, self.value_scales, dtype)
 
     def to(self, device: torch.device | None, dtype: torch.dtype | None, clock: Tensor) -> "MultiState":
         """Return a copy with ``clock`` and with keys and values in ``dtype``; int8 quantises them.
@@ -113,9 +113,9 @@ class MultiState:
         if dtype is None or dtype == self.keys.dtype:
             stored = {name: x.to(device=device, copy=True) for name, x in self.stored.items() if name != "positions"}
         else:
-            stored = encode_rows(*self.dequantized(dtype), quantized=dtype == ROW_DTYPE)
-            stored = {n: x.to(device, x.dtype if dtype == ROW_DTYPE else dtype, copy=True) for n, x in stored.items()}
-        wide = None if dtype is None or dtype == ROW_DTYPE else torch.promote_types(dtype, torch.float32)
+            stored = encode_rows(*self.dequantised(dtype), quantised=dtype == QUANTISED_DTYPE)
+            stored = {n: x.to(device, x.dtype if dtype == QUANTISED_DTYPE else dtype, copy=True) for n, x in stored.items()}
+        wide = None if dtype is None or dtype == QUANTISED_DTYPE else torch.promote_types(dtype, torch.float32)
         row_stats = {name: x.to(device=device, dtype=wide, copy=True) for name, x in self.row_stats.items()}
         scales: dict[str, Any] = {name: stored.pop(name, None) for name in SCALES.values()}
         positions = self.positions.to(device=device, copy=True)
@@ -133,7 +133,7 @@ class MultiState:
             in_place: True if the row may be written into the buffer of this state. Otherwise the rows are copied, unless the
                 operator never overwrites a row and the next row of the buffer is free.
         """
-        new = encode_rows(key, value, self.is_quantized)
+        new = encode_rows(key, value, self.is_quantised)
         if not is_differentiated(self.keys, self.values, key, value) and (in_place or self.reduction.size is None):
             grown = self.extended(in_place=True)
             stored = grown.stored

@@ -21,7 +21,7 @@ from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
 from .fingerprint import Fingerprint
 from .multistate import MultiState
 from .position_remapping import PositionRemapping
-from .quantized_rows import MAX_INTEGER, ROW_DTYPE, SCALES
+from .quantised_rows import MAX_INTEGER, QUANTISED_DTYPE, SCALES
 
 FORMAT, VERSION, INT8_VERSION = "msrnn-state", "2", "3"
 """A state with 8-bit rows has a version of its own, because earlier releases cannot read it."""
@@ -55,7 +55,7 @@ def write_layers(
     entries = {
         **_check_metadata(metadata or {}),
         "format": FORMAT,
-        "version": INT8_VERSION if layers[0].is_quantized else VERSION,
+        "version": INT8_VERSION if layers[0].is_quantised else VERSION,
         "operators": json.dumps([_operator_to_dict(H.reduction) for H in layers]),
         "cell": json.dumps(asdict(fingerprint)),
     }
@@ -196,10 +196,10 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
     only_learned = H.reduction.size is None and bool((H.positions < 0).all())
     lowest = LEARNED if only_learned else EMPTY
     sound = (
-        (H.keys.dtype == ROW_DTYPE if H.is_quantized else H.keys.is_floating_point())
+        (H.keys.dtype == QUANTISED_DTYPE if H.is_quantised else H.keys.is_floating_point())
         and H.keys.shape == H.values.shape == (first.keys.shape[0], first.keys.shape[1], S, first.keys.shape[3])
         and H.keys.dtype == H.values.dtype == first.keys.dtype
-        and all(H.rows[name].shape == (B, K, S) for name in ("positions", *(SCALES.values() if H.is_quantized else ())))
+        and all(H.rows[name].shape == (B, K, S) for name in ("positions", *(SCALES.values() if H.is_quantised else ())))
         and H.positions.dtype == clock.dtype == torch.int64
         and clock.shape == (B,)
         and all(x.shape == (B, K, S, *H.reduction.stat_shape(name)) for name, x in H.row_stats.items())
@@ -216,10 +216,10 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
     if bool(((in_order[..., 1:] == in_order[..., :-1]) & (in_order[..., 1:] >= 0)).any()):
         raise Error(f"{where}: a head holds a position twice; expected each position once")
     for name in ("keys", "values"):
-        numbers = H.rows[SCALES[name]] if H.is_quantized else H.rows[name]
+        numbers = H.rows[SCALES[name]] if H.is_quantised else H.rows[name]
         if not bool((numbers.isfinite().unsqueeze(-1).flatten(3).all(-1) | H.empty).all()):
             raise Error(f"{where}: {name} are not finite; expected a state without NaN and infinity")
-        if H.is_quantized and not bool(((numbers > 0) | H.empty).all() and numbers.dtype == torch.float32):
+        if H.is_quantised and not bool(((numbers > 0) | H.empty).all() and numbers.dtype == torch.float32):
             raise Error(f"{where}: scales of {name} are {numbers.dtype} or not above 0; expected float32 above 0")
-        if H.is_quantized and bool((H.rows[name] < -MAX_INTEGER).any()):
+        if H.is_quantised and bool((H.rows[name] < -MAX_INTEGER).any()):
             raise Error(f"{where}: {name} hold -128; expected -127 to 127")

@@ -14,7 +14,7 @@ from .evicted import evicted_positions
 from .fingerprint import Fingerprint
 from .multistate import MultiState
 from .position_remapping import PositionRemapping
-from .quantized_rows import row_dtype
+from .quantised_rows import parse_row_dtype
 from .serialization import write_layers
 from .stacking import concat_batches, stack, unstack
 from .summary import nbytes, summarize
@@ -187,7 +187,7 @@ class State:
         except (RuntimeError, TypeError, ValueError) as error:
             raise Error(f"to: {str(error).splitlines()[0]}") from None
         check_device(device)
-        dtype, clock = row_dtype(wanted), self.clock.to(device=device, copy=True)
+        dtype, clock = parse_row_dtype(wanted), self.clock.to(device=device, copy=True)
         layers = self.with_layers(H.to(device, dtype, clock) for H in self)
         return layers._with_recent_tokens(self, lambda x: x.to(device=device, copy=True))
 

@@ -187,7 +187,7 @@ def test_learned_rows_are_rounded_once(fields):
     assert start.dtype == torch.int8
     exact = cell.initial_state(2, "tova:5")
     for H, G in zip(start, exact, strict=True):
-        assert_close(H.dequantized(torch.float64)[0], torch.stack([torch.stack([rounded(k) for k in row]) for row in G.keys]))
+        assert_close(H.dequantised(torch.float64)[0], torch.stack([torch.stack([rounded(k) for k in row]) for row in G.keys]))
     assert_paths_agree(cell, text, torch.tensor([14, 6]), start)
     assert_same(cell.refresh_learned_rows(start), start)
 
@@ -199,7 +199,7 @@ def test_recurrent_memory_of_8_bit_rows():
     exact = cell.next_segment(cell(text, cell.initial_state(2, "tova:5"))[1])
     assert following.dtype == torch.int8
     for H, G in zip(following, exact, strict=True):
-        assert_close(H.dequantized(torch.float64)[1], G.values, 0.2)
+        assert_close(H.dequantised(torch.float64)[1], G.values, 0.2)
     assert_paths_agree(cell, text, torch.tensor([9, 4]), following)
 
 

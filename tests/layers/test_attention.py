@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from msrnn.layers import emulation
 from msrnn.layers.attention import attend, attention_logits, mask_logits
-from msrnn.state.quantized_rows import SCALES, dequantize, encode_rows
+from msrnn.state.quantised_rows import SCALES, dequantise_rows, encode_rows
 
 
 def random(*shape, dtype=torch.float64, seed=0):
@@ -64,7 +64,7 @@ def test_8_bit_rows_are_read_as_their_numbers(dtype, bound):
     q[:, 4:] = 100 * q[:, 4:].sign()
     rows, q = encode_rows(k, v, True), q.to(dtype)
     output, weights = attend(q, visible=None, **rows)
-    numbers = [dequantize(rows[name], rows[scales], torch.float64) for name, scales in SCALES.items()]
+    numbers = [dequantise_rows(rows[name], rows[scales], torch.float64) for name, scales in SCALES.items()]
     expected, exact = attend(q.double(), *numbers, None)
     assert output.dtype == dtype
     assert (weights[:, :2] - exact[:, :2]).abs().max() < 1e-5

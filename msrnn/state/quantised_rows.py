@@ -12,27 +12,29 @@ from torch import Tensor
 from ..errors import Error, check_dtype
 from ..layers.differentiation import has_derivative
 
-ROW_DTYPE = torch.int8
+QUANTISED_DTYPE = torch.int8
+"""Dtype of the keys and values of 8-bit rows."""
 MAX_INTEGER = 127
+"""Maximum absolute value of a stored integer."""
 SCALES = {"keys": "key_scales", "values": "value_scales"}
 """Names of the scales of keys and of values."""
 
 
-def row_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def parse_row_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """Return a dtype of keys and values: ``torch.int8``, also for the text "int8", a floating-point dtype, or None.
 
     Raises:
         Error: another value.
     """
-    if isinstance(dtype, torch.dtype | str) and dtype in (ROW_DTYPE, "int8"):
-        return ROW_DTYPE
+    if isinstance(dtype, torch.dtype | str) and dtype in (QUANTISED_DTYPE, "int8"):
+        return QUANTISED_DTYPE
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise Error(f"dtype is {dtype!r:.60}; expected a floating-point torch.dtype, or torch.int8 for 8-bit rows")
     check_dtype(dtype)
     return dtype
 
 
-def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Round rows ``(…, D)``.
 
     Returns:
@@ -53,17 +55,17 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale).round(), scale
 
 
-def dequantize(x: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+def dequantise_rows(x: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return rows ``(…, D)`` as numbers in ``dtype``; ``x`` itself without ``scales (…)``."""
     return x if scales is None else x.to(dtype) * scales[..., None].to(dtype)
 
 
-def encode_rows(keys: Tensor, values: Tensor, quantized: bool) -> dict[str, Tensor]:
-    """Return keys and values ``(…, D)`` as H stores them, by name, with scales ``(…)`` if ``quantized``."""
-    if not quantized:
+def encode_rows(keys: Tensor, values: Tensor, quantised: bool) -> dict[str, Tensor]:
+    """Return keys and values ``(…, D)`` as H stores them, by name, with scales ``(…)`` if ``quantised``."""
+    if not quantised:
         return {"keys": keys, "values": values}
-    integers, scales = quantize(torch.stack((keys, values)))
-    stored = dict(zip(SCALES, integers.to(ROW_DTYPE), strict=True))
+    integers, scales = quantise_rows(torch.stack((keys, values)))
+    stored = dict(zip(SCALES, integers.to(QUANTISED_DTYPE), strict=True))
     return {**stored, **dict(zip(SCALES.values(), scales.squeeze(-1), strict=True))}
 
 
@@ -74,7 +76,7 @@ def replace_values(stored: dict[str, Tensor], before: Tensor, merged: Tensor) ->
         stored: ``values (…, D)`` int8 and ``value_scales (…)``.
         before, merged: the values before and after the merge, ``(…, D)`` floating-point.
     """
-    integers, scales = quantize(merged)
+    integers, scales = quantise_rows(merged)
     changed = (merged != before).any(-1)
-    values = torch.where(changed[..., None], integers.to(ROW_DTYPE), stored["values"])
+    values = torch.where(changed[..., None], integers.to(QUANTISED_DTYPE), stored["values"])
     return {"values": values, "value_scales": torch.where(changed, scales[..., 0], stored["value_scales"])}

@@ -11,7 +11,7 @@ from support.cell_strategies import examples
 from support.tiny_models import assert_close, assert_same, random_tokens, tiny_cell
 
 import msrnn
-from msrnn.state.quantized_rows import dequantize, encode_rows, quantize, replace_values, row_dtype
+from msrnn.state.quantised_rows import dequantise_rows, encode_rows, parse_row_dtype, quantise_rows, replace_values
 
 CELL, TEXT = tiny_cell(), random_tokens(1, 2, 9)
 
@@ -32,15 +32,13 @@ def test_rounding_error_is_at_most_half_a_step_of_the_row(seed, dtype):
     }
     scale = x.double().abs().amax(-1) / 127
     assert_close(stored["key_scales"].double() / scale, torch.ones_like(scale), 1e-6)
-    for numbers, sign in ((dequantize(stored["keys"], stored["key_scales"], torch.float64), 1), (stored["values"].double(), 0)):
-        if sign:
-            assert ((numbers - x.double()).abs() <= 0.5001 * scale[..., None]).all()
-        else:
-            assert numbers.abs().amax(-1).eq(127).all()
+    keys = dequantise_rows(stored["keys"], stored["key_scales"], torch.float64)
+    assert ((keys - x.double()).abs() <= 0.5001 * scale[..., None]).all()
+    assert stored["values"].double().abs().amax(-1).eq(127).all()
 
 
 def test_rows_of_zeros_and_of_nan():
-    integers, scales = quantize(torch.tensor([[0.0, 0.0], [1.0, torch.nan], [torch.inf, 2.0], [2.0, -0.5]]))
+    integers, scales = quantise_rows(torch.tensor([[0.0, 0.0], [1.0, torch.nan], [torch.inf, 2.0], [2.0, -0.5]]))
     assert integers[0].tolist() == [0, 0]
     assert scales[0] > 0
     assert not scales[1:3].isfinite().any()
@@ -50,21 +48,21 @@ def test_rows_of_zeros_and_of_nan():
 def test_merge_leaves_the_integers_of_other_rows():
     x = torch.randn(4, 8, dtype=torch.float64)
     stored = encode_rows(x, x, True)
-    before = dequantize(stored["values"], stored["value_scales"], x.dtype)
+    before = dequantise_rows(stored["values"], stored["value_scales"], x.dtype)
     after = replace_values(stored, before, before + torch.tensor([0.0, 0, 1, 0])[:, None])
     same = [True, True, False, True]
     assert (after["values"] == stored["values"]).all(-1).tolist() == same
     assert (after["value_scales"] == stored["value_scales"]).tolist() == same
-    assert (dequantize(after["values"], after["value_scales"], x.dtype) - before - 1)[2].abs().max() < 0.05
+    assert (dequantise_rows(after["values"], after["value_scales"], x.dtype) - before - 1)[2].abs().max() < 0.05
 
 
 def test_dtypes_of_rows():
-    assert row_dtype("int8") is row_dtype(torch.int8) is torch.int8
-    assert row_dtype(None) is None
-    assert row_dtype(torch.bfloat16) is torch.bfloat16
+    assert parse_row_dtype("int8") is parse_row_dtype(torch.int8) is torch.int8
+    assert parse_row_dtype(None) is None
+    assert parse_row_dtype(torch.bfloat16) is torch.bfloat16
     for dtype in ("float32", "int4", torch.int16, torch.uint8, torch.bool, torch.float8_e4m3fn, 8, [torch.int8]):
         with pytest.raises(msrnn.Error, match=r"expected a floating-point torch\.dtype"):
-            row_dtype(dtype)
+            parse_row_dtype(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

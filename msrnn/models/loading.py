@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..cell.cell import Cell
 from ..cell.layer import RecurrentLayer
 from ..errors import Error, can_compute, check_device, check_dtype
+from ..layers.packed.matrix import SCALE_DTYPE
 from ..layers.packed.modules import PackedModule
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import open_weights, read_config_fields, read_extra_files
@@ -61,6 +62,8 @@ def check_tensors(config: AnyConfig, tensors: Mapping[str, LazyTensor], dtype: t
             raise Error(f"tensor {name!r} has shape {x.shape}; expected {expected[name]}")
         if not name.endswith(".codes") and not can_compute(x.dtype):
             raise Error(f"tensor {name!r} is {x.dtype}; expected floating-point numbers")
+        if name in packed and not name.endswith(".codes") and x.dtype != SCALE_DTYPE:
+            raise Error(f"tensor {name!r} is {x.dtype}; expected {SCALE_DTYPE}, the dtype of stored scales")
     if missing := sorted(expected.keys() - tensors.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise Error(f"tensor {missing[0]!r}{more} missing")

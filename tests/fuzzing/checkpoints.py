@@ -27,6 +27,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "own": Format(writers.write_own, naive_readers.read_own),
+    "own-packed": Format(writers.write_packed, naive_readers.read_own),
     "hf": Format(writers.write_single, naive_readers.read_hf),
     "hf-sharded": Format(writers.write_sharded, naive_readers.read_hf),
     "bin": Format(writers.write_bin, naive_readers.read_hf),

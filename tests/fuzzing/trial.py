@@ -15,6 +15,7 @@ import fuzzing.checkpoints
 import fuzzing.corruptions
 import torch
 from fuzzing import naive_readers, writers
+from support.packed_models import dequantised
 
 import converters
 import msrnn
@@ -136,6 +137,8 @@ def read_in_other_ways(this: Plan, root: Path, source: Path, found: Any) -> None
     if done is None:
         return  # the caller checks that no files are left
     again, sentence = attempt(lambda: converters.load(target))
+    if found is not None and this.format == "own-packed" and to == "hf":
+        found = dequantised(found, torch.float32)
     if found is None or again is None or tensors(again) != tensors(found):
         raise Failure(f"the converted folder differs from the loaded model: {sentence}")
     shutil.rmtree(target)

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 from support import tiny_checkpoints
 from support.gguf_files import to_gguf
+from support.packed_models import SHAPES
 from support.tiny_models import random_tokens, tiny_cell
 
+import converters
 from msrnn import H2O, TOVA, Full, Sinks, Window
 from msrnn.layers.rotary import DynamicNTKRope, Llama3Rope, Rope, YarnRope
 from msrnn.models import Llama
@@ -70,6 +72,13 @@ def write_own(folder: Path, model: str) -> None:
     built, kept = cell(model), ("tokenizer.json", "chat_template.jinja")
     built.extra_files = {name: text.encode() for name, text in small_files(model).items() if name in kept}
     built.save(folder)
+
+
+def write_packed(folder: Path, model: str) -> None:
+    """Write the library's own folder with packed weights: matrices of the layers in 4 bits, or all in 8."""
+    built = tiny_cell(dtype=torch.float32, **MODELS[model], **SHAPES)
+    weights = "int4" if model in ("llama", "tied") else "int8"
+    converters.load((built.state_dict(), built.config), weights=weights).save(folder)
 
 
 def write_single(folder: Path, model: str, max_shard_size: str = "5GB") -> None:

@@ -130,6 +130,19 @@ def test_to_changes_the_dtype_and_not_the_numbers(weights):
     assert_close(wide(text)[0], dequantised(cell)(text)[0])
 
 
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_loaded_cells_take_another_state_dict(weights, tmp_path):
+    cell, other, text = packed_cell(weights, None), packed_cell(weights, None, seed=5), random_tokens(1, 1, 9)
+    cell.save(tmp_path / "own")
+    before = (tmp_path / "own" / "model.safetensors").read_bytes()
+    loaded, untouched = msrnn.load(tmp_path / "own"), msrnn.load(tmp_path / "own")  # their weights may be views of the file
+    for assign in (False, True):
+        loaded.load_state_dict(other.state_dict(), assign=assign)
+        assert torch.equal(loaded(text)[0], other(text)[0])
+        assert torch.equal(untouched(text)[0], cell(text)[0])
+    assert (tmp_path / "own" / "model.safetensors").read_bytes() == before
+
+
 def test_packed_weights_are_not_trained():
     cell = packed_cell("int4", torch.float32)
     with pytest.raises(msrnn.Error, match="packed weights cannot be trained"):
@@ -166,6 +179,10 @@ def test_states_of_float_and_packed_cells_are_told_apart():
         (lambda t: t.update({"layers.0.q.codes": t["layers.0.q.codes"][:, :8]}), r"'layers\.0\.q\.codes' has shape"),
         (lambda t: t.update({"layers.0.q.weight": torch.zeros(64, 64)}), r"'layers\.0\.q\.weight' is not part"),
         (lambda t: t.update({"layers.0.q.scales": t["layers.0.q.scales"].int()}), r"'layers\.0\.q\.scales' is torch\.int32"),
+        (
+            lambda t: t.update({"embed.scales": t["embed.scales"].half()}),
+            r"'embed\.scales' is torch\.float16; expected torch\.bfloat16",
+        ),
     ],
 )
 def test_damaged_folders_are_refused(change, message, tmp_path):

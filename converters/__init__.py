@@ -32,7 +32,7 @@ from .formats import huggingface
 from .source import Source
 from .tokenization import folder as tokenizer_folder
 from .tokenization.folder import NoTokenizer
-from .weights import check_weights, choose_weights
+from .weights import check_weights, choose_weights, return_freed_memory
 
 if TYPE_CHECKING:
     import tokenizers
@@ -89,6 +89,9 @@ def load(
     with _with_progress(chosen, "reading") as tensors:
         cell = build_frozen(opened.config, tensors, dtype=dtype, device=device)
     cell.extra_files = opened.extra_files
+    if weights is not None:
+        del opened, chosen, tensors  # they hold the last tensor
+        return_freed_memory()
     return cell
 
 

@@ -1,7 +1,9 @@
 """The choice ``weights=``: the tensors of a source as they are, or packed in 4 or 8 bits."""
 
+import ctypes
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 
@@ -68,6 +70,15 @@ def choose_weights(
     if packed:
         raise Error("weights is 'packed', but the weights of the source are packed already; expected None")
     return _keep_packed(source), dtype
+
+
+def return_freed_memory() -> None:
+    """Give memory that quantisation has freed back to the system; does nothing without glibc.
+
+    Otherwise the process keeps it: 120 MB after packing a model of 95 MB.
+    """
+    with suppress(OSError, AttributeError):  # another system or another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _keep_packed(source: Source) -> dict[str, LazyTensor]:

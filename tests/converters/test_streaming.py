@@ -54,6 +54,22 @@ def test_loading_holds_the_parameters_once(source, dtype, times, big, figure):
     assert peak - before < 1.15 * times * SIZE + 4 * LARGEST_TENSOR
 
 
+@pytest.mark.parametrize(("source", "weights", "share"), [("hf", "int4", 0.3), ("q8.gguf", "int4", 0.3), ("hf", "int8", 0.51)])
+def test_packing_holds_the_packed_weights_and_a_few_tensors(source, weights, share, big, tmp_path, figure):
+    before, peak, _ = measured(f"cell = converters.load({str(big / source)!r}, weights={weights!r})")
+    figure(
+        f"load {source}, weights={weights!r}: {share * SIZE / 1e6:.0f} MB of weights, {(peak - before) / 1e6:.0f} at the peak"
+    )
+    # Resident memory also counts mapped pages of the source; half of them were measured. Quantisation makes copies of a part.
+    assert peak - before < 1.15 * share * SIZE + SIZE / 2 + 4 * LARGEST_TENSOR
+    before, peak, _ = measured(f"converters.convert({str(big / source)!r}, {str(tmp_path / 'out')!r}, weights={weights!r})")
+    figure(f"convert {source}, weights={weights!r}: {(peak - before) / 1e6:.0f} MB at the peak")
+    assert peak - before < SIZE / 2 + 4 * LARGEST_TENSOR
+    before, peak, _ = measured(f"converters.convert({str(tmp_path / 'out')!r}, {str(tmp_path / 'hf')!r}, to='hf')")
+    figure(f"convert {weights} to hf: {(peak - before) / 1e6:.0f} MB at the peak")
+    assert peak - before < SIZE / 2 + 4 * LARGEST_TENSOR
+
+
 def test_a_large_tensor_is_dequantised_in_chunks(tmp_path, figure):
     """The tensor has 131 MB in float32; the gguf package would make several copies of it."""
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 1}))

@@ -24,7 +24,7 @@ def test_a_thousand_damaged_checkpoints(figure):
 
     for name in FORMATS:  # each format is often refused, and read after harmless damage
         counts = Counter(x.outcome for x in outcomes if x.format == name)
-        assert counts["refused"] > 30, (name, counts)
+        assert counts["refused"] > 20, (name, counts)
         assert counts["same"] + counts["another"] > 0, (name, counts)
     counts = Counter(x.outcome for x in outcomes)
     figure("fuzz: " + ", ".join(f"{counts[x]} {x}" for x in OUTCOMES))

@@ -25,8 +25,8 @@ SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Ranges that int4 tries, relative to that of the group. A smaller range has smaller rounding errors and clips numbers."""
 SCALE_DTYPE = torch.bfloat16
 """Dtype of scales and zeros, that of PyTorch's kernels."""
-CHUNK_ELEMENTS = 2**22
-"""Number of elements that are quantised at once, which bounds the memory of intermediate results."""
+CHUNK_ELEMENTS = 2**18
+"""Number of elements that are quantised at once: intermediate results fit the caches, and take few MB."""
 
 
 class PackedMatrix(NamedTuple):

@@ -6,7 +6,7 @@ without an error. The rule here:
 1. A field in ``READ`` is read (or checked) by ``hf_config.py``.
 2. A field in ``NEUTRAL`` is accepted with the values that are listed there.
 3. Any other field is refused if a word of its name is in ``ARITHMETIC_WORDS``, unless it is switched off (null, false, 0,
-   empty; 1 for a multiplier), or its name has a word of ``HARMLESS_WORDS`` (dropout, initialisation, losses, token ids).
+   empty; 1 for a multiplier), or its name has a word of ``HARMLESS_WORDS`` (dropout, initialization, losses, token ids).
 4. All others are accepted: names, versions, paths, settings of training and of generation.
 """
 

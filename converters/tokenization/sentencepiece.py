@@ -35,7 +35,7 @@ def parse_tokenizer(data: bytes, path: Path, prepend_scheme: str | None = None) 
             which keeps the spaces of the text and puts one before each part of it, if the file requests it.
 
     Raises:
-        Error: another format, a model that is no BPE, or a normalisation of texts.
+        Error: another format, a model that is no BPE, or a normalization of texts.
     """
     try:
         fields = [(n, value) for n, value in _fields(data) if n in (PIECES, TRAINER, NORMALIZER)]
@@ -49,7 +49,7 @@ def parse_tokenizer(data: bytes, path: Path, prepend_scheme: str | None = None) 
     if not tokens or trainer.get(MODEL, 1) != BPE:
         raise Error(f"{path} is a SentencePiece model of kind {trainer.get(MODEL, 1)}; expected {BPE}, BPE")
     if normalizer.get(CHARACTERS) or normalizer.get(REMOVE_EXTRA_SPACES, 1):
-        raise Error(f"{path} normalises texts before it splits them; expected a model without normalisation, as LLaMA's")
+        raise Error(f"{path} normalizes texts before it splits them; expected a model without normalization, as LLaMA's")
     prefix = bool(normalizer.get(DUMMY_PREFIX, 1)) if prepend_scheme is None else prepend_scheme == "always"
     if prefix and USER_DEFINED in types:  # tokenizers would add a space after each of these tokens too
         raise Error(f"{path} has user-defined tokens and a space before every text; expected only one of the two")

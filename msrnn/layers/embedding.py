@@ -8,7 +8,7 @@ from .packed.modules import Int8Embedding
 
 
 class Embedding(nn.Embedding):
-    """``nn.Embedding`` that skips random initialisation on the meta device, where it would import the compiler of PyTorch."""
+    """``nn.Embedding`` that skips random initialization on the meta device, where it would import the compiler of PyTorch."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:

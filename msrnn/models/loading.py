@@ -14,7 +14,7 @@ from ..layers.packed.modules import PackedModule
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import open_weights, read_config_fields, read_extra_files
 from .packing import install_packed_modules, packed_names, read_matrix
-from .placement import place
+from .parameter_storage import read_parameters
 from .registry import AnyConfig, build_on_meta, config_from_dict
 
 
@@ -93,7 +93,7 @@ def build_frozen(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Cell:
-    """Return a cell in eval mode with frozen parameters, which are views of mapped files or copies (:mod:`.placement`).
+    """Return a cell in eval mode with frozen parameters, which are views of mapped files or copies (:mod:`.parameter_storage`).
 
     Args:
         config: of the cell.
@@ -110,7 +110,7 @@ def build_frozen(
     packed, parts = install_packed_modules(cell, tensors), packed_names(tensors)
     device = torch.device("cpu" if device is None else device)
     floats = {name: x for name, x in tensors.items() if name not in parts}
-    values, names = place(cell, floats, dtype, device), {x: name for name, x in cell.named_parameters()}
+    values, names = read_parameters(cell, floats, dtype, device), {x: name for name, x in cell.named_parameters()}
 
     def value(x: Tensor) -> Tensor:
         if isinstance(x, nn.Parameter):

@@ -47,8 +47,8 @@ def test_tokenizer_is_read_and_converted(tmp_path):
     ("more", "message"),
     [
         ({"model_type": "unigram"}, "kind 1; expected 2, BPE"),
-        ({"normalization_rule_name": "nmt_nfkc"}, "normalises texts"),
-        ({"remove_extra_whitespaces": True}, "normalises texts"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalizes texts"),
+        ({"remove_extra_whitespaces": True}, "normalizes texts"),
         ({"user_defined_symbols": ["<tool>"]}, "user-defined tokens"),
     ],
 )
@@ -58,14 +58,14 @@ def test_other_models_are_refused(more, message, tmp_path):
         read_tokenizer(tmp_path)
 
 
-def test_normalisation_is_on_where_the_file_does_not_state_it(tmp_path):
+def test_normalization_is_on_where_the_file_does_not_state_it(tmp_path):
     """The default of remove_extra_whitespaces in SentencePiece's protocol buffer is true."""
     path = tmp_path / "tokenizer.model"
     trained(path)
     model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
     model.normalizer_spec.ClearField("remove_extra_whitespaces")
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(msrnn.Error, match="normalises texts"):
+    with pytest.raises(msrnn.Error, match="normalizes texts"):
         read_tokenizer(tmp_path)
 
 

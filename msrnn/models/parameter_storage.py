@@ -19,7 +19,9 @@ from ..storage.lazy_tensors import LazyTensor
 from ..storage.mapped_files import MappedFiles
 
 
-def place(cell: Cell, tensors: Mapping[str, LazyTensor], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def read_parameters(
+    cell: Cell, tensors: Mapping[str, LazyTensor], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
     """Return the values of the parameters of ``cell``.
 
     Args:

@@ -15,7 +15,7 @@ import converters
 import msrnn
 from msrnn.layers import linear
 from msrnn.layers.linear import _fused_weight
-from msrnn.models import placement
+from msrnn.models import parameter_storage
 from msrnn.storage.mapped_files import MappedFiles
 
 CELL = tiny_cell(dtype=torch.float32)
@@ -86,7 +86,7 @@ def test_the_order_of_a_converted_folder_is_that_of_the_cell(source, request, tm
 @pytest.mark.parametrize("limit", [0, 2**25])
 def test_of_other_orders_small_groups_are_copied_and_large_ones_are_not_fused(limit, hf, monkeypatch):
     monkeypatch.setattr(linear, "MAX_MOVED_BYTES", limit)
-    monkeypatch.setattr(placement, "MAX_MOVED_BYTES", limit)
+    monkeypatch.setattr(parameter_storage, "MAX_MOVED_BYTES", limit)
     cell = converters.load(hf)
     copied = {name for name in dict(cell.named_parameters()) if name.split(".")[-2] in ("q", "k", "v") and limit}
     assert mapped(cell, hf) == dict(cell.named_parameters()).keys() - copied
@@ -226,7 +226,7 @@ def test_a_mapped_cell_in_another_process(method, queued, own):
 def test_a_system_that_cannot_map_copies(own, monkeypatch):
     monkeypatch.setattr("mmap.mmap", lambda *_, **__: (_ for _ in ()).throw(OSError("no mapping")))
     files = MappedFiles()
-    monkeypatch.setattr(placement, "MappedFiles", lambda: files)
+    monkeypatch.setattr(parameter_storage, "MappedFiles", lambda: files)
     cell = msrnn.load(own)
     assert set(files._mappings.values()) == {None}
     assert cell(TEXT)[0].equal(LOGITS)

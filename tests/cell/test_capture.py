@@ -50,53 +50,40 @@ def test_captured_step_equals_step(reduction, dtype):
     assert_unchanged(state, before)
 
 
-@pytest.mark.parametrize("reduction", ["tova:4", "h2o:4", "cam:6", "keydiff:4"])
-def test_captured_step_of_8_bit_rows(reduction):
-    cell = tiny_cell()
-    state = full_state(cell, reduction).to(torch.int8)
+def assert_equals_step(cell, state):
     captured = cell.capture(state)
-    for token in random_tokens(1, 2, 6).T:
+    for token in random_tokens(1, len(state.clock), 6).T:
         expected, state = cell.step(token, state)
         assert_close(captured(token)[0], expected, 0)
     assert_same(captured.state, state)
 
 
-def test_captured_step_of_other_families_and_positions():
-    for cell in (
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("reduction", ["tova:4", "h2o:4", "cam:6", "keydiff:4", ["tova:3", "h2o:4"]], ids=str)
+def test_captured_step_of_8_bit_rows(reduction, dtype):
+    cell = tiny_cell(dtype=dtype)
+    assert_equals_step(cell, cell(random_tokens(0, 2, 11), cell.initial_state(2, reduction, dtype="int8"))[1])
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
         tiny_cell(rope=ROPES["dynamic"]),
         tiny_decoder(positions="alibi"),
         tiny_decoder(memory_tokens=2),
         tiny_cell(n_layers=1, tied=True),
-    ):
-        state = full_state(cell, "h2o:3", B=1)
-        captured = cell.capture(state)
-        for token in random_tokens(1, 1, 5).T:
-            expected, state = cell.step(token, state)
-            assert_close(captured(token)[0], expected, 0)
-        assert_same(captured.state, state)
-
-
-@pytest.mark.parametrize("reduction", ["tova:4", ["tova:3", "h2o:4"]], ids=str)
-def test_8_bit_rows(reduction):
-    cell = tiny_cell(dtype=torch.float32)
-    state = cell(random_tokens(0, 2, 11), cell.initial_state(2, reduction, dtype="int8"))[1]
-    captured = cell.capture(state)
-    for token in random_tokens(1, 2, 6).T:
-        expected, state = cell.step(token, state)
-        assert_close(captured(token)[0], expected, 0)
-    assert_same(captured.state, state)
+    ],
+    ids=["dynamic rope", "alibi", "memory tokens", "one layer"],
+)
+def test_captured_step_of_other_families_and_positions(cell):
+    assert_equals_step(cell, full_state(cell, "h2o:3", B=1))
 
 
 def test_remapped_positions(monkeypatch):
     """On the CPU a step with remapped positions reads values; a GPU takes the other branch, which gives the same."""
     monkeypatch.setattr(capture, "RecordableOnly", contextlib.nullcontext)
     cell = tiny_cell()
-    state = cell(random_tokens(0, 2, 11), cell.initial_state(2, "tova:4", places="inside"))[1]
-    captured = cell.capture(state)
-    for token in random_tokens(1, 2, 6).T:
-        expected, state = cell.step(token, state)
-        assert_close(captured(token)[0], expected, 0)
-    assert_same(captured.state, state)
+    assert_equals_step(cell, cell(random_tokens(0, 2, 11), cell.initial_state(2, "tova:4", places="inside"))[1])
 
 
 @pytest.mark.parametrize("reduction", ["h2o:4", ["tova:3", "h2o:4"]], ids=str)

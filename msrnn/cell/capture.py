@@ -108,7 +108,7 @@ class CapturedStep:
         self.state = state.with_layers(replace(H, no_empty_rows=True) for H in state).clone()
         self._logits, _ = cell.step_(self._token, self.state)  # allocates the spare row, and stacks the layers if they can be
         self._tensors = _tensors(self.state)
-        self._weights = self._versions()
+        self._recorded_versions = self._versions()
         try:
             with RecordableOnly():
                 self._step()
@@ -154,16 +154,16 @@ class CapturedStep:
         """
         self._check_valid()
         self._cell.check_state(state, len(self._token))
-        for layer, (mine, new) in enumerate(zip(self.state, state, strict=True)):
+        for layer, (old, new) in enumerate(zip(self.state, state, strict=True)):
             _check_layer(f"copy_: layer {layer}", new)
-            fits = is_same_operator(mine.reduction, new.reduction) and mine.places == new.places
-            if not fits or mine.keys.shape != new.keys.shape or mine.keys.dtype != new.keys.dtype:
-                found, expected = (f"{H.reduction} with keys {describe(H.keys)}" for H in (new, mine))
+            fits = is_same_operator(old.reduction, new.reduction) and old.places == new.places
+            if not fits or old.keys.shape != new.keys.shape or old.keys.dtype != new.keys.dtype:
+                found, expected = (f"{H.reduction} with keys {describe(H.keys)}" for H in (new, old))
                 raise Error(f"copy_: layer {layer} has {found}; expected {expected}, and the same places")
-        for mine, new in zip(self.state, state, strict=True):
-            for name, x in mine.rows.items():
+        for old, new in zip(self.state, state, strict=True):
+            for name, x in old.rows.items():
                 x.copy_(new.rows[name])
-            mine.clock.copy_(new.clock)
+            old.clock.copy_(new.clock)
         self.state.recent_tokens = None if state.recent_tokens is None else state.recent_tokens.clone()
         return self
 
@@ -176,15 +176,15 @@ class CapturedStep:
         for write in writes:
             write()
         self._logits.copy_(logits)
-        for mine, new in zip(self._tensors, _tensors(after), strict=True):
-            if _address(mine) != _address(new):
-                mine.copy_(new)
+        for old, new in zip(self._tensors, _tensors(after), strict=True):
+            if _address(old) != _address(new):
+                old.copy_(new)
 
     def _versions(self) -> list[tuple[int, int, bool]]:
         return [tensor_version(x) for x in self._cell.fingerprint_tensors]
 
     def _check_valid(self) -> None:
-        if self._versions() != self._weights:
+        if self._versions() != self._recorded_versions:
             raise Error("the parameters have changed or moved since the step was captured; expected a new capture")
         if not any(self.state.clock is x for x in self._tensors):
             raise Error("step_ has changed the state of a captured step; expected a new capture, or step_ on a clone of it")

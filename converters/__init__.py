@@ -133,7 +133,7 @@ def convert(
     config = opened.config
     if to == "hf" and isinstance(config, DecoderConfig):
         raise Error("to is 'hf', but the source is a Decoder, which transformers does not support; expected 'msrnn'")
-    chosen, dtype = choose_weights(opened, weights, dtype, unpack=to == "hf")
+    chosen, dtype = choose_weights(opened, weights, dtype, dequantise=to == "hf")
     dtype = check_tensors(config, chosen, dtype)
     if opened.tokenizer_error is not None and not isinstance(opened.tokenizer_error, NoTokenizer):
         raise opened.tokenizer_error

@@ -13,10 +13,10 @@ from msrnn.models.packing import (
     COMPUTE_DTYPE,
     WEIGHTS,
     check_packable,
+    dequantise_tensors,
     matrix_tensors,
     pack_tensors,
     packed_names,
-    unpack_tensors,
 )
 from msrnn.storage.lazy_tensors import LazyTensor
 
@@ -39,7 +39,7 @@ def check_weights(weights: object) -> None:
 
 
 def choose_weights(
-    source: Source, weights: str | None, dtype: torch.dtype | None, *, unpack: bool = False
+    source: Source, weights: str | None, dtype: torch.dtype | None, *, dequantise: bool = False
 ) -> tuple[Mapping[str, LazyTensor], torch.dtype | None]:
     """Return the tensors of ``source`` for one value of ``weights=``, and the dtype of the cell.
 
@@ -47,7 +47,7 @@ def choose_weights(
         source: of the tensors.
         weights: None, ``int4``, ``int8`` or ``packed`` (:func:`converters.load`).
         dtype: as given by the user; None: bfloat16 if ``weights`` is given, float32 if packed tensors are dequantised.
-        unpack: True to dequantise packed tensors of the source; then ``weights`` is None.
+        dequantise: True for the float matrices of packed tensors of the source; then ``weights`` is None.
 
     Warns:
         UserWarning: ``packed`` could not keep some matrices; they have 8 bits.
@@ -57,10 +57,10 @@ def choose_weights(
             tensors in the source.
     """
     packed = packed_names(source.tensors)
-    if packed and (unpack or weights is not None):
+    if packed and (dequantise or weights is not None):
         check_tensors(source.config, source.tensors, dtype or COMPUTE_DTYPE)
-    if unpack and packed:
-        return unpack_tensors(source.tensors), torch.float32 if dtype is None else dtype
+    if dequantise and packed:
+        return dequantise_tensors(source.tensors), torch.float32 if dtype is None else dtype
     if weights is None:
         return source.tensors, dtype
     dtype = COMPUTE_DTYPE if dtype is None else dtype

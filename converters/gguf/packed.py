@@ -34,11 +34,11 @@ def packed_matrices(header: Header, names: Mapping[str, str]) -> dict[str, LazyM
         info = header.tensors[name]
         kind = gguf.GGMLQuantizationType(info.ggml_type).name
         if kind in HEADER_NUMBERS and len(info.shape) == 2 and fits_int4(*info.shape) and scale_of(name) not in header.tensors:
-            found[stem] = LazyMatrix((info.shape[0], info.shape[1]), 4, partial(read_matrix, header, name))
+            found[stem] = LazyMatrix((info.shape[0], info.shape[1]), 4, partial(read_q4_matrix, header, name))
     return found
 
 
-def read_matrix(header: Header, name: str) -> PackedMatrix:
+def read_q4_matrix(header: Header, name: str) -> PackedMatrix:
     """Return a matrix of type Q4_0 or Q4_1 with its own codes. Raises as :func:`byte_count`."""
     info, n_bytes = header.tensors[name], byte_count(header, name)
     (F, E), n = info.shape, HEADER_NUMBERS[gguf.GGMLQuantizationType(info.ggml_type).name]

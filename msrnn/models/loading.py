@@ -13,7 +13,7 @@ from ..layers.packed.matrix import SCALE_DTYPE
 from ..layers.packed.modules import PackedModule
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import open_weights, read_config_fields, read_extra_files
-from .packing import install_packed_modules, packed_names, read_matrix
+from .packing import install_packed_modules, packed_names, read_packed_matrix
 from .parameter_storage import read_parameters
 from .registry import AnyConfig, build_on_meta, config_from_dict
 
@@ -121,7 +121,7 @@ def build_frozen(
     for stem in packed:
         module = cell.get_submodule(stem)
         assert isinstance(module, PackedModule)
-        module.set_matrix(read_matrix(module, stem, tensors))
+        module.set_matrix(read_packed_matrix(module, stem, tensors))
     for layer in cell.layers:
         assert isinstance(layer, RecurrentLayer)
         layer.fuse_storage_()

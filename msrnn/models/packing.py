@@ -52,7 +52,7 @@ def pack_tensors(config: Any, tensors: Mapping[str, LazyTensor], weights: str) -
     check_packable(config)
     kept: dict[str, LazyTensor] = {}
     matrices = {}
-    for name, x in unpack_tensors(tensors).items():
+    for name, x in dequantise_tensors(tensors).items():
         stem = name.removesuffix(".weight")
         if len(x.shape) != 2:
             kept[name] = x
@@ -102,9 +102,9 @@ def packed_names(tensors: Mapping[str, LazyTensor]) -> set[str]:
     return {name for name in tensors if name.rpartition(".")[0] in stems}
 
 
-def unpack_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def dequantise_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Return ``tensors`` with float32 matrices in place of packed ones, which have to be complete."""
-    return {name: tensors[name] if name in tensors else _unpacked(tensors, name) for name in float_names(tensors)}
+    return {name: tensors[name] if name in tensors else _dequantised(tensors, name) for name in float_names(tensors)}
 
 
 def kind_of_weights(cell: Cell) -> str | None:
@@ -143,7 +143,7 @@ def install_packed_modules(cell: Cell, tensors: Mapping[str, LazyTensor]) -> lis
     return stems
 
 
-def read_matrix(module: PackedModule, stem: str, tensors: Mapping[str, LazyTensor]) -> PackedMatrix:
+def read_packed_matrix(module: PackedModule, stem: str, tensors: Mapping[str, LazyTensor]) -> PackedMatrix:
     """Read the parts of the matrix of ``module``."""
     return PackedMatrix(*(tensors[f"{stem}.{name}"].read() for name in _parts(module.shape, module.bits)))
 
@@ -164,7 +164,7 @@ def _quantised(name: str, x: LazyTensor, bits: int) -> PackedMatrix:
     return matrix
 
 
-def _unpacked(tensors: Mapping[str, LazyTensor], name: str) -> LazyTensor:
+def _dequantised(tensors: Mapping[str, LazyTensor], name: str) -> LazyTensor:
     """Return the float matrix ``name`` of packed parts in ``tensors``."""
     stem = name.removesuffix(".weight")
     codes = tensors[f"{stem}.codes"]

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command imports its modules, and imports of the library that change no signal handler."""
+"""Ctrl-C while a command imports its modules, the threads of OpenMP, and imports of the library that change neither."""
 
 import os
 import re

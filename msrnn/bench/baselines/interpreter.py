@@ -9,6 +9,7 @@ from ...errors import Error
 from ...startup import DEFAULT_SPIN_COUNT, SPIN_COUNT
 
 VERSIONS = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+"""A program that prints the versions of the distributions in its arguments."""
 
 
 def installed_versions(option: str, python: Path, packages: Sequence[str]) -> list[str]:

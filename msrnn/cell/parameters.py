@@ -1,4 +1,4 @@
-"""What a network knows of its parameters: dtype, device and fingerprint, also where modules are wrapped or packed."""
+"""Dtype, device and fingerprint of the parameters of a network, also where modules are wrapped or packed."""
 
 from abc import abstractmethod
 from typing import Any, TypeVar

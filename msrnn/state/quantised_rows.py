@@ -1,8 +1,8 @@
 r"""Keys and values of 8 bits: a quarter of the bytes of float32 rows.
 
 A row is quantised once, when it enters H. The D numbers of one key/value head share the scale $s = \max_d |x_d| / 127$, and
-$x_d$ is stored as the nearest integer to $x_d / s$. Attention and operators see s times these integers, the query of the row's
-own token included, in the step and in the many-token path. Eviction, branching and saving copy integers, and round nothing.
+$x_d$ is stored as a code, the nearest integer to $x_d / s$. Attention and operators use s times the code, also for the query of
+the row's own token, in the step and in the many-token path. Eviction, branching and saving copy codes, and round nothing.
 Scales are float32 for cells of every dtype.
 """
 
@@ -14,8 +14,8 @@ from ..layers.differentiation import has_derivative
 
 QUANTISED_DTYPE = torch.int8
 """Dtype of the keys and values of 8-bit rows."""
-MAX_INTEGER = 127
-"""Maximum absolute value of a stored integer."""
+MAX_CODE = 127
+"""Maximum absolute value of a code."""
 SCALES = {"keys": "key_scales", "values": "value_scales"}
 """Names of the scales of keys and of values."""
 
@@ -35,10 +35,10 @@ def parse_row_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round rows ``(…, D)``.
+    """Quantise rows ``(…, D)``.
 
     Returns:
-        Whole numbers from -127 to 127, ``(…, D)`` in the dtype of ``x`` or float32, and scales ``(…, 1)`` float32, above 0. The
+        Codes from −127 to 127, ``(…, D)`` in the dtype of ``x`` or float32, and scales ``(…, 1)`` float32, above 0. The
         scale of a row that is not finite is not finite.
 
     Raises:
@@ -50,7 +50,7 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
             "parameters (cell.requires_grad_(False)), or a state in a floating-point dtype"
         )
     wide = x if x.dtype == torch.float64 else x.float()
-    scale = (torch.linalg.vector_norm(wide, torch.inf, dim=-1, keepdim=True) / MAX_INTEGER).float()
+    scale = (torch.linalg.vector_norm(wide, torch.inf, dim=-1, keepdim=True) / MAX_CODE).float()
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
     return (wide / scale).round(), scale
 
@@ -64,19 +64,19 @@ def encode_rows(keys: Tensor, values: Tensor, quantised: bool) -> dict[str, Tens
     """Return keys and values ``(…, D)`` as H stores them, by name, with scales ``(…)`` if ``quantised``."""
     if not quantised:
         return {"keys": keys, "values": values}
-    integers, scales = quantise_rows(torch.stack((keys, values)))
-    stored = dict(zip(SCALES, integers.to(QUANTISED_DTYPE), strict=True))
+    codes, scales = quantise_rows(torch.stack((keys, values)))
+    stored = dict(zip(SCALES, codes.to(QUANTISED_DTYPE), strict=True))
     return {**stored, **dict(zip(SCALES.values(), scales.squeeze(-1), strict=True))}
 
 
 def replace_values(stored: dict[str, Tensor], before: Tensor, merged: Tensor) -> dict[str, Tensor]:
-    """Return the stored values after a merge, with scales; rows that the merge does not change keep their integers.
+    """Return the stored values after a merge, with scales; rows that the merge does not change keep their codes.
 
     Args:
         stored: ``values (…, D)`` int8 and ``value_scales (…)``.
         before, merged: the values before and after the merge, ``(…, D)`` floating-point.
     """
-    integers, scales = quantise_rows(merged)
+    codes, scales = quantise_rows(merged)
     changed = (merged != before).any(-1)
-    values = torch.where(changed[..., None], integers.to(QUANTISED_DTYPE), stored["values"])
+    values = torch.where(changed[..., None], codes.to(QUANTISED_DTYPE), stored["values"])
     return {"values": values, "value_scales": torch.where(changed, scales[..., 0], stored["value_scales"])}

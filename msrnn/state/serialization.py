@@ -21,7 +21,7 @@ from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
 from .fingerprint import Fingerprint
 from .multistate import MultiState
 from .position_remapping import PositionRemapping
-from .quantised_rows import MAX_INTEGER, QUANTISED_DTYPE, SCALES
+from .quantised_rows import MAX_CODE, QUANTISED_DTYPE, SCALES
 
 FORMAT, VERSION, INT8_VERSION = "msrnn-state", "2", "3"
 """A state with 8-bit rows has a version of its own, because earlier releases cannot read it."""
@@ -221,5 +221,5 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
             raise Error(f"{where}: {name} are not finite; expected a state without NaN and infinity")
         if H.is_quantised and not bool(((numbers > 0) | H.empty).all() and numbers.dtype == torch.float32):
             raise Error(f"{where}: scales of {name} are {numbers.dtype} or not above 0; expected float32 above 0")
-        if H.is_quantised and bool((H.rows[name] < -MAX_INTEGER).any()):
+        if H.is_quantised and bool((H.rows[name] < -MAX_CODE).any()):
             raise Error(f"{where}: {name} hold -128; expected -127 to 127")

@@ -38,14 +38,14 @@ def test_rounding_error_is_at_most_half_a_step_of_the_row(seed, dtype):
 
 
 def test_rows_of_zeros_and_of_nan():
-    integers, scales = quantise_rows(torch.tensor([[0.0, 0.0], [1.0, torch.nan], [torch.inf, 2.0], [2.0, -0.5]]))
-    assert integers[0].tolist() == [0, 0]
+    codes, scales = quantise_rows(torch.tensor([[0.0, 0.0], [1.0, torch.nan], [torch.inf, 2.0], [2.0, -0.5]]))
+    assert codes[0].tolist() == [0, 0]
     assert scales[0] > 0
     assert not scales[1:3].isfinite().any()
-    assert integers[3].tolist() == [127, -32]
+    assert codes[3].tolist() == [127, -32]
 
 
-def test_merge_leaves_the_integers_of_other_rows():
+def test_merge_leaves_the_codes_of_other_rows():
     x = torch.randn(4, 8, dtype=torch.float64)
     stored = encode_rows(x, x, True)
     before = dequantise_rows(stored["values"], stored["value_scales"], x.dtype)

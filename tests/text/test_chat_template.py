@@ -33,6 +33,15 @@ def test_the_rendering_equals_that_of_transformers(name):
     assert len(texts) >= 5
 
 
+def test_json_in_a_template_equals_that_of_transformers():
+    source = "{{ tools | tojson }}|{{ messages | tojson(indent=2) }}|{{ messages | tojson(ensure_ascii=true, sort_keys=true) }}"
+    tool = {"name": "é", "description": "<b> & 'the' \N{SNOWMAN}", "parameters": {"z": [1, None], "a": True}}
+    reference = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer())
+    expected = reference.apply_chat_template(TALK, tools=[tool], chat_template=source, tokenize=False)
+    assert ChatTemplate(source, tools=[tool])(TALK, add_generation_prompt=False) == expected
+    assert "\N{SNOWMAN}" in expected
+
+
 def test_the_template_of_smollm_equals_transformers(smollm, hf_folder):
     from transformers import AutoTokenizer
 

@@ -98,7 +98,9 @@ def test_time_of_a_batch_is_divided_by_its_chunks(monkeypatch):
 def test_tables_and_figure_contain_the_results():
     values = {("full", None): [2.0, 3.0, 2.5], ("tova", 8): [2.1, 3.2, 2.4], ("window", 8): [4.0, 5.0, 2.3]}
     results = [
-        LMResult(row, size, f"book {i}", 10 * x, 10, 40, 1.0) for (row, size), xs in values.items() for i, x in enumerate(xs)
+        LMResult(row, size, f"book {i}", 10 * x, 10, (40, 20, 60)[i], 1.0)
+        for (row, size), xs in values.items()
+        for i, x in enumerate(xs)
     ]
     perplexity, bits, relative = report(results, "tova").tables
     assert perplexity.columns == ["operator", "8", "unbounded"]

@@ -17,7 +17,7 @@ from ..differentiation import in_transform
 from ..emulation import upcast_if_emulated
 from .matrix import BLOCK_ROWS, GROUP, PackedMatrix, pack_codes
 
-MAX_KERNEL_ROWS = {4: 64, 8: 16}
+MAX_KERNEL_ROWS = {4: 64, 8: 4}
 """Maximum number of rows of x that the kernels multiply, by the bits of the matrix. From then on dequantising is faster."""
 PART_ELEMENTS = 2**20
 """Number of elements of a matrix that are dequantised at once."""

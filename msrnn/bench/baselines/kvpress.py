@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..result import SkipBenchmark
 from ..settings import Bench
-from ..worker import start_worker
-from .interpreter import installed_versions, worker_environment
+from .other_environment import installed_versions, start_baseline
 
 SCRIPT = Path(__file__).with_name("kvpress_worker.py")
 
@@ -46,15 +45,10 @@ def decoding(bench: Bench, ids: Tensor, steps: int) -> Iterator[Callable[[], Non
         **{"folder": str(bench.export()), "ids": ids[0].tolist(), "size": bench.size, "device": str(bench.device)},
         **{"dtype": str(bench.dtype).removeprefix("torch."), "threads": torch.get_num_threads()},
     }
-    with start_worker([str(bench.kvpress), "-u", "-c", SCRIPT.read_text("utf-8")], worker_environment()) as ask:
 
-        def request(value: Any) -> None:
-            try:
-                length = ask(value)
-            except SkipBenchmark as reason:
-                raise SkipBenchmark(f"kvpress: {reason}") from None
-            if length != bench.size:
-                raise SkipBenchmark(f"kvpress: its cache holds {length} rows; expected {bench.size}")
+    def find_mistake(length: int) -> str | None:
+        return None if length == bench.size else f"its cache holds {length} rows; expected {bench.size}"
 
+    with start_baseline("kvpress", bench.kvpress, SCRIPT, find_mistake) as request:
         request(settings)
         yield lambda: request(steps)

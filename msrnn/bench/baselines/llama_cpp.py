@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..result import SkipBenchmark
 from ..settings import Bench
-from ..worker import start_worker
-from .interpreter import installed_versions, worker_environment
+from .other_environment import installed_versions, start_baseline
 
 SCRIPT = Path(__file__).with_name("llama_cpp_worker.py")
 OPTION = "--llama-cpp-python"
@@ -49,15 +48,11 @@ def stepping(bench: Bench, ids: Tensor, steps: int) -> Iterator[Callable[[], Non
         raise SkipBenchmark(f"llama.cpp is measured on the CPU only; --device is {bench.device}")
     expected = [ids.shape[1], bench.cell().config.vocab_size]
     settings: dict[str, Any] = {"path": str(bench.gguf.absolute()), "ids": ids[0].tolist(), "threads": torch.get_num_threads()}
-    with start_worker([str(bench.llama_cpp), "-u", "-c", SCRIPT.read_text("utf-8")], worker_environment()) as ask:
 
-        def request(value: Any) -> None:
-            try:
-                found = ask(value)
-            except SkipBenchmark as reason:
-                raise SkipBenchmark(f"llama.cpp: {reason}") from None
-            if found[:2] != expected:
-                raise SkipBenchmark(f"llama.cpp: cache and vocabulary have {found[:2]} entries; expected {expected}")
+    def find_mistake(answer: list[int]) -> str | None:
+        found = answer[:2]
+        return None if found == expected else f"cache and vocabulary have {found} entries; expected {expected}"
 
+    with start_baseline("llama.cpp", bench.llama_cpp, SCRIPT, find_mistake) as request:
         request(settings)
         yield lambda: request(steps)

@@ -33,7 +33,8 @@ class Bench:
         ids: ``(N,)`` int64 on the CPU, the text to read.
         device: device of all models.
         dtype: dtype of all models, except in sections that name another one.
-        packed: None, or the dtype of the activations of a cell with packed weights; ``dtype`` is then that of the baselines.
+        packed_dtype: dtype of the activations of a cell with packed weights, or None; ``dtype`` is then that of the baselines
+            only.
         tokens: length of a text; some sections read a multiple.
         size: size of the eviction operators.
         rounds: repetitions of whole texts; steps are short and have five times as many.
@@ -49,7 +50,7 @@ class Bench:
     ids: Tensor
     device: torch.device
     dtype: torch.dtype = torch.float32
-    packed: torch.dtype | None = None
+    packed_dtype: torch.dtype | None = None
     tokens: int = 2048
     size: int = 512
     rounds: int = 3
@@ -73,11 +74,11 @@ class Bench:
     @property
     def cell_dtype(self) -> torch.dtype:
         """Dtype of the cell in sections that name no other one."""
-        return self.packed or self.dtype
+        return self.packed_dtype or self.dtype
 
     def cell(self, dtype: torch.dtype | None = None) -> Cell:
-        """Return the cell in ``dtype`` (default: that of the run), or in :attr:`packed`; the last one is cached."""
-        dtype = self.packed or dtype or self.dtype
+        """Return the cell in ``dtype`` (default: that of the run), or in :attr:`packed_dtype`; the last one is cached."""
+        dtype = self.packed_dtype or dtype or self.dtype
         if self._cell is None or self._cell[0] != dtype:
             self._cell = None  # frees the old cell before the new one is loaded
             self._cell = dtype, self.load(dtype=dtype)

@@ -47,8 +47,8 @@ def _against_transformers(bench: Bench, ids: Tensor, targets: dict[str, str], ro
 
 def bfloat16(bench: Bench) -> Iterator[Result]:
     """Compare reading a text in bfloat16 with float32."""
-    if bench.packed:
-        raise SkipBenchmark(f"the cell has packed weights and computes in {bench.packed}")
+    if bench.packed_dtype:
+        raise SkipBenchmark(f"the cell has packed weights and computes in {bench.packed_dtype}")
     ids, cells = bench.text(bench.tokens), {}
     for dtype in (torch.float32, torch.bfloat16):
         cells[dtype] = bench.cell(dtype)

@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
             ids=ids,
             device=torch.device(args.device),
             dtype=getattr(torch, args.dtype),
-            packed=COMPUTE_DTYPE if _has_packed_weights(args) else None,
+            packed_dtype=COMPUTE_DTYPE if _has_packed_weights(args) else None,
             tokens=args.tokens,
             size=args.size,
             rounds=args.rounds,

@@ -1,4 +1,4 @@
-"""The section that checks the equality of all paths: its rows, and a difference in each of them."""
+"""The section that checks the equality of all paths: its rows, and differences of the captured step and of lookahead."""
 
 from types import SimpleNamespace
 

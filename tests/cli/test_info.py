@@ -8,7 +8,7 @@ from converters import hub
 from msrnn.cli.main import main
 
 
-def test_info_reads_the_config_only(hf_folder, tmp_path, capsys):
+def test_info_of_a_folder_without_weights(hf_folder, tmp_path, capsys):
     (tmp_path / "config.json").write_bytes((hf_folder / "config.json").read_bytes())
     assert main(["info", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -85,7 +85,7 @@ def test_convert_and_load_give_the_same_cell(kind, tmp_path):
     assert torch.equal(again(TEXT)[0], loaded(TEXT)[0])
     wide = msrnn.load(tmp_path / "own", dtype=torch.float64)
     assert_close(wide(TEXT)[0], dequantised(loaded)(TEXT)[0])
-    # Q4_0 and Q4_1 can be requantised by the general rule too, without a warning
+    # Q4_0 and Q4_1 can be quantised again by the general rule too, without a warning
     assert type(converters.load(path, weights="int4").layers[0].q) is Int4Linear
 
 
@@ -109,7 +109,7 @@ def test_matrices_of_other_types_get_eight_bits_and_are_named(tmp_path):
 def test_matrices_whose_rows_do_not_fit_get_eight_bits(tmp_path):
     path = write_quantised(
         tmp_path / "x.gguf", {"blk": "Q4_1", "output.weight": "Q4_1"}, tied=False, vocab_size=50
-    )  # 50 is no multiple of 16
+    )  # 50 is no multiple of 32
     cell = converters.load(path, weights="packed")
     assert type(cell.head) is Int8Linear
     assert type(cell.layers[0].q) is Int4Linear

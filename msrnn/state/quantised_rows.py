@@ -56,8 +56,11 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise_rows(x: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return rows ``(…, D)`` as numbers in ``dtype``; ``x`` itself without ``scales (…)``."""
-    return x if scales is None else x.to(dtype) * scales[..., None].to(dtype)
+    """Return rows ``(…, D)`` as numbers, rounded once to ``dtype``; ``x`` itself without ``scales (…)``."""
+    if scales is None:
+        return x
+    wide = torch.promote_types(dtype, torch.float32)  # float16 has no numbers for small scales
+    return (x.to(wide) * scales[..., None].to(wide)).to(dtype)
 
 
 def encode_rows(keys: Tensor, values: Tensor, quantised: bool) -> dict[str, Tensor]:

@@ -45,6 +45,12 @@ def test_rows_of_zeros_and_of_nan():
     assert codes[3].tolist() == [127, -32]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_are_rounded_once(dtype):
+    rows, scales = torch.arange(-127, 128, dtype=torch.int8), torch.tensor(3.1e-7)  # float16 has 3.0e-7 and 3.6e-7
+    assert torch.equal(dequantise_rows(rows, scales, dtype), (rows.double() * scales.double()).to(dtype))
+
+
 def test_merge_leaves_the_codes_of_other_rows():
     x = torch.randn(4, 8, dtype=torch.float64)
     stored = encode_rows(x, x, True)

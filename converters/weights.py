@@ -34,7 +34,7 @@ def check_weights(weights: object) -> None:
     Raises:
         Error: ``weights`` is neither None nor one of the kinds.
     """
-    if weights is not None and weights not in (*WEIGHTS, KEPT):
+    if weights is not None and not (isinstance(weights, str) and weights in (*WEIGHTS, KEPT)):
         raise Error(f"weights is {weights!r:.60}; expected None, {', '.join(map(repr, (*WEIGHTS, KEPT)))}")
 
 

@@ -103,7 +103,7 @@ def fuse_storage_(*linears: nn.Module) -> None:
     device = weights[0].device.type
     if device not in FUSED_DEVICES or (device == "cpu" and sum(w.nbytes for w in weights) > MAX_MOVED_BYTES):
         return
-    if _fused_weight(weights) is None and not weights[0].is_shared():
+    if _fused_weight(weights) is None and not (device == "cpu" and weights[0].is_shared()):  # always True on CUDA
         with torch.inference_mode(weights[0].is_inference()):
             rows = torch.cat([w.detach() for w in weights])
         for weight, part in zip(weights, rows.split([len(w) for w in weights]), strict=True):

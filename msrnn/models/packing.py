@@ -159,7 +159,7 @@ def _parts(shape: tuple[int, int], bits: int) -> dict[str, tuple[tuple[int, ...]
 
 def _quantised(name: str, x: LazyTensor, bits: int) -> PackedMatrix:
     matrix = quantise(x.read(), bits)
-    if not matrix.scales.isfinite().all():
+    if not all(numbers.isfinite().all() for numbers in matrix[1:] if numbers is not None):
         raise Error(f"tensor {name!r} has numbers that are NaN, infinite or too large; expected finite ones, to pack it")
     return matrix
 

@@ -3,6 +3,7 @@
 import os
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -130,6 +131,7 @@ def test_a_packed_folder_in_another_dtype_has_the_same_numbers(tmp_path):
 
 REFUSALS = [
     ({"weights": "int3"}, "weights is 'int3'; expected None, 'int4', 'int8', 'packed'"),
+    ({"weights": np.array(["int4", "int8"])}, r"weights is array"),
     ({"weights": torch.int8}, r"weights is torch\.int8; expected None"),
     ({"weights": ["int4"]}, r"weights is \['int4'\]; expected None"),
     (
@@ -175,6 +177,13 @@ def test_numbers_that_are_not_finite_are_refused(name, bad, tmp_path):
         with pytest.raises(msrnn.Error, match=f"tensor '{name}'"):
             converters.convert(cell, tmp_path / "target", weights=weights)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_group_of_numbers_that_bfloat16_cannot_hold_is_refused():
+    cell = tiny_cell(dtype=torch.float32, **SHAPES)
+    cell.layers[0].q.weight[0] = 3.4e38  # the range of the group, and so its scale, is 0
+    with pytest.raises(msrnn.Error, match=r"'layers\.0\.q\.weight' has numbers that are NaN, infinite or too large"):
+        converters.load((cell.state_dict(), cell.config), weights="int4")
 
 
 def test_damaged_packed_folders_are_refused_before_they_are_dequantised(tmp_path):

@@ -92,9 +92,11 @@ def test_state_dicts_are_those_of_files(tmp_path):
         (lambda t: t.update({"layers.0.q.weight": torch.zeros(64, 64)}), r"Unexpected key.*layers\.0\.q\.weight"),
         (
             lambda t: t.update({"embed.codes": t["embed.codes"][:3]}),
-            r"embed\.codes is torch.int8 \(3, 64\); expected .*\(50, 64\)",
+            r"embed\.codes is int8 of shape \(3, 64\); expected .*\(50, 64\)",
         ),
-        (lambda t: t.update({"embed.codes": t["embed.codes"].float()}), r"embed\.codes is torch.float32"),
+        (lambda t: t.update({"embed.codes": t["embed.codes"].float()}), r"embed\.codes is float32"),
+        (lambda t: t.update({"embed.scales": t["embed.scales"].int()}), r"embed\.scales is int32 of shape \(50,\)"),
+        (lambda t: t.update({"embed.scales": 1}), r"embed\.scales is int 1; expected torch\.bfloat16 of shape \(50,\)"),
     ):
         changed = dict(tensors)
         change(changed)

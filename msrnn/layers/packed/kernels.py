@@ -75,10 +75,10 @@ def int4_linear(x: Tensor, blocks: Tensor, scales_and_zeros: Tensor) -> Tensor:
     """
     F, E = blocks.shape[0], x.shape[-1]
     if _uses_kernel(x, scales_and_zeros, MAX_KERNEL_ROWS[4]) and block_rows(F) == kernel_block_rows():
-        scales_and_zeros = scales_and_zeros.contiguous()
+        x, scales_and_zeros = x.contiguous(), scales_and_zeros.contiguous()
         if x.ndim == 2:
             return torch._weight_int4pack_mm_for_cpu(x, blocks, GROUP, scales_and_zeros)
-        return torch._weight_int4pack_mm_for_cpu(x.reshape(-1, E), blocks, GROUP, scales_and_zeros).view(*x.shape[:-1], F)
+        return torch._weight_int4pack_mm_for_cpu(x.view(-1, E), blocks, GROUP, scales_and_zeros).view(*x.shape[:-1], F)
     wide, rows = upcast_if_emulated(x).reshape(-1, E), block_rows(F)  # (M, E)
     count = rows * max(1, PART_ELEMENTS // (E * rows))
     outputs = []
@@ -93,9 +93,10 @@ def int4_linear(x: Tensor, blocks: Tensor, scales_and_zeros: Tensor) -> Tensor:
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Return x Wᵀ, ``(…, E) -> (…, F)``, in the dtype of x, for ``codes (F, E)`` int8 and ``scales (F,)``."""
     if _uses_kernel(x, scales, MAX_KERNEL_ROWS[8]):
-        y = torch._weight_int8pack_mm(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), codes, scales)
+        x = x.contiguous()
+        y = torch._weight_int8pack_mm(x if x.ndim == 2 else x.view(-1, x.shape[-1]), codes, scales)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
-    wide = upcast_if_emulated(x)
+    wide = x.float() if x.dtype is torch.float16 else upcast_if_emulated(x)  # products with codes can exceed float16
     parts = codes.split(max(1, PART_ELEMENTS // codes.shape[1]))
     y = torch.cat([wide @ part.to(wide.dtype).T for part in parts], dim=-1)
     return (y * scales.to(y.dtype)).to(x.dtype)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...errors import describe
 from ..hooks import has_hooks
 from ..linear import MAX_MOVED_BYTES, with_own_storage
 from .kernels import block_rows, from_blocks, int4_linear, int8_linear, join_scales, to_blocks
@@ -54,12 +55,19 @@ class PackedModule(nn.Module):
             missing_keys += missing
             return
         for key, x in parts.items():
-            if (found := state_dict[key]).shape != x.shape or (found.dtype != x.dtype and not x.is_floating_point()):
-                error_msgs.append(f"{key} is {found.dtype} {tuple(found.shape)}; expected {x.dtype} {tuple(x.shape)}")
+            found = state_dict[key]
+            fits = isinstance(found, Tensor) and found.shape == x.shape
+            if not fits or (found.dtype != x.dtype and not (x.is_floating_point() and found.is_floating_point())):
+                error_msgs.append(f"{key} is {describe(found)}; expected {x.dtype} of shape {tuple(x.shape)}")
                 return
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        if assign:  # also where this module is on the meta device
+            self._buffers.update(
+                {name: torch.empty_like(x, device=found.device) for name, x in self.named_buffers(recurse=False)}
+            )
         before = dict(self._buffers)
         self.set_matrix(PackedMatrix(*(state_dict[key] for key in parts)))
-        if not local_metadata.get("assign_to_params_buffers", False):  # copied, so that fused matrices stay fused
+        if not assign:  # copied, so that fused matrices stay fused
             for name, x in before.items():
                 if x is not None and (new := self._buffers[name]) is not None:
                     self._buffers[name] = x.copy_(new)
@@ -84,7 +92,10 @@ class PackedLinear(PackedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x Wᵀ, ``(…, E) -> (…, F)``."""
-        return type(self).product(x, *self._buffers.values())
+        own = self._buffers
+        # attributes are slower to read, and contain the tensors that a parametrization computes
+        tensors = own.values() if len(own) == len(self.tensors) else (getattr(self, name) for name in self.tensors)
+        return type(self).product(x, *tensors)
 
     def fused_product(self, x: Tensor, modules: Sequence[nn.Module]) -> Tensor | None:
         """Return the concatenated outputs of ``modules``, of which this is the first, by one product.
@@ -177,15 +188,21 @@ class Int8Embedding(Int8Linear):
 def fuse_packed_(*modules: nn.Module) -> bool:
     """Join the matrices of modules with the same input, in this order, so that one product computes all of them.
 
-    Large matrices on a CPU stay where they are: they would be copied, and several products are as fast as one.
+    Large matrices on a CPU stay where they are: they would be copied, and several products are as fast as one. So do matrices
+    that are shared between processes.
 
     Returns:
-        False if a module is not packed, or the modules have different bits, widths, dtypes or devices.
+        False if a module is not packed, or the modules have different bits, widths, dtypes, devices or blocks.
     """
     first = modules[0]
     if not isinstance(first, PackedLinear) or any(type(module) is not type(first) for module in modules):
         return False
+    sizes = [module.shape[0] for module in modules if isinstance(module, PackedLinear)]
+    if first.bits == 4 and len({block_rows(F) for F in (*sizes, sum(sizes))}) > 1:  # blocks of 32 and of 64 rows
+        return False
     parts = {name: [x for module in modules if (x := module._buffers[name]) is not None] for name in first.tensors}
+    if any(x.is_cpu and x.is_shared() for group in parts.values() for x in group):  # between processes
+        return True
     for name, dim in first.tensors.items():
         if len({(x.dtype, x.device, *x.shape[:dim], *x.shape[dim + 1 :]) for x in parts[name]}) > 1:
             return False

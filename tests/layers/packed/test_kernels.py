@@ -70,6 +70,29 @@ def test_products_equal_float64(shape, dtype, native, kernel, monkeypatch):
             assert relative_error(y, x.double() @ matrix.dequantise(torch.float64).T) < BOUND[dtype]
 
 
+@pytest.mark.parametrize(
+    "x",
+    [random(3, 128)[:, ::2], random(64, 3).T, random(1, 64).expand(3, 64), random(2, 64, 3).mT],
+    ids=["strided", "transposed", "expanded", "transposed-3d"],
+)
+def test_inputs_of_any_strides(x):
+    x, weight = x.bfloat16(), random(64, 64, seed=1)
+    four, eight = quantise(weight, 4), quantise(weight, 8)
+    y = int4_linear(x, to_blocks(four.codes, kernel_block_rows() or 32), join_scales(four))
+    assert relative_error(y, x.double() @ four.dequantise(torch.float64).T) < BOUND[torch.bfloat16]
+    y = int8_linear(x, eight.codes, eight.scales)
+    assert relative_error(y, x.double() @ eight.dequantise(torch.float64).T) < BOUND[torch.bfloat16]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_products_with_codes_may_exceed_float16(native, monkeypatch):
+    monkeypatch.setattr(emulation, "HAS_NATIVE_16BIT", {torch.float16: native})
+    matrix = quantise(0.02 * random(32, 512), 8)
+    x = 8 * matrix.codes[:1].sign().half()  # the sum of its products with codes is far above 65504
+    y = int8_linear(x, matrix.codes, matrix.scales.half())
+    assert relative_error(y, x.double() @ matrix.dequantise(torch.float64).T) < BOUND[torch.float16]
+
+
 def test_few_rows_use_the_kernel_and_many_rows_do_not(monkeypatch):
     used = []
     for name in ("_weight_int4pack_mm_for_cpu", "_weight_int8pack_mm"):

@@ -1,6 +1,6 @@
 """``step_`` of a full state as a recording that a GPU replays in one call.
 
-A step launches some thousand short kernels, and on a GPU each launch takes longer than the kernel. Once a bounded state is
+A step launches a few thousand short kernels, and on a GPU each launch takes longer than the kernel. Once a bounded state is
 full, no shape changes and rows are overwritten in place, so the launches can be recorded once as a CUDA graph. A graph reads
 and writes fixed addresses. Clock, row statistics and logits, which a step returns in new tensors, are copied to fixed ones.
 """

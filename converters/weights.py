@@ -11,7 +11,9 @@ from msrnn import Error
 from msrnn.models.loading import check_tensors
 from msrnn.models.packing import (
     COMPUTE_DTYPE,
-    WEIGHTS,
+    KEPT_WEIGHTS,
+    QUANTISED_WEIGHTS,
+    WEIGHT_CHOICES,
     check_packable,
     dequantise_tensors,
     matrix_tensors,
@@ -22,8 +24,6 @@ from msrnn.storage.lazy_tensors import LazyTensor
 
 from .source import Source
 
-KEPT = "packed"
-"""The value of ``weights=`` that keeps the 4-bit matrices of a GGUF file."""
 NAMED = 3
 """Number of modules that a warning names."""
 
@@ -34,8 +34,8 @@ def check_weights(weights: object) -> None:
     Raises:
         Error: ``weights`` is neither None nor one of the kinds.
     """
-    if weights is not None and not (isinstance(weights, str) and weights in (*WEIGHTS, KEPT)):
-        raise Error(f"weights is {weights!r:.60}; expected None, {', '.join(map(repr, (*WEIGHTS, KEPT)))}")
+    if weights is not None and not (isinstance(weights, str) and weights in WEIGHT_CHOICES):
+        raise Error(f"weights is {weights!r:.60}; expected None, {', '.join(map(repr, WEIGHT_CHOICES))}")
 
 
 def choose_weights(
@@ -64,7 +64,7 @@ def choose_weights(
     if weights is None:
         return source.tensors, dtype
     dtype = COMPUTE_DTYPE if dtype is None else dtype
-    if weights != KEPT:
+    if weights != KEPT_WEIGHTS:
         return pack_tensors(source.config, source.tensors, weights), dtype
     check_packable(source.config)
     if packed:
@@ -84,7 +84,7 @@ def return_freed_memory() -> None:
 def _keep_packed(source: Source) -> dict[str, LazyTensor]:
     """Return the tensors of ``source`` for ``packed``; warns and raises as :func:`choose_weights`."""
     if not source.packed:
-        choices = " or ".join(map(repr, WEIGHTS))
+        choices = " or ".join(map(repr, QUANTISED_WEIGHTS))
         raise Error(f"weights is 'packed', but the source has no matrices of type Q4_0 or Q4_1; expected {choices}")
     packed = {f"{stem}.weight" for stem in source.packed}
     rest = {name: x for name, x in source.tensors.items() if name not in packed}

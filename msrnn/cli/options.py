@@ -11,7 +11,7 @@ from .. import errors
 from ..argtypes import read_text, seed_int
 from ..decoding.methods import DECODING_METHODS
 from ..errors import Error
-from ..models import packing
+from ..models.packing import WEIGHT_CHOICES
 from ..reductions.contract import Reduction
 from ..reductions.registry import parse_reduction
 from .operator_files import add_operator_file_argument
@@ -19,8 +19,6 @@ from .streams import decode_utf8
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Values of ``--dtype``."""
-WEIGHTS = (*packing.WEIGHTS, "packed")
-"""Values of ``--weights``."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, dtype: str | None = None) -> None:
@@ -42,7 +40,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 def add_weights_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--weights``."""
     help = "weights in 4 or 8 bits; packed: a GGUF file's own 4 bits (default: as stored, GGUF in float32)"
-    parser.add_argument("--weights", choices=WEIGHTS, help=help)
+    parser.add_argument("--weights", choices=WEIGHT_CHOICES, help=help)
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:

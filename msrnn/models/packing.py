@@ -20,8 +20,12 @@ from ..layers.packed.modules import Int4Linear, Int8Embedding, Int8Linear, Packe
 from ..storage.lazy_tensors import LazyTensor
 from .config import Config
 
-WEIGHTS = ("int4", "int8")
-"""Kinds of packed weights."""
+QUANTISED_WEIGHTS = ("int4", "int8")
+"""Values of ``weights=`` that quantise all matrices."""
+KEPT_WEIGHTS = "packed"
+"""The value of ``weights=`` that keeps the 4-bit matrices of a GGUF file."""
+WEIGHT_CHOICES = (*QUANTISED_WEIGHTS, KEPT_WEIGHTS)
+"""All values of ``weights=`` besides None."""
 COMPUTE_DTYPE = torch.bfloat16
 """Dtype of the activations of a packed cell if none is given: PyTorch's kernels for packed matrices take bfloat16."""
 EIGHT_BITS = ("embed", "head")

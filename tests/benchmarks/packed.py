@@ -18,7 +18,9 @@ COPIES, LAYERS = 4, 30
 @torch.no_grad()
 def main(rounds: int = 5) -> None:
     weights = [torch.randn(shape) * 0.02 for shape in LAYER * COPIES]
-    four = [(kernels.to_blocks(m.codes, kernels.block_rows(len(m.codes))), kernels.join_scales(m)) for m in map(int4, weights)]
+    four = [
+        (kernels.to_blocks(m.codes, kernels.block_rows(len(m.codes))), kernels.interleave_scales(m)) for m in map(int4, weights)
+    ]
     eight = [(m.codes, m.scales) for m in map(int8, weights)]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, blocks of {kernels.kernel_block_rows()} rows; ms")
     for rows in (1, 4, 16, 32, 64, 128, 256):

@@ -59,7 +59,7 @@ def from_blocks(blocks: Tensor, rows: int) -> Tensor:
     return torch.stack((upper & 15 | lower << 4, upper >> 4 | lower & 240), dim=1).view(blocks.shape)
 
 
-def join_scales(matrix: PackedMatrix) -> Tensor:
+def interleave_scales(matrix: PackedMatrix) -> Tensor:
     """Return scales and zeros ``(E / 32, F, 2)``, as the int4 kernel reads them."""
     assert matrix.zeros is not None
     return torch.stack((matrix.scales, matrix.zeros), dim=-1).transpose(0, 1).contiguous()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...errors import describe
 from ..hooks import has_hooks
 from ..linear import MAX_MOVED_BYTES, with_own_storage
-from .kernels import block_rows, from_blocks, int4_linear, int8_linear, join_scales, to_blocks
+from .kernels import block_rows, from_blocks, int4_linear, int8_linear, interleave_scales, to_blocks
 from .matrix import GROUP, SCALE_DTYPE, PackedMatrix
 
 
@@ -76,11 +76,11 @@ class PackedModule(nn.Module):
 class PackedLinear(PackedModule):
     """A linear map without a bias, x Wᵀ."""
 
-    tensors: ClassVar[dict[str, int]]
+    fused_dims: ClassVar[dict[str, int]]
     """Names of the two buffers, and the dimension of each along which matrices for the same x are concatenated."""
     product: ClassVar[Callable[..., Tensor]]
     """``product(x (…, E), *buffers) -> (…, F)``."""
-    _joined: "JoinedMatrices | None" = None
+    _fused: "FusedMatrices | None" = None
 
     @property
     def in_features(self) -> int:
@@ -94,29 +94,29 @@ class PackedLinear(PackedModule):
         """Return x Wᵀ, ``(…, E) -> (…, F)``."""
         own = self._buffers
         # attributes are slower to read, and contain the tensors that a parametrization computes
-        tensors = own.values() if len(own) == len(self.tensors) else (getattr(self, name) for name in self.tensors)
+        tensors = own.values() if len(own) == len(self.fused_dims) else (getattr(self, name) for name in self.fused_dims)
         return type(self).product(x, *tensors)
 
     def fused_product(self, x: Tensor, modules: Sequence[nn.Module]) -> Tensor | None:
         """Return the concatenated outputs of ``modules``, of which this is the first, by one product.
 
-        None if :func:`fuse_packed_` has not joined them, a matrix has been replaced since, or a module has hooks.
+        None if :func:`fuse_packed_` has not fused them, a matrix has been replaced since, or a module has hooks.
         """
-        joined = self._joined
-        if joined is None or len(joined.parts) != len(modules):
+        fused = self._fused
+        if fused is None or len(fused.parts) != len(modules):
             return None
-        for module, (first, second) in zip(modules, joined.parts, strict=True):
+        for module, (first, second) in zip(modules, fused.parts, strict=True):
             tensors = list(module._buffers.values())
             if len(tensors) != 2 or tensors[0] is not first or tensors[1] is not second or has_hooks(module):
                 return None
-        return type(self).product(x, *joined.tensors)
+        return type(self).product(x, *fused.tensors)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is copied and pickled; the layer joins its matrices again."""
-        return {name: value for name, value in vars(self).items() if name != "_joined"}
+        """Return what is copied and pickled; the layer fuses its matrices again."""
+        return {name: value for name, value in vars(self).items() if name != "_fused"}
 
 
-class JoinedMatrices(NamedTuple):
+class FusedMatrices(NamedTuple):
     """Matrices that multiply the same x: the concatenated buffers, and the buffers of each module, which are views of them."""
 
     tensors: list[Tensor]
@@ -130,7 +130,7 @@ class Int4Linear(PackedLinear):
     product = staticmethod(int4_linear)
     blocks: Tensor
     scales_and_zeros: Tensor
-    tensors: ClassVar[dict[str, int]] = {"blocks": 0, "scales_and_zeros": 1}
+    fused_dims: ClassVar[dict[str, int]] = {"blocks": 0, "scales_and_zeros": 1}
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
@@ -145,7 +145,7 @@ class Int4Linear(PackedLinear):
 
     def set_matrix(self, matrix: PackedMatrix) -> None:
         blocks = with_own_storage(to_blocks(matrix.codes.to(self.blocks.device), block_rows(self.shape[0])))
-        self.blocks, self.scales_and_zeros = blocks, join_scales(matrix).to(self.scales_and_zeros)
+        self.blocks, self.scales_and_zeros = blocks, interleave_scales(matrix).to(self.scales_and_zeros)
 
 
 class Int8Linear(PackedLinear):
@@ -155,7 +155,7 @@ class Int8Linear(PackedLinear):
     product = staticmethod(int8_linear)
     codes: Tensor
     scales: Tensor
-    tensors: ClassVar[dict[str, int]] = {"codes": 0, "scales": 0}
+    fused_dims: ClassVar[dict[str, int]] = {"codes": 0, "scales": 0}
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
@@ -186,7 +186,7 @@ class Int8Embedding(Int8Linear):
 
 
 def fuse_packed_(*modules: nn.Module) -> bool:
-    """Join the matrices of modules with the same input, in this order, so that one product computes all of them.
+    """Fuse the matrices of modules with the same input, in this order, so that one product computes all of them.
 
     Large matrices on a CPU stay where they are: they would be copied, and several products are as fast as one. So do matrices
     that are shared between processes.
@@ -200,20 +200,20 @@ def fuse_packed_(*modules: nn.Module) -> bool:
     sizes = [module.shape[0] for module in modules if isinstance(module, PackedLinear)]
     if first.bits == 4 and len({block_rows(F) for F in (*sizes, sum(sizes))}) > 1:  # blocks of 32 and of 64 rows
         return False
-    parts = {name: [x for module in modules if (x := module._buffers[name]) is not None] for name in first.tensors}
+    parts = {name: [x for module in modules if (x := module._buffers[name]) is not None] for name in first.fused_dims}
     if any(x.is_cpu and x.is_shared() for group in parts.values() for x in group):  # between processes
         return True
-    for name, dim in first.tensors.items():
+    for name, dim in first.fused_dims.items():
         if len({(x.dtype, x.device, *x.shape[:dim], *x.shape[dim + 1 :]) for x in parts[name]}) > 1:
             return False
     if parts[next(iter(parts))][0].is_cpu and sum(x.nbytes for group in parts.values() for x in group) > MAX_MOVED_BYTES:
         return True
     tensors = []
-    for name, dim in first.tensors.items():
+    for name, dim in first.fused_dims.items():
         tensors.append(torch.cat(parts[name], dim))
         for module, part in zip(modules, tensors[-1].split([x.shape[dim] for x in parts[name]], dim), strict=True):
             module._buffers[name] = part
-    first._joined = JoinedMatrices(tensors, [tuple(module._buffers.values()) for module in modules])  # type: ignore[misc]
+    first._fused = FusedMatrices(tensors, [tuple(module._buffers.values()) for module in modules])  # type: ignore[misc]
     return True
 
 

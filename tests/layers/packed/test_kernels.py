@@ -10,7 +10,7 @@ from msrnn.layers.packed.kernels import (
     from_blocks,
     int4_linear,
     int8_linear,
-    join_scales,
+    interleave_scales,
     kernel_block_rows,
     to_blocks,
 )
@@ -59,7 +59,7 @@ def test_products_equal_float64(shape, dtype, native, kernel, monkeypatch):
     x, weight = random(*shape).to(dtype), random(192, 64, seed=1)
     four, eight = quantise(weight, 4), quantise(weight, 8)
     blocks = to_blocks(four.codes, kernel_block_rows() or 32)
-    scales = join_scales(four).to(torch.promote_types(dtype, torch.float32) if dtype == torch.float16 else dtype)
+    scales = interleave_scales(four).to(torch.promote_types(dtype, torch.float32) if dtype == torch.float16 else dtype)
     for y, matrix in (
         (int4_linear(x, blocks, scales), four),
         (int8_linear(x, eight.codes, eight.scales.to(scales.dtype)), eight),
@@ -78,7 +78,7 @@ def test_products_equal_float64(shape, dtype, native, kernel, monkeypatch):
 def test_inputs_of_any_strides(x):
     x, weight = x.bfloat16(), random(64, 64, seed=1)
     four, eight = quantise(weight, 4), quantise(weight, 8)
-    y = int4_linear(x, to_blocks(four.codes, kernel_block_rows() or 32), join_scales(four))
+    y = int4_linear(x, to_blocks(four.codes, kernel_block_rows() or 32), interleave_scales(four))
     assert relative_error(y, x.double() @ four.dequantise(torch.float64).T) < BOUND[torch.bfloat16]
     y = int8_linear(x, eight.codes, eight.scales)
     assert relative_error(y, x.double() @ eight.dequantise(torch.float64).T) < BOUND[torch.bfloat16]
@@ -100,7 +100,7 @@ def test_few_rows_use_the_kernel_and_many_rows_do_not(monkeypatch):
         monkeypatch.setattr(torch, name, lambda *x, name=name, plain=plain: used.append((name, len(x[0]))) or plain(*x))
     weight = random(64, 64)
     four, eight = quantise(weight, 4), quantise(weight, 8)
-    blocks, scales = to_blocks(four.codes, kernel_block_rows() or 32), join_scales(four)
+    blocks, scales = to_blocks(four.codes, kernel_block_rows() or 32), interleave_scales(four)
     for rows in (1, 4, 5, 64, 65):
         int4_linear(random(rows, 64).bfloat16(), blocks, scales)
         int8_linear(random(rows, 64).bfloat16(), eight.codes, eight.scales)
@@ -115,7 +115,7 @@ def test_inputs_can_be_differentiated(bits):
     matrix = quantise(weight, bits)
     x = random(2, 64).bfloat16().requires_grad_()
     if bits == 4:
-        y = int4_linear(x, to_blocks(matrix.codes, kernel_block_rows() or 32), join_scales(matrix))
+        y = int4_linear(x, to_blocks(matrix.codes, kernel_block_rows() or 32), interleave_scales(matrix))
     else:
         y = int8_linear(x, matrix.codes, matrix.scales)
     y.sum().backward()
@@ -127,7 +127,7 @@ def test_dequantised_blocks_are_the_transposed_matrix():
     matrix = quantise(random(128, 96), 4)
     expected = matrix.dequantise(torch.float64)
     for block in (32, 64):
-        low, high = dequantise_blocks(to_blocks(matrix.codes, block), join_scales(matrix), block, torch.float64)
+        low, high = dequantise_blocks(to_blocks(matrix.codes, block), interleave_scales(matrix), block, torch.float64)
         halves = expected.unflatten(0, (-1, 2, block // 2))
         assert torch.allclose(low.T, halves[:, 0].flatten(0, 1), rtol=0, atol=1e-15)
         assert torch.allclose(high.T, halves[:, 1].flatten(0, 1), rtol=0, atol=1e-15)

@@ -22,9 +22,9 @@ def blocks_of_64_rows(monkeypatch):
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])  # 16, 32 and 64 rows of k and v, 64 of q
 @pytest.mark.parametrize("ffn_width", [96, 128])
-def test_matrices_in_different_blocks_are_not_joined(n_kv_heads, ffn_width, blocks_of_64_rows):
+def test_matrices_in_different_blocks_are_not_fused(n_kv_heads, ffn_width, blocks_of_64_rows):
     cell, text = packed_cell("int4", n_kv_heads=n_kv_heads, ffn_width=ffn_width), random_tokens(1, 2, 7)
-    assert (cell.layers[0].q._joined is not None) == (n_kv_heads == 4)
+    assert (cell.layers[0].q._fused is not None) == (n_kv_heads == 4)
     assert_close(cell(text)[0], dequantised(cell)(text)[0])
 
 

@@ -90,6 +90,9 @@ class PackedLinear(PackedModule):
     def out_features(self) -> int:
         return self.shape[0]
 
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Return x Wᵀ, ``(…, E) -> (…, F)``."""
         own = self._buffers
@@ -183,6 +186,9 @@ class Int8Embedding(Int8Linear):
     def logits(self, x: Tensor) -> Tensor:
         """Return x Wᵀ, ``(…, E) -> (…, V)``."""
         return self.product(x, self.codes, self.scales)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape[0]}, {self.shape[1]}"
 
 
 def fuse_packed_(*modules: nn.Module) -> bool:

@@ -57,3 +57,10 @@ def test_parametrized_scales_take_effect():
     with torch.no_grad():
         expected.layers[0].k.weight.mul_(2)
     assert_close(cell(text)[0], expected(text)[0])
+
+
+def test_printed_modules_have_their_sizes_as_those_of_pytorch():
+    layer, cell = packed_cell("int4").layers[0], packed_cell("int8")
+    assert repr(layer.gate) == "Int4Linear(in_features=64, out_features=96)"
+    assert repr(cell.layers[0].down) == "Int8Linear(in_features=96, out_features=64)"
+    assert repr(cell.embed) == "Int8Embedding(50, 64)"

@@ -1,20 +1,18 @@
 """The choice weights= of load and convert: kinds, sources, refusals, and folders that are converted again."""
 
-import os
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.packed_models import SHAPES, dequantised, packed_cell
-from support.tiny_models import assert_close, random_tokens, tiny_cell, tiny_decoder
+from support.tiny_models import assert_close, random_tokens, tiny_cell
 from support.transformers_reference import save_folder, tiny_reference
 
 import converters
 import msrnn
+from converters import hub
 from msrnn.layers.packed.modules import PackedModule
-from msrnn.storage.lazy_tensors import LazyTensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model has no tokenizer")
 HF_SHAPES = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 50}
@@ -129,106 +127,6 @@ def test_a_packed_folder_in_another_dtype_has_the_same_numbers(tmp_path):
         assert load(tmp_path / "own", dtype=torch.float16).dtype == torch.float16
 
 
-REFUSALS = [
-    ({"weights": "int3"}, "weights is 'int3'; expected None, 'int4', 'int8', 'packed'"),
-    ({"weights": np.array(["int4", "int8"])}, r"weights is array"),
-    ({"weights": torch.int8}, r"weights is torch\.int8; expected None"),
-    ({"weights": ["int4"]}, r"weights is \['int4'\]; expected None"),
-    (
-        {"weights": "packed"},
-        "weights is 'packed', but the source has no matrices of type Q4_0 or Q4_1; expected 'int4' or 'int8'",
-    ),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), REFUSALS)
-def test_kinds_that_do_not_fit_are_refused(options, message, source, tmp_path):
-    with pytest.raises(msrnn.Error, match=message):
-        converters.load(source, **options)
-    with pytest.raises(msrnn.Error, match=message):
-        converters.convert(source, tmp_path / "target", **options)
-    assert sorted(os.listdir(tmp_path)) == ["source"]
-
-
-def test_other_refusals(source, tmp_path):
-    with pytest.raises(
-        msrnn.Error, match="weights is 'int4', but to is 'hf', which has float weights; expected None or to='msrnn'"
-    ):
-        converters.convert(source, tmp_path / "target", weights="int4", to="hf")
-    packed_cell("int8", None).save(tmp_path / "packed")
-    for call in (converters.load, lambda x, **options: converters.convert(x, tmp_path / "target", **options)):
-        with pytest.raises(msrnn.Error, match="weights is 'packed', but the weights of the source are packed already"):
-            call(tmp_path / "packed", weights="packed")
-    tiny_decoder().save(tmp_path / "decoder")
-    for weights in ("int4", "int8", "packed"):
-        with pytest.raises(msrnn.Error, match="weights= is given for a decoder"):
-            converters.convert(tmp_path / "decoder", tmp_path / "target", weights=weights)
-    assert sorted(os.listdir(tmp_path)) == ["decoder", "packed", "source"]
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("name", ["embed.weight", "layers.1.down.weight"])
-def test_numbers_that_are_not_finite_are_refused(name, bad, tmp_path):
-    cell = tiny_cell(dtype=torch.float32, **SHAPES)
-    cell.get_parameter(name).view(-1)[70] = bad
-    for weights in ("int4", "int8"):
-        with pytest.raises(msrnn.Error, match=f"tensor '{name}' has numbers that are NaN, infinite or too large"):
-            converters.load((cell.state_dict(), cell.config), weights=weights)
-        with pytest.raises(msrnn.Error, match=f"tensor '{name}'"):
-            converters.convert(cell, tmp_path / "target", weights=weights)
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_group_of_numbers_that_bfloat16_cannot_hold_is_refused():
-    cell = tiny_cell(dtype=torch.float32, **SHAPES)
-    cell.layers[0].q.weight[0] = 3.4e38  # the range of the group, and so its scale, is 0
-    with pytest.raises(msrnn.Error, match=r"'layers\.0\.q\.weight' has numbers that are NaN, infinite or too large"):
-        converters.load((cell.state_dict(), cell.config), weights="int4")
-
-
-def test_damaged_packed_folders_are_refused_before_they_are_dequantised(tmp_path):
-    from safetensors.torch import save_file
-
-    packed_cell("int4", None).save(tmp_path / "own")
-    path = tmp_path / "own" / "model.safetensors"
-    good = load_file(path)
-    for change in (
-        lambda t: t.pop("layers.0.q.zeros"),
-        lambda t: t.update({"embed.codes": t["embed.codes"].flatten()}),
-        lambda t: t.update({"layers.0.o.codes": t["layers.0.o.codes"].view(torch.int8)}),
-        lambda t: t.update({"norm.codes": torch.zeros(64, dtype=torch.int8)}),
-    ):
-        tensors = dict(good)
-        change(tensors)
-        save_file(tensors, path, {"format": "pt"})
-        for options in ({"to": "hf"}, {"weights": "int8"}, {"weights": "int4"}, {}):
-            with pytest.raises(msrnn.Error, match="tensor '"):
-                converters.convert(tmp_path / "own", tmp_path / "target", **options)
-    assert os.listdir(tmp_path) == ["own"]
-
-
-@pytest.mark.parametrize("moment", [1, 5, 12])
-@pytest.mark.parametrize("options", [{"weights": "int4"}, {"weights": "int8"}, {"to": "hf"}])
-def test_ctrl_c_leaves_no_target(moment, options, source, tmp_path, monkeypatch):
-    given = source
-    if options == {"to": "hf"}:
-        packed_cell("int4", None).save(given := tmp_path / "packed")
-    before = sorted(os.listdir(tmp_path))
-    reads, read = [], LazyTensor.read
-
-    def interrupted(x):
-        reads.append(x)
-        if len(reads) == moment:
-            raise KeyboardInterrupt
-        return read(x)
-
-    monkeypatch.setattr(LazyTensor, "read", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        converters.convert(given, tmp_path / "target", **options)
-    assert len(reads) == moment
-    assert sorted(os.listdir(tmp_path)) == before
-
-
 def test_more_bits_are_nearer_to_the_float_model():
     cell = tiny_cell(dtype=torch.float32, **SHAPES)
     exact = cell(TEXT)[0]
@@ -248,3 +146,12 @@ def test_command_line(source, tmp_path, capsys):
     assert "no matrices of type Q4_0 or Q4_1" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "own"), str(tmp_path / "hf"), "--to", "hf", "--dtype", "float16"]) == 0
     assert load_file(tmp_path / "hf" / "model.safetensors")["lm_head.weight"].dtype == torch.float16
+
+
+def test_a_hub_id_is_packed_like_its_folder(source, monkeypatch, tmp_path):
+    fetched = []
+    monkeypatch.setattr(hub, "fetch", lambda id, revision, **options: fetched.append((id, revision)) or source)
+    assert_same(converters.load("owner/name", weights="int8", revision="v2"), converters.load(source, weights="int8"))
+    converters.convert("owner/name", tmp_path / "own", weights="int4")
+    assert_same(msrnn.load(tmp_path / "own"), converters.load(source, weights="int4"))
+    assert fetched == [("owner/name", "v2"), ("owner/name", None)]

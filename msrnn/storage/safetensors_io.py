@@ -39,6 +39,9 @@ class _Stored:
 
     def __call__(self) -> Tensor:
         with _open_safetensors(self.path) as file:
+            with open(self.path, "rb") as opened:
+                if FileVersion.of(self.path, opened) != self.location.file:  # otherwise two models could be mixed
+                    raise Error(f"{self.path} has changed while it was read; try again")
             return file.get_tensor(self.name)
 
 

@@ -198,3 +198,24 @@ def test_damaged_folders_are_refused(change, message, tmp_path):
     for load in (msrnn.load, converters.load):
         with pytest.raises(msrnn.Error, match=message):
             load(tmp_path / "own")
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_small_scales_keep_their_bits_in_float16(weights):
+    """The weights of ``down`` and of the embedding are so small that their scales are subnormal in float16, or 0."""
+    cell = tiny_cell(dtype=torch.float32, tied=False, **SHAPES)
+    with torch.no_grad():
+        cell.embed.weight *= 1e-6
+        cell.layers[0].down.weight *= 1e-3
+    source = (cell.state_dict(), cell.config)
+    exact = converters.load(source, weights=weights, dtype=torch.float64)
+    loaded = converters.load(source, weights=weights, dtype=torch.float16)
+    for half in (loaded, converters.load(source, weights=weights).half()):
+        assert half.dtype == torch.float16
+        for name in ("embed", "layers.0.down"):
+            found, expected = half.get_submodule(name).matrix, exact.get_submodule(name).matrix
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if a is not None)
+        text = random_tokens(1, 1, 9)
+        assert half(text)[0].dtype == torch.float16
+        x = random_tokens(2, 1, 5)
+        assert torch.allclose(half.embed(x).double(), exact.embed(x), rtol=1e-6)

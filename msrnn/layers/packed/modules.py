@@ -33,6 +33,15 @@ class PackedModule(nn.Module):
         """Replace the matrix by one of the same shape and bits, in the dtype and on the device of this module."""
         raise NotImplementedError
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedModule":
+        """Apply ``to``, ``half`` and the like. Scales stay bfloat16 in float16 cells, because small ones would become 0."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, x in self._buffers.items():
+            if x is not None and x.dtype == torch.float16 and (old := before[name]) is not None:
+                self._buffers[name] = torch.empty_like(x, dtype=SCALE_DTYPE) if old.is_meta else old.to(x.device, SCALE_DTYPE)
+        return self
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, x in self.matrix._asdict().items():
             if x is not None:
@@ -179,9 +188,9 @@ class Int8Embedding(Int8Linear):
     """A token embedding in 8 bits, ``(V, E)``. :meth:`logits` multiplies by the same matrix, as a tied LM head."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Embed ids ``(…,)`` as ``(…, E)``."""
-        scales = self.scales[ids].unsqueeze(-1)
-        return self.codes[ids].to(scales.dtype) * scales
+        """Embed ids ``(…,)`` as ``(…, E)``, in at least float32. The network rounds to the dtype of the cell."""
+        wide = torch.promote_types(self.scales.dtype, torch.float32)
+        return self.codes[ids].to(wide) * self.scales[ids].to(wide).unsqueeze(-1)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return x Wᵀ, ``(…, E) -> (…, V)``."""

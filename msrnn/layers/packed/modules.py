@@ -1,8 +1,8 @@
 """Modules that hold packed matrices in place of :class:`~msrnn.layers.linear.Linear` and the embedding.
 
 Codes and scales are buffers: they are not trained. ``state_dict`` contains them as a :class:`PackedMatrix` names them
-(``codes``, ``scales``, ``zeros``), in the same layout on every CPU. ``to`` changes the dtype of the scales, and thereby that of
-the products. The codes do not change.
+(``codes``, ``scales``, ``zeros``), in the same layout on every CPU. ``to`` changes the dtype of the scales, except to
+float16, which has no numbers for small ones. The codes do not change.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -16,7 +16,7 @@ from types import FrameType
 
 PROGRAMS = ("msrnn", "converters")
 
-SPIN_COUNT, DEFAULT_SPIN_COUNT = "1000", "300000"
+SPIN_COUNT, DEFAULT_SPIN_COUNT = "10000", "300000"
 """Number of polls after which a waiting thread of libgomp sleeps: in the commands, and the default of libgomp."""
 
 

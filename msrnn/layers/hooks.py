@@ -11,13 +11,12 @@ from ..errors import Error
 
 def has_hooks(module: nn.Module) -> bool:
     """Return True if a call does more than ``forward`` of the class: a hook, or a ``forward`` set on the instance."""
-    own = module.__dict__
     return bool(
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
         or nn.modules.module._has_any_global_hook()
     )
 

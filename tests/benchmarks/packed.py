@@ -22,7 +22,7 @@ def main(rounds: int = 5) -> None:
         (kernels.to_blocks(m.codes, kernels.block_rows(len(m.codes))), kernels.interleave_scales(m)) for m in map(int4, weights)
     ]
     eight = [(m.codes, m.scales) for m in map(int8, weights)]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, blocks of {kernels.kernel_block_rows()} rows; ms")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, blocks of {kernels.KERNEL_BLOCK_ROWS} rows; ms")
     for rows in (1, 4, 16, 32, 64, 128, 256):
         x = {width: torch.randn(rows, width).bfloat16() for width in (576, 1536)}
         found = []

@@ -201,13 +201,13 @@ CASES = {
     "scissorhands, short history": (Scissorhands(6, recent=0, history=5), scissorhands(0, 5)),
     "scissorhands, history in two numbers": (Scissorhands(4, recent=1, history=30), scissorhands(1, 30)),
     "keyformer": (Keyformer(7, steps=9), keyformer(2, 9, 0)),
-    "keyformer, highest temperature": (Keyformer(7, steps=1), keyformer(2, 1, 0)),
     "keyformer, seed 2": (Keyformer(6, recent=0, steps=100, seed=2), keyformer(0, 100, 2)),
     "cam": (CaM(6, sinks=2, merge_window=3), cam(2, 3, 0)),
     "cam, seed 1": (CaM(5, sinks=1, merge_window=9, seed=1), cam(1, 9, 1)),
     "per layer": (MorphKV((6, 4), window=2), morphkv(2, math.fsum)),
     "cam per layer": (CaM((4, 7), sinks=1, merge_window=2), cam(1, 2, 0)),
     "random per layer": (Random((3, 6)), random(0)),
+    "keyformer, highest temperature": (Keyformer(7, steps=1), keyformer(2, 1, 0)),
 }
 OPERATORS = [operator for operator, _ in CASES.values()]
 

@@ -191,7 +191,7 @@ def test_file_with_a_learned_row_behind_other_rows_is_refused(tmp_path):
 def test_prefill_evicts_no_learned_row():
     cell, text = tiny_cell(), random_tokens(6, 2, 20)
     learned, _ = initial_states(cell, "all-protected:5")
-    cell.initial_state = lambda B, reduction: learned.with_layers(  # type: ignore[method-assign]
+    cell.initial_state = lambda B, reduction, dtype: learned.with_layers(  # type: ignore[method-assign]
         replace(H, reduction=operator) for H, operator in zip(learned, per_layer(reduction, len(learned)), strict=True)
     )
     _, state = msrnn.prefill(cell, text, "all-protected:5")

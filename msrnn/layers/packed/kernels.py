@@ -7,8 +7,6 @@ a part of the matrix at a time, multiply by it and drop it. Both ways use the sa
 The int4 kernel reads the blocks of :mod:`.matrix`, or blocks of the same form with 64 rows on a CPU with AVX-512.
 """
 
-from functools import lru_cache
-
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -23,8 +21,7 @@ PART_ELEMENTS = 2**20
 """Number of elements of a matrix that are dequantised at once."""
 
 
-@lru_cache
-def kernel_block_rows() -> int | None:
+def _kernel_block_rows() -> int | None:
     """Return the number of rows of a block that the int4 kernel of this CPU reads; None if it has no such kernel."""
     if not hasattr(torch, "_convert_weight_to_int4pack_for_cpu") or not hasattr(torch, "_weight_int4pack_mm_for_cpu"):
         return None
@@ -36,10 +33,9 @@ def kernel_block_rows() -> int | None:
     return None
 
 
-@lru_cache
 def block_rows(n_rows: int) -> int:
     """Return the number of rows of the blocks in memory of a matrix with ``n_rows`` rows."""
-    rows = kernel_block_rows()
+    rows = KERNEL_BLOCK_ROWS
     return rows if rows and n_rows % rows == 0 else BLOCK_ROWS
 
 
@@ -74,7 +70,7 @@ def int4_linear(x: Tensor, blocks: Tensor, scales_and_zeros: Tensor) -> Tensor:
         scales_and_zeros: ``(E / 32, F, 2)``.
     """
     F, E = blocks.shape[0], x.shape[-1]
-    if _uses_kernel(x, scales_and_zeros, MAX_KERNEL_ROWS[4]) and block_rows(F) == kernel_block_rows():
+    if _uses_kernel(x, scales_and_zeros, MAX_KERNEL_ROWS[4]) and block_rows(F) == KERNEL_BLOCK_ROWS:
         x, scales_and_zeros = x.contiguous(), scales_and_zeros.contiguous()
         if x.ndim == 2:
             return torch._weight_int4pack_mm_for_cpu(x, blocks, GROUP, scales_and_zeros)
@@ -129,3 +125,10 @@ def _uses_kernel(x: Tensor, scales: Tensor, max_rows: int) -> bool:
         and not (x.requires_grad and torch.is_grad_enabled())
         and not in_transform()
     )
+
+
+KERNEL_BLOCK_ROWS = _kernel_block_rows()
+"""Number of rows of a block that the int4 kernel of this CPU reads, 64 or 32; None if it has no such kernel.
+
+It is found when the module is imported, by packing a small matrix, because ``torch.compile`` cannot trace that.
+"""

@@ -6,12 +6,12 @@ import torch
 from msrnn.layers import emulation
 from msrnn.layers.packed import kernels
 from msrnn.layers.packed.kernels import (
+    KERNEL_BLOCK_ROWS,
     dequantise_blocks,
     from_blocks,
     int4_linear,
     int8_linear,
     interleave_scales,
-    kernel_block_rows,
     to_blocks,
 )
 from msrnn.layers.packed.matrix import quantise, unpack_codes
@@ -39,12 +39,12 @@ def test_blocks_keep_all_codes(block):
     assert torch.equal(found >> 4, codes[:, 1].transpose(1, 2))
 
 
-@pytest.mark.skipif(kernel_block_rows() is None, reason="this CPU has no int4 kernel")
+@pytest.mark.skipif(KERNEL_BLOCK_ROWS is None, reason="this CPU has no int4 kernel")
 def test_blocks_are_those_that_pytorch_makes():
     matrix = quantise(random(192, 64), 4)
     codes = unpack_codes(matrix.codes).int()
     expected = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
-    assert torch.equal(to_blocks(matrix.codes, kernel_block_rows()).flatten(), expected.flatten())
+    assert torch.equal(to_blocks(matrix.codes, KERNEL_BLOCK_ROWS).flatten(), expected.flatten())
 
 
 @pytest.mark.parametrize("kernel", [True, False])
@@ -58,7 +58,7 @@ def test_products_equal_float64(shape, dtype, native, kernel, monkeypatch):
         monkeypatch.setattr(kernels, "MAX_KERNEL_ROWS", {4: 0, 8: 0})
     x, weight = random(*shape).to(dtype), random(192, 64, seed=1)
     four, eight = quantise(weight, 4), quantise(weight, 8)
-    blocks = to_blocks(four.codes, kernel_block_rows() or 32)
+    blocks = to_blocks(four.codes, KERNEL_BLOCK_ROWS or 32)
     scales = interleave_scales(four).to(torch.promote_types(dtype, torch.float32) if dtype == torch.float16 else dtype)
     for y, matrix in (
         (int4_linear(x, blocks, scales), four),
@@ -78,7 +78,7 @@ def test_products_equal_float64(shape, dtype, native, kernel, monkeypatch):
 def test_inputs_of_any_strides(x):
     x, weight = x.bfloat16(), random(64, 64, seed=1)
     four, eight = quantise(weight, 4), quantise(weight, 8)
-    y = int4_linear(x, to_blocks(four.codes, kernel_block_rows() or 32), interleave_scales(four))
+    y = int4_linear(x, to_blocks(four.codes, KERNEL_BLOCK_ROWS or 32), interleave_scales(four))
     assert relative_error(y, x.double() @ four.dequantise(torch.float64).T) < BOUND[torch.bfloat16]
     y = int8_linear(x, eight.codes, eight.scales)
     assert relative_error(y, x.double() @ eight.dequantise(torch.float64).T) < BOUND[torch.bfloat16]
@@ -100,11 +100,11 @@ def test_few_rows_use_the_kernel_and_many_rows_do_not(monkeypatch):
         monkeypatch.setattr(torch, name, lambda *x, name=name, plain=plain: used.append((name, len(x[0]))) or plain(*x))
     weight = random(64, 64)
     four, eight = quantise(weight, 4), quantise(weight, 8)
-    blocks, scales = to_blocks(four.codes, kernel_block_rows() or 32), interleave_scales(four)
+    blocks, scales = to_blocks(four.codes, KERNEL_BLOCK_ROWS or 32), interleave_scales(four)
     for rows in (1, 4, 5, 64, 65):
         int4_linear(random(rows, 64).bfloat16(), blocks, scales)
         int8_linear(random(rows, 64).bfloat16(), eight.codes, eight.scales)
-    four_rows = [1, 4, 5, 64] if kernel_block_rows() else []
+    four_rows = [1, 4, 5, 64] if KERNEL_BLOCK_ROWS else []
     assert [n for name, n in used if "int4" in name] == four_rows
     assert [n for name, n in used if "int8" in name] == [1, 4]
 
@@ -115,7 +115,7 @@ def test_inputs_can_be_differentiated(bits):
     matrix = quantise(weight, bits)
     x = random(2, 64).bfloat16().requires_grad_()
     if bits == 4:
-        y = int4_linear(x, to_blocks(matrix.codes, kernel_block_rows() or 32), interleave_scales(matrix))
+        y = int4_linear(x, to_blocks(matrix.codes, KERNEL_BLOCK_ROWS or 32), interleave_scales(matrix))
     else:
         y = int8_linear(x, matrix.codes, matrix.scales)
     y.sum().backward()

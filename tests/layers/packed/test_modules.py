@@ -13,11 +13,8 @@ from msrnn.layers.packed import kernels
 @pytest.fixture
 def blocks_of_64_rows(monkeypatch):
     """Hold int4 codes as on a CPU with AVX-512. The kernel of such a CPU is not used."""
-    monkeypatch.setattr(kernels, "kernel_block_rows", lambda: 64)
+    monkeypatch.setattr(kernels, "KERNEL_BLOCK_ROWS", 64)
     monkeypatch.setattr(kernels, "MAX_KERNEL_ROWS", {4: 0, 8: 0})
-    kernels.block_rows.cache_clear()
-    yield
-    kernels.block_rows.cache_clear()
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])  # 16, 32 and 64 rows of k and v, 64 of q

@@ -41,7 +41,7 @@ def block_rows(n_rows: int) -> int:
 
 def to_blocks(codes: Tensor, rows: int) -> Tensor:
     """Return the codes ``(F, E / 2)`` of a :class:`PackedMatrix` in blocks of ``rows`` rows, 32 or 64. 32 copies nothing."""
-    if rows == BLOCK_ROWS:
+    if rows == BLOCK_ROWS or codes.is_meta:  # a meta tensor has the right shape; shifts of it would import the compiler
         return codes
     first, second = codes.view(-1, 2, 2 * codes.shape[1], BLOCK_ROWS // 2).unbind(1)  # (F / 64, E, 16)
     return torch.cat((first & 15 | second << 4, first >> 4 | second & 240), dim=2).view(codes.shape)
@@ -49,7 +49,7 @@ def to_blocks(codes: Tensor, rows: int) -> Tensor:
 
 def from_blocks(blocks: Tensor, rows: int) -> Tensor:
     """Return the codes of blocks of ``rows`` rows; the inverse of :func:`to_blocks`."""
-    if rows == BLOCK_ROWS:
+    if rows == BLOCK_ROWS or blocks.is_meta:
         return blocks
     upper, lower = blocks.view(-1, 2 * blocks.shape[1], 2, BLOCK_ROWS // 2).unbind(2)  # rows 0 … 15 and 32 … 47; the others
     return torch.stack((upper & 15 | lower << 4, upper >> 4 | lower & 240), dim=1).view(blocks.shape)

@@ -19,7 +19,7 @@ from ..recurrence.records import LayerRecorder
 from ..recurrence.trace import Trace
 from ..recurrence.transition import Writes
 from ..reductions.contract import Reduction
-from ..reductions.registry import per_layer
+from ..reductions.per_layer import per_layer
 from ..state.position_remapping import ABSOLUTE, PositionRemapping
 from ..state.quantised_rows import parse_row_dtype
 from ..state.state import State
@@ -60,12 +60,13 @@ class Cell(RecurrentNetwork):
         """
         check_int("initial_state: batch_size", batch_size, at_most=MAX_BATCH_SIZE)
         check_device(device)
-        operators = per_layer(self.default_reduction if reduction is None else reduction, len(self.layers))
-        remapping = PositionRemapping.from_name(places, self.rope)
+        operators = per_layer(reduction, len(self.layers), self.default_reduction)
+        remappings = PositionRemapping.per_layer(places, [encoding.rope for encoding in self.position_encodings])
         clock = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device)
         numbers = parse_row_dtype(dtype) or self.dtype
         layers = [self.init_layer_state(batch_size, operator, clock, numbers) for operator in operators]
-        return State((replace(H, places=remapping) for H in layers), self.fingerprint(recompute=True))
+        layers = [replace(H, places=remapping) for H, remapping in zip(layers, remappings, strict=True)]
+        return State(layers, self.fingerprint(recompute=True))
 
     capture = capture
 
@@ -218,7 +219,7 @@ class Cell(RecurrentNetwork):
         check_state(state, batch_size, fingerprint, self.dtype, self.device)
         if from_elsewhere and fingerprint.dtype:
             self._accepted = found
-        self.position_encoding.check(state.dtype)
+        self.position_encodings[0].check(state.dtype)
 
     def needs_grad(self, state: State) -> bool:
         """Return True if autograd has to record a step from ``state``."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers.attention import attend
+from ..layers.attention import SCALED_PRODUCT, LogitRule, attend
 from ..layers.linear import fuse_storage_, fused_linear, with_own_storage
 from ..layers.packed.modules import fuse_packed_
 from ..layers.positional import PositionEncoding, PositionTensors
@@ -35,7 +35,9 @@ class RecurrentLayer(nn.Module):
     k: nn.Module
     v: nn.Module
     position_encoding: PositionEncoding
-    """The position encoding that :meth:`project_qkv` applies; the same in all layers of a cell."""
+    """The position encoding that :meth:`project_qkv` applies. Layers with the same encoding share one object."""
+    logit_rule: LogitRule = SCALED_PRODUCT
+    """How attention logits follow from queries and keys."""
 
     # Defined by a family.
 
@@ -82,7 +84,7 @@ class RecurrentLayer(nn.Module):
             x: input of the layer, ``(B, E)``.
             H: the state before the token; unchanged unless ``in_place``.
             active: ``(B,)`` bool, as in :meth:`Cell.step`. None: every sequence reads its token.
-            position_tensors: ``position_encoding.prepare(H.clock, x.dtype)``, if the caller has it; the same for all layers.
+            position_tensors: ``position_encoding.prepare(H.clock, x.dtype)``, if the caller has it.
             in_place: True if the storage of ``H`` may be overwritten.
             writes: as of :func:`~msrnn.recurrence.transition.reduce`. None: ``H`` is overwritten at once.
         """
@@ -91,7 +93,7 @@ class RecurrentLayer(nn.Module):
         clock = H.clock + (1 if active is None else active)
         q, k, v = self.project_qkv(x, position_tensors)  # (B, N, D), (B, K, D), (B, K, D)
         with without_autocast(x.device):
-            attn_output, H = append_attend_reduce(q, k, v, H, clock, active, in_place, writes)
+            attn_output, H = append_attend_reduce(q, k, v, H, clock, active, in_place, writes, self.logit_rule)
         return self.post_attention(x, attn_output), H
 
     def attend_in_place(
@@ -107,7 +109,7 @@ class RecurrentLayer(nn.Module):
         for name, row in encode_rows(k, v, "key_scales" in rows).items():
             rows[name][:, :, -1] = row
         with without_autocast(x.device):
-            attn_output, weights = attend(q, visible=visible, **rows)
+            attn_output, weights = attend(q, visible=visible, rule=self.logit_rule, **rows)
         return self.post_attention(x, attn_output), weights
 
     def unroll(
@@ -122,7 +124,7 @@ class RecurrentLayer(nn.Module):
         """Read T tokens with the result of T steps: ``(B, T, E)`` and H before them -> ``(B, T, E)`` and H after them."""
         q, k, v = (heads.transpose(1, 2) for heads in self.project_qkv(x, position_tensors))  # (B, N or K, T, D)
         with without_autocast(x.device):
-            attn_output, H = unroll_layer(q, k, v, H, active, recorder, shared)
+            attn_output, H = unroll_layer(q, k, v, H, active, recorder, shared, self.logit_rule)
         attn_output = attn_output.transpose(1, 2)  # (B, T, N, D)
         if x.device.type != "cpu" or x.requires_grad:  # autograd keeps the intermediate results of all tokens in any case
             return self.post_attention(x, attn_output), H
@@ -136,9 +138,17 @@ class RecurrentLayer(nn.Module):
         The results have the dtype of ``x``, also under ``torch.autocast``, because H is stored in one dtype.
         """
         N, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
-        qkv = fused_linear(x, self.q, self.k, self.v)
+        qkv = self.qkv_product(x)
         qk, v = (qkv if qkv.dtype == x.dtype else qkv.to(x.dtype)).unflatten(-1, (-1, D)).split_with_sizes((N + K, K), dim=-2)
-        return self.position_encoding.apply(qk, v, N, position_tensors)
+        return self.position_encoding.apply(self.normalize_heads(qk), v, N, position_tensors)
+
+    def qkv_product(self, x: Tensor) -> Tensor:
+        """Project a normed ``x (…, E)`` to queries, keys and values of all heads, ``(…, (N + 2 K) D)``."""
+        return fused_linear(x, self.q, self.k, self.v)
+
+    def normalize_heads(self, qk: Tensor) -> Tensor:
+        """Normalize queries and keys ``(…, N + K, D)`` before the position encoding, in families that do so."""
+        return qk
 
     def fuse_storage_(self) -> None:
         """Move the weights of each fused group into one storage."""

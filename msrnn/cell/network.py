@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..layers.differentiation import in_transform
 from ..layers.hooks import call_layer, has_hooks
 from ..layers.positional import PositionEncoding, PositionTensors
-from ..layers.rotary import Rope
 from ..recurrence.block_layout import token_positions
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes
@@ -35,18 +34,13 @@ class RecurrentNetwork(ParameterAccess, ABC):
 
     @property
     @abstractmethod
-    def default_reduction(self) -> Reduction:
-        """The operator with which the cell equals the published model."""
-
-    @property
-    def rope(self) -> Rope | None:
-        """The rotary embedding of queries and keys; None if there is none."""
-        return self.position_encoding.rope
+    def default_reduction(self) -> Reduction | tuple[Reduction, ...]:
+        """The operator with which the cell equals the published model; one per layer if the layers differ."""
 
     @property
     def kv_dim(self) -> int:
-        """Length of a cached key and of a cached value."""
-        return self.config.head_dim + self.position_encoding.extra_dims
+        """Length of a cached key and of a cached value, the same in all layers."""
+        return self.config.head_dim + self.position_encodings[0].extra_dims
 
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
         """Embed ids ``(…,)`` at ``position (…,)`` as the input of the first layer, ``(…, E)``."""
@@ -69,7 +63,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         Raises:
             Error: the position encoding does not allow the operator or the dtype.
         """
-        self.position_encoding.check(dtype, reduction.needs_keys)
+        self.position_encodings[0].check(dtype, reduction.needs_keys)
         shape, quantised = (batch_size, self.config.n_kv_heads, 0), dtype == QUANTISED_DTYPE
         keys = torch.empty(*shape, self.kv_dim, dtype=dtype, device=clock.device)
         positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
@@ -96,14 +90,14 @@ class RecurrentNetwork(ParameterAccess, ABC):
             The output of the last layer ``(B, E)``, and the state after the tokens.
         """
         x = self._input(token, state.clock)  # (B, E)
-        position_tensors = None if state.places else self.position_encoding.prepare(state.clock, x.dtype)
+        position_tensors = self.prepare_positions(None if state.places else state.clock, x.dtype)
         if not (state.places or state.requires_grad or in_transform()) and (plain := self._plain_layers()):
             fast = stacked_step(plain, x, state, position_tensors, active, in_place, writes)
             if fast is not None:
                 return fast
         layers = []
-        for layer, H in zip(self.layers, state, strict=True):
-            x, H = call_layer(layer, x, H, active=active, position_tensors=position_tensors, in_place=in_place, writes=writes)
+        for layer, H, tensors in zip(self.layers, state, position_tensors, strict=True):
+            x, H = call_layer(layer, x, H, active=active, position_tensors=tensors, in_place=in_place, writes=writes)
             layers.append(H)
         return x, state.with_layers(layers)
 
@@ -134,25 +128,25 @@ class RecurrentNetwork(ParameterAccess, ABC):
         self.check_length(clock + (T if active is None else active.sum(1)))
         position = token_positions(clock, active, T)
         x = self._input(tokens, position)  # (B, T, E)
-        position_tensors = None if layers[0].places else self.position_encoding.prepare(position, x.dtype)
+        position_tensors = self.prepare_positions(None if layers[0].places else position, x.dtype)
         return self.run_layers(x, position_tensors, layers, active, recorders, donate, make_state)
 
     def run_layers(
         self,
         x: Tensor,
-        position_tensors: PositionTensors | None,
+        position_tensors: Sequence[PositionTensors | None],
         layers: Iterable[MultiState],
         active: Tensor | None = None,
         recorders: Sequence[LayerRecorder] | None = None,
         donate: bool = False,
         make_state: bool = True,
     ) -> tuple[Tensor, list[MultiState]]:
-        """Run all layers on embedded tokens ``(B, T, E)``; otherwise as :meth:`unroll`."""
+        """Run all layers on embedded tokens ``(B, T, E)``, given :meth:`prepare_positions` of them; else as :meth:`unroll`."""
         after: list[MultiState] = []
         shared = SharedAcrossLayers(donate=donate, make_state=make_state)
-        for i, (layer, H) in enumerate(zip(self.layers, layers, strict=True)):
+        for i, (layer, H, tensors) in enumerate(zip(self.layers, layers, position_tensors, strict=True)):
             recorder = None if recorders is None else recorders[i]
-            x, H = call_layer(layer, x, H, position_tensors=position_tensors, active=active, recorder=recorder, shared=shared)
+            x, H = call_layer(layer, x, H, position_tensors=tensors, active=active, recorder=recorder, shared=shared)
             after.append(H)
         return x, after
 
@@ -168,9 +162,27 @@ class RecurrentNetwork(ParameterAccess, ABC):
         return layers if plain else None  # type: ignore[return-value]
 
     @property
-    def position_encoding(self) -> PositionEncoding:
-        """The position encoding in attention, the same in all layers."""
-        layer = self.layers[0]
-        if not isinstance(layer, RecurrentLayer):  # a wrapper
-            layer = next(x for x in layer.modules() if isinstance(x, RecurrentLayer))
-        return layer.position_encoding
+    def position_encodings(self) -> list[PositionEncoding]:
+        """The position encoding in attention of each layer."""
+        return [_unwrapped(layer).position_encoding for layer in self.layers]
+
+    def prepare_positions(self, position: Tensor | None, dtype: torch.dtype) -> list[PositionTensors | None]:
+        """Return what the position encoding of each layer needs for tokens at ``position (…,)`` int64.
+
+        Layers that share an encoding share the tensors. None: tokens without a position, or rows with remapped positions.
+        """
+        if position is None:
+            return [None] * len(self.layers)
+        known: list[tuple[PositionEncoding, PositionTensors | None]] = []
+        prepared: list[PositionTensors | None] = []
+        for encoding in self.position_encodings:
+            found = next((i for i, (other, _) in enumerate(known) if other is encoding), len(known))
+            if found == len(known):
+                known.append((encoding, encoding.prepare(position, dtype)))
+            prepared.append(known[found][1])
+        return prepared
+
+
+def _unwrapped(layer: nn.Module) -> RecurrentLayer:
+    """Return the layer within ``layer``, which may be a wrapper."""
+    return layer if isinstance(layer, RecurrentLayer) else next(x for x in layer.modules() if isinstance(x, RecurrentLayer))

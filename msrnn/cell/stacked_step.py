@@ -23,7 +23,7 @@ def stacked_step(
     layers: Sequence[RecurrentLayer],
     x: Tensor,
     state: State,
-    position_tensors: PositionTensors | None,
+    position_tensors: Sequence[PositionTensors | None],
     active: Tensor | None,
     in_place: bool,
     writes: Writes | None = None,
@@ -34,7 +34,7 @@ def stacked_step(
         layers: L layers.
         x: embedded tokens, ``(B, E)``.
         state: the state before the token, with absolute positions (``places`` is None) and without gradients.
-        position_tensors, active, in_place, writes: as in :meth:`RecurrentLayer.step`.
+        position_tensors: of each layer; active, in_place, writes: as in :meth:`RecurrentLayer.step`.
 
     Returns:
         The output of the last layer ``(B, E)`` and the new state; None if :func:`~msrnn.state.stacking.can_stack` is False for
@@ -50,7 +50,7 @@ def stacked_step(
     visible = [None] * L if grown.no_empty_rows else (~grown.empty).unflatten(0, (L, -1)).unbind()
     weights: list[Tensor] = []
     for i, layer in enumerate(layers):
-        q, k, v = layer.project_qkv(x, position_tensors)
+        q, k, v = layer.project_qkv(x, position_tensors[i])
         if q.requires_grad or k.requires_grad or v.requires_grad:  # autograd has to record this layer and the next ones
             done = _reduce_first(grown, weights, len(x), after, active)
             return _continue_layerwise(layers, x, state, position_tensors, active, done)
@@ -77,13 +77,13 @@ def _continue_layerwise(
     layers: Sequence[RecurrentLayer],
     x: Tensor,
     state: State,
-    position_tensors: PositionTensors | None,
+    position_tensors: Sequence[PositionTensors | None],
     active: Tensor | None,
     done: tuple[MultiState, ...],
 ) -> tuple[Tensor, State]:
     """Run the remaining layers one by one; ``done`` contains H after the token for the first layers."""
-    after = list(done)
-    for layer, H in zip(layers[len(done) :], list(state)[len(done) :], strict=True):
-        x, H = layer.step(x, H, active=active, position_tensors=position_tensors)
+    after, n = list(done), len(done)
+    for layer, H, tensors in zip(layers[n:], list(state)[n:], position_tensors[n:], strict=True):
+        x, H = layer.step(x, H, active=active, position_tensors=tensors)
         after.append(H)
     return x, state.with_layers(after)

@@ -8,6 +8,7 @@ import argparse
 from ..diagnostics.state_memory import token_bytes
 from ..models import Config, DecoderConfig
 from ..models.registry import build_on_meta
+from ..reductions.per_layer import format_operators
 from .loading import load_config
 from .options import add_source_arguments
 
@@ -40,7 +41,7 @@ def describe(config: Config | DecoderConfig, weights: str | None = None) -> list
         "heads": f"{config.n_heads} query, {config.n_kv_heads} key/value, of dimension {config.head_dim}",
         "vocabulary": f"{config.vocab_size:,}{', LM head tied to the embedding' if config.tied else ''}",
         "positions": f"{positions}, context length {config.context_length:,}",
-        "reduction": f"{cell.default_reduction} (default of the family)",
+        "reduction": f"{format_operators(cell.default_reduction)} (default of the family)",
         "eos token ids": ", ".join(map(str, config.eos_token_ids)) or "none",
         "KV cache": f"{half:,} bytes per token in 16 bits, {single:,} in float32",
     }

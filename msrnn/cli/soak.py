@@ -14,6 +14,7 @@ from ..argtypes import positive_int, read_text, seed_int
 from ..cell.cell import Cell
 from ..diagnostics.soak import draw_soak, soak
 from ..errors import Error
+from ..reductions.per_layer import format_operators
 from ..reporting.figures import check_figure_folder
 from ..reporting.report import markdown_table
 from .loading import encode, load_cell, load_model
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"\nthe same command resumes from the last saved state in {args.out}", file=sys.stderr)
         raise
-    first, last, operator = rows[0], rows[-1], args.reduction or cell.default_reduction
+    first, last, operator = rows[0], rows[-1], args.reduction or format_operators(cell.default_reduction)
     draw_soak(rows, args.out / "soak.png", title=f"{Path(args.model).name} under {operator}")
     source = "random ids" if text is None else f"{args.text}, {len(text):,} tokens, {last.read / len(text):.2f} times"
     print(f"{args.model} under {operator}: {last.read:,} tokens read ({source})\n")

@@ -1,9 +1,37 @@
 """Scaled dot-product attention of one query per sequence over the rows of H, with its weights."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from .emulation import upcast_if_emulated
+
+
+@dataclass(frozen=True)
+class LogitRule:
+    r"""How a layer computes attention logits from the products of queries and keys.
+
+    Attributes:
+        scale: the factor on the products; None is $D^{-1/2}$.
+        softcap: c of $c \tanh(x / c)$, which bounds the scaled products to (−c, c) (Gemma 2, arXiv:2408.00118, sec. 2); None:
+            they are not bounded.
+    """
+
+    scale: float | None = None
+    softcap: float | None = None
+
+    def scale_for(self, head_dim: int) -> float:
+        """Return the factor on the products of queries and keys of ``head_dim`` elements."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """Apply the softcap to scaled products."""
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
+
+
+SCALED_PRODUCT = LogitRule()
+"""The rule of LLaMA and most other families."""
 
 
 def attend(
@@ -13,6 +41,7 @@ def attend(
     visible: Tensor | None,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
+    rule: LogitRule = SCALED_PRODUCT,
 ) -> tuple[Tensor, Tensor]:
     r"""Return $\mathrm{softmax}(q K^\top / \sqrt D)\,V$ for one token, and the weights (arXiv:2401.06104, eq. 7).
 
@@ -22,21 +51,22 @@ def attend(
             key head.
         visible: ``(B, K, R)`` bool, False for empty rows; None: all rows are visible.
         key_scales, value_scales: ``(B, K, R)``, factors of int8 keys and values; None: keys and values are floating-point.
+        rule: of the logits.
 
     Returns:
         The attention output ``(B, N, D)`` in the dtype of ``query``, and the weights ``(B, K, G, R)`` in at least float32.
     """
     (B, K), (N, D) = keys.shape[:2], query.shape[1:]
     flat_scales = None if key_scales is None else key_scales.flatten(0, 1)
-    logits = attention_logits(query.reshape(B * K, N // K, D), keys.flatten(0, 1), flat_scales)  # (B K, G, R)
+    logits = attention_logits(query.reshape(B * K, N // K, D), keys.flatten(0, 1), flat_scales, rule)  # (B K, G, R)
     weights = (logits if visible is None else mask_logits(logits, visible.flatten(0, 1)[:, None])).softmax(dim=-1)
     flat_scales = None if value_scales is None else value_scales.flatten(0, 1)
     output = weighted_values(weights, values.flatten(0, 1), flat_scales, query.dtype)  # (B K, G, D)
     return output.view(B, N, D), weights.view(B, K, N // K, keys.shape[2])
 
 
-def attention_logits(queries: Tensor, keys: Tensor, scales: Tensor | None = None) -> Tensor:
-    r"""Return $q K^\top / \sqrt D$, ``(…, M, D), (…, R, D) -> (…, M, R)``, in at least float32.
+def attention_logits(queries: Tensor, keys: Tensor, scales: Tensor | None = None, rule: LogitRule = SCALED_PRODUCT) -> Tensor:
+    r"""Return $q K^\top / \sqrt D$ or what ``rule`` says, ``(…, M, D), (…, R, D) -> (…, M, R)``, in at least float32.
 
     ``scales (…, R)`` are factors of int8 keys. They are applied to the product, which has fewer elements than the keys. It is
     computed in at least float32. int8 is converted to it faster than to 16 bits, and float16 overflows.
@@ -44,13 +74,13 @@ def attention_logits(queries: Tensor, keys: Tensor, scales: Tensor | None = None
     In 16 bits the product is scaled, because scaled queries would be rounded. In float32 and wider the queries are scaled,
     because they have fewer elements.
     """
-    dtype, scale = torch.promote_types(queries.dtype, torch.float32), queries.shape[-1] ** -0.5
+    dtype, scale = torch.promote_types(queries.dtype, torch.float32), rule.scale_for(queries.shape[-1])
     if scales is not None:
-        return ((queries.to(dtype) * scale) @ keys.to(dtype).mT) * scales[..., None, :]
+        return rule.cap(((queries.to(dtype) * scale) @ keys.to(dtype).mT) * scales[..., None, :])
     if queries.dtype == dtype:
-        return (queries * scale) @ keys.mT
+        return rule.cap((queries * scale) @ keys.mT)
     queries, keys = upcast_if_emulated(queries), upcast_if_emulated(keys)
-    return (queries @ keys.mT).to(dtype) * scale
+    return rule.cap((queries @ keys.mT).to(dtype) * scale)
 
 
 def weighted_values(weights: Tensor, values: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import scaled_dot_product_attention
 
-from .attention import attention_logits, mask_logits
+from .attention import SCALED_PRODUCT, LogitRule, attention_logits, mask_logits
 
 _functorch: Any = torch._C._functorch
 
@@ -52,29 +52,30 @@ def is_batched_by_vmap(*tensors: Tensor) -> bool:
     return False
 
 
-def fused_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+def fused_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, rule: LogitRule = SCALED_PRODUCT) -> Tensor:
     """Return softmax attention by PyTorch's fused kernel, with derivatives of any order.
 
-    The kernels have a first derivative by backward only. Inside of a transform, and for the second and later derivatives, the
-    products are computed one by one.
+    The kernels have a first derivative by backward only, and no softcap. Inside of a transform, for the second and later
+    derivatives, and with a softcap, the products are computed one by one.
 
     Args:
         query: ``(B, K, M, D)``; keys, values: ``(B, K, R, D)``.
         visible: bool, broadcast to ``(B, K, M, R)``, True where a query attends to a row.
+        rule: of the logits.
 
     Returns:
         ``(B, K, M, D)``.
     """
-    if in_transform():
-        return _plain_attention(query, keys, values, visible)
-    output = scaled_dot_product_attention(query, keys, values, visible)
+    if in_transform() or rule.softcap is not None:
+        return _plain_attention(query, keys, values, visible, rule)
+    output = scaled_dot_product_attention(query, keys, values, visible, scale=rule.scale)
     if output.requires_grad and not torch.compiler.is_compiling():
-        output = _SecondDerivative.apply(output, query, keys, values, visible)
+        output = _SecondDerivative.apply(output, query, keys, values, visible, rule)
     return output
 
 
-def _plain_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    weights = mask_logits(attention_logits(query, keys), visible).softmax(dim=-1)
+def _plain_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, rule: LogitRule) -> Tensor:
+    weights = mask_logits(attention_logits(query, keys, rule=rule), visible).softmax(dim=-1)
     return weights.to(values.dtype) @ values
 
 
@@ -86,15 +87,17 @@ class _SecondDerivative(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(*inputs)
+    def forward(ctx: Any, output: Tensor, *inputs: Any) -> Tensor:
+        *tensors, ctx.rule = inputs
+        ctx.save_for_backward(*tensors)
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.is_grad_enabled():
-            return d_output, None, None, None, None
+            return d_output, None, None, None, None, None
         needed = [x for x in ctx.saved_tensors[:3] if x.requires_grad]
-        output = _plain_attention(*ctx.saved_tensors)
+        query, keys, values, visible = ctx.saved_tensors
+        output = _plain_attention(query, keys, values, visible, ctx.rule)
         gradients = iter(torch.autograd.grad(output, needed, d_output, create_graph=True))
-        return None, *(next(gradients) if x.requires_grad else None for x in ctx.saved_tensors[:3]), None
+        return None, *(next(gradients) if x.requires_grad else None for x in ctx.saved_tensors[:3]), None, None

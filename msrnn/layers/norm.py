@@ -24,6 +24,31 @@ class RMSNorm(nn.Module):
         return self.weight * rms_norm(x, self.weight.shape, None, self.eps)  # computed in float32, rounded, then scaled
 
 
+class WideGainRMSNorm(RMSNorm):
+    """RMSNorm that multiplies by the gain before it rounds to the dtype of ``x``, as in OLMo 2 (and Gemma)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``(…, E)``."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return rms_norm(x.to(wide), self.weight.shape, self.gain(wide), self.eps).to(x.dtype)
+
+    def gain(self, dtype: torch.dtype) -> Tensor:
+        """Return the factors of the normalized elements, ``(E,)`` in ``dtype``."""
+        return self.weight.to(dtype)
+
+
+class OffsetRMSNorm(WideGainRMSNorm):
+    """RMSNorm with the gain 1 + ``weight``, as in Gemma (arXiv:2403.08295). The weight of a new norm is 0."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__(width, eps)
+        with torch.no_grad():
+            self.weight.zero_()
+
+    def gain(self, dtype: torch.dtype) -> Tensor:
+        return 1 + self.weight.to(dtype)
+
+
 class RMSNormEpsOutside(RMSNorm):
     r"""$x / (\sqrt{\overline{x^2}} + \epsilon) \odot g$, with epsilon outside the root, as in the code of the authors.
 

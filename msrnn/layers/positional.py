@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 from ..errors import Error
 from .rotary import Rope, apply_rotary
 
-PositionTensors = tuple[Tensor, Tensor]
-"""The result of :meth:`PositionEncoding.prepare`, the same for all layers of a cell."""
+PositionTensors = tuple[Tensor, ...]
+"""The result of :meth:`PositionEncoding.prepare`, the same for all layers with one encoding."""
 ALIBI_DIMS = 2
 """Number of elements that ALiBi appends to a head."""
 
@@ -72,7 +72,7 @@ class RotaryEncoding(PositionEncoding):
         return self.rope.cos_sin(position, self.head_dim, dtype)
 
     def apply(self, qk: Tensor, v: Tensor, n_heads: int, tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
-        return super().apply(qk if tensors is None else apply_rotary(qk, tensors), v, n_heads, tensors)
+        return super().apply(qk if tensors is None else apply_rotary(qk, (tensors[0], tensors[1])), v, n_heads, tensors)
 
 
 @dataclass(frozen=True)

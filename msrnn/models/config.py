@@ -1,9 +1,9 @@
-"""The config of LLaMA, Mistral and Yi checkpoints, and checks that all configs share."""
+"""The config that LLaMA and the families with its layers share, and checks that all configs share."""
 
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ..errors import Error, check_bool, check_int, is_int
+from ..errors import Error, check_bool, check_int, check_number, is_int
 from ..layers.rotary import Rope
 
 MAX_SIZE = 2**28
@@ -16,11 +16,14 @@ class ModelConfig:
 
     not_in_signature: ClassVar[tuple[str, ...]] = ("dropout", "bos_token_id", "eos_token_ids")
     """Fields that do not enter a step."""
+    omitted_by_default: ClassVar[tuple[str, ...]] = ()
+    """Fields that :meth:`to_dict` omits where they have their default value, because few families have them."""
 
     def to_dict(self: Any) -> dict[str, Any]:
         """Return the family and the fields, for JSON."""
-        values = {name: x.to_dict() if isinstance(x, Rope) else x for name, x in vars(self).items()}
-        return {"family": self.family, **values}
+        defaults = {f.name: f.default for f in fields(self) if f.name in self.omitted_by_default}
+        shown = {name: x for name, x in vars(self).items() if name not in defaults or x != defaults[name]}
+        return {"family": self.family, **{name: _to_json(x) for name, x in shown.items()}}
 
     def signature(self: Any) -> str:
         """Return the fields that enter a step, as text for the fingerprint of a state.
@@ -34,22 +37,33 @@ class ModelConfig:
         return ", ".join(f"{name} {x}" for name, x in values)
 
 
+def _to_json(value: Any) -> Any:
+    """Return a field for JSON: a rope as a dict, a tuple as a list."""
+    if isinstance(value, tuple):
+        return [_to_json(x) for x in value]
+    return value.to_dict() if isinstance(value, Rope) else value
+
+
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """The config of one LLaMA, Mistral or Yi checkpoint.
+    """The config of a checkpoint of LLaMA or of a family whose layers need no other numbers.
 
     Attributes:
-        family: ``llama``, ``mistral`` or ``yi``.
+        family: one of ``families``.
         vocab_size, width, n_layers, n_heads, n_kv_heads, head_dim, ffn_width: the sizes V, E, L, N, K and D, and the MLP width.
         norm_eps: epsilon of RMSNorm.
-        rope: the rotary frequencies.
+        rope: the rotary frequencies of all layers, or of the layers that ``layer_ropes`` does not list.
         context_length: maximum number of tokens in training.
         tied: True: the output projection reuses the embedding.
-        sliding_window: number of tokens that a layer attends to, the current one included (Mistral v0.1); None: no limit.
+        sliding_window: number of tokens that every layer attends to, the current one included (Mistral v0.1); None: no limit.
         bos_token_id, eos_token_ids: special tokens.
+        layer_windows: one ``sliding_window`` per layer where layers differ (Ministral, Gemma); otherwise ().
+        layer_ropes: one rope per layer where layers differ, None for a layer without positions (Gemma 3, SmolLM3); else ().
     """
 
-    not_in_signature = (*ModelConfig.not_in_signature, "family", "context_length", "sliding_window")
+    not_in_signature = (*ModelConfig.not_in_signature, "family", "context_length", "sliding_window", "layer_windows")
+    omitted_by_default = ("layer_windows", "layer_ropes")
+    families: ClassVar[tuple[str, ...]] = ("llama", "mistral", "yi", "ministral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
     family: str
     vocab_size: int
     width: int
@@ -65,19 +79,52 @@ class Config(ModelConfig):
     sliding_window: int | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    layer_windows: tuple[int | None, ...] = ()
+    layer_ropes: tuple[Rope | None, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes(self)
         check_int("config: ffn_width", self.ffn_width, at_most=MAX_SIZE)
-        if self.family not in ("llama", "mistral", "yi"):
-            raise Error(f"config: family is {self.family!r:.60}; expected llama, mistral or yi")
-        if not isinstance(self.rope, Rope):
-            raise Error(f"config: rope is {self.rope!r:.60}; expected a Rope")
+        if self.family not in self.families:
+            raise Error(f"config: family is {self.family!r:.60}; expected {' or '.join(self.families)}")
         check_bool("config: tied", self.tied)
         check_rotary_dim(self.head_dim)
-        self.rope.check_head_dim(self.head_dim)
-        if self.sliding_window is not None:
-            check_int("config: sliding_window", self.sliding_window)
+        if not isinstance(self.rope, Rope):
+            raise Error(f"config: rope is {self.rope!r:.60}; expected a Rope")
+        for name in ("layer_windows", "layer_ropes"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or len(value) not in (0, self.n_layers):
+                raise Error(f"config: {name} is {value!r:.60}; expected () or a tuple with one entry per layer")
+        if self.layer_windows and self.sliding_window is not None:
+            raise Error("config: sliding_window and layer_windows are both given; expected one of them")
+        for name, windows in (("sliding_window", (self.sliding_window,)), ("layer_windows", self.layer_windows)):
+            for window in windows:
+                if window is not None:
+                    check_int(f"config: {name}", window)
+        for rope in (self.rope, *self.layer_ropes):
+            if rope is not None and not isinstance(rope, Rope):
+                raise Error(f"config: layer_ropes has {rope!r:.60}; expected a Rope or None for each layer")
+            if rope is not None:
+                rope.check_head_dim(self.head_dim)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The number of tokens that each layer attends to, the current one included; None: no limit."""
+        return self.layer_windows or (self.sliding_window,) * self.n_layers
+
+    @property
+    def ropes(self) -> tuple[Rope | None, ...]:
+        """The rotary frequencies of each layer; None: a layer without positions."""
+        return self.layer_ropes or (self.rope,) * self.n_layers
+
+    def check_numbers(self, *names: str) -> None:
+        """Check that the fields ``names`` are finite numbers above 0.
+
+        Raises:
+            Error: the first field that is not.
+        """
+        for name in names:
+            check_number(f"config: {name}", getattr(self, name), above=0)
 
 
 def check_sizes(config: Any) -> None:

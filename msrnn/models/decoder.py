@@ -32,11 +32,10 @@ PLAIN: dict[str, Activation] = {"silu": functional.silu, "gelu": functional.gelu
 class DecoderLayer(RecurrentLayer):
     """A decoder layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
 
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config: DecoderConfig, position_encoding: PositionEncoding):
         super().__init__()
         E, F, D = config.width, config.ffn_width, config.head_dim
-        self.config = config
-        self.position_encoding = _make_position_encoding(config)
+        self.config, self.position_encoding = config, position_encoding
         self.pre = config.norm_placement == "pre"
         self.attention_norm = _make_norm(config)
         self.q = _make_linear(config, E, config.n_heads * D)
@@ -87,7 +86,8 @@ class Decoder(LearnedRowsNetwork):
         self.embed = Embedding(config.vocab_size, config.width)
         if config.positions == "learned":
             self.position_embedding = Embedding(config.context_length, config.width)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layers))
+        encoding = _make_position_encoding(config)
+        self.layers = nn.ModuleList(DecoderLayer(config, encoding) for _ in range(config.n_layers))
         if config.norm_placement == "pre":
             self.norm = _make_norm(config)
         if not config.tied:

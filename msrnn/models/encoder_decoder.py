@@ -28,7 +28,7 @@ from ..layers.residual import FeedForward
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes
 from ..reductions.contract import EMPTY, LEARNED, Reduction
-from ..reductions.registry import per_layer
+from ..reductions.per_layer import per_layer
 from ..reductions.tova_paper import Full
 from ..state.multistate import MultiState
 from ..state.state import State
@@ -194,7 +194,7 @@ class EncoderDecoder(Cell):
         Raises:
             Error: an id is outside the vocabulary, a source is empty, or an operator does not fit the cell.
         """
-        operators = per_layer(self.default_reduction if reduction is None else reduction, self.config.n_layers)
+        operators = per_layer(reduction, self.config.n_layers, self.default_reduction)
         source, lengths = check_text(source, lengths, self.config.vocab_size)
         if not len(source) or (lengths < 1).any():
             raise Error(f"encode: source lengths are {lengths.tolist()}; expected at least one source, each of at least 1")

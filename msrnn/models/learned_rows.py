@@ -71,7 +71,7 @@ class LearnedRowsNetwork(Cell):
         options = self._arguments_of(state)
         B, places = len(state.clock), state.places
         position = state.clock[:, None] + torch.arange(len(self.write_tokens), device=state.clock.device)
-        position_tensors = None if places else self.position_encoding.prepare(position, self.write_tokens.dtype)
+        position_tensors = self.prepare_positions(None if places else position, self.write_tokens.dtype)
         write_tokens = dropout(self.write_tokens.expand(B, -1, -1), self.config.dropout, self.training)
         x, _ = self.run_layers(write_tokens, position_tensors, state)
         return self._with_learned_rows(super().initial_state(**options), self.final_norm(x))
@@ -108,18 +108,19 @@ class LearnedRowsNetwork(Cell):
         rows: list[tuple[Tensor, Tensor]] = []
         if self.config.persistent:
             keys, values = (
-                pad(x, (0, self.position_encoding.extra_dims))[:, None] for x in (self.persistent_keys, self.persistent_values)
+                pad(x, (0, self.position_encodings[0].extra_dims))[:, None]
+                for x in (self.persistent_keys, self.persistent_values)
             )
             rows = list(zip(keys, values, strict=True))  # (1, K, P, D) each
         if memory is not None:
             first = super().initial_state(len(memory), Full(), device=memory.device, dtype=memory.dtype)
             memory = dropout(memory, self.config.dropout, self.training)
-            _, layers = self.run_layers(memory, None, _prepend_rows(first, rows))
+            _, layers = self.run_layers(memory, self.prepare_positions(None, memory.dtype), prepend_learned_rows(first, rows))
             rows = [(H.keys, H.values) for H in layers]
-        return state.with_layers(_prepend_rows(state, rows))
+        return state.with_layers(prepend_learned_rows(state, rows))
 
 
-def _prepend_rows(state: State, rows: list[tuple[Tensor, Tensor]]) -> list[MultiState]:
+def prepend_learned_rows(state: State, rows: list[tuple[Tensor, Tensor]]) -> list[MultiState]:
     """Return the layers of ``state``, which have no rows, with P learned rows each: ``(1 or B, K, P, D)`` keys and values."""
 
     def prepended(H: MultiState, keys: Tensor, values: Tensor) -> MultiState:

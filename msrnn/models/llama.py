@@ -5,7 +5,9 @@ Grouped queries are from LLaMA 2 (arXiv:2307.09288), and the RoPE scaling is fro
 are the same cell with other configs (``mistral.py``, ``yi.py``).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -15,7 +17,7 @@ from ..cell.layer import RecurrentLayer
 from ..layers.embedding import Embedding, tied_logits
 from ..layers.linear import Linear, gated_linear
 from ..layers.norm import RMSNorm
-from ..layers.positional import PositionTensors, RotaryEncoding
+from ..layers.positional import PositionEncoding, PositionTensors, RotaryEncoding
 from ..layers.residual import add_residual
 from ..layers.rotary import Llama3Rope, Rope
 from ..reductions.contract import Reduction
@@ -64,19 +66,25 @@ LLAMA_32_1B = replace(
 
 
 class LlamaLayer(RecurrentLayer):
-    """A LLaMA decoder layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``."""
+    """A LLaMA decoder layer: ``(x_t^l, H_{t-1}^l) -> (x_t^{l+1}, H_t^l)``.
 
-    def __init__(self, config: Config):
+    Other families are subclasses, each with the arithmetic in which it differs.
+    """
+
+    norm_class: type[RMSNorm] = RMSNorm
+    activation: Callable[[Tensor], Tensor] = staticmethod(silu)
+    """The function on the gate of the MLP."""
+
+    def __init__(self, config: Any, position_encoding: PositionEncoding):
         super().__init__()
         E, F, D = config.width, config.ffn_width, config.head_dim
-        self.config = config
-        self.position_encoding = RotaryEncoding(config.rope, D)
-        self.attention_norm = RMSNorm(E, config.norm_eps)
+        self.config, self.position_encoding = config, position_encoding
+        self.attention_norm = self.norm_class(E, config.norm_eps)
         self.q = Linear(E, config.n_heads * D)
         self.k = Linear(E, config.n_kv_heads * D)
         self.v = Linear(E, config.n_kv_heads * D)
         self.o = Linear(config.n_heads * D, E)
-        self.ffn_norm = RMSNorm(E, config.norm_eps)
+        self.ffn_norm = self.norm_class(E, config.norm_eps)
         self.gate = Linear(E, F)
         self.up = Linear(E, F)
         self.down = Linear(F, E)
@@ -91,29 +99,46 @@ class LlamaLayer(RecurrentLayer):
 
     def post_attention(self, x: Tensor, attn_output: Tensor) -> Tensor:
         x = add_residual(x, self.o(attn_output.flatten(-2)))  # (…, N, D) -> (…, N D) -> (…, E)
-        return add_residual(x, self.down(gated_linear(self.ffn_norm(x), self.gate, self.up, silu)))
+        return add_residual(x, self.mlp(self.ffn_norm(x)))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Return the output of the gated MLP for a normed x, ``(…, E) -> (…, E)``."""
+        return self.down(gated_linear(x, self.gate, self.up, self.activation))
 
 
 class Llama(Cell):
-    """The network: embedding, layers, final norm, LM head. A new one is random and trainable."""
+    """The network: embedding, layers, final norm, LM head. A new one is random and trainable.
 
-    def __init__(self, config: Config):
+    The networks of other families are subclasses with other layers.
+    """
+
+    arithmetic = "llama"
+    """Families with the same layers share this name, so that a state of one is accepted by the other."""
+    layer_class: type[LlamaLayer] = LlamaLayer
+
+    def __init__(self, config: Any):
         super().__init__()
         self.config = config
         self.embed = Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.n_layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        encodings = {rope: self.make_position_encoding(rope) for rope in config.ropes}
+        self.layers = nn.ModuleList(self.layer_class(config, encodings[rope]) for rope in config.ropes)
+        self.norm = self.layer_class.norm_class(config.width, config.norm_eps)
         if not config.tied:
             self.head = Linear(config.width, config.vocab_size)
 
+    def make_position_encoding(self, rope: Rope | None) -> PositionEncoding:
+        """Return the encoding of the layers with this ``rope``; None: layers without positions."""
+        return PositionEncoding() if rope is None else RotaryEncoding(rope, self.config.head_dim)
+
     @property
-    def default_reduction(self) -> Reduction:
+    def default_reduction(self) -> Reduction | tuple[Reduction, ...]:
         """:class:`Full`, or ``Window(W - 1)`` for a sliding window W, which includes the current token."""
-        return Full() if self.config.sliding_window is None else Window(self.config.sliding_window - 1)
+        operators = tuple(Full() if W is None else Window(W - 1) for W in self.config.windows)
+        return operators if len(set(operators)) > 1 else operators[0]
 
     @property
     def signature(self) -> str:
-        return f"llama {self.config.signature()}"
+        return f"{self.arithmetic} {self.config.signature()}"
 
     @property
     def fingerprint_tensors(self) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..layers.attention import attention_logits, mask_logits, weighted_values
+from ..layers.attention import SCALED_PRODUCT, LogitRule, attention_logits, mask_logits, weighted_values
 from ..layers.differentiation import fused_attention, in_transform
 from ..layers.emulation import upcast_if_emulated
 from ..state.position_remapping import PositionRemapping
@@ -29,6 +29,8 @@ class BlockTensors(NamedTuple):
     """``(B, K, R)``, factors of int8 keys."""
     value_scales: Tensor | None = None
     """``(B, K, R)``, factors of int8 values."""
+    rule: LogitRule = SCALED_PRODUCT
+    """The rule of the logits."""
 
 
 AttendBlock = Callable[[BlockTensors, EvictionBlock, list[BlockScores]], Tensor]
@@ -52,18 +54,18 @@ def attend_weight_free(tensors: BlockTensors, block: EvictionBlock, parts: list[
     queries = upcast_if_emulated(tensors.queries.flatten(2, 3))
     keys = dequantise_rows(upcast_if_emulated(tensors.keys), tensors.key_scales, queries.dtype)
     values = dequantise_rows(upcast_if_emulated(tensors.values), tensors.value_scales, queries.dtype)
-    return fused_attention(queries, keys, values, visible)
+    return fused_attention(queries, keys, values, visible, tensors.rule)
 
 
 def attend_remapped(places: PositionRemapping, tensors: BlockTensors, block: EvictionBlock, parts: list[BlockScores]) -> Tensor:
     """Attend at remapped positions, counted among the rows that each token can attend to."""
     visible = block.visible(0, block.T)
-    logits = places.attention_logits(tensors.queries, tensors.keys, tensors.positions, visible)
+    logits = places.attention_logits(tensors.queries, tensors.keys, tensors.positions, visible, tensors.rule)
     weights = mask_logits(logits, visible[:, :, None]).softmax(dim=-1)
     return weighted_values(weights.flatten(2, 3), tensors.values, tensors.value_scales, tensors.queries.dtype)
 
 
 def block_logits(tensors: BlockTensors) -> Tensor:
     """Return the logits of the queries of a block, ``(B, K, G, T, R)`` in at least float32."""
-    logits = attention_logits(tensors.queries.flatten(2, 3), tensors.keys, tensors.key_scales)
+    logits = attention_logits(tensors.queries.flatten(2, 3), tensors.keys, tensors.key_scales, tensors.rule)
     return logits.unflatten(2, tensors.queries.shape[2:4])

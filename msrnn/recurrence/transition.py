@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers.attention import attend
+from ..layers.attention import SCALED_PRODUCT, LogitRule, attend
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
@@ -32,12 +32,14 @@ def append_attend_reduce(
     active: Tensor | None,
     in_place: bool,
     writes: Writes | None = None,
+    rule: LogitRule = SCALED_PRODUCT,
 ) -> tuple[Tensor, MultiState]:
     """Read one token: append its row, attend, reduce. This is the definition of the recurrence.
 
     Args:
         q: ``(B, N, D)``; k, v: ``(B, K, D)``; rotated, unless H has places.
         clock, active, writes: as in :func:`reduce`; in_place: as in ``H.append``.
+        rule: of the attention logits.
 
     Returns:
         Attention output ``(B, N, D)``, and the new H.
@@ -49,7 +51,7 @@ def append_attend_reduce(
         q, keys = grown.places.rotate(q, keys, grown.positions, grown.n_learned)
         rotated_keys = keys
     visible = None if grown.no_empty_rows else ~grown.empty
-    attn_output, weights = attend(q, keys, grown.values, visible, key_scales, grown.value_scales)
+    attn_output, weights = attend(q, keys, grown.values, visible, key_scales, grown.value_scales, rule)
     return attn_output, reduce(grown, weights, clock, active, rotated_keys, writes)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
+from ..layers.attention import SCALED_PRODUCT, LogitRule
 from ..layers.differentiation import is_batched_by_vmap, is_differentiated
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
@@ -41,6 +42,7 @@ def unroll_layer(
     active: Tensor | None,
     recorder: LayerRecorder | None = None,
     shared: SharedAcrossLayers | None = None,
+    rule: LogitRule = SCALED_PRODUCT,
 ) -> tuple[Tensor, MultiState]:
     """Attend with each of T tokens and reduce after each: the result of T times append, attend, reduce.
 
@@ -52,6 +54,7 @@ def unroll_layer(
         active: ``(B, T)`` bool; tokens where it is False are not read. None: all are read.
         recorder: records every block.
         shared: work of earlier layers on the same tokens, which is extended.
+        rule: of the attention logits.
 
     Returns:
         Attention output ``(B, N, T, D)``, arbitrary for tokens that are not read, and the state after the last token; an
@@ -60,7 +63,7 @@ def unroll_layer(
     if is_batched_by_vmap(q, k, v, H.keys, H.values, H.positions, H.clock):
         raise Error("torch.func.vmap cannot read many tokens at once; expected cell.step, or a batch (B, T) without vmap")
     if H.places and recorder is None and not _evictions_known_from_positions(H):
-        return _unroll_stepwise(q, k, v, H, active)
+        return _unroll_stepwise(q, k, v, H, active, rule)
     H, shared = H.sorted_by_position(), SharedAcrossLayers() if shared is None else shared
     plan, T, outputs = _LayerPlan.of(H), k.shape[2], list[Tensor]()
     needs_grad = is_differentiated(q, k, v, H.keys, H.values)  # autograd may have saved the rows
@@ -68,7 +71,7 @@ def unroll_layer(
         stop = min(start + plan.block_tokens, T)
         some_q, some_k, some_v = (x[:, :, start:stop] for x in (q, k, v))
         layout = shared.layout(H, active, start, stop, q.dtype)
-        stored, tensors, block = _build_block(some_q, some_k, some_v, H, plan, layout)
+        stored, tensors, block = _build_block(some_q, some_k, some_v, H, plan, layout, rule)
         known = shared.evictions(block, start) if recorder is None else None
         block, parts = (known, []) if known else solve_evictions(block, recorder is not None and recorder.want_scores)
         if plan.positions_only:
@@ -86,13 +89,15 @@ def unroll_layer(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2), H
 
 
-def _unroll_stepwise(q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None) -> tuple[Tensor, MultiState]:
+def _unroll_stepwise(
+    q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None, rule: LogitRule
+) -> tuple[Tensor, MultiState]:
     """:func:`unroll_layer` token by token, as the step does it."""
     outputs = [q[:, :, :0]]
     for t in range(k.shape[2]):
         now = None if active is None else active[:, t]
         clock = H.clock + (1 if now is None else now)
-        x, H = append_attend_reduce(q[:, :, t], k[:, :, t], v[:, :, t], H, clock, now, in_place=t > 0)
+        x, H = append_attend_reduce(q[:, :, t], k[:, :, t], v[:, :, t], H, clock, now, in_place=t > 0, rule=rule)
         outputs.append(x[:, :, None])
     return torch.cat(outputs, dim=2), H
 
@@ -109,7 +114,7 @@ def _reads_positions_only(H: MultiState) -> bool:
 
 def _evictions_known_from_positions(H: MultiState) -> bool:
     """Return True if remapped positions of many tokens can be counted at once, because evictions depend on positions only."""
-    return H.places is not None and H.places.rope.relative and _reads_positions_only(H) and not H.n_learned
+    return H.places is not None and H.places.is_relative and _reads_positions_only(H) and not H.n_learned
 
 
 @dataclass(frozen=True)
@@ -143,14 +148,14 @@ class _LayerPlan:
 
 
 def _build_block(
-    q: Tensor, k: Tensor, v: Tensor, H: MultiState, plan: _LayerPlan, layout: BlockLayout
+    q: Tensor, k: Tensor, v: Tensor, H: MultiState, plan: _LayerPlan, layout: BlockLayout, rule: LogitRule
 ) -> tuple[dict[str, Tensor], BlockTensors, EvictionBlock]:
     """Return keys and values of all rows as H stores them, the tensors of the block, and the block without evictions."""
     (B, K, T), operator, new = k.shape[:3], H.reduction, encode_rows(k, v, H.is_quantised)
     stored = {name: torch.cat((H.rows[name], x), dim=2) for name, x in new.items()}  # (B, K, R, …)
     entered = layout.clock if layout.uniform else layout.clock.masked_fill(~layout.active, EMPTY)
     positions = torch.cat((H.positions, entered[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
-    tensors = BlockTensors(q.unflatten(1, (K, -1)), positions=positions, **stored)
+    tensors = BlockTensors(q.unflatten(1, (K, -1)), positions=positions, **stored, rule=rule)
     if H.places:  # rotation needs numbers
         keys = dequantise_rows(tensors.keys, tensors.key_scales, q.dtype)
         if plan.rotate:

@@ -6,14 +6,14 @@ position 0, and each following row the previous position plus a gap given by the
 row. The stored ``positions`` do not change.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import Error
-from ..layers.attention import attention_logits
+from ..layers.attention import SCALED_PRODUCT, LogitRule, attention_logits
 from ..layers.differentiation import is_batched_by_vmap
 from ..layers.rotary import Rope, apply_rotary
 from ..reductions.contract import EMPTY
@@ -36,27 +36,39 @@ arXiv:2401.06104."""
 
 @dataclass(frozen=True)
 class PositionRemapping:
-    """A rule, one of ``RULES``, and the rotary embedding of the model. "absolute" is not a remapping: it is None."""
+    """A rule, one of ``RULES``, and the rotary embedding of a layer. "absolute" is not a remapping: it is None.
+
+    ``rope`` is None in a layer without positions (SmolLM3), where nothing is rotated.
+    """
 
     rule: str
-    rope: Rope
+    rope: Rope | None
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, str) or self.rule not in RULES:
             raise Error(f"places are {self.rule!r:.60}; expected one of {', '.join([ABSOLUTE, *RULES])}")
 
     @staticmethod
-    def from_name(rule: str, rope: Rope | None) -> "PositionRemapping | None":
-        """Return the remapping of a rule, or None for "absolute".
+    def per_layer(rule: str, ropes: Sequence[Rope | None]) -> "list[PositionRemapping | None]":
+        """Return the remapping of a rule in each layer; None everywhere for "absolute".
+
+        Args:
+            rule: one of ``RULES``, or "absolute".
+            ropes: the rotary embedding of each layer; None for a layer without one.
 
         Raises:
             Error: an unknown rule, or a rule for a cell without rotary positions.
         """
         if isinstance(rule, str) and rule == ABSOLUTE:
-            return None
-        if rope is None:
+            return [None] * len(ropes)
+        if not any(ropes):
             raise Error(f"places are {rule!r:.60}; expected {ABSOLUTE!r}, because this cell has no rotary positions")
-        return PositionRemapping(rule, rope)
+        return [PositionRemapping(rule, rope) for rope in ropes]
+
+    @property
+    def is_relative(self) -> bool:
+        """True if attention depends on the distances of remapped positions only."""
+        return self.rope is None or self.rope.relative
 
     def remapped_positions(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         """Map ``positions (B, K, R)`` int64 to remapped positions in ``dtype``; undefined for empty and learned rows."""
@@ -77,6 +89,8 @@ class PositionRemapping:
         Returns:
             Query ``(B, N, D)`` and keys ``(B, K, R, D)``, rotated.
         """
+        if self.rope is None:
+            return q, keys
         K, D = keys.shape[1], keys.shape[3]
         readable = positions.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batched_by_vmap(positions)
         if readable and bool((positions == positions[:, :1]).all()):
@@ -88,10 +102,12 @@ class PositionRemapping:
             rotated = torch.cat((keys[:, :, :n_learned], rotated[:, :, n_learned:]), dim=2)
         return apply_rotary(q.unflatten(1, (K, -1)), (cos[:, :, -1], sin[:, :, -1])).flatten(1, 2), rotated
 
-    def attention_logits(self, q: Tensor, keys: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+    def attention_logits(
+        self, q: Tensor, keys: Tensor, positions: Tensor, visible: Tensor, rule: LogitRule = SCALED_PRODUCT
+    ) -> Tensor:
         """Return the logits of T queries and all rows that any of them attends to; the last T rows are their own.
 
-        This works for a rope that is ``relative``, because only distances matter to it. Most remapped distances equal those in
+        This works if :attr:`is_relative`, because only distances matter to it. Most remapped distances equal those in
         the text and take one product. The few rows with another distance, such as sinks, are rotated for each query separately.
         This synchronises with the device.
 
@@ -99,10 +115,13 @@ class PositionRemapping:
             q: ``(B, K, G, T, D)``; keys: ``(B, K, R, D)``; not rotated.
             positions: ``(B, K, R)`` int64.
             visible: ``(B, 1 or K, T, R)`` bool, True where a query attends to a row.
+            rule: of the logits.
 
         Returns:
             ``(B, K, G, T, R)`` in at least float32; undefined for rows that are not visible.
         """
+        if self.rope is None:
+            return attention_logits(q.flatten(2, 3), keys, rule=rule).unflatten(2, q.shape[2:4])
         (T, D), R = q.shape[3:], keys.shape[2]
         if visible.shape[1] == 1 and bool((positions == positions[:, :1]).all()):
             positions = positions[:, :1]  # all heads hold the same tokens
@@ -111,7 +130,7 @@ class PositionRemapping:
         cos, sin = self.rope.cos_sin(text, D, keys.dtype)  # (B, K, R, 1, D)
         rotated_keys = apply_rotary(keys.unsqueeze(-2), (cos, sin)).squeeze(-2)
         rotated_q = apply_rotary(q, (cos[:, :, None, -T:, 0], sin[:, :, None, -T:, 0]))
-        logits = attention_logits(rotated_q.flatten(2, 3), rotated_keys).unflatten(2, q.shape[2:4])
+        logits = attention_logits(rotated_q.flatten(2, 3), rotated_keys, rule=rule).unflatten(2, q.shape[2:4])
         remapped = self.remapped_positions(positions[:, :, None].masked_fill(~visible, EMPTY), wide)  # (B, K, T, R)
         distance = remapped.diagonal(R - T, -2, -1)[..., None] - remapped
         differs = ((distance - (text[:, :, -T:, None] - text[:, :, None])).abs() > 0.01) & visible
@@ -122,5 +141,5 @@ class PositionRemapping:
         for some in columns.split(chunk) if len(columns) else ():
             cos_sin = self.rope.cos_sin(-distance[..., some], D, keys.dtype)  # (B, 1 or K, T, M, 1, D)
             per_query = apply_rotary(keys[:, :, None, some, None], cos_sin).squeeze(-2)  # (B, K, T, M, D)
-            logits[..., some] = attention_logits(unrotated, per_query).transpose(2, 3)
+            logits[..., some] = attention_logits(unrotated, per_query, rule=rule).transpose(2, 3)
         return logits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, describe
-from ..layers.rotary import ROPE_TYPES
+from ..layers.rotary import ROPE_TYPES, Rope
 from ..reductions.contract import EMPTY, LEARNED, Reduction
 from ..reductions.registry import defined_reductions
 from ..storage.atomic import atomic_file
@@ -59,8 +59,8 @@ def write_layers(
         "operators": json.dumps([_operator_to_dict(H.reduction) for H in layers]),
         "cell": json.dumps(asdict(fingerprint)),
     }
-    if (places := layers[0].places) is not None:
-        entries["places"] = json.dumps({"rule": places.rule, "rope": places.rope.to_dict()})
+    if layers[0].places is not None:
+        entries["places"] = _places_to_json([H.places for H in layers])
     with atomic_file(path) as staging:
         single = {"clock": layers[0].clock, **more}
         write_tensors(staging, {**tensors, **{name: LazyTensor.of(x) for name, x in single.items()}}, entries)
@@ -95,7 +95,7 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
     try:
         operators = json.loads(metadata["operators"], object_pairs_hook=reject_duplicate_keys)
         reductions = [_operator_from_dict(fields) for fields in operators]
-        places = _places(metadata["places"]) if "places" in metadata else None
+        places = _places_from_json(metadata["places"], len(reductions)) if "places" in metadata else [None] * len(reductions)
         clock = tensors.pop("clock")
         more = {str(name): tensors.pop(name) for name in ("logits", "recent_tokens") if name in tensors}
         fingerprint = _fingerprint(json.loads(metadata["cell"], object_pairs_hook=reject_duplicate_keys))
@@ -104,7 +104,7 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
             names = ("keys", "values", "positions", *(SCALES.values() if version == INT8_VERSION else ()))
             rows: dict[str, Any] = {name: tensors.pop(f"layers.{i}.{name}") for name in names}
             row_stats = {name: tensors.pop(f"layers.{i}.{name}") for name in reduction.stat_names}
-            H = MultiState(**rows, clock=clock, reduction=reduction, row_stats=row_stats, places=places)
+            H = MultiState(**rows, clock=clock, reduction=reduction, row_stats=row_stats, places=places[i])
             n_learned = int((H.positions == LEARNED).all(0).all(0).sum())
             layers.append(replace(H, no_empty_rows=not bool(H.empty.any()), n_learned=n_learned))
     except Error:
@@ -182,10 +182,26 @@ def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
     return Fingerprint(signature, dtype, tuple(map(float, values)))
 
 
-def _places(text: str) -> PositionRemapping:
+def _places_to_json(places: Sequence[PositionRemapping | None]) -> str:
+    """Return the rule and the rotary embedding; a list with one per layer where the layers differ."""
+    ropes = [None if x is None or x.rope is None else x.rope.to_dict() for x in places]
+    assert places[0] is not None
+    return json.dumps({"rule": places[0].rule, "rope": ropes if any(rope != ropes[0] for rope in ropes) else ropes[0]})
+
+
+def _places_from_json(text: str, n_layers: int) -> list[PositionRemapping]:
     fields = json.loads(text, object_pairs_hook=reject_duplicate_keys)
-    rope = ROPE_TYPES[fields["rope"].pop("rope_type")](**fields.pop("rope"))
-    return PositionRemapping(**fields, rope=rope)
+    rule, ropes = fields["rule"], fields["rope"]
+    ropes = ropes if isinstance(ropes, list) else [ropes] * n_layers
+    if len(ropes) != n_layers or fields.keys() != {"rule", "rope"}:
+        raise ValueError("places do not fit the layers")
+
+    def rope(values: dict[str, Any] | None) -> Rope | None:
+        if values is None:
+            return None
+        return ROPE_TYPES[values["rope_type"]](**{name: x for name, x in values.items() if name != "rope_type"})
+
+    return [PositionRemapping(rule, rope(values)) for values in ropes]
 
 
 def _check_layer(H: MultiState, first: MultiState, where: str) -> None:

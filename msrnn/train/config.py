@@ -10,7 +10,9 @@ from ..models.config import Config
 from ..models.decoder_config import DecoderConfig
 from ..models.encoder_decoder import EncoderDecoderConfig
 from ..models.registry import config_from_dict
-from ..reductions.registry import parse_reduction, per_layer
+from ..reductions.per_layer import per_layer
+from ..reductions.registry import parse_reduction
+from ..reductions.tova_paper import Full
 from ..storage.files import read_json
 
 BYTES, BPE = "bytes", "bpe"
@@ -79,7 +81,7 @@ class TrainConfig:
             raise Error(f"tokenizer is {self.tokenizer!r:.60}; expected {BYTES}, or {BPE} with a size, such as {BPE}:4096")
         object.__setattr__(self, "model", dict(self.model))
         config = self.model_config(256 if self.tokenizer == BYTES else int(size))
-        per_layer(parse_reduction(self.reduction), config.n_layers)
+        per_layer(parse_reduction(self.reduction), config.n_layers, Full())
         if isinstance(config, DecoderConfig) and config.positions == "learned":
             chunks = 1 if config.recurrent else self.chunks_per_state  # a recurrent memory restarts the clock with every chunk
             if chunks * self.chunk_length > config.context_length:

@@ -37,7 +37,7 @@ def naive(cell, text, reduction):
     caches, logits = [[] for _ in cell.layers], []
     for t, token in enumerate(text):
         x = cell.embed_tokens(token, torch.tensor(t))
-        turn = cell.position_encoding.prepare(torch.tensor(t), x.dtype)
+        turn = cell.position_encodings[0].prepare(torch.tensor(t), x.dtype)
         for layer, cache in zip(cell.layers, caches, strict=True):
             q, k, v = layer.project_qkv(x, turn)  # (N, D), (K, D)
             cache.append((t, rounded(k), rounded(v)))

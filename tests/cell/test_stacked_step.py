@@ -41,7 +41,7 @@ def test_unbounded_layers_and_layers_that_differ_are_not_stacked(reduction):
     for token in random_tokens(1, 2, 5).T:
         _, state = cell.step(token, state)
     x = cell.embed_tokens(token, state.clock)
-    prepared = cell.position_encoding.prepare(state.clock, x.dtype)
+    prepared = cell.prepare_positions(state.clock, x.dtype)
     assert stacked_step(list(cell.layers), x, state, prepared, None, in_place=False) is None
 
 

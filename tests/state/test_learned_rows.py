@@ -14,7 +14,8 @@ from support.tiny_models import assert_close, random_tokens, tiny_cell
 
 import msrnn
 from msrnn.reductions.contract import EMPTY, LEARNED, Observation, Reduction, SpecNames
-from msrnn.reductions.registry import parse_reduction, per_layer
+from msrnn.reductions.per_layer import per_layer
+from msrnn.reductions.registry import parse_reduction
 
 P, SIZE = 3, 5
 """Number of learned rows, and size of the operators."""
@@ -192,7 +193,8 @@ def test_prefill_evicts_no_learned_row():
     cell, text = tiny_cell(), random_tokens(6, 2, 20)
     learned, _ = initial_states(cell, "all-protected:5")
     cell.initial_state = lambda B, reduction, dtype: learned.with_layers(  # type: ignore[method-assign]
-        replace(H, reduction=operator) for H, operator in zip(learned, per_layer(reduction, len(learned)), strict=True)
+        replace(H, reduction=operator)
+        for H, operator in zip(learned, per_layer(reduction, 2, reduction), strict=True)
     )
     _, state = msrnn.prefill(cell, text, "all-protected:5")
     for H in state:

@@ -1,0 +1,75 @@
+"""Which operator bounds which layer, where the published model bounds some layers itself.
+
+Gemma, Ministral and others have layers with a window between layers that attend to all tokens. The windows are part of the
+published model, and the other layers hold most of the KV cache. So an operator bounds only the layers without a window.
+``all-layers:tova:512`` bounds all layers and replaces the windows. A model with a window in every layer, such as Mistral v0.1,
+has no other layers, so an operator replaces its windows.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import Error
+from .all_layers import AllLayers
+from .contract import Reduction
+from .registry import parse_reduction
+
+
+def per_layer(
+    reduction: Reduction | str | Sequence[Reduction | str] | None, n_layers: int, published: Reduction | Sequence[Reduction]
+) -> list[Reduction]:
+    """Return one operator per layer, each with an int size.
+
+    Args:
+        reduction: an operator or its spec string, for the layers that the published model does not bound, or for all layers if
+            it is :class:`AllLayers` or the published model bounds every layer; or one operator or spec string per layer. None:
+            the published model.
+        n_layers: number of layers.
+        published: the operator of the published model, or one per layer.
+
+    Raises:
+        Error: another number of operators or sizes than layers; a class that breaks the contract.
+    """
+    own = _one_per_layer(published, n_layers)
+    if reduction is None:
+        return own
+    operators, bounded = _one_per_layer(reduction, n_layers), [operator.size is not None for operator in own]
+    several = isinstance(reduction, Sequence) and not isinstance(reduction, str)
+    if several or all(bounded) or isinstance(_operator(reduction), AllLayers):
+        return operators
+    return [window if is_bounded else new for window, is_bounded, new in zip(own, bounded, operators, strict=True)]
+
+
+def _operator(reduction: Any) -> Reduction:
+    """Return an operator from itself or its spec string."""
+    return reduction if isinstance(reduction, Reduction) else parse_reduction(reduction)
+
+
+def _one_per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_layers: int) -> list[Reduction]:
+    """Return one operator per layer from one operator or from one per layer, each given by itself or its spec string."""
+    if isinstance(reduction, Sequence) and not isinstance(reduction, str):
+        if len(reduction) != n_layers:
+            raise Error(f"{len(reduction)} reductions for a cell of {n_layers} layers; expected one per layer")
+        return [_one_per_layer(r, n_layers)[layer] for layer, r in enumerate(reduction)]
+    operator = _operator(reduction)
+    if isinstance(operator.size, tuple) and len(operator.size) != n_layers:
+        kind = type(operator).__name__
+        raise Error(f"{kind}: {len(operator.size)} sizes for a cell of {n_layers} layers; expected one per layer")
+    operators = [operator.for_layer(layer) for layer in range(n_layers)]
+    for of_layer in operators:
+        if not isinstance(of_layer, Reduction):
+            raise Error(f"{type(operator).__name__}.for_layer returns {of_layer!r:.60}; expected a Reduction")
+        of_layer.check_contract()
+    return operators
+
+
+def format_operators(operators: Reduction | Sequence[Reduction]) -> str:
+    """Return one operator, or one per layer, as text: ``full``, or ``window:511 in 15 layers, full in 3``."""
+    if isinstance(operators, Reduction):
+        return str(operators)
+    counts = Counter(map(str, operators))
+    if len(counts) == 1:
+        return next(iter(counts))
+    (first, n), *others = counts.items()
+    return ", ".join([f"{first} in {n} layers", *(f"{name} in {n}" for name, n in others)])

@@ -13,16 +13,41 @@ from .config import Config
 from .decoder import Decoder
 from .decoder_config import DecoderConfig
 from .encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from .gemma2 import Gemma2, GemmaConfig
+from .gemma3 import Gemma3
+from .granite import Granite, GraniteConfig
+from .granite_swa import GraniteSwa
 from .llama import Llama
+from .ministral3 import Ministral3, Ministral3Config
+from .olmo2 import Olmo2
+from .qwen2 import Qwen2
+from .qwen3 import Qwen3
 
 AnyConfig = Config | DecoderConfig | EncoderDecoderConfig
-CELLS: dict[type, type[Cell]] = {Config: Llama, DecoderConfig: Decoder, EncoderDecoderConfig: EncoderDecoder}
-"""The cell class of each config class."""
+FAMILIES: dict[str, tuple[type, type[Cell]]] = {
+    "llama": (Config, Llama),
+    "mistral": (Config, Llama),
+    "yi": (Config, Llama),
+    "ministral": (Config, Llama),
+    "ministral3": (Ministral3Config, Ministral3),
+    "smollm3": (Config, Llama),
+    "phi3": (Config, Llama),
+    "qwen2": (Config, Qwen2),
+    "qwen3": (Config, Qwen3),
+    "olmo2": (Config, Olmo2),
+    "gemma2": (GemmaConfig, Gemma2),
+    "gemma3": (GemmaConfig, Gemma3),
+    "granite": (GraniteConfig, Granite),
+    "granite_swa": (GraniteConfig, GraniteSwa),
+    "decoder": (DecoderConfig, Decoder),
+    "encoder-decoder": (EncoderDecoderConfig, EncoderDecoder),
+}
+"""The config class and the cell class of each family."""
 
 
 def build_random(config: AnyConfig) -> Cell:
     """Return a new cell with random, trainable parameters."""
-    return CELLS[type(config)](config)
+    return FAMILIES[config.family][1](config)
 
 
 def build_on_meta(config: AnyConfig) -> Cell:
@@ -42,13 +67,22 @@ def config_from_dict(values: Mapping[str, Any]) -> AnyConfig:
         if not isinstance(eos := values["eos_token_ids"], list | tuple):
             raise Error(f"config: eos_token_ids is {eos!r:.60}; expected a list of token ids")
         values["eos_token_ids"] = tuple(eos)
-    for kind in (DecoderConfig, EncoderDecoderConfig):
-        if values.get("family") == kind.family:
-            del values["family"]
-            if isinstance(values.get("positions"), dict):
-                values["positions"] = _rope(values["positions"], "positions")
-            return _from_fields(kind, values, "config")
-    return _from_fields(Config, {**values, "rope": _rope(values.get("rope"), "rope")}, "config")
+    family = values.get("family")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise Error(f"config: family is {family!r:.60}; expected {', '.join(FAMILIES)}")
+    kind = FAMILIES[family][0]
+    if not issubclass(kind, Config):
+        del values["family"]
+        if isinstance(values.get("positions"), dict):
+            values["positions"] = _rope(values["positions"], "positions")
+        return _from_fields(kind, values, "config")
+    values["rope"] = _rope(values.get("rope"), "rope")
+    for name in ("layer_windows", "layer_ropes"):
+        if not isinstance(entries := values.get(name, []), list | tuple):
+            raise Error(f"config: {name} is {entries!r:.60}; expected a list with one entry per layer")
+        values[name] = tuple(entries)
+    values["layer_ropes"] = tuple(None if x is None else _rope(x, "layer_ropes") for x in values["layer_ropes"])
+    return _from_fields(kind, values, "config")
 
 
 def _rope(values: Any, name: str) -> Rope:

@@ -193,8 +193,7 @@ def test_prefill_evicts_no_learned_row():
     cell, text = tiny_cell(), random_tokens(6, 2, 20)
     learned, _ = initial_states(cell, "all-protected:5")
     cell.initial_state = lambda B, reduction, dtype: learned.with_layers(  # type: ignore[method-assign]
-        replace(H, reduction=operator)
-        for H, operator in zip(learned, per_layer(reduction, 2, reduction), strict=True)
+        replace(H, reduction=operator) for H, operator in zip(learned, per_layer(reduction, 2, reduction), strict=True)
     )
     _, state = msrnn.prefill(cell, text, "all-protected:5")
     for H in state:

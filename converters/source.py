@@ -38,17 +38,19 @@ class Source:
 
 @dataclass(frozen=True)
 class NameTable:
-    """The tensor names of a format and msrnn's names for them, both without the suffix ``.weight``.
+    """The tensor names of a format and msrnn's names for them.
 
     Attributes:
-        outer: names outside the layers.
-        layer: names within a layer.
+        outer: names outside the layers, both without the suffix ``.weight``.
+        layer: names within a layer, both without the suffix ``.weight``.
         layers: the prefix before the number of a layer.
+        vectors: full names of further parameters of a layer, such as biases, and msrnn's full names.
     """
 
     outer: Mapping[str, str]
     layer: Mapping[str, str]
     layers: str
+    vectors: Mapping[str, str] = field(default_factory=dict)
 
     def to_msrnn(self, name: str) -> str:
         """Return msrnn's name for a tensor of the format.
@@ -95,20 +97,23 @@ class NameTable:
         return unwrapped
 
     def _find(self, name: str) -> str | None:
-        stem, _, suffix = name.rpartition(".")
-        match = re.fullmatch(rf"{re.escape(self.layers)}\.(0|[1-9]\d*)\.(.+)", stem)
-        part = self.layer.get(match[2]) if match else self.outer.get(stem)
+        match = re.fullmatch(rf"{re.escape(self.layers)}\.(0|[1-9]\d*)\.(.+)", name)
+        if match and match[2] in self.vectors:
+            return f"layers.{match[1]}.{self.vectors[match[2]]}"
+        stem, _, suffix = (match[2] if match else name).rpartition(".")
+        part = (self.layer if match else self.outer).get(stem)
         if suffix != "weight" or part is None:
             return None
         return f"layers.{match[1]}.{part}.weight" if match else f"{part}.weight"
 
     def from_msrnn(self, name: str) -> str:
         """Return the format's name for a tensor of msrnn."""
-        stem = name.removesuffix(".weight")
-        if not stem.startswith("layers."):
-            return f"{_inverse(self.outer)[stem]}.weight"
-        _, layer, part = stem.split(".")
-        return f"{self.layers}.{layer}.{_inverse(self.layer)[part]}.weight"
+        if not name.startswith("layers."):
+            return f"{_inverse(self.outer)[name.removesuffix('.weight')]}.weight"
+        _, layer, part = name.split(".", 2)
+        if (vector := _inverse(self.vectors).get(part)) is not None:
+            return f"{self.layers}.{layer}.{vector}"
+        return f"{self.layers}.{layer}.{_inverse(self.layer)[part.removesuffix('.weight')]}.weight"
 
 
 def _inverse(table: Mapping[str, str]) -> dict[str, str]:

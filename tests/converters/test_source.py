@@ -165,3 +165,15 @@ OTHERS = {
 def test_other_tensors_are_refused_with_the_next_step(more, message, model):
     with refusing(message):
         converters.load(({**model.state_dict(), **more}, model.config))
+
+
+def test_a_name_table_maps_parameters_that_are_no_weight_of_a_module():
+    from converters.source import NameTable
+
+    names = NameTable({"norm": "norm"}, {"a.q": "q"}, "model.layers", {"a.q.bias": "q_bias", "a.sinks": "sinks"})
+    for hf, own in (("a.q.weight", "q.weight"), ("a.q.bias", "q_bias"), ("a.sinks", "sinks")):
+        assert names.to_msrnn(f"model.layers.12.{hf}") == f"layers.12.{own}"
+        assert names.from_msrnn(f"layers.12.{own}") == f"model.layers.12.{hf}"
+    for wrong in ("model.layers.12.a.q_bias", "model.layers.12.a.sinks.weight", "a.sinks", "model.layers.12.a.q"):
+        with refusing("is not part of this architecture"):
+            names.to_msrnn(wrong)

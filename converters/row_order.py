@@ -1,7 +1,8 @@
 """The order of the rows of q and k, which follows from the pairs that rotary positions rotate.
 
-Hugging Face and this library pair number i of a head with number i + D/2 (half-split). Meta, Mistral and GGUF pair 2i with
-2i + 1 (interleaved). The models are equal, but the rows of the weights of q and k are permuted.
+Hugging Face and this library pair number i of a head with number i + D/2 (half-split). Meta, Mistral and the GGUF files of
+LLaMA and SmolLM3 pair 2i with 2i + 1 (interleaved); GGUF files of other architectures are half-split. The models are equal, but
+the rows of the weights of q and k are permuted.
 """
 
 from collections.abc import Mapping

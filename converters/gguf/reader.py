@@ -12,36 +12,22 @@ from msrnn.storage.files import to_json
 from msrnn.storage.lazy_tensors import LazyTensor
 
 from ..extra_files import count_ids
+from ..fields import Fields
 from ..names import is_buffer
 from ..row_order import half_split_packed, half_split_qk
-from ..source import NameTable, Source
+from ..source import Source
 from ..tokenization import bpe, templates
 from ..tokenization.folder import NoTokenizer
 from ..tokenization.settings import CONFIG
+from .architectures import find_architecture
 from .config import config_from_gguf
 from .header import read_header
 from .packed import packed_matrices
 from .rope import ROPE_FREQS
-from .tensors import check_offsets, is_scale, read_scaled
+from .tensors import check_offsets, is_scale, read_offset_norm, read_scaled
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-NAMES = NameTable(
-    outer={"token_embd": "embed", "output_norm": "norm", "output": "head"},
-    layer={
-        "attn_norm": "attention_norm",
-        "attn_q": "q",
-        "attn_k": "k",
-        "attn_v": "v",
-        "attn_output": "o",
-        "ffn_norm": "ffn_norm",
-        "ffn_gate": "gate",
-        "ffn_up": "up",
-        "ffn_down": "down",
-    },
-    layers="blk",
-)
 
 
 def open_checkpoint(path: Path) -> Source:
@@ -52,19 +38,22 @@ def open_checkpoint(path: Path) -> Source:
     """
     header = read_header(path)
     config = config_from_gguf(header)
+    architecture = find_architecture(Fields(header.metadata, path))
     check_offsets(header)
     names = {
-        name: NAMES.to_msrnn(name)
+        name: architecture.to_msrnn(name)
         for name in header.tensors
         if name != ROPE_FREQS and not is_buffer(name) and not is_scale(header, name)
     }
-    tensors = {
-        own: LazyTensor(header.tensors[name].shape, torch.float32, partial(read_scaled, header, name))
-        for name, own in names.items()
-    }
-    tensors = half_split_qk(tensors, config)
+    tensors = {}
+    for name, own in names.items():
+        offset = architecture.offset_norms and own.endswith("norm.weight")
+        read = partial(read_offset_norm if offset else read_scaled, header, name)
+        tensors[own] = LazyTensor(header.tensors[name].shape, torch.float32, read)
     matrices = {name: own.removesuffix(".weight") for name, own in names.items() if own != "embed.weight"}
-    packed = half_split_packed(packed_matrices(header, matrices), config)
+    packed = packed_matrices(header, matrices)
+    if architecture.interleaved:
+        tensors, packed = half_split_qk(tensors, config), half_split_packed(packed, config)
     template = bpe.chat_template(header.metadata, path)
     files = {} if template is None else {templates.FILE: template.encode()}
     try:

@@ -15,8 +15,8 @@ ROPE_FREQS = "rope_freqs.weight"
 """The divisors of the rotary frequencies under Llama 3's scaling; a tensor that is no parameter."""
 
 
-def rope_from_gguf(meta: Fields, header: Header, head_dim: int) -> Rope:
-    """Return the rope of a file.
+def rope_from_gguf(meta: Fields, header: Header, prefix: str, head_dim: int) -> Rope:
+    """Return the rope of a file; ``prefix`` begins the keys of its architecture.
 
     As in llama.cpp, a factor of 0 means no scaling, a factor without a type means linear, and ``rope.scale_linear`` (2023) is
     the factor if ``rope.scaling.factor`` is missing.
@@ -24,18 +24,18 @@ def rope_from_gguf(meta: Fields, header: Header, head_dim: int) -> Rope:
     Raises:
         Error: another type, or values that do not fit together.
     """
-    prefix = "llama.rope.scaling."
-    theta, old_factor = meta.get_float("llama.rope.freq_base", 10000.0), meta.get_float("llama.rope.scale_linear", 0.0)
-    factor = meta.get_float(prefix + "factor", old_factor)
-    rope_type = meta.values.get(prefix + "type", "linear" if factor else "none")
+    scaling, old_key = prefix + "rope.scaling.", prefix + "rope.scale_linear"
+    theta = meta.get_float(prefix + "rope.freq_base", 10000.0)
+    factor = meta.get_float(scaling + "factor", meta.get_float(old_key, 0.0))
+    rope_type = meta.values.get(scaling + "type", "linear" if factor else "none")
     if rope_type == "linear" and factor in (0.0, 1.0):
         rope_type = "none"
-    if rope_type != "yarn" and meta.get_float(prefix + "attn_factor", 1.0) != 1:
-        raise meta.error(prefix + "attn_factor", f"1 for the type {rope_type!r}")
+    if rope_type != "yarn" and meta.get_float(scaling + "attn_factor", 1.0) != 1:
+        raise meta.error(scaling + "attn_factor", f"1 for the type {rope_type!r}")
     if ROPE_FREQS in header.tensors:
         if rope_type != "none":
-            name = prefix + "type" if prefix + "type" in meta.values else prefix + "factor"
-            name = name if name in meta.values else "llama.rope.scale_linear"
+            name = scaling + "type" if scaling + "type" in meta.values else scaling + "factor"
+            name = name if name in meta.values else old_key
             raise meta.error(name, f"'none' in a file with {ROPE_FREQS}")
         return _llama3(header, theta, head_dim)
     if rope_type == "none":
@@ -43,16 +43,16 @@ def rope_from_gguf(meta: Fields, header: Header, head_dim: int) -> Rope:
     if rope_type == "linear":
         return LinearRope(theta, factor)
     if rope_type != "yarn":
-        raise meta.error(prefix + "type", "'none', 'linear' or 'yarn'")
+        raise meta.error(scaling + "type", "'none', 'linear' or 'yarn'")
     if factor < 1:
-        raise meta.error(prefix + "factor", "at least 1 for yarn")
+        raise meta.error(scaling + "factor", "at least 1 for yarn")
     return YarnRope(
         theta,
         factor,
-        original_length=meta.get_int(prefix + "original_context_length", meta.get_int("llama.context_length")),
-        attention_factor=(0.1 * math.log(factor) + 1) * meta.get_float(prefix + "attn_factor", 1.0),  # llama.cpp's product
-        beta_fast=meta.get_float(prefix + "yarn_beta_fast", 32.0),
-        beta_slow=meta.get_float(prefix + "yarn_beta_slow", 1.0),
+        original_length=meta.get_int(scaling + "original_context_length", meta.get_int(prefix + "context_length")),
+        attention_factor=(0.1 * math.log(factor) + 1) * meta.get_float(scaling + "attn_factor", 1.0),  # llama.cpp's product
+        beta_fast=meta.get_float(scaling + "yarn_beta_fast", 32.0),
+        beta_slow=meta.get_float(scaling + "yarn_beta_slow", 1.0),
     )
 
 

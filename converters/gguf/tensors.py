@@ -42,6 +42,15 @@ def read_scaled(header: Header, name: str) -> Tensor:
     return x * read_tensor(header, scale) if scale in header.tensors else x
 
 
+def read_offset_norm(header: Header, name: str) -> Tensor:
+    """Return the weight of a norm whose file has 1 + weight, ``(E,)``, as :func:`read_tensor` does.
+
+    The difference is exact for numbers of at least 1/2, so the norm multiplies by the numbers of the file. Writing the file
+    rounded 1 + weight to float32: bits of the weight below 2⁻²⁴ are lost, none of a bfloat16 weight of at least 2⁻¹⁶.
+    """
+    return read_tensor(header, name) - 1
+
+
 def scale_of(name: str) -> str:
     """Return the name of the scale of a weight."""
     return name.removesuffix(".weight") + SCALE

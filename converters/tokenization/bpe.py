@@ -1,8 +1,8 @@
 """Build the tokenizer that the metadata of a GGUF file describes, and return its chat template.
 
-LLaMA, Mistral and Yi need two kinds. ``llama`` is SentencePiece's BPE with a score per piece. ``gpt2`` is byte-level BPE, for
-which the file only names the rule that splits a text into words (:mod:`.word_splitting`). Missing keys have llama.cpp's
-defaults (``src/llama-vocab.cpp``).
+There are two kinds. ``llama`` is SentencePiece's BPE with a score per piece (LLaMA 1 and 2, Mistral, Gemma). ``gpt2`` is
+byte-level BPE, for which the file only names the rule that splits a text into words (:mod:`.word_splitting`). Missing keys have
+llama.cpp's defaults (``src/llama-vocab.cpp``).
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from msrnn.errors import Error
 
 from ..fields import Fields
 from .processing import add_bos_and_eos
-from .word_splitting import NAMES, WHOLE_WORDS, word_splitter
+from .word_splitting import COMPOSED, NAMES, WHOLE_WORDS, word_splitter
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -54,10 +54,10 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> "Tokenizer":
         raise Error(f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2' or 'llama'")
     try:
         result = build(meta, tokens, types)
-        for token, token_type in zip(tokens, types, strict=True):
-            if token_type in (UNKNOWN, CONTROL, USER_DEFINED):  # matched in the text before it is split
-                added = AddedToken(token, special=token_type != USER_DEFINED, normalized=False)
-                (result.add_tokens if token_type == USER_DEFINED else result.add_special_tokens)([added])
+        for kinds, special in ((UNKNOWN, CONTROL), True), ((USER_DEFINED,), False):  # matched in the text before it is split
+            added = [token for token, kind in zip(tokens, types, strict=True) if kind in kinds]
+            # all at once, because every call builds the search for all of them again: Gemma has 6,000
+            result.add_tokens([AddedToken(token, special=special, normalized=False) for token in added])
         _add_bos_and_eos(result, meta, tokens, bos_default=kind == "llama" or _pre(meta) in WHOLE_WORDS)
     except (Error, KeyboardInterrupt):
         raise
@@ -104,7 +104,7 @@ def _pre(meta: Fields) -> str:
 
 def _byte_level(meta: Fields, tokens: list[str], types: list[int]) -> "Tokenizer":
     """Return byte-level BPE: bytes are written as printable characters and merged within words in the order of ``merges``."""
-    from tokenizers import Tokenizer, decoders, models
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     vocab = {token: n for n, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ")) for merge in _get(meta, "merges", list, of=str)]
@@ -118,6 +118,8 @@ def _byte_level(meta: Fields, tokens: list[str], types: list[int]) -> "Tokenizer
         raise Error(f"{meta.where}: tokenizer.ggml.pre is {pre!r:.60}; expected one of {', '.join(NAMES)}")
     # Llama 3 first searches the vocabulary for the whole word, because no sequence of merges produces some of its tokens
     result = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS))
+    if pre in COMPOSED:
+        result.normalizer = normalizers.NFC()
     result.pre_tokenizer = word_splitter(pre)
     result.decoder = decoders.ByteLevel()
     return result

@@ -13,6 +13,7 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -45,6 +46,8 @@ DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CHINESE_AND_KOREAN)
 
 EXPRESSIONS = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), (LLAMA3,)),
+    "smaug-bpe": (LLAMA3,),  # SmolLM3
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), (QWEN2,)),
     "tekken": (TEKKEN,),
     "deepseek-llm": DEEPSEEK_LLM,
     "deepseek-coder": DEEPSEEK_CODER,
@@ -53,6 +56,8 @@ EXPRESSIONS = {
 SINGLE_DIGITS = ("deepseek-llm", "deepseek-coder", "smollm")
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")
 """Rules under which a word that is a token is not merged from its bytes, and under which the default is to add bos."""
+COMPOSED = ("qwen2", "deepseek-r1-qwen")
+"""Rules under which a text is normalized to NFC before it is split, as in Qwen's ``tokenizer.json`` (llama.cpp does not)."""
 NAMES = (*EXPRESSIONS, "smollm", "gpt-2")
 
 

@@ -147,8 +147,8 @@ def test_llama3_scaling_is_recovered_from_its_divisors(write_tiny, cell, factor,
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"general.architecture": "gemma"}, "general.architecture is 'gemma'; expected 'llama'"),
-        ({"general.architecture": None}, "general.architecture is missing; expected 'llama'"),
+        ({"general.architecture": "gemma"}, "general.architecture is 'gemma'; expected one of 'llama', 'smollm3'"),
+        ({"general.architecture": None}, "general.architecture is missing; expected one of 'llama'"),
         ({"llama.expert_count": 8}, "expert_count is 8; expected 0"),
         (
             {"general.type": "adapter"},

@@ -229,7 +229,7 @@ SCORES = {"model": "llama", "tokens": ["<unk>", "a"], "token_type": [2, 1], "sco
         ({"tokens": [1, 2]}, "tokenizer.ggml.tokens is [1, 2]; expected list"),
         ({"token_type": [1]}, "tokens and 1 token types; expected one type for each"),
         ({"tokens": ["a", "a"], "token_type": [1, 1]}, "only 1 of 2 tokens differ"),
-        ({"pre": "qwen2"}, "tokenizer.ggml.pre is 'qwen2'; expected one of llama-bpe, llama3"),
+        ({"pre": "gpt-4o"}, "tokenizer.ggml.pre is 'gpt-4o'; expected one of llama-bpe, llama3"),
         ({"pre": None}, "tokenizer.ggml.pre is 'default'; expected one of llama-bpe, llama3"),
         ({"merges": None}, "tokenizer.ggml.merges is missing; expected list"),
         ({"merges": ["ab"]}, "merge 'ab' is no pair of tokens that join to a third"),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.attention import LogitRule
 from ..layers.differentiation import in_transform
 from ..layers.hooks import call_layer, has_hooks
 from ..layers.positional import PositionEncoding, PositionTensors
@@ -165,6 +166,11 @@ class RecurrentNetwork(ParameterAccess, ABC):
     def position_encodings(self) -> list[PositionEncoding]:
         """The position encoding in attention of each layer."""
         return [_unwrapped(layer).position_encoding for layer in self.layers]
+
+    @property
+    def logit_rules(self) -> list[LogitRule]:
+        """The rule of attention logits of each layer."""
+        return [_unwrapped(layer).logit_rule for layer in self.layers]
 
     def prepare_positions(self, position: Tensor | None, dtype: torch.dtype) -> list[PositionTensors | None]:
         """Return what the position encoding of each layer needs for tokens at ``position (…,)`` int64.

@@ -3,6 +3,8 @@
 The released code of TOVA and H2O, SnapKV and kvpress read prompts in this way. The result differs from the step loop, because
 every row is computed with attention to all earlier tokens, including those that the step loop would have evicted. The KV cache
 holds the whole prompt until the eviction.
+
+Layers that keep the window of the published model read the prompt within this window, because the window is part of the model.
 """
 
 from collections.abc import Sequence
@@ -15,10 +17,11 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..cell.validation import check_text
 from ..errors import Error
-from ..layers.attention import attend
+from ..layers.attention import LogitRule, attend
 from ..recurrence.operator_calls import retention_scores
 from ..recurrence.records import LayerRecorder
-from ..reductions.contract import LEARNED, Observation, Reduction, constant_score
+from ..reductions.contract import LEARNED, Observation, Reduction, constant_score, is_same_operator
+from ..reductions.per_layer import per_layer
 from ..state.multistate import MultiState
 from ..state.state import State
 
@@ -35,7 +38,8 @@ def prefill(
 
     The row statistics are those of full attention. TOVA scores by the attention of the last query, H2O by the sums over the
     whole prompt. Window and Sinks retain the same positions as in the step loop. Of equal scores the oldest positions are
-    evicted first, rows of score +inf last. If no row has to be evicted, the result is that of the step loop.
+    evicted first, rows of score +inf last. If no row has to be evicted, the result is that of the step loop. Layers with the
+    window of the published model (``tova:512`` on a Gemma replaces no window) are read as by the step loop.
 
     Memory is that of the unbounded KV cache. For an operator with statistics it also includes T × (64 … 256) attention weights
     of one layer at a time.
@@ -48,7 +52,8 @@ def prefill(
         dtype: of keys and values, as in ``cell.initial_state``.
 
     Returns:
-        The logits ``(B, V)`` of the unbounded model after the last token of each row, NaN for an empty prompt; and the state.
+        The logits ``(B, V)`` of the model without the operator after the last token of each row, NaN for an empty prompt; and
+        the state.
         Step, unroll and decoding continue from this state.
 
     Raises:
@@ -57,6 +62,8 @@ def prefill(
     tokens, lengths = check_text(tokens, lengths, cell.config.vocab_size)
     B, T = tokens.shape
     state = cell.initial_state(B, reduction, dtype=dtype)
+    published = per_layer(None, len(state), cell.default_reduction)
+    windowed = [own.size is not None and is_same_operator(H.reduction, own) for H, own in zip(state, published, strict=True)]
     operators = [H.reduction for H in state]
     for operator in operators:
         if operator.merges_values:
@@ -64,13 +71,19 @@ def prefill(
             raise Error(f"prefill: {name} merges values at an eviction; expected an operator that only evicts rows")
     if T == 0:
         return torch.full((B, cell.config.vocab_size), torch.nan, dtype=cell.dtype, device=cell.device), state
-    state = state.with_layers(replace(H, reduction=DeferredEviction(operator=H.reduction)) for H in state)
+    deferred = [DeferredEviction(operator=operator) for operator in operators]
+    state = state.with_layers(
+        H if keeps else replace(H, reduction=operator) for H, keeps, operator in zip(state, windowed, deferred, strict=True)
+    )
     before = (lengths - 1).clamp(min=0)
     _, state = cell(tokens[:, : T - 1], state, lengths=before, last_only=True)
-    recorders = [LayerRecorder() for _ in operators]
+    recorders, rules = [LayerRecorder() for _ in operators], cell.logit_rules
     x, layers = cell.unroll(tokens.gather(1, before[:, None]), state, (lengths > 0)[:, None], recorders)
     logits = cell.compute_logits(x[:, 0]).masked_fill((lengths == 0)[:, None], torch.nan)
-    layers = [_evict_once(H, recorder.blocks[0].q[:, :, 0]) for H, recorder in zip(layers, recorders, strict=True)]
+    layers = [
+        H if keeps else _evict_once(H, recorder.blocks[0].q[:, :, 0], rule)
+        for H, keeps, recorder, rule in zip(layers, windowed, recorders, rules, strict=True)
+    ]
     layers = [replace(H, clock=layers[0].clock) for H in layers]
     return logits, state.with_layers(layers)
 
@@ -107,14 +120,17 @@ class DeferredEviction(Reduction):
         return constant_score(observation, torch.inf)
 
 
-def _evict_once(H: MultiState, query: Tensor) -> MultiState:
-    """Return H after evicting all rows above the size of its operator, by the scores for the last query ``(B, N, D)``."""
+def _evict_once(H: MultiState, query: Tensor, rule: LogitRule) -> MultiState:
+    """Return H after evicting all rows above the size of its operator, by the scores for the last query ``(B, N, D)``.
+
+    ``rule``: of the attention logits of the layer.
+    """
     operator = cast(DeferredEviction, H.reduction).operator
     H = replace(H, reduction=operator)
     S, bound = H.positions.shape[2], H.capacity
     if bound is None or bound >= S:
         return H
-    _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), ~H.empty, H.key_scales, H.value_scales)
+    _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), ~H.empty, H.key_scales, H.value_scales, rule)
     keys = H.dequantised(weights.dtype)[0].detach() if operator.needs_keys else None
     observation = Observation(weights, H.positions, H.clock - 1, H.row_stats, keys)
     score = retention_scores(operator, observation).expand(H.positions.shape).clone()

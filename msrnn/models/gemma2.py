@@ -7,9 +7,8 @@ of these acts on one token or on one query, so the recurrence is that of LLaMA: 
 """
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
-import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
@@ -88,12 +87,8 @@ class Gemma2(Llama):
     layer_class: type[LlamaLayer] = GemmaLayer
 
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
-        return self.embed(token) * _rounded(self.config.width**0.5, self.dtype)
+        x = self.embed(token)
+        return x * x.new_full((), self.config.width**0.5)  # rounded to the dtype of x, as in the released code
 
     def compute_logits(self, x: Tensor) -> Tensor:
         return LogitRule(softcap=self.config.logits_softcap).cap(super().compute_logits(x))
-
-
-@lru_cache
-def _rounded(number: float, dtype: torch.dtype) -> float:
-    return torch.tensor(number, dtype=dtype).item()

@@ -8,7 +8,7 @@ reset every ``size`` tokens. The last token before a reset is read again, so tha
 import argparse
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -25,6 +25,7 @@ from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import Chunk, text_digest
 
+SIZE_LABEL = "size of the state in tokens"
 BATCH_TOKENS = 1024
 """Tokens of a truncated text that are read in one batch."""
 
@@ -158,17 +159,30 @@ def report(results: Sequence[LMResult], against: str) -> Report:
     tables = [t for text in texts for t in _tables([r for r in results if r.text == text], against, f", {text}")]
     if len(texts) > 1:
         tables = [*_tables(results, against, ", all texts"), *tables]
+    return Report(tables, [asdict(r) for r in results], {"lm.png": _curves(by_condition(results))})
+
+
+def _curves(groups: Mapping[tuple[str, int | None], Sequence[LMResult]]) -> Curves:
+    """Return the curves of differences from the unbounded model, or of perplexities if that was not measured.
+
+    Chunks differ much more than operators do. In differences on the same chunks this cancels.
+    """
+    unbounded = next((group for (_, size), group in groups.items() if size is None), None)
     lines: dict[str, list[tuple[float, float, float]]] = {}
-    unbounded = {}
-    for (operator, size), group in by_condition(results).items():
-        value, error = mean([r.mean for r in group])
+    for (operator, size), group in groups.items():
         if size is None:
-            unbounded[operator] = math.exp(value)
+            continue
+        if unbounded is None:
+            value, error = mean([r.mean for r in group])
+            point = (size, math.exp(value), math.exp(value) * error)
         else:
-            lines.setdefault(operator, []).append((size, math.exp(value), math.exp(value) * error))
-    title = "perplexity, and its standard error over chunks"
-    curves = Curves(title, "tokens carried", "perplexity", lines, unbounded, log_y=True)
-    return Report(tables, [asdict(r) for r in results], {"lm.png": curves})
+            point = (size, *paired([r.mean for r in group], [r.mean for r in unbounded]))
+        lines.setdefault(operator, []).append(point)
+    positive = all(y > 0 for points in lines.values() for _, y, _ in points)
+    if unbounded is None:
+        return Curves("perplexity, and its standard error over chunks", SIZE_LABEL, "perplexity", lines, log_y=positive)
+    title = "loss by eviction: mean difference on the same chunks, and its standard error"
+    return Curves(title, SIZE_LABEL, "nats per token above the unbounded model", lines, log_y=positive)
 
 
 def _tables(results: Sequence[LMResult], against: str, suffix: str) -> list[Table]:

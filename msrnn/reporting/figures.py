@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import Error, missing_package
 from ..storage.atomic import atomic_file
 from ..storage.output_paths import check_output_file, check_output_folder
+from .line_styles import line_styles
 from .report import Curves, HeatMaps
 
 MANY = 12
@@ -108,16 +109,17 @@ def draw_attention(panels: Mapping[str, Tensor], path: str | Path, *, title: str
 
 
 def _draw_curves(plot: Curves, path: str | Path) -> None:
-    from matplotlib.ticker import NullLocator, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     figure = new_figure(path, 7.5, 5)
     axes = figure.add_subplot()
-    for i, (name, points) in enumerate(plot.lines.items()):
-        xs, ys, errors = zip(*points, strict=True)
+    for i, (name, style) in enumerate(line_styles(plot.lines).items()):
+        xs, ys, errors = zip(*plot.lines[name], strict=True)
         offset = 0.02 * (i - len(plot.lines) / 2)  # small shift, so that error bars do not overlap
         shifted = [x * 2**offset if plot.log_x else x + offset for x in xs]
         bars = [0 if error != error else error for error in errors]  # no bar for NaN
-        axes.errorbar(shifted, ys, yerr=bars, label=name, marker="osD^vPX*"[i % 8], markersize=5, capsize=3)
+        look = {"color": style.colour, "marker": style.marker, "linestyle": style.dashes}
+        axes.errorbar(shifted, ys, yerr=bars, label=name, markersize=5, capsize=3, **look)
     for i, (name, level) in enumerate(plot.horizontal_lines.items()):
         axes.axhline(level, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1, label=name)
     for name, x in plot.vertical_lines.items():
@@ -129,7 +131,7 @@ def _draw_curves(plot: Curves, path: str | Path) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     if plot.log_y:
         axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
     axes.set_xlabel(plot.x_label)
     axes.set_ylabel(plot.y_label)
     axes.grid(alpha=0.3)

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,11 +115,17 @@ def test_tables_and_figure_contain_the_results():
         f"{statistics.mean(gaps):+.4f} ± {statistics.stdev(gaps) / math.sqrt(3):.4f} (2/3)"
     )
     curves = report(results, "tova").figures["lm.png"]
-    assert (curves.x_label, curves.y_label) == ("tokens carried", "perplexity")
-    assert curves.horizontal_lines == {"full": pytest.approx(math.exp(2.5))}
+    assert (curves.y_label, curves.log_y) == ("nats per token above the unbounded model", True)
+    assert curves.lines.keys() == {"tova", "window"}
+    gaps = [0.1, 0.2, -0.1]
+    assert curves.lines["tova"][0] == pytest.approx((8, statistics.mean(gaps), statistics.stdev(gaps) / math.sqrt(3)))
+    curves = report([r for r in results if r.size], "tova").figures["lm.png"]
+    assert (curves.y_label, curves.log_y) == ("perplexity", True)
     x, y, bar = curves.lines["tova"][0]
     assert (x, y) == (8, pytest.approx(math.exp(7.7 / 3)))
     assert bar == pytest.approx(y * statistics.stdev([2.1, 3.2, 2.4]) / math.sqrt(3))  # in perplexity, not in nats
+    better = [replace(r, nll=r.nll - 30) if r.operator == "tova" else r for r in results]
+    assert not report(better, "tova").figures["lm.png"].log_y  # a logarithmic axis has no negative numbers
     against_full = report(results, "full").tables[2]
     assert {row[0]: row[1] for row in against_full.rows}["tova"].startswith("+0.0667")
 

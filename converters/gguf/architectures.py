@@ -4,7 +4,6 @@ llama.cpp's name of an architecture is also the prefix of its keys and msrnn's n
 Mistral and Yi. The sources are ``conversion/*.py``, ``src/models/*.cpp`` and ``gguf-py/gguf/constants.py`` of llama.cpp.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -24,7 +23,7 @@ LLAMA_LAYER = {
 }
 HEAD_NORMS = {"attn_q_norm": "q_norm", "attn_k_norm": "k_norm"}
 OUTPUT_NORMS = {"post_attention_norm": "attention_output_norm", "post_ffw_norm": "ffn_output_norm"}
-BIAS = re.compile(r"(blk\.(?:0|[1-9]\d*)\.attn_[qkv])\.bias")
+BIASES = {f"attn_{x}.bias": f"{x}_bias" for x in "qkv"}
 WINDOW = "attention.sliding_window"
 GEMMA_KEYS = {
     *(WINDOW, "attention.sliding_window_pattern", "attention.key_length_swa", "attention.value_length_swa"),
@@ -42,7 +41,7 @@ class Architecture:
         keys: further keys that are read, without the prefix.
         interleaved: the rows of q and k are in the order of interleaved pairs; otherwise they are half-split.
         offset_norms: the weights of all norms are stored with 1 added.
-        biases: q, k and v have biases.
+        biases: names of the biases of a layer.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Architecture:
     keys: frozenset[str] = frozenset()
     interleaved: bool = False
     offset_norms: bool = False
-    biases: bool = False
+    biases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
@@ -59,20 +58,9 @@ class Architecture:
 
     @property
     def names(self) -> NameTable:
-        """The tensor names, without those of biases."""
+        """The tensor names."""
         outer = {"token_embd": "embed", "output_norm": "norm", "output": "head"}
-        return NameTable(outer=outer, layer={**LLAMA_LAYER, **self.layer}, layers="blk")
-
-    def to_msrnn(self, name: str) -> str:
-        """Return msrnn's name for a tensor of the file.
-
-        Raises:
-            Error: the architecture does not have the tensor.
-        """
-        bias = BIAS.fullmatch(name) if self.biases else None
-        if bias is None:
-            return self.names.to_msrnn(name)
-        return self.names.to_msrnn(f"{bias[1]}.weight").removesuffix(".weight") + "_bias"
+        return NameTable(outer=outer, layer={**LLAMA_LAYER, **self.layer}, layers="blk", vectors=self.biases)
 
 
 ARCHITECTURES = {
@@ -80,7 +68,7 @@ ARCHITECTURES = {
     for x in (
         Architecture("llama", keys=frozenset({WINDOW}), interleaved=True),
         Architecture("smollm3", interleaved=True),
-        Architecture("qwen2", biases=True),
+        Architecture("qwen2", biases=BIASES),
         Architecture("qwen3", layer=HEAD_NORMS),
         Architecture("gemma2", layer=OUTPUT_NORMS, keys=frozenset({*GEMMA_KEYS, "attn_logit_softcapping"}), offset_norms=True),
         Architecture("gemma3", layer={**OUTPUT_NORMS, **HEAD_NORMS}, keys=frozenset(GEMMA_KEYS), offset_norms=True),

@@ -41,7 +41,7 @@ def open_checkpoint(path: Path) -> Source:
     architecture = find_architecture(Fields(header.metadata, path))
     check_offsets(header)
     names = {
-        name: architecture.to_msrnn(name)
+        name: architecture.names.to_msrnn(name)
         for name in header.tensors
         if name != ROPE_FREQS and not is_buffer(name) and not is_scale(header, name)
     }

@@ -10,7 +10,7 @@ SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo test check model gemma clean gpu paper paper-full paper-small variants
+.PHONY: docs demo test check model gemma clean gpu paper paper-full paper-small variants
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## continue one prompt under four operators, and draw which positions each step retained
 	@mkdir -p demo
@@ -77,6 +77,10 @@ paper-small: .venv/eval.ready $(MODEL)/config.json  ## every experiment on one p
 variants: .venv/demo.ready  ## train small models that differ in one setting, 40 minutes on two cores; the tables of docs/variants.md
 	OMP_NUM_THREADS=1 $(BIN)/msrnn variants $(TEXT) --out variants --chapter docs/variants.md
 
+docs: .venv/docs.ready  ## the site of the documentation, in build/site; a broken link or reference stops it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+	@echo "open build/site/index.html"
+
 .venv/demo.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt -e '.[plot]'
@@ -84,6 +88,10 @@ variants: .venv/demo.ready  ## train small models that differ in one setting, 40
 
 .venv/eval.ready: .venv/demo.ready
 	$(PIP) install -q -c constraints.txt -e '.[eval]'
+	@touch $@
+
+.venv/docs.ready: .venv/demo.ready
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
 	@touch $@
 
 .venv/test.ready: .venv/demo.ready

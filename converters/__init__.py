@@ -77,7 +77,7 @@ def load(
             the embedding has rows.
 
     Raises:
-        Error: the source cannot be read, or is not a LLaMA, Mistral, Yi or :class:`Decoder`; ``weights`` is unknown or does not
+        Error: the source cannot be read, or is not a LLaMA, Mistral, Yi or ``Decoder``; ``weights`` is unknown or does not
             fit the source.
     """
     check_dtype(dtype)
@@ -120,7 +120,7 @@ def convert(
         UserWarning: as in :func:`load`.
 
     Raises:
-        Error: as in :func:`load`; another ``to``, or ``hf`` for a :class:`Decoder`; the target exists and is not empty; a
+        Error: as in :func:`load`; another ``to``, or ``hf`` for a ``Decoder``; the target exists and is not empty; a
             folder has a tokenizer that cannot be read.
     """
     if to not in ("msrnn", "hf"):

@@ -10,7 +10,7 @@ SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: docs demo test check model gemma clean gpu paper paper-full paper-small variants
+.PHONY: docs demo test check dist model gemma clean gpu paper paper-full paper-small variants
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## continue one prompt under four operators, and draw which positions each step retained
 	@mkdir -p demo
@@ -26,6 +26,11 @@ check: .venv/test.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell msrnn converters docs README.md CHANGELOG.md CONTRIBUTING.md Makefile
+
+dist: .venv/test.ready  ## the sdist and the wheel, installed into an environment without other packages and tried there
+	rm -rf dist build
+	$(BIN)/python -m build -q
+	$(BIN)/python tests/support/check_dist.py dist
 
 model: $(MODEL)/config.json
 
@@ -120,4 +125,4 @@ $(GEMMA): | .venv/demo.ready
 	@mv $(CACHE)/gemma/whole $@ && rm -r $(CACHE)/gemma
 
 clean:
-	rm -rf .venv demo paper variants
+	rm -rf .venv build demo dist paper variants

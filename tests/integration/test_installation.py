@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tomllib
 import torch
+import yaml  # comes with huggingface-hub
 from packaging.requirements import Requirement
 from support.gguf_files import METADATA, to_gguf, write
 from support.tiny_models import tiny_cell
@@ -148,6 +149,13 @@ def test_every_extra_that_a_source_file_names_exists():
     assert named == set(PROJECT["optional-dependencies"])
 
 
-def test_both_packages_are_typed():
-    for package in ("msrnn", "converters"):
-        assert (ROOT / package / "py.typed").is_file()
+def test_the_citation_has_version_and_licence_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+
+
+def test_the_workflow_runs_the_commands_of_the_contributors():
+    steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["steps"]
+    commands = re.findall(r"^ {4}(make \w+)", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert len(commands) == 4
+    assert [step["run"] for step in steps if "run" in step] == commands

@@ -6,13 +6,17 @@ same.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..cell.cell import Cell
 from ..errors import Error
 from ..layers.positional import PositionEncoding, PositionTensors, RotaryEncoding
 from ..layers.rotary import Rope, YarnRope
+from ..state.position_remapping import ABSOLUTE
+from ..state.state import State
 from .config import Config
 from .llama import Llama
 
@@ -70,7 +74,7 @@ class GrowingQueries(RotaryEncoding):
 
     def apply(self, qk: Tensor, v: Tensor, n_heads: int, tensors: PositionTensors | None) -> tuple[Tensor, Tensor, Tensor]:
         if tensors is None:
-            raise Error("places are remapped, but queries of Ministral 3 depend on the position in the text; expected absolute")
+            raise Error("queries of Ministral 3 depend on the position of the token; expected the result of prepare")
         cos, sin, factor = tensors
         q, k, v = super().apply(qk, v, n_heads, (cos, sin))
         return q * factor, k, v
@@ -80,6 +84,14 @@ class Ministral3(Llama):
     """The network of Ministral 3."""
 
     arithmetic = "ministral3"
+
+    def initial_state(self, batch_size: int = 1, reduction: Any = None, *, places: str = ABSOLUTE, **options: Any) -> State:
+        if places != ABSOLUTE and self.config.query_beta:  # queries are rotated and multiplied in one function
+            found = f"places are {places!r:.60}; expected {ABSOLUTE!r}"
+            raise Error(f"{found}, because the queries of this cell grow with the position in the text")
+        return super().initial_state(batch_size, reduction, places=places, **options)
+
+    initial_state.__doc__ = Cell.initial_state.__doc__
 
     def make_position_encoding(self, rope: Rope | None) -> PositionEncoding:
         if rope is None or not self.config.query_beta:

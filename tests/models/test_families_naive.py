@@ -80,3 +80,12 @@ def test_sizes_per_layer_and_lists():
     logits, state = cell(text, cell.initial_state(1, reduction))
     assert_close(logits[0], expected)
     assert retained_positions(state) == [[layer] for layer in after[-1]]
+
+
+@pytest.mark.parametrize("places", ["inside", "compressed"])
+def test_remapped_positions_are_refused_where_queries_depend_on_the_text(places):
+    cell = tiny_family("ministral3")
+    match = f"places are '{places}'; expected 'absolute', because the queries of this cell grow with the position in the text"
+    with pytest.raises(msrnn.Error, match=match):
+        cell.initial_state(1, places=places)
+    assert tiny_family("ministral3", query_beta=0.0).initial_state(1, places=places).places is not None

@@ -5,10 +5,11 @@ The command reads the config, and for a local MODEL the names, shapes and types 
 
 import argparse
 
-from ..diagnostics.state_memory import token_bytes
+from ..cell.cell import Cell
+from ..diagnostics.state_memory import layer_token_bytes, token_bytes
 from ..models import Config, DecoderConfig
 from ..models.registry import build_on_meta
-from ..reductions.per_layer import format_operators
+from ..reductions.per_layer import format_operators, format_per_layer
 from .loading import load_config
 from .options import add_source_arguments
 
@@ -31,7 +32,8 @@ def describe(config: Config | DecoderConfig, weights: str | None = None) -> list
     cell = build_on_meta(config)
     parameters = sum(x.numel() for x in cell.parameters())
     positions = config.positions if isinstance(config, DecoderConfig) else config.rope
-    state = cell.initial_state(1, "full")
+    ropes = config.ropes if isinstance(config, Config) else (positions,)
+    state = cell.initial_state(1, "all-layers:full")
     half, single = token_bytes(state, itemsize=2), token_bytes(state, itemsize=4)
     lines = {
         "family": config.family,
@@ -40,9 +42,21 @@ def describe(config: Config | DecoderConfig, weights: str | None = None) -> list
         "layers": f"{config.n_layers} of width {config.width}, MLP width {config.ffn_width}",
         "heads": f"{config.n_heads} query, {config.n_kv_heads} key/value, of dimension {config.head_dim}",
         "vocabulary": f"{config.vocab_size:,}{', LM head tied to the embedding' if config.tied else ''}",
-        "positions": f"{positions}, context length {config.context_length:,}",
+        "positions": f"{format_per_layer(rope or 'none' for rope in ropes)}, context length {config.context_length:,}",
         "reduction": f"{format_operators(cell.default_reduction)} (default of the family)",
         "eos token ids": ", ".join(map(str, config.eos_token_ids)) or "none",
         "KV cache": f"{half:,} bytes per token in 16 bits, {single:,} in float32",
+        **bounded_layers(cell),
     }
     return [f"  {name:14}{value}" for name, value in lines.items()]
+
+
+def bounded_layers(cell: Cell) -> dict[str, str]:
+    """Return what H of the published model holds in the layers that it bounds, and by how much it grows in the others."""
+    state = cell.initial_state(1)
+    held = [(layer_token_bytes(H, itemsize=2), size) for H in state if isinstance(size := H.reduction.size, int)]
+    grows = [layer_token_bytes(H, itemsize=2) for H in state if H.reduction.size is None]
+    if not held:
+        return {}
+    text = f"at most {sum(n * size for n, size in held) / 1e6:,.1f} MB in 16 bits in {len(held)} layers with a window"
+    return {"bounded": f"{text}; {sum(grows):,} bytes per token in {len(grows)} layers without" if grows else text}

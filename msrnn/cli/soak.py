@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"\nthe same command resumes from the last saved state in {args.out}", file=sys.stderr)
         raise
-    first, last, operator = rows[0], rows[-1], args.reduction or format_operators(cell.default_reduction)
+    first, last = rows[0], rows[-1]
+    operator = format_operators([H.reduction for H in cell.initial_state(1, args.reduction)])
     draw_soak(rows, args.out / "soak.png", title=f"{Path(args.model).name} under {operator}")
     source = "random ids" if text is None else f"{args.text}, {len(text):,} tokens, {last.read / len(text):.2f} times"
     print(f"{args.model} under {operator}: {last.read:,} tokens read ({source})\n")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Error
-from .contract import Reduction
+from .contract import SAFE_FLAGS, Reduction
 
 PREFIX = "all-layers:"
 """Before the spec string of the operator: ``all-layers:tova:512``."""
@@ -12,7 +12,7 @@ PREFIX = "all-layers:"
 
 @dataclass(frozen=True)
 class AllLayers(Reduction):
-    """An operator that replaces the windows of the published model too (:mod:`.per_layer`).
+    """An operator that replaces the windows of the published model too (:mod:`.per_layer`). It has the flags of the operator.
 
     Attributes:
         operator: the operator of every layer.
@@ -25,6 +25,8 @@ class AllLayers(Reduction):
         if not isinstance(self.operator, Reduction) or isinstance(self.operator, AllLayers):
             raise Error(f"AllLayers: operator is {self.operator!r:.60}; expected a Reduction, such as TOVA(512)")
         object.__setattr__(self, "size", self.operator.size)
+        for name in (*SAFE_FLAGS, "needs_keys", "merges_values", "stat_names", "tie_tolerance"):
+            object.__setattr__(self, name, getattr(self.operator, name))
 
     def for_layer(self, layer: int) -> Reduction:
         return self.operator.for_layer(layer)

@@ -7,13 +7,15 @@ has no other layers, so an operator replaces its windows.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import Error
 from .all_layers import AllLayers
 from .contract import Reduction
 from .registry import parse_reduction
+from .stochastic import StochasticReduction
 
 
 def per_layer(
@@ -34,11 +36,22 @@ def per_layer(
     own = _one_per_layer(published, n_layers)
     if reduction is None:
         return own
-    operators, bounded = _one_per_layer(reduction, n_layers), [operator.size is not None for operator in own]
+    operators, replaced = _one_per_layer(reduction, n_layers), replaced_layers(reduction, n_layers, published)
+    return [new if is_replaced else window for window, is_replaced, new in zip(own, replaced, operators, strict=True)]
+
+
+def replaced_layers(
+    reduction: Reduction | str | Sequence[Reduction | str], n_layers: int, published: Reduction | Sequence[Reduction]
+) -> list[bool]:
+    """Return for each layer whether ``reduction`` bounds it; False for a layer that keeps the window of the published model.
+
+    The arguments are those of :func:`per_layer`.
+    """
+    bounded = [operator.size is not None for operator in _one_per_layer(published, n_layers)]
     several = isinstance(reduction, Sequence) and not isinstance(reduction, str)
     if several or all(bounded) or isinstance(_operator(reduction), AllLayers):
-        return operators
-    return [window if is_bounded else new for window, is_bounded, new in zip(own, bounded, operators, strict=True)]
+        return [True] * n_layers
+    return [not is_bounded for is_bounded in bounded]
 
 
 def _operator(reduction: Any) -> Reduction:
@@ -66,9 +79,17 @@ def _one_per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_lay
 
 def format_operators(operators: Reduction | Sequence[Reduction]) -> str:
     """Return one operator, or one per layer, as text: ``full``, or ``window:511 in 15 layers, full in 3``."""
-    if isinstance(operators, Reduction):
-        return str(operators)
-    counts = Counter(map(str, operators))
+    return format_per_layer(map(spec_of_layer, [operators] if isinstance(operators, Reduction) else operators))
+
+
+def spec_of_layer(operator: Reduction) -> str:
+    """Return the spec string without the index of the layer, which a random operator has."""
+    return str(replace(operator, layer=None) if isinstance(operator, StochasticReduction) else operator)  # type: ignore[call-arg]
+
+
+def format_per_layer(values: Iterable[object]) -> str:
+    """Return one value for each layer as text: the value that all share, or each value with its number of layers."""
+    counts = Counter(map(str, values))
     if len(counts) == 1:
         return next(iter(counts))
     (first, n), *others = counts.items()

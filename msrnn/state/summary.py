@@ -1,11 +1,9 @@
 """The table that ``print(state)`` shows."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import groupby
 
-from ..reductions.contract import Reduction
-from ..reductions.stochastic import StochasticReduction
+from ..reductions.per_layer import spec_of_layer
 from .multistate import MultiState
 
 
@@ -24,7 +22,8 @@ def summarize(layers: Sequence[MultiState], total_nbytes: int) -> str:
     if places is not None:
         head += f", places {places.rule}"
     table = [("layers", "operator", "rows", "oldest", "bytes")]
-    groups = groupby(enumerate(layers), lambda item: (_name(item[1].reduction), item[1].keys.shape[2], item[1].n_learned))
+    kinds = [(spec_of_layer(H.reduction), H.keys.shape[2], H.n_learned) for H in layers]
+    groups = groupby(enumerate(layers), lambda item: kinds[item[0]])
     for (operator, rows, n_learned), group in groups:
         indices, same = zip(*group, strict=True)
         positions = [H.positions[H.positions >= 0] for H in same]
@@ -33,11 +32,6 @@ def summarize(layers: Sequence[MultiState], total_nbytes: int) -> str:
         table.append((_format_range(indices), operator, number, _format_range(oldest), _format_bytes(nbytes(same))))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join([head, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table)])
-
-
-def _name(operator: Reduction) -> str:
-    """Return the spec string without the index of the layer, so that layers of one operator share a line."""
-    return str(replace(operator, layer=None) if isinstance(operator, StochasticReduction) else operator)  # type: ignore[call-arg]
 
 
 def _format_range(ordered: Sequence[int]) -> str:

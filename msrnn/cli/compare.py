@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     for operator in args.reduction:
         print(f"── {operator} {'─' * (76 - len(str(operator)))}")
         result = continue_prompt(cell, tokenizer, ids, operator, args.max_new_tokens)
-        print(f"\n   {result.tokens_per_second:.1f} tokens/s; {memory_summary(result.state)}\n")
+        print(f"\n   {result.tokens_per_second:.1f} tokens/s; {memory_summary(result.state, cell)}\n")
         panels[str(operator)] = result.retained
     if args.picture:
         draw_retention(panels, args.picture, prompt=len(ids), title="positions in H after each step")

@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> None:
         n, speed = printer.n_tokens, printer.n_tokens / max(time.perf_counter() - prompt_read, 1e-9)
         counts = f"{len(new)} prompt tokens read in {prompt_read - start:.1f} s, {n} generated at {speed:.1f} tokens/s"
         ended = "" if n or text is not None else "the text of the file has ended"
-        print(f"[{'; '.join(filter(None, (counts, ended, printer.summary(), memory_summary(saved.state))))}]", file=sys.stderr)
+        parts = (counts, ended, printer.summary(), memory_summary(saved.state, cell))
+        print(f"[{'; '.join(filter(None, parts))}]", file=sys.stderr)
         if args.state is not None and n:
             saved.save(args.state)
 

@@ -1,5 +1,8 @@
-"""Bytes of H, compared with an H without evictions."""
+"""Bytes of H, compared with an H without evictions or with that of the published model."""
 
+from ..cell.cell import Cell
+from ..reductions.per_layer import per_layer
+from ..reductions.tova_paper import Full
 from ..state.multistate import MultiState
 from ..state.state import State
 
@@ -12,20 +15,31 @@ def token_bytes(state: State, itemsize: int | None = None) -> int:
         itemsize: bytes of a number in keys and values; None takes the dtype of ``state``.
     """
 
-    def head_bytes(H: MultiState) -> int:
-        scales = 8 if H.is_quantised and itemsize is None else 0
-        return 2 * H.keys.shape[3] * (itemsize or H.keys.element_size()) + 8 + scales
-
-    return sum(H.keys.shape[1] * head_bytes(H) for H in state)
+    return sum(layer_token_bytes(H, itemsize) for H in state)
 
 
-def full_nbytes(state: State) -> int:
-    """Return the bytes of an unbounded H of the same cell after as many tokens, with rows and clock only."""
-    return state.clock.nbytes + int(state.clock.sum()) * token_bytes(state)
+def layer_token_bytes(H: MultiState, itemsize: int | None = None) -> int:
+    """Return the bytes of one token in one layer, as :func:`token_bytes`."""
+    scales = 8 if H.is_quantised and itemsize is None else 0
+    return H.keys.shape[1] * (2 * H.keys.shape[3] * (itemsize or H.keys.element_size()) + 8 + scales)
 
 
-def memory_summary(state: State) -> str:
-    """Return a phrase on the bytes of H, and on those of an unbounded H if they are more."""
-    full = full_nbytes(state)
-    unbounded = f"; an unbounded H would hold {full / 1e6:.2f} MB" if state.nbytes < full else ""
-    return f"H holds {state.nbytes / 1e6:.2f} MB{unbounded}"
+def full_nbytes(state: State, cell: Cell | None = None) -> int:
+    """Return the bytes of an unbounded H of the same cell after as many tokens, with rows and clock only.
+
+    With ``cell`` its windows count: the bytes of the published model, which are fewer if it bounds some layers itself.
+    """
+    published = [None] * len(state) if cell is None else [x.size for x in per_layer(None, len(state), cell.default_reduction)]
+    needed = state.clock.nbytes
+    for H, size in zip(state, published, strict=True):
+        rows = H.clock.clamp(max=size) if isinstance(size, int) else H.clock
+        needed += int(rows.sum()) * layer_token_bytes(H)
+    return needed
+
+
+def memory_summary(state: State, cell: Cell) -> str:
+    """Return a phrase on the bytes of H, and on those of the published model if they are more."""
+    published, bounded = full_nbytes(state, cell), cell.default_reduction != Full()
+    name = "H of the published model" if bounded else "an unbounded H"
+    more = f"; {name} would hold {published / 1e6:.2f} MB" if state.nbytes < published else ""
+    return f"H holds {state.nbytes / 1e6:.2f} MB{more}"

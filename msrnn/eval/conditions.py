@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 from ..argtypes import positive_int
 from ..errors import Error
+from ..reductions.all_layers import PREFIX, AllLayers
 from ..reductions.contract import Reduction
 from ..reductions.registry import parse_reduction
 from ..reductions.spec_strings import SPEC_NAMES, is_complete
-from ..reductions.tova_paper import Full
+from ..reductions.tova_paper import Full, Window
 from ..reporting.sweep import Sweep
 from .digests import code_digest
 
@@ -59,6 +60,11 @@ class Condition:
         return self.operator == TRUNCATED
 
     @property
+    def rows(self) -> Reduction:
+        """An operator that retains as many rows in each layer as this condition needs."""
+        return AllLayers(Window(self.size)) if self.truncated else self.reduction
+
+    @property
     def key(self) -> str:
         """First part of the keys of its table cells: operator, size and code."""
         return f"{self} {self.code}"
@@ -96,16 +102,24 @@ def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Con
     return found
 
 
+def condition_name(operator: str, size: int | None) -> str:
+    """Return the name of an operator at a size, such as ``tova:64``; ``operator`` and ``size`` are those of a condition."""
+    if "SIZE" in operator or size is None:
+        return operator.replace("SIZE", str(size))
+    return operator if ":" in operator.removeprefix(PREFIX) else f"{operator}:{size}"
+
+
 def _complete(operator: str) -> Reduction | None:
     """Return the operator of a complete spec string, or None if the size is missing."""
     if "SIZE" in operator:
         return None
+    has_settings = ":" in operator.removeprefix(PREFIX)
     try:
         reduction = parse_reduction(operator)
-        by_default = ":" not in operator and reduction.size is not None  # a name stands for every size
+        by_default = not has_settings and reduction.size is not None  # a name stands for every size
         return None if by_default else reduction
     except Error:
-        if ":" in operator:
+        if has_settings:
             raise
         return None
 

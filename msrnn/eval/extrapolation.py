@@ -24,7 +24,7 @@ from ..state.loading import load_state
 from ..state.position_remapping import ABSOLUTE, RULES
 from ..state.state import State
 from ..storage.output_paths import create_folder
-from .conditions import Condition, add_condition_arguments, load_results, parse_conditions
+from .conditions import Condition, add_condition_arguments, condition_name, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import MAX_LOGITS, score_tokens
 from .texts import text_digest
@@ -58,8 +58,7 @@ class ExtrapolationResult:
     @property
     def name(self) -> str:
         """Operator, size and position remapping."""
-        size = "" if self.size is None or "SIZE" in self.operator or ":" in self.operator else f":{self.size}"
-        return f"{self.operator.replace('SIZE', str(self.size))}{size} {self.places}"
+        return f"{condition_name(self.operator, self.size)} {self.places}"
 
 
 @torch.no_grad()
@@ -102,7 +101,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--tokens is {args.tokens}; expected a multiple of --stretch, {args.stretch}")
     args.chunk, args.chunks = args.tokens + 1, 1
     chunks = inputs.chunks(args)
-    inputs.check_memory(len(chunks), [condition.size for condition in conditions], args.tokens)
+    inputs.check_memory(len(chunks), [condition.rows for condition in conditions], args.tokens)
     names, ids = [chunk.text_name for chunk in chunks], torch.stack([chunk.ids for chunk in chunks]).to(inputs.cell.device)
     rows = {
         (condition, rule): {f"{condition.key} {rule} from {start}": start for start in range(0, args.tokens, args.stretch)}

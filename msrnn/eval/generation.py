@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     if not any(condition.size is None for condition in conditions):
         conditions = parse_conditions(["full", *args.operators], args.sizes)
     chunks = inputs.chunks(args)
-    inputs.check_memory(args.batch, [None], args.chunk + args.max_new_tokens)
+    inputs.check_memory(args.batch, ["full"], args.chunk + args.max_new_tokens)
     settings = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "batch": args.batch}
     sweep = inputs.sweep(args.out, "generation", text=text_digest(chunks), chunk=args.chunk, **settings)
     groups = [chunks[i : i + args.batch] for i in range(0, len(chunks), args.batch)]  # sampling depends on the whole batch

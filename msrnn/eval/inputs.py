@@ -13,9 +13,11 @@ import torch
 
 from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..diagnostics.state_memory import token_bytes
+from ..diagnostics.state_memory import layer_token_bytes
 from ..errors import Error
 from ..recurrence.unroll import is_called_per_token
+from ..reductions.contract import Reduction
+from ..reductions.per_layer import per_layer
 from ..reporting.sweep import Sweep
 from .conditions import Condition
 from .digests import model_digest, tokenizer_digest
@@ -89,19 +91,25 @@ class EvalInputs:
                 print(note, file=sys.stderr)
         return sweep.pending(rows, batch_size, self.progress)
 
-    def check_memory(self, batch_size: int, sizes: Sequence[int | None], length: int) -> None:
+    def check_memory(self, batch_size: int, operators: Sequence[Reduction | str], length: int) -> None:
         """Refuse states that the machine cannot hold.
 
         Args:
             batch_size: number of sequences.
-            sizes: sizes of the operators; None is unbounded. The largest counts.
+            operators: as for ``cell.initial_state``. The largest state counts.
             length: tokens per sequence.
 
         Raises:
             Error: the states need more memory than the machine has.
         """
-        rows = max(length if size is None else min(size, length) for size in sizes)
-        needed, memory = batch_size * rows * token_bytes(self.cell.initial_state(1, "full")), total_memory(self.cell.device)
+        cell, needed, rows = self.cell, 0, 0
+        layers = [layer_token_bytes(H) for H in cell.initial_state(1, "full")]
+        for operator in operators:
+            sizes = [one.size for one in per_layer(operator, len(layers), cell.default_reduction)]
+            held = [min(size, length) if isinstance(size, int) else length for size in sizes]
+            needed = max(needed, batch_size * sum(n * of_row for n, of_row in zip(held, layers, strict=True)))
+            rows = max(rows, *held)
+        memory = total_memory(cell.device)
         if needed > memory:
             found = f"{batch_size} states of {rows} rows need {needed / 1e9:,.1f} GB"
             raise Error(f"{found}; the machine has {memory / 1e9:,.1f} GB (reduce --batch, --sizes or the length of the text)")

@@ -135,7 +135,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     if against not in args.operators:
         raise Error(f"--against is {against!r}; expected one of the operators, {', '.join(args.operators)}")
     chunks = inputs.chunks(args)
-    inputs.check_memory(args.batch, [condition.size for condition in conditions], args.chunk)
+    inputs.check_memory(args.batch, [condition.rows for condition in conditions], args.chunk)
     rows_dtype = {} if args.kv_dtype is None else {"kv_dtype": args.kv_dtype}
     sweep = inputs.sweep(args.out, "lm", text=text_digest(chunks), chunk=args.chunk, **rows_dtype)
     rows = {condition: {f"{condition.key} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}

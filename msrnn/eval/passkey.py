@@ -17,7 +17,7 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import HeatMaps, Report, Table
 from ..reporting.statistics import mean
-from .conditions import Condition, add_condition_arguments, by_condition, load_results, parse_conditions
+from .conditions import Condition, add_condition_arguments, by_condition, condition_name, load_results, parse_conditions
 from .inputs import EvalInputs
 from .teacher_forcing import pad_right, padding_mask, teacher_force
 
@@ -79,9 +79,7 @@ class PasskeyResult:
     @property
     def name(self) -> str:
         """Operator and size."""
-        if self.size is None:
-            return self.operator
-        return self.operator.replace("SIZE", str(self.size)) if "SIZE" in self.operator else f"{self.operator}:{self.size}"
+        return condition_name(self.operator, self.size)
 
 
 @torch.no_grad()
@@ -123,7 +121,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     if invalid := [depth for depth in args.depths if not 0 <= depth <= 1]:
         raise Error(f"--depths has {invalid[0]}; expected numbers from 0 to 1")
     make_prompt(inputs.tokenizer, "12345", min(args.lengths), 0)  # refuses a short length before any work
-    inputs.check_memory(args.keys, [condition.size for condition in conditions], max(args.lengths))
+    inputs.check_memory(args.keys, [condition.rows for condition in conditions], max(args.lengths))
     sweep = inputs.sweep(args.out, "passkey", keys=args.keys, seed=args.seed)
     rows = {c: {f"{c.key} at {float(d)!r} of {n}": (n, d) for n in args.lengths for d in args.depths} for c in conditions}
     for condition, batch in inputs.pending(sweep, rows, 1):

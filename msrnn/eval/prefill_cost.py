@@ -107,7 +107,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     if args.prompt >= args.chunk:
         raise Error(f"--prompt is {args.prompt}; expected less than --chunk, {args.chunk}")
     chunks = inputs.chunks(args)
-    inputs.check_memory(1, [None], args.chunk)  # one-shot prefill holds the whole prompt
+    inputs.check_memory(1, ["full"], args.chunk)  # one-shot prefill holds the whole prompt
     sweep = inputs.sweep(args.out, "prefill-cost", text=text_digest(chunks), chunk=args.chunk, prompt=args.prompt)
     rows = {condition: {f"{condition.key} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
     for c, batch in inputs.pending(sweep, rows, 1):

@@ -3,7 +3,8 @@
 The results are maps, lifetimes and the share of recent rows. All of them follow from the trace of ``cell.scan``. The *lifetime*
 of a token is the number of steps that attend to its row, including its own step. With this definition the mean over T tokens is
 the same for every operator, and it agrees with the paper for T = 4,096. After step t a retained row is *recent* if it is one of
-the last ``size`` tokens, t − size < p ≤ t. Steps before H is full are not counted.
+the last ``size`` tokens, t − size < p ≤ t. Steps before H is full are not counted. Layers that keep the window of the published
+model are left out of all numbers, because the operator does not bound them.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ..cell.cell import Cell
 from ..diagnostics.retention import eviction_steps, retention_map
 from ..errors import Error
+from ..reductions.per_layer import replaced_layers
 from ..reporting.report import Curves, HeatMaps, Report, Table
 from ..reporting.statistics import mean
 from .conditions import Condition, add_condition_arguments, load_results, parse_conditions
@@ -50,17 +52,18 @@ def recent_share(steps: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class RetentionResult:
-    """One chunk under one condition; means are over layers and heads.
+    """One chunk under one condition; means are over heads and over the layers that the operator bounds.
 
     Attributes:
         operator, size, chunk: the condition and the name of the chunk.
         mean: mean lifetime of a token.
         first: lifetimes of the first tokens, at most ``N_FIRST``.
         first_retained: share of layers and heads that retain the first token to the end.
-        recent: share of recent rows, by layer.
+        layers: indices of the layers that the operator bounds.
+        recent: share of recent rows, for each of ``layers``.
         classes: by token class, the number of tokens and their mean lifetime, without the first token.
         seconds: computing time.
-        steps: eviction steps ``(L, 1 or K, T)`` of the first chunk; None for other chunks.
+        steps: eviction steps ``(L, 1 or K, T)`` of the first chunk, for each of ``layers``; None for other chunks.
     """
 
     operator: str
@@ -69,6 +72,7 @@ class RetentionResult:
     mean: float
     first: list[float]
     first_retained: float
+    layers: list[int]
     recent: list[float]
     classes: dict[str, tuple[int, float]]
     seconds: float
@@ -91,7 +95,9 @@ def measure_retention(
     """
     assert condition.size is not None
     begin = time.perf_counter()
-    steps = eviction_steps(cell, chunk.ids[None].to(cell.device), condition.reduction)[0].cpu()  # (L, K, T)
+    replaced = replaced_layers(condition.reduction, len(cell.layers), cell.default_reduction)
+    layers = [layer for layer, is_replaced in enumerate(replaced) if is_replaced]
+    steps = eviction_steps(cell, chunk.ids[None].to(cell.device), condition.reduction)[0, layers].cpu()  # (L, K, T)
     if bool((steps == steps[:, :1]).all()):
         steps = steps[:, :1]
     T = steps.shape[-1]
@@ -106,6 +112,7 @@ def measure_retention(
         mean=float(life.mean()),
         first=life[:N_FIRST].tolist(),
         first_retained=float((steps[..., 0] == T).double().mean()),
+        layers=layers,
         recent=recent_share(steps, condition.size).mean(-1).tolist(),
         classes={name: (len(values), mean(values).value) for name, values in sorted(by_class.items())},
         seconds=time.perf_counter() - begin,
@@ -129,7 +136,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     if args.parts_of_speech:
         check_tagger()
     chunks, classify = inputs.chunks(args), parts_of_speech if args.parts_of_speech else character_classes
-    inputs.check_memory(1, [condition.size for condition in conditions], args.chunk)
+    inputs.check_memory(1, [condition.rows for condition in conditions], args.chunk)
     sweep = inputs.sweep(args.out, "retention", text=text_digest(chunks), chunk=args.chunk, classes=classify.__name__)
     rows = {condition: {f"{condition.key} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
     for condition, batch in inputs.pending(sweep, rows, 1):
@@ -158,7 +165,7 @@ def report(results: Sequence[RetentionResult]) -> Report:
         return Table(title, ["operator", *map(str, sizes)], rows, note)
 
     n = len({r.chunk for r in results})
-    note = f"{n} chunk{'s' * (n > 1)}; means over chunks, layers and heads."
+    note = f"{n} chunk{'s' * (n > 1)}; means over chunks, heads, and layers that the operator bounds."
     tables = [
         table("Share of recent rows", lambda r: mean(r.recent).value, ".1%", note),
         table("Share of layers and heads that retain the first token to the end", lambda r: r.first_retained, ".1%", note),
@@ -214,7 +221,7 @@ def _figures(name: str, by_size: BySize) -> dict[str, Curves | HeatMaps]:
         "extent": largest.shape[-1],
     }
     last_layer = {f"size {s}": _map(x[-1]) for s, x in steps.items()}
-    all_layers = {f"layer {l}": _map(x) for l, x in enumerate(largest)}
+    all_layers = {f"layer {l}": _map(x) for l, x in zip(by_size[size][0].layers, largest, strict=True)}
     file, title = quote(name.replace(":", "-"), safe="=,"), "positions in H after each step"
     return {
         f"first-{file}.png": Curves(f"lifetime of the first tokens, {name}", "token", "steps", lines, log_x=False),

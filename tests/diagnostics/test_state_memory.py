@@ -23,5 +23,5 @@ def test_token_bytes_are_the_growth_of_an_unbounded_state():
 def test_memory_summary_mentions_an_unbounded_state_only_if_it_is_larger():
     _, full = CELL(TOKENS)
     _, bounded = CELL(TOKENS, CELL.initial_state(2, "window:3"))
-    assert memory_summary(full.clone()) == f"H holds {full.clone().nbytes / 1e6:.2f} MB"
-    assert memory_summary(bounded).endswith(f"; an unbounded H would hold {full_nbytes(full) / 1e6:.2f} MB")
+    assert memory_summary(full.clone(), CELL) == f"H holds {full.clone().nbytes / 1e6:.2f} MB"
+    assert memory_summary(bounded, CELL).endswith(f"; an unbounded H would hold {full_nbytes(full) / 1e6:.2f} MB")

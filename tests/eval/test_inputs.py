@@ -16,17 +16,20 @@ ROW = token_bytes(CELL.initial_state(1, "full"))
 
 
 @pytest.mark.parametrize(
-    ("sizes", "length", "rows"),
-    [([None], 30, 30), ([8], 30, 8), ([8, 12, 4], 30, 12), ([8, None], 30, 30), ([50], 30, 30)],
+    ("operators", "length", "rows"),
+    [
+        *[(["full"], 30, 30), (["tova:8"], 30, 8), (["tova:8", "all-layers:h2o:12", "window:4"], 30, 12)],
+        *[(["tova:8", "full"], 30, 30), (["tova:50"], 30, 30)],
+    ],
 )
-def test_the_largest_state_decides(sizes, length, rows, monkeypatch):
+def test_the_largest_state_decides(operators, length, rows, monkeypatch):
     """A bounded state has no more rows than the text has tokens."""
     inputs = EvalInputs(lambda: None, lambda: CELL)
     monkeypatch.setattr(module, "total_memory", lambda device: 3 * rows * ROW)
-    inputs.check_memory(3, sizes, length)
+    inputs.check_memory(3, operators, length)
     monkeypatch.setattr(module, "total_memory", lambda device: 3 * rows * ROW - 1)
     with pytest.raises(msrnn.Error, match=f"3 states of {rows} rows need .* GB; the machine has .* GB"):
-        inputs.check_memory(3, sizes, length)
+        inputs.check_memory(3, operators, length)
 
 
 def test_memory_is_that_of_the_machine_or_of_the_gpu(monkeypatch):

@@ -129,6 +129,7 @@ def test_classes_of_several_chunks_are_weighted_by_tokens():
         "mean": 5.0,
         "first": [9.0],
         "first_retained": 1.0,
+        "layers": [0],
         "recent": [0.7],
         "seconds": 1.0,
     }
@@ -144,7 +145,8 @@ def test_each_table_contains_its_own_measure():
     """The first chunk of each size has eviction steps of two layers: 3 tokens, of which the first leaves at step 1 or never."""
     results = [
         RetentionResult(
-            "tova", size, f"c {i}", 100.0 * size + i, [1000.0 * size + i, 7.0], 0.25, [0.5, 0.75 + i / 4], {}, 1.0, steps
+            *("tova", size, f"c {i}", 100.0 * size + i, [1000.0 * size + i, 7.0], 0.25),
+            *([0, 1], [0.5, 0.75 + i / 4], {}, 1.0, steps),
         )
         for size in (4, 8)
         for i, steps in enumerate(([[[1, 3, 3]], [[3, 3, 3]]] if size == 8 else [[[3, 3, 3]], [[1, 3, 3]]], None))

@@ -1,75 +1,56 @@
-"""The ``config.json`` of Hugging Face's LLaMA family: which models it describes, and the defaults of missing fields."""
+"""The ``config.json`` of Hugging Face: which models it describes, and the defaults of missing fields, in both directions."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from msrnn import Error
 from msrnn.models import Config
+from msrnn.models.config import MAX_LAYERS
 
 from ..fields import Fields
-from .hf_fields import check_other_fields, check_quantisation
-from .rope import rope_from_hf
+from .hf_families import ALL, BY_FAMILY, BY_MODEL_TYPE, HfFamily
+from .hf_fields import check_other_fields, check_quantisation, check_supported
+from .left_out import LEFT_OUT
+from .nested import text_fields
+from .rope import rope_from_hf, rope_to_hf
 
-FAMILIES = {"llama": "llama", "mistral": "mistral", "Yi": "yi", "yi": "yi"}
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "YiForCausalLM")
-BASE_ARCHITECTURES = ("LlamaModel", "MistralModel", "YiModel")
-"""Written by conversions that saved the network without its head class. The tensors show whether there is a head."""
-
-LLAMA_DEFAULTS = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": LLAMA_DEFAULTS,
-    # a config.json of v0.1 may lack the window; later versions have null
-    "mistral": LLAMA_DEFAULTS
-    | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
-    "yi": {},
-}
-"""What transformers assumes for a missing field. The config class of the first Yi models is not in transformers."""
+SUPPORTED = ", ".join(dict.fromkeys(family.model_type for family in ALL))
 
 
 def config_from_hf(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Config:
     """Return the config that ``config.json`` and ``generation_config.json`` (which has all eos ids) describe.
 
     A field that is missing has the default of transformers. A field that is null counts as missing only where transformers
-    accepts null.
+    accepts null. Of a model with text and images, the text part is read.
 
     Raises:
         Error: another model type, architecture, activation or rope type, biases, quantised weights, a field that changes the
             arithmetic and is not known (``hf_fields.py``), or a wrong value.
     """
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        found = f"model_type is {config.get('model_type')!r:.60}"
-        raise Error(f"config.json: {found}; expected llama, mistral or Yi; other architectures are not supported")
-    _check_architecture(config)
+    config = text_fields(config)
+    family = _family(config)
+    _check_architecture(config, family)
     check_quantisation(config)
-    plain = {"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,)}
-    for name, known in plain.items():
-        if config.get(name) not in (None, *known):
-            found = f"{name} is {config[name]!r:.60}; expected {known[0]!r}"
-            raise Error(f"config.json: {found}, because the layers of LLaMA, Mistral and Yi have no other form")
-    check_other_fields(config)
-    config = {**DEFAULTS[family], **config}
-    fields = Fields(config, "config.json")
+    check_supported(config, family)
+    check_other_fields(config, family)
+    fields = Fields({**family.defaults, **config}, "config.json")
     width, heads = fields.get_int("hidden_size"), fields.get_int("num_attention_heads")
-    head_dim = config.get("head_dim")
+    head_dim = fields.values.get("head_dim")
     if head_dim is None and width % heads:
         raise Error(f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}, and head_dim is missing")
     length = fields.get_int("max_position_embeddings")
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    if fields.get_int("num_hidden_layers") > MAX_LAYERS:  # checked before a list with one entry per layer is made
+        raise fields.error("num_hidden_layers", f"at most {MAX_LAYERS}")
+    eos = generation.get("eos_token_id", fields.values.get("eos_token_id"))
     eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    return Config(
-        family=family,
+    more = family.read(fields)
+    if "rope" not in more:
+        more["rope"] = rope_from_hf(fields.values, length, family.theta)
+    return family.config_class(
+        family=family.family,
         vocab_size=fields.get_int("vocab_size"),
         width=width,
         n_layers=fields.get_int("num_hidden_layers"),
@@ -78,43 +59,86 @@ def config_from_hf(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
         head_dim=width // heads if head_dim is None else head_dim,
         ffn_width=fields.get_int("intermediate_size"),
         norm_eps=fields.get_float("rms_norm_eps"),
-        rope=rope_from_hf(config, length),
         context_length=length,
-        tied=config.get("tie_word_embeddings") or False,
-        sliding_window=_sliding_window(config, family),
-        bos_token_id=config.get("bos_token_id"),
+        tied=fields.values.get("tie_word_embeddings") or False,
+        bos_token_id=fields.values.get("bos_token_id"),
         eos_token_ids=tuple(eos),
+        **more,
     )
 
 
-def _check_architecture(config: Mapping[str, Any]) -> None:
-    """Refuse another class of model, such as a classifier. Case is ignored: LLaMA 1 was ``LLaMAForCausalLM``."""
-    known = {name.lower() for name in (*ARCHITECTURES, *BASE_ARCHITECTURES)}
+def _family(config: Mapping[str, Any]) -> HfFamily:
+    """Return the family of ``model_type``.
+
+    Raises:
+        Error: it is not supported. The message has what it would take, if that is known.
+    """
+    name = str(config.get("model_type"))
+    if (family := BY_MODEL_TYPE.get(name)) is not None:
+        return family
+    found, expected = f"model_type is {config.get('model_type')!r:.60}", f"expected one of {SUPPORTED}"
+    if name in LEFT_OUT:
+        raise Error(f"config.json: {found}, {LEFT_OUT[name]}; {expected}")
+    raise Error(f"config.json: {found}; {expected}; other architectures are not supported")
+
+
+def _check_architecture(config: Mapping[str, Any], family: HfFamily) -> None:
+    """Refuse another class of model, such as a classifier. Case is ignored: LLaMA 1 was ``LLaMAForCausalLM``.
+
+    A class without a head is written by conversions that saved the network alone. The tensors show whether there is a head.
+    """
+    llamas = [other.classes for other in ALL if other.title == family.title]  # these name each other's classes
+    names = (family.classes, f"{family.classes}Text") if family.model_type.endswith("_text") else llamas
+    known = {f"{name}{end}".lower() for name in names for end in ("ForCausalLM", "Model")}
     architectures = config.get("architectures") or []
     for name in architectures if isinstance(architectures, list) else [architectures]:
         if str(name).lower() not in known:
-            raise Error(f"config.json: architecture {name!r:.60} is not supported; expected one of {', '.join(ARCHITECTURES)}")
+            expected = ", ".join(f"{name}ForCausalLM" for name in names)
+            raise Error(f"config.json: architecture {name!r:.60} is not supported; expected one of {expected}")
 
 
-def _sliding_window(config: Mapping[str, Any], family: str) -> int | None:
-    """Return Mistral's window. transformers ignores the field in a LLaMA, so there it must not be in use.
+def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the fields of ``config.json`` that transformers reads, before and from version 5.
+
+    transformers has no Yi, which is written as a LLaMA. A LLaMA with a window is written as a Mistral, because the family in
+    a GGUF of Mistral is llama.
 
     Raises:
-        Error: ``use_sliding_window`` or ``layer_types`` contradicts the window, or states one for a LLaMA or for some layers.
+        Error: the config has values that ``config.json`` of its family cannot have.
     """
-    window = config.get("sliding_window") if family == "mistral" else None
-    kind = "full_attention" if window is None else "sliding_attention"
-    layer_types = config.get("layer_types")
-    if layer_types is not None and (not isinstance(layer_types, list) or any(x != kind for x in layer_types)):
-        raise Error(
-            f"config.json: layer_types is {layer_types!r:.80}, and sliding_window is {window!r}; expected {kind!r} "
-            "everywhere, because all layers of LLaMA, Mistral and Yi attend alike"
-        )
-    used = config.get("use_sliding_window")
-    if used is not None and used != (window is not None):
-        raise Error(
-            f"config.json: use_sliding_window is {used!r:.60}, but transformers uses "
-            f"{'no window' if window is None else f'the window {window!r}'} for this model_type; "
-            f"expected {window is not None} or no such field"
-        )
-    return window
+    family = BY_FAMILY[config.family]
+    if family.family in ("llama", "yi"):
+        family = BY_FAMILY["llama" if config.sliding_window is None else "mistral"]
+    more = family.write(config)
+    fields = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.ffn_width,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_ids) if len(config.eos_token_ids) > 1 else next(iter(config.eos_token_ids), None),
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+    if "rope_parameters" not in more:
+        fields |= {"rope_theta": config.rope.theta, "rope_scaling": rope_to_hf(config.rope)}
+    fields |= more
+    again = config_from_hf(fields, {})
+    for name in ("windows", "ropes"):
+        if getattr(again, name) != getattr(config, name):
+            raise Error(
+                f"config: the {name} of the layers are {getattr(config, name)!s:.80}, which a {family.title} cannot have"
+            )
+    expected = replace(config, family=again.family, layer_windows=(), layer_ropes=(), sliding_window=None)
+    if (again := replace(again, layer_windows=(), layer_ropes=(), sliding_window=None)) != expected:
+        name = next(name for name, x in vars(expected).items() if getattr(again, name) != x)
+        raise Error(f"config: {name} is {getattr(config, name)!r:.80}, which config.json of a {family.title} cannot have")
+    return fields

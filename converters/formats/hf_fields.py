@@ -1,9 +1,9 @@
 """Which fields of a Hugging Face ``config.json`` are read, which are harmless, and which are refused.
 
 transformers ignores a field that its class does not have, so it reads a config of another architecture under the name of LLaMA
-without an error. The rule here:
+without an error. The same holds for the other families. The rule here:
 
-1. A field in ``READ`` is read (or checked) by ``hf_config.py``.
+1. A field in ``READ``, or in ``fields`` and ``supported`` of its family, is read (or checked) by ``hf_config.py``.
 2. A field in ``NEUTRAL`` is accepted with the values that are listed there.
 3. Any other field is refused if a word of its name is in ``ARITHMETIC_WORDS``, unless it is switched off (null, false, 0,
    empty; 1 for a multiplier), or its name has a word of ``HARMLESS_WORDS`` (dropout, initialization, losses, token ids).
@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from msrnn import Error
+
+from .hf_families import HfFamily
 
 READ = {
     *("model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
@@ -57,14 +59,27 @@ ARITHMETIC_WORDS = SCALE_WORDS | {
 HARMLESS_WORDS = {"dropout", "pdrop", "init", "initializer", "loss", "coef", "grad", "token"}
 
 
-def check_other_fields(config: Mapping[str, Any]) -> None:
-    """Refuse fields that change the arithmetic of a model, but not that of a LLaMA; see the rule above.
+def check_supported(config: Mapping[str, Any], family: HfFamily) -> None:
+    """Refuse values of fields that transformers reads, but for which msrnn has no layer: activations, biases.
 
     Raises:
         Error: the first such field by name, with its value.
     """
+    for name, known in family.supported.items():
+        if config.get(name) not in (None, *known):
+            found = f"{name} is {config[name]!r:.60}; expected {known[0]!r}"
+            raise Error(f"config.json: {found}, because the layers of {family.title} have no other form")
+
+
+def check_other_fields(config: Mapping[str, Any], family: HfFamily) -> None:
+    """Refuse fields that change the arithmetic of a model, but that transformers ignores in this family; see the rule above.
+
+    Raises:
+        Error: the first such field by name, with its value.
+    """
+    known = {*READ, *ALSO_HARMLESS, *family.fields, *family.supported}
     for name, value in config.items():
-        if name in READ or name in ALSO_HARMLESS or value in NEUTRAL.get(name, ()):
+        if name in known or value in NEUTRAL.get(name, ()):
             continue
         words = set(re.split(r"[^a-z0-9]+", name.lower()))
         off = value is None if name in NEUTRAL else not value or (value == 1 and value is not True and words & MULTIPLIER_WORDS)
@@ -73,8 +88,8 @@ def check_other_fields(config: Mapping[str, Any]) -> None:
             continue
         neutral = NEUTRAL[name][0] if name in NEUTRAL else 1 if words & MULTIPLIER_WORDS else None
         raise Error(
-            f"config.json: {name} is {value!r:.60}, which the LLaMA architecture does not have; expected {neutral!r} or "
-            "no such field; remove the field only if the weights do not depend on it"
+            f"config.json: {name} is {value!r:.60}, which the model type {family.model_type} does not have; expected "
+            f"{neutral!r} or no such field; remove the field only if the weights do not depend on it"
         )
 
 

@@ -36,7 +36,7 @@ def open_checkpoint(model: Any) -> Source:
             raise Error("names in the state dict differ only by a prefix; expected the tensors of one model")
         tensors = bare
     else:
-        tensors = tensors_from_hf(tensors, config.family == "yi", config.tied)
+        tensors = tensors_from_hf(tensors, config)
     files = getattr(model, "extra_files", None)
     return Source(config, tensors, _generation(generation) if files is None else dict(files))
 

@@ -1,7 +1,7 @@
 """The rope settings of a Hugging Face ``config.json``: read in all spellings, written in the older one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from msrnn import Error
@@ -17,16 +17,18 @@ ROPE_KEYS = {
 }
 
 
-def rope_from_hf(config: Mapping[str, Any], length: int) -> Rope:
+def rope_from_hf(config: Mapping[str, Any], length: int, theta: float = 10000.0, more_keys: Collection[str] = ()) -> Rope:
     """Return the rope of ``rope_theta`` and ``rope_scaling``, or of ``rope_parameters`` (transformers ≥ 5).
 
-    ``rope_theta`` and ``original_max_position_embeddings`` may be at the top level or among the settings. A theta that is in
-    neither place is 10000, as in LLaMA 1 and 2. Null means missing. A config with both objects must mean the same by both:
-    transformers reads ``rope_scaling`` only, and ignores a theta that is in ``rope_parameters``.
+    ``rope_theta`` and ``original_max_position_embeddings`` may be at the top level or among the settings. Null means missing. A
+    config with both objects must mean the same by both: transformers reads ``rope_scaling`` only, and ignores a theta that is
+    in ``rope_parameters``.
 
     Args:
         config: the fields of ``config.json``.
         length: maximum number of positions, the default of the original length.
+        theta: the theta that is in neither place; 10000 in LLaMA 1 and 2.
+        more_keys: further settings, which the caller reads.
 
     Raises:
         Error: a type other than default, linear, dynamic, llama3, yarn, longrope; a setting that is missing, unknown, or
@@ -38,28 +40,57 @@ def rope_from_hf(config: Mapping[str, Any], length: int) -> Rope:
         if settings is not None and not isinstance(settings, dict):
             raise Error(f"config.json: the rope settings are {settings!r:.60}; expected an object")
         if settings:
-            ropes[name] = _rope(_merged(config, settings), length)
+            settings = {key: value for key, value in settings.items() if key not in more_keys}
+            ropes[name] = rope_from_settings(settings, config, length, theta)
+    check_same_rope(ropes)
+    return next(iter(ropes.values())) if ropes else rope_from_settings({}, config, length, theta)
+
+
+def check_same_rope(ropes: Mapping[str, Rope]) -> None:
+    """Refuse objects that describe different ropes.
+
+    Raises:
+        Error: with both, by their names in ``config.json``.
+    """
     if len(set(ropes.values())) > 1:
         found = " and ".join(f"{name} is {rope!r:.160}" for name, rope in ropes.items())
         raise Error(f"config.json: {found}; expected one rope; remove the object that does not belong to the weights")
-    return next(iter(ropes.values())) if ropes else _rope(_merged(config, {}), length)
 
 
-def _merged(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that are not null, with the two that may be at the top level."""
+def rope_from_settings(
+    settings: Mapping[str, Any],
+    config: Mapping[str, Any],
+    length: int,
+    theta: float = 10000.0,
+    names: Mapping[str, str] | None = None,
+) -> Rope:
+    """Return the rope of one object of settings.
+
+    Args:
+        settings: the object; null means missing.
+        config: the fields of ``config.json``, where some settings may be instead.
+        length: maximum number of positions.
+        theta: the theta that is in neither place.
+        names: those settings, with their names in ``config``; None: ``rope_theta`` and the original length.
+
+    Raises:
+        Error: as :func:`rope_from_hf`.
+    """
     settings = {name: value for name, value in settings.items() if value is not None}
-    for name in ("rope_theta", ORIGINAL_LENGTH):
-        outer = config.get(name)
+    names = {"rope_theta": "rope_theta", ORIGINAL_LENGTH: ORIGINAL_LENGTH} if names is None else names
+    for name, outer_name in names.items():
+        outer = config.get(outer_name)
         if outer is not None and settings.setdefault(name, outer) != outer:
             raise Error(
-                f"config.json: {name} is {outer!r:.60}, and {settings[name]!r:.60} in the rope settings; expected one value"
+                f"config.json: {outer_name} is {outer!r:.60}, and {settings[name]!r:.60} in the rope settings; "
+                "expected one value"
             )
     if unknown := sorted(settings.keys() - ROPE_KEYS):
         name, value = unknown[0], settings[unknown[0]]
         raise Error(f"config.json: rope setting {name!r} ({value!r:.60}) is unknown; expected {', '.join(sorted(ROPE_KEYS))}")
     if settings.get("partial_rotary_factor", 1.0) != 1:
         raise Error(f"config.json: partial_rotary_factor is {settings['partial_rotary_factor']!r:.60}; expected 1")
-    return settings
+    return _rope({"rope_theta": theta, **settings}, length)
 
 
 def _rope(settings: Mapping[str, Any], length: int) -> Rope:
@@ -67,7 +98,7 @@ def _rope(settings: Mapping[str, Any], length: int) -> Rope:
     types = {str(settings[name]) for name in ("rope_type", "type") if settings.get(name)}
     if len(types) > 1:
         raise Error(f"config.json: the rope types are {' and '.join(sorted(types))}; expected one type")
-    theta, original_length = rope.get_float("rope_theta", 10000.0), settings.get(ORIGINAL_LENGTH) or length
+    theta, original_length = rope.get_float("rope_theta"), settings.get(ORIGINAL_LENGTH) or length
     match next(iter(types), "default"):
         case "default":
             if settings.get("factor") not in (None, 1):
@@ -117,6 +148,11 @@ def rope_to_hf(rope: Rope) -> dict[str, Any] | None:
             return scaling | {ORIGINAL_LENGTH: rope.original_length, "attention_factor": rope.attention_factor}
         case _:
             return None
+
+
+def rope_settings(rope: Rope) -> dict[str, Any]:
+    """Return the settings of one object of ``rope_parameters``, with theta and type."""
+    return {"rope_type": "default", "rope_theta": rope.theta, **(rope_to_hf(rope) or {})}
 
 
 def _factor(rope: Fields, length: int) -> float:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from converters.formats import huggingface
+from converters.formats.hf_families.family import NAMES
 from msrnn.layers.packed.matrix import PackedMatrix, quantise
 from msrnn.models import MISTRAL_7B_V01
 from msrnn.models.packing import LazyMatrix, matrix_tensors
@@ -98,7 +99,7 @@ def main(folder, layers, kinds):
                 stored = weights if kind == "own" else packed_tensors(config, weights)
                 write_model_folder(target, config.to_dict(), stored, {})
             else:
-                by_name = dict(sorted(weights.items(), key=lambda item: huggingface.NAMES.from_msrnn(item[0])))
+                by_name = dict(sorted(weights.items(), key=lambda item: NAMES.from_msrnn(item[0])))
                 huggingface.write(config, by_name, {}, target)
             print(f"{kind}: {(target / 'model.safetensors').stat().st_size / 1e9:.1f} GB", flush=True)
             for _ in range(2):

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 import msrnn
-from converters.formats import huggingface, meta_layout
-from converters.gguf import reader
+from converters.formats import meta_layout
+from converters.formats.hf_families.family import NAMES as HF_NAMES
+from converters.formats.hf_families.llama import EARLY_YI_NORMS
+from converters.gguf.architectures import ARCHITECTURES
 
 DOC = (Path(__file__).parents[2] / "docs" / "converting.md").read_text()
-TABLES = {"Hugging Face": huggingface.NAMES, "Meta, Mistral": meta_layout.NAMES, "GGUF": reader.NAMES}
+TABLES = {"Hugging Face": HF_NAMES, "Meta, Mistral": meta_layout.NAMES, "GGUF": ARCHITECTURES["llama"].names}
 
 
 def documented():
@@ -29,7 +31,7 @@ def test_documented_names_equal_those_of_the_code():
         expected = {**{k: f"layers.N.{v}" for k, v in table.layer.items()}, **table.outer}
         documented_names = {row[format].removeprefix(f"{table.layers}.N."): row["msrnn"] for row in rows}
         assert documented_names == expected
-    assert all(f"model.layers.N.{name}" in DOC or f"`{name}`" in DOC for name in huggingface.EARLY_YI_NORMS)
+    assert all(f"model.layers.N.{name}" in DOC or f"`{name}`" in DOC for name in EARLY_YI_NORMS)
 
 
 @pytest.mark.parametrize("format", TABLES)
@@ -58,7 +60,7 @@ OTHERS = """
 @pytest.mark.parametrize("name", ["", *OTHERS.split()])
 def test_other_names_are_refused(name):
     with pytest.raises(msrnn.Error, match=r"not part of this architecture|belongs to an adapter; .*merge_and_unload"):
-        huggingface.NAMES.to_msrnn(name)
+        HF_NAMES.to_msrnn(name)
 
 
 def test_every_documented_error_message_is_in_the_code():

@@ -52,7 +52,7 @@ def test_tensors_of_the_published_models_are_those_of_the_cell(name, sizes, more
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), dtype=torch.bfloat16)
     assert sum(x.numel() for x in model.parameters()) == count
     config = config_from_hf(fields, {})
-    tensors = tensors_from_hf({name: LazyTensor.of(x) for name, x in model.state_dict().items()}, False, config.tied)
+    tensors = tensors_from_hf({name: LazyTensor.of(x) for name, x in model.state_dict().items()}, config)
     assert check_tensors(config, tensors) == torch.bfloat16
     assert sum(torch.Size(x.shape).numel() for x in tensors.values()) == count
     preset = getattr(msrnn.models, name, None)

@@ -85,7 +85,8 @@ def write_single(folder: Path, model: str, max_shard_size: str = "5GB") -> None:
     """Write a Hugging Face folder with transformers, which has no Yi."""
     from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-    from converters.formats.huggingface import NAMES, config_to_hf
+    from converters.formats.hf_config import config_to_hf
+    from converters.formats.hf_families.family import NAMES
 
     built = cell(model)
     config = config_to_hf(built.config, built.norm.weight.dtype)

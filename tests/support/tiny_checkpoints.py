@@ -9,7 +9,8 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from support.transformers_reference import save_folder, tiny_reference
 
-from converters.formats import huggingface
+from converters.formats.hf_families.family import NAMES
+from converters.formats.hf_families.llama import EARLY_YI_NORMS
 
 FAMILIES = {
     "mha": ("llama", {"num_key_value_heads": 4}),
@@ -165,7 +166,7 @@ def gguf_file(path, state, config):
 
 def to_msrnn(state, early_yi):
     """Return the tensors with msrnn's names; the name tables have a test of their own."""
-    names = {**huggingface.NAMES.layer, **(huggingface.EARLY_YI_NORMS if early_yi else {}), **huggingface.NAMES.outer}
+    names = {**NAMES.layer, **(EARLY_YI_NORMS if early_yi else {}), **NAMES.outer}
     tensors = {}
     for name, x in state.items():
         for hf_name, msrnn_name in names.items():

@@ -1,0 +1,81 @@
+"""Matrices that a format stores as one (Phi-3): split when they are read, joined when they are written."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msrnn import Error
+from msrnn.storage.lazy_tensors import LazyTensor, Location
+
+
+def split_matrices(
+    tensors: Mapping[str, LazyTensor], fused: Mapping[str, tuple[str, ...]], config: Any
+) -> dict[str, LazyTensor]:
+    """Return ``tensors`` (under msrnn's names) with the parts of fused matrices in place of these.
+
+    Args:
+        tensors: by name; that of a fused matrix ends with a name of ``fused``.
+        fused: the parts of each fused matrix, from its first row on.
+        config: has the heights of the parts.
+
+    Raises:
+        Error: a fused matrix has another height than its parts.
+    """
+    D = config.head_dim
+    heights = {"q": config.n_heads * D, "k": config.n_kv_heads * D, "v": config.n_kv_heads * D}
+    heights |= {"gate": config.ffn_width, "up": config.ffn_width}
+    found: dict[str, LazyTensor] = {}
+    for name, x in tensors.items():
+        prefix, _, module = name.removesuffix(".weight").rpartition(".")
+        if module not in fused:
+            found[name] = x
+            continue
+        rows = [heights[part] for part in fused[module]]
+        if len(x.shape) != 2 or x.shape[0] != sum(rows):
+            raise Error(f"tensor {name!r} has shape {x.shape}; expected {sum(rows)} rows, those of {', '.join(fused[module])}")
+        first = 0
+        for part, height in zip(fused[module], rows, strict=True):
+            found[f"{prefix}.{part}.weight"] = LazyTensor((height, x.shape[1]), x.dtype, _Rows(x, first, height))
+            first += height
+    return found
+
+
+class _Rows:
+    """Reads some rows of a matrix. They are without gaps in the file if the matrix is."""
+
+    def __init__(self, x: LazyTensor, first: int, height: int):
+        self.x, self.first, self.height = x, first, height
+
+    @property
+    def location(self) -> Location | None:
+        where = self.x.location
+        if where is None:
+            return None
+        return Location(where.file, where.start + self.first * self.x.shape[1] * self.x.dtype.itemsize)
+
+    def __call__(self) -> Tensor:
+        return self.x.read()[self.first : self.first + self.height]
+
+
+def join_matrices(tensors: Mapping[str, LazyTensor], fused: Mapping[str, tuple[str, ...]]) -> dict[str, LazyTensor]:
+    """Return ``tensors`` with the fused matrices in place of their parts, which are all there."""
+    module_of = {parts[0]: (module, parts) for module, parts in fused.items()}
+    others = {part for parts in fused.values() for part in parts[1:]}
+    joined: dict[str, LazyTensor] = {}
+    for name, x in tensors.items():
+        prefix, _, module = name.removesuffix(".weight").rpartition(".")
+        if module in module_of:
+            fused_name, parts = module_of[module]
+            matrices = [tensors[f"{prefix}.{part}.weight"] for part in parts]
+            shape = (sum(matrix.shape[0] for matrix in matrices), x.shape[1])
+            joined[f"{prefix}.{fused_name}.weight"] = LazyTensor(shape, x.dtype, partial(_join, matrices))
+        elif module not in others:
+            joined[name] = x
+    return joined
+
+
+def _join(matrices: list[LazyTensor]) -> Tensor:
+    return torch.cat([matrix.read() for matrix in matrices])

@@ -14,6 +14,7 @@ from .decoding.speculative import jacobi, lookahead, stream_jacobi, stream_looka
 from .diagnostics.operator_check import check_operator
 from .errors import Error
 from .models.loading import load
+from .reductions.all_layers import AllLayers
 from .reductions.budgets import pyramid
 from .reductions.contract import Observation, Reduction
 from .reductions.key_based import KeyDiff, Knorm
@@ -28,6 +29,7 @@ from .state.state import State
 __all__ = [
     "H2O",
     "TOVA",
+    "AllLayers",
     "CaM",
     "Cell",
     "Chat",

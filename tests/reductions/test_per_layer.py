@@ -9,7 +9,7 @@ from support.tiny_models import assert_close, random_tokens, tiny_cell
 from support.tiny_tokenizer import TEMPLATES, chat_cell, tiny_tokenizer
 
 import msrnn
-from msrnn import TOVA, Full, Window, parse_reduction
+from msrnn import TOVA, AllLayers, Full, Window, parse_reduction
 from msrnn.cli.info import bounded_layers
 from msrnn.cli.main import main
 from msrnn.diagnostics.state_memory import full_nbytes, layer_token_bytes, memory_summary
@@ -18,7 +18,6 @@ from msrnn.eval.digests import code_digest
 from msrnn.eval.inputs import EvalInputs
 from msrnn.eval.retention import measure_retention
 from msrnn.eval.texts import split_into_chunks
-from msrnn.reductions.all_layers import AllLayers
 from msrnn.reductions.per_layer import format_operators, per_layer, replaced_layers
 
 PUBLISHED = (Window(3), Full(), Window(3))

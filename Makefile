@@ -10,7 +10,7 @@ SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: docs demo test check dist model gemma clean gpu paper paper-full paper-small variants
+.PHONY: docs pictures demo test check dist model gemma clean gpu paper paper-full paper-small variants
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## continue one prompt under four operators, and draw which positions each step retained
 	@mkdir -p demo
@@ -81,6 +81,9 @@ paper-small: .venv/eval.ready $(MODEL)/config.json  ## every experiment on one p
 
 variants: .venv/demo.ready  ## train small models that differ in one setting, 40 minutes on two cores; the tables of docs/variants.md
 	OMP_NUM_THREADS=1 $(BIN)/msrnn variants $(TEXT) --out variants --chapter docs/variants.md
+
+pictures: .venv/demo.ready $(MODEL)/config.json  ## the pictures of the chapters that no experiment draws
+	$(BIN)/python docs/site/pictures.py $(MODEL)
 
 docs: .venv/docs.ready  ## the site of the documentation, in build/site; a broken link or reference stops it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q

@@ -46,7 +46,7 @@ def _to_json(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """The config of a checkpoint of LLaMA or of a family whose layers need no other numbers.
+    """The config of a checkpoint of LLaMA or of a family with layers that need no other numbers.
 
     Attributes:
         family: one of ``families``.

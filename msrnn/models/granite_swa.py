@@ -4,8 +4,8 @@ A sink is one learned number $s_h$ per query head. It is one more logit in the s
 $\mathrm{softmax}(q_h K^\top / c, s_h)$ without its last column. This equals one more row of H, which is never evicted and has
 position −2 like other learned rows (:mod:`.learned_rows`):
 
-- keys and values have one more element. It is 0 in the rows of tokens and 1 in the key of the sink row, whose other elements
-  and whose value are 0.
+- keys and values have one more element. It is 0 in the rows of tokens and 1 in the key of the sink row. The other elements
+  of this key, and the value, are 0.
 - queries have one more element, $s_h$ divided by the scale of the logits. So the logit of the sink row is $s_h$, and the other
   logits do not change.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reductions.contract import EMPTY
 from ..state.multistate import MultiState
-from ..state.quantised_rows import encode_rows
+from ..state.quantised_rows import dequantise_rows, encode_rows
 from ..state.stacking import concat_batches
 from .records import LayerRecorder
 from .unroll import unroll_layer
@@ -88,6 +88,17 @@ class LayerTrace:
         index = self._row_index(self.left).masked_fill(self.left == EMPTY, R)
         last_visible = torch.full((B, K, R + 1), T, device=index.device)
         return last_visible.scatter_(2, index, torch.arange(T, device=index.device).expand(B, K, T))[..., :R]
+
+    @property
+    def queries(self) -> Tensor:
+        """``(B, N, T, D)``, the queries of all tokens; without rotation if H has ``places``."""
+        no_tokens = self._stored["keys"].new_empty(len(self.rows), self.rows.shape[1], 0, self._stored["keys"].shape[-1])
+        return torch.cat([block.q for block in self._blocks], dim=2) if self._blocks else no_tokens
+
+    @property
+    def keys(self) -> Tensor:
+        """``(B, K, S + T, D)``, the keys of all ``rows``, evicted ones too; without rotation if H has ``places``."""
+        return dequantise_rows(self._stored["keys"], self._stored.get("key_scales"), self.queries.dtype)
 
     @property
     def no_empty_rows(self) -> bool:

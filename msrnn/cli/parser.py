@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from . import bench, chat, compare, convert, eval, generate, info, lm_eval, retention, soak, train, variants
+from . import bench, chat, compare, convert, eval, generate, info, lm_eval, retention, soak, train, variants, watch
 
 COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
     "chat": chat,
     "compare": compare,
     "retention": retention,
+    "watch": watch,
     "soak": soak,
     "bench": bench,
     "eval": eval,
@@ -38,6 +39,7 @@ EXAMPLES = """examples:
   msrnn compare model.gguf --prompt-file story.txt --reduction full --reduction tova:48 --picture retained.png
   msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --reduction h2o:64 --out retained.png
   msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --words
+  msrnn watch model.gguf --prompt-file story.txt --reduction tova:32 --reduction window:32 -o page.html
   msrnn soak model.gguf --text book.txt --reduction tova:512 --tokens 200000 --out soak
   msrnn bench model.gguf --text book.txt --only unroll,step --json bench.json
   msrnn eval lm model.gguf --text book.txt --operators full tova sinks:SIZE:4 --sizes 64 256 --chunks 8 --out lm

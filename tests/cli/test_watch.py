@@ -1,0 +1,88 @@
+"""``msrnn watch`` on a tiny model: files, what is printed, and refusals before the model is loaded."""
+
+import json
+
+import pytest
+from support.tiny_tokenizer import chat_cell, tiny_tokenizer
+
+from msrnn.cli import watch
+from msrnn.cli.main import main
+from msrnn.watch.read import read_document
+
+PROMPT = "the boat was small and the sea was not"
+N = len(tiny_tokenizer().encode(PROMPT).ids)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    chat_cell().save(folder)
+    return folder
+
+
+def test_the_page_and_its_data_are_written(model, tmp_path, capsys):
+    page, data = tmp_path / "page.html", tmp_path / "page.json"
+    options = ["--reduction", "full", "--reduction", "window:2", "--max-new-tokens", "9", "-o", str(page), "--json", str(data)]
+    assert main(["watch", str(model), "--prompt", PROMPT, *options]) == 0
+    document, (full, window) = read_document(data)
+    assert document["model"] == "tiny"  # not the path
+    assert (full.operator, window.operator) == ("full", "window:2")
+    assert len(full.ids) <= N + 9
+    text = page.read_text()
+    assert json.loads(text.partition('type="application/json">')[2].partition("</script>")[0]) == document
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{page} ({len(text.encode()) / 1e6:.2f} MB)"
+    assert lines[1].startswith(f"{data} (")
+    first, texts = document["predictions_differ"][0][1], document["texts_differ"][0][1]
+    assert lines[2] == f"full and window:2: predictions differ first after token {first}, texts from token {texts}"
+
+
+def test_the_prompt_can_be_shortened_and_nothing_generated(model, tmp_path, capsys):
+    data = tmp_path / "page.json"
+    options = [
+        "--reduction",
+        "tova:4",
+        "--reduction",
+        "tova:99",
+        "--max-tokens",
+        "3",
+        "--max-new-tokens",
+        "0",
+        "--json",
+        str(data),
+    ]
+    assert main(["watch", str(model), "--prompt", PROMPT, *options]) == 0
+    assert read_document(data)[1][0].ids == tiny_tokenizer().encode(PROMPT).ids[:3]
+    assert "tova:4 and tova:99: the same predictions, the same text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "neither --out nor --json is given; expected at least one of them"),
+        (["-o", "page.png"], "cannot write page.png; expected a name that ends in .html"),
+        (["-o", "a.html", "--json", "./a.html"], "--out and --json are both a.html; expected two files"),
+        (["-o", "missing/a.html"], "missing"),
+        (["--json", "missing/a.json"], "missing"),
+        (["-o", "a.html", "--reduction", "full"], "--reduction full is given twice; expected distinct operators"),
+    ],
+)
+def test_refusals_before_the_model_is_loaded(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["watch", "no-such-model", "--prompt", "x", "--reduction", "full", *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_no_file_and_keeps_the_old_one(model, tmp_path, monkeypatch, capsys):
+    page, data = tmp_path / "page.html", tmp_path / "page.json"
+    page.write_text("old")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "observe_run", interrupt)
+    options = ["--reduction", "full", "-o", str(page), "--json", str(data)]
+    assert main(["watch", str(model), "--prompt", PROMPT, *options]) == 130
+    assert page.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [page]

@@ -131,6 +131,8 @@ def config_to_hf(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     if "rope_parameters" not in more:
         fields |= {"rope_theta": config.rope.theta, "rope_scaling": rope_to_hf(config.rope)}
     fields |= more
+    if (pad := family.defaults.get("pad_token_id")) is not None and pad >= config.vocab_size:
+        fields["pad_token_id"] = None  # otherwise transformers makes a padding token of the default
     again = config_from_hf(fields, {})
     for name in ("windows", "ropes"):
         if getattr(again, name) != getattr(config, name):

@@ -118,6 +118,7 @@ GEMMA2 = HfFamily(
         "layer_types": None,
         "final_logit_softcapping": 30.0,
         "attn_logit_softcapping": 50.0,
+        "pad_token_id": 0,
         "bos_token_id": 2,
         "eos_token_id": 1,
     },

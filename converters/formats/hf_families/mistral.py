@@ -88,6 +88,7 @@ MINISTRAL3 = HfFamily(
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
         "sliding_window": None,
+        "pad_token_id": 11,
         "bos_token_id": 1,
         "eos_token_id": 2,
     },

@@ -22,6 +22,7 @@ OLMO2 = HfFamily(
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
+        "pad_token_id": 1,
         "bos_token_id": None,
         "eos_token_id": 50279,
     },

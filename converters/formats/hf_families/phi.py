@@ -46,6 +46,7 @@ PHI3 = HfFamily(
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
         "sliding_window": None,
+        "pad_token_id": 32000,
         "bos_token_id": 1,
         "eos_token_id": 32000,
     },

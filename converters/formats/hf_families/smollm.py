@@ -60,6 +60,7 @@ SMOLLM3 = HfFamily(
         "no_rope_layers": None,
         "no_rope_layer_interval": 4,
         "layer_types": None,
+        "pad_token_id": 128004,
         "bos_token_id": 128000,
         "eos_token_id": 128001,
     },

@@ -39,6 +39,7 @@ def test_defaults_are_those_of_transformers(family):
     own = {x.name for x in fields(reference)} - {x.name for x in fields(PreTrainedConfig)}
     assert own - OTHER_FIELDS - {"head_dim"} <= family.defaults.keys()
     assert "head_dim" in family.defaults or type(reference).__dataclass_fields__.get("head_dim", NO_HEAD_DIM).default is None
+    assert reference.pad_token_id == family.defaults.get("pad_token_id")
     tied = family.defaults.get("tie_word_embeddings", False)
     assert reference.tie_word_embeddings == tied
     assert family.classes == MODEL_FOR_CAUSAL_LM_MAPPING[type(reference)].__name__.removesuffix("ForCausalLM")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from msrnn import Error
 
-from ..names import INNER_WRAPPERS
+from ..names import INNER_WRAPPERS, split_wrappers
 
 T = TypeVar("T")
 
@@ -64,7 +64,10 @@ def text_tensors(tensors: Mapping[str, T]) -> dict[str, T]:
         if IMAGE_PARTS.search(bare[name]):
             continue
         rest = TEXT_PART.sub("", bare[name])
-        plain = rest if rest == bare[name] or rest.startswith("lm_head.") else f"model.{rest}"
+        if rest == bare[name]:
+            plain = split_wrappers(name)[1]  # the head
+        else:
+            plain = rest if rest.startswith("lm_head.") else f"model.{rest}"
         if plain in found:
             raise Error(f"tensor {name!r} and another are both {plain!r}; expected the tensors of one model")
         found[plain] = x

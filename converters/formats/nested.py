@@ -63,11 +63,9 @@ def text_tensors(tensors: Mapping[str, T]) -> dict[str, T]:
     for name, x in tensors.items():
         if IMAGE_PARTS.search(bare[name]):
             continue
-        rest = TEXT_PART.sub("", bare[name])
-        if rest == bare[name]:
-            plain = split_wrappers(name)[1]  # the head
-        else:
-            plain = rest if rest.startswith("lm_head.") else f"model.{rest}"
+        is_text = TEXT_PART.match(bare[name])
+        rest = bare[name][is_text.end() :] if is_text else split_wrappers(name)[1]  # without the prefix: the head
+        plain = f"model.{rest}" if is_text and not rest.startswith("lm_head.") else rest
         if plain in found:
             raise Error(f"tensor {name!r} and another are both {plain!r}; expected the tensors of one model")
         found[plain] = x

@@ -99,6 +99,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--operators has {truncated[0]}, which carries no state; expected operators")
     if args.tokens % args.stretch:
         raise Error(f"--tokens is {args.tokens}; expected a multiple of --stretch, {args.stretch}")
+    for rule in args.places:
+        inputs.cell.initial_state(1, places=rule)  # refuses a rule that the model does not allow
     args.chunk, args.chunks = args.tokens + 1, 1
     chunks = inputs.chunks(args)
     inputs.check_memory(len(chunks), [condition.rows for condition in conditions], args.tokens)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support import eviction_rules
 from support.naive_families import naive_decoder
-from support.tiny_families import CONFIGS, MIXED, tiny_family
+from support.tiny_families import CONFIGS, MIXED, A, B, tiny_family
 from support.tiny_models import assert_close, random_tokens, retained_positions, step_loop
 
 import msrnn
@@ -58,6 +58,11 @@ def test_an_operator_replaces_the_windows_only_with_all_layers(family, spec):
 def test_remapped_positions_equal_naive_loops(family, places, spec):
     """In SmolLM3 the layers without positions rotate nothing."""
     assert_equals_naive(tiny_family(family), spec, places=places)
+
+
+@pytest.mark.parametrize("places", ["absolute", "inside", "compressed"])
+def test_the_first_layer_may_have_no_positions(places):
+    assert_equals_naive(tiny_family("smollm3", layer_ropes=(None, A, B)), "tova:5", places=places)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

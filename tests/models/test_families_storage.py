@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support.tiny_families import CONFIGS, MIXED, NEW, tiny_family
+from support.tiny_families import CONFIGS, MIXED, NEW, A, tiny_family
 from support.tiny_models import assert_close, assert_same, random_tokens
 
 import msrnn
@@ -45,10 +45,10 @@ def test_a_saved_state_continues_bit_for_bit(family, spec, tmp_path):
     assert cell(text[:, 11:], loaded)[0].equal(cell(text[:, 11:], state)[0])
 
 
-@pytest.mark.parametrize("family", ["gemma3", "smollm3"])
+@pytest.mark.parametrize(("family", "fields"), [("gemma3", {}), ("smollm3", {}), ("smollm3", {"layer_ropes": (None, A, A)})])
 @pytest.mark.parametrize("places", ["inside", "compressed"])
-def test_a_remapped_state_keeps_the_rope_of_each_layer(family, places, tmp_path):
-    cell, text = tiny_family(family), random_tokens(3, 1, 20)
+def test_a_remapped_state_keeps_the_rope_of_each_layer(family, fields, places, tmp_path):
+    cell, text = tiny_family(family, **fields), random_tokens(3, 1, 20)
     _, state = cell(text[:, :11], cell.initial_state(1, "tova:5", places=places))
     state.save(tmp_path / "state")
     loaded = msrnn.load_state(tmp_path / "state")

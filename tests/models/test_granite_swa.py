@@ -6,8 +6,10 @@ from support import eviction_rules
 from support.naive_families import naive_decoder
 from support.tiny_families import tiny_family
 from support.tiny_models import assert_close, random_tokens, retained_positions, rows_by_position, step_loop
+from support.tiny_tokenizer import TEMPLATES, chat_cell, tiny_tokenizer
 
 import msrnn
+from msrnn.cli.main import main
 from msrnn.models.granite import Granite
 from msrnn.reductions.contract import LEARNED
 
@@ -93,3 +95,24 @@ def test_scores_of_a_trace_add_up_to_less_than_one():
 def test_remapped_positions_are_refused(places):
     with pytest.raises(msrnn.Error, match=f"places are '{places}'; expected 'absolute', because this cell has learned sinks"):
         tiny_family("granite_swa").initial_state(1, places=places)
+
+
+def test_an_evaluation_with_remapped_positions_is_refused_before_any_work(tmp_path, capsys):
+    cell = tiny_family("granite_swa", dtype=torch.float32, vocab_size=tiny_tokenizer().get_vocab_size(), context_length=4096)
+    cell.extra_files = chat_cell(TEMPLATES["ChatML"]).extra_files
+    cell.save(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("the end of the other end is the end of it all and more " * 8)
+    command = [
+        "eval",
+        "extrapolation",
+        str(tmp_path / "model"),
+        "--text",
+        str(tmp_path / "text.txt"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    command += ["--tokens", "16", "--stretch", "8", "--operators", "tova", "--sizes", "4"]
+    assert main(command) == 1
+    assert "places are 'inside'; expected 'absolute', because this cell has learned sinks" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--places", "absolute"]) == 0

@@ -10,7 +10,7 @@ SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: docs pictures demo test check dist model gemma clean gpu paper paper-full paper-small variants
+.PHONY: docs notebooks pictures demo test check dist model gemma clean gpu paper paper-full paper-small variants
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## continue one prompt under four operators, and draw which positions each step retained
 	@mkdir -p demo
@@ -88,6 +88,9 @@ pictures: .venv/demo.ready $(MODEL)/config.json  ## the pictures of the chapters
 docs: .venv/docs.ready  ## the site of the documentation, in build/site; a broken link or reference stops it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 	@echo "open build/site/index.html"
+
+notebooks:  ## the main chapters of the documentation as notebooks, in build/notebooks
+	$(PYTHON) docs/site/notebooks.py build/notebooks
 
 .venv/demo.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

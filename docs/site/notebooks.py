@@ -1,0 +1,65 @@
+"""Write chapters of the documentation as notebooks: ``python docs/site/notebooks.py build/notebooks``.
+
+A python block becomes a code cell. The indented block after it becomes the output of this cell, all other text markdown cells.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1]
+CHAPTERS = ("attention", "cell", "operators", "own-operator", "unroll", "pitfalls", "lookahead", "encoder")
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n((?: {4}[^\n]*\n)+))?", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")
+NOTE = "*This notebook is made from [docs/{0}.md](../../docs/{0}.md) by `make notebooks`. It needs the package `msrnn`.*"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def relink(text: str) -> str:
+    """Return the text with links from build/notebooks: to the notebook of a chapter, or to the file in docs/."""
+
+    def target(match: re.Match[str]) -> str:
+        stem, _, suffix = match[1].rpartition(".")
+        if suffix == "md" and stem in CHAPTERS:
+            return f"{stem}.ipynb"
+        return f"../../docs/{match[1]}"
+
+    return LINK.sub(target, text)
+
+
+def notebook(name: str) -> dict[str, Any]:
+    """Return the notebook of a chapter in format 4.5."""
+    cells: list[dict[str, Any]] = []
+
+    def add(kind: str, text: str, **fields: object) -> None:
+        if text.strip():
+            source = text.strip("\n").splitlines(keepends=True)
+            cells.append({"cell_type": kind, "id": f"cell-{len(cells)}", "metadata": {}, "source": source, **fields})
+
+    page, end = (DOCS / f"{name}.md").read_text(), 0
+    add("markdown", NOTE.format(name))
+    for block in BLOCK.finditer(page):
+        add("markdown", relink(page[end : block.start()]))
+        printed = [line[4:] for line in (block[2] or "").splitlines(keepends=True)]
+        outputs = [{"output_type": "stream", "name": "stdout", "text": printed}] if printed else []
+        add("code", block[1], execution_count=None, outputs=outputs)
+        end = block.end()
+    add("markdown", relink(page[end:]))
+    return {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CHAPTERS:
+        path = folder / f"{name}.ipynb"
+        path.write_text(json.dumps(notebook(name), ensure_ascii=False, indent=1) + "\n")
+        print(path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -77,8 +77,7 @@ def load(
             the embedding has rows.
 
     Raises:
-        Error: the source cannot be read, or is not a LLaMA, Mistral, Yi or ``Decoder``; ``weights`` is unknown or does not
-            fit the source.
+        Error: the source cannot be read, or has a model of another kind; ``weights`` is unknown or does not fit the source.
     """
     check_dtype(dtype)
     check_device(device)

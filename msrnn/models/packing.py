@@ -1,8 +1,9 @@
 """Packed weights of a model: which matrices are packed, their names in a file, and the modules that hold them.
 
 Matrices of the layers have 4 bits (``int4``) or 8 (``int8``). The embedding and the LM head have 8 bits in both. A matrix with
-a shape that does not fit int4 has 8 bits too. Norms stay as they are. In a file, ``NAME.codes``, ``NAME.scales`` and, for 4
-bits, ``NAME.zeros`` take the place of ``NAME.weight`` (:class:`~msrnn.layers.packed.matrix.PackedMatrix`).
+a shape that does not fit int4 has 8 bits too. Norms, biases and sinks stay as they are. In a file, ``NAME.codes``,
+``NAME.scales`` and, for 4 bits, ``NAME.zeros`` take the place of ``NAME.weight``
+(:class:`~msrnn.layers.packed.matrix.PackedMatrix`).
 """
 
 from collections.abc import Callable, Mapping
@@ -51,7 +52,7 @@ def pack_tensors(config: Any, tensors: Mapping[str, LazyTensor], weights: str) -
         weights: ``int4`` or ``int8``.
 
     Raises:
-        Error: a model other than LLaMA, Mistral and Yi; when a matrix is read, numbers that are not finite.
+        Error: a :class:`Decoder` or an encoder; when a matrix is read, numbers that are not finite.
     """
     check_packable(config)
     kept: dict[str, LazyTensor] = {}
@@ -74,10 +75,10 @@ def check_packable(config: Any) -> None:
     """Refuse a model without packed weights.
 
     Raises:
-        Error: the model is another one than LLaMA, Mistral and Yi.
+        Error: the model is a :class:`Decoder` or an encoder.
     """
     if not isinstance(config, Config):
-        raise Error(f"weights= is given for a {config.family}; expected LLaMA, Mistral or Yi, which can have packed weights")
+        raise Error(f"weights= is given for a {config.family}; expected a published family, such as llama or qwen3")
 
 
 def matrix_tensors(matrices: Mapping[str, LazyMatrix]) -> dict[str, LazyTensor]:

@@ -61,6 +61,43 @@ def test_a_page_over_the_limit_has_the_coarsest_precision():
     assert len(page) > MAX_PAGE_BYTES
 
 
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def mixed(share, one, other):
+    """Return ``one`` over ``other`` with opacity ``share``."""
+    pairs = [(int(one[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in pairs)
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_text_has_enough_contrast_in_light_and_dark(scheme):
+    """WCAG 2, level AA: 4.5 for text, 3 for marks."""
+    style = render_page(document()).partition("<style>")[2].partition("</style>")[0]
+    blocks = [dict(re.findall(r"--([a-z-]+): ([^;]+);", block)) for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)]
+    found = {**blocks[0], **blocks[scheme]}
+    held = "#" + "".join(f"{int(n):02x}" for n in found["held"].split(","))
+    least, more = re.search(r"calc\((\S+) \+ (\S+) \* var\(--w", style).groups()  # opacity by attention weight
+    darkest = mixed(float(least) + float(more), held, found["card"])
+    for one, other in [
+        *[(ink, paper) for ink in ("ink", "soft", "link") for paper in ("page", "card")],
+        ("just-ink", "just"),
+        ("card", "bar"),
+    ]:
+        assert contrast(found[one], found[other]) >= 4.5, (one, other)
+    assert contrast(found["ink"], darkest) >= 4.5
+    assert contrast(found["just"], found["card"]) >= 3
+    assert contrast(held, found["gone"]) >= 3
+
+
 @pytest.mark.parametrize("name", ["page.html", "page.css", "data.js", "page.js", "controls.js"])
 def test_the_parts_are_package_data(name):
     try:

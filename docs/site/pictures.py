@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from step_picture import draw_step
 from torch import Tensor
 
 import converters
@@ -27,6 +28,7 @@ def main(model: str) -> None:
     """Draw all pictures."""
     cell, tokenizer = converters.load(model), converters.tokenizer(model)
     ids = tokenizer.encode(SENTENCE).ids
+    draw_step(FOLDER / "step.png")
     draw_masks(operator_masks(cell, ids), [tokenizer.decode([i]).strip() for i in ids], FOLDER / "masks.png")
 
 

@@ -37,11 +37,8 @@ def draw_step(path: Path) -> None:
 def _box(axes: Any, x: float, y: float, text: str, colour: str = BLUE) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    axes.add_patch(
-        FancyBboxPatch(
-            (x, y), 2, 1, boxstyle="round,pad=0,rounding_size=0.15", facecolor="white", edgecolor=colour, linewidth=1.8
-        )
-    )
+    look = {"facecolor": "white", "edgecolor": colour, "linewidth": 1.8}
+    axes.add_patch(FancyBboxPatch((x, y), 2, 1, boxstyle="round,pad=0,rounding_size=0.15", **look))
     axes.text(x + 1, y + 0.5, text, ha="center", va="center", fontsize=9)
 
 

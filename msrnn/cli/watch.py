@@ -2,7 +2,7 @@
 
 The page (--out) is one HTML file that loads nothing from the network. For each operator it shows the text, the tokens that H
 holds in each layer, the scores and attention weights that decide which row is evicted, and the next-token distribution. Each
-operator continues the prompt greedily. --json writes the data of the page.
+operator continues the prompt greedily. --json writes the data of the page. --live shows the steps in the terminal meanwhile.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from ..storage.atomic import atomic_file
 from ..storage.output_paths import check_output_file
 from ..watch.codes import Precision
 from ..watch.document import build_document
+from ..watch.live import LiveSteps
 from ..watch.page import MAX_PAGE_BYTES, render_within_limit
 from ..watch.run import ObservedRun, observe_run, predictions_differ, texts_differ
 from .loading import encode, load_model
@@ -37,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="the page, an HTML file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the data of the page (docs/watch.md)")
+    parser.add_argument("--live", action="store_true", help="show each step of the generation in the terminal")
+    parser.add_argument(
+        "--layer", type=int, metavar="N", default=0, help="the layer that --live shows; -1 is the last (default: 0)"
+    )
     add_prompt_arguments(parser)
 
 
@@ -47,10 +52,16 @@ def run(args: argparse.Namespace) -> None:
     _check_outputs(args)
     cell, tokenizer = load_model(args)
     ids = encode(tokenizer, text, args)[0, : args.max_tokens].tolist()
-    runs = []
-    with progress_bar(len(args.reduction), "operator") as bar:
+    layers = cell.config.n_layers
+    if not -layers <= args.layer < layers:
+        raise Error(f"--layer is {args.layer}; expected a layer from 0 to {layers - 1}, or from -{layers} to -1")
+    runs, live = [], LiveSteps(tokenizer, args.layer % layers) if args.live else None
+    with progress_bar(len(args.reduction), "operator", enabled=live is None) as bar:
         for operator in args.reduction:
-            runs.append(observe_run(cell, ids, operator, args.max_new_tokens))
+            if live is not None:
+                live.end()
+                print(f"── {operator} {'─' * (76 - len(str(operator)))}")
+            runs.append(observe_run(cell, ids, operator, args.max_new_tokens, live))
             bar.update()
 
     model = Path(args.model).name if Path(args.model).exists() else args.model  # a page is passed on, a path is not
@@ -58,7 +69,14 @@ def run(args: argparse.Namespace) -> None:
     def build(precision: Precision) -> dict[str, Any]:
         return build_document(runs, tokenizer, model, len(ids), cell.config.n_heads, precision)
 
-    page, document = render_within_limit(build)
+    if args.out is not None or args.json is not None:
+        _write(args, *render_within_limit(build))
+    for other in runs[1:]:
+        print(_differences(runs[0], other))
+
+
+def _write(args: argparse.Namespace, page: str, document: dict[str, Any]) -> None:
+    """Write the page and its data, and print the sizes of the files."""
     for path, content in ((args.out, page), (args.json, json.dumps(document))):
         if path is not None:
             with atomic_file(path) as staged:
@@ -66,8 +84,6 @@ def run(args: argparse.Namespace) -> None:
             print(f"{path} ({len(content.encode()) / 1e6:.2f} MB)")
     if args.out is not None and len(page.encode()) > MAX_PAGE_BYTES:
         print(f"the page is larger than {MAX_PAGE_BYTES / 1e6:.0f} MB; --max-tokens and smaller operators give a smaller page")
-    for other in runs[1:]:
-        print(_differences(runs[0], other))
 
 
 def _differences(one: ObservedRun, other: ObservedRun) -> str:
@@ -84,12 +100,12 @@ def _check_outputs(args: argparse.Namespace) -> None:
     Raises:
         Error: no output is given, both are one file, the page is not called .html, or a file cannot be written.
     """
-    if args.out is None and args.json is None:
-        raise Error("neither --out nor --json is given; expected at least one of them")
+    if args.out is None and args.json is None and not args.live:
+        raise Error("none of --out, --json and --live is given; expected at least one of them")
     if args.out is not None and args.out.suffix.lower() not in (".html", ".htm"):
         raise Error(f"cannot write {args.out}; expected a name that ends in .html")
-    if args.out is not None and args.json is not None and args.out.resolve() == args.json.resolve():
-        raise Error(f"--out and --json are both {args.out}; expected two files")
     for path in (args.out, args.json):
         if path is not None:
             check_output_file(path)
+    if args.out is not None and args.json is not None and args.out.resolve() == args.json.resolve():
+        raise Error(f"--out and --json are both {args.out}; expected two files")

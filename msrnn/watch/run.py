@@ -1,6 +1,6 @@
 """A text under one operator: the prompt, its greedy continuation, and what the cell computed at every token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from .observe import ObservedLayer, observe
 
+OnStep = Callable[[Sequence[int], Tensor, Sequence[ObservedLayer]], None]
 TOP_TOKENS = 8
 """Number of most probable next tokens that are recorded."""
 
@@ -37,8 +38,13 @@ class ObservedRun:
 
 
 @torch.no_grad()
-def observe_run(cell: Cell, prompt: Sequence[int], operator: Reduction, max_new_tokens: int) -> ObservedRun:
+def observe_run(
+    cell: Cell, prompt: Sequence[int], operator: Reduction, max_new_tokens: int, on_step: OnStep | None = None
+) -> ObservedRun:
     """Continue ``prompt`` greedily by at most ``max_new_tokens`` tokens, and read the whole text again with all scores.
+
+    ``on_step`` is called after the prompt and after each new token, with the tokens so far, the logits ``(V,)`` after them,
+    and the layers as they have read the last token. This is slower.
 
     Raises:
         Error: the prompt has no token, or as :meth:`Cell.scan`.
@@ -46,7 +52,9 @@ def observe_run(cell: Cell, prompt: Sequence[int], operator: Reduction, max_new_
     if not prompt:
         raise Error("the prompt has no tokens; expected at least one")
     ids = list(prompt)
-    if max_new_tokens:
+    if on_step is not None:
+        ids = _generate_observed(cell, ids, operator, max_new_tokens, on_step)
+    elif max_new_tokens:
         start, ends = cell.initial_state(1, operator), cell.config.eos_token_ids
         tokens = torch.tensor([ids], device=start.clock.device)
         ids += [int(step.token) for step in stream(cell, tokens, start, max_new_tokens=max_new_tokens, eos_token_id=ends)]
@@ -54,6 +62,19 @@ def observe_run(cell: Cell, prompt: Sequence[int], operator: Reduction, max_new_
     tokens = torch.tensor([ids], device=state.clock.device)
     logits, layers, _ = observe(cell, tokens, state)
     return ObservedRun(operator, ids, layers, *next_tokens(logits, tokens[0]))
+
+
+def _generate_observed(cell: Cell, ids: list[int], operator: Reduction, max_new_tokens: int, on_step: OnStep) -> list[int]:
+    """Return ``ids`` and their greedy continuation, with ``on_step`` as in :func:`observe_run`."""
+    state, ids, stop = cell.initial_state(1, operator), list(ids), len(ids) + max_new_tokens
+    new = ids
+    while True:
+        logits, layers, state = observe(cell, torch.tensor([new], device=state.clock.device), state)
+        on_step(ids, logits[-1], layers)
+        if len(ids) == stop or (ids[-1] in cell.config.eos_token_ids and new is not ids):
+            return ids
+        new = [int(logits[-1].argmax())]
+        ids.extend(new)
 
 
 def next_tokens(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -59,7 +59,7 @@ def test_the_prompt_can_be_shortened_and_nothing_generated(model, tmp_path, caps
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "neither --out nor --json is given; expected at least one of them"),
+        ([], "none of --out, --json and --live is given; expected at least one of them"),
         (["-o", "page.png"], "cannot write page.png; expected a name that ends in .html"),
         (["-o", "a.html", "--json", "./a.html"], "--out and --json are both a.html; expected two files"),
         (["-o", "missing/a.html"], "missing"),
@@ -86,3 +86,19 @@ def test_ctrl_c_leaves_no_file_and_keeps_the_old_one(model, tmp_path, monkeypatc
     assert main(["watch", str(model), "--prompt", PROMPT, *options]) == 130
     assert page.read_text() == "old"
     assert list(tmp_path.iterdir()) == [page]
+
+
+@pytest.mark.parametrize("layer", ["0", "-1"])
+def test_live_prints_every_step_of_every_operator(model, layer, capsys):
+    options = ["--reduction", "tova:4", "--reduction", "window:4", "--max-new-tokens", "2", "--live", "--layer", layer]
+    assert main(["watch", str(model), "--prompt", PROMPT, *options]) == 0
+    out = capsys.readouterr().out
+    tova, window = out.partition("── tova:4 ─")[2].split("── window:4 ─")
+    for part in (tova, window):
+        assert [line.split()[1] for line in part.splitlines() if line.startswith("step ")] == [str(N - 1 + i) for i in range(3)]
+        assert f"layer {int(layer) % 2} evicts" in part
+
+
+def test_a_layer_that_the_model_lacks_is_refused(model, capsys):
+    assert main(["watch", str(model), "--prompt", PROMPT, "--reduction", "full", "--live", "--layer", "2"]) == 1
+    assert "--layer is 2; expected a layer from 0 to 1, or from -2 to -1" in capsys.readouterr().err

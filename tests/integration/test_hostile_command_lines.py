@@ -44,6 +44,9 @@ VALUES = {
     "--layer": ["0", "-1", "7"],
     "--picture": ["x.png", "x.xyz", "", ".", "/nowhere/x.png", "x" * 300 + ".png"],
     "--out": ["x.svg", "", "..", "/nowhere/x.png", "a\0.png"],
+    "--json": ["y.json", "", "..", "/nowhere/x.json", "a\0.json"],
+    "-o": ["x.html", "x.json", "", "/nowhere/x.html", "a\0.html", "x" * 300 + ".html"],
+    "--live": [],
     "--system": ["", "a", "\udcff", "a\0b"],
     "--text": ["nothing", ".", "", "a\0b", "/dev/null"],
     "--tokens": ["1", "0", "30", "x"],
@@ -56,6 +59,10 @@ OPTIONS = {  # required and optional words of each command
     "generate": ([], [*COMMON, "--reduction", "--max-new-tokens", "--sample", "--temperature", "--top-k", "--top-p", "--seed"]),
     "compare": (["--reduction", "tova:3"], [*COMMON, "--reduction", "--max-new-tokens", "--picture"]),
     "retention": (["--reduction", "full", "--out", "x.png"], [*COMMON, "--reduction", "--max-tokens", "--layer", "--out"]),
+    "watch": (
+        ["--reduction", "full", "--max-new-tokens", "1", "--json", "x.json"],
+        [*COMMON, "--reduction", "--max-tokens", "--max-new-tokens", "--layer", "--json", "-o", "--live"],
+    ),
     "chat": ([], [*COMMON, "--reduction", "--system", "--max-new-tokens", "--sample", "--temperature", "--top-k", "--seed"]),
     "soak": (
         ["--tokens", "20", "--reduction", "tova:3", "--interval", "10", "--out", "run"],
@@ -81,7 +88,7 @@ def command_lines(draw):
     required, optional = OPTIONS[command]
     model = draw(st.one_of(st.just("MODEL"), st.just("MODEL"), WORD))
     words = [model, draw(st.sampled_from(TARGETS))] if command == "convert" else [command, model, *required]
-    if command in ("generate", "compare", "retention"):
+    if command in ("generate", "compare", "retention", "watch"):
         words += draw(
             st.one_of(st.just(["--prompt", "the"]), st.sampled_from(["--prompt", "--prompt-file", "--stdin"]).map(option))
         )

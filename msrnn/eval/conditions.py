@@ -102,6 +102,11 @@ def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Con
     return found
 
 
+def is_published(operator: str) -> bool:
+    """Return True for ``full``, the reference of other operators: no eviction except for the windows of the published model."""
+    return operator.strip().lower() == "full"
+
+
 def condition_name(operator: str, size: int | None) -> str:
     """Return the name of an operator at a size, such as ``tova:64``; ``operator`` and ``size`` are those of a condition."""
     if "SIZE" in operator or size is None:

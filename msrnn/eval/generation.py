@@ -17,7 +17,7 @@ from ..decoding.generate import generate
 from ..errors import Error
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean
-from .conditions import Condition, add_condition_arguments, by_condition, load_results, parse_conditions
+from .conditions import Condition, add_condition_arguments, by_condition, is_published, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import Chunk, text_digest
@@ -97,10 +97,10 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     conditions = parse_conditions(args.operators, args.sizes)
     if truncated := [condition for condition in conditions if condition.truncated]:
         raise Error(f"--operators has {truncated[0]}, which has no state to continue from; expected operators")
-    if not any(condition.size is None for condition in conditions):
+    if not any(is_published(condition.operator) for condition in conditions):
         conditions = parse_conditions(["full", *args.operators], args.sizes)
     chunks = inputs.chunks(args)
-    inputs.check_memory(args.batch, ["full"], args.chunk + args.max_new_tokens)
+    inputs.check_memory(args.batch, ["full", *(condition.rows for condition in conditions)], args.chunk + args.max_new_tokens)
     settings = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "batch": args.batch}
     sweep = inputs.sweep(args.out, "generation", text=text_digest(chunks), chunk=args.chunk, **settings)
     groups = [chunks[i : i + args.batch] for i in range(0, len(chunks), args.batch)]  # sampling depends on the whole batch
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
 
 def report(results: Sequence[GenerationResult], max_new_tokens: int) -> Report:
     """Return a table with one row per condition."""
-    unbounded = {r.chunk: r for r in results if r.size is None}
+    unbounded = {r.chunk: r for r in results if is_published(r.operator)}
     rows = []
     for (operator, size), group in by_condition(results).items():
 

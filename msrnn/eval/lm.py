@@ -20,7 +20,16 @@ from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Curves, Report, Table, format_significant
 from ..reporting.statistics import mean, paired
-from .conditions import CORE, TRUNCATED, Condition, add_condition_arguments, by_condition, load_results, parse_conditions
+from .conditions import (
+    CORE,
+    TRUNCATED,
+    Condition,
+    add_condition_arguments,
+    by_condition,
+    is_published,
+    load_results,
+    parse_conditions,
+)
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import Chunk, text_digest
@@ -167,7 +176,8 @@ def _curves(groups: Mapping[tuple[str, int | None], Sequence[LMResult]]) -> Curv
 
     Chunks differ much more than operators do. In differences on the same chunks this cancels.
     """
-    unbounded = next((group for (_, size), group in groups.items() if size is None), None)
+    found = [(operator, group) for (operator, size), group in groups.items() if size is None]
+    unbounded = next((group for _, group in sorted(found, key=lambda item: not is_published(item[0]))), None)
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for (operator, size), group in groups.items():
         if size is None:

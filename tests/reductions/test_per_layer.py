@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from support.tables import unpadded
 from support.tiny_families import CONFIGS, tiny_family
 from support.tiny_models import assert_close, random_tokens, tiny_cell
 from support.tiny_tokenizer import TEMPLATES, chat_cell, tiny_tokenizer
@@ -158,6 +159,19 @@ def test_retention_is_measured_in_the_layers_that_the_operator_bounds():
     assert 0 < one.recent[0] < 1
 
 
+COMMANDS = {
+    "compare MODEL --prompt end --reduction tova:4 --reduction all-layers:tova:4 --max-new-tokens 3": "all-layers:tova:4",
+    "retention MODEL --prompt end --words --reduction all-layers:tova:4": "all-layers:tova:4",
+    "generate MODEL --prompt end --reduction all-layers:h2o:4 --max-new-tokens 3": "",
+    "eval generation MODEL --text TEXT --chunk 24 --chunks 1 --operators all-layers:full --max-new-tokens 3": "| full |",
+    "eval passkey MODEL --operators all-layers:tova --sizes 4 --lengths 200 --depths 0.5 --keys 1": "all-layers:tova",
+    "eval throughput MODEL --operators all-layers:tova --sizes 4 --length 20 --steps 2": "all-layers:tova",
+    "eval prefill-cost MODEL --text TEXT --chunk 24 --prompt 12 --chunks 1 --operators all-layers:tova --sizes 4": "all-layers",
+    "soak MODEL --reduction tova:4 --tokens 40 --interval 20 --out OUT": "window:3 in 2 layers, tova:4 in 1",
+}
+"""Commands and a part of what they print."""
+
+
 @pytest.fixture
 def model(tmp_path):
     tokenizer = tiny_tokenizer()
@@ -177,28 +191,10 @@ def test_commands_accept_specs_for_all_layers_and_resume(model, capsys):
     assert "all-layers:tova" in first.out
     assert main(command) == 0
     assert capsys.readouterr().out == first.out
-    for arguments in (
-        [
-            "compare",
-            path,
-            "--prompt",
-            "the end",
-            "--reduction",
-            "tova:4",
-            "--reduction",
-            "all-layers:tova:4",
-            "--max-new-tokens",
-            "3",
-        ],
-        ["retention", path, "--prompt", "the end of it", "--words", "--reduction", "all-layers:tova:4"],
-        ["generate", path, "--prompt", "the end", "--reduction", "all-layers:h2o:4", "--max-new-tokens", "3"],
-        ["soak", path, "--reduction", "all-layers:tova:4", "--tokens", "40", "--interval", "20", "--out", str(model / "soak")],
-        ["soak", path, "--reduction", "tova:4", "--tokens", "40", "--interval", "20", "--out", str(model / "soak 2")],
-    ):
-        assert main(arguments) == 0, arguments
-        shown = capsys.readouterr()
-        assert arguments[0] == "generate" or "tova:4" in shown.out
-    assert "window:3 in 2 layers, tova:4 in 1" in shown.out
+    for command, shown in COMMANDS.items():
+        places = {"MODEL": path, "TEXT": text, "OUT": str(model / command.split()[0])}
+        assert main([places.get(word, word) for word in command.split()]) == 0, command
+        assert shown in unpadded(capsys.readouterr().out), command
     assert main(["soak", path, "--reduction", "full", "--tokens", "40", "--out", str(model / "soak 3")]) == 1
     assert "expected an operator that bounds H" in capsys.readouterr().err
 

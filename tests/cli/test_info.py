@@ -5,7 +5,9 @@ from support.packed_models import SHAPES, packed_cell
 from support.tiny_models import tiny_cell
 
 from converters import hub
+from msrnn.cli.info import describe
 from msrnn.cli.main import main
+from msrnn.models import GEMMA3_270M, SMOLLM3_3B
 
 
 def test_info_of_a_folder_without_weights(hf_folder, tmp_path, capsys):
@@ -61,3 +63,18 @@ def test_info_of_a_hub_id_reads_no_weights(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hub, "fetch", lambda *_, weights, **__: fetched.append(weights) or tmp_path / "own")
     assert weights_line(capsys, "owner/name") == []
     assert fetched == [False]
+
+
+def test_info_of_models_with_layers_that_differ():
+    """A row of Gemma 3 270M has 2 · 256 numbers in 16 bits, and a position of 8 bytes, in one head."""
+    found = {line[:16].strip(): line[16:] for line in describe(GEMMA3_270M)}
+    assert found["reduction"] == "window:511 in 15 layers, full in 3 (default of the family)"
+    ropes = "Rope(theta=10000.0) in 15 layers, Rope(theta=1000000.0) in 3"
+    assert found["positions"] == f"{ropes}, context length 32,768"
+    row = 2 * 256 * 2 + 8
+    assert found["KV cache"].startswith(f"{18 * row:,} bytes per token in 16 bits")
+    windows = f"at most {15 * 511 * row / 1e6:.1f} MB in 16 bits in 15 layers with a window"
+    assert found["bounded"] == f"{windows}; {3 * row:,} bytes per token in 3 layers without"
+    found = {line[:16].strip(): line[16:] for line in describe(SMOLLM3_3B)}
+    assert found["positions"] == "Rope(theta=5000000.0) in 27 layers, none in 9, context length 65,536"
+    assert "bounded" not in found

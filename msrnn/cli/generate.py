@@ -1,6 +1,7 @@
 """Continue a prompt and print the text as it is generated.
 
-With --state FILE a later command continues the text: without a prompt from its last token, with a prompt after it.
+With --state FILE a later command continues the text: without a prompt from its last token, with a prompt after it. msrnn read
+writes such a file too.
 """
 
 import argparse
@@ -55,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue the text of this file if it exists, and write the text's state to it; without a prompt the text goes on "
         "from its last token",
     )
+    parser.add_argument(
+        "--keep-state", action="store_true", help="read the file of --state, which has to exist, and do not write to it"
+    )
     add_prompt_arguments(parser, required=False)
     add_sampling_arguments(parser)
     add_stop_argument(parser)
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
         ended = "" if n or text is not None else "the text of the file has ended"
         parts = (counts, ended, printer.summary(), memory_summary(saved.state, cell))
         print(f"[{'; '.join(filter(None, parts))}]", file=sys.stderr)
-        if args.state is not None and n:
+        if args.state is not None and n and not args.keep_state:
             saved.save(args.state)
 
 
@@ -105,11 +109,14 @@ def _continues(args: argparse.Namespace, text: str | None) -> bool:
     """Return True if the file of ``--state`` exists.
 
     Raises:
-        Error: there is neither a prompt nor such a file, the file cannot be written, or ``--chat`` would not start a text.
+        Error: there is neither a prompt nor such a file, ``--chat`` would not start a text, the file cannot be written, or with
+            ``--keep-state`` it does not exist.
     """
-    if args.state is not None:
-        check_output_file(args.state)
     continues = args.state is not None and args.state.exists()
+    if args.keep_state and not continues:
+        raise Error(f"--keep-state needs a text, but --state is {args.state or 'not given'}; expected a file of msrnn read")
+    if args.state is not None and not args.keep_state:
+        check_output_file(args.state)
     if text is None and not continues:
         missing = f"; {args.state} does not exist" if args.state is not None else ""
         raise Error(f"there is no prompt{missing}; expected --prompt, --prompt-file or --stdin")

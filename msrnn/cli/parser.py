@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from . import bench, chat, compare, convert, eval, generate, info, lm_eval, retention, soak, train, variants, watch
+from . import bench, chat, compare, convert, eval, generate, info, lm_eval, read, retention, soak, train, variants, watch
 
 COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
+    "read": read,
     "chat": chat,
     "compare": compare,
     "retention": retention,
@@ -35,6 +36,8 @@ EXAMPLES = """examples:
   msrnn generate model.gguf --prompt-file code.py --decode lookahead --stop "def "
   msrnn generate model.gguf --prompt "Once upon" --state tale.state --max-new-tokens 10
   msrnn generate model.gguf --state tale.state --max-new-tokens 10
+  msrnn read model.gguf --prompt-file book.txt --reduction tova:512 --state book.state
+  msrnn generate model.gguf --state book.state --keep-state --prompt "In short, the book is about"
   msrnn chat model.gguf --reduction tova:512 --system "Answer in one sentence."
   msrnn compare model.gguf --prompt-file story.txt --reduction full --reduction tova:48 --picture retained.png
   msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --reduction h2o:64 --out retained.png

@@ -50,6 +50,19 @@ def test_any_field_of_a_file(name, value, data):
         assert again is None or config_from_hf(json.loads(json.dumps(again)), {}) == config
 
 
+LISTED = {"layer_types": KINDS, "no_rope_layers": [x for x in KINDS if "smollm3" in x]}
+LISTED["layer_rope_theta"] = [x for x in KINDS if "granite_swa" in x]
+
+
+@MANY
+@given(st.sampled_from(sorted(LISTED)), st.data())
+def test_any_entry_of_a_list_with_one_for_each_layer(field, data):
+    fields = copy.deepcopy(written(data.draw(st.sampled_from(LISTED[field]))))
+    given = list(fields.get(field) or [FULL] * fields["num_hidden_layers"])
+    given[data.draw(st.integers(0, len(given) - 1))] = data.draw(JSON)
+    accepted(lambda: config_from_hf(fields | {field: given}, {}))
+
+
 @MANY
 @given(st.sampled_from(["gemma3", "mistral3"]), JSON, st.sampled_from(["text_config", "architectures", "tie_word_embeddings"]))
 def test_any_field_outside_of_the_text(kind, value, field):

@@ -146,3 +146,19 @@ def test_state_table_and_bytes_show_each_kind_of_layer(family):
     assert [H.positions[H.positions >= 0].numel() for H in state] == [size * cell.config.n_kv_heads for size in sizes]
     assert sum("full" in line for line in lines) == 1
     assert sum("window:3" in line for line in lines) in (1, 2)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_norms_round_in_the_order_of_the_released_code(family):
+    """OLMo 2 and Gemma multiply by the gain in float32 and round once. The others round before they multiply."""
+    cell = tiny_family(family, dtype=torch.bfloat16)
+    norm, x = cell.layers[0].attention_norm, torch.randn(512, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wide, weight = x.float(), norm.weight
+    normalized = wide / (wide.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
+    if family == "olmo2":
+        expected = (normalized * weight.float()).bfloat16()
+    elif family.startswith("gemma"):
+        expected = (normalized * (1 + weight.float())).bfloat16()
+    else:
+        expected = weight * normalized.bfloat16()
+    assert (norm(x) != expected).sum() <= 2  # 1 / root and the root round differently in a few of 12,288 elements

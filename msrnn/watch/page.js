@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const doc = JSON.parse($("data").textContent);
 const shown = { t: 0, layer: 0, head: 0, order: "score" };
-let runs = [], views = [], steps = 0, timer = null;
+let runs = [], views = [], steps = 0, timer = null, addressTimer = null;
 let predictionsDiffer = null, textsDiffer = null; // a step; a position
 
 const text = (id) => doc.texts[id] ?? `<${id}>`;
@@ -79,7 +79,8 @@ function drawText(view, run, t) {
   for (let p = 0; p < run.T; p++) {
     const token = view.tokens[p], isNow = p === t && shown.t < run.T;
     let state = p > t ? "ahead" : p === plane.evicted(t) ? "just" : plane.isHeld(t, p) ? "held" : "gone";
-    token.className = `tok ${state}${isNow ? " current" : ""}${p === textsDiffer ? " differs" : ""}`;
+    const name = `tok ${state}${isNow ? " current" : ""}${p === textsDiffer ? " differs" : ""}`;
+    if (token.className !== name) token.className = name;
     if (state === "held") token.style.setProperty("--w", logShare(plane.weight(t, p), 1));
   }
   const box = view.text, now = view.tokens[t];
@@ -148,18 +149,26 @@ function drawMap(view, run, t) {
   canvas.width = width * ratio;
   canvas.height = unit * L * ratio;
   canvas.style.height = `${unit * L}px`;
-  const ink = canvas.getContext("2d"), w = width / run.T, value = (name) => style.getPropertyValue(name).trim();
+  const ink = canvas.getContext("2d"), w = width / run.T;
+  const [just, heldColour, gone, line] = ["--just", "--held", "--gone", "--ink"].map((name) => style.getPropertyValue(name).trim());
   ink.scale(ratio, ratio);
   for (let l = 0; l < L; l++) {
     const planes = run.layers[l].planes;
+    ink.fillStyle = gone;
+    ink.fillRect(0, l * unit, (t + 1) * w, unit - 1);
     for (let p = 0; p <= t; p++) {
-      const share = planes.filter((plane) => plane.isHeld(t, p)).length / planes.length;
-      const now = planes.some((plane) => plane.evicted(t) === p);
-      ink.fillStyle = now ? value("--just") : share ? `rgba(${value("--held")}, ${0.25 + 0.6 * share})` : value("--gone");
+      let n = 0, now = false;
+      for (const plane of planes) {
+        n += plane.isHeld(t, p);
+        now ||= plane.evicted(t) === p;
+      }
+      if (!now && !n) continue;
+      ink.clearRect(p * w, l * unit, w, unit - 1);
+      ink.fillStyle = now ? just : `rgba(${heldColour}, ${0.25 + (0.6 * n) / planes.length})`;
       ink.fillRect(p * w, l * unit, Math.max(now ? 3 : 1, w - (w > 3 ? 1 : 0)), unit - 1);
     }
   }
-  ink.strokeStyle = value("--ink");
+  ink.strokeStyle = line;
   ink.lineWidth = 1.5;
   ink.strokeRect(0.75, shown.layer * unit - 0.5, width - 1.5, unit);
   const evicting = run.layers.filter((layer) => layer.planes.some((plane) => plane.evicted(t) >= 0)).length;
@@ -190,6 +199,10 @@ function differences() {
   return found;
 }
 
+function writeAddress() {
+  try { history.replaceState(null, "", `#step=${shown.t}&layer=${shown.layer}&head=${shown.head}`); } catch { /* some viewers */ }
+}
+
 function draw() {
   const said = [];
   for (const view of views) {
@@ -209,5 +222,6 @@ function draw() {
   const heads = Math.max(...views.map((view) => view.run.layers[shown.layer].heads));
   $("head-label").hidden = heads < 2;
   if (!timer) $("said").textContent = said.join(" ");
-  try { history.replaceState(null, "", `#step=${shown.t}&layer=${shown.layer}&head=${shown.head}`); } catch { /* some viewers */ }
+  clearTimeout(addressTimer); // browsers limit how often the address may change
+  addressTimer = setTimeout(writeAddress, 400);
 }

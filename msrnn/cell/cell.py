@@ -31,8 +31,6 @@ from .chunking import ChunkReader
 from .network import RecurrentNetwork
 from .validation import check_device_of_ids, check_ids, check_state, check_tensor_names, check_text, check_token
 
-MAX_BATCH_SIZE = 2**24  # more sequences are probably a typo
-
 
 class Cell(RecurrentNetwork):
     """A decoder-only transformer as a multi-state RNN cell. A family is a subclass (``msrnn/models``)."""
@@ -50,7 +48,8 @@ class Cell(RecurrentNetwork):
 
         Args:
             batch_size: number of sequences.
-            reduction: an operator, its spec string, or one of either per layer. None: the default of the family.
+            reduction: an operator or spec string, for all layers without a window of the published model, or one per layer
+                (docs/families.md). None: the published model.
             places: position of a row at attention time: "absolute", its position in the text; "inside", its index among the
                 cached rows (StreamingLLM); "compressed", with gaps above 10 shortened (arXiv:2401.06104, extrapolation).
             device, dtype: those of the parameters if None. ``torch.int8``: 8-bit rows (``msrnn/state/quantised_rows.py``).
@@ -58,14 +57,13 @@ class Cell(RecurrentNetwork):
         Raises:
             Error: a batch size below 1, an operator or a dtype that does not fit the cell, or unknown or impossible ``places``.
         """
-        check_int("initial_state: batch_size", batch_size, at_most=MAX_BATCH_SIZE)
         check_device(device)
+        check_int("initial_state: batch_size", batch_size, at_most=2**24)  # more sequences are probably a typo
         operators = per_layer(reduction, len(self.layers), self.default_reduction)
         remappings = PositionRemapping.per_layer(places, [encoding.rope for encoding in self.position_encodings])
-        clock = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device)
-        numbers = parse_row_dtype(dtype) or self.dtype
-        layers = [self.init_layer_state(batch_size, operator, clock, numbers) for operator in operators]
-        layers = [replace(H, places=remapping) for H, remapping in zip(layers, remappings, strict=True)]
+        clock, numbers = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device), parse_row_dtype(dtype)
+        layers = (self.init_layer_state(batch_size, operator, clock, numbers or self.dtype) for operator in operators)
+        layers = (replace(H, places=remapping) for H, remapping in zip(layers, remappings, strict=True))
         return State(layers, self.fingerprint(recompute=True))
 
     capture = capture

@@ -11,7 +11,7 @@ async function unpack(fields) {
   return x;
 }
 
-// One layer, or one head of a layer whose operator decides for each head. `last[p]` is the last step that attends to position
+// One layer, or one head if the operator of the layer decides for each head. `last[p]` is the last step that attends to position
 // p; T if H holds it at the end. Codes are stored position after position, for each of them step after step.
 class Plane {
   constructor(run, index, layer, how, weightStart, scoreStart) {

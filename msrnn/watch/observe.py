@@ -14,7 +14,7 @@ from ..state.multistate import MultiState
 from ..state.state import State
 
 QUERY_TOKENS = 256
-"""Maximum number of queries whose attention weights of all heads are computed at once."""
+"""Maximum number of queries for which attention weights of all heads are computed at once."""
 
 
 @dataclass(frozen=True)

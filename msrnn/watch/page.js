@@ -204,7 +204,7 @@ function writeAddress() {
 }
 
 function draw() {
-  const said = [];
+  const sentences = [];
   for (const view of views) {
     const { run } = view, t = Math.min(shown.t, run.T - 1), now = sentence(run, t);
     view.now.textContent = now;
@@ -212,7 +212,7 @@ function draw() {
     drawRows(view, run, t);
     drawPredictions(view, run, t);
     drawMap(view, run, t);
-    said.push(`${run.operator}: ${now}`);
+    sentences.push(`${run.operator}: ${now}`);
   }
   $("count").textContent = `step ${shown.t} of ${steps - 1}`;
   $("step").value = shown.t;
@@ -221,7 +221,7 @@ function draw() {
   $("head").value = shown.head;
   const heads = Math.max(...views.map((view) => view.run.layers[shown.layer].heads));
   $("head-label").hidden = heads < 2;
-  if (!timer) $("said").textContent = said.join(" ");
+  if (!timer) $("announcement").textContent = sentences.join(" ");
   clearTimeout(addressTimer); // browsers limit how often the address may change
   addressTimer = setTimeout(writeAddress, 400);
 }

@@ -1,4 +1,4 @@
-"""Reading of the JSON document: H, weights and scores of any token, for those who draw from it."""
+"""Reading of the JSON document: H, weights and scores of any token, for other figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .document import FORMAT, VERSION
 
 @dataclass(frozen=True)
 class Plane:
-    """One layer, or one key/value head of a layer whose operator decides for each head.
+    """One layer, or one key/value head if the operator of the layer decides for each head.
 
     Attributes:
         visible: ``(T, T)`` bool at [t, p]: token t attends to position p.

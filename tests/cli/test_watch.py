@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.cli import watch
@@ -35,6 +36,50 @@ def test_the_page_and_its_data_are_written(model, tmp_path, capsys):
     assert lines[1].startswith(f"{data} (")
     first, texts = document["predictions_differ"][0][1], document["texts_differ"][0][1]
     assert lines[2] == f"full and window:2: predictions differ first after token {first}, texts from token {texts}"
+
+
+OPERATOR = """from dataclasses import dataclass
+import msrnn
+
+
+@dataclass(frozen=True)
+class Watched(msrnn.Reduction):
+    decay: float = 0.5
+    stat_names = ("received",)
+
+    def update(self, observation):
+        return {"received": observation.row_stats["received"] * self.decay + observation.weights.mean(2)}
+
+    def score(self, observation):
+        return observation.row_stats["received"]
+"""
+
+
+def test_an_operator_of_a_file(model, tmp_path):
+    data, operators = tmp_path / "page.json", tmp_path / "operators.py"
+    operators.write_text(OPERATOR)
+    options = [
+        "--operators-from",
+        str(operators),
+        "--reduction",
+        "watched:5:0.25",
+        "--max-new-tokens",
+        "0",
+        "--json",
+        str(data),
+    ]
+    assert main(["watch", str(model), "--prompt", PROMPT, *options]) == 0
+    _, (run,) = read_document(data)
+    assert run.operator == "watched:5:0.25"
+    cell = chat_cell()
+    state = cell.initial_state(1, "watched:5:0.25")
+    for token in run.ids:
+        _, state = cell.step(torch.tensor([token]), state)
+    for planes, H in zip(run.planes, state, strict=True):
+        assert len(planes) == 2  # it decides for each head
+        for plane, positions in zip(planes, H.positions[0], strict=True):
+            held = [p for p in plane.visible[-1].nonzero()[0] if p != plane.evicted[-1]]
+            assert held == sorted(positions.tolist())
 
 
 def test_the_prompt_can_be_shortened_and_nothing_generated(model, tmp_path, capsys):

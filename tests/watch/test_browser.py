@@ -138,7 +138,7 @@ def test_play_steps_until_it_is_paused(browser):
     browser.press(" ")
     step = shown_step(browser)
     assert browser.value("new Promise((done) => setTimeout(() => done(shown.t), 900))") == step
-    assert browser.value('document.getElementById("said").textContent').startswith("h2o:6: Token ")
+    assert browser.value('document.getElementById("announcement").textContent').startswith("h2o:6: Token ")
 
 
 def test_a_layer_and_a_head_are_selected(browser):
@@ -184,9 +184,9 @@ def test_a_screen_reader_finds_names_and_hears_each_step(browser):
     nameless = [role for role, name in roles if role in ("button", "combobox", "slider", "image", "region") and not name]
     assert not nameless
     assert browser.value('document.querySelectorAll("table th:not([scope])").length') == 0
-    heard = browser.value('document.getElementById("said").textContent')
+    heard = browser.value('document.getElementById("announcement").textContent')
     browser.press("ArrowRight")
-    assert browser.value('document.getElementById("said").textContent') != heard
+    assert browser.value('document.getElementById("announcement").textContent') != heard
     assert browser.value('document.getElementById("step").getAttribute("aria-valuetext")').startswith("step 1 of ")
 
 

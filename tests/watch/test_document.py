@@ -87,6 +87,22 @@ def test_layers_with_other_operators(tmp_path):
     assert [planes[0].visible[-1].sum() for planes in run.planes] == [4, 7, 4]
 
 
+def test_learned_rows_are_left_out(tmp_path):
+    """Granite with windows has a learned row per head, which takes part of the attention and is never evicted."""
+    cell = tiny_family("granite_swa", vocab_size=TOKENIZER.get_vocab_size())
+    _, _, (run,) = written(tmp_path, cell, IDS[:20], ["tova:6"], max_new_tokens=0)
+    _, trace = cell.scan(torch.tensor([IDS[:20]]), cell.initial_state(1, "tova:6"), weights=True)
+    for planes, layer in zip(run.planes, trace, strict=True):
+        assert layer.rows.shape[2] == 21
+        assert planes[0].weights[-1].sum() < 0.99
+        assert np.array_equal(planes[0].evicted, layer.left[0, 0].numpy())
+        score = layer.scores[0, 0, :, 1:].numpy()
+        assert np.array_equal(np.isnan(planes[0].scores), np.isnan(score))
+        some = score > PRECISIONS[0].threshold  # windows score 0
+        assert some.any() == (layer is trace[0])
+        assert np.allclose(planes[0].scores[some], score[some], rtol=0.05)
+
+
 def test_the_texts_are_those_of_the_tokens(tmp_path):
     _, document, (run,) = written(tmp_path, CELL, IDS, ["tova:6"], max_new_tokens=0)
     assert run.ids == IDS

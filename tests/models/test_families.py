@@ -162,3 +162,17 @@ def test_norms_round_in_the_order_of_the_released_code(family):
     else:
         expected = weight * normalized.bfloat16()
     assert (norm(x) != expected).sum() <= 2  # 1 / root and the root round differently in a few of 12,288 elements
+
+
+@pytest.mark.parametrize("family", ["qwen3", "smollm3", "gemma2", "gemma3", "granite"])
+@pytest.mark.parametrize("places", ["inside", "compressed"])
+@pytest.mark.parametrize("spec", ["tova:5", "all-layers:sinks:5:2"])
+def test_paths_agree_at_remapped_positions(family, places, spec):
+    """Operators that read positions only take another path for many tokens than operators that read weights."""
+    cell, text = tiny_family(family), random_tokens(9, 2, T)
+    state = cell.initial_state(2, spec, places=places)
+    expected, end = step_loop(cell, text, state)
+    logits, after = cell(text, state)
+    assert_close(logits, expected)
+    assert_same(after, end, 1e-9)
+    assert_close(cell.scan(text, state)[0], expected)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CHAPTERS = ["attention", "cell", "operators", "own-operator", "unroll", "pitfalls", "lookahead", "encoder"]
+CHAPTERS = ["attention", "cell", "operators", "own-operator", "unroll", "pitfalls", "lookahead", "encoder", "class"]
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 

@@ -88,6 +88,28 @@ def test_steps_equal_many_tokens(gemma, reduction, figure):
     assert len(state[5].positions[0, 0]) == (n if reduction is None else 256)  # a layer without a window
 
 
+def test_converted_folders_give_the_same_logits(path, logits, tmp_path, figure):
+    """Both forms have the numbers of the file in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    n = 640
+    converters.convert(path, tmp_path / "own")
+    own = msrnn.load(tmp_path / "own")
+    assert (own(TOKENS[:, :n])[0][0] - logits[:n]).abs().max() <= 1e-3
+    del own
+    converters.convert(tmp_path / "own", tmp_path / "hf", to="hf")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(TOKENS[:, :n]).logits[0]
+    worst = (logits[:n] - expected).abs().max().item()
+    figure(f"{worst:.1e} from transformers, after conversion to its format: Gemma 3 270M, {n} tokens in float32")
+    assert worst <= 2e-3
+    assert torch.equal(logits[:n].argmax(-1), expected.argmax(-1))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    text = "a  b\n\n\tCall me Ishmael.<end_of_turn>"
+    assert tokenizer(text)["input_ids"] == converters.tokenizer(path).encode(text).ids
+
+
 def test_text_is_encoded_as_in_the_golden_file(path):
     tokenizer = converters.tokenizer(path)
     text = tokenizer.decode(GOLDEN["tokens"])

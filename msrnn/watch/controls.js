@@ -125,8 +125,9 @@ async function start() {
   }
   runs = await Promise.all(doc.runs.map((fields) => readRun(fields, doc)));
   const layers = runs[0].layers.length;
-  $("about").textContent = `${doc.model}: ${plural(layers, "layer")}, ${plural(doc.prompt_tokens, "prompt token")}, and up to `
-    + `${Math.max(...runs.map((run) => run.T)) - doc.prompt_tokens} generated greedily by each operator.`;
+  const added = Math.max(...runs.map((run) => run.T)) - doc.prompt_tokens, most = runs.length > 1 ? "up to " : "";
+  $("about").textContent = `${doc.model}: ${plural(layers, "layer")}, ${plural(doc.prompt_tokens, "prompt token")}`
+    + (added ? `, ${most}${added} generated greedily${most ? " by each operator" : ""}.` : ".");
   const relative = (100 * (2 ** (0.5 / doc.precision.steps) - 1)).toPrecision(2);
   $("precision").textContent = `Attention weights below ${number(doc.precision.threshold)} are shown as “< …”. Other weights and scores `
     + `are stored in 8 bits, weights with an error of at most ${relative} %. Scores of evicted rows are exact to 4 digits.`;

@@ -171,6 +171,14 @@ def test_two_operators_and_the_place_where_they_differ(browser, page):
     assert tops == [document["texts"][str(runs[i].arrays["top_ids"][step][0])].strip() for i in (2, 1)]
 
 
+def test_the_page_says_what_it_shows(browser, page):
+    runs = read_document(page.with_suffix(".json"))[1]
+    added = max(len(run.ids) for run in runs) - len(IDS)
+    expected = f"tiny: 2 layers, {len(IDS)} prompt tokens, up to {added} generated greedily by each operator."
+    assert browser.value('document.getElementById("about").textContent') == expected
+    assert "at most 2.2 %" in browser.value('document.getElementById("precision").textContent')
+
+
 def test_tokens_are_shown_as_text(browser):
     assert browser.value("views[0].text.textContent").startswith(f"<s>{PROMPT}")
     assert browser.value('document.querySelectorAll("#runs b").length') == 0

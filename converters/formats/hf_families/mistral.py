@@ -1,4 +1,4 @@
-"""Ministral, which has windows in some layers, and Ministral 3, whose queries grow with the position."""
+"""Ministral, which has windows in some layers, and Ministral 3, where queries grow with the position."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""OLMo 2, whose norms are on the outputs of sublayers."""
+"""OLMo 2, which normalizes the outputs of sublayers."""
 
 from dataclasses import replace
 from functools import partial

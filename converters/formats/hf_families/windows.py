@@ -51,7 +51,7 @@ def read_window(fields: Fields) -> int | None:
 
 
 def same_window(fields: Fields, title: str, *, read: bool) -> dict[str, Any]:
-    """Return the window of a model whose layers all attend alike.
+    """Return the window of a model in which all layers attend alike.
 
     Args:
         fields: of ``config.json``, with defaults.

@@ -66,7 +66,7 @@ def test_without_transformers_rows_have_a_note(monkeypatch, bench):
         for row in measure(bench, name):
             assert row.value > 0
             assert (row.ratio, row.reached) == (None, None)
-            assert row.note == "transformers is not installed"
+            assert row.note == "transformers is not installed; pip install 'msrnn[transformers]'"
     assert {point.name for point in curve(bench)} == {"tova:8", "full"}
 
 

@@ -87,11 +87,12 @@ def test_the_first_program_of_the_readme_runs_without_warnings(blocked, model):
     assert "tova:12" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["info", "generate", "chat", "convert", "--help", "--version"])
+@pytest.mark.parametrize("command", ["info", "generate", "read", "chat", "convert", "--help", "--version"])
 def test_commands_run_without_warnings(command, blocked, model, tmp_path):
     words = {
         "info": [model],
         "generate": [model, "--prompt", "the sea", "--max-new-tokens", 2],
+        "read": [model, "--prompt", "the sea", "--state", tmp_path / "state"],
         "chat": [model, "--max-new-tokens", 2],
         "convert": [model, tmp_path / "new", "--to", "hf"],
     }
@@ -130,6 +131,17 @@ def test_a_missing_extra_is_named_in_one_sentence_before_any_work(command, block
     assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
     assert not (ROOT / "new").exists()
     assert any(text.startswith(package) for text in PROJECT["optional-dependencies"][extra])
+
+
+def test_the_exchange_with_transformers_names_its_extra(blocked, model):
+    code = (
+        BLOCK
+        + "import msrnn, msrnn.interop as i; cell = msrnn.load(sys.argv[1]); i.cache_from_state(cell, cell.initial_state())"
+    )
+    done = run(blocked, model, code=code)
+    assert done.stderr.endswith(
+        "msrnn.errors.Error: the package transformers is not installed; pip install 'msrnn[transformers]'\n"
+    )
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...storage.files import read_json
 
 NAME = "transformers"
-MISSING = "transformers is not installed"
+MISSING = "transformers is not installed; pip install 'msrnn[transformers]'"
 
 
 class Transformers:

@@ -114,7 +114,8 @@ def _continues(args: argparse.Namespace, text: str | None) -> bool:
     """
     continues = args.state is not None and args.state.exists()
     if args.keep_state and not continues:
-        raise Error(f"--keep-state needs a text, but --state is {args.state or 'not given'}; expected a file of msrnn read")
+        found = "not given" if args.state is None else f"{args.state}, which does not exist"
+        raise Error(f"--keep-state continues a text, but --state is {found}; expected a file of msrnn read")
     if args.state is not None and not args.keep_state:
         check_output_file(args.state)
     if text is None and not continues:

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn watch``."""
     add_model_arguments(parser)
     add_reduction_argument(parser, repeated=True)
-    parser.add_argument("--max-tokens", metavar="N", type=positive_int, default=512, help="read the first N (default: 512)")
+    parser.add_argument(
+        "--max-tokens", metavar="N", type=positive_int, default=512, help="read the first N tokens of the prompt (default: 512)"
+    )
     parser.add_argument(
         "--max-new-tokens",
         metavar="N",
@@ -64,7 +66,9 @@ def run(args: argparse.Namespace) -> None:
             runs.append(observe_run(cell, ids, operator, args.max_new_tokens, live))
             bar.update()
 
-    model = Path(args.model).name if Path(args.model).exists() else args.model  # a page is passed on, a path is not
+    model = (
+        Path(args.model).name if Path(args.model).exists() else args.model
+    )  # others may get the page, so it has no local path
 
     def build(precision: Precision) -> dict[str, Any]:
         return build_document(runs, tokenizer, model, len(ids), cell.config.n_heads, precision)

@@ -103,7 +103,7 @@ def cache_from_state(cell: Cell, state: State) -> "DynamicCache":
     _check_rotation(cell, lengths[0])
     published = per_layer(None, len(cell.layers), cell.default_reduction)
     cache = transformers_cache.DynamicCache()
-    for i, (H, own) in enumerate(zip(state.sorted_by_position(), published, strict=True)):
+    for i, (H, own) in enumerate(zip(state, published, strict=True)):
         _check_rows_of_model(f"layer {i}", cell, H.n_learned, H.keys.shape[-1])
         _check_operator(f"layer {i}", H.reduction, own, lengths[0], with_stats=True)
         H = H.sorted_by_position()

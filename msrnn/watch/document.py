@@ -87,12 +87,12 @@ def _encode_plane(layer: ObservedLayer, head: int, precision: Precision) -> tupl
     first = layer.weights.shape[2] - layer.weights.shape[1]  # learned rows are left out
     visible = _numpy(layer.visible[head, :, first:]).T  # (T rows, T tokens)
     weights = _numpy(layer.weights[head, :, first:]).T[visible]
-    codes, none = encode_weights(weights, precision), np.zeros(0, np.uint8)
+    codes, no_scores = encode_weights(weights, precision), np.zeros(0, np.uint8)
     if layer.operator.size is None:
-        return codes, none, {"kind": "none"}
+        return codes, no_scores, {"kind": "none"}
     scores = _numpy(layer.scores[head, :, first:]).T[visible]
     if np.isfinite(scores).all() and np.allclose(scores, weights, rtol=1e-4, atol=1e-7):
-        return codes, none, {"kind": "attention"}
+        return codes, no_scores, {"kind": "attention"}
     score_codes, fields = encode_scores(scores, precision)
     return codes, score_codes, fields
 

@@ -86,6 +86,6 @@ def describe_step(tokenizer: "tokenizers.Tokenizer", ids: Sequence[int], layer: 
     start = f"step {len(ids) - 1} reads {texts[ids[-1]]!r}; {name}"
     if p < 0:
         return f"{start} holds {n} tokens and evicts none ({layer.operator})"
-    what = "it itself" if p == len(ids) - 1 else f"{texts[ids[p]]!r} (token {p})"
+    what = "this token" if p == len(ids) - 1 else f"{texts[ids[p]]!r} (token {p})"
     why = "the oldest of the lowest scores" if tied else f"the next lowest is {others:.3g}"
     return f"{start} evicts {what}: score {own:.3g}, the lowest of {n}; {why}"

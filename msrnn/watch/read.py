@@ -50,8 +50,15 @@ def read_document(path: str | Path) -> tuple[dict[str, Any], list[Run]]:
     if (document.get("format"), document.get("version")) != (FORMAT, VERSION):
         found = f"format {document.get('format')!r:.40}, version {document.get('version')!r:.20}"
         raise Error(f"{path} has {found}; expected {FORMAT!r}, version {VERSION}")
-    precision = Precision(**document["precision"])
-    return document, [_decode_run(run, precision) for run in document["runs"]]
+    try:
+        precision = Precision(**document["precision"])
+        return document, [_decode_run(run, precision) for run in document["runs"]]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, Error):
+            raise
+        raise Error(
+            f"{path}: the document cannot be read ({type(error).__name__}: {error}); expected a file of msrnn watch"
+        ) from None
 
 
 def last_tokens(evicted: np.ndarray) -> np.ndarray:

@@ -109,8 +109,15 @@ def test_what_cannot_be_read_is_refused_and_leaves_no_file(model, tmp_path, capf
         ("read", "--prompt-file", tmp_path / "absent", "--state", state): "absent (No such file or directory)",
         ("read", "--prompt", "x", "--state", tmp_path / "no" / "state"): "expected a file in an existing folder",
         ("read", "--prompt", "x", "--state", tmp_path / "of-other"): "state belongs to another model",
-        ("generate", "--prompt", "x", "--keep-state"): "--keep-state needs a text, but --state is not given",
-        ("generate", "--prompt", "x", "--keep-state", "--state", state): f"--keep-state needs a text, but --state is {state}",
+        ("generate", "--prompt", "x", "--keep-state"): "--keep-state continues a text, but --state is not given",
+        (
+            "generate",
+            "--prompt",
+            "x",
+            "--keep-state",
+            "--state",
+            state,
+        ): f"--keep-state continues a text, but --state is {state}, which does not exist",
     }.items():
         name, *rest = map(str, words)
         assert main([name, str(model), *rest]) == 1

@@ -135,6 +135,16 @@ def test_other_documents_are_refused(text, tmp_path):
         read_document(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("field", ["precision", "runs", "layers", "planes", "weights", "ids"])
+def test_a_document_without_a_field_is_refused(field, tmp_path):
+    _, document, _ = written(tmp_path, CELL, IDS, ["tova:6"])
+    for part in (document, document["runs"][0]):
+        part.pop(field, None)
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    with pytest.raises(msrnn.Error, match=r"x\.json.*cannot be read.*expected a file of msrnn watch"):
+        read_document(tmp_path / "x.json")
+
+
 def test_an_empty_prompt_is_refused():
     with pytest.raises(msrnn.Error, match="the prompt has no tokens"):
         observe_run(CELL, [], msrnn.Full(), 3)

@@ -51,7 +51,7 @@ def test_each_step_is_described_with_the_numbers_of_the_page(spec, layer):
         if p < 0:
             assert re.search(r"holds \d+ tokens and evicts none", line)
         else:
-            assert f"(token {p})" in line or (p == t and "evicts it itself" in line)
+            assert f"(token {p})" in line or (p == t and "evicts this token" in line)
             assert f"score {float(own[0, t]):.3g}, the lowest of {int(observed.visible[0, t].sum())}; " in line
             assert (f"the next lowest is {float(others[0, t]):.3g}" in line) != bool(tied[0, t])
         assert f" {float(run.top_probabilities[t, 0]):.1%}, " in top
@@ -89,4 +89,4 @@ def test_no_codes_without_a_terminal(monkeypatch, size):
 
 def test_the_token_itself_may_be_evicted():
     run = observe_run(CELL, IDS, parse_reduction("window:0"), 0)
-    assert "evicts it itself: score 0, the lowest of 1;" in describe_step(TOKENIZER, run.ids, run.layers[0], 0)
+    assert "evicts this token: score 0, the lowest of 1;" in describe_step(TOKENIZER, run.ids, run.layers[0], 0)

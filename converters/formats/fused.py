@@ -14,15 +14,15 @@ from msrnn.storage.lazy_tensors import LazyTensor, Location
 def split_matrices(
     tensors: Mapping[str, LazyTensor], fused: Mapping[str, tuple[str, ...]], config: Any
 ) -> dict[str, LazyTensor]:
-    """Return ``tensors`` (under msrnn's names) with the parts of fused matrices in place of these.
+    """Return ``tensors``, under msrnn's names, with each fused matrix replaced by its parts.
 
     Args:
-        tensors: by name; that of a fused matrix ends with a name of ``fused``.
-        fused: the parts of each fused matrix, from its first row on.
-        config: has the heights of the parts.
+        tensors: by name. The name of a fused matrix ends with a key of ``fused`` and ``.weight``.
+        fused: the names of the parts of each fused matrix, in the order of their rows.
+        config: of the model; its sizes give the number of rows of each part.
 
     Raises:
-        Error: a fused matrix has another height than its parts.
+        Error: a fused matrix has another number of rows than its parts together.
     """
     D = config.head_dim
     heights = {"q": config.n_heads * D, "k": config.n_kv_heads * D, "v": config.n_kv_heads * D}
@@ -44,7 +44,7 @@ def split_matrices(
 
 
 class _Rows:
-    """Reads some rows of a matrix. They are without gaps in the file if the matrix is."""
+    """Reads rows ``first`` to ``first + height`` of a matrix. If the matrix is contiguous in a file, so are they."""
 
     def __init__(self, x: LazyTensor, first: int, height: int):
         self.x, self.first, self.height = x, first, height
@@ -61,7 +61,7 @@ class _Rows:
 
 
 def join_matrices(tensors: Mapping[str, LazyTensor], fused: Mapping[str, tuple[str, ...]]) -> dict[str, LazyTensor]:
-    """Return ``tensors`` with the fused matrices in place of their parts, which are all there."""
+    """Return ``tensors`` with the parts of each fused matrix joined. All parts have to be among ``tensors``."""
     module_of = {parts[0]: (module, parts) for module, parts in fused.items()}
     others = {part for parts in fused.values() for part in parts[1:]}
     joined: dict[str, LazyTensor] = {}

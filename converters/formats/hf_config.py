@@ -71,7 +71,7 @@ def _family(config: Mapping[str, Any]) -> HfFamily:
     """Return the family of ``model_type``.
 
     Raises:
-        Error: it is not supported. The message has what it would take, if that is known.
+        Error: it is not supported. The message says what support needs, if ``left_out.py`` has it.
     """
     name = str(config.get("model_type"))
     if (family := BY_MODEL_TYPE.get(name)) is not None:
@@ -85,10 +85,10 @@ def _family(config: Mapping[str, Any]) -> HfFamily:
 def _check_architecture(config: Mapping[str, Any], family: HfFamily) -> None:
     """Refuse another class of model, such as a classifier. Case is ignored: LLaMA 1 was ``LLaMAForCausalLM``.
 
-    A class without a head is written by conversions that saved the network alone. The tensors show whether there is a head.
+    Conversions that save the network without its head write a class without a head. The tensors show whether there is one.
     """
-    llamas = [other.classes for other in ALL if other.title == family.title]  # these name each other's classes
-    names = (family.classes, f"{family.classes}Text") if family.model_type.endswith("_text") else llamas
+    related = [other.classes for other in ALL if other.title == family.title]  # LLaMA, Mistral and Yi name each other's classes
+    names = (family.classes, f"{family.classes}Text") if family.model_type.endswith("_text") else related
     known = {f"{name}{end}".lower() for name in names for end in ("ForCausalLM", "Model")}
     architectures = config.get("architectures") or []
     for name in architectures if isinstance(architectures, list) else [architectures]:

@@ -60,7 +60,7 @@ HARMLESS_WORDS = {"dropout", "pdrop", "init", "initializer", "loss", "coef", "gr
 
 
 def check_supported(config: Mapping[str, Any], family: HfFamily) -> None:
-    """Refuse values of fields that transformers reads, but for which msrnn has no layer: activations, biases.
+    """Refuse values that transformers reads and that the layers of msrnn do not have: activations, biases.
 
     Raises:
         Error: the first such field by name, with its value.

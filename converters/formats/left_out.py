@@ -1,10 +1,12 @@
-"""Model types of Hugging Face that are not supported, and why."""
+"""Model types of Hugging Face that are not supported, and what a layer or a state would have to do for them."""
 
-EXPERTS = "a mixture of experts; it would take a layer with a router and several MLPs"
-HYBRID = "a hybrid with recurrent layers; it would take a second kind of state, which is no list of rows"
-EXPERTS_AND_HYBRID = "a hybrid with recurrent layers and experts; it would take a second kind of state, and a router"
-SHARED_KEYS = "a Gemma with inputs per layer and layers that share keys and values; it would take a state for several layers"
-LATENT = "a model with latent attention; it would take rows that are compressed keys and values"
+EXPERTS = "a mixture of experts; support needs a layer with a router and several MLPs"
+HYBRID = "a hybrid with recurrent layers; support needs a second kind of state, besides rows of keys and values"
+EXPERTS_AND_HYBRID = "a hybrid with recurrent layers and experts; support needs a second kind of state, and a router"
+SHARED_KEYS = (
+    "a Gemma with per-layer embeddings and layers that share keys and values; support needs a state for several layers"
+)
+LATENT = "a model with latent attention; support needs rows of compressed keys and values"
 
 LEFT_OUT = {
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "mixtral", "gpt_oss", "olmoe", "phimoe", "llama4", "llama4_text"), EXPERTS),
@@ -14,9 +16,9 @@ LEFT_OUT = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_moe", "granitemoehybrid", "jamba", "lfm2_moe", "nemotron_h"), EXPERTS_AND_HYBRID),
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified"), SHARED_KEYS),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3"), LATENT),
-    "gemma": "the first Gemma; it would take a layer of Gemma 2 without the norms of outputs",
-    "olmo3": "OLMo 3; it would take layers of OLMo 2 with windows, and a rope for each kind of layer",
-    "exaone4": "EXAONE 4; it would take layers of OLMo 2 with norms of heads, and windows",
-    "cohere2": "Command R7B; it would take layers with attention and MLP in parallel",
+    "gemma": "the first Gemma; support needs a layer of Gemma 2 without the norms of outputs",
+    "olmo3": "OLMo 3; support needs layers of OLMo 2 with windows, and a rope for each kind of layer",
+    "exaone4": "EXAONE 4; support needs layers of OLMo 2 with windows and a norm of each head",
+    "cohere2": "Command R7B; support needs layers with attention and MLP in parallel",
 }
-"""What a model is, and what it would take, by ``model_type``."""
+"""What a model is, and what support needs, by ``model_type``."""

@@ -16,12 +16,13 @@ from ..names import INNER_WRAPPERS, split_wrappers
 T = TypeVar("T")
 
 TEXT_TYPES = {"gemma3": "gemma3_text", "mistral3": "mistral"}
-"""The default of ``model_type`` in ``text_config``, by the model type of the whole."""
+"""The default of ``model_type`` in ``text_config``, by the ``model_type`` outside."""
 CLASSES = {"gemma3": "Gemma3", "mistral3": "Mistral3"}
+"""The prefix of the class names in transformers, by the ``model_type`` outside."""
 FAMILIES = ("gemma3", "ministral3", "mistral")
 """Families of msrnn that the text part of a checkpoint can have."""
 OUTER_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config", "compression_config")
-"""Fields that count more outside ``text_config`` than inside."""
+"""Fields that are taken from outside ``text_config`` where both places have them."""
 IMAGE_PARTS = re.compile(r"(?:^|\.)(?:vision_tower|multi_modal_projector)\.")
 TEXT_PART = re.compile(r"^(?:.*\.)?language_model\.(?:model\.)?")
 

@@ -8,18 +8,19 @@ from msrnn.layers.rotary import LinearRope, Rope
 from ..fields import Fields
 from .architectures import WINDOW
 
-LARGEST = {"gemma2": 46, "gemma3": 62}
+LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """Number of layers of the models of 27B, by which llama.cpp recognises them."""
 PERIODS = {"gemma2": 2, "gemma3": 6}
-"""The last of so many layers has no window, where the file does not say otherwise."""
+"""Default of ``sliding_window_pattern``: in each group of this many layers, the last one has no window."""
 DEFAULT_WINDOWS = {"gemma2": 4096, "gemma3": 0}
+"""The window of a file without the key; 0: none."""
 DEFAULT_SOFTCAPS = {"gemma2": 30.0, "gemma3": 0.0}
-"""Of the logits of the next token; 0: none."""
+"""The softcap of the logits of the next token of a file without the key; 0: none."""
 
 
 def query_scalar(family: str, n_layers: int, n_heads: int, width: int, head_dim: int) -> int:
     """Return Gemma's ``query_pre_attn_scalar``: D, but E / N in the models of 27B. GGUF has no key for it."""
-    return width // n_heads if n_layers == LARGEST[family] else head_dim
+    return width // n_heads if n_layers == LAYERS_OF_27B[family] else head_dim
 
 
 def gemma_fields(meta: Fields, family: str, rope: Rope, n_layers: int, head_dim: int) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def gemma_fields(meta: Fields, family: str, rope: Rope, n_layers: int, head_dim:
 
 
 def _local_layers(meta: Fields, family: str, n_layers: int) -> tuple[bool, ...]:
-    """Return which layers have a window: a list of the file, or all but the last of every so many layers."""
+    """Return which layers have a window: by the list in the file, or all but the last layer of each period."""
     key = f"{family}.attention.sliding_window_pattern"
     pattern = meta.values.get(key)
     if isinstance(pattern, list):

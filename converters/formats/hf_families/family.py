@@ -31,7 +31,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu", "swish"), "attention
 
 
 def nothing(fields_or_config: Any) -> dict[str, Any]:
-    """Return no fields: the family has only those of all families."""
+    """Return no further fields, for a family that has only those of all families."""
     return {}
 
 
@@ -41,15 +41,15 @@ class HfFamily:
 
     Attributes:
         family: its name in msrnn.
-        title: its name in messages.
+        title: its name in messages. Families with the same title accept each other's class names.
         model_type: its name in ``config.json``.
-        classes: the begin of its class names in transformers: ``Qwen2`` for ``Qwen2ForCausalLM`` and ``Qwen2Model``.
+        classes: the prefix of its class names in transformers: ``Qwen2`` for ``Qwen2ForCausalLM`` and ``Qwen2Model``.
         defaults: the defaults of transformers for missing fields; empty if transformers has no class for the model type.
         theta: the default of ``rope_theta``.
         supported: fields that transformers reads, each with the values that msrnn supports.
         fields: further fields that ``read`` reads.
-        names: the names of the tensors. A fused tensor has the name of its parts, as in ``fused``.
-        fused: the matrices that are stored as one, by the name of that one in ``names``.
+        names: the names of the tensors; for a fused matrix a key of ``fused``.
+        fused: the parts of each matrix that the files store as one.
         config_class: the class of the config.
         read: returns the arguments of ``config_class`` beyond those of all families, from the fields with defaults.
         write: returns the fields of ``config.json`` beyond those of all families, from a config.

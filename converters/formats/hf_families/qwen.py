@@ -7,12 +7,11 @@ from msrnn.models import Config
 
 from ...fields import Fields
 from .family import HEAD_NORMS, NAMES, PLAIN, HfFamily
-from .windows import FULL, SLIDING, read_windows, windows_to_hf
+from .windows import FULL, SLIDING, read_windows, window_if_used, windows_to_hf
 
 
 def _read(fields: Fields) -> dict[str, Any]:
-    used = bool(fields.values.get("use_sliding_window"))
-    window = fields.get_int("sliding_window") if used and "sliding_window" in fields.values else None
+    window = window_if_used(fields)
     first, n_layers = fields.get_int("max_window_layers", at_least=0), fields.get_int("num_hidden_layers")
     default = [SLIDING if window is not None and layer >= first else FULL for layer in range(n_layers)]
     return read_windows(fields, default, window)[1]

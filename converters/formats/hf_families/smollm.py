@@ -8,7 +8,7 @@ from msrnn.models import Config
 from ...fields import Fields
 from ..rope import rope_from_hf
 from .family import HfFamily
-from .windows import FULL, SLIDING, read_windows, windows_to_hf
+from .windows import FULL, SLIDING, read_windows, window_if_used, windows_to_hf
 
 THETA = 2e6
 
@@ -20,8 +20,7 @@ def _read(fields: Fields) -> dict[str, Any]:
         rotated = [int((layer + 1) % interval != 0) for layer in range(n_layers)]
     if not isinstance(rotated, list) or len(rotated) < n_layers or not all(is_int(x) and x in (0, 1) for x in rotated):
         raise fields.error("no_rope_layers", f"a list of 0 (a layer without positions) and 1, for each of {n_layers} layers")
-    used = bool(fields.values.get("use_sliding_window"))
-    window = fields.get_int("sliding_window") if used and "sliding_window" in fields.values else None
+    window = window_if_used(fields)
     default = [FULL if window is None or x else SLIDING for x in rotated[:n_layers]]
     rope = rope_from_hf(fields.values, fields.get_int("max_position_embeddings"), THETA)
     ropes = tuple(rope if x else None for x in rotated[:n_layers])

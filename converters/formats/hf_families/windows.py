@@ -43,15 +43,25 @@ def read_window(fields: Fields) -> int | None:
     """Return ``sliding_window`` of a model that uses it whenever it is given.
 
     Raises:
-        Error: it is no int of at least 1, or ``use_sliding_window`` contradicts it.
+        Error: it is not an int of at least 1, or ``use_sliding_window`` contradicts it.
     """
     window = fields.get_int("sliding_window") if "sliding_window" in fields.values else None
     check_use(fields, window)
     return window
 
 
+def window_if_used(fields: Fields) -> int | None:
+    """Return ``sliding_window`` of a model type with ``use_sliding_window``; None if the window is not used.
+
+    Raises:
+        Error: it is used and not an int of at least 1.
+    """
+    used = fields.values.get("use_sliding_window") and "sliding_window" in fields.values
+    return fields.get_int("sliding_window") if used else None
+
+
 def same_window(fields: Fields, title: str, *, read: bool) -> dict[str, Any]:
-    """Return the window of a model in which all layers attend alike.
+    """Return the window of a model in which all layers have the same window, or none has one.
 
     Args:
         fields: of ``config.json``, with defaults.
@@ -67,7 +77,7 @@ def same_window(fields: Fields, title: str, *, read: bool) -> dict[str, Any]:
     if layer_types is not None and (not isinstance(layer_types, list) or any(x != kind for x in layer_types)):
         raise Error(
             f"config.json: layer_types is {layer_types!r:.80}, and sliding_window is {window!r}; expected {kind!r} "
-            f"everywhere, because all layers of {title} attend alike"
+            f"everywhere, because all layers of {title} have the same window"
         )
     check_use(fields, window)
     return {"sliding_window": window}

@@ -134,7 +134,7 @@ REFUSED = {
     "ministral3 layers": (
         "ministral3",
         {"layer_types": [SLIDING, FULL]},
-        "layer_types is .*all layers of Ministral 3 attend alike",
+        "layer_types is .*all layers of Ministral 3 have the same window",
     ),
     "granite bias": ("granite", {"attention_bias": True}, "attention_bias is True"),
     "granite factor": ("granite", {"residual_multiplier": None}, "residual_multiplier is missing"),

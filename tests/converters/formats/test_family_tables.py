@@ -70,9 +70,9 @@ def test_theta_of_a_file_without_one_is_that_of_transformers():
         assert config_from_hf({"model_type": family.model_type}, {}).rope.theta == theta
 
 
-def test_model_types_that_are_left_out_are_refused_with_what_they_would_take():
+def test_model_types_that_are_left_out_are_refused_with_what_support_needs():
     for kind, reason in LEFT_OUT.items():
-        with pytest.raises(msrnn.Error, match=r"model_type is '.*; it would take .*; expected one of llama, ") as refused:
+        with pytest.raises(msrnn.Error, match=r"model_type is '.*; support needs .*; expected one of llama, ") as refused:
             config_from_hf({"model_type": kind}, {})
         assert reason in str(refused.value)
     unknown = LEFT_OUT.keys() - CONFIG_MAPPING.keys() - {"rwkv"}

@@ -48,8 +48,8 @@ class Cell(RecurrentNetwork):
 
         Args:
             batch_size: number of sequences.
-            reduction: an operator or spec string, for all layers without a window of the published model, or one per layer
-                (docs/families.md). None: the published model.
+            reduction: an operator or spec string, or one per layer. One for all bounds the layers that the published model does
+                not bound, or all layers if it bounds every one (docs/families.md). None: the published model.
             places: position of a row at attention time: "absolute", its position in the text; "inside", its index among the
                 cached rows (StreamingLLM); "compressed", with gaps above 10 shortened (arXiv:2401.06104, extrapolation).
             device, dtype: those of the parameters if None. ``torch.int8``: 8-bit rows (``msrnn/state/quantised_rows.py``).
@@ -61,8 +61,8 @@ class Cell(RecurrentNetwork):
         check_int("initial_state: batch_size", batch_size, at_most=2**24)  # more sequences are probably a typo
         operators = per_layer(reduction, len(self.layers), self.default_reduction)
         remappings = PositionRemapping.per_layer(places, [encoding.rope for encoding in self.position_encodings])
-        clock, numbers = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device), parse_row_dtype(dtype)
-        layers = (self.init_layer_state(batch_size, operator, clock, numbers or self.dtype) for operator in operators)
+        clock, row_dtype = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device), parse_row_dtype(dtype)
+        layers = (self.init_layer_state(batch_size, operator, clock, row_dtype or self.dtype) for operator in operators)
         layers = (replace(H, places=remapping) for H, remapping in zip(layers, remappings, strict=True))
         return State(layers, self.fingerprint(recompute=True))
 

@@ -37,7 +37,7 @@ class RecurrentLayer(nn.Module):
     position_encoding: PositionEncoding
     """The position encoding that :meth:`project_qkv` applies. Layers with the same encoding share one object."""
     logit_rule: LogitRule = SCALED_PRODUCT
-    """How attention logits follow from queries and keys."""
+    """The scale and the softcap of attention logits."""
 
     # Defined by a family.
 

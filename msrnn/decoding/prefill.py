@@ -53,8 +53,7 @@ def prefill(
 
     Returns:
         The logits ``(B, V)`` of the model without the operator after the last token of each row, NaN for an empty prompt; and
-        the state.
-        Step, unroll and decoding continue from this state.
+        the state, from which step, unroll and decoding continue.
 
     Raises:
         Error: an operator merges values, which is not defined for many rows at once; also the errors of :meth:`Cell.forward`.

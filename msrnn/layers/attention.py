@@ -10,7 +10,7 @@ from .emulation import upcast_if_emulated
 
 @dataclass(frozen=True)
 class LogitRule:
-    r"""How a layer computes attention logits from the products of queries and keys.
+    r"""The rule by which a layer computes attention logits from the products of queries and keys.
 
     Attributes:
         scale: the factor on the products; None is $D^{-1/2}$.
@@ -51,7 +51,7 @@ def attend(
             key head.
         visible: ``(B, K, R)`` bool, False for empty rows; None: all rows are visible.
         key_scales, value_scales: ``(B, K, R)``, factors of int8 keys and values; None: keys and values are floating-point.
-        rule: of the logits.
+        rule: scale and softcap of the logits; the formula above has the default.
 
     Returns:
         The attention output ``(B, N, D)`` in the dtype of ``query``, and the weights ``(B, K, G, R)`` in at least float32.
@@ -66,7 +66,7 @@ def attend(
 
 
 def attention_logits(queries: Tensor, keys: Tensor, scales: Tensor | None = None, rule: LogitRule = SCALED_PRODUCT) -> Tensor:
-    r"""Return $q K^\top / \sqrt D$ or what ``rule`` says, ``(…, M, D), (…, R, D) -> (…, M, R)``, in at least float32.
+    r"""Return $q K^\top / \sqrt D$, or the logits of another ``rule``: ``(…, M, D), (…, R, D) -> (…, M, R)``, float32 or wider.
 
     ``scales (…, R)`` are factors of int8 keys. They are applied to the product, which has fewer elements than the keys. It is
     computed in at least float32. int8 is converted to it faster than to 16 bits, and float16 overflows.

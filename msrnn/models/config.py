@@ -46,7 +46,7 @@ def _to_json(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """The config of a checkpoint of LLaMA or of a family with layers that need no other numbers.
+    """The config of LLaMA and of the families whose layers need no further fields.
 
     Attributes:
         family: one of ``families``.
@@ -58,12 +58,13 @@ class Config(ModelConfig):
         sliding_window: number of tokens that every layer attends to, the current one included (Mistral v0.1); None: no limit.
         bos_token_id, eos_token_ids: special tokens.
         layer_windows: one ``sliding_window`` per layer where layers differ (Ministral, Gemma); otherwise ().
-        layer_ropes: one rope per layer where layers differ, None for a layer without positions (Gemma 3, SmolLM3); else ().
+        layer_ropes: one rope per layer where layers differ, None: a layer without positions (Gemma 3, SmolLM3); otherwise ().
     """
 
     not_in_signature = (*ModelConfig.not_in_signature, "family", "context_length", "sliding_window", "layer_windows")
     omitted_by_default = ("layer_windows", "layer_ropes")
     families: ClassVar[tuple[str, ...]] = ("llama", "mistral", "yi", "ministral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
+    """The values that ``family`` can have in this class."""
     family: str
     vocab_size: int
     width: int

@@ -1,4 +1,4 @@
-r"""Granite 3: LLaMA with four factors (arXiv:2405.04324).
+r"""Granite 3: LLaMA with four factors (IBM, *Granite 3.0 Language Models*, 2024; ``GraniteModel`` of transformers).
 
 Embeddings are multiplied by ``embedding_multiplier``, the output of each sublayer by ``residual_multiplier``, and attention
 logits by ``attention_multiplier`` in place of $D^{-1/2}$; the logits of the next token are divided by ``logits_scaling``. The

@@ -1,18 +1,18 @@
 r"""Granite with sliding windows and learned attention sinks (``granite_swa`` of transformers).
 
 A sink is one learned number $s_h$ per query head. It is one more logit in the softmax over the rows, and has no value:
-$\mathrm{softmax}(q_h K^\top / c, s_h)$ without its last column. This equals one more row of H, which is never evicted and has
-position −2 like other learned rows (:mod:`.learned_rows`):
+$\mathrm{softmax}(m\, q_h K^\top, s_h)$ without its last column, where m is ``attention_multiplier``. This equals one more row
+of H, which is never evicted and has position −2 like other learned rows (:mod:`.learned_rows`):
 
 - keys and values have one more element. It is 0 in the rows of tokens and 1 in the key of the sink row. The other elements
   of this key, and the value, are 0.
-- queries have one more element, $s_h$ divided by the scale of the logits. So the logit of the sink row is $s_h$, and the other
+- queries have one more element, $s_h / m$. So the logit of the sink row is $s_h$, and the other
   logits do not change.
 
 The number of rows that an operator retains (``size``) does not count the sink row. Operators see the weights of the softmax, so
 the weights of the other rows add up to less than 1. TOVA compares rows of one query, so its choice does not depend on the sink
 within a head; in the mean over heads, a head with a large sink counts less. H2O adds up the weights that rows have received, so
-tokens at which the sink takes much add little.
+a token whose query gives the sink a large weight adds little.
 """
 
 from typing import Any

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, check_int
 from ..layers.positional import PositionEncoding, PositionTensors, RotaryEncoding
 from ..layers.rotary import Rope, YarnRope
 from ..state.position_remapping import ABSOLUTE
@@ -36,7 +36,7 @@ class Ministral3Config(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_numbers("query_length")
+        check_int("config: query_length", self.query_length)
         if self.query_beta != 0:
             self.check_numbers("query_beta")
 
@@ -60,7 +60,7 @@ MINISTRAL3_8B = Ministral3Config(
 
 @dataclass(frozen=True)
 class GrowingQueries(RotaryEncoding):
-    """Rotary positions with queries that are multiplied by a factor of their position."""
+    """Rotary positions, and a factor on each query that depends on its position: 1 + ``beta`` · ln(1 + ⌊t / ``length``⌋)."""
 
     beta: float = 0.0
     length: int = 1

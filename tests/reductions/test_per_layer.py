@@ -19,6 +19,7 @@ from msrnn.eval.digests import code_digest
 from msrnn.eval.inputs import EvalInputs
 from msrnn.eval.retention import measure_retention
 from msrnn.eval.texts import split_into_chunks
+from msrnn.reductions.contract import SAFE_FLAGS
 from msrnn.reductions.per_layer import format_operators, per_layer, replaced_layers
 
 PUBLISHED = (Window(3), Full(), Window(3))
@@ -69,7 +70,14 @@ def test_spec_strings_for_all_layers_are_read_and_written(spec):
     assert str(operator) == spec
     assert parse_reduction(f" {operator} ") == operator
     assert operator != operator.operator
-    assert (operator.size, operator.needs_weights) == (operator.operator.size, operator.operator.needs_weights)
+    assert operator.size == operator.operator.size
+
+
+@pytest.mark.parametrize("spec", ["tova:4", "h2o:4", "window:4", "keydiff:4", "cam:4"])
+def test_an_operator_for_all_layers_has_the_flags_of_the_operator(spec):
+    operator = parse_reduction(spec)
+    for name in (*SAFE_FLAGS, "needs_keys", "merges_values", "stat_names", "tie_tolerance"):
+        assert getattr(AllLayers(operator), name) == getattr(operator, name), name
 
 
 @pytest.mark.parametrize("wrong", ["all-layers:", "all-layers:tova", "all-layers:all-layers:tova:4", "all-layers:nothing:3"])

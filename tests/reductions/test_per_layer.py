@@ -73,7 +73,7 @@ def test_spec_strings_for_all_layers_are_read_and_written(spec):
     assert operator.size == operator.operator.size
 
 
-@pytest.mark.parametrize("spec", ["tova:4", "h2o:4", "window:4", "keydiff:4", "cam:4"])
+@pytest.mark.parametrize("spec", ["tova:4", "h2o:4", "window:4", "keydiff:4", "cam:64"])
 def test_an_operator_for_all_layers_has_the_flags_of_the_operator(spec):
     operator = parse_reduction(spec)
     for name in (*SAFE_FLAGS, "needs_keys", "merges_values", "stat_names", "tie_tolerance"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.tables import unpadded
 from support.tiny_tokenizer import chat_cell
+from support.user_operators import decayed_sum
 
 import converters
 import msrnn
@@ -17,21 +18,7 @@ from msrnn.cli.main import main
 from msrnn.cli.operator_files import load_operator_files, load_operators
 from msrnn.cli.parser import COMMANDS, build_parser
 
-SOURCE = """from dataclasses import dataclass
-import msrnn
-
-
-@dataclass(frozen=True)
-class Decayed(msrnn.Reduction):
-    decay: float = 0.5
-    stat_names = ("received",)
-
-    def update(self, observation):
-        return {"received": observation.row_stats["received"] * self.decay + observation.weights.mean(2)}
-
-    def score(self, observation):
-        return observation.row_stats["received"]
-"""
+SOURCE = decayed_sum("Decayed")
 TEXT = "The boat was small, the sea was not; and on the 3rd day the wind rose again. " * 4
 
 

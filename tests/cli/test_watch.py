@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
+from support.user_operators import decayed_sum
 
 from msrnn.cli import watch
 from msrnn.cli.main import main
@@ -38,21 +39,7 @@ def test_the_page_and_its_data_are_written(model, tmp_path, capsys):
     assert lines[2] == f"full and window:2: predictions differ first after token {first}, texts from token {texts}"
 
 
-OPERATOR = """from dataclasses import dataclass
-import msrnn
-
-
-@dataclass(frozen=True)
-class Watched(msrnn.Reduction):
-    decay: float = 0.5
-    stat_names = ("received",)
-
-    def update(self, observation):
-        return {"received": observation.row_stats["received"] * self.decay + observation.weights.mean(2)}
-
-    def score(self, observation):
-        return observation.row_stats["received"]
-"""
+OPERATOR = decayed_sum("Watched")
 
 
 def test_an_operator_of_a_file(model, tmp_path):

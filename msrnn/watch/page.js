@@ -60,7 +60,7 @@ function bar(share, kind = "") {
   return cell;
 }
 
-function cells(row, tag, content, extra = "") {
+function addCell(row, tag, content, extra = "") {
   const cell = document.createElement(tag);
   if (tag === "th") cell.scope = "row";
   cell.textContent = content;
@@ -99,8 +99,8 @@ function drawRows(view, run, t) {
   view.rows.replaceChildren(...rows.map((p) => {
     const row = document.createElement("tr"), score = plane.score(t, p), w = plane.weight(t, p);
     row.dataset.position = p;
-    cells(row, "td", p);
-    cells(row, "th", shortText(run.ids[p]), p === gone ? "evicted" : p === t ? "current" : "");
+    addCell(row, "td", p);
+    addCell(row, "th", shortText(run.ids[p]), p === gone ? "evicted" : p === t ? "current" : "");
     const first = bar(plane.scoreShare(score));
     first.prepend(lowest.length === 1 && p === lowest[0] ? number(next, 3) : number(score, p === gone ? 3 : 2));
     const second = bar(logShare(w, 1), "attention");
@@ -124,7 +124,7 @@ function drawPredictions(view, run, t) {
   const next = run.ids[t + 1], rows = [];
   const add = (id, p, note) => {
     const row = document.createElement("tr");
-    cells(row, "th", shortText(id), note);
+    addCell(row, "th", shortText(id), note);
     const cell = bar(p);
     cell.prepend(number(p, 3));
     row.append(cell);

@@ -82,7 +82,7 @@ def _write(config: GemmaConfig) -> dict[str, Any]:
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.logits_softcap,
         "attention_bias": False,
-        **windows_to_hf(config),
+        **windows_to_hf(config, unused=4096),
     }
 
 

@@ -39,7 +39,7 @@ def _write(config: GraniteConfig) -> dict[str, Any]:
 
 def _write_swa(config: GraniteConfig) -> dict[str, Any]:
     thetas = [0 if rope is None else rope.theta for rope in config.ropes]
-    return {**_write(config), **windows_to_hf(config), THETAS: thetas}
+    return {**_write(config), **windows_to_hf(config, unused=128), THETAS: thetas}
 
 
 GRANITE = HfFamily(

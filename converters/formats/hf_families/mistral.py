@@ -39,7 +39,7 @@ def _read_ministral3(fields: Fields) -> dict[str, Any]:
 
 
 def _write_ministral(config: Config) -> dict[str, Any]:
-    return windows_to_hf(config)
+    return windows_to_hf(config, unused=4096)
 
 
 def _write_ministral3(config: Ministral3Config) -> dict[str, Any]:

@@ -98,8 +98,13 @@ def check_use(fields: Fields, window: int | None) -> None:
         )
 
 
-def windows_to_hf(config: Config) -> dict[str, Any]:
+def windows_to_hf(config: Config, unused: int | None = None) -> dict[str, Any]:
     """Return ``sliding_window`` and ``layer_types``.
+
+    Args:
+        config: the config.
+        unused: the ``sliding_window`` of a model without windows; an int where transformers needs one nevertheless, because it
+            makes the mask of the layers with a window for every model.
 
     Raises:
         Error: the layers have windows of several sizes.
@@ -108,4 +113,4 @@ def windows_to_hf(config: Config) -> dict[str, Any]:
     if len(sizes) > 1:
         raise Error(f"config: layer_windows has the sizes {sorted(sizes)!s:.60}; expected one, because config.json has one")
     kinds = [FULL if window is None else SLIDING for window in config.windows]
-    return {"sliding_window": next(iter(sizes), None), "layer_types": kinds}
+    return {"sliding_window": next(iter(sizes), unused), "layer_types": kinds}

@@ -69,6 +69,18 @@ def test_models_in_memory_are_those_of_the_folder(name, tmp_path):
     assert config_from_dict(json.loads(json.dumps(cell.config.to_dict()))) == cell.config
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3, layer_types, not tied", "ministral", "granite_swa", "qwen3, windows"])
+def test_a_model_without_its_windows_is_read_by_transformers(name, tmp_path):
+    """transformers makes the mask of the layers with a window in most of these families, also if no layer has one."""
+    kind, fields = CASES[name]
+    model = tiny_reference(kind, **{**fields, "layer_types": ["full_attention"] * fields["num_hidden_layers"]})
+    converters.convert(save_folder(model, tmp_path / "source"), tmp_path / "back", to="hf")
+    attention = model.config._attn_implementation
+    first, again = (type(model).from_pretrained(tmp_path / x, attn_implementation=attention) for x in ("source", "back"))
+    with torch.no_grad():
+        torch.testing.assert_close(again(TOKENS).logits, first(TOKENS).logits, rtol=0, atol=1e-12)
+
+
 def read(name, **more):
     kind, fields = CASES[name]
     return replace(config_from_hf(tiny_reference(kind, **fields).config.to_dict(), {}), **more)

@@ -37,7 +37,7 @@ EXAMPLES = """examples:
   msrnn generate model.gguf --prompt "Once upon" --state tale.state --max-new-tokens 10
   msrnn generate model.gguf --state tale.state --max-new-tokens 10
   msrnn read model.gguf --prompt-file book.txt --reduction tova:512 --state book.state
-  msrnn generate model.gguf --state book.state --keep-state --prompt "In short, the book is about"
+  msrnn generate model.gguf --state book.state --keep-state --prompt " In short, the book is about"
   msrnn chat model.gguf --reduction tova:512 --system "Answer in one sentence."
   msrnn compare model.gguf --prompt-file story.txt --reduction full --reduction tova:48 --picture retained.png
   msrnn retention model.gguf --prompt-file story.txt --reduction tova:64 --reduction h2o:64 --out retained.png

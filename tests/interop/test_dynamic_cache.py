@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,13 @@ def test_caches_that_do_not_fit_the_cell_are_refused(llama):
     cache.layers[1].crop(-2)
     with refusing("layer 1 of the cache has read 28 tokens; expected 30, as layer 0"):
         state_from_cache(cell, cache)
+
+
+def test_a_cache_of_a_text_beyond_the_original_length_is_refused(llama):
+    model, cell = llama
+    dynamic = type(cell)(replace(cell.config, rope=DynamicNTKRope(100.0, 2.0, 6))).double()
+    with refusing("DynamicNTKRope rotates keys by the length at which they were read; expected at most 6 tokens"):
+        state_from_cache(dynamic, read(model, TOKENS)[1])
 
 
 def cache_of(model, tokens):

@@ -10,6 +10,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Mistral3C
 
 import converters
 import msrnn
+from converters.formats.nested import text_fields
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model has no tokenizer")
 TOKENS = torch.randint(3, 61, (2, 21), generator=torch.Generator().manual_seed(1))
@@ -63,6 +64,13 @@ def test_the_text_part_equals_transformers(model, cell, figure):
     worst = (cell(TOKENS)[0] - model.lm_head(hidden)).abs().max().item()
     figure(f"{worst:.1e} from transformers in float64: the text part of {model.config.model_type}")
     assert worst <= 1e-9
+
+
+@pytest.mark.parametrize(("outside", "expected"), [({}, True), ({"tie_word_embeddings": False}, False)])
+@pytest.mark.parametrize("inside", [{}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False}])
+def test_the_head_is_tied_by_the_outer_field_which_is_true_if_missing(outside, expected, inside):
+    fields = text_fields({"model_type": "mistral3", "text_config": inside, **outside})
+    assert fields["tie_word_embeddings"] is expected
 
 
 def test_fields_outside_of_the_text_count(model, cell):

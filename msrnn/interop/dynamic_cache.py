@@ -176,8 +176,9 @@ def _check_layer(name: str, layer: Any, H: MultiState, own: Reduction, T: int, c
     (B, K, _, D), found = H.keys.shape, tuple(layer.keys.shape)
     if (found[:2], found[3]) != ((B, K), D) or layer.values.shape != layer.keys.shape:
         raise Error(f"{name} has keys {found}; expected ({B}, {K}, S, {D}), as the cell")
-    if layer.keys.dtype != cell.dtype or layer.keys.device != cell.device:
-        raise Error(f"{name} is {layer.keys.dtype} on {layer.keys.device}; expected {cell.dtype} on {cell.device}, as the cell")
+    for x in (layer.keys, layer.values):
+        if x.dtype != cell.dtype or x.device != cell.device:
+            raise Error(f"{name} is {x.dtype} on {x.device}; expected {cell.dtype} on {cell.device}, as the cell")
     if layer.get_seq_length() != T:
         raise Error(f"{name} has read {layer.get_seq_length()} tokens; expected {T}, as layer 0")
     window = getattr(layer, "sliding_window", None)

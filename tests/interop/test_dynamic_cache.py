@@ -199,6 +199,10 @@ def test_caches_that_do_not_fit_the_cell_are_refused(llama):
     }.items():
         with refusing(message):
             state_from_cache(cell, wrong)
+    _, mixed = read(tiny_reference(), TOKENS)
+    mixed.layers[1].values = mixed.layers[1].values.float()
+    with refusing("layer 1 of the cache is torch.float32 on cpu; expected torch.float64 on cpu"):
+        state_from_cache(cell, mixed)
     model.double()
     cache.layers[1].crop(-2)
     with refusing("layer 1 of the cache has read 28 tokens; expected 30, as layer 0"):

@@ -87,6 +87,7 @@ pictures: .venv/demo.ready $(MODEL)/config.json  ## the pictures of the chapters
 
 docs: .venv/docs.ready  ## the site of the documentation, in build/site; a broken link or reference stops it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+	@! grep -rlE '<(script|link|img)[^>]*(src|href)="(https?:)?//[^"]*\.(js|css|png|woff2?)' build/site --include='*.html'
 	@echo "open build/site/index.html"
 
 notebooks:  ## the main chapters of the documentation as notebooks, in build/notebooks

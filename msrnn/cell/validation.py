@@ -1,5 +1,6 @@
 """Checks of the arguments of a cell: token ids, active rows, lengths of a padded batch, and states."""
 
+import textwrap
 from collections.abc import Collection
 
 import torch
@@ -87,13 +88,23 @@ def check_state(state: State, batch_size: int, fingerprint: Fingerprint, dtype: 
     if not isinstance(state, State):
         raise Error(f"state is {type(state).__name__}; expected a State, as initial_state returns it")
     if not state.fingerprint.matches(fingerprint):
-        found = state.fingerprint.signature
-        other = found if found != fingerprint.signature else "other parameters"
-        raise Error(f"state belongs to another model ({other}; this cell is {fingerprint.signature})")
+        found, own = _from_first_difference(state.fingerprint.signature, fingerprint.signature)
+        difference = f"{found}; this cell has {own}" if found else "other parameters of the same config"
+        raise Error(f"state belongs to another model ({difference})")
     if len(state.clock) != batch_size:
         raise Error(f"state has batch size {len(state.clock)}; the tokens have {batch_size}")
     if state.dtype not in (dtype, QUANTISED_DTYPE) or state.device != device:
         raise Error(f"state is {state.dtype} on {state.device}; expected {dtype} on {device}, as the cell (see state.to)")
+
+
+def _from_first_difference(one: str, other: str, length: int = 160) -> tuple[str, str]:
+    """Return two signatures from the first field that differs, shortened; two empty texts if they are equal."""
+    if one == other:
+        return "", ""
+    equal = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = one.rfind(", ", 0, equal) + 2 if ", " in one[:equal] else 0
+    shown = [textwrap.shorten(text[start:], length, placeholder=" …") for text in (one, other)]
+    return shown[0], shown[1]
 
 
 def check_tensor_names(found: Collection[str], expected: Collection[str]) -> None:

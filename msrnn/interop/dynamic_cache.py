@@ -112,6 +112,8 @@ def cache_from_state(cell: Cell, state: State) -> "DynamicCache":
         if H.positions.shape[2] != len(expected) or bool((H.positions != expected).any()):
             raise Error(f"layer {i} has evicted rows; expected those of all positions from {first} to {lengths[0] - 1}")
         layer = transformers_cache.DynamicLayer()
+        if own.size == 0:  # its DynamicSlidingWindowLayer then attends to rows that it should have dropped
+            raise Error(f"layer {i} has a window of 1, which the caches of transformers do not handle; expected at least 2")
         if own.size is not None:
             layer = transformers_cache.DynamicSlidingWindowLayer(sliding_window=int(own.size) + 1)  # type: ignore[arg-type]
         layer.update(H.keys, H.values)  # copies them

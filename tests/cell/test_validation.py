@@ -78,17 +78,25 @@ def test_active_is_one_bool_per_row(active):
 
 
 @pytest.mark.parametrize(
-    "other",
-    [{"n_layers": 3}, {"rope": replace(tiny_cell().config.rope, theta=200.0)}, {"norm_eps": 2e-5}, {"seed": 1}],
+    ("other", "named"),
+    [
+        ({"n_layers": 3}, "(n_layers 3, n_heads 4"),
+        (
+            {"rope": replace(tiny_cell().config.rope, theta=200.0)},
+            "(rope Rope(theta=200.0); this cell has rope Rope(theta=100.0))",
+        ),
+        ({"norm_eps": 2e-5}, "(norm_eps 2e-05, "),
+        ({"seed": 1}, "(other parameters of the same config)"),
+    ],
     ids=["layers", "rope", "norm_eps", "parameters"],
 )
-def test_state_of_another_model_is_refused(other):
+def test_state_of_another_model_is_refused(other, named):
     cell = tiny_cell()
     state = tiny_cell(**other).initial_state(2)
     for read in (cell.step, cell.step_, lambda token, state: cell(token[:, None], state)):
         with pytest.raises(msrnn.Error, match="another model") as refusal:
             read(zeros(), state)
-        assert cell.signature in str(refusal.value)
+        assert named in str(refusal.value)
 
 
 def test_state_from_before_an_edit_of_the_parameters_is_refused():
@@ -167,3 +175,16 @@ def test_lengths_and_active_rows_on_another_device_are_refused():
             read(text, lengths=torch.tensor([1, 2], device="meta"))
     with refusing("active is on meta; expected cpu"):
         cell.step(text[:, 0], active=torch.tensor([True, False], device="meta"))
+
+
+def test_the_refusal_of_another_model_names_the_first_field_that_differs():
+    ropes = tuple(replace(tiny_cell().config.rope, theta=100.0 + layer) for layer in range(2))
+    other = tiny_cell(layer_ropes=ropes, norm_eps=2e-5)
+    with pytest.raises(msrnn.Error) as refusal:
+        other.step(torch.tensor([1]), tiny_cell().initial_state(1))
+    message = str(refusal.value)
+    assert message.startswith("state belongs to another model (norm_eps 1e-05, ")
+    assert "; this cell has norm_eps 2e-05, " in message
+    assert len(message) < 400
+    with pytest.raises(msrnn.Error, match=r"another model \(other parameters of the same config\)"):
+        tiny_cell(seed=1).step(torch.tensor([1]), tiny_cell().initial_state(1))

@@ -44,6 +44,13 @@ def test_special_tokens_window_and_vocabulary(write_tiny):
     ids = {f"tokenizer.ggml.{x}_token_id": n for x, n in (("bos", 3), ("eos", 4), ("eot", 9), ("eom", 11))}
     config = config_of(write_tiny({**ids, "llama.attention.sliding_window": 16, "llama.vocab_size": 50}))
     assert (config.bos_token_id, config.eos_token_ids, config.sliding_window) == (3, (4, 9, 11), 16)
+    tokens = [f"token {n}" for n in range(48)] + ["<|im_end|>", "<end_of_turn>"]
+    chat = {"tokenizer.chat_template": "{{ messages }}", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.eos_token_id": 4}
+    chat["tokenizer.ggml.token_type"] = [1] * 48 + [3, 1]  # the last one is an ordinary word
+    assert config_of(write_tiny(chat)).eos_token_ids == (4, 48)
+    assert config_of(write_tiny({**chat, "tokenizer.ggml.eot_token_id": 7})).eos_token_ids == (4, 7)
+    del chat["tokenizer.chat_template"]
+    assert config_of(write_tiny(chat)).eos_token_ids == (4,)
     with refusing("'embed.weight' has shape (50, 24); expected (2, 24)"):
         config_of(write_tiny({"tokenizer.ggml.tokens": ["a", "b"]}))
 

@@ -178,7 +178,7 @@ def test_states_without_a_counterpart_are_refused(llama):
     with refusing("layer 0 has evicted rows; expected those of all positions from 0 to 29"):
         cache_from_state(cell, without)
     cell = tiny_cell(sliding_window=1)
-    with pytest.raises(msrnn.Error, match="layer 0 has a window of 1, which the caches of transformers do not handle"):
+    with refusing("layer 0 has a window of 1, which the caches of transformers do not handle"):
         cache_from_state(cell, cell(TOKENS % 50)[1])
     alibi = tiny_decoder(positions="alibi")
     with refusing("layer 0: this cell caches learned rows or longer keys"):

@@ -46,7 +46,7 @@ def _to_json(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """The config of LLaMA and of the families whose layers need no further fields.
+    """The config of LLaMA and of the families with layers that need no further fields.
 
     Attributes:
         family: one of ``families``.

@@ -12,7 +12,7 @@ of H, which is never evicted and has position −2 like other learned rows (:mod
 The number of rows that an operator retains (``size``) does not count the sink row. Operators see the weights of the softmax, so
 the weights of the other rows add up to less than 1. TOVA compares rows of one query, so its choice does not depend on the sink
 within a head; in the mean over heads, a head with a large sink counts less. H2O adds up the weights that rows have received, so
-a token whose query gives the sink a large weight adds little.
+a query that gives the sink a large weight adds little to each of them.
 """
 
 from typing import Any

@@ -88,7 +88,7 @@ def int4_linear(x: Tensor, blocks: Tensor, scales_and_zeros: Tensor) -> Tensor:
 
 def int8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Return x Wᵀ, ``(…, E) -> (…, F)``, in the dtype of x, for ``codes (F, E)`` int8 and ``scales (F,)``."""
-    if _uses_kernel(x, scales, MAX_KERNEL_ROWS[8]):
+    if _uses_kernel(x, scales, MAX_KERNEL_ROWS[8]) and _has_aligned_rows(codes):
         x = x.contiguous()
         y = torch._weight_int8pack_mm(x if x.ndim == 2 else x.view(-1, x.shape[-1]), codes, scales)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
@@ -113,6 +113,11 @@ def dequantise_blocks(blocks: Tensor, scales_and_zeros: Tensor, rows: int, dtype
     )
     groups = weight.view(2, E // GROUP, GROUP, F // 2)
     return groups.mul_(scale).add_(zero - 8 * scale).view(2, E, F // 2).to(dtype)
+
+
+def _has_aligned_rows(codes: Tensor) -> bool:
+    """Return True if all rows begin at multiples of 16 bytes. On AVX-512 the int8 kernel ends the process for other rows."""
+    return codes.shape[1] % 16 == 0 and (torch.compiler.is_compiling() or codes.data_ptr() % 16 == 0)
 
 
 def _uses_kernel(x: Tensor, scales: Tensor, max_rows: int) -> bool:

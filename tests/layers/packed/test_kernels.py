@@ -131,3 +131,17 @@ def test_dequantised_blocks_are_the_transposed_matrix():
         halves = expected.unflatten(0, (-1, 2, block // 2))
         assert torch.allclose(low.T, halves[:, 0].flatten(0, 1), rtol=0, atol=1e-15)
         assert torch.allclose(high.T, halves[:, 1].flatten(0, 1), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(("E", "offset"), [(24, 0), (40, 0), (64, 8), (64, 0), (48, 16)])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_int8_rows_of_any_alignment(rows, E, offset):
+    """The kernel of AVX-512 ends the process for rows that do not begin at multiples of 16 bytes."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(-127, 128, (50 * E + 64,), generator=generator, dtype=torch.int8)
+    codes = numbers[offset : offset + 50 * E].view(50, E)
+    x, scales = torch.randn(rows, E, generator=generator).bfloat16(), torch.rand(50, generator=generator).bfloat16()
+    expected = x.double() @ (codes.double() * scales.double()[:, None]).T
+    torch.testing.assert_close(
+        int8_linear(x, codes, scales).double(), expected, rtol=0.02, atol=0.02 * expected.abs().max().item()
+    )

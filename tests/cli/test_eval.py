@@ -46,5 +46,5 @@ def test_figures_of_any_operator_name_are_files_of_the_folder(words, tmp_path):
 
 
 def test_a_name_with_a_slash_is_one_file():
-    result = RetentionResult("ops:SIZE:a/b", 4, "text 0", 1.0, [1.0], 0.5, [0.5], {}, 0.0, [[[1, 2, 3]]])
+    result = RetentionResult("ops:SIZE:a/b", 4, "text 0", 1.0, [1.0], 0.5, [0], [0.5], {}, 0.0, [[[1, 2, 3]]])
     assert set(report([result]).figures) == {f"{kind}-ops-SIZE-a%2Fb.png" for kind in ("first", "map", "layers")}

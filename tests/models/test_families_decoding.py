@@ -1,4 +1,4 @@
-"""Tests of decoding, one-shot prefill and chat with cells whose layers differ."""
+"""Tests of decoding, one-shot prefill and chat with cells with different kinds of layers."""
 
 import pytest
 import torch

@@ -21,7 +21,7 @@ SPECS = ("h2o:6", "window:5", "full", "tova:6")
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Return the path of a page, with its data beside it."""
+    """Return the path of a page, with its data in a file of the same folder."""
     runs = [observe_run(CELL, IDS, parse_reduction(spec), 12) for spec in SPECS]
     document = build_document(runs, TOKENIZER, "tiny", len(IDS), CELL.config.n_heads)
     path = tmp_path_factory.mktemp("page") / "page.html"

@@ -90,6 +90,8 @@ def int8_linear(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Return x Wᵀ, ``(…, E) -> (…, F)``, in the dtype of x, for ``codes (F, E)`` int8 and ``scales (F,)``."""
     if _uses_kernel(x, scales, MAX_KERNEL_ROWS[8]) and _has_aligned_rows(codes):
         x = x.contiguous()
+        if not torch.compiler.is_compiling() and x.data_ptr() % 32:  # the kernel ends the process for such a view
+            x = x.clone()
         y = torch._weight_int8pack_mm(x if x.ndim == 2 else x.view(-1, x.shape[-1]), codes, scales)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
     wide = x.float() if x.dtype is torch.float16 else upcast_if_emulated(x)  # products with codes can exceed float16

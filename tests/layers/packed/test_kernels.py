@@ -140,7 +140,8 @@ def test_int8_rows_of_any_alignment(rows, E, offset):
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randint(-127, 128, (50 * E + 64,), generator=generator, dtype=torch.int8)
     codes = numbers[offset : offset + 50 * E].view(50, E)
-    x, scales = torch.randn(rows, E, generator=generator).bfloat16(), torch.rand(50, generator=generator).bfloat16()
+    x = torch.randn(rows * E + 8, generator=generator).bfloat16()[8:].view(rows, E)  # begins at byte 16
+    scales = torch.rand(50, generator=generator).bfloat16()
     expected = x.double() @ (codes.double() * scales.double()[:, None]).T
     torch.testing.assert_close(
         int8_linear(x, codes, scales).double(), expected, rtol=0.02, atol=0.02 * expected.abs().max().item()

@@ -1,0 +1,1 @@
+"""One model, or one evaluation, over several processes of ``torch.distributed``."""

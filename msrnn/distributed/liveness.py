@@ -1,0 +1,154 @@
+"""End all ranks soon after one of them has ended: by an error, by ctrl-C, or because it was killed.
+
+A collective fails when a rank that takes part in it is killed. A rank that computes alone would go on, and one that waits for a
+rank that waits itself would do so until the timeout of the group. Every rank therefore has a connection to rank 0. The system
+closes it when the process ends, however it ends, so no time limit decides whether a rank is alive. A thread waits for messages
+and closed connections.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+
+from .connections import connect
+from .ranks import Ranks
+
+GRACE = 4.0
+"""Seconds in which the main thread may remove its temporary files, before the process ends."""
+INTERVAL = 0.5
+"""Seconds between two looks at the clock, and at whether torchrun still runs."""
+LOST = "msrnn: rank {rank} has ended without a message (killed, or out of memory); the other ranks end too"
+ORPHANED = "msrnn: torchrun has ended; the ranks end too"
+STOPPED = "\nstopped"
+
+
+class Liveness:
+    """The connections between the ranks of one run, and the thread that waits on them.
+
+    Args:
+        ranks: the processes.
+        store: the store of their group, for the address of rank 0.
+    """
+
+    def __init__(self, ranks: Ranks, store: dist.Store):
+        self._ranks, self._peers = ranks, connect(ranks, store)
+        self._texts, self._finished = dict.fromkeys(self._peers, b""), set[int]()
+        self._ended, self._send_lock = threading.Lock(), threading.Lock()
+        self._code: int | None = None
+        self._deadline = float("inf")
+        self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._signals, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)  # works within a collective too
+        signal.signal(signal.SIGTERM, _raise_exit)
+        threading.Thread(target=self._watch, name="liveness", daemon=True).start()
+
+    def finish(self) -> None:
+        """Announce that this rank has finished its work, so that its connections may close."""
+        self._claim(0)
+        self._send({"finished": True})
+
+    def report(self, message: str, code: int) -> None:
+        """Print ``message`` once for all ranks, and let them end with exit code ``code``.
+
+        Nothing is printed if another error came first: most likely it was the same one on another rank, or its result.
+        """
+        if not self._claim(code):
+            return
+        if self._ranks.is_first:
+            self._announce(message, code)
+        else:
+            self._send({"message": message, "code": code})
+            time.sleep(GRACE)  # rank 0 prints the message and ends this process; SystemExit interrupts the sleep
+
+    def wait_for_end(self, seconds: float) -> int | None:
+        """Return the exit code, if within ``seconds`` the thread finds that another rank has ended; otherwise None."""
+        until = time.monotonic() + seconds
+        while self._code is None and time.monotonic() < until:
+            time.sleep(0.01)
+        return self._code
+
+    def _claim(self, code: int) -> bool:
+        """Return True for the first reason to end; the later ones are its results."""
+        if not self._ended.acquire(blocking=False):
+            return False
+        self._code = code
+        return True
+
+    def _announce(self, message: str, code: int, prints: bool = True) -> None:
+        if prints:
+            with suppress(OSError, ValueError):
+                print(message, file=sys.__stderr__, flush=True)
+        if self._ranks.is_first:
+            self._send({"end": code})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with self._send_lock:
+            for peer in self._peers.values():
+                with suppress(OSError):  # that rank has ended
+                    peer.sendall(json.dumps(message).encode() + b"\n")
+
+    def _watch(self) -> None:
+        while time.monotonic() < self._deadline:
+            sockets = {peer: rank for rank, peer in self._peers.items() if rank not in self._finished}
+            for one in select.select([self._signals, *sockets], [], [], INTERVAL)[0]:
+                if one is not self._signals:
+                    self._receive(sockets[one])
+                elif self._signals.recv(1)[0] in (signal.SIGINT, signal.SIGTERM):
+                    self._deadline = min(self._deadline, time.monotonic() + GRACE)
+            if self._parent not in (None, os.getppid()) and self._claim(1):
+                self._announce(ORPHANED, 1, prints=self._ranks.is_first)
+                self._end_main_thread()
+        if self._claim(128 + signal.SIGINT):
+            self._announce(STOPPED, 128 + signal.SIGINT, prints=self._ranks.is_first)
+        exit_now(self._code or 1)
+
+    def _receive(self, rank: int) -> None:
+        """Read what ``rank`` has sent. A closed connection without a message means that its process has ended."""
+        data = b""
+        with suppress(OSError):
+            data = self._peers[rank].recv(1 << 16)
+        *lines, self._texts[rank] = (self._texts[rank] + data).split(b"\n")
+        for message in map(json.loads, lines):
+            if message.get("finished"):
+                self._finished.add(rank)
+            elif "end" in message:
+                self._finished.add(rank)
+                self._claim(message["end"])
+                self._end_main_thread()
+            elif self._claim(message["code"]):
+                self._announce(message["message"], message["code"])
+                self._end_main_thread()
+        if not data and rank not in self._finished:
+            self._finished.add(rank)
+            if self._claim(1):
+                self._announce(LOST.format(rank=rank), 1, prints=self._ranks.rank == (0 if rank else 1))
+                self._end_main_thread()
+
+    def _end_main_thread(self) -> None:
+        """Let the main thread raise SystemExit, which it does not notice within a collective."""
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        self._deadline = min(self._deadline, time.monotonic() + GRACE)
+
+
+def exit_now(code: int) -> None:
+    """End the process without the destructors of the process group, which may wait for other ranks."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _raise_exit(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal would interrupt the removal of temporary files
+    raise SystemExit(128 + number)

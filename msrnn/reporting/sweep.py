@@ -1,6 +1,6 @@
 """A resumable table: each table cell is saved as soon as it is finished, and a later run reuses it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -25,16 +25,24 @@ class Sweep:
     Args:
         folder: folder with one file per cell; None keeps the cells in memory only.
         settings: settings that all cells share, as JSON values. A folder with other settings is refused.
+        finished: the records of the finished cells by key, as another process of the same run has read them. None reads the
+            folder.
+
+    Attributes:
+        measured: by key, the records that this process has saved.
 
     Raises:
         Error: the folder contains another sweep or files of an earlier version, or it cannot be written.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]):
-        self._folder, self._cells = folder, dict[str, dict[str, Any]]()
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any], finished: Mapping[str, dict[str, Any]] | None = None):
+        self._folder, self._cells = folder, dict(finished or {})
+        self.measured = dict[str, dict[str, Any]]()
         if folder is None:
             return
         create_folder(folder / CELLS)
+        if finished is not None:
+            return
         settings = {"version": VERSION, **settings}
         if (folder / SETTINGS).exists():
             check_same_settings(folder, read_json(folder / SETTINGS), settings)
@@ -57,10 +65,22 @@ class Sweep:
         if self._folder is not None:
             with atomic_file(self._path(key)) as staged:
                 write_json(staged, {"key": key, "record": record})
-        self._cells[key] = record
+        self._cells[key] = self.measured[key] = record
 
     def __contains__(self, key: str) -> bool:
         return key in self._cells
+
+    @property
+    def finished(self) -> Mapping[str, dict[str, Any]]:
+        """The records of all finished cells by key."""
+        return self._cells
+
+    def add(self, measured: Mapping[str, dict[str, Any]], save: bool) -> None:
+        """Take over what another process has measured; with ``save``, also write the cells that the folder does not have."""
+        for key, record in measured.items():
+            if save and self._folder is not None and not self._path(key).exists():
+                self[key] = record
+            self._cells[key] = record
 
     def reused(self, keys: Iterable[str]) -> str:
         """Return a sentence that states how many of the cells ``keys`` are taken from the folder; empty for a new folder."""
@@ -76,7 +96,12 @@ class Sweep:
         return text
 
     def pending(
-        self, rows: Mapping[Row, Mapping[str, Item]], batch_size: int = 1, progress: bool = False
+        self,
+        rows: Mapping[Row, Mapping[str, Item]],
+        batch_size: int = 1,
+        progress: bool = False,
+        part: tuple[int, int] = (0, 1),
+        together: Callable[[Row], Hashable] | None = None,
     ) -> Iterator[tuple[Row, dict[str, Item]]]:
         """Yield the unfinished cells of each row, at most ``batch_size`` at a time.
 
@@ -84,16 +109,25 @@ class Sweep:
             rows: by row, the cells by key.
             batch_size: maximum number of cells yielded together.
             progress: True to show a progress bar.
+            part: number of this process, from 0, and number of processes. The processes yield all batches together, each of
+                them in one process, in turn. Their ``finished`` cells have to be equal.
+            together: rows with the same value are yielded by the same process. None: rows may be divided too.
         """
+        rank, size = part
         unfinished = {row: [key for key in cells if key not in self._cells] for row, cells in rows.items()}
-        total = sum(map(len, rows.values()))
-        with progress_bar(total, "cell", initial=total - sum(map(len, unfinished.values())), enabled=progress) as bar:
-            for row, keys in unfinished.items():
-                for i in range(0, len(keys), batch_size):
-                    batch = keys[i : i + batch_size]
-                    bar.set_postfix_str(batch[0])
-                    yield row, {key: rows[row][key] for key in batch}
-                    bar.update(len(batch))
+        batches = [(row, keys[i : i + batch_size]) for row, keys in unfinished.items() for i in range(0, len(keys), batch_size)]
+        groups = [i if together is None else together(row) for i, (row, _) in enumerate(batches)]
+        turns = {group: turn for turn, group in enumerate(dict.fromkeys(groups))}
+        own = [batch for batch, group in zip(batches, groups, strict=True) if turns[group] % size == rank]
+        counts: dict[str, Any] = {"total": sum(len(keys) for _, keys in own), "label": f"rank {rank} of {size}"}
+        if size == 1:
+            total = sum(map(len, rows.values()))
+            counts = {"total": total, "initial": total - sum(map(len, unfinished.values()))}
+        with progress_bar(unit="cell", enabled=progress, **counts) as bar:
+            for row, keys in own:
+                bar.set_postfix_str(keys[0])
+                yield row, {key: rows[row][key] for key in keys}
+                bar.update(len(keys))
 
     def _path(self, key: str) -> Path:
         assert self._folder is not None

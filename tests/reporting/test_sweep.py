@@ -105,3 +105,34 @@ def test_cells_of_an_earlier_version_are_refused(tmp_path):
     (tmp_path / "settings.json").write_text('{"version": 2, "chunk": 8}')
     with pytest.raises(msrnn.Error, match="with version 2; this one has 3"):
         Sweep(tmp_path, {"chunk": 8})
+
+
+def part(rank, size, together=None):
+    sweep = Sweep(None, {})
+    sweep["a 1"] = {}
+    return list(sweep.pending(ROWS, 1, part=(rank, size), together=together))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_processes_yield_each_batch_once(size):
+    parts = [part(rank, size) for rank in range(size)]
+    assert sorted((row, *cells) for batches in parts for row, cells in batches) == [("a", "a 0"), ("a", "a 2"), ("b", "b 0")]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_rows_that_belong_together_are_yielded_by_one_process():
+    assert [part(rank, 2, together=lambda row: row) for rank in range(2)] == [
+        [("a", {"a 0": 0}), ("a", {"a 2": 2})],
+        [("b", {"b 0": 3})],
+    ]
+    assert part(1, 2, together=lambda row: "all") == []
+
+
+def test_cells_of_another_process_are_written_if_they_are_missing(tmp_path):
+    shared, own = Sweep(tmp_path / "x", {}), Sweep(tmp_path / "y", {}, finished={"a 0": {"n": 0}})
+    shared["a 1"] = {"n": 1}
+    shared.add({"a 1": {"n": 9}, "a 2": {"n": 2}}, save=True)
+    own.add({"a 1": {"n": 1}}, save=False)
+    assert dict(Sweep(tmp_path / "x", {}).finished) == {"a 1": {"n": 1}, "a 2": {"n": 2}}
+    assert dict(own.finished) == {"a 0": {"n": 0}, "a 1": {"n": 1}}
+    assert not list((tmp_path / "y" / "cells").iterdir())

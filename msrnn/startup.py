@@ -56,5 +56,6 @@ def is_program(argv: list[str], orig_argv: list[str]) -> bool:
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"\nstopped\n")
+    if os.environ.get("RANK", "0") == "0":  # torchrun sends the signal to every rank
+        os.write(2, b"\nstopped\n")
     os._exit(130)

@@ -2,12 +2,16 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
+from ..distributed.liveness import STOPPED
+from ..distributed.ranks import Ranks
 from ..errors import Error
 from ..startup import raise_on_interrupt
 from .operator_files import load_operator_files
 from .parser import COMMANDS, build_parser
+from .ranks import RankRun
 from .streams import discard, prepare_streams, print_error
 
 Args = TypeVar("Args")
@@ -16,18 +20,37 @@ Args = TypeVar("Args")
 def main(argv: list[str] | None = None) -> int:
     """Run ``msrnn`` with the arguments ``argv`` (default: ``sys.argv``) and return the exit code of :func:`exit_code`."""
     prepare_streams()
-    return exit_code(_run, sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        ranks = Ranks.of()
+    except Error as error:
+        print_error(f"msrnn: {error}")
+        return 1
+    if ranks.size == 1:
+        return exit_code(_run, words)
+    run = RankRun(ranks)
+    return run.run(lambda: exit_code(partial(_run, ranks_run=run), words, run.report))
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str], ranks_run: RankRun | None = None) -> None:
     raise_on_interrupt()
     others = load_operator_files(argv)
     args = build_parser().parse_args(others if argv[:1] == ["lm-eval"] else argv)  # the harness does not know this option
-    COMMANDS[args.command].run(args)
+    args.ranks = Ranks() if ranks_run is None else ranks_run.ranks
+    if ranks_run is None or ranks_run.start(args):
+        COMMANDS[args.command].run(args)
 
 
-def exit_code(run: Callable[[Args], None], args: Args) -> int:
+def _print(message: str, code: int) -> None:
+    print_error(message)
+
+
+def exit_code(run: Callable[[Args], None], args: Args, report: Callable[[str, int], None] = _print) -> int:
     """Call ``run(args)`` and turn its exceptions into an exit code.
+
+    Args:
+        run, args: the command.
+        report: called with a message and the exit code.
 
     Returns:
         0 after success; 1 after an :class:`~msrnn.Error`, which is printed as one sentence, or if the output cannot be written;
@@ -44,10 +67,10 @@ def exit_code(run: Callable[[Args], None], args: Args) -> int:
             raise
         sys.stdout.flush()
     except Error as error:
-        print_error(f"msrnn: {error}")
+        report(f"msrnn: {error}", 1)
         return 1
     except KeyboardInterrupt:
-        print_error("\nstopped")
+        report(STOPPED, 130)
         return 130
     except BrokenPipeError:  # the reader of the output has closed it, as `head` does; this is not worth a message
         discard(sys.stdout)
@@ -55,7 +78,7 @@ def exit_code(run: Callable[[Args], None], args: Args) -> int:
     except OSError as error:
         discard(sys.stdout)
         is_output = error.errno is not None and error.filename is None
-        print_error(f"msrnn: cannot write the output ({error.strerror})" if is_output else f"msrnn: {error}")
+        report(f"msrnn: cannot write the output ({error.strerror})" if is_output else f"msrnn: {error}", 1)
         return 1
     return 0
 

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--places has {', '.join(args.places)}, and no operator is bounded; expected {ABSOLUTE}")
     sweep = inputs.sweep(args.out, "extrapolation", text=text_digest(chunks), stretch=args.stretch)
     current, state = None, None
-    for (condition, rule), pending in inputs.pending(sweep, rows, 1):
+    for (condition, rule), pending in inputs.pending(sweep, rows, 1, together=lambda row: row):
         path = None if args.out is None else args.out / "states" / f"{quote(f'{condition.key} {rule}', safe=' ')}.safetensors"
         for key, start in pending.items():
             if state is None or current != (condition, rule):

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +14,7 @@ import torch
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..diagnostics.state_memory import layer_token_bytes
+from ..distributed.ranks import Ranks, check_same_on_all, from_all, from_first
 from ..errors import Error
 from ..recurrence.unroll import is_called_per_token
 from ..reductions.contract import Reduction
@@ -33,10 +34,16 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 class EvalInputs:
-    """A tokenizer and a cell, each loaded on first use, and whether progress bars are shown."""
+    """A tokenizer and a cell, each loaded on first use, whether progress bars are shown, and the processes of the run."""
 
-    def __init__(self, tokenizer: "Callable[[], tokenizers.Tokenizer]", cell: Callable[[], Cell], progress: bool = False):
-        self._tokenizer, self._cell, self.progress = tokenizer, cell, progress
+    def __init__(
+        self,
+        tokenizer: "Callable[[], tokenizers.Tokenizer]",
+        cell: Callable[[], Cell],
+        progress: bool = False,
+        ranks: Ranks | None = None,
+    ):
+        self._tokenizer, self._cell, self.progress, self.ranks = tokenizer, cell, progress, ranks or Ranks()
 
     @cached_property
     def tokenizer(self) -> "tokenizers.Tokenizer":
@@ -59,25 +66,39 @@ class EvalInputs:
         return split_into_chunks(texts, self.tokenizer, args.chunk, args.chunks)
 
     def sweep(self, folder: Path | None, experiment: str, **settings: Any) -> Sweep:
-        """Return the finished cells in ``folder``.
+        """Return the finished cells in ``folder``, the same ones on every rank. Collective.
 
         Raises:
-            Error: the folder belongs to another experiment, model, tokenizer, text, device or setting.
+            Error: the folder belongs to another experiment, model, tokenizer, text, device or setting, or the ranks differ in
+                one of these.
         """
         model = {"model": model_digest(self.cell), "device": self.cell.device.type}
         if "tokenizer" in vars(self):  # an experiment without text loads none
             model["tokenizer"] = tokenizer_digest(self.tokenizer)
-        return Sweep(folder, {"experiment": experiment, **model, **settings})
+        settings = {"experiment": experiment, **model, **settings}
+        if self.ranks.size == 1:
+            return Sweep(folder, settings)
+        check_same_on_all(settings)
+        first = Sweep(folder, settings) if self.ranks.is_first else None
+        finished = from_first(None if first is None else first.finished)
+        return first or Sweep(folder, settings, finished)
 
     def pending(
-        self, sweep: Sweep, rows: Mapping[Row, Mapping[str, Item]], batch_size: int
+        self,
+        sweep: Sweep,
+        rows: Mapping[Row, Mapping[str, Item]],
+        batch_size: int,
+        together: Callable[[Row], Hashable] | None = None,
     ) -> Iterator[tuple[Row, dict[str, Item]]]:
-        """Return :meth:`Sweep.pending`. With ``progress``, print first what is taken from the folder and what is slow.
+        """Yield the part of :meth:`Sweep.pending` of this rank; at the end, take over what the other ranks have measured.
+
+        With ``progress``, print first what is taken from the folder and what is slow.
 
         Args:
             sweep: the finished cells.
             rows: by row, the cells by key; a row is a condition or a tuple that starts with a condition.
             batch_size: maximum number of cells at a time.
+            together: rows with the same value are measured by the same rank.
         """
         if self.progress:
             unfinished = [row for row, cells in rows.items() if any(key not in sweep for key in cells)]
@@ -89,7 +110,10 @@ class EvalInputs:
                 notes.append(f"called once per token and layer, which is slow: {names} (docs/own-operator.md, Flags)")
             for note in filter(None, notes):
                 print(note, file=sys.stderr)
-        return sweep.pending(rows, batch_size, self.progress)
+        yield from sweep.pending(rows, batch_size, self.progress, (self.ranks.rank, self.ranks.size), together)
+        if self.ranks.size > 1:
+            for measured in from_all(sweep.measured):
+                sweep.add(measured, save=self.ranks.is_first)
 
     def check_memory(self, batch_size: int, operators: Sequence[Reduction | str], length: int) -> None:
         """Refuse states that the machine cannot hold.
@@ -109,10 +133,11 @@ class EvalInputs:
             held = [min(size, length) if isinstance(size, int) else length for size in sizes]
             needed = max(needed, batch_size * sum(n * of_row for n, of_row in zip(held, layers, strict=True)))
             rows = max(rows, *held)
-        memory = total_memory(cell.device)
+        memory = total_memory(cell.device) // (1 if cell.device.type == "cuda" else self.ranks.local_size)
         if needed > memory:
             found = f"{batch_size} states of {rows} rows need {needed / 1e9:,.1f} GB"
-            raise Error(f"{found}; the machine has {memory / 1e9:,.1f} GB (reduce --batch, --sizes or the length of the text)")
+            has = "the machine has" if self.ranks.local_size == 1 else "the machine has for each rank"
+            raise Error(f"{found}; {has} {memory / 1e9:,.1f} GB (reduce --batch, --sizes or the length of the text)")
 
 
 def total_memory(device: torch.device) -> int:

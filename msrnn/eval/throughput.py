@@ -93,7 +93,9 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     settings = {"device": args.device, "budget": args.budget, "length": args.length, "steps": args.steps}
     sweep = inputs.sweep(args.out, "throughput", **settings)
     rows = {condition: {condition.key: condition} for condition in conditions}
-    for condition, batch in inputs.pending(sweep, rows, 1):
+    together = None if inputs.cell.device.type == "cuda" else lambda _: ""  # ranks on one CPU would disturb each other's times
+    inputs.ranks.set_threads(together is not None)
+    for condition, batch in inputs.pending(sweep, rows, 1, together):
         measured = measure_throughput(inputs.cell, condition.reduction, budget, args.length, args.steps)
         sweep[next(iter(batch))] = asdict(ThroughputResult(condition.operator, condition.size, *measured))
     return report(load_results(ThroughputResult, sweep, rows), args.budget, args.length)

@@ -8,6 +8,7 @@ agreement with the unbounded model's answer under teacher forcing, and the likel
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,7 +156,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     sweep = inputs.sweep(args.out, "understanding", data=digest(repr(questions)), **settings)
     full = conditions[0]
     rows = {(c, d): {f"{c.key} on {question_name(q)}": q for q in group} for c in conditions for d, group in groups.items()}
-    for (condition, document), pending in inputs.pending(sweep, rows, max(map(len, groups.values()))):
+    together = itemgetter(1)  # all conditions of a document, because the answers of the unbounded model are compared
+    for (condition, document), pending in inputs.pending(sweep, rows, max(map(len, groups.values())), together):
         group = groups[document]  # all questions together, because the longest decides where the document is truncated
         unbounded = None if condition.operator == "full" else [sweep[f"{full.key} on {question_name(q)}"]["ids"] for q in group]
         limits = (args.length, args.max_new_tokens)

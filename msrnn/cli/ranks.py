@@ -1,0 +1,101 @@
+"""Commands under torchrun: which of them run over several processes, and how the processes start and end.
+
+Rank 0 prints and writes files. The standard output and error of the other ranks are the null device. Rank 0 also prints the
+message of an error on another rank.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from ..distributed.liveness import STOPPED, Liveness, exit_now
+from ..distributed.ranks import Ranks, from_all, start_group
+from ..errors import Error
+from .streams import print_error
+
+DIVIDED = ("eval",)
+"""Commands of which every rank computes a part with the whole model."""
+FIRST_ONLY = ("info",)
+"""Commands that rank 0 runs alone; the other ranks have nothing to do."""
+REFUSED = {
+    "chat": "it reads from a terminal",
+    "convert": "it reads and writes files only",
+    "watch": "it records one process",
+    "variants": "it starts processes of its own (--workers)",
+    "lm-eval": "the harness starts processes of its own",
+    "soak": "it measures the memory of one process",
+    "train": "it trains a small model in one process",
+}
+"""Commands that run in one process only, with the reason."""
+
+PART_TIMEOUT = timedelta(days=7)
+"""How long a rank waits for one that still computes its part. A rank that ends is noticed at once, by its connection."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""How long a collective of a sharded model waits for a rank that is alive, for example while it reads its weights."""
+RESULT_OF_A_LOSS = 2.0
+"""Seconds in which the loss of another rank is noticed, after a collective has failed because of it."""
+
+
+class RankRun:
+    """One command as this rank of several runs it."""
+
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
+        self._liveness: Liveness | None = None
+
+    def start(self, args: argparse.Namespace) -> bool:
+        """Start the process group of a command, and set the device and the threads of this rank.
+
+        Returns:
+            False if this rank has nothing to do.
+
+        Raises:
+            Error: the command runs in one process only, the ranks cannot reach each other, or the device is not available.
+        """
+        if args.command not in (*DIVIDED, *FIRST_ONLY):
+            found = f"msrnn {args.command} is started by torchrun with {self.ranks.size} ranks"
+            raise Error(f"{found}; expected one process, because {REFUSED.get(args.command, 'it needs the whole model')}")
+        if args.command in FIRST_ONLY:
+            return self.ranks.is_first
+        store = start_group(self.ranks, PART_TIMEOUT if args.command in DIVIDED else COLLECTIVE_TIMEOUT)
+        self._liveness = Liveness(self.ranks, store)
+        args.device = self.ranks.device(args.device)
+        self.ranks.set_threads()
+        return True
+
+    def report(self, message: str, code: int) -> None:
+        """Print a message once for all ranks. Before the group exists, every rank has the same message."""
+        if self._liveness is not None:
+            self._liveness.report(message, code)
+        elif self.ranks.is_first:
+            print_error(message)
+
+    def run(self, command: Callable[[], int]) -> int:
+        """Call ``command``, which returns an exit code, and return it; a failure ends the process instead."""
+        if not self.ranks.is_first:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
+        try:
+            code = command()
+            if code == 0 and self._liveness is not None:
+                from_all(None)  # a rank that ended earlier would close connections that others use
+        except SystemExit as end:  # by argparse, or by the signal that ends all ranks
+            code = end.code if isinstance(end.code, int) else 1
+            if self._liveness is not None:
+                self.report(STOPPED, code)
+        except BaseException:
+            code = 1
+            if self._liveness is None or self._liveness.wait_for_end(RESULT_OF_A_LOSS) is None:
+                self.report(f"rank {self.ranks.rank}\n{traceback.format_exc()}", code)
+        if self._liveness is None:
+            return code
+        if code:
+            self.report("", code)  # for an error without a message, such as a closed output
+            exit_now(code)
+        self._liveness.finish()
+        dist.destroy_process_group()
+        return 0

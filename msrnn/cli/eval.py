@@ -5,7 +5,18 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-from ..eval import extrapolation, generation, lm, passkey, prefill_cost, retention, throughput, understanding
+from ..eval import (
+    extrapolation,
+    generation,
+    lm,
+    passkey,
+    prefill_cost,
+    reasoning,
+    retention,
+    retrieval,
+    throughput,
+    understanding,
+)
 from ..eval.inputs import EvalInputs
 from ..reporting.figures import check_figure_folder, draw
 from ..reporting.report import Report
@@ -21,6 +32,8 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "understanding": understanding,
     "generation": generation,
     "passkey": passkey,
+    "retrieval": retrieval,
+    "reasoning": reasoning,
     "extrapolation": extrapolation,
     "prefill-cost": prefill_cost,
     "throughput": throughput,

@@ -102,6 +102,20 @@ def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Con
     return found
 
 
+def parse_paired_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Condition]:
+    """Return :func:`parse_conditions` with the unbounded model, for experiments that decode and compare with it.
+
+    Raises:
+        Error: as :func:`parse_conditions`; the truncated baseline is among the operators.
+    """
+    conditions = parse_conditions(operators, sizes)
+    if truncated := [condition for condition in conditions if condition.truncated]:
+        raise Error(f"--operators has {truncated[0]}, which has no state to continue from; expected operators")
+    if any(is_published(condition.operator) for condition in conditions):
+        return conditions
+    return parse_conditions(["full", *operators], sizes)
+
+
 def is_published(operator: str) -> bool:
     """Return True for ``full``, the reference of other operators: no eviction except for the windows of the published model."""
     return operator.strip().lower() == "full"

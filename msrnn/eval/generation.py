@@ -14,10 +14,9 @@ import torch
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..decoding.generate import generate
-from ..errors import Error
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean
-from .conditions import Condition, add_condition_arguments, by_condition, is_published, load_results, parse_conditions
+from .conditions import Condition, add_condition_arguments, by_condition, is_published, load_results, parse_paired_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import Chunk, text_digest
@@ -94,11 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Continue all prompts under all conditions and with the unbounded model."""
-    conditions = parse_conditions(args.operators, args.sizes)
-    if truncated := [condition for condition in conditions if condition.truncated]:
-        raise Error(f"--operators has {truncated[0]}, which has no state to continue from; expected operators")
-    if not any(is_published(condition.operator) for condition in conditions):
-        conditions = parse_conditions(["full", *args.operators], args.sizes)
+    conditions = parse_paired_conditions(args.operators, args.sizes)
     chunks = inputs.chunks(args)
     inputs.check_memory(args.batch, ["full", *(condition.rows for condition in conditions)], args.chunk + args.max_new_tokens)
     settings = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "batch": args.batch}

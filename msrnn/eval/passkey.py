@@ -19,13 +19,13 @@ from ..reporting.report import HeatMaps, Report, Table
 from ..reporting.statistics import mean
 from .conditions import Condition, add_condition_arguments, by_condition, condition_name, load_results, parse_conditions
 from .inputs import EvalInputs
+from .tasks.example import FILLER
 from .teacher_forcing import pad_right, padding_mask, teacher_force
 
 if TYPE_CHECKING:
     import tokenizers
 
 TASK = "There is a pass key hidden in a lot of irrelevant text. Find it and memorize it. I will ask you for it.\n"
-FILLER = ("The grass is green.", " The sky is blue.", " The sun is yellow.", " Here we go.", " There and back again.\n")
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key.\n"
 QUESTION = "What is the pass key? The pass key is"
 
@@ -42,7 +42,7 @@ def make_prompt(tokenizer: "tokenizers.Tokenizer", key: str, length: int, depth:
     Raises:
         Error: ``length`` is too small for the key and the question.
     """
-    filler = "".join(FILLER)
+    filler = " ".join(FILLER) + "\n"
 
     def ids(n: int) -> list[int]:
         before = round(depth * n)

@@ -1,0 +1,168 @@
+"""Reasoning in steps with a bounded state: the accuracy and the length of answers by operator and size.
+
+The problems are chains of sums and changes of a list, generated from a seed, or those of a file in the format of GSM8K or MATH.
+Solved problems come before the question, so that the answer has steps. The prompt is read by the many-token path, and the
+answer is decoded greedily from that state, which evicts rows of the prompt and of the answer. The unbounded model is always
+measured, for the differences (docs/retrieval.md).
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..argtypes import positive_int, seed_int
+from ..cell.cell import Cell
+from ..errors import Error
+from ..reporting.report import Report
+from ..storage.digest import digest
+from .answers import write_answers
+from .conditions import Condition, add_condition_arguments, load_results, parse_paired_conditions
+from .inputs import EvalInputs
+from .reasoning_report import ReasoningResult, report
+from .tasks.problem import STOP, Problem, few_shot_prompt, find_answer
+from .tasks.problem_files import read_problems
+from .tasks.reasoning import arithmetic, lists
+
+if TYPE_CHECKING:
+    import tokenizers
+
+TASKS: dict[str, Callable[[random.Random, int], Problem]] = {"arithmetic": arithmetic, "lists": lists}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One problem with its prompt.
+
+    Attributes:
+        task: a generated task, or the name of a file.
+        steps: number of steps of the solution; None for a file.
+        number: number of the problem.
+        prompt: solved problems and the question.
+        answer: the right answer.
+    """
+
+    task: str
+    steps: int | None
+    number: int
+    prompt: str
+    answer: str
+
+    @property
+    def name(self) -> str:
+        """Task, steps, number, and a digest of the prompt."""
+        steps = "" if self.steps is None else f" in {self.steps}"
+        return f"{self.task}{steps} {self.number} {digest(self.prompt)}"
+
+
+def generate_questions(tasks: Sequence[str], steps: Sequence[int], count: int, shots: int, seed: int) -> list[Question]:
+    """Return ``count`` questions per task and number of steps. The solved problems before them have as many steps.
+
+    Args:
+        tasks: keys of ``TASKS``.
+        steps: numbers of steps.
+        count: questions per task and number of steps.
+        shots: solved problems before a question; they are the same for all questions of a task and number of steps.
+        seed: seed of the problems.
+    """
+    found = []
+    for task in tasks:
+        for n in steps:
+            rng = random.Random(f"{seed} {task} {n} shots")
+            solved = [TASKS[task](rng, n) for _ in range(shots)]
+            for i in range(count):
+                problem = TASKS[task](random.Random(f"{seed} {task} {n} {i}"), n)
+                found.append(Question(task, n, i, few_shot_prompt(solved, problem.question), problem.answer))
+    return found
+
+
+def file_questions(path: Path, count: int, shots: int) -> list[Question]:
+    """Return ``count`` questions of a file, or fewer if it ends. Its first ``shots`` problems are the solved ones.
+
+    Raises:
+        Error: as :func:`~msrnn.eval.tasks.problem_files.read_problems`; the file has no problem after the solved ones.
+    """
+    problems = read_problems(path)
+    if len(problems) <= shots:
+        raise Error(f"{path} has {len(problems)} problems; expected more than --shots, {shots}")
+    asked = problems[shots : shots + count]
+    return [Question(path.stem, None, i, few_shot_prompt(problems[:shots], p.question), p.answer) for i, p in enumerate(asked)]
+
+
+def answer_questions(
+    cell: Cell, tokenizer: "tokenizers.Tokenizer", questions: Sequence[Question], condition: Condition, max_new_tokens: int
+) -> list[ReasoningResult]:
+    """Answer questions in one batch."""
+    prompts = [q.prompt for q in questions]
+    answers = write_answers(cell, tokenizer, prompts, condition.reduction, [max_new_tokens] * len(prompts), STOP)
+    return [
+        ReasoningResult(
+            *(condition.operator, condition.size, q.task, q.steps, q.number),
+            *(q.answer, find_answer(answer.text), answer.text, answer.tokens, answer.ended),
+        )
+        for q, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def split_into_batches(questions: Sequence[Question], batch_size: int) -> list[list[Question]]:
+    """Return batches of questions of one task and number of steps, which share their solved problems."""
+    groups: dict[tuple[str, int | None], list[Question]] = {}
+    for q in questions:
+        groups.setdefault((q.task, q.steps), []).append(q)
+    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``msrnn eval reasoning``."""
+    add_condition_arguments(parser, ("full", "window", "sinks:SIZE:4", "h2o", "tova"), (64, 128))
+    parser.add_argument(
+        "--tasks", nargs="*", choices=TASKS, metavar="TASK", default=list(TASKS), help=f"{', '.join(TASKS)} (default: both)"
+    )
+    parser.add_argument("--data", type=Path, metavar="FILE", help="a .jsonl file of GSM8K or MATH, in addition to the tasks")
+    parser.add_argument(
+        "--steps", nargs="+", type=positive_int, metavar="N", default=[2, 4, 8], help="steps of a solution (default: 2 4 8)"
+    )
+    parser.add_argument(
+        "--examples", type=positive_int, metavar="N", default=8, help="questions per task and steps, and of a file (default: 8)"
+    )
+    parser.add_argument("--shots", type=positive_int, metavar="N", default=4, help="solved problems in a prompt (default: 4)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive_int, metavar="N", default=256, help="maximum tokens of an answer (default: 256)"
+    )
+    parser.add_argument("--seed", metavar="N", type=seed_int, default=1, help="seed of the problems (default: 1)")
+    parser.add_argument("--batch", type=positive_int, metavar="B", default=8, help="batch size (default: 8)")
+
+
+def questions_of(args: argparse.Namespace) -> list[Question]:
+    """Return the questions that the arguments ask for.
+
+    Raises:
+        Error: an argument occurs twice, there is no question, or as :func:`file_questions`.
+    """
+    for name in ("tasks", "steps"):
+        values = getattr(args, name)
+        if repeated := [value for value in values if values.count(value) > 1]:
+            raise Error(f"--{name} has {repeated[0]} twice; expected distinct values")
+    if not args.tasks and args.data is None:
+        raise Error("--tasks is empty and --data is not given; expected a task or a file")
+    found = generate_questions(args.tasks, args.steps, args.examples, args.shots, args.seed)
+    return found if args.data is None else found + file_questions(args.data, args.examples, args.shots)
+
+
+def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
+    """Answer all questions under all conditions and with the unbounded model."""
+    conditions = parse_paired_conditions(args.operators, args.sizes)
+    questions = questions_of(args)
+    longest = max(len(inputs.tokenizer.encode(q.prompt).ids) for q in questions) + args.max_new_tokens
+    inputs.check_memory(args.batch, [condition.reduction for condition in conditions], longest)
+    sweep = inputs.sweep(args.out, "reasoning", seed=args.seed, max_new_tokens=args.max_new_tokens, batch=args.batch)
+    batches = split_into_batches(questions, args.batch)
+    rows = {(c, i): {f"{c.key} on {q.name}": q for q in batch} for c in conditions for i, batch in enumerate(batches)}
+    for (condition, i), pending in inputs.pending(sweep, rows, args.batch):
+        results = answer_questions(inputs.cell, inputs.tokenizer, batches[i], condition, args.max_new_tokens)
+        for q, result in zip(batches[i], results, strict=True):
+            if (key := f"{condition.key} on {q.name}") in pending:
+                sweep[key] = asdict(result)
+    return report(load_results(ReasoningResult, sweep, rows), args.max_new_tokens)

@@ -1,0 +1,215 @@
+"""Retrieval from a bounded state: needles, variables, common and frequent words, in the manner of RULER (arXiv:2404.06654).
+
+The questions are generated from a seed and need no network (docs/retrieval.md). A prompt has at most ``--length`` tokens. It is
+read once under every operator, by the many-token path, and the answer is decoded greedily from that state. The score is the
+share of the right answers that the text contains, as in RULER. The unbounded model is always measured, for the differences.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..argtypes import positive_int, seed_int
+from ..cell.cell import Cell
+from ..errors import Error
+from ..reporting.report import Report
+from ..storage.digest import digest
+from .answers import write_answers
+from .conditions import Condition, add_condition_arguments, load_results, parse_paired_conditions
+from .inputs import EvalInputs
+from .retrieval_report import RetrievalResult, report
+from .tasks.example import Example
+from .tasks.forms import FORMS, Form
+from .tasks.needles import Sentences, multikey, needle, text_needle
+from .tasks.variables import variables
+from .tasks.words import common_words, frequent_words
+from .texts import read_texts
+
+if TYPE_CHECKING:
+    import tokenizers
+
+TASKS: dict[str, Callable[..., Example]] = {
+    "needle": needle,
+    "multikey": multikey,
+    "variables": variables,
+    "common-words": common_words,
+    "frequent-words": frequent_words,
+    "text-needle": text_needle,
+}
+AT_DEPTH = ("needle", "multikey", "text-needle")
+"""Tasks with an answer at a chosen depth; in the other tasks the depths are random."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One generated question.
+
+    Attributes:
+        task, length, depth: the task, the maximum number of tokens of its prompt, and the depth of the needle or None.
+        number: number of the question at this length and depth.
+        example: prompt and answers.
+        limit: maximum number of tokens of an answer.
+    """
+
+    task: str
+    length: int
+    depth: float | None
+    number: int
+    example: Example
+    limit: int
+
+    @property
+    def name(self) -> str:
+        """Task, length, depth, number, and a digest of the prompt."""
+        depth = "" if self.depth is None else f" at {self.depth!r}"
+        return f"{self.task} of {self.length}{depth} {self.number} {digest(self.example.prompt)}"
+
+
+def generate_questions(
+    tokenizer: "tokenizers.Tokenizer",
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    count: int,
+    seed: int,
+    form: Form,
+    texts: Mapping[str, str],
+) -> list[Question]:
+    """Return ``count`` questions per task, length and depth, in the order of tasks and lengths.
+
+    A task without depth has as many questions as the others. The questions of a task, length and depth depend only on these,
+    the seed, the form, the tokenizer and the texts.
+
+    Args:
+        tokenizer: the tokenizer that counts the tokens.
+        tasks: keys of ``TASKS``.
+        lengths: maximum numbers of tokens of a prompt.
+        depths: shares of the filler before a needle, 0 to 1.
+        count: questions per task, length and depth.
+        seed: seed of the questions.
+        form: sizes of the tasks.
+        texts: texts by name, for ``text-needle``; the questions use them in turn.
+
+    Raises:
+        Error: a length is too short for a task, or a text is too short for a length.
+    """
+    found, sentences = [], [Sentences.of(text) for text in texts.values()]
+    for task in tasks:
+        for length in lengths:
+            for i in range(count * len(depths)):
+                number, place = divmod(i, len(depths))
+                depth = float(depths[place]) if task in AT_DEPTH else None
+                if depth is None:
+                    number = i
+                rng = random.Random(f"{seed} {task} {length} {depth} {number}")
+                more = (sentences[i % len(sentences)],) if task == "text-needle" else ()
+                try:
+                    example = TASKS[task](tokenizer, length, depth, rng, form, *more)
+                except Error as error:
+                    raise Error(f"{task}: {error}") from None
+                limit = 16 + 2 * len(tokenizer.encode(" ".join(example.answers), add_special_tokens=False).ids)
+                found.append(Question(task, length, depth, number, example, limit))
+    return found
+
+
+def answer_questions(
+    cell: Cell, tokenizer: "tokenizers.Tokenizer", questions: Sequence[Question], condition: Condition
+) -> list[RetrievalResult]:
+    """Answer questions in one batch."""
+    prompts, limits = [q.example.prompt for q in questions], [q.limit for q in questions]
+    answers = write_answers(cell, tokenizer, prompts, condition.reduction, limits)
+    return [
+        RetrievalResult(condition.operator, condition.size, q.task, q.length, q.depth, q.number, q.example.answers, answer.text)
+        for q, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def split_into_batches(questions: Sequence[Question], batch_size: int) -> list[list[Question]]:
+    """Return batches of questions of one task and length."""
+    groups: dict[tuple[str, int], list[Question]] = {}
+    for q in questions:
+        groups.setdefault((q.task, q.length), []).append(q)
+    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--tasks``, ``--lengths``, ``--depths``, ``--examples``, ``--form``, ``--seed`` and ``--batch``."""
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=TASKS,
+        metavar="TASK",
+        help=f"{', '.join(TASKS)} (default: all, text-needle only with --text)",
+    )
+    parser.add_argument(
+        "--lengths",
+        nargs="+",
+        type=positive_int,
+        metavar="N",
+        default=[512, 1024],
+        help="tokens of a prompt (default: 512 1024)",
+    )
+    parser.add_argument(
+        "--depths",
+        nargs="+",
+        type=float,
+        metavar="P",
+        default=[0, 0.5, 1],
+        help="depths of a needle, 0 to 1 (default: 0 0.5 1)",
+    )
+    parser.add_argument(
+        "--examples", type=positive_int, metavar="N", default=2, help="questions per task, length and depth (default: 2)"
+    )
+    help_text = "sizes of the tasks: small, or those of RULER (default: small)"
+    parser.add_argument("--form", choices=FORMS, default="small", help=help_text)
+    parser.add_argument("--seed", metavar="N", type=seed_int, default=1, help="seed of the questions (default: 1)")
+    parser.add_argument("--batch", type=positive_int, metavar="B", default=6, help="batch size (default: 6)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``msrnn eval retrieval``."""
+    add_condition_arguments(parser, ("full", "window", "sinks:SIZE:4", "h2o", "tova"), (128, 256))
+    parser.add_argument(
+        "--text", metavar="PATH", type=Path, help="a text file or a folder of .txt and .md files, for text-needle"
+    )
+    add_task_arguments(parser)
+
+
+def questions_of(args: argparse.Namespace, inputs: EvalInputs) -> list[Question]:
+    """Return the questions that the arguments ask for.
+
+    Raises:
+        Error: an argument is invalid, or as :func:`generate_questions`.
+    """
+    if invalid := [depth for depth in args.depths if not 0 <= depth <= 1]:
+        raise Error(f"--depths has {invalid[0]}; expected numbers from 0 to 1")
+    for name in ("tasks", "lengths", "depths"):
+        values = getattr(args, name) or ()
+        if repeated := [value for value in values if list(values).count(value) > 1]:
+            raise Error(f"--{name} has {repeated[0]} twice; expected distinct values")
+    tasks = args.tasks or [task for task in TASKS if task != "text-needle" or args.text is not None]
+    if "text-needle" in tasks and args.text is None:
+        raise Error("--tasks has text-needle, which needs a text; expected --text PATH")
+    texts = read_texts(args.text) if "text-needle" in tasks else {}
+    form = FORMS[args.form]
+    return generate_questions(inputs.tokenizer, tasks, args.lengths, args.depths, args.examples, args.seed, form, texts)
+
+
+def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
+    """Answer all questions under all conditions and with the unbounded model."""
+    conditions = parse_paired_conditions(args.operators, args.sizes)
+    questions = questions_of(args, inputs)
+    longest = max(q.length + q.limit for q in questions)
+    inputs.check_memory(args.batch, [condition.reduction for condition in conditions], longest)
+    sweep = inputs.sweep(args.out, "retrieval", seed=args.seed, form=args.form, batch=args.batch)
+    batches = split_into_batches(questions, args.batch)
+    rows = {(c, i): {f"{c.key} on {q.name}": q for q in batch} for c in conditions for i, batch in enumerate(batches)}
+    for (condition, i), pending in inputs.pending(sweep, rows, args.batch):
+        # the whole batch again, because rounding depends on the batch
+        for q, result in zip(batches[i], answer_questions(inputs.cell, inputs.tokenizer, batches[i], condition), strict=True):
+            if (key := f"{condition.key} on {q.name}") in pending:
+                sweep[key] = asdict(result)
+    return report(load_results(RetrievalResult, sweep, rows))

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 from ..distributed.liveness import STOPPED
-from ..distributed.ranks import Ranks
+from ..distributed.processes import Processes
 from ..errors import Error
 from ..startup import raise_on_interrupt
 from .operator_files import load_operator_files
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     prepare_streams()
     words = sys.argv[1:] if argv is None else argv
     try:
-        ranks = Ranks.of()
+        ranks = Processes.of()
     except Error as error:
         print_error(f"msrnn: {error}")
         return 1
@@ -36,7 +36,7 @@ def _run(argv: list[str], ranks_run: RankRun | None = None) -> None:
     raise_on_interrupt()
     others = load_operator_files(argv)
     args = build_parser().parse_args(others if argv[:1] == ["lm-eval"] else argv)  # the harness does not know this option
-    args.ranks = Ranks() if ranks_run is None else ranks_run.ranks
+    args.ranks = Processes() if ranks_run is None else ranks_run.ranks
     if ranks_run is None or ranks_run.start(args):
         COMMANDS[args.command].run(args)
 

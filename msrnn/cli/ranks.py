@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from ..distributed.liveness import STOPPED, Liveness, exit_now
-from ..distributed.ranks import Ranks, from_all, start_group
+from ..distributed.processes import Processes, from_all, start_group
 from ..errors import Error
 from .streams import print_error
 
@@ -44,7 +44,7 @@ RESULT_OF_A_LOSS = 2.0
 class RankRun:
     """One command as this rank of several runs it."""
 
-    def __init__(self, ranks: Ranks):
+    def __init__(self, ranks: Processes):
         self.ranks = ranks
         self._liveness: Liveness | None = None
 

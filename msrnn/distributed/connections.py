@@ -7,13 +7,13 @@ import socket
 import torch.distributed as dist
 
 from ..errors import Error
-from .ranks import START_TIMEOUT, Ranks
+from .processes import START_TIMEOUT, Processes
 
 KEY = "msrnn connections"
 TOKEN_BYTES, RANK_BYTES = 16, 4
 
 
-def connect(ranks: Ranks, store: dist.Store) -> dict[int, socket.socket]:
+def connect(ranks: Processes, store: dist.Store) -> dict[int, socket.socket]:
     """Connect rank 0 with all others.
 
     Args:
@@ -33,7 +33,7 @@ def connect(ranks: Ranks, store: dist.Store) -> dict[int, socket.socket]:
         raise Error(f"rank {ranks.rank} cannot connect to {os.environ['MASTER_ADDR']}, that of rank 0 ({error})") from None
 
 
-def _accept_all(ranks: Ranks, store: dist.Store) -> dict[int, socket.socket]:
+def _accept_all(ranks: Processes, store: dist.Store) -> dict[int, socket.socket]:
     host, token = os.environ["MASTER_ADDR"], secrets.token_bytes(TOKEN_BYTES)
     family, *_ = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     found = dict[int, socket.socket]()
@@ -51,7 +51,7 @@ def _accept_all(ranks: Ranks, store: dist.Store) -> dict[int, socket.socket]:
     return found
 
 
-def _connect_to_first(ranks: Ranks, store: dist.Store) -> socket.socket:
+def _connect_to_first(ranks: Processes, store: dist.Store) -> socket.socket:
     port, token = store.get(KEY).decode().split()
     peer = socket.create_connection((os.environ["MASTER_ADDR"], int(port)), START_TIMEOUT.total_seconds())
     peer.sendall(bytes.fromhex(token) + ranks.rank.to_bytes(RANK_BYTES, "big"))

@@ -21,7 +21,7 @@ from typing import Any
 import torch.distributed as dist
 
 from .connections import connect
-from .ranks import Ranks
+from .processes import Processes
 
 GRACE = 4.0
 """Seconds in which the main thread may remove its temporary files, before the process ends."""
@@ -40,7 +40,7 @@ class Liveness:
         store: the store of their group, for the address of rank 0.
     """
 
-    def __init__(self, ranks: Ranks, store: dist.Store):
+    def __init__(self, ranks: Processes, store: dist.Store):
         self._ranks, self._peers = ranks, connect(ranks, store)
         self._texts, self._finished = dict.fromkeys(self._peers, b""), set[int]()
         self._ended, self._send_lock = threading.Lock(), threading.Lock()

@@ -14,7 +14,7 @@ import torch
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..diagnostics.state_memory import layer_token_bytes
-from ..distributed.ranks import Ranks, check_same_on_all, from_all, from_first
+from ..distributed.processes import Processes, check_same_on_all, from_all, from_first
 from ..errors import Error
 from ..recurrence.unroll import is_called_per_token
 from ..reductions.contract import Reduction
@@ -41,9 +41,9 @@ class EvalInputs:
         tokenizer: "Callable[[], tokenizers.Tokenizer]",
         cell: Callable[[], Cell],
         progress: bool = False,
-        ranks: Ranks | None = None,
+        ranks: Processes | None = None,
     ):
-        self._tokenizer, self._cell, self.progress, self.ranks = tokenizer, cell, progress, ranks or Ranks()
+        self._tokenizer, self._cell, self.progress, self.ranks = tokenizer, cell, progress, ranks or Processes()
 
     @cached_property
     def tokenizer(self) -> "tokenizers.Tokenizer":

@@ -23,7 +23,7 @@ START_TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Processes:
     """The processes of a run.
 
     Attributes:
@@ -37,7 +37,7 @@ class Ranks:
     local_size: int = 1
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> "Ranks":
+    def of(cls, environment: Mapping[str, str] = os.environ) -> "Processes":
         """Return the ranks that the environment describes; one process if it describes none.
 
         Raises:
@@ -87,7 +87,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start_group(ranks: Ranks, timeout: timedelta) -> "dist.Store":
+def start_group(ranks: Processes, timeout: timedelta) -> "dist.Store":
     """Start the default process group: gloo for tensors on CPUs, and NCCL for those on GPUs if there are any.
 
     Args:

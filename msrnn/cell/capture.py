@@ -181,7 +181,7 @@ class CapturedStep:
                 old.copy_(new)
 
     def _versions(self) -> list[tuple[int, int, bool]]:
-        return [tensor_version(x) for x in self._cell.fingerprint_tensors]
+        return [tensor_version(x) for x in self._cell.identifying_tensors]
 
     def _check_valid(self) -> None:
         if self._versions() != self._recorded_versions:

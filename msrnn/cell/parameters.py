@@ -1,6 +1,8 @@
 """Dtype, device and fingerprint of the parameters of a network, also where modules are wrapped or packed."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import Error
 from ..layers.embedding import Embedding
+from ..layers.lora import LoraLinear
 from ..layers.packed.modules import PackedModule
 from ..state.fingerprint import Fingerprint, tensor_version
 
@@ -19,6 +22,8 @@ class ParameterAccess(nn.Module):
 
     config: Any
     embed: Embedding
+    adapters: Mapping[str, LoraLinear] = MappingProxyType({})
+    """The LoRA adapters by their paths in the cell (:mod:`msrnn.lora`)."""
     _accepted: Fingerprint | None = None
     """The last fingerprint from elsewhere, such as from a file, that was compared with the parameters."""
 
@@ -61,12 +66,19 @@ class ParameterAccess(nn.Module):
                 if not isinstance(inner := getattr(module, name, None), nn.Module):
                     break
                 module = inner
+            if isinstance(module, LoraLinear):  # adapters are fingerprinted apart
+                module = module.base_layer
             weight = module._parameters.get("weight")
             if isinstance(module, PackedModule):  # the layout of the codes depends on the CPU
                 tensors += [x for x in module.buffers() if x.is_floating_point()]
             else:
                 tensors += [*module.parameters(), *module.buffers()] if weight is None else [weight]
         return tensors
+
+    @property
+    def identifying_tensors(self) -> list[Tensor]:
+        """The tensors of the fingerprint: a few parameters of the model, and A and B of every adapter."""
+        return [*self.fingerprint_tensors, *(x for module in self.adapters.values() for x in (module.lora_A, module.lora_B))]
 
     def fingerprint(self, *, recompute: bool = False) -> Fingerprint:
         """Return the fingerprint of this model; it is computed again when a fingerprint tensor has changed.
@@ -77,14 +89,14 @@ class ParameterAccess(nn.Module):
             recompute: True to read the values again. Edits through ``data`` or numpy are noticed only in this way. It
                 synchronises with the device.
         """
-        tensors = self.fingerprint_tensors
+        tensors, scales = self.identifying_tensors, [x.scaling for x in self.adapters.values()]
         try:
-            key = tuple(map(tensor_version, tensors))
+            key = (*map(tensor_version, tensors), *scales)
         except RuntimeError:
             return Fingerprint(self.signature)
         cached = getattr(self, "_fingerprint", None)
         if cached is None or cached[0] != key or recompute:
-            new = Fingerprint.of(self.signature, tensors)
+            new = Fingerprint.of(self.signature, tensors, scales)
             if cached is not None and new.dtype == cached[1].dtype and new.matches(cached[1]):
                 new = cached[1]  # the states of this cell hold this object
             else:

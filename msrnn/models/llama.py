@@ -142,7 +142,8 @@ class Llama(Cell):
 
     @property
     def fingerprint_tensors(self) -> list[Tensor]:
-        return self.tensors_of("embed", "layers.0.q", f"layers.{len(self.layers) - 1}.down", "norm")
+        first = (f"layers.0.{name}" for name in ("q", "k", "v", "o", "gate", "up", "down"))
+        return self.tensors_of("embed", *first, f"layers.{len(self.layers) - 1}.down", "norm")
 
     def compute_logits(self, x: Tensor) -> Tensor:
         x = self.norm(x)

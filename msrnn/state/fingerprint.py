@@ -1,5 +1,6 @@
 """Fingerprints, which distinguish the states of one model from those of another."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +27,13 @@ class Fingerprint:
     values: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, signature: str, tensors: list[Tensor]) -> "Fingerprint":
-        """Return the fingerprint with 16 values of each tensor, or without values if one is trainable or on the meta device."""
+    def of(cls, signature: str, tensors: list[Tensor], numbers: Sequence[float] = ()) -> "Fingerprint":
+        """Return the fingerprint with 16 values of each tensor and ``numbers``, without values if a tensor is trainable or on
+        the meta device."""
         if any(x.requires_grad or x.is_meta for x in tensors):
             return cls(signature)
         values = [x.detach().flatten()[:: max(1, x.numel() // 16)][:16].cpu().double() for x in tensors]
-        return cls(signature, str(tensors[0].dtype).removeprefix("torch."), tuple(torch.cat(values).tolist()))
+        return cls(signature, str(tensors[0].dtype).removeprefix("torch."), (*torch.cat(values).tolist(), *numbers))
 
     def digest(self) -> str:
         """Return 16 hex digits that identify the model in the settings of a saved run."""

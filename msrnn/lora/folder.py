@@ -1,0 +1,167 @@
+"""Adapter folders in PEFT's format: ``adapter_config.json`` and ``adapter_model.safetensors``. Nothing is unpickled."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from ..cell.cell import Cell
+from ..errors import Error, can_compute
+from ..layers.lora import LoraLinear
+from ..layers.packed.modules import PackedLinear
+from ..storage.atomic import atomic_dir
+from ..storage.files import read_json, write_json
+from ..storage.lazy_tensors import LazyTensor
+from ..storage.safetensors_io import open_tensors, write_tensors
+from .adapters import check_adapted, install, linear_maps
+from .names import check_family, peft_name, without_text_part
+from .peft_config import AdapterConfig, read_fields, write_fields
+
+CONFIG_FILE, WEIGHTS_FILE, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+"""What PEFT puts before the name of a module."""
+PARTS = ("lora_A", "lora_B")
+BASE_COPY = ".base_layer.weight"
+"""The end of the name of a weight of the base in the file of an adapter."""
+OTHER_KINDS = {
+    "lora_embedding_": "an adapter of an embedding",
+    "lora_magnitude_vector": "DoRA",
+    "lora_B.bias": "a bias of an adapter",
+    "modules_to_save": "a whole module",
+}
+"""Parts of tensor names of other kinds of adapters."""
+
+
+def save_adapter(cell: Cell, folder: str | Path, *, base_model: str | None = None) -> None:
+    """Write the adapters of ``cell`` as PEFT does, so that ``peft.PeftModel.from_pretrained(model, folder)`` reads them.
+
+    Args:
+        cell: a cell with adapters.
+        folder: a path that does not exist, or an empty folder.
+        base_model: name or path of the base model, for ``base_model_name_or_path``.
+
+    Raises:
+        Error: the cell has no adapters, its family has no such format (Phi-3), or the folder cannot be written.
+    """
+    check_adapted(cell)
+    check_family(cell)
+    with atomic_dir(folder) as target:
+        write_tensors(target / WEIGHTS_FILE, adapter_tensors(cell), {"format": "pt"})
+        write_config(cell, target, base_model)
+
+
+def write_config(cell: Cell, folder: Path, base_model: str | None) -> None:
+    """Write ``adapter_config.json`` into an existing folder."""
+    kinds = (nn.Linear, PackedLinear, LoraLinear)
+    linears = (path for path, x in cell.named_modules() if isinstance(x, kinds) and path != "embed")
+    names = [peft_name(cell, path) for path in linears if not path.endswith("base_layer")]
+    adapters = {peft_name(cell, path): x for path, x in cell.adapters.items()}
+    write_json(folder / CONFIG_FILE, write_fields(adapters, names, base_model))
+
+
+def adapter_tensors(cell: Cell) -> dict[str, LazyTensor]:
+    """Return A and B of every adapter by the names of PEFT."""
+    return {
+        f"{PREFIX}{peft_name(cell, path)}.{part}.weight": LazyTensor.of(getattr(x, part))
+        for path, x in cell.adapters.items()
+        for part in PARTS
+    }
+
+
+def load_adapter(cell: Cell, folder: str | Path, *, is_trainable: bool = False) -> Cell:
+    """Read an adapter that :func:`save_adapter` or PEFT wrote, and add it to ``cell``, in place.
+
+    Args:
+        cell: a cell without adapters, of the base model; its weights may be packed.
+        folder: has ``adapter_config.json`` and ``adapter_model.safetensors``.
+        is_trainable: True to train the adapters on. All other parameters are frozen in any case.
+
+    Returns:
+        ``cell``. A state of the cell without this adapter is refused by it.
+
+    Raises:
+        Error: a file is missing or damaged, the adapter has another kind (DoRA, biases, whole modules, …), or it does not fit
+            the cell: an unknown module, another shape or rank. The cell is then unchanged.
+    """
+    linears = linear_maps(cell)
+    check_family(cell)
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise Error(f"folder is {folder!r:.60}; expected a str or a Path")
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).exists():
+        raise Error(f"{folder} has no {CONFIG_FILE}; expected the folder of a LoRA adapter")
+    config = read_fields(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    if not (folder / WEIGHTS_FILE).exists() and (folder / PICKLE).exists():
+        raise Error(f"{folder} has {PICKLE}, a pickle, which is not executed; expected {WEIGHTS_FILE} (save again with PEFT)")
+    tensors = open_tensors(folder / WEIGHTS_FILE)
+    tensors = _without_base_copies(cell, tensors, linears, folder / WEIGHTS_FILE)
+    pairs = _pair(cell, tensors, list(linears), folder / WEIGHTS_FILE)
+    adapters: dict[str, LoraLinear] = {}
+    for path in (path for path in linears if path in pairs):  # in the order of the cell
+        name, base = peft_name(cell, path), linears[path]
+        _check_shapes(pairs[path], config, name, (base.out_features, base.in_features), folder / WEIGHTS_FILE)
+        new = LoraLinear(base, config.rank(name), config.alpha(name), config.lora_dropout, config.use_rslora)
+        for part, stored in pairs[path].items():
+            getattr(new, part).data.copy_(stored.read())
+        adapters[path] = new
+    install(cell, adapters)
+    for adapter in adapters.values():
+        adapter.requires_grad_(is_trainable)
+        adapter.base_layer.requires_grad_(False)
+    return cell
+
+
+def _without_base_copies(
+    cell: Cell, tensors: Mapping[str, LazyTensor], linears: Mapping[str, nn.Linear | PackedLinear], where: Path
+) -> dict[str, LazyTensor]:
+    """Return ``tensors`` without copies of weights of the base, such as PEFT writes for an adapted LM head.
+
+    Raises:
+        Error: a copy differs from the weight of ``cell``, as after new tokens were added to the model.
+    """
+    copies = {f"{PREFIX}{peft_name(cell, path)}{BASE_COPY}": x for path, x in linears.items()}
+    for name, base in copies.items():
+        if name in tensors and isinstance(base, nn.Linear):  # a packed weight is rounded, so that it cannot be compared
+            x = tensors[name]
+            if x.shape != tuple(base.weight.shape) or not x.read().to(base.weight).equal(base.weight):
+                raise Error(f"{where}: tensor {name!r} differs from the weight of this cell; expected an adapter of this model")
+    return {name: x for name, x in tensors.items() if name not in copies}
+
+
+def _pair(cell: Cell, tensors: Mapping[str, LazyTensor], paths: list[str], where: Path) -> dict[str, dict[str, LazyTensor]]:
+    """Return A and B by the path of their linear map.
+
+    Raises:
+        Error: a tensor of another kind of adapter or of an unknown module, or one of A and B missing.
+    """
+    own_paths = {peft_name(cell, path): path for path in paths}
+    pairs: dict[str, dict[str, LazyTensor]] = {}
+    for name, x in tensors.items():
+        if kind := next((kind for part, kind in OTHER_KINDS.items() if part in name), None):
+            raise Error(f"{where}: tensor {name!r} is {kind}, which is not supported; expected a plain LoRA adapter")
+        stem, _, part = name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        path = own_paths.get(stem) or own_paths.get(without_text_part(stem))
+        if part not in PARTS or not name.startswith(PREFIX) or not name.endswith(".weight") or path is None:
+            expected = f"{PREFIX}{next(iter(own_paths))}.lora_A.weight"
+            raise Error(f"{where}: tensor {name!r} belongs to no linear map of this cell; expected names as {expected!r}")
+        if part in pairs.setdefault(path, {}):
+            raise Error(f"{where}: tensor {name!r} occurs under two names; expected one")
+        pairs[path][part] = x
+    for path, pair in pairs.items():
+        if missing := [part for part in PARTS if part not in pair]:
+            raise Error(f"{where} has no {missing[0]} for {peft_name(cell, path)}; expected both {' and '.join(PARTS)}")
+    if not pairs:
+        raise Error(f"{where} has no tensors; expected those of a LoRA adapter")
+    return pairs
+
+
+def _check_shapes(
+    pair: Mapping[str, LazyTensor], config: AdapterConfig, name: str, shape: tuple[int, int], where: Path
+) -> None:
+    """Refuse A and B of another shape or dtype; ``shape (F, E)`` is that of the weight of the module ``name``."""
+    r, (F, E) = config.rank(name), shape
+    for part, expected in {"lora_A": (r, E), "lora_B": (F, r)}.items():
+        x = pair[part]
+        if x.shape != expected or not can_compute(x.dtype):
+            found = f"{x.dtype} {x.shape}"
+            raise Error(f"{where}: {part} of {name} is {found}; expected {expected}, for rank {r} and a weight of {shape}")

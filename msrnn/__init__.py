@@ -5,9 +5,11 @@ from .startup import exit_on_interrupt, limit_spinning  # isort: skip
 exit_on_interrupt()  # both before the import of torch
 limit_spinning()
 
+from . import lora
 from .cell.cell import Cell
 from .chat.conversation import Chat
 from .decoding.generate import generate, stream
+from .decoding.log_probs import log_probs
 from .decoding.ngram_pool import NgramPool
 from .decoding.prefill import prefill
 from .decoding.speculative import jacobi, lookahead, stream_jacobi, stream_lookahead
@@ -54,7 +56,9 @@ __all__ = [
     "jacobi",
     "load",
     "load_state",
+    "log_probs",
     "lookahead",
+    "lora",
     "parse_reduction",
     "prefill",
     "pyramid",

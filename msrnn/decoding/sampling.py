@@ -92,10 +92,7 @@ def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None =
     tokens as likely as the last of them. ``top_p`` retains the smallest set of most likely tokens with a sum of at least
     ``top_p``.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    limits = torch.finfo(logits.dtype)  # a temperature beyond them is 0 or infinite in this dtype, and 0 / 0 is NaN
-    temperature = min(max(temperature, limits.tiny), limits.max)
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0, so that a small temperature cannot overflow
+    logits = temper(logits, temperature)
     if top_k is not None and top_k < logits.shape[-1]:
         lowest = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < lowest, -torch.inf)
@@ -106,6 +103,15 @@ def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None =
         probs = torch.zeros_like(probs).scatter(-1, index, ordered.masked_fill(before >= top_p, 0))
         probs = probs / probs.sum(-1, keepdim=True)
     return probs
+
+
+def temper(logits: Tensor, temperature: float) -> Tensor:
+    """Return the logits ``(…, V)``, shifted so that the highest is 0 and divided by ``temperature``, in at least float32."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    limits = torch.finfo(logits.dtype)  # a temperature beyond them is 0 or infinite in this dtype, and 0 / 0 is NaN
+    temperature = min(max(temperature, limits.tiny), limits.max)
+    highest = logits.detach().amax(-1, keepdim=True)  # its gradient would only add rounding
+    return (logits - highest) / temperature  # at most 0, so that a small temperature cannot overflow
 
 
 def as_python_number(value: Any) -> Any:

@@ -47,7 +47,7 @@ gpu: $(MODEL)/config.json  ## equality of all paths on the GPU, then tables of t
 EVAL   := $(BIN)/msrnn eval
 CHUNKS ?= 2
 DATA   ?=
-OTHERS := random last-queries morphkv morphkv-max scissorhands keyformer keydiff knorm cam
+OTHERS := random last-queries morphkv morphkv-max scissorhands keyformer keydiff knorm cam caote caote-layer dropkv vatp a2sf r-kv lagkv
 
 ifneq ($(filter paper paper-full variants,$(MAKECMDGOALS)),)
 $(if $(TEXT),,$(error make $(firstword $(MAKECMDGOALS)) TEXT=PATH: a text file, or for the paper a folder of them))

@@ -19,27 +19,37 @@ from .models.loading import load
 from .reductions.all_layers import AllLayers
 from .reductions.budgets import pyramid
 from .reductions.contract import Observation, Reduction
+from .reductions.forgetting import A2SF
 from .reductions.key_based import KeyDiff, Knorm
+from .reductions.lag import LagKV
 from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
+from .reductions.redundancy import RKV
 from .reductions.registry import parse_reduction
 from .reductions.stochastic import CaM, Keyformer, Random
 from .reductions.tova_paper import H2O, TOVA, Full, Sinks, Window
+from .reductions.value_aware import CAOTE, VATP, DropKV
 from .state.loading import load_state
 from .state.multistate import MultiState
 from .state.state import State
 
 __all__ = [
+    "A2SF",
+    "CAOTE",
     "H2O",
+    "RKV",
     "TOVA",
+    "VATP",
     "AllLayers",
     "CaM",
     "Cell",
     "Chat",
+    "DropKV",
     "Error",
     "Full",
     "KeyDiff",
     "Keyformer",
     "Knorm",
+    "LagKV",
     "LastQueries",
     "MorphKV",
     "MultiState",

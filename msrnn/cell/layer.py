@@ -17,7 +17,7 @@ from ..layers.linear import fuse_storage_, fused_linear, with_own_storage
 from ..layers.packed.modules import fuse_packed_
 from ..layers.positional import PositionEncoding, PositionTensors
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
-from ..recurrence.transition import Writes, append_attend_reduce
+from ..recurrence.transition import Attended, Writes, append_attend_reduce
 from ..recurrence.unroll import unroll_layer
 from ..state.multistate import MultiState
 from ..state.quantised_rows import encode_rows
@@ -93,24 +93,24 @@ class RecurrentLayer(nn.Module):
         clock = H.clock + (1 if active is None else active)
         q, k, v = self.project_qkv(x, position_tensors)  # (B, N, D), (B, K, D), (B, K, D)
         with without_autocast(x.device):
-            attn_output, H = append_attend_reduce(q, k, v, H, clock, active, in_place, writes, self.logit_rule)
+            attn_output, H = append_attend_reduce(x, q, k, v, H, clock, active, in_place, writes, self.logit_rule)
         return self.post_attention(x, attn_output), H
 
     def attend_in_place(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: dict[str, Tensor], visible: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Attended]:
         """Append and attend, without reduce: write ``k`` and ``v`` into the last row of ``rows``.
 
         ``rows``: keys and values ``(B, K, S + 1, D)`` by name, and scales ``(B, K, S + 1)`` if they are int8.
 
         Returns:
-            The output of the layer ``(B, E)``, and the attention weights ``(B, K, G, S + 1)``.
+            The output of the layer ``(B, E)``, and what its reduction reads.
         """
         for name, row in encode_rows(k, v, "key_scales" in rows).items():
             rows[name][:, :, -1] = row
         with without_autocast(x.device):
             attn_output, weights = attend(q, visible=visible, rule=self.logit_rule, **rows)
-        return self.post_attention(x, attn_output), weights
+        return self.post_attention(x, attn_output), Attended(weights, attn_output, q, x)
 
     def unroll(
         self,
@@ -124,7 +124,7 @@ class RecurrentLayer(nn.Module):
         """Read T tokens with the result of T steps: ``(B, T, E)`` and H before them -> ``(B, T, E)`` and H after them."""
         q, k, v = (heads.transpose(1, 2) for heads in self.project_qkv(x, position_tensors))  # (B, N or K, T, D)
         with without_autocast(x.device):
-            attn_output, H = unroll_layer(q, k, v, H, active, recorder, shared, self.logit_rule)
+            attn_output, H = unroll_layer(x, q, k, v, H, active, recorder, shared, self.logit_rule)
         attn_output = attn_output.transpose(1, 2)  # (B, T, N, D)
         if x.device.type != "cpu" or x.requires_grad:  # autograd keeps the intermediate results of all tokens in any case
             return self.post_attention(x, attn_output), H

@@ -64,7 +64,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         Raises:
             Error: the position encoding does not allow the operator or the dtype.
         """
-        self.position_encodings[0].check(dtype, reduction.needs_keys)
+        self.position_encodings[0].check(dtype, reduction.needs_keys or reduction.needs_queries)
         shape, quantised = (batch_size, self.config.n_kv_heads, 0), dtype == QUANTISED_DTYPE
         keys = torch.empty(*shape, self.kv_dim, dtype=dtype, device=clock.device)
         positions = torch.empty(shape, dtype=torch.int64, device=clock.device)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..layers.positional import PositionTensors
-from ..recurrence.transition import Writes, reduce
+from ..recurrence.transition import Attended, Writes, reduce
+from ..reductions.contract import Reduction
 from ..state.multistate import MultiState
 from ..state.stacking import unstack
 from ..state.state import State
@@ -48,28 +49,37 @@ def stacked_step(
     grown = replace(stacked, clock=clock.repeat(L)).extended(in_place=in_place or copied)  # (L B, K, S + 1, …)
     stored = {name: x.unflatten(0, (L, -1)).unbind() for name, x in grown.stored.items() if name != "positions"}
     visible = [None] * L if grown.no_empty_rows else (~grown.empty).unflatten(0, (L, -1)).unbind()
-    weights: list[Tensor] = []
+    attended: list[Attended] = []
     for i, layer in enumerate(layers):
         q, k, v = layer.project_qkv(x, position_tensors[i])
         if q.requires_grad or k.requires_grad or v.requires_grad:  # autograd has to record this layer and the next ones
-            done = _reduce_first(grown, weights, len(x), after, active)
+            done = _reduce_first(grown, attended, len(x), after, active)
             return _continue_layerwise(layers, x, state, position_tensors, active, done)
-        x, w = layer.attend_in_place(x, q, k, v, {name: rows[i] for name, rows in stored.items()}, visible[i])
-        weights.append(w)
+        x, seen = layer.attend_in_place(x, q, k, v, {name: rows[i] for name, rows in stored.items()}, visible[i])
+        attended.append(seen)
     active = None if active is None else active.repeat(L)
-    H = reduce(grown, torch.cat(weights), after.repeat(L), active, writes=writes)
+    H = reduce(grown, _stack_attended(attended, grown.reduction), after.repeat(L), active, writes=writes)
     return x, state.from_stacked(replace(H, clock=after))
 
 
+def _stack_attended(layers: Sequence[Attended], operator: Reduction) -> Attended:
+    """Return what the reduction of all layers reads, with the batches of the layers one after the other."""
+    weights = torch.cat([layer.weights for layer in layers])
+    if not (operator.needs_output or operator.needs_queries or operator.needs_input):
+        return Attended(weights)
+    needed = {"output": operator.needs_output, "query": operator.needs_queries, "x": operator.needs_input}
+    return Attended(weights, **{name: torch.cat([getattr(a, name) for a in layers]) for name in needed if needed[name]})
+
+
 def _reduce_first(
-    grown: MultiState, weights: list[Tensor], B: int, after: Tensor, active: Tensor | None
+    grown: MultiState, attended: list[Attended], B: int, after: Tensor, active: Tensor | None
 ) -> tuple[MultiState, ...]:
-    """Return H of the first layers of ``grown``, one for each of ``weights``, after their reduction."""
-    n = len(weights)
+    """Return H of the first layers of ``grown``, one for each of ``attended``, after their reduction."""
+    n = len(attended)
     if not n:
         return ()
     first = grown.map(lambda x: x[: n * B].clone())
-    H = reduce(first, torch.cat(weights), after.repeat(n), None if active is None else active.repeat(n))
+    H = reduce(first, _stack_attended(attended, grown.reduction), after.repeat(n), None if active is None else active.repeat(n))
     return unstack(replace(H, clock=after), n)
 
 

@@ -19,8 +19,9 @@ from ..cell.validation import check_text
 from ..errors import Error
 from ..layers.attention import LogitRule, attend
 from ..recurrence.operator_calls import retention_scores
-from ..recurrence.records import LayerRecorder
-from ..reductions.contract import LEARNED, Observation, Reduction, constant_score, is_same_operator
+from ..recurrence.records import BlockRecord, LayerRecorder
+from ..recurrence.transition import Attended
+from ..reductions.contract import LEARNED, NEEDS, Observation, Reduction, constant_score, is_same_operator
 from ..reductions.per_layer import per_layer
 from ..state.multistate import MultiState
 from ..state.state import State
@@ -80,7 +81,7 @@ def prefill(
     x, layers = cell.unroll(tokens.gather(1, before[:, None]), state, (lengths > 0)[:, None], recorders)
     logits = cell.compute_logits(x[:, 0]).masked_fill((lengths == 0)[:, None], torch.nan)
     layers = [
-        H if keeps else _evict_once(H, recorder.blocks[0].q[:, :, 0], rule)
+        H if keeps else _evict_once(H, recorder.blocks[0], rule)
         for H, keeps, recorder, rule in zip(layers, windowed, recorders, rules, strict=True)
     ]
     layers = [replace(H, clock=layers[0].clock) for H in layers]
@@ -100,7 +101,8 @@ class DeferredEviction(Reduction):
             "stat_names": operator.stat_names,
             "update_is_additive": operator.update_is_additive,
             "needs_weights": operator.needs_weights and updates,
-            "needs_keys": operator.needs_keys and updates,
+            **{flag: getattr(operator, flag) and updates for flag in NEEDS.values()},
+            "needs_input": operator.needs_input,  # also for the scores of the last token
             "depends_on_row_layout": operator.depends_on_row_layout and updates,
         }
         for name, value in flags.items():
@@ -119,19 +121,21 @@ class DeferredEviction(Reduction):
         return constant_score(observation, torch.inf)
 
 
-def _evict_once(H: MultiState, query: Tensor, rule: LogitRule) -> MultiState:
-    """Return H after evicting all rows above the size of its operator, by the scores for the last query ``(B, N, D)``.
+def _evict_once(H: MultiState, last: BlockRecord, rule: LogitRule) -> MultiState:
+    """Return H after evicting all rows above the size of its operator, by the scores for the last token.
 
-    ``rule``: of the attention logits of the layer.
+    Args:
+        last: the record of the last token.
+        rule: of the attention logits of the layer.
     """
     operator = cast(DeferredEviction, H.reduction).operator
     H = replace(H, reduction=operator)
+    query, x = last.q[:, :, 0].detach(), last.inputs[:, 0]  # (B, N, D), (B, E)
     S, bound = H.positions.shape[2], H.capacity
     if bound is None or bound >= S:
         return H
-    _, weights = attend(query.detach(), H.keys.detach(), H.values.detach(), ~H.empty, H.key_scales, H.value_scales, rule)
-    keys = H.dequantised(weights.dtype)[0].detach() if operator.needs_keys else None
-    observation = Observation(weights, H.positions, H.clock - 1, H.row_stats, keys)
+    output, weights = attend(query, H.keys.detach(), H.values.detach(), ~H.empty, H.key_scales, H.value_scales, rule)
+    observation = Attended(weights, output, query, x).observe(replace(H, clock=H.clock - 1))
     score = retention_scores(operator, observation).expand(H.positions.shape).clone()
     score[..., : H.n_learned] = torch.inf
     age = H.positions.masked_fill(H.positions == LEARNED, torch.iinfo(torch.int64).max)

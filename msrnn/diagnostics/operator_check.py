@@ -15,7 +15,7 @@ from ..layers.rotary import Rope
 from ..models.config import Config
 from ..models.llama import Llama
 from ..recurrence.operator_calls import update_stats
-from ..reductions.contract import EMPTY, Observation, Reduction
+from ..reductions.contract import EMPTY, NEEDS, Observation, Reduction
 from ..reductions.registry import parse_reduction
 from ..reductions.spec_strings import is_writable
 from ..state.loading import load_state
@@ -181,13 +181,18 @@ def _check_additive(operator: Reduction) -> None:
     B, K, G, R, D = 2, 2, 2, 1 + (_layer_size(operator) or 6), 4
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(B, K, G, R, dtype=torch.float64, generator=generator)
-    keys = torch.randn(B, K, R, D, dtype=torch.float64, generator=generator) if operator.needs_keys else None
+    shapes = {"keys": (K, R, D), "values": (K, R, D), "output": (K, G, D), "queries": (K, G, D), "x": (16,)}
+    fields = {
+        name: torch.randn(B, *shape, dtype=torch.float64, generator=generator)
+        for name, shape in shapes.items()
+        if getattr(operator, NEEDS[name])
+    }
     stats = {
         name: torch.rand(B, K, R, *operator.stat_shape(name), dtype=torch.float64, generator=generator)
         for name in operator.stat_names
     }
     positions, clock = torch.arange(R).expand(B, K, R).contiguous(), torch.full((B,), R - 1)
-    observation = Observation(weights / weights.sum(-1, keepdim=True), positions, clock, stats, keys)
+    observation = Observation(weights / weights.sum(-1, keepdim=True), positions, clock, stats, **fields)
     terms = update_stats(operator, observation._replace(row_stats={name: torch.zeros_like(x) for name, x in stats.items()}))
     for name, x in update_stats(operator, observation).items():
         if not torch.allclose(x, stats[name] + terms[name], rtol=1e-9, atol=1e-9):

@@ -49,12 +49,12 @@ class PositionEncoding:
         q, k = qk.split_with_sizes((n_heads, qk.shape[-2] - n_heads), dim=-2)
         return q, k, v
 
-    def check(self, dtype: torch.dtype, needs_keys: bool = False) -> None:
+    def check(self, dtype: torch.dtype, reads_keys: bool = False) -> None:
         """Refuse an H that the encoding does not allow.
 
         Args:
             dtype: of keys and values.
-            needs_keys: True if the operator reads keys.
+            reads_keys: True if the operator reads keys or queries.
 
         Raises:
             Error: the encoding needs another dtype, or another operator.
@@ -97,9 +97,9 @@ class AlibiEncoding(PositionEncoding):
         q, k = (torch.cat((x, more.expand(*x.shape[:-1], -1)), dim=-1) for x, more in zip((q, k), tensors, strict=True))
         return q, k, pad(v, (0, ALIBI_DIMS))
 
-    def check(self, dtype: torch.dtype, needs_keys: bool = False) -> None:
-        if needs_keys:
-            raise Error("the operator needs keys, to which alibi appends positions; expected an operator that needs no keys")
+    def check(self, dtype: torch.dtype, reads_keys: bool = False) -> None:
+        if reads_keys:
+            raise Error("the operator reads keys or queries, to which alibi appends positions; expected another operator")
         if dtype.itemsize < 4:
             raise Error(f"dtype is {dtype}, too coarse for the positions that alibi appends; expected float32 or float64")
 

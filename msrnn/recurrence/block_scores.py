@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..layers.attention import mask_logits
 from ..reductions.contract import EMPTY, Observation, Reduction
+from .block_fields import BlockFields
 from .block_layout import BlockLayout
 from .eviction import above_lowest
 from .operator_calls import retention_scores, update_stats
@@ -25,7 +26,7 @@ class EvictionBlock:
         last_visible: ``(B, 1 or K, R)`` int64, the last token that can attend to the row: the token at which the row is
             evicted, T if it is retained, −1 if it is empty. One head if it is the same for all heads.
         row_stats: statistics before the first token, ``(B, K, R)`` or ``(B, K, R, n)`` each.
-        keys: ``(B, K, R, D)`` for an operator that needs keys, otherwise None.
+        fields: what else the operator reads.
         n_learned: number of learned rows, the first ones.
     """
 
@@ -35,7 +36,7 @@ class EvictionBlock:
     positions: Tensor
     last_visible: Tensor
     row_stats: dict[str, Tensor]
-    keys: Tensor | None = None
+    fields: BlockFields
     n_learned: int = 0
 
     @property
@@ -156,7 +157,7 @@ def score_tokens(
         tokens_to_batch(positions),
         tokens_to_batch(block.layout.clock[:, start:stop]),
         before,
-        None if block.keys is None else tokens_to_batch(block.keys[:, None]),
+        **block.fields.of_tokens(start, stop, weights),
     )
     after = {name: x.unflatten(0, (B, T)) for name, x in update_stats(operator, observation, active).items()}
     unchanged = absent | ~block.layout.active[:, start:stop, None, None] if after else absent

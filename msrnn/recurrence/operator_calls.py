@@ -5,19 +5,19 @@ them. A class with ``depends_on_row_layout`` receives copies that contain exactl
 so it computes the same in every path and cannot edit the cache. Any other class receives the tensors themselves.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import Error
 from ..layers.differentiation import in_transform, is_batched_by_vmap
-from ..reductions.contract import EMPTY, Observation, Reduction
+from ..reductions.contract import EMPTY, NEEDS, Observation, Reduction
+from .operator_answers import checked_score, checked_stats, checked_values, widest_float
 
 Layout = tuple[Tensor | None, Tensor]
 """Batch rows ``(B',)``, None for all, and the columns ``(B', K, R')`` of their cached rows in order of position."""
-
-DEVICES_WITHOUT_FLOAT64 = ("mps",)
 
 
 def update_stats(
@@ -37,11 +37,11 @@ def update_stats(
     if not observation.row_stats:
         return {}
     if not operator.depends_on_row_layout:
-        return _checked_stats(operator, observation, _call(operator, "update", observation))
+        return checked_stats(operator, observation, _call(operator, "update", observation))
     updated = {name: x.clone() for name, x in observation.row_stats.items()}
     for rows, columns in _layouts(observation.positions, active, complete=complete):
         copy = _copied(observation, rows, columns)
-        for name, x in _checked_stats(operator, copy, _invoke(operator, "update", copy)).items():
+        for name, x in checked_stats(operator, copy, _invoke(operator, "update", copy)).items():
             updated[name] = _scatter(updated[name], x, rows, columns)
     return updated
 
@@ -66,11 +66,11 @@ def retention_scores(
         Error: the answer is no real tensor of shape ``(B, K, R)`` or ``(B, 1, R)``.
     """
     if not operator.depends_on_row_layout:
-        return _checked_score(operator, observation, _call(operator, "score", observation))
-    scores = observation.weights.new_zeros(observation.positions.shape, dtype=_widest_float(observation.weights.device))
+        return checked_score(operator, observation, _call(operator, "score", observation))
+    scores = observation.weights.new_zeros(observation.positions.shape, dtype=widest_float(observation.weights.device))
     for rows, columns in _layouts(observation.positions, scored, n_rows, complete):
         copy = _copied(observation, rows, columns)
-        score = _checked_score(operator, copy, _invoke(operator, "score", copy))
+        score = checked_score(operator, copy, _invoke(operator, "score", copy))
         scores = _scatter(scores, score.to(scores.dtype).expand(columns.shape), rows, columns)
     return scores
 
@@ -84,7 +84,7 @@ def merge_evicted_value(
         Error: the answer has another shape or type than the values.
     """
     if not operator.depends_on_row_layout:
-        merged = _checked_values(operator, values, _call(operator, "merge", observation, values, row))
+        merged = checked_values(operator, values, _call(operator, "merge", observation, values, row))
         return torch.where(evicts[..., None, None], merged, values)
     after = values.clone()
     for rows, columns in _layouts(observation.positions, evicts.any(1), complete=complete):
@@ -92,7 +92,7 @@ def merge_evicted_value(
         some = _gathered(some, columns)
         index = (columns == index[..., None]).byte().argmax(-1)  # the column of the evicted row
         copy = _copied(observation, rows, columns)
-        merged = _checked_values(operator, some, _invoke(operator, "merge", copy, some.clone(), index))
+        merged = checked_values(operator, some, _invoke(operator, "merge", copy, some.clone(), index))
         stays = ~(evicts if rows is None else evicts.index_select(0, rows))
         after = _scatter(after, torch.where(stays[..., None, None], some, merged), rows, columns)
     return after
@@ -128,15 +128,28 @@ def _layouts(positions: Tensor, used: Tensor | None, n_rows: int | None = None, 
 
 def _copied(observation: Observation, rows: Tensor | None, columns: Tensor) -> Observation:
     """Return a copy of the observation that has only these batch rows and columns."""
-    weights, positions, clock, row_stats, keys = observation
+
+    def some(x: Tensor) -> Tensor:
+        return x if rows is None else x.index_select(0, rows)
+
+    def own(x: Tensor | None) -> Tensor | None:  # a tensor without columns
+        return None if x is None else x.clone() if rows is None else x.index_select(0, rows)
 
     def picked(x: Tensor) -> Tensor:
-        return _gathered(x if rows is None else x.index_select(0, rows), columns)
+        return _gathered(some(x), columns)
 
-    weights = picked(weights.movedim(2, 3)).movedim(3, 2).contiguous()  # (B', K, G, R')
-    clock = clock.clone() if rows is None else clock.index_select(0, rows)
-    stats = {name: picked(x) for name, x in row_stats.items()}
-    return Observation(weights, picked(positions), clock, stats, None if keys is None else picked(keys))
+    weights, positions, clock, row_stats, keys, values, output, queries, x = observation
+    return Observation(
+        picked(weights.movedim(2, 3)).movedim(3, 2).contiguous(),  # (B', K, G, R')
+        picked(positions),
+        clock.clone() if rows is None else some(clock),
+        {name: picked(x) for name, x in row_stats.items()},
+        None if keys is None else picked(keys),
+        None if values is None else picked(values),
+        own(output),
+        own(queries),
+        own(x),
+    )
 
 
 def _index(columns: Tensor, x: Tensor) -> Tensor:
@@ -163,78 +176,34 @@ def _call(operator: Reduction, method: str, observation: Observation, *more: Ten
 
     Compiled code and inference tensors have no version counters. A user's class receives copies there.
     """
-    weights, positions, clock, row_stats, keys = observation
-    tensors = [weights, positions, clock, *row_stats.values(), *(() if keys is None else (keys,)), *more]
+    tensors = [*(x for x in observation if isinstance(x, Tensor)), *observation.row_stats.values(), *more]
     if torch.compiler.is_compiling() or any(x.is_inference() for x in tensors):
         if type(operator).__module__.split(".")[0] != "msrnn":
-            copies = {name: x.clone() for name, x in row_stats.items()}
-            keys = None if keys is None else keys.clone()
-            observation = Observation(weights.clone(), positions.clone(), clock.clone(), copies, keys)
-            more = tuple(x.clone() for x in more)
+            copies: dict[str, Any] = {name: x.clone() for name, x in observation._asdict().items() if isinstance(x, Tensor)}
+            row_stats = {name: x.clone() for name, x in observation.row_stats.items()}
+            observation, more = observation._replace(**copies, row_stats=row_stats), tuple(x.clone() for x in more)
         return _invoke(operator, method, observation, *more)
     versions = [x._version for x in tensors]
     answer = _invoke(operator, method, observation, *more)
     if versions != [x._version for x in tensors]:
-        names = ["weights", "positions", "clock", *row_stats, *(() if keys is None else ("keys",)), "values", "row"]
+        fields = [name for name, x in observation._asdict().items() if isinstance(x, Tensor)]
+        names = [*fields, *observation.row_stats, "values", "row"]
         edited = next(name for name, x, version in zip(names, tensors, versions, strict=False) if x._version != version)
         raise Error(f"{type(operator).__name__}.{method} edits {edited} in place; expected a new tensor")
     return answer
 
 
 def _invoke(operator: Reduction, method: str, observation: Observation, *more: Tensor) -> object:
-    """Call a method, which may edit the dict of statistics; two frequent mistakes become an :class:`Error`."""
+    """Call a method, which may edit the dict of statistics; frequent mistakes become an :class:`Error`."""
     try:
         return getattr(operator, method)(observation._replace(row_stats=dict(observation.row_stats)), *more)
     except (AttributeError, TypeError, RuntimeError) as error:
         name = f"{type(operator).__name__}.{method}"
-        if observation.keys is None and "NoneType" in str(error):
-            raise Error(f"{name} reads keys, which are None; expected a class with needs_keys = True") from error
+        if "NoneType" in str(error) and (missing := [x for x in NEEDS if getattr(observation, x) is None]):
+            code = getattr(getattr(type(operator), method), "__code__", None)
+            reads = [x for x in missing if code and x in code.co_names]
+            found = f"{reads[0]}, which is None" if reads else "a field that is None"
+            raise Error(f"{name} reads {found}; expected a class with {NEEDS[(reads or missing)[0]]} = True") from error
         if "more than one element of the written-to tensor" in str(error):  # an in-place edit of an expanded tensor
             raise Error(f"{name} edits its input in place; expected a new tensor") from error
         raise
-
-
-def _checked_tensor(returns: str, name: str, x: object, device: torch.device) -> Tensor:
-    """Refuse an answer that is no dense real tensor on the device of the rows."""
-    if not isinstance(x, Tensor) or x.is_complex():
-        found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-        raise Error(f"{returns} {found}{name}; expected a real tensor")
-    if x.layout != torch.strided or x.device != device:
-        raise Error(f"{returns} a {x.layout} tensor on {x.device}{name}; expected a dense tensor on {device}")
-    return x
-
-
-def _checked_stats(operator: Reduction, observation: Observation, answer: object) -> dict[str, Tensor]:
-    kind, dtype = type(operator).__name__, observation.weights.dtype
-    if not isinstance(answer, Mapping):
-        raise Error(f"{kind}.update returns {type(answer).__name__}; expected a dict of tensors")
-    expected = {name: tuple(x.shape) for name, x in observation.row_stats.items()}
-    for name, x in answer.items():
-        _checked_tensor(f"{kind}.update returns", f" as {name!r:.60}", x, observation.positions.device)
-    if (found_shapes := {name: tuple(x.shape) for name, x in answer.items()}) != expected:
-        raise Error(f"{kind}.update returns {found_shapes}; expected {expected}")
-    return {name: answer[name].detach().to(dtype) for name in expected}
-
-
-def _checked_score(operator: Reduction, observation: Observation, score: object) -> Tensor:
-    kind, shape = type(operator).__name__, tuple(observation.positions.shape)
-    score = _checked_tensor(f"{kind}.score returns", "", score, observation.positions.device)
-    if tuple(score.shape) not in (shape, (shape[0], 1, shape[2])):
-        raise Error(f"{kind}.score returns shape {tuple(score.shape)}; expected {shape} or {(shape[0], 1, shape[2])}")
-    # infinities have to be representable, integers exact
-    narrow = score.is_floating_point() and score.dtype != torch.float64
-    wide = torch.float32 if narrow else _widest_float(score.device)
-    return score.detach().to(wide).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-
-
-def _widest_float(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on a device without it, where integer scores are exact up to 2^24."""
-    return torch.float32 if device.type in DEVICES_WITHOUT_FLOAT64 else torch.float64
-
-
-def _checked_values(operator: Reduction, values: Tensor, answer: object) -> Tensor:
-    kind = type(operator).__name__
-    answer = _checked_tensor(f"{kind}.merge returns", "", answer, values.device)
-    if answer.shape != values.shape:
-        raise Error(f"{kind}.merge returns shape {tuple(answer.shape)}; expected {tuple(values.shape)}")
-    return answer.to(values.dtype)

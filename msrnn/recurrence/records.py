@@ -20,6 +20,7 @@ class BlockRecord:
     """One block of one layer.
 
     Attributes:
+        x: ``(B, T, E)``, input of the layer; None unless the operator needs it.
         q: ``(B, N, T, D)``, rotated, like ``k`` and ``v (B, K, T, D)``; as the layer projects them, also for int8 rows.
         active: ``(B, T)`` bool, False for tokens that are not read.
         row_stats: statistics before the first token, ``(B, K, S)`` or ``(B, K, S, n)`` each.
@@ -32,6 +33,7 @@ class BlockRecord:
         stored: keys and values of all ``rows`` as H stores them, by name, if this is the only block; otherwise None.
     """
 
+    x: Tensor | None
     q: Tensor
     k: Tensor
     v: Tensor
@@ -48,6 +50,11 @@ class BlockRecord:
     def entered(self) -> Tensor:
         """``(B, K, T)`` int64, positions of the tokens."""
         return self.rows[..., -self.q.shape[2] :]
+
+    @property
+    def inputs(self) -> Tensor:
+        """``(B, T, E)``, the input of the layer; ``(B, T, 0)`` if it is not recorded, because the operator does not read it."""
+        return self.q.new_empty(*self.active.shape, 0) if self.x is None else self.x
 
     @property
     def left(self) -> Tensor:
@@ -69,6 +76,7 @@ class LayerRecorder:
 
     def add(
         self,
+        x: Tensor | None,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -80,11 +88,12 @@ class LayerRecorder:
         """Record a block with its evictions. ``stored``: keys and values of all rows, if no block follows."""
         scores, history = None, None
         if self.want_scores:
-            scores = torch.cat([x.score.masked_fill(x.absent, torch.nan) for x in parts], dim=1).transpose(1, 2)
+            scores = torch.cat([y.score.masked_fill(y.absent, torch.nan) for y in parts], dim=1).transpose(1, 2)
         if block.T <= STATS_HISTORY_TOKENS:
-            history = {name: torch.cat([x.row_stats[name] for x in parts], dim=1) for name in row_stats}
+            history = {name: torch.cat([y.row_stats[name] for y in parts], dim=1) for name in row_stats}
         self.blocks.append(
             BlockRecord(
+                x=x,
                 q=q,
                 k=k,
                 v=v,

@@ -6,7 +6,7 @@ The functions do not synchronise with the device. Once the cache is full, no sha
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,41 @@ Writes = list[Callable[[], object]]
 """Writes over rows of the state before a step in place, to be done when nothing can fail any more."""
 
 
+class Attended(NamedTuple):
+    """What a layer has computed for one token until its reduction. An operator may read it."""
+
+    weights: Tensor
+    """``(B, K, G, R)``, the attention probabilities."""
+    output: Tensor | None = None
+    """``(B, N, D)``, the attention output; None only if the operator does not need it, as for the next ones."""
+    query: Tensor | None = None
+    """``(B, N, D)``, as attention used it."""
+    x: Tensor | None = None
+    """``(B, E)``, the input of the layer, before its norm."""
+    rotated_keys: Tensor | None = None
+    """``(B, K, R, D)``, the keys as the query attended to them; None: as they are stored."""
+
+    def observe(self, H: MultiState) -> Observation:
+        """Return the observation that the operator of ``H`` receives; ``H`` has R rows. Evictions are not differentiated."""
+        operator, weights = H.reduction, self.weights
+        keys = values = output = queries = x = None
+        if operator.needs_keys:
+            keys = self.rotated_keys
+            keys = (dequantise_rows(H.keys, H.key_scales, weights.dtype) if keys is None else keys).detach()
+        if operator.needs_values:
+            values = dequantise_rows(H.values, H.value_scales, weights.dtype).detach()
+        if operator.needs_output and self.output is not None:
+            output = self.output.detach().unflatten(1, weights.shape[1:3])  # (B, K, G, D)
+        if operator.needs_queries and self.query is not None:
+            queries = self.query.detach().unflatten(1, weights.shape[1:3])
+        if operator.needs_input and self.x is not None:
+            x = self.x.detach()
+        observed = weights.detach() if operator.needs_weights else weights.new_zeros(()).expand(weights.shape)
+        return Observation(observed, H.positions, H.clock, H.row_stats, keys, values, output, queries, x)
+
+
 def append_attend_reduce(
+    x: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -37,6 +71,7 @@ def append_attend_reduce(
     """Read one token: append its row, attend, reduce. This is the definition of the recurrence.
 
     Args:
+        x: input of the layer, ``(B, E)``.
         q: ``(B, N, D)``; k, v: ``(B, K, D)``; rotated, unless H has places.
         clock, active, writes: as in :func:`reduce`; in_place: as in ``H.append``.
         rule: of the attention logits.
@@ -52,15 +87,14 @@ def append_attend_reduce(
         rotated_keys = keys
     visible = None if grown.no_empty_rows else ~grown.empty
     attn_output, weights = attend(q, keys, grown.values, visible, key_scales, grown.value_scales, rule)
-    return attn_output, reduce(grown, weights, clock, active, rotated_keys, writes)
+    return attn_output, reduce(grown, Attended(weights, attn_output, q, x, rotated_keys), clock, active, writes)
 
 
 def reduce(
     grown: MultiState,
-    weights: Tensor,
+    attended: Attended,
     clock: Tensor,
     active: Tensor | None,
-    rotated_keys: Tensor | None = None,
     writes: Writes | None = None,
 ) -> MultiState:
     """Evict the row that the operator selects, if the rows exceed its size.
@@ -68,10 +102,9 @@ def reduce(
     Args:
         grown: S + 1 rows, the token's own last, as ``H.append`` gives them; their storage is written to, unless autograd
             needs it.
-        weights: attention probabilities of the current query, ``(B, K, G, S + 1)``.
+        attended: the attention of the current query to the S + 1 rows.
         clock: ``(B,)``, the clock after this token.
         active: ``(B,)`` bool; rows where it is false do not change, as if no row had been appended. None: all are active.
-        rotated_keys: the keys as the query attended to them; None: as they are stored.
         writes: takes the writes over rows of the state before; the result is right after they are done. None: they are done
             here.
 
@@ -79,14 +112,7 @@ def reduce(
         All S + 1 rows while S is below the bound, and S rows from then on: the last row is written over the evicted row.
     """
     operator, S = grown.reduction, grown.positions.shape[2] - 1
-    keys = rotated_keys
-    if operator.needs_keys:
-        keys = (dequantise_rows(grown.keys, grown.key_scales, weights.dtype) if keys is None else keys).detach()
-    else:
-        keys = None
-    # evictions are not differentiated
-    observed = weights.detach() if operator.needs_weights else weights.new_zeros(()).expand(weights.shape)
-    observation = Observation(observed, grown.positions, grown.clock, grown.row_stats, keys)
+    observation = attended.observe(grown)
     complete = grown.no_empty_rows and active is None
     observation = observation._replace(row_stats=next_stats(operator, observation, active, complete))
     row_stats = observation.row_stats
@@ -100,7 +126,7 @@ def reduce(
         row_stats = {name: x.contiguous() for name, x in row_stats.items()}
         return replace(grown, clock=clock, row_stats=row_stats, no_empty_rows=complete)
     row = _row_to_overwrite(grown, observation, active)  # (B, K)
-    needs_grad = is_differentiated(weights, grown.values)  # autograd has saved the rows
+    needs_grad = is_differentiated(attended.weights, grown.values)  # autograd has saved the rows
     stored = grown.stored
     merged = _merged_values(grown, observation, row, active) if operator.merges_values else {}
     rows: dict[str, Any]

@@ -15,12 +15,13 @@ from torch import Tensor
 from ..errors import Error
 from ..layers.attention import SCALED_PRODUCT, LogitRule
 from ..layers.differentiation import is_batched_by_vmap, is_differentiated
-from ..reductions.contract import EMPTY, Observation, Reduction
+from ..reductions.contract import EMPTY, NEEDS, Observation, Reduction
 from ..state.multistate import MultiState
 from ..state.position_remapping import PositionRemapping
 from ..state.quantised_rows import dequantise_rows, encode_rows, replace_values
 from .block_attention import AttendBlock, BlockTensors, attend_remapped, attend_weight_free, attend_weighted, block_logits
 from .block_evictions import is_solved_per_token, solve_evictions
+from .block_fields import BlockFields
 from .block_layout import BlockLayout
 from .block_scores import BlockScores, EvictionBlock
 from .operator_calls import merge_evicted_value
@@ -30,11 +31,12 @@ from .transition import append_attend_reduce
 BLOCK, WEIGHT_FREE_BLOCK = 64, 256
 """Tokens per block. A longer block has fewer products and more wrong proposals; without weights proposals are rarely wrong."""
 
-MAX_COPIED_KEY_ELEMENTS = 2**24
-"""Maximum number of key elements that a block copies for an operator that needs keys: 64 MB in float32."""
+MAX_COPIED_ELEMENTS = 2**24
+"""Maximum number of elements of keys and values that a block copies for an operator that needs them: 64 MB in float32."""
 
 
 def unroll_layer(
+    x: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -49,6 +51,7 @@ def unroll_layer(
     This synchronises with the device.
 
     Args:
+        x: input of the layer, ``(B, T, E)``, which only an operator with ``needs_input`` reads.
         q: ``(B, N, T, D)``; k, v: ``(B, K, T, D)``; rotated, unless H has places.
         H: the state of the layer before the first token, S rows.
         active: ``(B, T)`` bool; tokens where it is False are not read. None: all are read.
@@ -63,15 +66,15 @@ def unroll_layer(
     if is_batched_by_vmap(q, k, v, H.keys, H.values, H.positions, H.clock):
         raise Error("torch.func.vmap cannot read many tokens at once; expected cell.step, or a batch (B, T) without vmap")
     if H.places and recorder is None and not _evictions_known_from_positions(H):
-        return _unroll_stepwise(q, k, v, H, active, rule)
+        return _unroll_stepwise(x, q, k, v, H, active, rule)
     H, shared = H.sorted_by_position(), SharedAcrossLayers() if shared is None else shared
     plan, T, outputs = _LayerPlan.of(H), k.shape[2], list[Tensor]()
     needs_grad = is_differentiated(q, k, v, H.keys, H.values)  # autograd may have saved the rows
     for start in range(0, T, plan.block_tokens):
         stop = min(start + plan.block_tokens, T)
-        some_q, some_k, some_v = (x[:, :, start:stop] for x in (q, k, v))
+        some_x, (some_q, some_k, some_v) = x[:, start:stop], (y[:, :, start:stop] for y in (q, k, v))
         layout = shared.layout(H, active, start, stop, q.dtype)
-        stored, tensors, block = _build_block(some_q, some_k, some_v, H, plan, layout, rule)
+        stored, tensors, block = _build_block(some_x, some_q, some_k, some_v, H, plan, layout, rule)
         known = shared.evictions(block, start) if recorder is None else None
         block, parts = (known, []) if known else solve_evictions(block, recorder is not None and recorder.want_scores)
         if plan.positions_only:
@@ -80,7 +83,8 @@ def unroll_layer(
         outputs.append(output.to(q.dtype).unflatten(2, (-1, block.T)).flatten(1, 2))  # (B, N, t, D)
         make_state = shared.make_state or stop < T
         if recorder is not None:
-            recorder.add(some_q, some_k, some_v, block, parts, H.row_stats, None if make_state else stored)
+            seen_x = some_x if H.reduction.needs_input else None
+            recorder.add(seen_x, some_q, some_k, some_v, block, parts, H.row_stats, None if make_state else stored)
         if make_state:
             out = H if not needs_grad and (shared.donate or start > 0) else None
             H = _state_after(H, stored, tensors.positions, block, parts, out)
@@ -90,15 +94,15 @@ def unroll_layer(
 
 
 def _unroll_stepwise(
-    q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None, rule: LogitRule
+    x: Tensor, q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None, rule: LogitRule
 ) -> tuple[Tensor, MultiState]:
     """:func:`unroll_layer` token by token, as the step does it."""
     outputs = [q[:, :, :0]]
     for t in range(k.shape[2]):
         now = None if active is None else active[:, t]
         clock = H.clock + (1 if now is None else now)
-        x, H = append_attend_reduce(q[:, :, t], k[:, :, t], v[:, :, t], H, clock, now, in_place=t > 0, rule=rule)
-        outputs.append(x[:, :, None])
+        output, H = append_attend_reduce(x[:, t], q[:, :, t], k[:, :, t], v[:, :, t], H, clock, now, in_place=t > 0, rule=rule)
+        outputs.append(output[:, :, None])
     return torch.cat(outputs, dim=2), H
 
 
@@ -109,7 +113,8 @@ def is_called_per_token(operator: Reduction) -> bool:
 
 def _reads_positions_only(H: MultiState) -> bool:
     operator = H.reduction
-    return not (operator.needs_weights or operator.needs_keys or operator.merges_values or operator.stat_names)
+    reads = any(getattr(operator, flag) for flag in ("needs_weights", *NEEDS.values()))
+    return not (reads or operator.merges_values or operator.stat_names)
 
 
 def _evictions_known_from_positions(H: MultiState) -> bool:
@@ -142,17 +147,17 @@ class _LayerPlan:
         if operator.merges_values or H.places:  # the next token attends to what this eviction leaves
             return cls(1, attend, H.places, positions_only)
         tokens = BLOCK if operator.needs_weights else WEIGHT_FREE_BLOCK
-        if operator.needs_keys:
-            tokens = min(BLOCK, max(1, MAX_COPIED_KEY_ELEMENTS // max(1, H.keys.numel())))
+        if copies := operator.needs_keys + operator.needs_values:
+            tokens = min(BLOCK, max(1, MAX_COPIED_ELEMENTS // max(1, copies * H.keys.numel())))
         return cls(tokens, attend, None, positions_only)
 
 
 def _build_block(
-    q: Tensor, k: Tensor, v: Tensor, H: MultiState, plan: _LayerPlan, layout: BlockLayout, rule: LogitRule
+    x: Tensor, q: Tensor, k: Tensor, v: Tensor, H: MultiState, plan: _LayerPlan, layout: BlockLayout, rule: LogitRule
 ) -> tuple[dict[str, Tensor], BlockTensors, EvictionBlock]:
     """Return keys and values of all rows as H stores them, the tensors of the block, and the block without evictions."""
     (B, K, T), operator, new = k.shape[:3], H.reduction, encode_rows(k, v, H.is_quantised)
-    stored = {name: torch.cat((H.rows[name], x), dim=2) for name, x in new.items()}  # (B, K, R, …)
+    stored = {name: torch.cat((H.rows[name], y), dim=2) for name, y in new.items()}  # (B, K, R, …)
     entered = layout.clock if layout.uniform else layout.clock.masked_fill(~layout.active, EMPTY)
     positions = torch.cat((H.positions, entered[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
     tensors = BlockTensors(q.unflatten(1, (K, -1)), positions=positions, **stored, rule=rule)
@@ -166,9 +171,10 @@ def _build_block(
         logits = block_logits(tensors).detach().add_(layout.additive_mask)
     else:
         logits = torch.zeros(1, dtype=layout.dtype, device=q.device).expand(*tensors.queries.shape[:4], positions.shape[2])
-    row_stats = {name: torch.cat((x, x.new_zeros(B, K, T, *x.shape[3:])), dim=2) for name, x in H.row_stats.items()}
-    observed_keys = dequantise_rows(tensors.keys, tensors.key_scales, layout.dtype).detach() if operator.needs_keys else None
-    block = EvictionBlock(operator, layout, logits, positions, layout.last_visible, row_stats, observed_keys, H.n_learned)
+    row_stats = {name: torch.cat((y, y.new_zeros(B, K, T, *y.shape[3:])), dim=2) for name, y in H.row_stats.items()}
+    attended = (tensors.keys, tensors.key_scales), (tensors.values, tensors.value_scales)
+    fields = BlockFields.of(operator, x, tensors.queries, *attended, layout.dtype)
+    block = EvictionBlock(operator, layout, logits, positions, layout.last_visible, row_stats, fields, H.n_learned)
     return stored, tensors, block
 
 
@@ -196,7 +202,8 @@ def _state_after(
 def _merge(block: EvictionBlock, scores: BlockScores, stored: dict[str, Tensor]) -> dict[str, Tensor]:
     """Merge the evicted value of a block of one token, and return the values of all rows, with scales if they are int8."""
     positions = block.positions.masked_fill(~block.visible(0, 1)[:, :, 0], EMPTY)
-    observation = Observation(scores.weights[..., 0, :], positions, block.layout.clock[:, 0], scores.last_stats(), block.keys)
+    fields, clock = block.fields.of_tokens(0, 1, scores.weights), block.layout.clock[:, 0]
+    observation = Observation(scores.weights[..., 0, :], positions, clock, scores.last_stats(), **fields)
     evicted = (block.last_visible == 0) & (positions != EMPTY)  # (B, K, R), one row at most
     values = dequantise_rows(stored["values"], scales := stored.get("value_scales"), block.layout.dtype)
     merged = merge_evicted_value(block.reduction, observation, values, evicted.byte().argmax(-1), evicted.any(-1))

@@ -27,6 +27,15 @@ SAFE_FLAGS = {
 }
 """Values of the flags for a class that does not state them. Every other value allows a shortcut."""
 
+NEEDS = {
+    "keys": "needs_keys",
+    "values": "needs_values",
+    "output": "needs_output",
+    "queries": "needs_queries",
+    "x": "needs_input",
+}
+"""The fields of :class:`Observation` that are None for a class that does not state a flag, each with its flag."""
+
 
 class Observation(NamedTuple):
     """The rows that the current query of one layer attended to. R rows, of which the current token's row is one.
@@ -50,6 +59,16 @@ class Observation(NamedTuple):
     """Statistics by name, ``(B, K, R)`` or ``(B, K, R, n)`` each; 0 for the current row until ``update``."""
     keys: Tensor | None = None
     """``(B, K, R, D)``, rotated, for a class with ``needs_keys``; otherwise None."""
+    values: Tensor | None = None
+    """``(B, K, R, D)``, for a class with ``needs_values``; otherwise None."""
+    output: Tensor | None = None
+    """``(B, K, G, D)``, the attention output of the current query, the sum of the values by ``weights``, in the dtype of the
+    query, for a class with ``needs_output``; otherwise None."""
+    queries: Tensor | None = None
+    """``(B, K, G, D)``, the current query as attention uses it, rotated, for a class with ``needs_queries``; otherwise None."""
+    x: Tensor | None = None
+    """``(B, E)``, the input of the layer for the current token, before the layer's norm, for a class with ``needs_input``;
+    otherwise None."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +95,15 @@ class Reduction:
     needs_weights: ClassVar[bool] = True
     """False: ``update`` and ``score`` do not read ``weights``, so the library does not compute them."""
     needs_keys: ClassVar[bool] = False
-    """True: ``update`` or ``score`` read ``keys``. This flag is inherited."""
+    """True: ``update`` or ``score`` read ``keys``. This flag is inherited, and so are the next four."""
+    needs_values: ClassVar[bool] = False
+    """True: ``update`` or ``score`` read ``values``."""
+    needs_output: ClassVar[bool] = False
+    """True: ``update`` or ``score`` read ``output``. Such a class also has ``needs_weights``."""
+    needs_queries: ClassVar[bool] = False
+    """True: ``update`` or ``score`` read ``queries``."""
+    needs_input: ClassVar[bool] = False
+    """True: ``update`` or ``score`` read ``x``."""
     update_is_additive: ClassVar[bool] = False
     """True: ``update`` adds terms that do not depend on the statistics, so the terms of many tokens are summed at once."""
     depends_on_other_positions: ClassVar[bool] = True
@@ -142,8 +169,9 @@ class Reduction:
         """Refuse a class that breaks the contract in a way that shows without calling it.
 
         Raises:
-            Error: no ``score``; ``stat_names`` or ``stat_shape`` of a wrong type; an ``update`` without ``stat_names``; a size
-                that is no int, although ``validate`` accepts it; a ``tie_tolerance`` that is no finite number of at least 0.
+            Error: no ``score``; ``needs_output`` without ``needs_weights``; ``stat_names`` or ``stat_shape`` of a wrong type;
+                an ``update`` without ``stat_names``; a size that is no int, although ``validate`` accepts it; a
+                ``tie_tolerance`` that is no finite number of at least 0.
         """
         kind, names = type(self).__name__, self.stat_names
         if self.size is not None:
@@ -152,6 +180,8 @@ class Reduction:
             raise Error(f"{kind}: tie_tolerance is {self.tie_tolerance!r:.60}; expected a finite number of at least 0")
         if type(self).score is Reduction.score:
             raise Error(f"{kind} defines no score; expected a method score(observation) -> (B, 1 or K, R)")
+        if self.needs_output and not self.needs_weights:
+            raise Error(f"{kind} has needs_output without needs_weights; expected both, because the output is their product")
         self._check_stat_names()
         if not names and type(self).update is not Reduction.update:
             raise Error(f"{kind} defines update and no stat_names; expected the names of the statistics that update returns")

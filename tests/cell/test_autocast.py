@@ -8,7 +8,7 @@ from msrnn.models import EncoderDecoder
 from msrnn.models.encoder_decoder import EncoderDecoderConfig
 
 TEXT = random_tokens(5, 2, 12)
-OPERATORS = ["full", "window:4", "sinks:4:1", "h2o:4", "tova:4", "tova-head:4", "keydiff:4", "cam:8", "morphkv:8:4"]
+OPERATORS = ["full", "window:4", "sinks:4:1", "h2o:4", "tova:4", "tova-head:4", "keydiff:4", "cam:8", "morphkv:8:4", "caote:4"]
 
 
 def gradients(cell, read, reduction, dtype=None):

@@ -16,7 +16,7 @@ from msrnn.cell import capture
 from msrnn.layers.rotary import LongRope
 
 OPERATORS = [
-    *("window:4", "sinks:4:2", "h2o:4", "h2o-layer:4", "tova:4", "tova-head:4", "morphkv:6:2", "cam:6", "keydiff:4"),
+    *("window:4", "sinks:4:2", "h2o:4", "h2o-layer:4", "tova:4", "tova-head:4", "morphkv:6:2", "cam:6", "keydiff:4", "caote:4"),
     ["tova:3", "h2o:4"],
     ["tova:3", "tova:4"],
 ]

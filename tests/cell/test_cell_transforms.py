@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 TEXT = random_tokens(7, 2, 8)
 OPERATORS = [
     *["full", "window:3", "sinks:4:1", "h2o:4", "h2o-layer:4", "tova:3", "tova-head:3", "random:3", "last-queries:4:2"],
-    *["morphkv:4:2", "scissorhands:4:1", "keyformer:4", "keydiff:4", "knorm:4", "cam:4:1", PeakWeight(3)],
+    *["morphkv:4:2", "scissorhands:4:1", "keyformer:4", "keydiff:4", "knorm:4", "cam:4:1", "caote:4", PeakWeight(3)],
 ]
 PATHS = {
     "step loop": lambda cell, state: step_loop(cell, TEXT[:, 3:], state)[0],

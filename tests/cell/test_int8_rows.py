@@ -22,7 +22,7 @@ from msrnn import Full, Window
 from msrnn.recurrence import unroll
 
 OPERATORS = ["full", "window:5", "sinks:6:2", "h2o:6", "h2o-layer:6", "tova:5", "tova-head:5"]
-OPERATORS += ["keydiff:5", "knorm:5", "cam:6:2", "keyformer:6", "morphkv:6:2"]
+OPERATORS += ["keydiff:5", "knorm:5", "cam:6:2", "keyformer:6", "morphkv:6:2", "caote:5", "dropkv:6:2"]
 
 
 def rounded(x):

@@ -7,7 +7,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, tiny_c
 import msrnn
 from msrnn.cell.stacked_step import stacked_step
 
-OPERATORS = ["window:3", "sinks:4:2", "h2o:4", "h2o-layer:4", "tova:3", "tova-head:3"]
+OPERATORS = ["window:3", "sinks:4:2", "h2o:4", "h2o-layer:4", "tova:3", "tova-head:3", "caote:3"]
 
 
 def plain_loop(cell, token, state, active=None):

@@ -118,7 +118,7 @@ def test_ragged_prompts_are_independent_and_the_unroll_continues(operator):
     assert written.clock.tolist() == [32, 13, 12, 21]
 
 
-@pytest.mark.parametrize("operator", ["tova:20", "h2o:20", "keyformer:20", "scissorhands:20", "knorm:20", "full"])
+@pytest.mark.parametrize("operator", ["tova:20", "h2o:20", "keyformer:20", "scissorhands:20", "knorm:20", "vatp:20", "full"])
 def test_without_an_eviction_prefill_equals_the_unroll(operator):
     cell, text = tiny_cell(), random_tokens(1, 2, 20)
     logits, state = prefill(cell, text, operator)

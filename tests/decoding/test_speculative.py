@@ -63,7 +63,7 @@ def test_lookahead_is_greedy(data, call):
     assert_plain(call, msrnn.lookahead(cell, text, state, pool=pool, **settings, **arguments))
 
 
-@pytest.mark.parametrize("reduction", ["full", "tova:4", "h2o:5", "sinks:4:2"])
+@pytest.mark.parametrize("reduction", ["full", "tova:4", "h2o:5", "sinks:4:2", "caote:4"])
 def test_a_pool_with_the_answer_is_accepted_in_full(reduction):
     """The number of forward passes is the number of drafts that the answer contains."""
     cell, text = tiny_cell(), random_tokens(1, 2, 5)

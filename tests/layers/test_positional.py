@@ -55,12 +55,12 @@ def test_sinusoidal_encoding_follows_the_formula():
 
 def test_alibi_refuses_16_bits_and_operators_that_need_keys():
     for encoding in ENCODINGS[:2]:
-        encoding.check(torch.bfloat16, needs_keys=True)
+        encoding.check(torch.bfloat16, reads_keys=True)
     ENCODINGS[2].check(torch.float32)
     with pytest.raises(msrnn.Error, match=r"dtype is torch\.bfloat16"):
         ENCODINGS[2].check(torch.bfloat16)
     with pytest.raises(msrnn.Error, match="needs keys"):
-        ENCODINGS[2].check(torch.float32, needs_keys=True)
+        ENCODINGS[2].check(torch.float32, reads_keys=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from msrnn import H2O, TOVA, MultiState, Reduction, Sinks, Window
-from msrnn.recurrence.transition import reduce
+from msrnn.recurrence.transition import Attended, reduce
 
 
 @dataclass(frozen=True)
@@ -39,5 +39,5 @@ def test_reduce_reads_no_value_of_a_tensor(operator, rows):
     H = MultiState(keys, keys.clone(), positions, clock, operator, stats, no_empty_rows=True)
     seen = H.append(keys[:, :, 0], keys[:, :, 0], in_place=True)
     weights = torch.empty(B, K, G, rows + 1, device="meta")
-    after = reduce(seen, weights, clock + 1, None)
+    after = reduce(seen, Attended(weights), clock + 1, None)
     assert after.keys.shape[2] == min(rows + 1, 4)

@@ -10,76 +10,39 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import value_aware_rules, window_rules
+from support.naive_operators import cheapest, dot, naive, softmax
 from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 
 import msrnn
-from msrnn import TOVA, CaM, KeyDiff, Keyformer, Knorm, LastQueries, MorphKV, Random, Scissorhands, parse_reduction, pyramid
+from msrnn import (
+    A2SF,
+    CAOTE,
+    RKV,
+    TOVA,
+    VATP,
+    CaM,
+    DropKV,
+    KeyDiff,
+    Keyformer,
+    Knorm,
+    LagKV,
+    LastQueries,
+    MorphKV,
+    Random,
+    Scissorhands,
+    parse_reduction,
+    pyramid,
+)
 from msrnn.diagnostics.retention import retained_fraction
 from msrnn.recurrence import block_evictions, unroll
 from msrnn.reductions.hash_rng import uniform
-
-# A rule receives the queries, keys and values of the library's layer for each token, as lists. Attention, scores, eviction,
-# merging and the output of the layer are written here, token by token.
 
 
 def distinct(seed, B, T):
     """Return ``(B, T)`` ids without repetition, because the keys of equal tokens have equal norms in the first layer."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randperm(50, generator=generator)[:T] for _ in range(B)])
-
-
-class Row:
-    """One token of one key/value head: position, key, value, and statistics of a rule."""
-
-    def __init__(self, position, key, value):
-        self.position, self.key, self.value = position, key, value
-        self.by_query = {}  # what each query gave it, by the query's position
-
-
-def softmax(xs):
-    top = max(xs)
-    es = [math.exp(x - top) for x in xs]
-    return [e / sum(es) for e in es]
-
-
-def dot(a, b):
-    return math.fsum(x * y for x, y in zip(a, b, strict=True))
-
-
-def naive(cell, text, rule, size):
-    """Return the logits ``(T, V)`` of one text ``(T,)``, and the positions retained at the end per layer and head.
-
-    ``rule(layer)`` gives a function of t, the head's number, its rows (the current one last) and the logits of its query heads,
-    ``[g][row]``, that returns the row to go once there are more than ``size(layer)``; it may change values.
-    """
-    c = cell.config
-    G = c.n_heads // c.n_kv_heads
-    rules, H = [rule(l) for l in range(c.n_layers)], [[[] for _ in range(c.n_kv_heads)] for _ in range(c.n_layers)]
-    out = []
-    for t, token in enumerate(text.tolist()):
-        x = cell.embed.weight[token][None]  # (1, E)
-        for l, layer in enumerate(cell.layers):
-            q, k, v = (y[0].tolist() for y in layer.project_qkv(x, c.rope.cos_sin(torch.tensor([t]), c.head_dim, x.dtype)))
-            read = []
-            for h, rows in enumerate(H[l]):
-                rows.append(Row(t, k[h], v[h]))
-                logits = [[dot(q[h * G + g], row.key) / math.sqrt(c.head_dim) for row in rows] for g in range(G)]
-                for z in logits:
-                    weights = softmax(z)
-                    read.append([dot(weights, column) for column in zip(*(row.value for row in rows), strict=True)])
-                for i, row in enumerate(rows):
-                    row.by_query[t] = fmean(softmax(z)[i] for z in logits)
-                gone = rules[l](t, h, rows, logits, len(rows) > size(l))
-                if gone is not None:
-                    rows.remove(gone)
-            x = layer.post_attention(x, torch.tensor([read], dtype=x.dtype))
-        out.append(cell.compute_logits(x)[0])
-    return torch.stack(out), [[[row.position for row in rows] for rows in layer] for layer in H]
-
-
-def cheapest(rows, score):
-    """Return the row with the lowest score, the oldest of ties; rows are in order."""
-    return min(rows, key=lambda row: (score(row), row.position))
 
 
 def draws(seed, layer, head, position, clock):
@@ -208,6 +171,8 @@ CASES = {
     "cam per layer": (CaM((4, 7), sinks=1, merge_window=2), cam(1, 2, 0)),
     "random per layer": (Random((3, 6)), random(0)),
     "keyformer, highest temperature": (Keyformer(7, steps=1), keyformer(2, 1, 0)),
+    **value_aware_rules.CASES,
+    **window_rules.CASES,
 }
 OPERATORS = [operator for operator, _ in CASES.values()]
 
@@ -454,6 +419,14 @@ def test_pyramid_decreases_linearly_with_the_given_mean():
         (lambda: CaM(4), "CaM: sinks is 4"),
         (lambda: CaM(8, merge_window=0), "CaM: merge_window is 0"),
         (lambda: Knorm(0), "Knorm: size is 0"),
+        (lambda: CAOTE(4, per_head=1), "CAOTE: per_head is 1"),
+        (lambda: VATP(4, recent=5), "VATP: recent is 5"),
+        (lambda: VATP(4, sinks=-1), "VATP: sinks is -1"),
+        (lambda: A2SF(4, forgetting=1.5), "A2SF: forgetting is 1.5"),
+        (lambda: RKV(8, importance="a"), "RKV: importance is 'a'"),
+        (lambda: RKV(8, threshold=2), "RKV: threshold is 2"),
+        (lambda: LagKV(8), "LagKV: size is 8"),
+        (lambda: LagKV(20, lag=9), "LagKV: lag is 9; expected an int from 2 to 8"),
     ],
 )
 def test_invalid_settings_are_refused(build, thing):
@@ -476,6 +449,16 @@ FORMS = {
     "keyformer:512:0:64:3": Keyformer(512, recent=0, steps=64, seed=3),
     "cam:512": CaM(512),
     "cam:512:1:16": CaM(512, sinks=1, merge_window=16),
+    "caote:512": CAOTE(512),
+    "caote-layer:512": CAOTE(512, per_head=False),
+    "dropkv:512:16": DropKV(512, window=16),
+    "vatp:512": VATP(512),
+    "vatp:512:0:2": VATP(512, recent=0, sinks=2),
+    "a2sf:512:0.5": A2SF(512, forgetting=0.5),
+    "r-kv:512": RKV(512),
+    "r-kv:512:4:0.2": RKV(512, window=4, importance=0.2),
+    "lagkv:512": LagKV(512),
+    "lagkv:512:64:0": LagKV(512, lag=64, sinks=0),
 }
 
 

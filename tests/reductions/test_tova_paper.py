@@ -12,7 +12,7 @@ from support.tiny_models import ROPES, assert_close, assert_same, random_tokens,
 import msrnn
 from msrnn import H2O, TOVA, Full, MultiState, Reduction, Sinks, Window, parse_reduction
 from msrnn.recurrence import eviction
-from msrnn.recurrence.transition import reduce
+from msrnn.recurrence.transition import Attended, reduce
 
 CASES = {
     "full": ("full", lambda l: full()),
@@ -89,7 +89,7 @@ def rows_at(positions, operator, numbers=None, K=1):
 def reduced(H, weights):
     """Return H after one token with attention ``weights (K, G, S + 1)``."""
     key = H.clock.double()[:, None, None].repeat(1, H.keys.shape[1], 1)
-    return reduce(H.append(key, -key, in_place=False), torch.tensor(weights).double()[None], H.clock + 1, None)
+    return reduce(H.append(key, -key, in_place=False), Attended(torch.tensor(weights).double()[None]), H.clock + 1, None)
 
 
 @pytest.mark.parametrize("tilt", [0.0, 0.04])

@@ -35,6 +35,8 @@ class KeepFirst(Reduction):
     update_is_additive = property(lambda self: self.of.update_is_additive)  # type: ignore[assignment]
     depends_on_row_layout = property(lambda self: self.of.depends_on_row_layout)  # type: ignore[assignment]
     needs_keys = property(lambda self: self.of.needs_keys)  # type: ignore[assignment]
+    needs_values = property(lambda self: self.of.needs_values)  # type: ignore[assignment]
+    needs_output = property(lambda self: self.of.needs_output)  # type: ignore[assignment]
 
     def stat_shape(self, name: str) -> tuple[int, ...]:
         return self.of.stat_shape(name)
@@ -94,6 +96,7 @@ SPECS = [
     "all-protected:5",
     "random:5",
     "keydiff:5",
+    "caote:5",
     "scissorhands:5:2:2",
 ]
 

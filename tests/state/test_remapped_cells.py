@@ -26,7 +26,16 @@ import msrnn
 from msrnn.state import position_remapping
 from msrnn.state.position_remapping import RULES, PositionRemapping
 
-FURTHER_OPERATORS = ["random:5", "last-queries:6:2", "morphkv:6:3", "scissorhands:7:3", "keyformer:6", "keydiff:5", "cam:6:1:2"]
+FURTHER_OPERATORS = [
+    "random:5",
+    "last-queries:6:2",
+    "morphkv:6:3",
+    "scissorhands:7:3",
+    "keyformer:6",
+    "keydiff:5",
+    "cam:6:1:2",
+    "caote:5",
+]
 EVICTION_RULES = {
     "full": full,
     "window:5": lambda: window(5),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.tiny_models import ROPES, random_tokens, tiny_cell
 from torch import Tensor
 
-from msrnn import H2O, TOVA, Full, Reduction, Sinks, Window
+from msrnn import CAOTE, H2O, TOVA, Full, Reduction, Sinks, Window
 from msrnn.state.state import State
 
 OPERATORS = [Full(), Window(0), Window(4), Sinks(4, sinks=2), H2O(4), H2O(4, per_head=False), TOVA(4), TOVA(4, per_head=True)]
@@ -39,7 +39,7 @@ def bounded_operators(size: int | tuple[int, ...]) -> list[Reduction]:
     """Return operators of every kind; ``size`` is an int or one int per layer, each at least 1."""
     smallest = min(size) if isinstance(size, tuple) else size
     kinds = [Window(size), TOVA(size), TOVA(size, per_head=True), H2O(size), H2O(size, per_head=False), PeakWeight(size)]
-    kinds += [H2O(size, recent=0), H2O(size, recent=smallest, per_head=False)]
+    kinds += [H2O(size, recent=0), H2O(size, recent=smallest, per_head=False), CAOTE(size), CAOTE(size, per_head=False)]
     return kinds + ([Sinks(size, sinks=smallest - 1), PeakWeight(size, kept=1)] if smallest > 1 else [])
 
 

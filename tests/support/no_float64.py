@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from msrnn.recurrence import operator_calls
+from msrnn.recurrence import operator_answers
 
 
 class NoFloat64(TorchDispatchMode):
@@ -39,5 +39,5 @@ def device_without_float64():
         mode.on_cpu[copy] = True
         return copy
 
-    with patch.object(torch.Tensor, "cpu", cpu), patch.object(operator_calls, "DEVICES_WITHOUT_FLOAT64", ("cpu",)), mode:
+    with patch.object(torch.Tensor, "cpu", cpu), patch.object(operator_answers, "DEVICES_WITHOUT_FLOAT64", ("cpu",)), mode:
         yield

@@ -1,0 +1,65 @@
+"""An operator that evicts rows with keys similar to other keys."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..errors import Error
+from .contract import EMPTY, Observation, SpecNames, is_recent
+from .observation_window import LastQueries
+
+
+@dataclass(frozen=True)
+class RKV(LastQueries):
+    r"""R-KV (arXiv:2505.24133; Zefan-Cai/R-KV): a row is evicted if it receives little attention and its key is redundant.
+
+    The score is $\lambda I - (1 - \lambda) R$, where λ is ``importance``. I is the mean attention of the last ``window``
+    queries; the rows of these queries are protected. R is the softmax, over rows, of the mean cosine of the key with the other
+    keys. For each row, the newest rows with a cosine above ``threshold`` do not count, at most a share ``recent_share`` of
+    ``size``, so of a group of similar rows the newest stay. One decision per key/value head, by the mean over its query heads.
+
+    All cosines are computed again at each token: rows² × D products for each head, at 512 rows more than the rest of a step of
+    a small model.
+
+    From the paper and its code: score, window, threshold and the rows that do not count. The code evicts once per 128 tokens
+    and takes the maximum of I over 7 neighbouring rows; here one row is evicted per token and nothing is pooled.
+    """
+
+    window: int = 8
+    importance: float = 0.1
+    threshold: float = 0.5
+    recent_share: float = 0.1
+    spec_names: ClassVar[SpecNames] = {"r-kv": {}}
+    needs_keys: ClassVar[bool] = True
+    depends_on_row_layout: ClassVar[bool] = False
+
+    def validate(self, size: int | None) -> None:
+        super().validate(size)
+        for name, lowest in (("importance", 0), ("threshold", -1), ("recent_share", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not lowest <= value <= 1:
+                raise Error(f"RKV: {name} is {value!r:.60}; expected a number from {lowest} to 1")
+
+    def score(self, observation: Observation) -> Tensor:
+        importance = observation.row_stats["read"].mean(-1)
+        score = self.importance * importance - (1 - self.importance) * self.redundancy(observation)
+        return score.masked_fill(is_recent(observation, self.window), torch.inf)
+
+    def redundancy(self, observation: Observation) -> Tensor:
+        """Return R, ``(B, K, R)``."""
+        assert isinstance(self.size, int)
+        assert observation.keys is not None
+        positions, dtype = observation.positions, observation.weights.dtype
+        absent = positions == EMPTY
+        keys = normalize(observation.keys.to(dtype).masked_fill(absent[..., None], 0), dim=-1)
+        cosines = keys @ keys.mT  # (B, K, R, R)
+        cosines = cosines.masked_fill(torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device), 0)
+        order = positions.argsort(dim=-1, descending=True)[:, :, None].expand_as(cosines)  # the newest first
+        similar = (cosines > self.threshold).gather(-1, order)
+        newest = similar & (similar.cumsum(-1) <= int(self.recent_share * self.size))
+        cosines = cosines.masked_fill(torch.zeros_like(newest).scatter(-1, order, newest), 0)
+        mean = cosines.sum(2) / (~absent).sum(-1, keepdim=True)
+        return mean.masked_fill(absent, -torch.inf).softmax(-1)

@@ -256,7 +256,7 @@ def test_an_operator_that_needs_keys_gets_copies_of_bounded_size(stored, monkeyp
     expected, end = step_loop(cell, text[:, 24:], state)
     score = msrnn.KeyDiff.score
     monkeypatch.setattr(msrnn.KeyDiff, "score", lambda self, x: seen.append(x.keys.shape) or score(self, x))
-    monkeypatch.setattr(unroll, "MAX_COPIED_KEY_ELEMENTS", stored * state[0].keys.numel())
+    monkeypatch.setattr(unroll, "MAX_COPIED_ELEMENTS", stored * state[0].keys.numel())
     found, after = cell(text[:, 24:], state)
     assert_close(found, expected)
     assert_same(after, end, 1e-9)

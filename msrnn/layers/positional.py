@@ -99,7 +99,7 @@ class AlibiEncoding(PositionEncoding):
 
     def check(self, dtype: torch.dtype, reads_keys: bool = False) -> None:
         if reads_keys:
-            raise Error("the operator reads keys or queries, to which alibi appends positions; expected another operator")
+            raise Error("the operator needs keys or queries, to which alibi appends positions; expected another operator")
         if dtype.itemsize < 4:
             raise Error(f"dtype is {dtype}, too coarse for the positions that alibi appends; expected float32 or float64")
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 PROGRAMS = ("msrnn", "converters")
+PARENT = os.getppid()
+"""The process that has started this one, before the import of torch."""
 
 SPIN_COUNT, DEFAULT_SPIN_COUNT = "10000", "300000"
 """Number of polls after which a waiting thread of libgomp sleeps: in the commands, and the default of libgomp."""

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from ..distributed.liveness import STOPPED, Liveness, exit_now
 from ..distributed.processes import Processes, from_all, start_group
 from ..errors import Error
-from .streams import print_error
 
 DIVIDED = ("eval",)
 """Commands of which every rank computes a part with the whole model."""
@@ -45,8 +44,8 @@ class RankRun:
     """One command as this rank of several runs it."""
 
     def __init__(self, ranks: Processes):
-        self.ranks = ranks
-        self._liveness: Liveness | None = None
+        self.ranks, self._liveness = ranks, Liveness(ranks)
+        self.report = self._liveness.report
 
     def start(self, args: argparse.Namespace) -> bool:
         """Start the process group of a command, and set the device and the threads of this rank.
@@ -63,17 +62,10 @@ class RankRun:
         if args.command in FIRST_ONLY:
             return self.ranks.is_first
         store = start_group(self.ranks, PART_TIMEOUT if args.command in DIVIDED else COLLECTIVE_TIMEOUT)
-        self._liveness = Liveness(self.ranks, store)
+        self._liveness.connect(store)
         args.device = self.ranks.device(args.device)
         self.ranks.set_threads()
         return True
-
-    def report(self, message: str, code: int) -> None:
-        """Print a message once for all ranks. Before the group exists, every rank has the same message."""
-        if self._liveness is not None:
-            self._liveness.report(message, code)
-        elif self.ranks.is_first:
-            print_error(message)
 
     def run(self, command: Callable[[], int]) -> int:
         """Call ``command``, which returns an exit code, and return it; a failure ends the process instead."""
@@ -81,21 +73,19 @@ class RankRun:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
         try:
             code = command()
-            if code == 0 and self._liveness is not None:
+            if code == 0 and self._liveness.is_connected:
                 from_all(None)  # a rank that ended earlier would close connections that others use
         except SystemExit as end:  # by argparse, or by the signal that ends all ranks
             code = end.code if isinstance(end.code, int) else 1
-            if self._liveness is not None:
-                self.report(STOPPED, code)
+            self.report(STOPPED if code >= 128 else "", code)
         except BaseException:
             code = 1
-            if self._liveness is None or self._liveness.wait_for_end(RESULT_OF_A_LOSS) is None:
+            if self._liveness.wait_for_end(RESULT_OF_A_LOSS) is None:
                 self.report(f"rank {self.ranks.rank}\n{traceback.format_exc()}", code)
-        if self._liveness is None:
-            return code
         if code:
             self.report("", code)  # for an error without a message, such as a closed output
             exit_now(code)
         self._liveness.finish()
-        dist.destroy_process_group()
+        if self._liveness.is_connected:
+            dist.destroy_process_group()
         return 0

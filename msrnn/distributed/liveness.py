@@ -14,12 +14,14 @@ import socket
 import sys
 import threading
 import time
+from collections import defaultdict
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
 
+from ..startup import PARENT
 from .connections import connect
 from .processes import Processes
 
@@ -33,25 +35,40 @@ STOPPED = "\nstopped"
 
 
 class Liveness:
-    """The connections between the ranks of one run, and the thread that waits on them.
+    """The connections between the ranks of one run, and the thread that waits on them, on signals, and for torchrun to end.
 
     Args:
         ranks: the processes.
-        store: the store of their group, for the address of rank 0.
     """
 
-    def __init__(self, ranks: Processes, store: dist.Store):
-        self._ranks, self._peers = ranks, connect(ranks, store)
-        self._texts, self._finished = dict.fromkeys(self._peers, b""), set[int]()
+    def __init__(self, ranks: Processes):
+        self._ranks, self._peers, self._finished = ranks, dict[int, socket.socket](), set[int]()
+        self._texts = defaultdict[int, bytes](bytes)
         self._ended, self._send_lock = threading.Lock(), threading.Lock()
         self._code: int | None = None
         self._deadline = float("inf")
-        self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self._parent = PARENT if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._signals, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)  # works within a collective too
         signal.signal(signal.SIGTERM, _raise_exit)
         threading.Thread(target=self._watch, name="liveness", daemon=True).start()
+
+    def connect(self, store: dist.Store) -> None:
+        """Connect to the other ranks. Before this, only signals and the end of torchrun are noticed.
+
+        Args:
+            store: the store of their group, for the address of rank 0.
+
+        Raises:
+            Error: rank 0 cannot be reached.
+        """
+        self._peers = connect(self._ranks, store)
+
+    @property
+    def is_connected(self) -> bool:
+        """True after :meth:`connect`."""
+        return bool(self._peers)
 
     def finish(self) -> None:
         """Announce that this rank has finished its work, so that its connections may close."""
@@ -61,13 +78,14 @@ class Liveness:
     def report(self, message: str, code: int) -> None:
         """Print ``message`` once for all ranks, and let them end with exit code ``code``.
 
-        Nothing is printed if another error came first: most likely it was the same one on another rank, or its result.
+        Nothing is printed if another error came first: most likely it was the same one on another rank, or its result. Ranks
+        that are not connected yet have the same error, and rank 0 prints it.
         """
         if not self._claim(code):
             return
         if self._ranks.is_first:
             self._announce(message, code)
-        else:
+        elif self._peers:
             self._send({"message": message, "code": code})
             time.sleep(GRACE)  # rank 0 prints the message and ends this process; SystemExit interrupts the sleep
 
@@ -86,7 +104,7 @@ class Liveness:
         return True
 
     def _announce(self, message: str, code: int, prints: bool = True) -> None:
-        if prints:
+        if prints and message:
             with suppress(OSError, ValueError):
                 print(message, file=sys.__stderr__, flush=True)
         if self._ranks.is_first:

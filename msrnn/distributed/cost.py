@@ -1,0 +1,206 @@
+"""A model of the cost of a sharded cell: bytes per rank, bytes on the wire, and seconds per step.
+
+The model is a roofline (Williams et al. 2009, doi:10.1145/1498765.1498785). A step reads its part of the weights and H once.
+Their bytes divided by the memory bandwidth bound its time from below, unless its floating-point operations do. Collectives add
+their latency, and their bytes divided by the bandwidth of the link, because every layer waits for the sum. docs/distributed.md
+compares the result with the figures of the paper and with what was measured.
+"""
+
+from dataclasses import dataclass
+from math import floor, inf
+
+POSITION_BYTES, SCORE_BYTES = 8, 4
+"""int64 positions of the rows; scores are float32."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a LLaMA-like model.
+
+    Attributes:
+        name: for tables.
+        layers, width, heads, kv_heads, head_dim, ffn_width, vocab_size: as in its config.
+        window: rows of a published sliding window, the current one included; None for none.
+    """
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_width: int
+    vocab_size: int
+    window: int | None = None
+
+    def held_kv_heads(self, ranks: int) -> int:
+        """Return the key/value heads of one rank; with more ranks than heads, each head is held by several ranks."""
+        return max(1, self.kv_heads // ranks)
+
+    def parameters(self, ranks: int = 1) -> int:
+        """Return the number of parameters of one rank. Norms are whole, all matrices are divided."""
+        queries, keys = self.heads // ranks * self.head_dim, self.held_kv_heads(ranks) * self.head_dim
+        attention = 2 * self.width * (queries + keys)  # q and o, k and v
+        mlp = 3 * self.width * (self.ffn_width // ranks)
+        embeddings = 2 * self.width * (self.vocab_size // ranks)
+        return self.layers * (attention + mlp + 2 * self.width) + embeddings + self.width
+
+    def row_bytes(self, ranks: int = 1, itemsize: int = 2) -> int:
+        """Return the bytes of one token in H on one rank: keys, values and positions of all layers."""
+        return self.layers * self.held_kv_heads(ranks) * (2 * self.head_dim * itemsize + POSITION_BYTES)
+
+
+LLAMA_2_7B = Shape("LLaMA-2-7B", 32, 4096, 32, 32, 128, 11008, 32000)
+LLAMA_2_70B = Shape("LLaMA-2-70B", 80, 8192, 64, 8, 128, 28672, 32000)
+MISTRAL_7B = Shape("Mistral-7B", 32, 4096, 32, 8, 128, 14336, 32000, window=4096)
+"""Configs of meta-llama/Llama-2-7b-hf, meta-llama/Llama-2-70b-hf and mistralai/Mistral-7B-v0.1 on the Hugging Face hub."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator. Values are those of its data sheet; none was measured here.
+
+    Attributes:
+        name: for tables.
+        memory: bytes.
+        bandwidth: of its memory, bytes per second.
+        link: to the other ranks, bytes per second in one direction.
+        flops: floating-point operations per second in 16 bits, dense.
+        latency: seconds of an all-reduce of a few kilobytes; an assumption.
+        reserved: bytes that neither weights nor H may use: context of the driver, activations; an assumption.
+    """
+
+    name: str
+    memory: float
+    bandwidth: float
+    link: float
+    flops: float
+    latency: float = 20e-6
+    reserved: float = 1e9
+
+
+V100 = Device("V100 32 GB", 32 * 2**30, 900e9, 150e9, 125e12)
+A100 = Device("A100 80 GB", 80 * 2**30, 2039e9, 300e9, 312e12)
+H100 = Device("H100 80 GB", 80 * 2**30, 3350e9, 450e9, 989e12)
+"""SXM modules with NVLink: data sheets of NVIDIA for V100 (2020), A100 80GB (2021) and H100 (2023)."""
+
+
+def free_bytes(shape: Shape, device: Device, ranks: int = 1, itemsize: int = 2) -> float:
+    """Return the bytes of one rank that remain for H; negative if the weights do not fit."""
+    return device.memory - device.reserved - itemsize * shape.parameters(ranks)
+
+
+def largest_batch(shape: Shape, device: Device, rows: int, ranks: int = 1, itemsize: int = 2) -> int:
+    """Return how many sequences of ``rows`` rows fit; 0 if the weights do not fit."""
+    return max(0, floor(free_bytes(shape, device, ranks, itemsize) / (rows * shape.row_bytes(ranks, itemsize))))
+
+
+def longest_context(shape: Shape, device: Device, batch_size: int = 1, ranks: int = 1, itemsize: int = 2) -> float:
+    """Return how many tokens an unbounded H can hold; a bounded H reads any number of tokens, so its context is infinite."""
+    return float(largest_batch(shape, device, batch_size, ranks, itemsize))
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What one token of one sequence adds to the collectives of each rank, in bytes.
+
+    Attributes:
+        layer: per layer, to the all-reduces after o and after down.
+        scores: per layer, to the all-gather of the scores.
+        collectives: collectives per layer.
+        embedding: per step, to the all-reduce after the embedding.
+        logits: per step, of all ranks together, to the all-gather of the logits.
+    """
+
+    layer: int
+    scores: int
+    collectives: int
+    embedding: int
+    logits: int
+
+
+def wire(shape: Shape, scores: int = 0, itemsize: int = 2) -> Wire:
+    """Return the bytes that a token adds to the tensors which the ranks sum up or gather.
+
+    Args:
+        shape: the model.
+        scores: scores per layer that every rank needs from all others before the eviction: ``size + 1`` for TOVA and H2O with
+            one decision per layer, 0 for operators that decide per head or see no attention weights.
+        itemsize: bytes of an activation and of a logit.
+    """
+    width = shape.width * itemsize
+    return Wire(2 * width, scores * SCORE_BYTES, 3 if scores else 2, width, shape.vocab_size * itemsize)
+
+
+def sent_bytes(payload: float, ranks: int) -> float:
+    """Return what each rank sends for an all-reduce of ``payload`` bytes by the ring algorithm: 2 (R − 1) / R of it.
+
+    Source: Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002.
+    """
+    return 2 * (ranks - 1) / ranks * payload
+
+
+def sent_per_token(shape: Shape, ranks: int, scores: int = 0, itemsize: int = 2) -> float:
+    """Return the bytes that each rank sends for one token. In an all-gather it sends its own part to all others."""
+    found = wire(shape, scores, itemsize)
+    summed = shape.layers * found.layer + found.embedding
+    return sent_bytes(summed, ranks) + (ranks - 1) * (shape.layers * found.scores + found.logits / ranks)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step of a batch: reading weights and H, and the collectives. They do not overlap."""
+
+    compute: float
+    communication: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        return self.compute + self.communication
+
+
+def step_time(
+    shape: Shape, device: Device, batch_size: int, rows: float, ranks: int = 1, scores: int = 0, itemsize: int = 2
+) -> StepTime:
+    """Return the predicted time of one step.
+
+    Args:
+        shape, device: the model and the accelerators.
+        batch_size: number of sequences.
+        rows: rows of H per sequence.
+        ranks: number of accelerators.
+        scores: as in :func:`wire`.
+        itemsize: bytes of a weight, of a key or value, and of an activation.
+    """
+    weights = shape.parameters(ranks) - shape.width * shape.vocab_size // ranks  # one row of the embedding is read per token
+    from_memory = (itemsize * weights) / device.bandwidth
+    arithmetic = 2 * weights * batch_size / device.flops
+    state = batch_size * rows * shape.row_bytes(ranks, itemsize) / device.bandwidth
+    if ranks == 1:
+        return StepTime(max(from_memory, arithmetic) + state, 0.0)
+    n = shape.layers * wire(shape, scores).collectives + 2  # and one each for embedding and logits
+    sent = batch_size * sent_per_token(shape, ranks, scores, itemsize)
+    return StepTime(max(from_memory, arithmetic) + state, n * device.latency + sent / device.link)
+
+
+def mean_rows(tokens: int, size: float = inf) -> float:
+    """Return the mean number of rows of H over the steps 1 … ``tokens`` under an operator of ``size`` (inf: unbounded)."""
+    if size >= tokens:
+        return (tokens + 1) / 2
+    return (size * (size + 1) / 2 + (tokens - size) * size) / tokens
+
+
+def small_from(shape: Shape, device: Device, rows: int, ranks: int, scores: int = 0, share: float = 0.1) -> int:
+    """Return the first power of two as a batch size that fits and at which communication takes at most ``share`` of a step.
+
+    Returns:
+        The batch size; 0 if there is none.
+    """
+    batch_size, most = 1, largest_batch(shape, device, rows, ranks)
+    while batch_size <= most:
+        found = step_time(shape, device, batch_size, rows, ranks, scores)
+        if found.communication <= share * found.total:
+            return batch_size
+        batch_size *= 2
+    return 0

@@ -1,0 +1,89 @@
+"""The model of cost, compared with published numbers of parameters, with the paper, and with the cells of this library."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from msrnn.diagnostics.state_memory import token_bytes
+from msrnn.distributed import cost
+from msrnn.models.llama import LLAMA_2_7B
+from msrnn.models.registry import build_on_meta
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("cost_tables", ROOT / "docs/site/cost_tables.py")
+cost_tables = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(cost_tables)
+CONFIGS = {
+    "LLaMA-2-7B": LLAMA_2_7B,
+    "LLaMA-2-70B": replace(LLAMA_2_7B, width=8192, n_layers=80, n_heads=64, n_kv_heads=8, ffn_width=28672),
+    "Mistral-7B": replace(LLAMA_2_7B, n_kv_heads=8, ffn_width=14336),
+}
+PUBLISHED = {"LLaMA-2-7B": 6_738_415_616, "LLaMA-2-70B": 68_976_648_192, "Mistral-7B": 7_241_732_096}
+"""Parameters that the pages of the models on the Hugging Face hub state (safetensors metadata)."""
+
+
+@pytest.mark.parametrize("shape", cost_tables.SHAPES, ids=lambda shape: shape.name)
+def test_parameters_and_bytes_of_h(shape):
+    cell = build_on_meta(CONFIGS[shape.name])
+    assert shape.parameters() == PUBLISHED[shape.name] == sum(x.numel() for x in cell.parameters())
+    assert shape.row_bytes() == token_bytes(cell.initial_state(1, "full"), itemsize=2)
+
+
+@pytest.mark.parametrize("shape", cost_tables.SHAPES, ids=lambda shape: shape.name)
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_ranks_hold_the_model_and_h_together(shape, ranks):
+    norms = (2 * shape.layers + 1) * shape.width
+    assert ranks * (shape.parameters(ranks) - norms) == shape.parameters() - norms
+    assert ranks * shape.row_bytes(ranks) == shape.row_bytes()
+
+
+def test_more_ranks_than_heads_hold_copies_of_them():
+    held = [cost.MISTRAL_7B.row_bytes(ranks) for ranks in (8, 16, 32)]
+    assert held == [cost.MISTRAL_7B.row_bytes() // 8] * 3
+
+
+def test_table_1_of_the_paper():
+    for size, (gigabytes, batch_size, _) in cost_tables.PAPER.items():
+        predicted = cost.largest_batch(cost.LLAMA_2_7B, cost.V100, size)
+        assert predicted == pytest.approx(batch_size, rel=0.06, abs=1)
+        assert size * cost.LLAMA_2_7B.row_bytes() / 1e9 == pytest.approx(gigabytes, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 8, 20])
+def test_mean_rows(size):
+    assert cost.mean_rows(8, size) == pytest.approx(sum(min(t, size) for t in range(1, 9)) / 8)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_a_ring_sends_what_the_formula_says(ranks):
+    """Simulate a ring: in each of 2 (R − 1) turns a rank sends one of R parts to the next; the result is the sum."""
+    parts = [[float(10 * rank + i) for i in range(ranks)] for rank in range(ranks)]
+    sums, sent = [sum(column) for column in zip(*parts, strict=True)], 0
+    for turn in range(2 * (ranks - 1)):
+        moving = [(rank, (rank - turn) % ranks, parts[rank][(rank - turn) % ranks]) for rank in range(ranks)]
+        for rank, i, value in moving:
+            receiver = parts[(rank + 1) % ranks]
+            receiver[i] = value + receiver[i] if turn < ranks - 1 else value
+        sent += 1
+    assert parts == [sums] * ranks
+    assert cost.sent_bytes(ranks * 100.0, ranks) == pytest.approx(100.0 * sent)
+
+
+def test_weights_that_do_not_fit_leave_no_batch():
+    assert cost.free_bytes(cost.LLAMA_2_70B, cost.A100) < 0
+    assert cost.largest_batch(cost.LLAMA_2_70B, cost.A100, 1) == cost.longest_context(cost.LLAMA_2_70B, cost.A100) == 0
+
+
+def test_a_step_takes_the_bytes_divided_by_the_bandwidth():
+    device = cost.Device("", memory=1e12, bandwidth=1e12, link=1e11, flops=1e18, latency=0.0)
+    found = cost.step_time(cost.LLAMA_2_7B, device, 4, 100, ranks=2)
+    read = 2 * (cost.LLAMA_2_7B.parameters(2) - 4096 * 16000) + 4 * 100 * cost.LLAMA_2_7B.row_bytes(2)
+    assert found.compute == pytest.approx(read / 1e12)
+    assert found.communication == pytest.approx(4 * (65 * 4096 * 2 + 32000) / 1e11)  # 2 per layer and one, all-reduced
+
+
+@pytest.mark.parametrize("name", cost_tables.tables())
+def test_the_page_has_the_tables_of_the_command(name):
+    assert cost_tables.tables()[name] in (ROOT / "docs/distributed.md").read_text()

@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from msrnn import Cell, Error
+from msrnn.distributed.ranks import Ranks
 from msrnn.errors import check_device, check_dtype
 from msrnn.models import Config, DecoderConfig
-from msrnn.models.loading import build_frozen, check_tensors, tensor_shapes
+from msrnn.models.loading import build_frozen, check_tensors, share_of, tensor_shapes
 from msrnn.models.packing import packed_names
 from msrnn.storage.atomic import atomic_dir
 from msrnn.storage.lazy_tensors import LazyTensor, Location
@@ -47,6 +48,7 @@ def load(
     device: torch.device | str | None = None,
     revision: str | None = None,
     weights: str | None = None,
+    group: Any = None,
 ) -> Cell:
     """Load a pretrained cell in eval mode with frozen parameters.
 
@@ -71,22 +73,26 @@ def load(
         weights: None, the weights as they are; ``"int4"``, the matrices of the layers in 4 bits, embedding and LM head in 8;
             ``"int8"``, all matrices in 8 bits; ``"packed"``, the matrices of type Q4_0 and Q4_1 of a GGUF file in their own 4
             bits, the others in 8 (docs/packed.md).
+        group: a process group of ``torch.distributed``: each process holds its slices of the model, as
+            :func:`msrnn.distribute` describes. From safetensors it reads only these. None: the whole model.
 
     Warns:
         UserWarning: the source is a folder or file without a tokenizer that can be read, or its tokenizer has more ids than
             the embedding has rows.
 
     Raises:
-        Error: the source cannot be read, or has a model of another kind; ``weights`` is unknown or does not fit the source.
+        Error: the source cannot be read, or has a model of another kind; ``weights`` is unknown or does not fit the source;
+            as :func:`msrnn.distribute` with a ``group``.
     """
     check_dtype(dtype)
     check_device(device)
     check_weights(weights)
     opened = detect.open_source(source, revision)
+    share = None if group is None else share_of(opened.config, Ranks.of(group))
     chosen, dtype = choose_weights(opened, weights, dtype)
     _report_tokenizer(opened)
     with _with_progress(chosen, "reading") as tensors:
-        cell = build_frozen(opened.config, tensors, dtype=dtype, device=device)
+        cell = build_frozen(opened.config, tensors, dtype=dtype, device=device, share=share)
     cell.extra_files = opened.extra_files
     if weights is not None:
         del opened, chosen, tensors  # they hold the last tensor

@@ -16,6 +16,7 @@ from .decoding.speculative import jacobi, lookahead, stream_jacobi, stream_looka
 from .diagnostics.operator_check import check_operator
 from .errors import Error
 from .models.loading import load
+from .models.splitting import distribute
 from .reductions.all_layers import AllLayers
 from .reductions.budgets import pyramid
 from .reductions.contract import Observation, Reduction
@@ -62,6 +63,7 @@ __all__ = [
     "State",
     "Window",
     "check_operator",
+    "distribute",
     "generate",
     "jacobi",
     "load",

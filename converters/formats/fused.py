@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from msrnn import Error
-from msrnn.storage.lazy_tensors import LazyTensor, Location
+from msrnn.storage.lazy_tensors import LazyTensor
 
 
 def split_matrices(
@@ -38,26 +38,9 @@ def split_matrices(
             raise Error(f"tensor {name!r} has shape {x.shape}; expected {sum(rows)} rows, those of {', '.join(fused[module])}")
         first = 0
         for part, height in zip(fused[module], rows, strict=True):
-            found[f"{prefix}.{part}.weight"] = LazyTensor((height, x.shape[1]), x.dtype, _Rows(x, first, height))
+            found[f"{prefix}.{part}.weight"] = x.rows(first, height)
             first += height
     return found
-
-
-class _Rows:
-    """Reads rows ``first`` to ``first + height`` of a matrix. If the matrix is contiguous in a file, so are they."""
-
-    def __init__(self, x: LazyTensor, first: int, height: int):
-        self.x, self.first, self.height = x, first, height
-
-    @property
-    def location(self) -> Location | None:
-        where = self.x.location
-        if where is None:
-            return None
-        return Location(where.file, where.start + self.first * self.x.shape[1] * self.x.dtype.itemsize)
-
-    def __call__(self) -> Tensor:
-        return self.x.read()[self.first : self.first + self.height]
 
 
 def join_matrices(tensors: Mapping[str, LazyTensor], fused: Mapping[str, tuple[str, ...]]) -> dict[str, LazyTensor]:

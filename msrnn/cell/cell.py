@@ -3,7 +3,7 @@ r"""The cell: a decoder-only transformer as a recurrence, $(x_t, H_{t-1}) \mapst
 :meth:`Cell.step` reads one token. Reading a text means one step per token; every faster path has to give the same result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -194,6 +194,8 @@ class Cell(RecurrentNetwork):
     def save(self, folder: str | Path) -> None:
         """Write a model folder: config, parameters and extra files (:mod:`msrnn.storage.model_folder`).
 
+        All ranks of a split cell have to call this. Rank 0 writes the whole model.
+
         Args:
             folder: a path that does not exist, or an empty folder.
 
@@ -205,8 +207,15 @@ class Cell(RecurrentNetwork):
         with torch.device("meta"):
             expected = type(self)(self.config).state_dict().keys()
         check_tensor_names(float_names(tensors), expected)
-        with atomic_dir(folder) as target:
-            write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
+
+        def write(tensors: Mapping[str, LazyTensor]) -> None:
+            with atomic_dir(folder) as target:
+                write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
+
+        if self.share is None:
+            write(tensors)
+        else:
+            self.share.write_together(self.state_dict(), write)
 
     def check_state(self, state: State, batch_size: int, *, recompute: bool = False) -> None:
         """Raise :class:`Error` for a state of another model, batch size, dtype or device; ``recompute`` as in `fingerprint`."""
@@ -214,7 +223,8 @@ class Cell(RecurrentNetwork):
         fingerprint = self.fingerprint(recompute=recompute)
         if from_elsewhere := found is not fingerprint and found is not self._accepted:  # from a file, for example
             fingerprint = self.fingerprint(recompute=True)
-        check_state(state, batch_size, fingerprint, self.dtype, self.device)
+        heads = None if self.share is None else self.share.heads
+        check_state(state, batch_size, fingerprint, self.dtype, self.device, heads)
         if from_elsewhere and fingerprint.dtype:
             self._accepted = found
         self.position_encodings[0].check(state.dtype)

@@ -43,6 +43,11 @@ class RecurrentNetwork(ParameterAccess, ABC):
         """Length of a cached key and of a cached value, the same in all layers."""
         return self.config.head_dim + self.position_encodings[0].extra_dims
 
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key/value heads of a state: K, or those of this rank in a split cell."""
+        return self.config.n_kv_heads if self.share is None else self.share.heads.count
+
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
         """Embed ids ``(…,)`` at ``position (…,)`` as the input of the first layer, ``(…, E)``."""
         return self.embed(token)
@@ -65,7 +70,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
             Error: the position encoding does not allow the operator or the dtype.
         """
         self.position_encodings[0].check(dtype, reduction.needs_keys or reduction.needs_queries)
-        shape, quantised = (batch_size, self.config.n_kv_heads, 0), dtype == QUANTISED_DTYPE
+        shape, quantised = (batch_size, self.n_kv_heads, 0), dtype == QUANTISED_DTYPE
         keys = torch.empty(*shape, self.kv_dim, dtype=dtype, device=clock.device)
         positions = torch.empty(shape, dtype=torch.int64, device=clock.device)
         wide = torch.promote_types(self.dtype if quantised else dtype, torch.float32)
@@ -73,7 +78,8 @@ class RecurrentNetwork(ParameterAccess, ABC):
         scales: dict[str, Any] = (
             {name: keys.new_empty(shape, dtype=torch.float32) for name in SCALES.values()} if quantised else {}
         )
-        return MultiState(keys, keys.clone(), positions, clock, reduction, row_stats, no_empty_rows=True, **scales)
+        heads = None if self.share is None else self.share.heads
+        return MultiState(keys, keys.clone(), positions, clock, reduction, row_stats, no_empty_rows=True, heads=heads, **scales)
 
     # The same for all families.
 

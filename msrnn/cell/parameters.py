@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..distributed.fingerprints import sample_values
+from ..distributed.share import Share
 from ..errors import Error
 from ..layers.embedding import Embedding
 from ..layers.lora import LoraLinear
 from ..layers.packed.modules import PackedModule
-from ..state.fingerprint import Fingerprint, tensor_version
+from ..state.fingerprint import VALUES_PER_TENSOR, Fingerprint, tensor_version
 
 T = TypeVar("T", bound="ParameterAccess")
 
@@ -24,6 +26,8 @@ class ParameterAccess(nn.Module):
     embed: Embedding
     adapters: Mapping[str, LoraLinear] = MappingProxyType({})
     """The LoRA adapters by their paths in the cell (:mod:`msrnn.lora`)."""
+    share: Share | None = None
+    """The part of the model that this process holds; None: the whole model."""
     _accepted: Fingerprint | None = None
     """The last fingerprint from elsewhere, such as from a file, that was compared with the parameters."""
 
@@ -96,13 +100,21 @@ class ParameterAccess(nn.Module):
             return Fingerprint(self.signature)
         cached = getattr(self, "_fingerprint", None)
         if cached is None or cached[0] != key or recompute:
-            new = Fingerprint.of(self.signature, tensors, scales)
+            new = self._read_fingerprint(tensors, scales)
             if cached is not None and new.dtype == cached[1].dtype and new.matches(cached[1]):
                 new = cached[1]  # the states of this cell hold this object
             else:
                 self._accepted = None
             self._fingerprint = cached = (key, new)
         return cached[1]
+
+    def _read_fingerprint(self, tensors: list[Tensor], numbers: list[float]) -> Fingerprint:
+        """Return the fingerprint of the whole model. A split cell exchanges values with the other ranks."""
+        if self.share is None or any(x.requires_grad or x.is_meta for x in tensors):
+            return Fingerprint.of(self.signature, tensors, numbers)
+        names = {id(x): name for name, x in (*self.named_buffers(), *self.named_parameters())}
+        values = sample_values(self.share, [(names[id(x)], x) for x in tensors], VALUES_PER_TENSOR)
+        return Fingerprint.of_values(self.signature, tensors[0].dtype, values, numbers)
 
     def requires_grad_(self: T, requires_grad: bool = True) -> T:
         """Make all parameters trainable, or freeze them, as ``nn.Module`` does.

@@ -6,6 +6,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from ..distributed.heads import HeadShare
 from ..errors import Error, describe
 from ..layers.differentiation import is_batched_by_vmap
 from ..state.fingerprint import Fingerprint
@@ -79,11 +80,18 @@ def check_ids(ids: Tensor, vocab_size: int) -> None:
         raise Error(f"token id {int(ids[invalid][0])} is outside the vocabulary of {vocab_size}")
 
 
-def check_state(state: State, batch_size: int, fingerprint: Fingerprint, dtype: torch.dtype, device: torch.device) -> None:
-    """Check that a state belongs to the cell with this ``fingerprint``, ``dtype`` and ``device``.
+def check_state(
+    state: State,
+    batch_size: int,
+    fingerprint: Fingerprint,
+    dtype: torch.dtype,
+    device: torch.device,
+    heads: HeadShare | None,
+) -> None:
+    """Check that a state belongs to the cell with this ``fingerprint``, ``dtype``, ``device`` and share of the ``heads``.
 
     Raises:
-        Error: the state has another fingerprint, batch size, dtype or device. A cell of any dtype reads 8-bit rows.
+        Error: the state has another fingerprint, heads, batch size, dtype or device. A cell of any dtype reads 8-bit rows.
     """
     if not isinstance(state, State):
         raise Error(f"state is {type(state).__name__}; expected a State, as initial_state returns it")
@@ -91,6 +99,10 @@ def check_state(state: State, batch_size: int, fingerprint: Fingerprint, dtype: 
         found, own = _from_first_difference(state.fingerprint.signature, fingerprint.signature)
         difference = f"{found}; this cell has {own}" if found else "other parameters of the same config"
         raise Error(f"state belongs to another model ({difference})")
+    if state.heads != heads:
+        found, own = ("all heads" if x is None else str(x) for x in (state.heads, heads))
+        hint = "msrnn.load_state(path, group=...) reads the heads of a rank from a saved state"
+        raise Error(f"state holds {found}; this cell has {own}; expected a state of this cell ({hint})")
     if len(state.clock) != batch_size:
         raise Error(f"state has batch size {len(state.clock)}; the tokens have {batch_size}")
     if state.dtype not in (dtype, QUANTISED_DTYPE) or state.device != device:

@@ -18,6 +18,7 @@ from ..cell.cell import Cell
 from ..cell.validation import check_text
 from ..errors import Error
 from ..layers.attention import LogitRule, attend
+from ..recurrence.all_heads import gather_observation, heads_to_gather, own_heads
 from ..recurrence.operator_calls import retention_scores
 from ..recurrence.records import BlockRecord, LayerRecorder
 from ..recurrence.transition import Attended
@@ -104,6 +105,7 @@ class DeferredEviction(Reduction):
             **{flag: getattr(operator, flag) and updates for flag in NEEDS.values()},
             "needs_input": operator.needs_input,  # also for the scores of the last token
             "depends_on_row_layout": operator.depends_on_row_layout and updates,
+            "reads_heads": operator.reads_heads if updates and operator.reads_heads != "mean" else "own",
         }
         for name, value in flags.items():
             object.__setattr__(self, name, value)  # flags of the instance, because they depend on its operator
@@ -136,7 +138,10 @@ def _evict_once(H: MultiState, last: BlockRecord, rule: LogitRule) -> MultiState
         return H
     output, weights = attend(query, H.keys.detach(), H.values.detach(), ~H.empty, H.key_scales, H.value_scales, rule)
     observation = Attended(weights, output, query, x).observe(replace(H, clock=H.clock - 1))
-    score = retention_scores(operator, observation).expand(H.positions.shape).clone()
+    to_gather = heads_to_gather(H.heads, operator)
+    observation = gather_observation(to_gather, operator, observation)
+    score = own_heads(to_gather, retention_scores(operator, observation, heads=H.heads if to_gather is None else None))
+    score = score.expand(H.positions.shape).clone()
     score[..., : H.n_learned] = torch.inf
     age = H.positions.masked_fill(H.positions == LEARNED, torch.iinfo(torch.int64).max)
     order = age.argsort(dim=-1, stable=True)  # absent rows first, then the oldest tokens, learned rows last

@@ -4,7 +4,6 @@ from torch import Tensor, nn
 
 from ..errors import Error
 from .linear import linear
-from .packed.modules import Int8Embedding
 
 
 class Embedding(nn.Embedding):
@@ -21,7 +20,8 @@ def tied_logits(x: Tensor, embedding: nn.Module) -> Tensor:
     Raises:
         Error: as :func:`embedding_weight`.
     """
-    return embedding.logits(x) if isinstance(embedding, Int8Embedding) else linear(x, embedding_weight(embedding))
+    logits = getattr(embedding, "logits", None)  # packed in 8 bits, or split over several processes
+    return linear(x, embedding_weight(embedding)) if logits is None else logits(x)
 
 
 def embedding_weight(module: nn.Module) -> Tensor:

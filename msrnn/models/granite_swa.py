@@ -61,7 +61,7 @@ class GraniteSwa(Granite):
         if places != ABSOLUTE:  # the keys have an element that is not rotated
             raise Error(f"places are {places!r:.60}; expected {ABSOLUTE!r}, because this cell has learned sinks")
         state = super().initial_state(batch_size, reduction, **options)
-        key = torch.zeros(1, self.config.n_kv_heads, 1, self.kv_dim, device=state.device)
+        key = torch.zeros(1, self.n_kv_heads, 1, self.kv_dim, device=state.device)
         key[..., -1] = 1
         return state.with_layers(prepend_learned_rows(state, [(key, torch.zeros_like(key))] * len(state)))
 

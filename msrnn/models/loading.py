@@ -2,23 +2,35 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..cell.cell import Cell
 from ..cell.layer import RecurrentLayer
+from ..distributed.ranks import Ranks
+from ..distributed.share import Share
 from ..errors import Error, can_compute, check_device, check_dtype
 from ..layers.packed.matrix import SCALE_DTYPE
 from ..layers.packed.modules import PackedModule
+from ..storage.digest import digest
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import open_weights, read_config_fields, read_extra_files
+from .config import Config
+from .olmo2 import Olmo2
 from .packing import install_packed_modules, packed_names, read_packed_matrix
 from .parameter_storage import read_parameters
-from .registry import AnyConfig, build_on_meta, config_from_dict
+from .registry import FAMILIES, AnyConfig, build_on_meta, config_from_dict
 
 
-def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Cell:
+def load(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    group: Any = None,
+) -> Cell:
     """Return the cell in a folder that :meth:`Cell.save` wrote, in eval mode with frozen parameters.
 
     On the CPU, in the dtype of the file, the parameters are views of the mapped file (docs/converting.md), otherwise copies.
@@ -27,15 +39,19 @@ def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.
         folder: its path.
         dtype: of the parameters; None keeps the dtype of the file.
         device: of the parameters; None is the CPU.
+        group: a process group of ``torch.distributed``: each process reads and holds its slices of the model, as
+            :func:`msrnn.distribute` describes. None: the whole model.
 
     Raises:
-        Error: the folder does not exist, a file is missing or corrupt, or the tensors do not match the config.
+        Error: the folder does not exist, a file is missing or corrupt, or the tensors do not match the config; as
+            :func:`msrnn.distribute` with a ``group``.
     """
     if not isinstance(folder, str | Path) or not str(folder):
         raise Error(f"folder is {folder!r:.60}; expected a str or a Path")
     folder = Path(folder)
     config = config_from_dict(read_config_fields(folder))
-    cell = build_frozen(config, open_weights(folder), dtype=dtype, device=device)
+    share = None if group is None else share_of(config, Ranks.of(group))
+    cell = build_frozen(config, open_weights(folder), dtype=dtype, device=device, share=share)
     cell.extra_files = read_extra_files(folder)
     return cell
 
@@ -92,6 +108,7 @@ def build_frozen(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    share: Share | None = None,
 ) -> Cell:
     """Return a cell in eval mode with frozen parameters, which are views of mapped files or copies (:mod:`.parameter_storage`).
 
@@ -100,13 +117,19 @@ def build_frozen(
         tensors: by the names of the parameters.
         dtype: of the parameters; None: the dtype of the tensors.
         device: of the parameters; None is the CPU.
+        share: the part of the model to hold; None: all of it.
 
     Raises:
         Error: as :func:`check_tensors`, before a tensor is loaded; a tensor cannot be loaded.
     """
     dtype = check_tensors(config, tensors, dtype)
     check_device(device)
-    cell = build_on_meta(config).eval().requires_grad_(False)
+    if share is None:
+        cell = build_on_meta(config)
+    else:
+        tensors, cell = share.take(tensors), build_on_meta(share.local_config)
+        cell.config, cell.share = config, share
+    cell.eval().requires_grad_(False)
     packed, parts = install_packed_modules(cell, tensors), packed_names(tensors)
     device = torch.device("cpu" if device is None else device)
     floats = {name: x for name, x in tensors.items() if name not in parts}
@@ -125,4 +148,21 @@ def build_frozen(
     for layer in cell.layers:
         assert isinstance(layer, RecurrentLayer)
         layer.fuse_storage_()
+    if share is not None:
+        share.add_messages(cell)
     return cell
+
+
+def share_of(config: AnyConfig, ranks: Ranks) -> Share | None:
+    """Return the part of a model that this rank holds; None for a group of one process.
+
+    Raises:
+        Error: the config differs between the ranks; a model of a kind that cannot be split; sizes that do not fit the number of
+            ranks.
+    """
+    ranks.check_same("config", digest(repr(config.to_dict())))
+    if ranks.size == 1:
+        return None
+    if not isinstance(config, Config):
+        raise Error(f"config: family is {config.family}, which cannot be split over {ranks.size} ranks; expected one process")
+    return Share(config, ranks, norms_whole_width=issubclass(FAMILIES[config.family][1], Olmo2))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..distributed.heads import HeadShare
 from ..layers.attention import mask_logits
 from ..reductions.contract import EMPTY, Observation, Reduction
 from .block_fields import BlockFields
@@ -28,6 +29,7 @@ class EvictionBlock:
         row_stats: statistics before the first token, ``(B, K, R)`` or ``(B, K, R, n)`` each.
         fields: what else the operator reads.
         n_learned: number of learned rows, the first ones.
+        heads: the heads of the block, if other processes hold others; None: all heads of the model.
     """
 
     reduction: Reduction
@@ -38,6 +40,7 @@ class EvictionBlock:
     row_stats: dict[str, Tensor]
     fields: BlockFields
     n_learned: int = 0
+    heads: HeadShare | None = None
 
     @property
     def T(self) -> int:
@@ -172,7 +175,7 @@ def score_tokens(
     if call_score:
         observation = observation._replace(row_stats={name: tokens_to_batch(x) for name, x in after.items()})
         n_rows = operator.size + block.n_learned + 1 if isinstance(operator.size, int) and not every_row else None
-        score = retention_scores(operator, observation, active, n_rows).unflatten(0, (B, T))
+        score = retention_scores(operator, observation, active, n_rows, heads=block.heads).unflatten(0, (B, T))
         if block.n_learned:
             score[..., : block.n_learned] = torch.inf
     else:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed.heads import HeadShare
 from ..errors import Error
 from ..layers.differentiation import in_transform, is_batched_by_vmap
 from ..reductions.contract import EMPTY, NEEDS, Observation, Reduction
+from .all_heads import gather_observation
 from .operator_answers import checked_score, checked_stats, checked_values, widest_float
 
 Layout = tuple[Tensor | None, Tensor]
@@ -52,6 +54,7 @@ def retention_scores(
     scored: Tensor | None = None,
     n_rows: int | None = None,
     complete: bool = False,
+    heads: HeadShare | None = None,
 ) -> Tensor:
     """Return the scores ``(B, 1 or K, R)`` in at least float32. NaN becomes −inf, the lowest score.
 
@@ -61,10 +64,13 @@ def retention_scores(
         scored: ``(B,)`` bool, False where the scores of a batch row are not used; None: all are used.
         n_rows: score only the batch rows that have this many rows; None: all.
         complete: as :func:`update_stats`.
+        heads: the heads of the observation, if other ranks have others; their mean is taken where the operator needs it.
 
     Raises:
         Error: the answer is no real tensor of shape ``(B, K, R)`` or ``(B, 1, R)``.
     """
+    if heads is not None and operator.reads_heads == "mean":
+        return heads.mean(retention_scores(operator, observation, scored, n_rows, complete), "scores")
     if not operator.depends_on_row_layout:
         return checked_score(operator, observation, _call(operator, "score", observation))
     scores = observation.weights.new_zeros(observation.positions.shape, dtype=widest_float(observation.weights.device))
@@ -76,13 +82,25 @@ def retention_scores(
 
 
 def merge_evicted_value(
-    operator: Reduction, observation: Observation, values: Tensor, row: Tensor, evicts: Tensor, complete: bool = False
+    operator: Reduction,
+    observation: Observation,
+    values: Tensor,
+    row: Tensor,
+    evicts: Tensor,
+    complete: bool = False,
+    heads: HeadShare | None = None,
 ) -> Tensor:
     """Return the values ``(B, K, R, D)`` after row ``row (B, K)`` is evicted where ``evicts (B, K)``; a new tensor.
+
+    ``heads``: the heads of the observation, if the operator has to see those of other ranks too.
 
     Raises:
         Error: the answer has another shape or type than the values.
     """
+    if heads is not None:
+        everything = gather_observation(heads, operator, observation)
+        values, row, evicts = (heads.gather(x, 1) for x in (values, row, evicts))
+        return heads.own(merge_evicted_value(operator, everything, values, row, evicts, complete), 1)
     if not operator.depends_on_row_layout:
         merged = checked_values(operator, values, _call(operator, "merge", observation, values, row))
         return torch.where(evicts[..., None, None], merged, values)

@@ -16,6 +16,7 @@ from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..state.multistate import MultiState
 from ..state.quantised_rows import dequantise_rows, replace_values
+from .all_heads import gather_observation, heads_to_gather, own_heads
 from .eviction import select_evicted_row
 from .operator_calls import merge_evicted_value, retention_scores, update_stats
 
@@ -114,8 +115,11 @@ def reduce(
     operator, S = grown.reduction, grown.positions.shape[2] - 1
     observation = attended.observe(grown)
     complete = grown.no_empty_rows and active is None
-    observation = observation._replace(row_stats=next_stats(operator, observation, active, complete))
-    row_stats = observation.row_stats
+    to_gather = heads_to_gather(grown.heads, operator)
+    everything = gather_observation(to_gather, operator, observation)
+    everything = everything._replace(row_stats=next_stats(operator, everything, active, complete))
+    row_stats = {name: own_heads(to_gather, x) for name, x in everything.row_stats.items()}
+    observation = observation._replace(row_stats=row_stats)
     if active is not None:
         row_stats = {
             name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, grown.row_stats[name]) for name, x in row_stats.items()
@@ -125,7 +129,7 @@ def reduce(
             grown.positions[..., S].masked_fill_(~active[:, None], EMPTY)
         row_stats = {name: x.contiguous() for name, x in row_stats.items()}
         return replace(grown, clock=clock, row_stats=row_stats, no_empty_rows=complete)
-    row = _row_to_overwrite(grown, observation, active)  # (B, K)
+    row = _row_to_overwrite(grown, everything, active)  # (B, K)
     needs_grad = is_differentiated(attended.weights, grown.values)  # autograd has saved the rows
     stored = grown.stored
     merged = _merged_values(grown, observation, row, active) if operator.merges_values else {}
@@ -151,15 +155,22 @@ def _merged_values(grown: MultiState, observation: Observation, row: Tensor, act
     evicts = evicts if active is None else evicts & active[:, None]
     values = dequantise_rows(grown.values, grown.value_scales, observation.weights.dtype)
     complete = grown.no_empty_rows and active is None
-    merged = merge_evicted_value(grown.reduction, observation, values, row, evicts, complete)
+    heads = heads_to_gather(grown.heads, grown.reduction)
+    merged = merge_evicted_value(grown.reduction, observation, values, row, evicts, complete, heads)
     return replace_values(grown.stored, values, merged) if grown.is_quantised else {"values": merged}
 
 
 def _row_to_overwrite(grown: MultiState, observation: Observation, active: Tensor | None) -> Tensor:
-    """Return the row ``(B, K)`` that the last row is written over: an empty row, or else the row to evict."""
+    """Return the row ``(B, K)`` that the last row is written over: an empty row, or else the row to evict.
+
+    ``observation``: of all heads, if the operator needs them.
+    """
+    to_gather = heads_to_gather(grown.heads, grown.reduction)
     operator, S = grown.reduction, grown.positions.shape[2] - 1
     complete = grown.no_empty_rows and active is None
-    score = retention_scores(operator, observation, active, n_rows=S + 1, complete=complete)
+    heads = grown.heads if to_gather is None else None
+    score = retention_scores(operator, observation, active, n_rows=S + 1, complete=complete, heads=heads)
+    score = own_heads(to_gather, score)
     if not grown.no_empty_rows:
         score = score.masked_fill(grown.empty[:, : score.shape[1]], -torch.inf)
     row = select_evicted_row(score, grown.positions, grown.n_learned, operator.tie_tolerance).expand(grown.positions.shape[:2])

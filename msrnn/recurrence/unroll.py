@@ -19,6 +19,8 @@ from ..reductions.contract import EMPTY, NEEDS, Observation, Reduction
 from ..state.multistate import MultiState
 from ..state.position_remapping import PositionRemapping
 from ..state.quantised_rows import dequantise_rows, encode_rows, replace_values
+from .all_heads import heads_to_gather
+from .block_all_heads import gather_block, own_part
 from .block_attention import AttendBlock, BlockTensors, attend_remapped, attend_weight_free, attend_weighted, block_logits
 from .block_evictions import is_solved_per_token, solve_evictions
 from .block_fields import BlockFields
@@ -75,10 +77,13 @@ def unroll_layer(
         some_x, (some_q, some_k, some_v) = x[:, start:stop], (y[:, :, start:stop] for y in (q, k, v))
         layout = shared.layout(H, active, start, stop, q.dtype)
         stored, tensors, block = _build_block(some_x, some_q, some_k, some_v, H, plan, layout, rule)
-        known = shared.evictions(block, start) if recorder is None else None
-        block, parts = (known, []) if known else solve_evictions(block, recorder is not None and recorder.want_scores)
+        everything = gather_block(block)
+        known = shared.evictions(everything, start) if recorder is None else None
+        want_scores = recorder is not None and recorder.want_scores
+        everything, parts = (known, []) if known else solve_evictions(everything, want_scores)
         if plan.positions_only:
-            shared.positions_only_evictions[start] = block
+            shared.positions_only_evictions[start] = everything
+        block, parts = own_part(block, everything, parts)
         output = plan.attend(tensors, block, parts)
         outputs.append(output.to(q.dtype).unflatten(2, (-1, block.T)).flatten(1, 2))  # (B, N, t, D)
         make_state = shared.make_state or stop < T
@@ -174,7 +179,8 @@ def _build_block(
     row_stats = {name: torch.cat((y, y.new_zeros(B, K, T, *y.shape[3:])), dim=2) for name, y in H.row_stats.items()}
     attended = (tensors.keys, tensors.key_scales), (tensors.values, tensors.value_scales)
     fields = BlockFields.of(operator, x, tensors.queries, *attended, layout.dtype)
-    block = EvictionBlock(operator, layout, logits, positions, layout.last_visible, row_stats, fields, H.n_learned)
+    visible = layout.last_visible
+    block = EvictionBlock(operator, layout, logits, positions, visible, row_stats, fields, H.n_learned, H.heads)
     return stored, tensors, block
 
 
@@ -206,5 +212,6 @@ def _merge(block: EvictionBlock, scores: BlockScores, stored: dict[str, Tensor])
     observation = Observation(scores.weights[..., 0, :], positions, clock, scores.last_stats(), **fields)
     evicted = (block.last_visible == 0) & (positions != EMPTY)  # (B, K, R), one row at most
     values = dequantise_rows(stored["values"], scales := stored.get("value_scales"), block.layout.dtype)
-    merged = merge_evicted_value(block.reduction, observation, values, evicted.byte().argmax(-1), evicted.any(-1))
+    row, heads = evicted.byte().argmax(-1), heads_to_gather(block.heads, block.reduction)
+    merged = merge_evicted_value(block.reduction, observation, values, row, evicted.any(-1), heads=heads)
     return {"values": merged} if scales is None else replace_values(stored, values, merged)

@@ -24,6 +24,7 @@ SAFE_FLAGS = {
     "depends_on_other_positions": True,
     "depends_on_row_layout": True,
     "update_is_additive": False,
+    "reads_heads": "all",
 }
 """Values of the flags for a class that does not state them. Every other value allows a shortcut."""
 
@@ -111,6 +112,10 @@ class Reduction:
     depends_on_row_layout: ClassVar[bool] = True
     """False: results do not depend on the number or the order of the columns, and received tensors are not edited in place.
     The library then passes its own tensors, many tokens at once."""
+    reads_heads: ClassVar[str] = "all"
+    """The heads that the result for one head depends on, for a cell that is split over several processes. ``own``: only that
+    head, and not its index. ``mean``: ``update`` is ``own``, and the score is ``(B, 1, R)``, the mean of the scores that
+    ``score`` gives for equal parts of the heads. ``all``: any others."""
     merges_values: ClassVar[bool] = False
     """True: ``merge`` changes values. A class that defines ``merge`` has True unless it states False."""
     tie_tolerance: ClassVar[float] = 0.0

@@ -25,6 +25,7 @@ class A2SF(Reduction):
     stat_names: ClassVar[tuple[str, ...]] = ("decayed_attention",)
     depends_on_other_positions: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def validate(self, size: int | None) -> None:
         super().validate(size)

@@ -36,6 +36,7 @@ class KeyDiff(KeyBasedReduction):
     spec_names: ClassVar[SpecNames] = {"keydiff": {}}
     needs_weights: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def score(self, observation: Observation) -> Tensor:
         directions = normalize(self.keys(observation), dim=-1)
@@ -54,6 +55,7 @@ class Knorm(KeyBasedReduction):
     spec_names: ClassVar[SpecNames] = {"knorm": {}}
     needs_weights: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def score(self, observation: Observation) -> Tensor:
         return -self.keys(observation).norm(dim=-1)

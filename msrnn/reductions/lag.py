@@ -32,6 +32,7 @@ class LagKV(Reduction):
     needs_keys: ClassVar[bool] = True
     needs_values: ClassVar[bool] = True
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def validate(self, size: int | None) -> None:
         self._check_int("size", size, at_least=9)

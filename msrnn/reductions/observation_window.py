@@ -26,6 +26,7 @@ class LastQueries(Reduction):
     window: int = 32
     spec_names: ClassVar[SpecNames] = {"last-queries": {}}
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
     stat_names: ClassVar[tuple[str, ...]] = ("read",)
 
     def validate(self, size: int | None) -> None:
@@ -64,6 +65,7 @@ class MorphKV(LastQueries):
     max_fusion: bool = False
     spec_names: ClassVar[SpecNames] = {"morphkv": {"max_fusion": False}, "morphkv-max": {"max_fusion": True}}
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def validate(self, size: int | None) -> None:
         super().validate(size)
@@ -92,6 +94,7 @@ class Scissorhands(Reduction):
     history: int = 400
     spec_names: ClassVar[SpecNames] = {"scissorhands": {}}
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
     stat_names: ClassVar[tuple[str, ...]] = ("low_count", "low_history")
 
     def validate(self, size: int | None) -> None:

@@ -35,6 +35,7 @@ class RKV(LastQueries):
     spec_names: ClassVar[SpecNames] = {"r-kv": {}}
     needs_keys: ClassVar[bool] = True
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def validate(self, size: int | None) -> None:
         super().validate(size)

@@ -18,6 +18,7 @@ class Full(Reduction):
     spec_names: ClassVar[SpecNames] = {"full": {}}
     needs_weights: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def validate(self, size: int | None) -> None:
         if size is not None:
@@ -34,6 +35,7 @@ class Window(Reduction):
     spec_names: ClassVar[SpecNames] = {"window": {}}
     needs_weights: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def validate(self, size: int | None) -> None:
         self._check_int("size", size, at_least=0)
@@ -53,6 +55,7 @@ class Sinks(Reduction):
     spec_names: ClassVar[SpecNames] = {"sinks": {}}
     needs_weights: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def validate(self, size: int | None) -> None:
         self._check_int("size", size, at_least=2)
@@ -82,6 +85,10 @@ class H2O(Reduction):
     update_is_additive: ClassVar[bool] = True
     depends_on_other_positions: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
+
+    @property
+    def reads_heads(self) -> str:  # type: ignore[override]
+        return "own" if self.per_head else "mean"
 
     def validate(self, size: int | None) -> None:
         super().validate(size)
@@ -114,6 +121,10 @@ class TOVA(Reduction):
     spec_names: ClassVar[SpecNames] = {"tova": {"per_head": False}, "tova-head": {"per_head": True}}
     depends_on_other_positions: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
+
+    @property
+    def reads_heads(self) -> str:  # type: ignore[override]
+        return "own" if self.per_head else "mean"
 
     def validate(self, size: int | None) -> None:
         super().validate(size)

@@ -33,6 +33,10 @@ class CAOTE(Reduction):
     depends_on_other_positions: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
 
+    @property
+    def reads_heads(self) -> str:  # type: ignore[override]
+        return "own" if self.per_head else "all"
+
     def validate(self, size: int | None) -> None:
         super().validate(size)
         self._check_bool("per_head", self.per_head)
@@ -58,6 +62,7 @@ class DropKV(LastQueries):
     needs_values: ClassVar[bool] = True
     needs_output: ClassVar[bool] = True
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def query_weights(self, observation: Observation) -> Tensor:
         return squared_change(observation).mean(2)
@@ -84,6 +89,7 @@ class VATP(Reduction):
     update_is_additive: ClassVar[bool] = True
     depends_on_other_positions: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
+    reads_heads: ClassVar[str] = "own"
 
     def validate(self, size: int | None) -> None:
         super().validate(size)

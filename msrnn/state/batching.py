@@ -40,6 +40,8 @@ def difference(state: "State", first: "State") -> str:
     for layer, (H, G) in enumerate(zip(state, first, strict=True)):
         if not is_same_operator(H.reduction, G.reduction):
             return f"has {H.reduction} in layer {layer}, state 0 has {G.reduction}"
+        if H.heads != G.heads:
+            return "has other heads of the model than state 0"
         if H.places != G.places:
             return f"has places {_rule(state)!r}, state 0 has {_rule(first)!r}"
         if H.n_learned != G.n_learned or H.keys.shape[1::2] != G.keys.shape[1::2]:

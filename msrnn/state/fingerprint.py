@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..storage.digest import digest
 
+VALUES_PER_TENSOR = 16
+"""Number of values of each tensor in a fingerprint."""
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 2**-8, 1e-7
 """Differences that count as rounding between dtypes: bfloat16 rounds by 2^-9 of a number, float16 by less than 6e-8 near 0."""
 
@@ -32,8 +34,14 @@ class Fingerprint:
         the meta device."""
         if any(x.requires_grad or x.is_meta for x in tensors):
             return cls(signature)
-        values = [x.detach().flatten()[:: max(1, x.numel() // 16)][:16].cpu().double() for x in tensors]
-        return cls(signature, str(tensors[0].dtype).removeprefix("torch."), (*torch.cat(values).tolist(), *numbers))
+        n = VALUES_PER_TENSOR
+        values = [x.detach().flatten()[:: max(1, x.numel() // n)][:n].cpu().double() for x in tensors]
+        return cls.of_values(signature, tensors[0].dtype, values, numbers)
+
+    @classmethod
+    def of_values(cls, signature: str, dtype: torch.dtype, values: list[Tensor], numbers: Sequence[float]) -> "Fingerprint":
+        """Return the fingerprint with these values of the tensors, the dtype of the first one, and further ``numbers``."""
+        return cls(signature, str(dtype).removeprefix("torch."), (*torch.cat(values).tolist(), *numbers))
 
     def digest(self) -> str:
         """Return 16 hex digits that identify the model in the settings of a saved run."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed.heads import HeadShare
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Reduction
 from .position_remapping import PositionRemapping
@@ -36,6 +37,7 @@ class MultiState:
         n_learned: number of learned rows: the first rows of every head, never evicted and not counted in ``size``.
         places: the position remapping at attention time; None: absolute positions.
         key_scales, value_scales: ``(B, K, S)`` float32, factors of int8 keys and values; None for floating-point ones.
+        heads: the heads that these K are, in a cell that is split over several processes; None: all heads of the model.
     """
 
     keys: Tensor
@@ -50,6 +52,7 @@ class MultiState:
     places: PositionRemapping | None = None
     key_scales: Tensor | None = None
     value_scales: Tensor | None = None
+    heads: HeadShare | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: copies of the rows, without spare rows.

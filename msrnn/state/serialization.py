@@ -4,12 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from dataclasses import fields as dataclass_fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..distributed.saving import gathered, write_together
 from ..errors import Error, describe
 from ..layers.rotary import ROPE_TYPES, Rope
 from ..reductions.contract import EMPTY, LEARNED, Reduction
@@ -38,6 +40,8 @@ def write_layers(
 ) -> None:
     """Write the layers of a state to one safetensors file.
 
+    All ranks of a split cell have to call this. Rank 0 writes the rows of all heads.
+
     Args:
         metadata: further strings by name, to be stored in the metadata of the file.
         more: further tensors of the state, ``logits (B, V)`` and ``recent_tokens (B, n)``.
@@ -46,12 +50,32 @@ def write_layers(
         Error: keys or values that are not finite, logits of another shape, metadata that are not strings, the settings of an
             operator cannot be written and read back, or the path cannot be written to.
     """
+    heads = layers[0].heads
+    if heads is None:
+        tensors, entries = _checked(layers, fingerprint, metadata, more)
+        _write(path, {name: LazyTensor.of(x) for name, x in tensors.items()}, entries)
+        return
+    error, tensors, entries = None, dict[str, Tensor](), dict[str, str]()
+    try:
+        tensors, entries = _checked(layers, fingerprint, metadata, more)
+    except Error as found:
+        error = found
+    heads.ranks.raise_together(error)
+    places = {name: heads.placement if name.startswith("layers.") else None for name in tensors}
+    whole = {name: gathered(heads.ranks, x, places[name]) for name, x in tensors.items()}
+    write_together(heads.ranks, whole, partial(_write, path, entries=entries))
+
+
+def _checked(
+    layers: Sequence[MultiState], fingerprint: Fingerprint, metadata: Mapping[str, str] | None, more: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a file; raises as :func:`write_layers`."""
     logits, B = more.get("logits"), len(layers[0].clock)
     if logits is not None and not (isinstance(logits, Tensor) and is_logits(logits, B)):
         raise Error(f"save: logits are {describe(logits)}; expected floating-point numbers of shape ({B}, V)")
     for i, H in enumerate(layers):
         _check_layer(H, layers[0], f"save: layer {i}")
-    tensors = {f"layers.{i}.{name}": LazyTensor.of(x) for i, H in enumerate(layers) for name, x in H.rows.items()}
+    tensors = {f"layers.{i}.{name}": x for i, H in enumerate(layers) for name, x in H.rows.items()}
     entries = {
         **_check_metadata(metadata or {}),
         "format": FORMAT,
@@ -61,9 +85,12 @@ def write_layers(
     }
     if layers[0].places is not None:
         entries["places"] = _places_to_json([H.places for H in layers])
+    return {**tensors, "clock": layers[0].clock, **more}, entries
+
+
+def _write(path: str | Path, tensors: Mapping[str, LazyTensor], entries: Mapping[str, str]) -> None:
     with atomic_file(path) as staging:
-        single = {"clock": layers[0].clock, **more}
-        write_tensors(staging, {**tensors, **{name: LazyTensor.of(x) for name, x in single.items()}}, entries)
+        write_tensors(staging, tensors, entries)
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

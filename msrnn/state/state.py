@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed.heads import HeadShare
 from ..errors import Error, check_device
 from .batching import batch_index, cat_recent_tokens, difference
 from .evicted import evicted_positions
@@ -113,6 +114,11 @@ class State:
     def places(self) -> PositionRemapping | None:
         """The position remapping at attention time; None: absolute positions."""
         return self._held[0].places
+
+    @property
+    def heads(self) -> HeadShare | None:
+        """The heads of this state, in a cell that is split over several processes; None: all heads of the model."""
+        return self._held[0].heads
 
     @property
     def nbytes(self) -> int:

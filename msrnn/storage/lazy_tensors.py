@@ -66,6 +66,30 @@ class LazyTensor:
             raise Error(f"a loaded tensor is {found}; expected {expected} (the file may have changed)")
         return x.detach()
 
+    def rows(self, first: int, count: int) -> "LazyTensor":
+        """Return ``count`` rows from ``first`` on. Those of a tensor in a file have a location of their own."""
+        return LazyTensor((count, *self.shape[1:]), self.dtype, _Rows(self, first, count))
+
     def to(self, dtype: torch.dtype) -> "LazyTensor":
         """Return the same tensor in another dtype, converted when it is read."""
         return self if dtype == self.dtype else LazyTensor(self.shape, dtype, lambda: self.read().to(dtype))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Reads rows ``first`` to ``first + count`` of a tensor. If the tensor is contiguous in a file, so are they."""
+
+    x: LazyTensor
+    first: int
+    count: int
+
+    @property
+    def location(self) -> Location | None:
+        where = self.x.location
+        if where is None:
+            return None
+        row_bytes = math.prod(self.x.shape[1:]) * self.x.dtype.itemsize
+        return Location(where.file, where.start + self.first * row_bytes)
+
+    def __call__(self) -> Tensor:
+        return self.x.read()[self.first : self.first + self.count]

@@ -155,7 +155,7 @@ def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mappi
     """
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     header: dict[str, object] = {"__metadata__": dict(metadata)}
-    order, end = sorted(tensors, key=lambda name: _rank(tensors[name])), 0
+    order, end = write_order(tensors), 0
     for name in order:
         x = tensors[name]
         if x.dtype not in names:
@@ -171,6 +171,11 @@ def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], metadata: Mappi
             if values.is_meta:
                 raise Error(f"cannot write tensor {name!r}; it is on the meta device and has no values")
             _write_bytes(file, values)
+
+
+def write_order(tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """Return the names in the order in which :func:`write_tensors` reads the tensors."""
+    return sorted(tensors, key=lambda name: _rank(tensors[name]))
 
 
 def _rank(x: LazyTensor) -> tuple[bool, int]:

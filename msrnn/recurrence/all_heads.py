@@ -1,0 +1,50 @@
+"""What an operator sees in a cell that is split over several processes: the rows of all heads, where it needs them.
+
+An operator that decides for each key/value head from this head alone needs no other rank. The score of TOVA, and of H2O for a
+layer, is a mean over the heads: ranks exchange the means of their heads, R numbers per token. Every other operator is evaluated
+by every rank for all heads, and each rank takes the results of its own.
+"""
+
+from torch import Tensor
+
+from ..distributed.heads import HeadShare
+from ..reductions.contract import Observation, Reduction
+
+
+def heads_to_gather(heads: HeadShare | None, operator: Reduction) -> HeadShare | None:
+    """Return ``heads`` if ``operator`` has to see the rows of all ranks; None if it needs the rows of this rank only."""
+    if heads is None or operator.reads_heads == "all":
+        return heads
+    if heads.replicas == 1 or not (operator.needs_weights or operator.needs_queries):
+        return None
+    # a head has query heads on several ranks, so its weights and its statistics are incomplete here
+    return None if operator.reads_heads == "mean" and not operator.stat_names else heads
+
+
+def gather_observation(heads: HeadShare | None, operator: Reduction, observation: Observation) -> Observation:
+    """Return the observation of all heads; None for ``heads``: the observation itself."""
+    if heads is None:
+        return observation
+    keys, values, output, queries = observation.keys, observation.values, observation.output, observation.queries
+    return observation._replace(
+        weights=gather_weights(heads, operator, observation.weights),
+        positions=heads.gather(observation.positions, 1),
+        row_stats={name: heads.gather(x, 1) for name, x in observation.row_stats.items()},
+        keys=None if keys is None else heads.gather(keys, 1),
+        values=None if values is None else heads.gather(values, 1),
+        output=None if output is None else heads.gather_query_heads(output),
+        queries=None if queries is None else heads.gather_query_heads(queries),
+    )
+
+
+def gather_weights(heads: HeadShare, operator: Reduction, weights: Tensor) -> Tensor:
+    """Return weights or logits of all heads, ``(B, K_r, G_r, …) -> (B, K, G, …)``; zeros stay zeros without a message."""
+    if operator.needs_weights:
+        return heads.gather_query_heads(weights)
+    shape = weights.shape[0], heads.n_kv_heads, weights.shape[2] * heads.replicas, *weights.shape[3:]
+    return weights.new_zeros(()).expand(shape)
+
+
+def own_heads(heads: HeadShare | None, x: Tensor, dim: int = 1) -> Tensor:
+    """Return the heads of this rank from a result for all heads. A result for the layer, with one head, stays as it is."""
+    return x if heads is None or x.shape[dim] == 1 < heads.n_kv_heads else heads.own(x, dim)

@@ -1,0 +1,40 @@
+"""Every operator on two ranks: the logits of one process, and the same rows."""
+
+import pytest
+from support.rank_groups import run_ranks
+from support.split_cells import HeadIndex, LayerMaximum, compare
+from support.tiny_families import tiny_family
+
+import msrnn
+
+OPERATORS = {
+    **{spec: spec for spec in ("full", "window:6", "sinks:6:2", "tova:6", "tova-head:6", "h2o:6", "h2o-layer:6", "random:6")},
+    **{spec: spec for spec in ("last-queries:6:4", "morphkv:6:4", "scissorhands:6:2", "keydiff:6", "knorm:6")},
+    **{spec: spec for spec in ("keyformer:6", "cam:6:2")},
+    **{spec: spec for spec in ("caote:6", "caote-layer:6", "dropkv:6:4", "r-kv:8:4", "lagkv:9:2:1", "a2sf:6")},
+    "layer maximum": LayerMaximum(6),
+    "head index": HeadIndex(6),
+    "one per layer": ["tova:6", "h2o:5"],
+}
+PLACES = {f"{places} {spec}": (spec, places) for spec, places in (("sinks:6:2", "inside"), ("tova:6", "compressed"))}
+
+
+def compare_operators(rank, folder):
+    whole = tiny_family("llama", n_layers=2)
+    split = msrnn.distribute(whole)
+    found = {name: compare(whole, split, operator) for name, operator in OPERATORS.items()}
+    found |= {name: compare(whole, split, spec, places=places) for name, (spec, places) in PLACES.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return run_ranks(2, compare_operators, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, *PLACES])
+def test_two_ranks_compute_what_one_process_computes(found, name):
+    for of_rank in found:
+        gap, steps, same_rows = of_rank[name]
+        assert max(gap, steps) < 1e-9
+        assert same_rows

@@ -43,7 +43,7 @@ MAX_FACTOR = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn bench``."""
-    add_model_arguments(parser, dtype="float32")
+    add_model_arguments(parser, dtype="float32", lora=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter  # the formatter would break names at their hyphens
     known = {**SECTIONS, **SPECULATIVE_SECTIONS, **OTHER_SECTIONS}
     parser.epilog = "sections:\n" + "\n".join(f"  {name:14}{section.summary}" for name, section in known.items())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
+from ..lora import load_adapter
 from ..models import Config, DecoderConfig
 from .options import check_device
 from .streams import print_warnings
@@ -40,14 +41,20 @@ def load_config(args: argparse.Namespace) -> Config | DecoderConfig:
 
 
 def load_cell(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Cell:
-    """Load the cell of MODEL in ``dtype`` (default: ``--dtype``) on ``--device``. Raises as :func:`converters.load`."""
+    """Load the cell of MODEL in ``dtype`` (default: ``--dtype``) on ``--device``, with the adapter of ``--lora``.
+
+    Raises:
+        Error: as :func:`converters.load` and :func:`msrnn.lora.load_adapter`.
+    """
     import converters
 
     check_device(args)
     if dtype is None and args.dtype:
         dtype = getattr(torch, args.dtype)
     with print_warnings():
-        return converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision, weights=args.weights)
+        cell = converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision, weights=args.weights)
+    folder = getattr(args, "lora", None)
+    return cell if folder is None else load_adapter(cell, folder)
 
 
 def encode(tokenizer: "tokenizers.Tokenizer", text: str, args: argparse.Namespace) -> Tensor:

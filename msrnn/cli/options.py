@@ -21,10 +21,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 """Values of ``--dtype``."""
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, dtype: str | None = None) -> None:
-    """Add MODEL, ``--revision``, ``--weights``, ``--dtype`` (default: ``dtype``) and ``--device``."""
+def add_model_arguments(parser: argparse.ArgumentParser, dtype: str | None = None, lora: bool = True) -> None:
+    """Add MODEL, ``--revision``, ``--weights``, ``--dtype`` (default: ``dtype``), ``--device``; ``--lora`` if it is true."""
     add_source_arguments(parser)
     add_weights_argument(parser)
+    if lora:
+        text = "LoRA adapter of MODEL, in PEFT's format (docs/train.md)"
+        parser.add_argument("--lora", metavar="FOLDER", type=Path, help=text)
     parser.add_argument(
         "--dtype", choices=DTYPES, default=dtype, help=f"dtype of the parameters (default: {dtype or 'as stored'})"
     )

@@ -8,7 +8,23 @@ from typing import Any
 
 import torch
 
-from . import bench, chat, compare, convert, eval, generate, info, lm_eval, read, retention, soak, train, variants, watch
+from . import (
+    bench,
+    chat,
+    compare,
+    convert,
+    eval,
+    finetune,
+    generate,
+    info,
+    lm_eval,
+    read,
+    retention,
+    soak,
+    train,
+    variants,
+    watch,
+)
 
 COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
@@ -21,6 +37,7 @@ COMMANDS: dict[str, ModuleType] = {
     "bench": bench,
     "eval": eval,
     "train": train,
+    "finetune": finetune,
     "variants": variants,
     "lm-eval": lm_eval,
     "convert": convert,
@@ -47,6 +64,8 @@ EXAMPLES = """examples:
   msrnn bench model.gguf --text book.txt --only unroll,step --json bench.json
   msrnn eval lm model.gguf --text book.txt --operators full tova sinks:SIZE:4 --sizes 64 256 --chunks 8 --out lm
   msrnn train book.txt --config tiny-bounded --out small
+  msrnn finetune MODEL --text book.txt --reduction tova:128 --steps 200 -o adapter
+  msrnn generate MODEL --lora adapter --prompt "The sea was" --reduction tova:128
   msrnn convert model.gguf FOLDER --to hf
 
 MODEL is a hub id (owner/name), a folder (Hugging Face's or the library's own format), or one .gguf file.

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: the model folder, and next to the model everything that the next step depends on.
+"""Checkpoints of a training run: the model or the adapter, and next to it everything that the next step depends on.
 
 ``training.safetensors`` is written atomically and contains the number of finished steps. The matching state is written before
 it, and the model after it. A killed run therefore resumes from one of two consecutive checkpoints, and the model folder is
@@ -7,8 +7,8 @@ usable at any time.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,33 +17,38 @@ from ..errors import Error
 from ..reporting.resume import check_same_settings
 from ..state.loading import load_state
 from ..storage.atomic import atomic_dir, atomic_file
-from ..storage.files import read_bytes
 from ..storage.lazy_tensors import LazyTensor
-from ..storage.model_folder import write_model_folder
 from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
-from .config import TrainConfig
-from .data import TrainData
-from .tokenizer import TrainTokenizer
 from .trainer import Trainer
 
 FORMAT, VERSION = "msrnn-training", "2"
-TRAINING, MODEL, TOKENIZER = "training.safetensors", "model.safetensors", "tokenizer.json"
+TRAINING = "training.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Optimizer state that AdamW keeps per parameter."""
 
 
-def create(folder: Path, trainer: Trainer, data: TrainData) -> None:
-    """Create the folder of a run before its first step.
+class RunFiles(Protocol):
+    """The files of a run that other programs read: a model folder, or the folder of an adapter."""
+
+    def create(self, folder: Path, trainer: Trainer) -> None:
+        """Write all of them into an empty folder."""
+
+    def update(self, folder: Path, trainer: Trainer) -> None:
+        """Replace those that training changes, each atomically."""
+
+
+def create(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[str, Any]) -> None:
+    """Create the folder of a run before its first step. ``settings`` are those of :func:`check_same_run`.
 
     Raises:
         Error: the folder is not empty or cannot be written.
     """
     with atomic_dir(folder) as staged:
-        write_model_folder(staged, trainer.cell.config.to_dict(), _parameters(trainer), {TOKENIZER: data.tokenizer.json})
-        _write_training(staged / TRAINING, trainer, data)
+        files.create(staged, trainer)
+        _write_training(staged / TRAINING, trainer, settings)
 
 
-def save(folder: Path, trainer: Trainer, data: TrainData) -> None:
+def save(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[str, Any]) -> None:
     """Replace the checkpoint in ``folder`` by the current one.
 
     Raises:
@@ -53,16 +58,16 @@ def save(folder: Path, trainer: Trainer, data: TrainData) -> None:
     if trainer.state is not None:
         trainer.state.save(current)
     with atomic_file(folder / TRAINING) as staged:
-        _write_training(staged, trainer, data)
-    with atomic_file(folder / MODEL) as staged:
-        write_tensors(staged, _parameters(trainer), {"format": "pt"})
+        _write_training(staged, trainer, settings)
+    files.update(folder, trainer)
     for path in folder.glob(_state_path(folder, "*").name):
         if path != current:
             path.unlink(missing_ok=True)
 
 
-def check_same_run(folder: Path, config: TrainConfig, text_digest: str) -> None:
-    """Refuse a folder that does not contain a run with this configuration and text.
+def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder that does not contain a run with these settings: the fields of its configuration, and what else it
+    depends on, such as a digest of the text.
 
     Raises:
         Error: the folder contains no run, a run of an earlier version, a damaged file, or another run.
@@ -80,12 +85,7 @@ def check_same_run(folder: Path, config: TrainConfig, text_digest: str) -> None:
         found = {**json.loads(metadata["config"]), "text": metadata["text"]}
     except (KeyError, ValueError, TypeError):
         raise Error(f"{path} is damaged; expected a file that `msrnn train` has written") from None
-    check_same_settings(folder, found, {**json.loads(json.dumps(asdict(config))), "text": text_digest})
-
-
-def read_tokenizer(folder: Path) -> TrainTokenizer:
-    """Return the tokenizer of a run."""
-    return TrainTokenizer.read(read_bytes(folder / TOKENIZER))
+    check_same_settings(folder, found, json.loads(json.dumps(settings)))
 
 
 def restore(folder: Path, trainer: Trainer) -> None:
@@ -99,7 +99,7 @@ def restore(folder: Path, trainer: Trainer) -> None:
     try:
         losses, validation = tensors.pop("losses").tolist(), tensors.pop("validation").tolist()
         torch.set_rng_state(tensors.pop("random"))
-        for name, x in trainer.cell.named_parameters():
+        for name, x in trainer.parameters.items():
             _copy_into(x.data, tensors.pop(f"model.{name}"))
             if f"adam.{name}.step" in tensors:  # missing for a parameter that has never had a gradient
                 trainer.optimizer.state[x] = {key: tensors.pop(f"adam.{name}.{key}") for key in MOMENTS}
@@ -123,16 +123,13 @@ def _state_path(folder: Path, step: int | str) -> Path:
     return folder / f"state-{step}.safetensors"
 
 
-def _parameters(trainer: Trainer) -> Mapping[str, LazyTensor]:
-    return {name: LazyTensor.of(x) for name, x in trainer.cell.named_parameters()}
-
-
-def _write_training(path: Path, trainer: Trainer, data: TrainData) -> None:
-    tensors: dict[str, Tensor] = {f"model.{name}": x for name, x in trainer.cell.named_parameters()}
-    for name, x in trainer.cell.named_parameters():
+def _write_training(path: Path, trainer: Trainer, settings: Mapping[str, Any]) -> None:
+    tensors: dict[str, Tensor] = {f"model.{name}": x for name, x in trainer.parameters.items()}
+    for name, x in trainer.parameters.items():
         tensors |= {f"adam.{name}.{key}": moment for key, moment in trainer.optimizer.state[x].items()}
     tensors["random"] = torch.get_rng_state()
     tensors["losses"] = torch.tensor(trainer.losses, dtype=torch.float64)
     tensors["validation"] = torch.tensor([*trainer.validation.items()], dtype=torch.float64).reshape(-1, 2)
-    metadata = {"format": FORMAT, "version": VERSION, "config": json.dumps(asdict(trainer.config)), "text": data.digest}
+    config = {name: value for name, value in settings.items() if name != "text"}
+    metadata = {"format": FORMAT, "version": VERSION, "config": json.dumps(config), "text": settings["text"]}
     write_tensors(path, {name: LazyTensor.of(x) for name, x in tensors.items()}, metadata)

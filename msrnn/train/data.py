@@ -4,6 +4,7 @@ The tokens of a step follow from the seed and the step number alone, so a resume
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ class Streams:
         batch_size, chunk_length: B and T.
         chunks_per_state: number of chunks after which H is reset.
         seed: seed of the offset at which an epoch starts, within the first chunk; None always starts at the first token.
+        bos: ids that a state reads before its first chunk; they lengthen this chunk.
+        device: of the batches.
     """
 
     ids: Tensor
@@ -43,6 +46,8 @@ class Streams:
     chunk_length: int
     chunks_per_state: int
     seed: int | None = None
+    bos: Sequence[int] = ()
+    device: torch.device | None = None
 
     @property
     def n_chunks(self) -> int:
@@ -55,7 +60,13 @@ class Streams:
         offset = 0 if self.seed is None else random.Random(f"{self.seed} {epoch}").randrange(self.chunk_length)
         starts = offset + self.chunk_length * (self.n_chunks * torch.arange(self.batch_size) + chunk)
         ids = self.ids[starts[:, None] + torch.arange(self.chunk_length + 1)]  # (B, T + 1)
-        return TrainBatch(ids[:, :-1], ids[:, 1:], chunk % self.chunks_per_state == 0)
+        reset_state = chunk % self.chunks_per_state == 0
+        targets = ids[:, 1:]
+        if reset_state and self.bos:
+            bos = torch.tensor(self.bos).expand(self.batch_size, -1)
+            targets = torch.cat((torch.full_like(bos[:, 1:], IGNORED), ids), dim=1)  # the last of them predicts the first token
+            ids = torch.cat((bos, ids), dim=1)
+        return TrainBatch(ids[:, :-1].to(self.device), targets.to(self.device), reset_state)
 
 
 @dataclass(frozen=True, eq=False)

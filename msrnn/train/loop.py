@@ -1,7 +1,10 @@
 """The training loop: run all steps of a configuration, or resume a run from its last checkpoint."""
 
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +14,8 @@ from ..reporting.progress import progress_bar
 from ..storage.digest import digest
 from . import checkpointing
 from .config import TrainConfig
-from .data import TrainData
+from .data import Streams, TrainData
+from .model_files import ModelFiles, read_tokenizer
 from .trainer import Trainer, bits_per_byte
 
 
@@ -35,41 +39,87 @@ def train(config: TrainConfig, text: str, folder: str | Path, *, progress: bool 
         Diverged: the loss is not finite.
     """
     folder = Path(folder)
-    resumed = _is_occupied(folder)
+    resumed, settings = is_occupied(folder), {**asdict(config), "text": digest(text)}
     if resumed:
-        checkpointing.check_same_run(folder, config, digest(text))
+        checkpointing.check_same_run(folder, settings)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        data = TrainData.of(text, config, checkpointing.read_tokenizer(folder) if resumed else None)
+        data = TrainData.of(text, config, read_tokenizer(folder) if resumed else None)
         torch.manual_seed(config.seed)
         trainer = Trainer(build_random(config.model_config(len(data.tokenizer.n_bytes))), config)
         trainer.cell.initial_state(config.batch_size, config.reduction)  # refuses an operator that the model cannot use
-        if resumed:
-            checkpointing.restore(folder, trainer)
-            checkpointing.save(folder, trainer, data)  # completes a killed save, and tests that the folder can be written
-        else:
-            checkpointing.create(folder, trainer, data)
-        _run_remaining_steps(trainer, data, folder, progress)
+        run = Run(trainer, folder, ModelFiles(data.tokenizer), settings)
+        run.start(resumed)
+
+        def validate() -> float:
+            return bits_per_byte(trainer.cell, data.val, data.tokenizer.n_bytes, config.reduction)
+
+        run.finish(data.train, validate, config.eval_every, "bits/byte", progress)
     return trainer
 
 
-def _run_remaining_steps(trainer: Trainer, data: TrainData, folder: Path, progress: bool) -> None:
-    config, done = trainer.config, len(trainer.losses)
-    with progress_bar(config.steps, "step", initial=done, label="training", enabled=progress) as bar:
-        begin = time.perf_counter()
-        for index in range(done, config.steps):
-            trainer.train_step(data.train[index])
-            bar.update()
-            speed = (index + 1 - done) * config.batch_size * config.chunk_length / (time.perf_counter() - begin)
-            bar.set_postfix_str(f"loss {trainer.losses[-1]:.3f}, {speed:,.0f} tokens/s", refresh=False)
-            if (index + 1) % config.eval_every == 0 or index + 1 == config.steps:
-                bits = bits_per_byte(trainer.cell, data.val, data.tokenizer.n_bytes, config.reduction)
-                trainer.validation[index + 1] = bits
-                checkpointing.save(folder, trainer, data)
-                if progress:
-                    bar.write(f"step {index + 1:>6}  loss {trainer.losses[-1]:.4f}  validation {bits:.4f} bits/byte")
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trainer and the folder of its checkpoints.
+
+    Attributes:
+        trainer: the trainer.
+        folder: the folder of the run.
+        files: the files for other programs.
+        settings: as of :func:`~msrnn.train.checkpointing.check_same_run`.
+    """
+
+    trainer: Trainer
+    folder: Path
+    files: checkpointing.RunFiles
+    settings: Mapping[str, Any]
+
+    def start(self, resumed: bool) -> None:
+        """Create the folder of a new run, or restore the checkpoint of a stopped one.
+
+        Raises:
+            Error: the folder cannot be written, or a file in it is damaged.
+        """
+        if resumed:
+            checkpointing.restore(self.folder, self.trainer)
+            self.save()  # completes a killed save, and tests that the folder can be written
+        else:
+            checkpointing.create(self.folder, self.trainer, self.files, self.settings)
+
+    def save(self) -> None:
+        """Replace the checkpoint."""
+        checkpointing.save(self.folder, self.trainer, self.files, self.settings)
+
+    def finish(self, batches: Streams, validate: Callable[[], float], eval_every: int, unit: str, progress: bool) -> None:
+        """Do the remaining steps; validate and save every ``eval_every`` steps and at the end.
+
+        Args:
+            batches: the input of each step.
+            validate: returns the validation loss, in ``unit``.
+            eval_every: number of steps between two checkpoints.
+            unit: of the validation loss.
+            progress: True to show a progress bar and a line for each validation.
+        """
+        trainer, config, done = self.trainer, self.trainer.config, len(self.trainer.losses)
+        with progress_bar(config.steps, "step", initial=done, label="training", enabled=progress) as bar:
+            begin = time.perf_counter()
+            for index in range(done, config.steps):
+                trainer.train_step(batches[index])
+                bar.update()
+                speed = (index + 1 - done) * batches.batch_size * batches.chunk_length / (time.perf_counter() - begin)
+                bar.set_postfix_str(f"loss {trainer.losses[-1]:.3f}, {speed:,.0f} tokens/s", refresh=False)
+                if (index + 1) % eval_every == 0 or index + 1 == config.steps:
+                    value = trainer.validation[index + 1] = validate()
+                    self.save()
+                    if progress:
+                        bar.write(f"step {index + 1:>6}  loss {trainer.losses[-1]:.4f}  validation {value:.4f} {unit}")
 
 
-def _is_occupied(folder: Path) -> bool:
+def is_occupied(folder: Path) -> bool:
+    """Return True for a folder that contains something.
+
+    Raises:
+        Error: the folder cannot be read.
+    """
     try:
         return folder.is_dir() and any(folder.iterdir())
     except OSError as error:

@@ -100,14 +100,22 @@ def _curve(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, float, fl
         yield (points[0][0], *mean_and_deviation([loss for _, loss in points]))
 
 
-def draw_training(losses: Sequence[float], validation: Mapping[int, float], path: str | Path, *, title: str = "") -> None:
-    """Draw two panels against the step: the training loss, raw and smoothed, and bits per byte of the validation split.
+def draw_training(
+    losses: Sequence[float],
+    validation: Mapping[int, float],
+    path: str | Path,
+    *,
+    title: str = "",
+    validation_label: str = "validation, bits per byte",
+) -> None:
+    """Draw two panels against the step: the training loss, raw and smoothed, and the loss of the validation split.
 
     Args:
         losses: nats per token of each step, at least one.
-        validation: bits per byte, by number of steps.
+        validation: loss of the validation split, by number of steps.
         path: output file; its ending selects the format (png, svg, pdf).
         title: title of the figure.
+        validation_label: label of the axis of ``validation``.
 
     Raises:
         Error: as :func:`~msrnn.reporting.figures.check_figure_file`.
@@ -123,7 +131,7 @@ def draw_training(losses: Sequence[float], validation: Mapping[int, float], path
     left.set_ylabel("training loss, nats per token")
     left.legend()
     right.plot([*validation], [*validation.values()], color="tab:red", marker="o", markersize=4)
-    right.set_ylabel("validation, bits per byte")
+    right.set_ylabel(validation_label)
     for axes in (left, right):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """One optimizer step of truncated backpropagation through time, and the state of a run between two steps."""
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from ..errors import Error
 from ..models.learned_rows import LearnedRowsNetwork
 from ..reductions.contract import Reduction
 from ..state.state import State
-from .config import TrainConfig
 from .data import IGNORED, Streams, TrainBatch
 
 FINAL_LR = 0.1
@@ -24,22 +24,45 @@ class Diverged(Error):
     """The loss is not finite."""
 
 
+class OptimizerSettings(Protocol):
+    """The fields of a configuration that a step reads (:class:`~msrnn.train.config.TrainConfig` documents them)."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def max_grad_norm(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def reduction(self) -> str | None: ...
+
+
 class Trainer:
     """A training run between two steps.
 
     Attributes:
         cell: the cell, in training mode.
         config: the configuration of the run.
+        parameters: the trained parameters by name: those that require gradients, or all if none does.
         optimizer: AdamW.
         state: H after the last step, detached from the graph; None before the first step.
         losses: training loss of each step, nats per token.
         validation: bits per byte of the validation split, by number of steps.
     """
 
-    def __init__(self, cell: Cell, config: TrainConfig):
-        self.cell, self.config = cell.requires_grad_().train(), config
-        matrices = [x for x in cell.parameters() if x.ndim > 1]
-        vectors = [x for x in cell.parameters() if x.ndim <= 1]
+    def __init__(self, cell: Cell, config: OptimizerSettings):
+        if not any(x.requires_grad for x in cell.parameters()):
+            cell.requires_grad_()
+        self.cell, self.config = cell.train(), config
+        self.parameters = {name: x for name, x in cell.named_parameters() if x.requires_grad}
+        matrices = [x for x in self.parameters.values() if x.ndim > 1]
+        vectors = [x for x in self.parameters.values() if x.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=BETAS)
         self.state: State | None = None
@@ -68,7 +91,7 @@ class Trainer:
             raise Diverged(f"step {len(self.losses) + 1}: the loss is {value}; a lower lr or more warmup_steps may help")
         self.optimizer.zero_grad()
         loss.backward()
-        clip_grad_norm_(self.cell.parameters(), self.config.max_grad_norm)
+        clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, len(self.losses))
         self.optimizer.step()
@@ -76,7 +99,7 @@ class Trainer:
         return value
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: OptimizerSettings, step: int) -> float:
     """Return the learning rate of a step, counted from 0: a linear rise, then a cosine."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -84,14 +107,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * (FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def chunk_loss(cell: Cell, batch: TrainBatch, state: State | None, reduction: Reduction | str) -> tuple[Tensor, State]:
+def chunk_loss(cell: Cell, batch: TrainBatch, state: State | None, reduction: Reduction | str | None) -> tuple[Tensor, State]:
     """Return the mean loss over the targets of one chunk, and H after the chunk, which carries the graph."""
     logits, state = _read(cell, batch.tokens, state, reduction)
-    return cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED), state
+    return _cross_entropy(logits, batch.targets, "mean"), state
 
 
-@torch.no_grad()
-def bits_per_byte(cell: Cell, streams: Streams, n_bytes: Tensor, reduction: Reduction | str) -> float:
+def bits_per_byte(cell: Cell, streams: Streams, n_bytes: Tensor, reduction: Reduction | str | None) -> float:
     """Return the bits per byte of one epoch of ``streams``, computed in eval mode.
 
     Args:
@@ -100,19 +122,40 @@ def bits_per_byte(cell: Cell, streams: Streams, n_bytes: Tensor, reduction: Redu
         n_bytes: ``(V,)`` int64, length of each token in bytes.
         reduction: operator under which the text is read.
     """
-    training, state, nats, total = cell.training, None, 0.0, 0
-    cell.eval()
-    for index in range(streams.n_chunks):
-        tokens, targets, reset_state = streams[index]
-        logits, state = _read(cell, tokens, None if reset_state else state, reduction)
-        losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        nats += losses.cpu().double().sum().item()  # some devices have no float64
+    nats, total = 0.0, 0
+    for losses, targets in _read_epoch(cell, streams, reduction):
+        nats += losses
         total += int(n_bytes[targets].sum())
-    cell.train(training)
     return nats / math.log(2) / total
 
 
-def _read(cell: Cell, tokens: Tensor, state: State | None, reduction: Reduction | str) -> tuple[Tensor, State]:
+def nats_per_token(cell: Cell, streams: Streams, reduction: Reduction | str | None) -> float:
+    """Return the mean loss over the tokens of one epoch of ``streams``, as :func:`bits_per_byte`."""
+    parts = [(losses, int((targets != IGNORED).sum())) for losses, targets in _read_epoch(cell, streams, reduction)]
+    return sum(losses for losses, _ in parts) / sum(n for _, n in parts)
+
+
+@torch.no_grad()
+def _read_epoch(cell: Cell, streams: Streams, reduction: Reduction | str | None) -> list[tuple[float, Tensor]]:
+    """Return the sum of the losses, and the targets, of each chunk of one epoch."""
+    training, state, parts = cell.training, None, []
+    cell.eval()
+    for index in range(streams.n_chunks):
+        batch = streams[index]
+        logits, state = _read(cell, batch.tokens, None if batch.reset_state else state, reduction)
+        losses = _cross_entropy(logits, batch.targets, "none")
+        parts.append((losses.cpu().double().sum().item(), batch.targets))  # some devices have no float64
+    cell.train(training)
+    return parts
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, how: str) -> Tensor:
+    """Return the loss of ``logits (B, T, V)`` in at least float32."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=how)
+
+
+def _read(cell: Cell, tokens: Tensor, state: State | None, reduction: Reduction | str | None) -> tuple[Tensor, State]:
     """Read one chunk by the many-token path, ``(B, T) -> (B, T, V)``. Learned rows of a carried state are recomputed, so that
     they receive gradients."""
     if state is None:

@@ -1,0 +1,187 @@
+"""Fine-tuning of a pretrained cell on a text by LoRA adapters, through the operator that bounds its KV cache."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ..cell.cell import Cell
+from ..errors import Error, check_int, check_number
+from ..lora.adapters import add, remove
+from ..lora.folder import WEIGHTS_FILE, adapter_tensors, check_family, write_config
+from ..reductions.per_layer import per_layer
+from ..storage.atomic import atomic_file
+from ..storage.digest import digest
+from ..storage.safetensors_io import write_tensors
+from . import checkpointing
+from .data import Streams
+from .loop import Run, is_occupied
+from .trainer import Trainer, nats_per_token
+
+Encode = Callable[[str], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """All settings of a run except the model and the text.
+
+    Attributes:
+        reduction: spec string of the operator that bounds H; None: that of the model family.
+        steps: number of optimizer steps. Each step reads the next ``chunk_length`` tokens of every stream.
+        batch_size: number of contiguous streams into which the text is split.
+        chunk_length: tokens per stream and step, through which a step backpropagates.
+        chunks_per_state: H is reset after this number of chunks. Between two chunks it is detached from the graph.
+        lr: maximum learning rate, reached after ``warmup_steps``; a cosine then decreases it to a tenth.
+        warmup_steps: number of steps over which the learning rate rises linearly.
+        weight_decay: weight decay of AdamW.
+        max_grad_norm: gradients are clipped to this norm of all adapters together.
+        val_fraction: fraction of the text, at its end, that is held out.
+        val_tokens: at most this number of held-out tokens is read in each validation.
+        eval_every: number of steps between two validations, each followed by a checkpoint.
+        seed: seed of A, of dropout, and of the offset at which each epoch starts.
+        r, lora_alpha, target_modules, lora_dropout: as of :func:`msrnn.lora.add`.
+
+    Raises:
+        Error: a field has a wrong type or value.
+    """
+
+    reduction: str | None = None
+    steps: int = 200
+    batch_size: int = 1
+    chunk_length: int = 256
+    chunks_per_state: int = 4
+    lr: float = 5e-4
+    warmup_steps: int = 10
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    val_fraction: float = 0.1
+    val_tokens: int = 4096
+    eval_every: int = 50
+    seed: int = 0
+    r: int = 8
+    lora_alpha: float = 16.0
+    target_modules: Sequence[str] | str = ("q", "v")
+    lora_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        minima = {"steps": 1, "batch_size": 1, "chunk_length": 2, "chunks_per_state": 1, "warmup_steps": 0, "eval_every": 1}
+        for name, least in {**minima, "val_tokens": 2, "seed": 0}.items():
+            check_int(name, getattr(self, name), least, 2**31 - 1)
+        for name, most in {"lr": 1.0, "max_grad_norm": 1e9, "val_fraction": 0.5}.items():
+            check_number(name, getattr(self, name), 0, most)
+        if self.weight_decay != 0:
+            check_number("weight_decay", self.weight_decay, 0, 1.0)
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """:class:`~msrnn.train.checkpointing.RunFiles` of an adapter. ``base_model``: name or path of the base."""
+
+    base_model: str | None
+
+    def create(self, folder: Path, trainer: Trainer) -> None:
+        """Write the adapter in PEFT's format."""
+        write_config(trainer.cell, folder, self.base_model)
+        write_tensors(folder / WEIGHTS_FILE, adapter_tensors(trainer.cell), {"format": "pt"})
+
+    def update(self, folder: Path, trainer: Trainer) -> None:
+        """Replace A and B."""
+        with atomic_file(folder / WEIGHTS_FILE) as staged:
+            write_tensors(staged, adapter_tensors(trainer.cell), {"format": "pt"})
+
+
+def finetune(
+    cell: Cell,
+    text: str,
+    encode: Encode,
+    config: FinetuneConfig,
+    folder: str | Path,
+    *,
+    base_model: str | None = None,
+    progress: bool = False,
+) -> Trainer:
+    """Add LoRA adapters to ``cell`` and train them on ``text``, or resume the run in ``folder``, until the last step.
+
+    A stopped run resumes from its last checkpoint and ends with the same bits, on the same machine with the same number of
+    threads. The random state of the caller is unchanged.
+
+    Args:
+        cell: a pretrained cell without adapters; it gets them in place. Its weights may be packed.
+        text: its end is held out.
+        encode: returns the token ids of a text with the special tokens that begin it (``lambda x: tokenizer.encode(x).ids``).
+        config: the settings.
+        folder: a new or empty folder, or the folder of this run. It will contain the adapter in PEFT's format and the training
+            state.
+        base_model: name or path of the model, for the file of the adapter.
+        progress: True to show a progress bar.
+
+    Returns:
+        The finished trainer. ``trainer.validation`` has the held-out loss under the operator in nats per token, by step; that
+        of step 0 is of the unchanged model.
+
+    Raises:
+        Error: before the first step, if the text is too short, the cell or a target does not fit, or the folder contains
+            something else or cannot be written.
+        Diverged: the loss is not finite.
+    """
+    folder, base = Path(folder), cell.fingerprint(recompute=True).digest()
+    settings = {**asdict(config), "base": base, "text": digest(text)}
+    resumed = is_occupied(folder)
+    if resumed:
+        checkpointing.check_same_run(folder, settings)
+    check_family(cell)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        batches, held_out = split_text(text, encode, config, cell.device)
+        per_layer(config.reduction, len(cell.layers), cell.default_reduction)  # refuses an operator that the cell cannot use
+        trainer = prepare(cell, config)
+        run = Run(trainer, folder, AdapterFiles(base_model), settings)
+        try:
+            run.start(resumed)
+        except BaseException:
+            remove(cell)
+            raise
+
+        def validate() -> float:
+            return nats_per_token(cell, held_out, config.reduction)
+
+        if 0 not in trainer.validation:
+            trainer.validation[0] = validate()
+        run.finish(batches, validate, config.eval_every, "nats/token", progress)
+    return trainer
+
+
+def prepare(cell: Cell, config: FinetuneConfig) -> Trainer:
+    """Seed the random generators, add the adapters to ``cell``, and return the trainer before its first step.
+
+    Raises:
+        Error: as :func:`msrnn.lora.add`.
+    """
+    torch.manual_seed(config.seed)
+    add(
+        cell,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        target_modules=config.target_modules,
+        lora_dropout=config.lora_dropout,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    return Trainer(cell, config)
+
+
+def split_text(text: str, encode: Encode, config: FinetuneConfig, device: torch.device) -> tuple[Streams, Streams]:
+    """Return the streams of both splits of ``text``.
+
+    Raises:
+        Error: one is too short.
+    """
+    bos, cut = list(encode("")), len(text) - int(config.val_fraction * len(text))
+    train_ids, val_ids = (torch.tensor(list(encode(part))[len(bos) :], dtype=torch.int64) for part in (text[:cut], text[cut:]))
+    B, T = config.batch_size, config.chunk_length
+    train = Streams(train_ids, B, T, config.chunks_per_state, config.seed, bos, device)
+    val = Streams(val_ids[: max(config.val_tokens, 2 * T) + 1], 1, T, config.chunks_per_state, None, bos, device)
+    if train.n_chunks < 1 or val.n_chunks < 1:
+        needed = f"{(B + 1) * T} training tokens (batch_size {B}, chunk_length {T}) and {2 * T} held-out tokens"
+        found = f"the text has {len(train_ids)} training and {len(val_ids)} held-out tokens"
+        raise Error(f"{found}; expected at least {needed} (val_fraction {config.val_fraction:g})")
+    return train, val

@@ -10,7 +10,7 @@ SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: docs notebooks pictures demo test check dist model gemma clean gpu paper paper-full paper-small variants
+.PHONY: docs notebooks pictures demo test check dist model gemma clean gpu paper paper-full paper-small recover variants
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## continue one prompt under four operators, and draw which positions each step retained
 	@mkdir -p demo
@@ -49,7 +49,7 @@ CHUNKS ?= 2
 DATA   ?=
 OTHERS := random last-queries morphkv morphkv-max scissorhands keyformer keydiff knorm cam caote caote-layer dropkv vatp a2sf r-kv lagkv
 
-ifneq ($(filter paper paper-full variants,$(MAKECMDGOALS)),)
+ifneq ($(filter paper paper-full recover variants,$(MAKECMDGOALS)),)
 $(if $(TEXT),,$(error make $(firstword $(MAKECMDGOALS)) TEXT=PATH: a text file, or for the paper a folder of them))
 endif
 
@@ -68,6 +68,9 @@ paper-full: paper  ## all experiments; DATA is the file of SQuALITY or QASPER, f
 	$(EVAL) passkey $(MODEL) --out paper/passkey-full
 	$(EVAL) generation $(MODEL) --text $(TEXT) --chunks 4 --out paper/generation
 	$(if $(DATA),$(EVAL) understanding $(MODEL) --data $(DATA) --out paper/understanding)
+
+recover: .venv/eval.ready $(MODEL)/config.json  ## does fine-tuning through TOVA recover what eviction costs? 30 minutes of one core; TEXT and OTHER are text files
+	$(EVAL) recovery $(MODEL) --text $(TEXT) $(if $(OTHER),--other $(OTHER)) --out recovery
 
 SMALL := --text docs/operators.md --chunk 128 --chunks 2
 paper-small: .venv/eval.ready $(MODEL)/config.json  ## every experiment on one page of the docs, as a quick check
@@ -132,4 +135,4 @@ $(GEMMA): | .venv/demo.ready
 	@mv $(CACHE)/gemma/whole $@ && rm -r $(CACHE)/gemma
 
 clean:
-	rm -rf .venv build demo dist paper variants
+	rm -rf .venv build demo dist paper recovery variants

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ..reporting.figures import new_figure, save_figure
+from ..reporting.line_styles import line_styles
 from .baselines.transformers import NAME, nbytes
 from .settings import STEPS, Bench, in_place_step, repeated
 
@@ -54,9 +55,9 @@ def draw_bench(points: Sequence[Point], path: str | Path, *, title: str = "") ->
     """
     figure = new_figure(path, 10, 4)
     time, memory = figure.subplots(1, 2)
-    for i, name in enumerate(dict.fromkeys(point.name for point in points)):
+    for name, look in line_styles(dict.fromkeys(point.name for point in points)).items():
         line = [point for point in points if point.name == name]
-        style = {"label": name, "marker": "os^Dv"[i % 5], "markersize": 5}
+        style = {"label": name, "color": look.colour, "marker": look.marker, "linestyle": look.dashes, "markersize": 5}
         time.plot([point.position for point in line], [point.ms for point in line], **style)
         memory.plot([point.position for point in line], [point.nbytes / 1e6 for point in line], **style)
     for axes, quantity in ((time, "ms per token"), (memory, "MB of state")):

@@ -7,7 +7,7 @@ every segment. A stopped run resumes from the saved state, and a finished run ca
 import argparse
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -19,7 +19,7 @@ from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Curves, Report, Table, format_significant
-from ..reporting.statistics import mean, paired
+from ..reporting.statistics import Mean, mean, paired
 from ..state.loading import load_state
 from ..state.position_remapping import ABSOLUTE, RULES
 from ..state.state import State
@@ -159,8 +159,7 @@ def report(results: Sequence[ExtrapolationResult], training_length: int) -> Repo
         return Table(title, columns, [[name, *(cell(line, span) for span in spans)] for name, line in lines.items()], note)
 
     def difference(line: list[ExtrapolationResult], span: slice) -> str:
-        losses, reference = ([x / r.tokens for r in some[span] for x in r.nll] for some in (line, first))
-        return "" if line is first else f"{paired(losses, reference):+.4f}"
+        return "" if line is first else f"{_difference(line[span], first[span]):+.4f}"
 
     tables = [
         table(
@@ -185,17 +184,32 @@ def report(results: Sequence[ExtrapolationResult], training_length: int) -> Repo
             "Wall-clock time of all texts together.",
         ),
     ]
-    points = {name: [(r.start + r.tokens, perplexity([r]), math.nan) for r in line] for name, line in lines.items()}
-    curves = Curves(
-        f"perplexity of every {segment}",
-        "tokens read",
-        "perplexity",
-        points,
-        log_x=False,
-        log_y=True,
-        vertical_lines={"training length": training_length},
-    )
-    return Report(tables, [asdict(r) for r in results], {"beyond.png": curves})
+    return Report(tables, [asdict(r) for r in results], {"beyond.png": _curves(lines, spans, training_length)})
+
+
+def _curves(lines: Mapping[str, Sequence[ExtrapolationResult]], spans: Sequence[slice], training_length: int) -> Curves:
+    """Return the differences from the first row by span, or the perplexities of the segments if there is only one row.
+
+    The difficulty of the text changes from segment to segment much more than operators differ.
+    """
+    label, trained = "tokens read", {"training length": training_length}
+    (name, first), *others = lines.items()
+    if not others:
+        points = {name: [(float(r.start + r.tokens), perplexity([r]), math.nan) for r in first]}
+        title = f"perplexity of every {first[0].tokens:,} tokens"
+        return Curves(title, label, "perplexity", points, log_x=False, log_y=True, vertical_lines=trained)
+    differences = {
+        other: [(float(line[span][-1].start + line[span][-1].tokens), *_difference(line[span], first[span])) for span in spans]
+        for other, line in others
+    }
+    title, y_label = "differences on the same tokens, and their standard errors", f"nats per token above {name}"
+    return Curves(title, label, y_label, differences, {name: 0.0}, log_x=False, vertical_lines=trained)
+
+
+def _difference(line: Sequence[ExtrapolationResult], reference: Sequence[ExtrapolationResult]) -> Mean:
+    """Return the difference in nats per token over the segments of all texts, in pairs."""
+    losses, base = ([x / r.tokens for r in some for x in r.nll] for some in (line, reference))
+    return paired(losses, base)
 
 
 def perplexity(results: Sequence[ExtrapolationResult]) -> float:

@@ -17,15 +17,20 @@ from torch import Tensor
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..decoding.prefill import prefill
+from ..diagnostics.retention import eviction_steps, pixel_map
 from ..errors import Error
 from ..reductions.contract import Reduction
-from ..reporting.report import Report, Table, format_significant
+from ..reductions.per_layer import replaced_layers
+from ..reporting.report import Curves, HeatMaps, Report, SideBySide, Table, format_significant
 from ..reporting.statistics import mean, paired
 from ..state.state import State
-from .conditions import add_condition_arguments, by_condition, load_results, parse_conditions
+from .conditions import add_condition_arguments, by_condition, condition_name, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import text_digest
+
+MAP_PIXELS = 128
+"""Maximum width and height of a map."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,16 @@ class PrefillCost:
 
 @dataclass(frozen=True)
 class PrefillCostResult(PrefillCost):
-    """The cost, with its condition and the name of the chunk."""
+    """The cost, with its condition and the name of the chunk.
+
+    Attributes:
+        maps: for the first chunk, the two retention maps of :func:`retention_maps`; None for other chunks.
+    """
 
     operator: str
     size: int | None
     chunk: str
+    maps: list[list[list[float]]] | None = None
 
 
 @torch.no_grad()
@@ -71,6 +81,21 @@ def measure_cost(cell: Cell, tokens: Tensor, reduction: Reduction | str, n_promp
     nats = [float(teacher_force(cell, logits, rest, H).nll.cpu().double().mean()) for logits, H in (exact, one_shot)]
     common = common_share(exact[1], one_shot[1])
     return PrefillCost(nats[0], nats[1], rest.shape[1], common, exact_seconds, one_shot_seconds)
+
+
+def retention_maps(cell: Cell, tokens: Tensor, reduction: Reduction | str, n_prompt: int) -> Tensor:
+    """Return the positions that H holds after each step, by the exact unroll and by one-shot prefill.
+
+    Args:
+        cell, tokens, reduction, n_prompt: as for :func:`measure_cost`.
+
+    Returns:
+        ``(2, P, P)`` float32, the fractions of heads (:func:`~msrnn.diagnostics.retention.pixel_map`, P ≤ ``MAP_PIXELS``), the
+        mean over the layers that the operator bounds.
+    """
+    layers = [l for l, own in enumerate(replaced_layers(reduction, len(cell.layers), cell.default_reduction)) if own]
+    read = [eviction_steps(cell, tokens[None], reduction, one_shot=n)[0, layers] for n in (0, n_prompt)]  # (L, K, T) each
+    return torch.stack([pixel_map(steps.cpu(), MAP_PIXELS) for steps in read])
 
 
 def _timed(read: Callable[[], tuple[Tensor, State]]) -> tuple[tuple[Tensor, State], float]:
@@ -113,12 +138,18 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     for c, batch in inputs.pending(sweep, rows, 1):
         for key, chunk in batch.items():
             cost = measure_cost(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt)
-            sweep[key] = {**asdict(cost), "operator": c.operator, "size": c.size, "chunk": chunk.name}
-    return report(load_results(PrefillCostResult, sweep, rows))
+            maps = None
+            if chunk is chunks[0] and c.size is not None:
+                maps = retention_maps(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt).tolist()
+            sweep[key] = {**asdict(cost), "operator": c.operator, "size": c.size, "chunk": chunk.name, "maps": maps}
+    return report(load_results(PrefillCostResult, sweep, rows), args.chunk, args.prompt)
 
 
-def report(results: Sequence[PrefillCostResult]) -> Report:
-    """Return a table with one row per condition."""
+def report(results: Sequence[PrefillCostResult], n_tokens: int, n_prompt: int) -> Report:
+    """Return a table with one row per condition, and a figure of the bounded conditions.
+
+    The figure has the maps of the first condition, and the cost of all conditions.
+    """
     rows = [
         [
             *(operator, "" if size is None else str(size)),
@@ -140,4 +171,32 @@ def report(results: Sequence[PrefillCostResult]) -> Report:
         "error of the differences per chunk. In common: share of the rows after the prompt. Seconds: to read the prompt."
     )
     columns = ["operator", "size", "unroll", "one-shot", "cost", "in common", "unroll, s", "one-shot, s"]
-    return Report([Table("One-shot prefill compared with the unroll", columns, rows, note)], [asdict(r) for r in results])
+    table = Table("One-shot prefill compared with the unroll", columns, rows, note)
+    records = [{k: v for k, v in asdict(r).items() if k != "maps"} for r in results]
+    return Report([table], records, _figures(results, n_tokens, n_prompt))
+
+
+def _figures(results: Sequence[PrefillCostResult], n_tokens: int, n_prompt: int) -> dict[str, Curves | HeatMaps | SideBySide]:
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    for (operator, size), group in by_condition(results).items():
+        if size is not None:
+            cost = paired([r.one_shot for r in group], [r.exact for r in group])
+            lines.setdefault(operator, []).append((size, *cost))
+    shown = next((r for r in results if r.maps), None)
+    if shown is None or shown.maps is None:
+        return {}
+    name = condition_name(shown.operator, shown.size)
+    panels = dict(zip(("after every token", "once, after the prompt"), map(torch.tensor, shown.maps), strict=True))
+    maps = HeatMaps(
+        f"positions in H after each step, {name}",
+        "position",
+        "step",
+        panels,
+        "retained fraction of heads",
+        extent=n_tokens,
+        prompt=n_prompt,
+    )
+    label = "nats per token after the prompt"
+    curves = Curves("cost of the one-shot eviction", "size of the state in tokens", label, lines, {"no cost": 0.0})
+    title = "evicting after every token, compared with one eviction after the prompt"
+    return {"prefill-cost.png": SideBySide(title, maps, curves)}

@@ -8,23 +8,23 @@ model are left out of all numbers, because the operator does not bound them.
 """
 
 import argparse
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from ..cell.cell import Cell
-from ..diagnostics.retention import eviction_steps, retention_map
+from ..diagnostics.retention import eviction_steps, held_share, pixel_map
 from ..errors import Error
 from ..reductions.per_layer import replaced_layers
 from ..reporting.report import Curves, HeatMaps, Report, Table
 from ..reporting.statistics import mean
-from .conditions import Condition, add_condition_arguments, load_results, parse_conditions
+from .conditions import Condition, add_condition_arguments, condition_name, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .texts import Chunk, text_digest
 from .token_classes import character_classes, check_tagger, parts_of_speech
@@ -171,7 +171,7 @@ def report(results: Sequence[RetentionResult]) -> Report:
         table("Share of layers and heads that retain the first token to the end", lambda r: r.first_retained, ".1%", note),
         table("Mean lifetime, steps", lambda r: r.mean, ",.0f", "Equal for all operators that evict one row per token."),
     ]
-    figures: dict[str, Curves | HeatMaps] = {}
+    figures: dict[str, Curves | HeatMaps] = {"lifetimes.png": held_curves(operators)}
     for name, by_size in operators.items():
         tables += [_class_table(name, by_size, sizes), _first_table(name, by_size, sizes)]
         figures |= _figures(name, by_size)
@@ -212,16 +212,17 @@ def _mean_first(results: Sequence[RetentionResult]) -> list[float]:
 
 def _figures(name: str, by_size: BySize) -> dict[str, Curves | HeatMaps]:
     lines = {f"size {s}": [(float(i), x, 0.0) for i, x in enumerate(_mean_first(by_size[s]))] for s in sorted(by_size)}
-    steps = {s: torch.tensor(results[0].steps) for s, results in sorted(by_size.items()) if results[0].steps}  # (L, K, T)
+    steps = first_steps(by_size)
     size, largest = max(steps.items())
+    T = largest.shape[-1]
     labels: dict[str, Any] = {
-        "x_label": "position",
+        "x_label": "position" if T <= MAP_PIXELS else "position (strip on the left: the first token)",
         "y_label": "step",
         "colour_label": "retained fraction of heads",
-        "extent": largest.shape[-1],
+        "extent": T,
     }
-    last_layer = {f"size {s}": _map(x[-1]) for s, x in steps.items()}
-    all_layers = {f"layer {l}": _map(x) for l, x in zip(by_size[size][0].layers, largest, strict=True)}
+    last_layer = {f"size {s}": pixel_map(x[-1], MAP_PIXELS) for s, x in steps.items()}
+    all_layers = {f"layer {l}": pixel_map(x, MAP_PIXELS) for l, x in zip(by_size[size][0].layers, largest, strict=True)}
     file, title = quote(name.replace(":", "-"), safe="=,"), "positions in H after each step"
     return {
         f"first-{file}.png": Curves(f"lifetime of the first tokens, {name}", "token", "steps", lines, log_x=False),
@@ -230,7 +231,17 @@ def _figures(name: str, by_size: BySize) -> dict[str, Curves | HeatMaps]:
     }
 
 
-def _map(steps: Tensor) -> Tensor:
-    """Return the retention map of eviction steps ``(K, T)``, reduced to at most ``MAP_PIXELS`` pixels per side."""
-    whole = retention_map(steps)
-    return adaptive_avg_pool2d(whole[None], min(MAP_PIXELS, len(whole)))[0]
+def first_steps(by_size: BySize) -> dict[int, Tensor]:
+    """Return the eviction steps ``(L, K, T)`` of the first chunk, by size."""
+    return {size: torch.tensor(results[0].steps) for size, results in sorted(by_size.items()) if results[0].steps}
+
+
+def held_curves(operators: Mapping[str, BySize]) -> Curves:
+    """Return the share of the tokens that are still held some steps after they were read, one line per condition."""
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    for name, by_size in operators.items():
+        for size, steps in first_steps(by_size).items():
+            ages = [2**i for i in range(steps.shape[-1].bit_length() - 1)]
+            lines[condition_name(name, size)] = [(age, float(held_share(steps, age).mean()), math.nan) for age in ages]
+    title = "how long rows stay: share of the tokens of the first chunk that a head still holds"
+    return Curves(title, "steps since the token was read", "share of tokens", lines)

@@ -80,12 +80,21 @@ class HeatMaps:
 
 
 @dataclass(frozen=True)
+class SideBySide:
+    """Heat maps, and curves to the right of them, as one figure with ``title``."""
+
+    title: str
+    maps: HeatMaps
+    curves: Curves
+
+
+@dataclass(frozen=True)
 class Report:
     """All results of an experiment; ``figures`` are keyed by file name."""
 
     tables: Sequence[Table]
     records: Sequence[Mapping[str, Any]]
-    figures: Mapping[str, Curves | HeatMaps] = field(default_factory=dict)
+    figures: Mapping[str, Curves | HeatMaps | SideBySide] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Return all tables as Markdown."""

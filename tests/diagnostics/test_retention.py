@@ -5,7 +5,15 @@ import torch
 from support.check_picture import main as check_picture
 from support.tiny_models import tiny_cell
 
-from msrnn.diagnostics.retention import eviction_steps, retained_fraction, retention
+import msrnn
+from msrnn.diagnostics.retention import (
+    eviction_steps,
+    held_share,
+    pixel_map,
+    retained_fraction,
+    retention,
+    retention_map,
+)
 from msrnn.reporting.figures import draw_retention
 
 CELL = tiny_cell()
@@ -37,6 +45,40 @@ def test_eviction_step_is_the_last_that_attends_to_a_position():
     assert eviction_steps(CELL, TOKENS[:1], "window:3")[0, 0, 0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 12, 12]
     assert eviction_steps(CELL, TOKENS[:1], "window:0")[0, 1, 1].tolist() == list(range(12))
     assert eviction_steps(CELL, TOKENS[:1, :0], "tova:3").shape == (1, 2, 2, 0)
+
+
+@pytest.mark.parametrize("reduction", ["h2o:4", "tova:3", "tova-head:5", "window:0", "full"])
+def test_one_shot_steps_are_those_of_prefill_and_the_step_loop(reduction):
+    steps = eviction_steps(CELL, TOKENS, reduction, one_shot=8)
+    held = torch.stack([torch.stack([retention_map(layer) for layer in text]) for text in steps])  # (B, L, T, T)
+    for t in range(7):
+        assert held[:, :, t].eq(torch.arange(12) <= t).all()
+    _, state = msrnn.prefill(CELL, TOKENS[:, :8], reduction)
+    for t in range(7, 12):
+        assert torch.equal(held[:, :, t], retained_fraction(state, 12))
+        if t < 11:
+            _, state = CELL.step(TOKENS[:, t + 1], state)
+
+
+def test_held_share_counts_positions_that_are_old_enough():
+    steps = torch.tensor([[2, 5, 3, 5, 5], [5, 2, 3, 5, 4]])  # (K, T)
+    for age in range(7):
+        for share, row in zip(held_share(steps, age), steps.tolist(), strict=True):
+            held = [p + age < step for p, step in enumerate(row) if p + age < 5]
+            assert share.isnan() if not held else share == sum(held) / len(held)
+    ages = [held_share(eviction_steps(CELL, TOKENS, "window:3"), age).unique().tolist() for age in (2, 3)]
+    assert ages == [[1.0], [0.0]]
+
+
+def test_a_reduced_map_shows_the_first_token_alone():
+    steps = torch.randint(1, 128, (2, 3, 128), generator=torch.Generator().manual_seed(0)).clamp(min=torch.arange(128))
+    whole = torch.stack([retention_map(layer) for layer in steps]).mean(0)
+    assert torch.allclose(pixel_map(steps, 128), whole)
+    reduced = pixel_map(steps, 64)
+    assert reduced.shape == (64, 64)
+    for y in range(0, 64, 9):
+        assert reduced[y, 0] == pytest.approx(whole[2 * y : 2 * y + 2, 0].mean())
+        assert reduced[y, 9] == pytest.approx(whole[2 * y : 2 * y + 2, 18:20].mean())
 
 
 def test_known_patterns():

@@ -121,12 +121,26 @@ def test_tables_contain_the_results():
     assert relative.rows == [["tova:8 absolute", "", ""], ["tova:8 inside", "+0.0000 ± 0.1000", f"-0.4000 ± {gap:.4f}"]]
     assert times.rows[0] == ["tova:8 absolute", "50.0"]
     picture = whole.figures["beyond.png"]
-    assert [x for x, _, _ in picture.lines["tova:8 inside"]] == [10, 20]
+    assert list(picture.lines) == ["tova:8 inside"]
+    (at_10, first, error_10), (at_20, second, error_20) = picture.lines["tova:8 inside"]
+    assert (at_10, at_20) == (10, 20)
+    assert (first, second) == (pytest.approx(0), pytest.approx(-0.4))
+    assert (error_10, error_20) == (pytest.approx(0.1), pytest.approx(gap))
+    assert picture.horizontal_lines == {"tova:8 absolute": 0.0}
     assert picture.vertical_lines == {"training length": 15}
-    assert (picture.x_label, picture.y_label) == ("tokens read", "perplexity")
-    assert picture.lines["tova:8 inside"][1][1] == pytest.approx(math.exp(2.5))
-    assert all(math.isnan(error) for points in picture.lines.values() for _, _, error in points)
-    assert (picture.log_x, picture.log_y) == (False, True)
+    assert (picture.x_label, picture.y_label) == ("tokens read", "nats per token above tova:8 absolute")
+    assert (picture.log_x, picture.log_y) == (False, False)
+
+
+def test_curve_of_one_row_shows_perplexities():
+    results = [ExtrapolationResult("tova", 8, "absolute", 10 * i, 10, ["a", "b"], [30.0, 20.0 + i], 0.5) for i in range(2)]
+    picture = report(results, 15).figures["beyond.png"]
+    assert [(x, y) for x, y, _ in picture.lines["tova:8 absolute"]] == [
+        (10, pytest.approx(math.exp(2.5))),
+        (20, pytest.approx(math.exp(2.55))),
+    ]
+    assert all(math.isnan(error) for _, _, error in picture.lines["tova:8 absolute"])
+    assert (picture.y_label, picture.log_y) == ("perplexity", True)
 
 
 def test_a_long_line_has_at_most_six_spans_of_equal_length():

@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import torch
+from matplotlib.image import imread
 from support.tiny_models import random_tokens, retained_positions, step_loop, tiny_cell
 from support.tiny_tokenizer import chat_cell
 from support.transformers_reference import save_folder, tiny_reference
@@ -14,7 +15,8 @@ from transformers import DynamicCache
 import converters
 import msrnn
 from msrnn.cli.main import main
-from msrnn.eval.prefill_cost import PrefillCostResult, common_share, measure_cost, report
+from msrnn.diagnostics.retention import retention
+from msrnn.eval.prefill_cost import PrefillCostResult, common_share, measure_cost, report, retention_maps
 
 CELL = tiny_cell()
 
@@ -90,13 +92,47 @@ def test_table_contains_the_results():
         PrefillCostResult(a, b, 10, c, 2.0, 0.5, "tova", 8, f"book {c}")
         for a, b, c in zip(exact, shortcut, (0.5, 0.6, 0.7), strict=True)
     ]
-    (table,) = report(costs).tables
+    (table,) = report(costs, 20, 10).tables
     gaps = [b - a for a, b in zip(exact, shortcut, strict=True)]
     beyond = f"{statistics.fmean(gaps):+.4f} ± {statistics.stdev(gaps) / math.sqrt(3):.4f}"
     expected = ["tova", "8", f"{math.exp(2.5):.1f}", f"{math.exp(8 / 3):.1f}", beyond, "60%", "2.00", "0.50"]
     assert list(table.rows[0]) == expected
     assert "10 tokens" in table.note
     assert "3 chunks" in table.note
+
+
+def test_maps_are_those_of_both_methods():
+    text = random_tokens(4, 1, 30)
+    exact, one_shot = retention_maps(CELL, text[0], "tova:5", 20)
+    torch.testing.assert_close(exact, retention(CELL, text, "tova:5")[0].mean(0))
+    assert one_shot[:19].equal(torch.ones(19, 30).tril())
+    assert one_shot[19:].sum(1).tolist() == pytest.approx([5] * 11)
+    _, state = msrnn.prefill(CELL, text[:, :20], "tova:5")
+    positions = torch.stack([H.positions[0] for H in state])  # (L, K, 5)
+    assert one_shot[19].tolist() == pytest.approx([(positions == p).float().mean().item() * 5 for p in range(30)])
+
+
+def test_figure_shows_the_maps_of_the_first_chunk_and_the_paired_differences():
+    costs = [
+        PrefillCostResult(2.0 + c, 2.0 + c + gap * size, 10, 0.5, 2.0, 0.5, operator, size, f"book {c}", maps)
+        for operator in ("tova", "h2o")
+        for size in (8, 16)
+        for c, gap, maps in ((0, 0.1, [[[1.0]], [[0.5]]]), (1, 0.3, None))
+    ]
+    figure = report([*costs, PrefillCostResult(2.0, 2.0, 10, 1.0, 2.0, 0.5, "full", None, "book 0")], 20, 15).figures
+    (plot,) = figure.values()
+    assert {name: values.tolist() for name, values in plot.maps.panels.items()} == {
+        "after every token": [[1.0]],
+        "once, after the prompt": [[0.5]],
+    }
+    assert "tova:8" in plot.maps.title
+    assert (plot.maps.extent, plot.maps.prompt) == (20, 15)
+    for points in (plot.curves.lines["tova"], plot.curves.lines["h2o"]):
+        assert [x for x, _, _ in points] == [8, 16]
+        assert [y for _, y, _ in points] == pytest.approx([1.6, 3.2])
+        assert [error for _, _, error in points] == pytest.approx([0.8, 1.6])  # half the difference of 0.8 and 2.4
+    assert set(plot.curves.lines) == {"tova", "h2o"}
+    assert report([PrefillCostResult(2.0, 2.0, 10, 1.0, 2.0, 0.5, "full", None, "book 0")], 20, 15).figures == {}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +153,7 @@ def test_the_command_prints_records_and_resumes(arguments, tmp_path, capsys):
         *[("last-queries:SIZE:2", n) for n in (6, 9)],
     ]
     assert all(r["tokens"] == 15 and 0 < r["common"] <= 1 for r in records)
+    assert imread(tmp_path / "out" / "prefill-cost.png").std() > 0.05
     assert main([*arguments, *more]) == 0
     assert capsys.readouterr().out == (tmp_path / "out" / "report.md").read_text()
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == records  # with equal times, so nothing was read again

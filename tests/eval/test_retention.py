@@ -170,6 +170,16 @@ def test_each_table_contains_its_own_measure():
     assert layers.title.endswith("size 8")
 
 
+def test_lifetimes_are_one_line_per_condition():
+    cell, (chunk,) = chat_cell(), split_into_chunks({"book": TEXT}, tiny_tokenizer(), 50, 1)
+    conditions = parse_conditions(["window", "sinks:SIZE:1"], [5])
+    curves = report([measure_retention(cell, chunk, c, keep_steps=True) for c in conditions]).figures["lifetimes.png"]
+    assert list(curves.lines) == ["window:5", "sinks:5:1"]
+    assert [(x, y) for x, y, _ in curves.lines["window:5"]] == [(1, 1), (2, 1), (4, 1), (8, 0), (16, 0)]
+    shares = [y for _, y, _ in curves.lines["sinks:5:1"]]
+    assert shares == pytest.approx([1, 1, 1 / 46, 1 / 42, 1 / 34])  # the first token stays, of 50 minus the age
+
+
 def test_figures_have_labels_and_the_orientation_of_the_paper():
     cell = chat_cell()
     (chunk,) = split_into_chunks({"book": TEXT}, tiny_tokenizer(), 50, 1)

@@ -9,7 +9,7 @@ from support.figures import record_figures
 
 import msrnn
 from msrnn.reporting.figures import check_figure_file, check_figure_folder, draw, draw_attention, draw_retention
-from msrnn.reporting.report import Curves, HeatMaps
+from msrnn.reporting.report import Curves, HeatMaps, SideBySide
 
 
 @pytest.fixture
@@ -71,6 +71,30 @@ def test_colours_range_from_light_at_zero_to_dark_at_the_maximum(figures, tmp_pa
 def test_extent_is_the_range_of_both_axes(figures, tmp_path):
     draw(HeatMaps("", "position", "step", {"a": torch.eye(4)}, "share", extent=100), tmp_path / "maps.png")
     assert list(figures[0].axes[0].images[0].get_extent()) == [0, 100, 100, 0]  # row 0 is the first step, at the top
+
+
+def test_panels_of_different_lengths_have_the_same_axes(figures, tmp_path):
+    draw_retention({"full": torch.ones(9, 9).tril(), "short": torch.ones(6, 6).tril()}, tmp_path / "maps.png", prompt=4)
+    for axes in figures[0].axes[:2]:
+        assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 8.5), (8.5, -0.5))
+    light, outside = figures[0].axes[1].images[0].cmap(0.0), figures[0].axes[1].get_facecolor()
+    assert sum(outside[:3]) < sum(light[:3]) - 0.05  # what comes after the end of the text differs from an evicted position
+
+
+def test_the_line_below_the_prompt_is_in_the_units_of_the_extent(figures, tmp_path):
+    draw(HeatMaps("", "position", "step", {"a": torch.eye(4)}, "share", extent=100, prompt=60), tmp_path / "maps.png")
+    assert list(figures[0].axes[0].lines[0].get_ydata()) == [60, 60]
+
+
+def test_maps_and_curves_side_by_side(figures, tmp_path):
+    maps = HeatMaps("maps", "position", "step", {"a": torch.eye(4), "b": torch.ones(4, 4)}, "share")
+    curves = Curves("curves", "size", "nats", {"tova": [(4.0, 1.0, 0.5)]})
+    draw(SideBySide("whole", maps, curves), tmp_path / "both.png")
+    assert figures[0].get_suptitle() == "whole"
+    left, right = figures[0].subfigs
+    assert (left.get_suptitle(), right.get_suptitle()) == ("maps", "curves")
+    assert [axes.get_title() for axes in left.axes] == ["a", "b", ""]  # the last one is the colour bar
+    assert [axes.get_ylabel() for axes in right.axes] == ["nats"]
 
 
 def test_outer_labels_of_many_panels(figures, tmp_path):

@@ -7,16 +7,15 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import tomllib
 import torch
 import yaml  # comes with huggingface-hub
 from packaging.requirements import Requirement
 from support.gguf_files import METADATA, to_gguf, write
+from support.project import PROJECT
 from support.tiny_models import tiny_cell
 from support.tiny_tokenizer import chat_cell
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BLOCK = """
 import importlib.abc, sys
 class Block(importlib.abc.MetaPathFinder):
@@ -57,7 +56,7 @@ def closure(requirements):
 @pytest.fixture(scope="module")
 def blocked():
     """The top-level modules of all other installed distributions."""
-    core = closure(PROJECT["dependencies"])
+    core = closure(PROJECT["project"]["dependencies"])
     modules = {
         module
         for module, distributions in metadata.packages_distributions().items()
@@ -130,7 +129,7 @@ def test_a_missing_extra_is_named_in_one_sentence_before_any_work(command, block
     sentence = f"msrnn: the package {package} is not installed; pip install 'msrnn[{extra}]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
     assert not (ROOT / "new").exists()
-    assert any(text.startswith(package) for text in PROJECT["optional-dependencies"][extra])
+    assert any(text.startswith(package) for text in PROJECT["project"]["optional-dependencies"][extra])
 
 
 def test_the_exchange_with_transformers_names_its_extra(blocked, model):
@@ -158,12 +157,12 @@ def test_every_extra_that_a_source_file_names_exists():
     texts = "".join(path.read_text("utf-8") for path in sources)
     named = {name for group in re.findall(r"(?:msrnn|'\.)\[([a-z,]+)\]", texts) for name in group.split(",")}
     named |= set(re.findall(r'missing_package\("[\w-]+", "(\w+)"\)', texts))
-    assert named == set(PROJECT["optional-dependencies"])
+    assert named == set(PROJECT["project"]["optional-dependencies"])
 
 
 def test_the_citation_has_version_and_licence_of_the_package():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert (citation["version"], citation["license"]) == (PROJECT["project"]["version"], PROJECT["project"]["license"])
 
 
 def test_the_workflow_runs_the_commands_of_the_contributors():

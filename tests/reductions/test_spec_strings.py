@@ -252,8 +252,9 @@ class Color(enum.Enum):
     BLUE = 2
 
 
-class Mode(enum.StrEnum):
+class Mode(str, enum.Enum):
     MEAN = "mean"
+    __str__, __format__ = str.__str__, str.__format__  # as in enum.StrEnum, which Python 3.10 lacks
 
 
 def operator_of(hint, value):

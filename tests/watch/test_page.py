@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from support.project import PROJECT
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.reductions.registry import parse_reduction
@@ -100,11 +101,4 @@ def test_text_has_enough_contrast_in_light_and_dark(scheme):
 
 @pytest.mark.parametrize("name", ["page.html", "page.css", "data.js", "page.js", "controls.js"])
 def test_the_parts_are_package_data(name):
-    try:
-        import tomllib
-    except ImportError:
-        pytest.skip("Python 3.10 has no tomllib")
-    from pathlib import Path
-
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    assert name in project["tool"]["setuptools"]["package-data"]["msrnn.watch"]
+    assert name in PROJECT["tool"]["setuptools"]["package-data"]["msrnn.watch"]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from msrnn.models.registry import config_from_dict
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model has no tokenizer")
 TOKENS = torch.randint(0, 61, (1, 21), generator=torch.Generator().manual_seed(0))
+LLAMAS = {"llama": ("llama", {}), "llama, tied": ("llama", {"tie_word_embeddings": True}), "mistral": ("mistral", {})}
+ROUND_TRIPS = {**CASES, **LLAMAS}
 NOT_COMPARED = {"transformers_version", "architectures", "dtype", "id2label", "label2id", "_name_or_path", "pad_token_id"}
 INFERRED = {"max_window_layers", "no_rope_layer_interval"}
 """Fields that count only where ``layer_types`` and ``no_rope_layers`` are missing, which are written."""
@@ -35,10 +38,12 @@ def comparable(config):
     return fields, {kind: [x.get(name) for name in names] for kind, x in ropes.items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*product(ROUND_TRIPS, (torch.float32, torch.bfloat16)), *((name, torch.float16) for name in LLAMAS)],
+)
 def test_round_trip_is_bit_exact(name, dtype, tmp_path):
-    kind, fields = CASES[name]
+    kind, fields = ROUND_TRIPS[name]
     model = tiny_reference(kind, dtype=dtype, **fields)
     source = save_folder(model, tmp_path / "source")
     converters.convert(source, tmp_path / "own")

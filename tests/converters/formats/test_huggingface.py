@@ -1,4 +1,4 @@
-"""Hugging Face folders: bit-exact round trips, and refusals of other models by field or tensor name."""
+"""Hugging Face folders: fields of config.json, and refusals of other models by field or tensor name."""
 
 import json
 import os
@@ -19,29 +19,6 @@ CONFIG = {
     **TINY_CONFIG,
 }
 MISTRAL = {**CONFIG, "model_type": "mistral"}
-
-
-def tensor_bytes(folder):
-    return {name: x.view(torch.uint8) for name, x in load_file(folder / "model.safetensors").items()}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("kind", "fields"), [("llama", {}), ("llama", {"tie_word_embeddings": True}), ("mistral", {})])
-def test_round_trip_is_bit_exact(kind, fields, dtype, tmp_path):
-    model = tiny_reference(kind, dtype=dtype, **fields)
-    source = save_folder(model, tmp_path / "source")
-    converters.convert(source, tmp_path / "own")
-    converters.convert(tmp_path / "own", tmp_path / "back", to="hf")
-    original, back = tensor_bytes(source), tensor_bytes(tmp_path / "back")
-    assert original.keys() == back.keys()
-    assert all(torch.equal(original[name], back[name]) for name in original)
-    again = type(model).from_pretrained(tmp_path / "back")
-    assert again.dtype == dtype
-    for name in CONFIG.keys() | {"rope_parameters", "sliding_window"} - {"eos_token_id"}:
-        assert getattr(again.config, name, None) == getattr(model.config, name, None), name
-    tokens = torch.randint(0, 61, (1, 9), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        assert torch.equal(type(model).from_pretrained(source)(tokens).logits, again(tokens).logits)
 
 
 def test_missing_fields_have_the_defaults_of_the_published_models():

@@ -28,11 +28,12 @@ from ..storage.lazy_tensors import LazyTensor
 from ..storage.model_folder import write_model_folder
 from .capture import capture
 from .chunking import ChunkReader
+from .hub_names import HubNames
 from .network import RecurrentNetwork
 from .validation import check_device_of_ids, check_ids, check_state, check_tensor_names, check_text, check_token
 
 
-class Cell(RecurrentNetwork):
+class Cell(HubNames, RecurrentNetwork):
     """A decoder-only transformer as a multi-state RNN cell. A family is a subclass (``msrnn/models``)."""
 
     def initial_state(

@@ -1,0 +1,81 @@
+"""Saving under the names that transformers and huggingface-hub use: ``save_pretrained`` and ``push_to_hub``."""
+
+import tempfile
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import Error
+
+Result = TypeVar("Result")
+
+
+class HubNames:
+    """Methods of a cell under the names of transformers. Both write the folder that :meth:`save` writes."""
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder."""
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write a model folder: another name of :meth:`save`. Unlike in transformers a folder with files is refused.
+
+        The folder has the format of this library. ``converters.convert(…, to="hf")`` writes one that transformers loads.
+
+        Raises:
+            Error: as :meth:`save`.
+        """
+        self.save(save_directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a cell of msrnn",
+    ) -> str:
+        """Upload a model folder to a repository of the hub; ``converters.load(repo_id)`` reads it from there.
+
+        The repository is created if it does not exist. Files of the same names are replaced, others stay. The folder is first
+        written to a temporary place of the disk.
+
+        Args:
+            repo_id: ``owner/name``, or ``name`` for the owner of the token.
+            private: visibility of a new repository; None: as set for the owner.
+            token: access token; None: the one that ``hf auth login`` has stored.
+            commit_message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            Error: the hub refuses the repository or the upload, or cannot be reached; also the errors of :meth:`save`.
+        """
+        from huggingface_hub import HfApi  # deferred, because it is imported slowly
+
+        api = HfApi(token=token)
+        found = _call(repo_id, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save(folder)
+
+            def upload() -> str:
+                sent = api.upload_folder(repo_id=found.repo_id, folder_path=folder, commit_message=commit_message)
+                return str(sent.commit_url)
+
+            return _call(repo_id, upload)
+
+
+def _call(repo_id: str, request: Callable[[], Result]) -> Result:
+    """Return the answer of the hub.
+
+    Raises:
+        Error: there is none.
+    """
+    try:
+        return request()
+    except Exception as error:  # the errors of the HTTP library differ between versions
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise Error(f"cannot upload to {repo_id!r} on the hub ({reason})") from None

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from msrnn.storage.model_folder import open_weights
 
 from . import detect
 from .formats import own
+from .weights import choose_weights
 
 
 def describe_weights(source: Any) -> str | None:
@@ -33,6 +35,20 @@ def describe_weights(source: Any) -> str | None:
         return _line(*_of_tensors(open_weights(path) if own.matches(path) else detect.open_source(path, None).tensors))
     except Error:
         return None
+
+
+def describe_packed(source: str | Path, weights: str) -> str:
+    """Return the line of the parameters in memory, as ``converters.load(source, weights=weights)`` packs them; none is read.
+
+    Raises:
+        Error: ``source`` is no folder and no file, cannot be opened, or cannot be packed in this way.
+    """
+    if not Path(source).exists():
+        raise Error(f"--weights is given for {str(source)!r}, and no weights are downloaded; expected a folder or a .gguf file")
+    chosen, dtype = choose_weights(detect.open_source(source, None), weights, None)
+    packed = packed_names(chosen)
+    held = {name: x if name in packed or dtype is None else replace(x, dtype=dtype) for name, x in chosen.items()}
+    return _line(*_of_tensors(held))
 
 
 def _of_tensors(tensors: Mapping[str, LazyTensor]) -> tuple[int, Counter[str]]:

@@ -1,7 +1,10 @@
 """Bytes of H, compared with an H without evictions or with that of the published model."""
 
+from collections.abc import Iterable
+from itertools import groupby
+
 from ..cell.cell import Cell
-from ..reductions.per_layer import per_layer
+from ..reductions.per_layer import format_operators, per_layer
 from ..reductions.tova_paper import Full
 from ..state.multistate import MultiState
 from ..state.state import State
@@ -38,8 +41,29 @@ def full_nbytes(state: State, cell: Cell | None = None) -> int:
 
 
 def memory_summary(state: State, cell: Cell) -> str:
-    """Return a phrase on the bytes of H, and on those of the published model if they are more."""
+    """Return a phrase on the bytes of H, on those of the published model if they are more, and on the layers that are bounded.
+
+    The layers are named if the published model has a window in some of them and the operator bounds only the others.
+    """
     published, bounded = full_nbytes(state, cell), cell.default_reduction != Full()
     name = "H of the published model" if bounded else "an unbounded H"
     more = f"; {name} would hold {published / 1e6:.2f} MB" if state.nbytes < published else ""
-    return f"H holds {state.nbytes / 1e6:.2f} MB{more}"
+    return f"H holds {state.nbytes / 1e6:.2f} MB{more}{_bounded_layers(state, cell)}"
+
+
+def _bounded_layers(state: State, cell: Cell) -> str:
+    own = [operator.size for operator in per_layer(None, len(state), cell.default_reduction)]
+    windows = [l for l, size in enumerate(own) if size is not None and state[l].reduction.size == size]
+    added = [l for l, size in enumerate(own) if size is None and state[l].reduction.size is not None]
+    if not windows or not added:
+        return ""
+    operators = format_operators([state[l].reduction for l in added])
+    name = "layer" if len(added) == 1 else "layers"
+    return f"; {operators} bounds {name} {format_layers(added)}, the others keep the window of the published model"
+
+
+def format_layers(layers: Iterable[int]) -> str:
+    """Return indices of layers in increasing order as text, ``0…4, 6``."""
+    runs = groupby(enumerate(layers), lambda item: item[1] - item[0])
+    found = [[layer for _, layer in run] for _, run in runs]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}…{run[-1]}" for run in found)

@@ -1,9 +1,11 @@
 """``msrnn info``."""
 
+import pytest
 import torch
 from support.packed_models import SHAPES, packed_cell
 from support.tiny_models import tiny_cell
 
+import converters
 from converters import hub
 from msrnn.cli.info import describe
 from msrnn.cli.main import main
@@ -49,6 +51,28 @@ def test_info_shows_how_the_weights_are_stored(tmp_path, capsys):
     assert weights_line(capsys, tmp_path / "float") == []
 
 
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_info_shows_the_bytes_that_packed_weights_take(weights, tmp_path, capsys):
+    tiny_cell(dtype=torch.float32, **SHAPES).save(tmp_path / "float")
+    cell = converters.load(tmp_path / "float", weights=weights)
+    n_bytes = sum(x.nbytes for x in (*cell.parameters(), *cell.buffers()))
+    assert main(["info", str(tmp_path / "float"), "--weights", weights]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("  in memory "))
+    assert line.startswith(f"  in memory     {n_bytes / 1e6:.1f} MB: ")
+    assert line.endswith(f"({weights})")
+    assert "8 bits" in line
+    assert ("4 bits" in line) == (weights == "int4")
+
+
+def test_info_of_packed_weights_needs_a_local_model(tmp_path, capsys, monkeypatch):
+    tiny_cell(dtype=torch.float32, **SHAPES).save(tmp_path / "own")
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: tmp_path / "own")
+    assert main(["info", "owner/name", "--weights", "int4"]) == 1
+    assert "--weights is given for 'owner/name'" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "own"), "--weights", "packed"]) == 1
+    assert "packed" in capsys.readouterr().err
+
+
 def test_info_shows_the_types_of_a_gguf_file(gguf_path, hf_folder, capsys):
     (line,) = weights_line(capsys, gguf_path)
     assert line.startswith("  weights       ")
@@ -73,8 +97,8 @@ def test_info_of_models_with_layers_that_differ():
     assert found["positions"] == f"{ropes}, context length 32,768"
     row = 2 * 256 * 2 + 8
     assert found["KV cache"].startswith(f"{18 * row:,} bytes per token in 16 bits")
-    windows = f"at most {15 * 511 * row / 1e6:.1f} MB in 16 bits in 15 layers with a window"
-    assert found["bounded"] == f"{windows}; {3 * row:,} bytes per token in 3 layers without"
+    windows = f"at most {15 * 511 * row / 1e6:.1f} MB in 16 bits in 15 layers with a window (0…4, 6…10, 12…16)"
+    assert found["bounded"] == f"{windows}; {3 * row:,} bytes per token in 3 layers without (5, 11, 17)"
     found = {line[:16].strip(): line[16:] for line in describe(SMOLLM3_3B)}
     assert found["positions"] == "Rope(theta=5000000.0) in 27 layers, none in 9, context length 65,536"
     assert "bounded" not in found

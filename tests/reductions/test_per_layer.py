@@ -13,7 +13,7 @@ import msrnn
 from msrnn import TOVA, AllLayers, Full, Window, parse_reduction
 from msrnn.cli.info import bounded_layers
 from msrnn.cli.main import main
-from msrnn.diagnostics.state_memory import full_nbytes, layer_token_bytes, memory_summary
+from msrnn.diagnostics.state_memory import format_layers, full_nbytes, layer_token_bytes, memory_summary
 from msrnn.eval.conditions import condition_name, parse_conditions
 from msrnn.eval.digests import code_digest
 from msrnn.eval.inputs import EvalInputs
@@ -141,16 +141,26 @@ def test_memory_is_compared_with_that_of_the_published_model():
     _, bounded = CELL(text, CELL.initial_state(2, "tova:5"))
     assert full_nbytes(bounded, CELL) == published.clone().nbytes == 16 + 2 * 26 * ROW
     assert full_nbytes(bounded) == 16 + 2 * 60 * ROW
-    assert memory_summary(bounded, CELL).endswith(
-        f"; H of the published model would hold {full_nbytes(bounded, CELL) / 1e6:.2f} MB"
-    )
+    assert f"; H of the published model would hold {full_nbytes(bounded, CELL) / 1e6:.2f} MB" in memory_summary(bounded, CELL)
     assert "published" not in memory_summary(CELL(text, CELL.initial_state(2, "all-layers:full"))[1], CELL)
+
+
+def test_memory_summary_names_the_layers_that_an_operator_bounds():
+    end = "; tova:5 bounds layer 1, the others keep the window of the published model"
+    assert memory_summary(CELL.initial_state(1, "tova:5"), CELL).endswith(end)
+    for reduction in (None, "all-layers:tova:5", "full"):
+        assert "bounds" not in memory_summary(CELL.initial_state(1, reduction), CELL)
+    assert "bounds" not in memory_summary(tiny_cell().initial_state(1, "tova:5"), tiny_cell())
+
+
+def test_indices_of_layers_are_ranges():
+    assert [format_layers(x) for x in ([], [3], [0, 1, 2], [0, 2, 3, 7])] == ["", "3", "0…2", "0, 2…3, 7"]
 
 
 def test_info_of_layers_with_windows():
     row = layer_token_bytes(CELL.initial_state(1)[0], itemsize=2)
-    text = f"at most {6 * row / 1e6:,.1f} MB in 16 bits in 2 layers with a window; {row:,} bytes per token in 1 layers without"
-    assert bounded_layers(CELL) == {"bounded": text}
+    windows = f"at most {6 * row / 1e6:,.1f} MB in 16 bits in 2 layers with a window (0, 2)"
+    assert bounded_layers(CELL) == {"bounded": f"{windows}; {row:,} bytes per token in 1 layers without (1)"}
     assert bounded_layers(tiny_cell()) == {}
     assert "without" not in bounded_layers(tiny_family("phi3"))["bounded"]
 

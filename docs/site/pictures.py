@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import torch
+from heads_pictures import draw_head_over_rows, draw_heads, head_weights
 from step_picture import draw_step
 from torch import Tensor
+from transformer_picture import draw_transformer
 
 import converters
 import msrnn
@@ -22,6 +24,9 @@ from msrnn.reporting.line_styles import COLOURS
 FOLDER = Path(__file__).parents[1] / "pictures"
 SENTENCE = "The old man gave the girl a red apple"
 LAYER, SIZE = 20, 4
+REPEATED = "The old man gave the girl a red apple. The old man gave the boy a red apple, and the girl a pear."
+HEAD, OF_LAYER, ROWS = 0, 20, 8
+"""The head that is drawn over the rows that TOVA retains, and the number of these rows."""
 
 
 def main(model: str) -> None:
@@ -29,7 +34,16 @@ def main(model: str) -> None:
     cell, tokenizer = converters.load(model), converters.tokenizer(model)
     ids = tokenizer.encode(SENTENCE).ids
     draw_step(FOLDER / "step.png")
+    draw_transformer(FOLDER / "transformer.png")
     draw_masks(operator_masks(cell, ids), [tokenizer.decode([i]).strip() for i in ids], FOLDER / "masks.png")
+
+    ids = tokenizer.encode(REPEATED).ids
+    words, unbounded = [tokenizer.decode([i]).strip() for i in ids], head_weights(cell, ids, "full")
+    print(*draw_heads(unbounded, ids, words, FOLDER / "heads.png"), sep="\n")
+    panels = {"full": unbounded, f"tova:{ROWS}": head_weights(cell, ids, f"tova:{ROWS}")}
+    title = f"layer {OF_LAYER}, head {HEAD}, without and with eviction (grey: evicted)"
+    one = {name: weights[OF_LAYER, HEAD] for name, weights in panels.items()}
+    draw_head_over_rows(one, words, FOLDER / "head.png", title)
 
 
 def operator_masks(cell: msrnn.Cell, ids: list[int]) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ class PrefillCostResult(PrefillCost):
     """The cost, with its condition and the name of the chunk.
 
     Attributes:
-        maps: for the first chunk, the two retention maps of :func:`retention_maps`; None for other chunks.
+        maps: for the first chunk under the first bounded condition, the maps of :func:`retention_maps`; None for others.
     """
 
     operator: str
@@ -135,11 +135,12 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     inputs.check_memory(1, ["full"], args.chunk)  # one-shot prefill holds the whole prompt
     sweep = inputs.sweep(args.out, "prefill-cost", text=text_digest(chunks), chunk=args.chunk, prompt=args.prompt)
     rows = {condition: {f"{condition.key} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
+    drawn = next((condition for condition in conditions if condition.size is not None), None)
     for c, batch in inputs.pending(sweep, rows, 1):
         for key, chunk in batch.items():
             cost = measure_cost(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt)
             maps = None
-            if chunk is chunks[0] and c.size is not None:
+            if c is drawn and chunk is chunks[0]:
                 maps = retention_maps(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt).tolist()
             sweep[key] = {**asdict(cost), "operator": c.operator, "size": c.size, "chunk": chunk.name, "maps": maps}
     return report(load_results(PrefillCostResult, sweep, rows), args.chunk, args.prompt)
@@ -148,7 +149,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
 def report(results: Sequence[PrefillCostResult], n_tokens: int, n_prompt: int) -> Report:
     """Return a table with one row per condition, and a figure of the bounded conditions.
 
-    The figure has the maps of the first condition, and the cost of all conditions.
+    The figure has the maps of the first bounded condition, and the cost of all bounded conditions.
     """
     rows = [
         [
@@ -196,7 +197,7 @@ def _figures(results: Sequence[PrefillCostResult], n_tokens: int, n_prompt: int)
         extent=n_tokens,
         prompt=n_prompt,
     )
-    label = "nats per token after the prompt"
-    curves = Curves("cost of the one-shot eviction", "size of the state in tokens", label, lines, {"no cost": 0.0})
-    title = "evicting after every token, compared with one eviction after the prompt"
+    label, level = "nats per token, one-shot − every token", {"equal": 0.0}
+    curves = Curves("difference on the text after the prompt", "size of the state in tokens", label, lines, level)
+    title = "eviction after every token, and one eviction after the prompt"
     return {"prefill-cost.png": SideBySide(title, maps, curves)}

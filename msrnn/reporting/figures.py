@@ -81,8 +81,8 @@ def draw(plot: Curves | HeatMaps | SideBySide, path: str | Path) -> None:
         maps, curves = figure.subfigures(1, 2, width_ratios=(3 * len(plot.maps.panels) + 1, 4))
         draw_heat_maps(plot.maps, maps, 1, len(plot.maps.panels))
         draw_curves(plot.curves, curves.add_subplot())
-        maps.suptitle(plot.maps.title)
-        curves.suptitle(plot.curves.title)
+        maps.suptitle(plot.maps.title, fontsize=10)
+        curves.suptitle(plot.curves.title, fontsize=10)
     save_figure(figure, path, plot.title)
 
 

@@ -16,7 +16,7 @@ def draw_curves(plot: Curves, axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     for i, (name, style) in enumerate(line_styles(plot.lines).items()):
-        xs, ys, errors = zip(*plot.lines[name], strict=True)
+        xs, ys, errors = zip(*sorted(plot.lines[name]), strict=True)
         offset = 0.02 * (i - len(plot.lines) / 2)  # small shift, so that error bars do not overlap
         shifted = [x * 2**offset if plot.log_x else x + offset for x in xs]
         bars = [0 if error != error else error for error in errors]  # no bar for NaN

@@ -39,6 +39,11 @@ def test_curves_have_labels_points_and_error_bars(figures, tmp_path):
     assert [list(line.get_xdata()) for line in axes.lines if line.get_label() == "training"] == [[100.0, 100.0]]
 
 
+def test_points_are_connected_in_the_order_of_the_axis(figures, tmp_path):
+    draw(Curves("", "size", "nats", {"a": [(64.0, 2.0, 0.0), (32.0, 3.0, 0.0), (128.0, 1.0, 0.0)]}), tmp_path / "curves.png")
+    assert list(figures[0].axes[0].lines[0].get_ydata()) == [3, 2, 1]
+
+
 def test_axes_are_linear_on_request(figures, tmp_path):
     draw(Curves("", "step", "loss", {"a": [(1.0, 2.0, 0.0), (2.0, 1.0, 0.0)]}, log_x=False), tmp_path / "linear.png")
     assert (figures[0].axes[0].get_xscale(), figures[0].axes[0].get_yscale()) == ("linear", "linear")

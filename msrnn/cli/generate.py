@@ -33,6 +33,7 @@ from .options import (
     read_prompt,
     sampling_settings,
 )
+from .ranks import agreed_interrupt
 from .state_file import SavedText, new_text, read_text_state
 
 if TYPE_CHECKING:
@@ -90,16 +91,19 @@ def run(args: argparse.Namespace) -> None:
     )
     prompt_read = time.perf_counter()
     try:
-        for step in generated:
-            saved = SavedText(step.state, step.logits, [*ids, *step.tokens])
-            ids += step.tokens
-            printer.show("".join(map(shown, step.tokens)), len(step.tokens))
+        with agreed_interrupt(args.ranks) as check_interrupt:
+            for step in generated:
+                saved = SavedText(step.state, step.logits, [*ids, *step.tokens])
+                ids += step.tokens
+                printer.show("".join(map(shown, step.tokens)), len(step.tokens))
+                check_interrupt()
     finally:
         print(shown.flush())
         n, speed = printer.n_tokens, printer.n_tokens / max(time.perf_counter() - prompt_read, 1e-9)
         counts = f"{len(new)} prompt tokens read in {prompt_read - start:.1f} s, {n} generated at {speed:.1f} tokens/s"
         ended = "" if n or text is not None else "the text of the file has ended"
-        parts = (counts, ended, printer.summary(), memory_summary(saved.state, cell))
+        memory = memory_summary(saved.state, cell) + (f", on each of {args.ranks.size} ranks" if args.ranks.size > 1 else "")
+        parts = (counts, ended, printer.summary(), memory)
         print(f"[{'; '.join(filter(None, parts))}]", file=sys.stderr)
         if args.state is not None and n and not args.keep_state:
             saved.save(args.state)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
+from ..errors import Error
 from ..lora import load_adapter
 from ..models import Config, DecoderConfig
 from .options import check_device
@@ -43,17 +44,22 @@ def load_config(args: argparse.Namespace) -> Config | DecoderConfig:
 def load_cell(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Cell:
     """Load the cell of MODEL in ``dtype`` (default: ``--dtype``) on ``--device``, with the adapter of ``--lora``.
 
+    Over several ranks of torchrun this is the part of the cell that this rank holds, except in commands that divide other work.
+
     Raises:
-        Error: as :func:`converters.load` and :func:`msrnn.lora.load_adapter`.
+        Error: as :func:`converters.load` and :func:`msrnn.lora.load_adapter`; an adapter of a cell that is split.
     """
     import converters
 
     check_device(args)
+    folder = getattr(args, "lora", None)
+    if folder is not None and args.group is not None:
+        raise Error(f"--lora is {folder} for a model that {args.ranks.size} ranks hold together; expected one process")
     if dtype is None and args.dtype:
         dtype = getattr(torch, args.dtype)
     with print_warnings():
-        cell = converters.load(args.model, dtype=dtype, device=args.device, revision=args.revision, weights=args.weights)
-    folder = getattr(args, "lora", None)
+        where = {"device": args.device, "group": args.group}
+        cell = converters.load(args.model, dtype=dtype, revision=args.revision, weights=args.weights, **where)
     return cell if folder is None else load_adapter(cell, folder)
 
 

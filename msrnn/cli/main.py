@@ -36,7 +36,7 @@ def _run(argv: list[str], ranks_run: RankRun | None = None) -> None:
     raise_on_interrupt()
     others = load_operator_files(argv)
     args = build_parser().parse_args(others if argv[:1] == ["lm-eval"] else argv)  # the harness does not know this option
-    args.ranks = Processes() if ranks_run is None else ranks_run.ranks
+    args.ranks, args.group = (Processes() if ranks_run is None else ranks_run.ranks), None
     if ranks_run is None or ranks_run.start(args):
         COMMANDS[args.command].run(args)
 

@@ -10,6 +10,7 @@ import torch
 from .. import errors
 from ..argtypes import read_text, seed_int
 from ..decoding.methods import DECODING_METHODS
+from ..distributed.processes import from_first
 from ..errors import Error
 from ..models.packing import WEIGHT_CHOICES
 from ..reductions.contract import Reduction
@@ -141,7 +142,8 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
     if args.sample:
         check_device(args)
         generator = torch.Generator(args.device)
-        generator.seed() if args.seed is None else generator.manual_seed(args.seed)
+        seed = generator.seed() if args.seed is None else args.seed
+        generator.manual_seed(seed if args.ranks.size == 1 else from_first(seed))
     temperature = 1.0 if args.temperature is None else args.temperature
     limits = {"top_k": args.top_k, "top_p": args.top_p}
     return {"do_sample": args.sample, "temperature": temperature, **limits, "generator": generator}
@@ -178,12 +180,19 @@ def read_prompt(args: argparse.Namespace) -> str:
     if args.stdin and sys.stdin is None:
         raise Error("cannot read the prompt (standard input is closed)")
     try:
-        text = args.prompt if args.prompt is not None else sys.stdin.read() if args.stdin else read_text(args.prompt_file)
+        text = args.prompt if args.prompt is not None else _read_stdin(args) if args.stdin else read_text(args.prompt_file)
     except (OSError, UnicodeError) as error:
         raise Error(f"cannot read the prompt ({error})") from None
     if not text:
         raise Error("the prompt is empty")
     return decode_text(text, "the prompt")
+
+
+def _read_stdin(args: argparse.Namespace) -> str:
+    """Return standard input; the ranks share one, which rank 0 reads."""
+    if args.ranks.size == 1:
+        return sys.stdin.read()
+    return from_first(sys.stdin.read() if args.ranks.is_first else None)
 
 
 def decode_text(text: str, name: str) -> str:

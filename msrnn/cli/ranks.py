@@ -6,29 +6,36 @@ message of an error on another rank.
 
 import argparse
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from ..distributed.liveness import STOPPED, Liveness, exit_now
 from ..distributed.processes import Processes, from_all, start_group
 from ..errors import Error
 
+SPLIT = ("generate", "read", "bench")
+"""Commands that split the model over the ranks."""
 DIVIDED = ("eval",)
 """Commands of which every rank computes a part with the whole model."""
 FIRST_ONLY = ("info",)
 """Commands that rank 0 runs alone; the other ranks have nothing to do."""
 REFUSED = {
     "chat": "it reads from a terminal",
+    "compare": "it shows the rows of all heads, and a rank has some of them",
     "convert": "it reads and writes files only",
-    "watch": "it records one process",
-    "variants": "it starts processes of its own (--workers)",
     "lm-eval": "the harness starts processes of its own",
+    "retention": "it shows the rows of all heads, and a rank has some of them",
     "soak": "it measures the memory of one process",
-    "train": "it trains a small model in one process",
+    "train": "it trains a small model",
+    "variants": "it starts processes of its own (--workers)",
+    "watch": "it shows the rows of all heads, and a rank has some of them",
 }
 """Commands that run in one process only, with the reason."""
 
@@ -56,13 +63,14 @@ class RankRun:
         Raises:
             Error: the command runs in one process only, the ranks cannot reach each other, or the device is not available.
         """
-        if args.command not in (*DIVIDED, *FIRST_ONLY):
+        if args.command in REFUSED:
             found = f"msrnn {args.command} is started by torchrun with {self.ranks.size} ranks"
-            raise Error(f"{found}; expected one process, because {REFUSED.get(args.command, 'it needs the whole model')}")
+            raise Error(f"{found}; expected one process, because {REFUSED[args.command]}")
         if args.command in FIRST_ONLY:
             return self.ranks.is_first
         store = start_group(self.ranks, PART_TIMEOUT if args.command in DIVIDED else COLLECTIVE_TIMEOUT)
         self._liveness.connect(store)
+        args.group = dist.group.WORLD if args.command in SPLIT else None
         args.device = self.ranks.device(args.device)
         self.ranks.set_threads()
         return True
@@ -89,3 +97,28 @@ class RankRun:
         if self._liveness.is_connected:
             dist.destroy_process_group()
         return 0
+
+
+@contextmanager
+def agreed_interrupt(ranks: Processes) -> Iterator[Callable[[], None]]:
+    """Yield a function that raises KeyboardInterrupt after ctrl-C, in the same call on every rank. Each rank has to call it.
+
+    Otherwise the ranks would stop at different tokens, and could not save a state together. In one process ctrl-C raises
+    KeyboardInterrupt at once, as usual.
+    """
+    if ranks.size == 1:
+        yield lambda: None
+        return
+    interrupted = torch.zeros(1, dtype=torch.int32)
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.fill_(1))
+
+    def check() -> None:
+        anywhere = interrupted.clone()
+        dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+        if anywhere.item():
+            raise KeyboardInterrupt
+
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -45,9 +45,9 @@ def read_text_state(args: argparse.Namespace, cell: Cell, needs_logits: bool) ->
     if "chat" in metadata:
         raise Error(f"{path} is a saved chat; expected a state (msrnn chat continues a chat with /load)")
     if needs_logits:
-        state, logits = load_state(path, device=args.device, logits=True)
+        state, logits = load_state(path, device=args.device, logits=True, group=args.group)
     else:
-        state, logits = load_state(path, device=args.device), None
+        state, logits = load_state(path, device=args.device, group=args.group), None
     cell.check_state(state, 1)
     if args.reduction is not None:
         found, expected = ([H.reduction for H in s] for s in (state, cell.initial_state(1, args.reduction)))

@@ -25,8 +25,8 @@ from ..startup import PARENT
 from .connections import connect
 from .processes import Processes
 
-GRACE = 4.0
-"""Seconds in which the main thread may remove its temporary files, before the process ends."""
+GRACE, INTERRUPT_GRACE = 4.0, 8.0
+"""Seconds in which the main thread may remove its temporary files, before the process ends; after ctrl-C it may also save."""
 INTERVAL = 0.5
 """Seconds between two looks at the clock, and at whether torchrun still runs."""
 LOST = "msrnn: rank {rank} has ended without a message (killed, or out of memory); the other ranks end too"
@@ -122,8 +122,9 @@ class Liveness:
             for one in select.select([self._signals, *sockets], [], [], INTERVAL)[0]:
                 if one is not self._signals:
                     self._receive(sockets[one])
-                elif self._signals.recv(1)[0] in (signal.SIGINT, signal.SIGTERM):
-                    self._deadline = min(self._deadline, time.monotonic() + GRACE)
+                elif (number := self._signals.recv(1)[0]) in (signal.SIGINT, signal.SIGTERM):
+                    grace = INTERRUPT_GRACE if number == signal.SIGINT else GRACE
+                    self._deadline = min(self._deadline, time.monotonic() + grace)
             if self._parent not in (None, os.getppid()) and self._claim(1):
                 self._announce(ORPHANED, 1, prints=self._ranks.is_first)
                 self._end_main_thread()

@@ -98,7 +98,7 @@ def draft_and_verify(
             drafters[b].update(tokens[b][1:], predictions.get(b, []))
             generated[b] += counts[b]
         if controller is not None:
-            seconds = time.perf_counter() - began
+            seconds = _seconds_on_all_ranks(cell, time.perf_counter() - began)
             if speculate:
                 controller.record_speculative(seconds, match_lengths, [counts[b] - 1 for b in room])
             else:
@@ -106,6 +106,13 @@ def draft_and_verify(
         tokens_read = [sum(len(row) for row, i in zip(candidates, batch_index, strict=True) if i == b) for b in range(B)]
         from_pool = [_from_pool(tokens[b], drafts.get(b, [])) for b in range(B)]
         yield Accepted(tokens, state, last, tokens_read, from_pool)
+
+
+def _seconds_on_all_ranks(cell: Cell, seconds: float) -> float:
+    """Return the time that rank 0 has measured, because all ranks of a split cell have to make the same decisions."""
+    if cell.share is None:
+        return seconds
+    return float(cell.share.ranks.broadcast_(torch.tensor([seconds], dtype=torch.float64, device=cell.device), "seconds"))
 
 
 def _read(

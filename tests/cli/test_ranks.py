@@ -1,14 +1,25 @@
 """Commands over several processes: the same results as in one process, and the end of all if one ends."""
 
+import argparse
 import json
+import signal
+import time
 
 import pytest
-from support.rank_processes import end, torchrun
+from support.rank_processes import end, start_ranks, torchrun
 from support.tiny_tokenizer import chat_cell
 
+import msrnn
+from msrnn.cli import ranks as module
 from msrnn.cli.main import main
+from msrnn.cli.parser import COMMANDS
+from msrnn.distributed.processes import Processes
+from msrnn.storage.staging import PREFIX
 
 TEXT = "The boat was small, the sea was not; and on the 3rd day the wind rose again. " * 3
+LIMIT = 60
+"""Seconds; on a quiet machine it takes less than 5. The machines of the tests may be busy."""
+LOST = "msrnn: rank {} has ended without a message"
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +27,12 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     chat_cell().save(folder / "tiny")
     (folder / "book.txt").write_text(TEXT)
+    (folder / "long.txt").write_text(TEXT * 300)
     return folder
 
 
-def lm(files, operators, *more):
-    text = ["--text", files / "book.txt", "--chunk", 24, "--chunks", 3, "--sizes", 6]
+def lm(files, operators, *more, text="book.txt", chunks=3):
+    text = ["--text", files / text, "--chunk", 24, "--chunks", chunks, "--sizes", 6]
     return [*map(str, ["eval", "lm", files / "tiny", *text, "--operators", *operators, *more])]
 
 
@@ -43,3 +55,68 @@ def test_an_evaluation_resumes_with_another_number_of_ranks(files, tmp_path, cap
     assert main(lm(files, operators, "--out", several)) == 0
     assert "8 of 9 cells taken" in capsys.readouterr().err
     assert without_seconds(several / "report.json") == without_seconds(one / "report.json")
+
+
+def test_ranks_generate_the_text_and_the_state_of_one_process(files, tmp_path, capsys):
+    one, several = tmp_path / "one", tmp_path / "several"
+    command = ["generate", str(files / "tiny"), "--reduction", "tova:8", "--max-new-tokens", "12", "--ignore-eos"]
+    sampling = ["--prompt", "The sea was", "--sample", "--seed", "3"]
+    assert main([*command, *sampling, "--state", str(one)]) == 0
+    first, second = map(end, start_ranks(2, *command, *sampling, "--state", several))
+    assert first[:2] == (0, capsys.readouterr().out)
+    assert "on each of 2 ranks" in first[2]
+    assert second == (0, "", "")
+    assert main([*command[:-1], "--state", str(one)]) == main([*command[:-1], "--state", str(several)]) == 0
+    continued = capsys.readouterr().out.splitlines()
+    assert continued[: len(continued) // 2] == continued[len(continued) // 2 :]
+
+
+def test_an_evaluation_ends_when_a_rank_is_killed(files, tmp_path):
+    first, second = start_ranks(2, *lm(files, ["tova"], "--out", tmp_path / "out", text="long.txt", chunks=5000))
+    while first.poll() is None and not list(tmp_path.glob("out/cells/*.json")):
+        time.sleep(0.05)
+    second.kill()
+    began = time.monotonic()
+    code, out, err = end(first)
+    assert time.monotonic() - began < LIMIT
+    assert code != 0
+    assert out == ""
+    assert err.splitlines()[-1].startswith(LOST.format(1))
+    assert err.count("msrnn:") == 1
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "report.json").exists()
+    end(second)
+
+
+def test_a_generation_ends_when_rank_0_is_killed(files):
+    first, second = start_ranks(2, "generate", files / "tiny", "--prompt", "a", "--max-new-tokens", 10**6, "--ignore-eos")
+    assert first.stdout.read(1)
+    first.kill()
+    began = time.monotonic()
+    code, out, err = end(second)
+    assert time.monotonic() - began < LIMIT
+    assert code != 0
+    assert (out, err.count("msrnn:")) == ("", 1)
+    assert err.startswith(LOST.format(0))
+    end(first)
+
+
+def test_ctrl_c_at_torchrun_saves_the_state(files, tmp_path, capsys):
+    command = ["generate", str(files / "tiny"), "--state", str(tmp_path / "text.state"), "--ignore-eos"]
+    launcher = torchrun(2, *command, "--prompt", "a", "--max-new-tokens", 10**6)
+    assert launcher.stdout.read(1)
+    launcher.send_signal(signal.SIGINT)
+    code, _, err = end(launcher)
+    assert code != 0
+    assert err.count("stopped\n") == 1
+    assert "rank 0\n" not in err
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(PREFIX)] == ["text.state"]
+    assert main([*command, "--max-new-tokens", "4"]) == 0
+
+
+def test_every_command_runs_over_ranks_or_is_refused(monkeypatch):
+    assert sorted([*module.SPLIT, *module.DIVIDED, *module.FIRST_ONLY, *module.REFUSED]) == sorted(COMMANDS)
+    monkeypatch.setattr(module, "Liveness", lambda ranks: argparse.Namespace(report=None))
+    for command in module.REFUSED:
+        with pytest.raises(msrnn.Error, match=f"msrnn {command} is started by torchrun with 2 ranks; expected one process"):
+            module.RankRun(Processes(0, 2)).start(argparse.Namespace(command=command))

@@ -30,10 +30,11 @@ REFUSED = {
     "chat": "it reads from a terminal",
     "compare": "it shows the rows of all heads, and a rank has some of them",
     "convert": "it reads and writes files only",
+    "finetune": "its checkpoints are those of one process",
     "lm-eval": "the harness starts processes of its own",
     "retention": "it shows the rows of all heads, and a rank has some of them",
     "soak": "it measures the memory of one process",
-    "train": "it trains a small model",
+    "train": "its checkpoints are those of one process",
     "variants": "it starts processes of its own (--workers)",
     "watch": "it shows the rows of all heads, and a rank has some of them",
 }

@@ -19,16 +19,20 @@ from .models.loading import load
 from .models.splitting import distribute
 from .reductions.all_layers import AllLayers
 from .reductions.budgets import pyramid
+from .reductions.constants import Constants
 from .reductions.contract import Observation, Reduction
 from .reductions.forgetting import A2SF
 from .reductions.key_based import KeyDiff, Knorm
 from .reductions.lag import LagKV
+from .reductions.learned_score import LearnedScore
 from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
+from .reductions.query_statistics import ExpectedAttention, QFilters
 from .reductions.redundancy import RKV
 from .reductions.registry import parse_reduction
 from .reductions.stochastic import CaM, Keyformer, Random
 from .reductions.tova_paper import H2O, TOVA, Full, Sinks, Window
 from .reductions.value_aware import CAOTE, VATP, DropKV
+from .state.compaction import compact
 from .state.loading import load_state
 from .state.multistate import MultiState
 from .state.state import State
@@ -44,18 +48,22 @@ __all__ = [
     "CaM",
     "Cell",
     "Chat",
+    "Constants",
     "DropKV",
     "Error",
+    "ExpectedAttention",
     "Full",
     "KeyDiff",
     "Keyformer",
     "Knorm",
     "LagKV",
     "LastQueries",
+    "LearnedScore",
     "MorphKV",
     "MultiState",
     "NgramPool",
     "Observation",
+    "QFilters",
     "Random",
     "Reduction",
     "Scissorhands",
@@ -63,6 +71,7 @@ __all__ = [
     "State",
     "Window",
     "check_operator",
+    "compact",
     "distribute",
     "generate",
     "jacobi",

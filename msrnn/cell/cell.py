@@ -19,7 +19,6 @@ from ..recurrence.records import LayerRecorder
 from ..recurrence.trace import Trace
 from ..recurrence.transition import Writes
 from ..reductions.contract import Reduction
-from ..reductions.per_layer import per_layer
 from ..state.position_remapping import ABSOLUTE, PositionRemapping
 from ..state.quantised_rows import parse_row_dtype
 from ..state.state import State
@@ -60,7 +59,7 @@ class Cell(HubNames, RecurrentNetwork):
         """
         check_device(device)
         check_int("initial_state: batch_size", batch_size, at_most=2**24)  # more sequences are probably a typo
-        operators = per_layer(reduction, len(self.layers), self.default_reduction)
+        operators = self.operators_per_layer(reduction)
         remappings = PositionRemapping.per_layer(places, [encoding.rope for encoding in self.position_encodings])
         clock, row_dtype = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device), parse_row_dtype(dtype)
         layers = (self.init_layer_state(batch_size, operator, clock, row_dtype or self.dtype) for operator in operators)

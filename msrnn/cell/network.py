@@ -15,10 +15,13 @@ from ..layers.positional import PositionEncoding, PositionTensors
 from ..recurrence.block_layout import token_positions
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes
+from ..reductions.calibrated import CalibratedReduction, ModelSizes
 from ..reductions.contract import Reduction
+from ..reductions.per_layer import per_layer
 from ..state.multistate import MultiState
 from ..state.quantised_rows import QUANTISED_DTYPE, SCALES
 from ..state.state import State
+from .constants import check_constants
 from .layer import RecurrentLayer
 from .parameters import ParameterAccess
 from .stacked_step import stacked_step
@@ -47,6 +50,23 @@ class RecurrentNetwork(ParameterAccess, ABC):
     def n_kv_heads(self) -> int:
         """Number of key/value heads of a state: K, or those of this rank in a split cell."""
         return self.config.n_kv_heads if self.share is None else self.share.heads.count
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """The sizes that the constants of an operator depend on."""
+        c = self.config
+        return ModelSizes(len(self.layers), c.n_heads, c.n_kv_heads, c.head_dim, c.width)
+
+    def operators_per_layer(self, reduction: Reduction | str | Sequence[Reduction | str] | None) -> list[Reduction]:
+        """Return the operator of each layer, as :func:`per_layer` does.
+
+        Raises:
+            Error: as :func:`per_layer`; constants of another model.
+        """
+        operators = per_layer(reduction, len(self.layers), self.default_reduction)
+        if any(isinstance(operator, CalibratedReduction) for operator in operators):
+            check_constants(operators, self.sizes, self.fingerprint(recompute=True))
+        return operators
 
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
         """Embed ids ``(…,)`` at ``position (…,)`` as the input of the first layer, ``(…, E)``."""

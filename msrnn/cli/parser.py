@@ -10,6 +10,7 @@ import torch
 
 from . import (
     bench,
+    calibrate,
     chat,
     compare,
     convert,
@@ -38,6 +39,7 @@ COMMANDS: dict[str, ModuleType] = {
     "eval": eval,
     "train": train,
     "finetune": finetune,
+    "calibrate": calibrate,
     "variants": variants,
     "lm-eval": lm_eval,
     "convert": convert,
@@ -63,6 +65,7 @@ EXAMPLES = """examples:
   msrnn soak model.gguf --text book.txt --reduction tova:512 --tokens 200000 --out soak
   msrnn bench model.gguf --text book.txt --only unroll,step --json bench.json
   msrnn eval lm model.gguf --text book.txt --operators full tova sinks:SIZE:4 --sizes 64 256 --chunks 8 --out lm
+  msrnn calibrate model.gguf --text book.txt --reduction q-filters -o filters.safetensors
   msrnn train book.txt --config tiny-bounded --out small
   msrnn finetune MODEL --text book.txt --reduction tova:128 --steps 200 -o adapter
   msrnn generate MODEL --lora adapter --prompt "The sea was" --reduction tova:128
@@ -72,10 +75,10 @@ MODEL is a hub id (owner/name), a folder (Hugging Face's or the library's own fo
 
 --reduction selects the operator that evicts rows from the KV cache H after every token: full (no eviction), window:SIZE,
 sinks:SIZE:FIRST, h2o:SIZE, h2o-layer:SIZE, tova:SIZE, tova-head:SIZE, random, last-queries, morphkv, morphkv-max, scissorhands,
-keyformer, keydiff, knorm, cam, caote, caote-layer, dropkv, vatp, a2sf, r-kv, lagkv (docs/operators.md). SIZE is the maximum
-number of tokens that H holds between two steps. Default: the operator of the model family (full; for Mistral v0.1 its sliding
-window). In a model with windows in some layers (Gemma, Ministral) an operator bounds the other layers; all-layers:tova:SIZE
-bounds all of them (docs/families.md)."""
+keyformer, keydiff, knorm, cam, caote, caote-layer, dropkv, vatp, a2sf, r-kv, lagkv, and with the file of msrnn calibrate
+q-filters, expected-attention, learned-score (docs/operators.md). SIZE is the maximum number of tokens that H holds between two
+steps. Default: the operator of the model family (full; for Mistral v0.1 its sliding window). In a model with windows in some
+layers (Gemma, Ministral) an operator bounds the other layers; all-layers:tova:SIZE bounds all of them (docs/families.md)."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -22,8 +22,9 @@ from ..recurrence.all_heads import gather_observation, heads_to_gather, own_head
 from ..recurrence.operator_calls import retention_scores
 from ..recurrence.records import BlockRecord, LayerRecorder
 from ..recurrence.transition import Attended
-from ..reductions.contract import LEARNED, NEEDS, Observation, Reduction, constant_score, is_same_operator
+from ..reductions.contract import NEEDS, Observation, Reduction, constant_score, is_same_operator
 from ..reductions.per_layer import per_layer
+from ..state.compaction import retain_highest
 from ..state.multistate import MultiState
 from ..state.state import State
 
@@ -141,14 +142,4 @@ def _evict_once(H: MultiState, last: BlockRecord, rule: LogitRule) -> MultiState
     to_gather = heads_to_gather(H.heads, operator)
     observation = gather_observation(to_gather, operator, observation)
     score = own_heads(to_gather, retention_scores(operator, observation, heads=H.heads if to_gather is None else None))
-    score = score.expand(H.positions.shape).clone()
-    score[..., : H.n_learned] = torch.inf
-    age = H.positions.masked_fill(H.positions == LEARNED, torch.iinfo(torch.int64).max)
-    order = age.argsort(dim=-1, stable=True)  # absent rows first, then the oldest tokens, learned rows last
-    score = score.masked_fill(H.empty, -torch.inf).gather(2, order)
-    retained = order.gather(2, score.argsort(dim=-1, stable=True))[..., S - bound :]  # (B, K, bound)
-
-    def select(x: Tensor) -> Tensor:
-        return x.gather(2, retained.view(*retained.shape, *(1,) * (x.ndim - 3)).expand(-1, -1, -1, *x.shape[3:]))
-
-    return H.with_rows({name: select(x) for name, x in H.rows.items()}, H.clock).sorted_by_position()
+    return retain_highest(H, score, bound)

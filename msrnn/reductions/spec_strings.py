@@ -126,7 +126,7 @@ def is_writable(operator: Any) -> bool:
     """Return True if a spec string can contain all settings of an operator."""
 
     def simple(x: object) -> bool:
-        return type(x) in SIMPLE_TYPES and x == x  # NaN is not equal to itself
+        return (type(x) in SIMPLE_TYPES and x == x) or bool(getattr(x, "spec_text", None))  # NaN is not equal to itself
 
     values = [getattr(operator, f.name) for f in fields(operator) if f.init]
     return all(all(map(simple, x)) if isinstance(x, tuple) else simple(x) for x in values)

@@ -16,8 +16,8 @@ WORDS: dict[str, Any] = {"none": None, "true": True, "false": False}
 
 def simple_types(hint: Any) -> set[Any]:
     """Return the simple types of an annotation, with ``tuple`` for a tuple; all of them if it is of another type."""
-    if isinstance(hint, type) and hint in SIMPLE_TYPES:
-        return {hint}
+    if isinstance(hint, type) and (hint in SIMPLE_TYPES or hasattr(hint, "spec_text")):
+        return {hint if hint in SIMPLE_TYPES else str}  # a value with a spec_text is written as this text
     if hint is tuple or get_origin(hint) is tuple:
         elements = [simple_types(x) for x in get_args(hint) if x is not Ellipsis]
         return {tuple}.union(*elements) if elements else {tuple, *SIMPLE_TYPES}
@@ -27,6 +27,8 @@ def simple_types(hint: Any) -> set[Any]:
 
 def format_value(value: object, types: set[Any]) -> str:
     """Return the text of a value; ``!`` and a digest if the text would not give an equal value back."""
+    if text := getattr(value, "spec_text", None):  # the class of the operator makes the value from the text
+        return quote(text, safe="/@", errors="surrogatepass")
     if isinstance(value, (tuple, *SIMPLE_TYPES)):
         try:
             text = _format_simple(value, types)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,21 @@ class Fingerprint:
     def of_values(cls, signature: str, dtype: torch.dtype, values: list[Tensor], numbers: Sequence[float]) -> "Fingerprint":
         """Return the fingerprint with these values of the tensors, the dtype of the first one, and further ``numbers``."""
         return cls(signature, str(dtype).removeprefix("torch."), (*torch.cat(values).tolist(), *numbers))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Fingerprint":
+        """Return the fingerprint of its fields, as ``dataclasses.asdict`` gives them.
+
+        Raises:
+            KeyError, TypeError: a field is missing or of another type.
+        """
+        signature, dtype, values = fields["signature"], fields["dtype"], fields["values"]
+        numbers = isinstance(values, list | tuple) and all(
+            isinstance(x, int | float) and not isinstance(x, bool) for x in values
+        )
+        if not (numbers and isinstance(signature, str) and isinstance(dtype, str)):
+            raise TypeError("the fingerprint is not a signature, a dtype and numbers")
+        return cls(signature, dtype, tuple(map(float, values)))
 
     def digest(self) -> str:
         """Return 16 hex digits that identify the model in the settings of a saved run."""

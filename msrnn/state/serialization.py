@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from dataclasses import fields as dataclass_fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ from torch import Tensor
 from ..distributed.saving import gathered, write_together
 from ..errors import Error, describe
 from ..layers.rotary import ROPE_TYPES, Rope
-from ..reductions.contract import EMPTY, LEARNED, Reduction
-from ..reductions.registry import defined_reductions
+from ..reductions.contract import EMPTY, LEARNED
 from ..storage.atomic import atomic_file
 from ..storage.files import reject_duplicate_keys
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
 from .fingerprint import Fingerprint
 from .multistate import MultiState
+from .operator_fields import constants_of, operator_from_dict, operator_to_dict, take_constants
 from .position_remapping import PositionRemapping
 from .quantised_rows import MAX_CODE, QUANTISED_DTYPE, SCALES
 
@@ -76,11 +75,13 @@ def _checked(
     for i, H in enumerate(layers):
         _check_layer(H, layers[0], f"save: layer {i}")
     tensors = {f"layers.{i}.{name}": x for i, H in enumerate(layers) for name, x in H.rows.items()}
+    constants = {c.digest: c for H in layers for c in constants_of(H.reduction)}
+    tensors |= {f"constants.{d}.{name}": x for d, c in constants.items() for name, x in c.tensors.items()}
     entries = {
         **_check_metadata(metadata or {}),
         "format": FORMAT,
         "version": INT8_VERSION if layers[0].is_quantised else VERSION,
-        "operators": json.dumps([_operator_to_dict(H.reduction) for H in layers]),
+        "operators": json.dumps([operator_to_dict(H.reduction) for H in layers]),
         "cell": json.dumps(asdict(fingerprint)),
     }
     if layers[0].places is not None:
@@ -121,11 +122,12 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
         raise Error(f"{path} is a saved state of version {version!r}; expected {expected}. To get one, read the text again")
     try:
         operators = json.loads(metadata["operators"], object_pairs_hook=reject_duplicate_keys)
-        reductions = [_operator_from_dict(fields) for fields in operators]
+        stored = take_constants(tensors)
+        reductions = [operator_from_dict(fields, stored) for fields in operators]
         places = _places_from_json(metadata["places"], len(reductions)) if "places" in metadata else [None] * len(reductions)
         clock = tensors.pop("clock")
         more = {str(name): tensors.pop(name) for name in ("logits", "recent_tokens") if name in tensors}
-        fingerprint = _fingerprint(json.loads(metadata["cell"], object_pairs_hook=reject_duplicate_keys))
+        fingerprint = Fingerprint.from_dict(json.loads(metadata["cell"], object_pairs_hook=reject_duplicate_keys))
         layers = []
         for i, reduction in enumerate(reductions):
             names = ("keys", "values", "positions", *(SCALES.values() if version == INT8_VERSION else ()))
@@ -159,54 +161,6 @@ def is_logits(x: Tensor, batch_size: int) -> bool:
 
 def _are_recent_tokens(x: Tensor, batch_size: int) -> bool:
     return x.dtype == torch.int64 and x.ndim == 2 and x.shape[0] == batch_size and x.shape[1] > 0 and bool((x >= -1).all())
-
-
-def _operator_name(kind: type[Reduction]) -> str:
-    """Return the name of an operator class in a file: ``TOVA`` for one of the library, else ``module.Class``."""
-    return kind.__qualname__ if kind.__module__.split(".")[0] == "msrnn" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _operator_to_dict(operator: Reduction) -> dict[str, Any]:
-    """Return the class and the settings of an operator, and check that they can be read back."""
-    settings = {f.name: getattr(operator, f.name) for f in dataclass_fields(operator) if f.init}
-    fields = {"class": _operator_name(type(operator)), "settings": settings}
-    try:
-        again = _operator_from_dict(json.loads(json.dumps(fields)))
-    except (TypeError, ValueError) as error:
-        raise Error(f"save: the settings of {operator} cannot be saved ({error})") from None
-    if type(again) is not type(operator):
-        raise Error(f"save: two operator classes are called {fields['class']!r}; expected a name of its own for {operator}")
-    if again != operator or any(getattr(again, name) != value for name, value in settings.items()):
-        raise Error(f"save: {operator} would be read back as {again!r:.60}; expected settings that JSON preserves")
-    return fields
-
-
-def _operator_from_dict(fields: dict[str, Any]) -> Reduction:
-    """Return an operator from its class name, among the classes that are defined. Nothing is imported."""
-    name = fields["class"]
-    named = [kind for kind in defined_reductions() if _operator_name(kind) == name]
-    if not named:
-        raise Error(f"operator {name!r} is not defined; import the class before loading the state")
-    settings = {key: _with_tuples(value) for key, value in fields["settings"].items()}
-    try:
-        return named[-1](**settings)
-    except Error:
-        raise
-    except Exception as error:  # the constructor of a user-defined class can raise anything
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _with_tuples(value: Any) -> Any:
-    """Return ``value`` with tuples in place of lists; JSON has lists only."""
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
-
-
-def _fingerprint(cell: dict[str, Any]) -> Fingerprint:
-    signature, dtype, values = cell["signature"], cell["dtype"], cell["values"]
-    numbers = isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
-    if not (numbers and isinstance(signature, str) and isinstance(dtype, str)):
-        raise TypeError("the fingerprint is not a signature, a dtype and numbers")
-    return Fingerprint(signature, dtype, tuple(map(float, values)))
 
 
 def _places_to_json(places: Sequence[PositionRemapping | None]) -> str:

@@ -1,0 +1,105 @@
+"""Operators in the file of a saved state: class and settings as JSON, constants as tensors."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields as dataclass_fields
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import Error
+from ..reductions.constants import Constants
+from ..reductions.contract import Reduction
+from ..reductions.registry import defined_reductions
+
+PREFIX = "constants"
+"""First part of the name of a tensor of constants; the others are the digest and the name."""
+
+
+def constants_of(operator: Reduction) -> Iterator[Constants]:
+    """Yield the constants among the settings of an operator."""
+    for f in dataclass_fields(operator):
+        if f.init and isinstance(value := getattr(operator, f.name), Constants):
+            yield value
+
+
+def take_constants(tensors: dict[str, Tensor]) -> dict[str, Constants]:
+    """Remove the constants from the tensors of a file, and return them by digest, without their models and sources."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in [name for name in tensors if name.startswith(f"{PREFIX}.")]:
+        _, digest, own = name.split(".")
+        found.setdefault(digest, {})[own] = tensors.pop(name)
+    return {digest: Constants(parts) for digest, parts in found.items()}
+
+
+def _constants_to_dict(constants: Constants) -> dict[str, Any]:
+    """Return what identifies constants, without their tensors."""
+    return {"constants": constants.digest, "model": constants.model, "source": constants.source, "layer": constants.layer}
+
+
+def _constants_from_dict(value: dict[str, Any], stored: dict[str, Constants]) -> Constants:
+    """Return the constants of a setting.
+
+    Raises:
+        ValueError: their tensors are missing, or have another digest.
+    """
+    model, source, layer = value["model"], value["source"], value["layer"]
+    if not isinstance(model, str) or not isinstance(source, str | None) or not isinstance(layer, int | None):
+        raise TypeError("constants have a model, a source or a layer of a wrong type")
+    digest = value["constants"]
+    if digest not in stored:
+        raise ValueError(f"the constants {digest!r:.60} are missing")
+    if stored[digest].digest != digest:  # the model is part of it
+        stored[digest] = Constants(stored[digest].tensors, model, source)
+    if (constants := stored[digest]).digest != digest:
+        raise ValueError(f"constants have the digest {constants.digest}; expected {digest!r:.60}")
+    return constants if layer is None else constants.of_layer(layer)
+
+
+def _operator_name(kind: type[Reduction]) -> str:
+    """Return the name of an operator class in a file: ``TOVA`` for one of the library, else ``module.Class``."""
+    return kind.__qualname__ if kind.__module__.split(".")[0] == "msrnn" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def operator_to_dict(operator: Reduction) -> dict[str, Any]:
+    """Return the class and the settings of an operator, and check that they can be read back."""
+    settings = {f.name: getattr(operator, f.name) for f in dataclass_fields(operator) if f.init}
+    written = {name: _constants_to_dict(x) if isinstance(x, Constants) else x for name, x in settings.items()}
+    fields, stored = {"class": _operator_name(type(operator)), "settings": written}, {}
+    for constants in constants_of(operator):
+        stored[constants.digest] = constants
+    try:
+        again = operator_from_dict(json.loads(json.dumps(fields)), stored)
+    except (TypeError, ValueError) as error:
+        raise Error(f"save: the settings of {operator} cannot be saved ({error})") from None
+    if type(again) is not type(operator):
+        raise Error(f"save: two operator classes are called {fields['class']!r}; expected a name of its own for {operator}")
+    if again != operator or any(getattr(again, name) != value for name, value in settings.items()):
+        raise Error(f"save: {operator} would be read back as {again!r:.60}; expected settings that JSON preserves")
+    return fields
+
+
+def operator_from_dict(fields: dict[str, Any], stored: dict[str, Constants]) -> Reduction:
+    """Return an operator from its class name, among the classes that are defined. Nothing is imported.
+
+    ``stored``: the constants of the state, by digest.
+    """
+    name = fields["class"]
+    named = [kind for kind in defined_reductions() if _operator_name(kind) == name]
+    if not named:
+        raise Error(f"operator {name!r} is not defined; import the class before loading the state")
+    settings: dict[str, Any] = {
+        key: _constants_from_dict(value, stored) if isinstance(value, dict) else _with_tuples(value)
+        for key, value in fields["settings"].items()
+    }
+    try:
+        return named[-1](**settings)
+    except Error:
+        raise
+    except Exception as error:  # the constructor of a user-defined class can raise anything
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return ``value`` with tuples in place of lists; JSON has lists only."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

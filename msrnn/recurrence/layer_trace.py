@@ -148,7 +148,7 @@ class LayerTrace:
         q, k, v = (torch.cat(x, dim=2).index_select(0, rows)[:, :, :most] for x in parts)
         x = torch.cat([block.inputs for block in self._blocks], dim=1).index_select(0, rows)[:, :most]
         active = self.active[rows, :most] & (torch.arange(most, device=n.device) < n[:, None])
-        return unroll_layer(x, q, k, v, self._before.select(rows), active)[1]
+        return unroll_layer(x, q, k, v, self._before.select(rows), active, rule=self._blocks[0].rule)[1]
 
     def _unroll_blocks_again(self, query: PrefixQuery) -> MultiState:
         """:meth:`at` from the statistics at the start of the block that contains token n."""
@@ -167,7 +167,7 @@ class LayerTrace:
             q, k, v = (x.index_select(0, rows[some])[:, :, :most] for x in (block.q, block.k, block.v))
             inputs = block.inputs.index_select(0, rows[some])[:, :most]
             active = block.active[rows[some], :most] & (torch.arange(most, device=n.device) < rest[:, None])
-            parts.append(unroll_layer(inputs, q, k, v, replace(H, row_stats=stats), active)[1])
+            parts.append(unroll_layer(inputs, q, k, v, replace(H, row_stats=stats), active, rule=block.rule)[1])
             order.append(some)
         return concat_batches(parts).select(torch.cat(order).argsort())
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..layers.attention import LogitRule
 from ..reductions.contract import is_same_operator
 from ..state.multistate import MultiState
 from .block_evictions import evicted_positions
@@ -31,6 +32,7 @@ class BlockRecord:
         stats_by_token: statistics after each token, ``(B, T, K, S + T, …)`` each; None for a block of more than
             ``STATS_HISTORY_TOKENS`` tokens.
         stored: keys and values of all ``rows`` as H stores them, by name, if this is the only block; otherwise None.
+        rule: of the attention logits.
     """
 
     x: Tensor | None
@@ -45,6 +47,7 @@ class BlockRecord:
     scores: Tensor | None
     stats_by_token: dict[str, Tensor] | None
     stored: dict[str, Tensor] | None
+    rule: LogitRule
 
     @property
     def entered(self) -> Tensor:
@@ -84,6 +87,7 @@ class LayerRecorder:
         parts: list[BlockScores],
         row_stats: dict[str, Tensor],
         stored: dict[str, Tensor] | None,
+        rule: LogitRule,
     ) -> None:
         """Record a block with its evictions. ``stored``: keys and values of all rows, if no block follows."""
         scores, history = None, None
@@ -105,6 +109,7 @@ class LayerRecorder:
                 scores=scores,
                 stats_by_token=history,
                 stored=None if self.blocks else stored,
+                rule=rule,
             )
         )
 

@@ -89,7 +89,7 @@ def unroll_layer(
         make_state = shared.make_state or stop < T
         if recorder is not None:
             seen_x = some_x if H.reduction.needs_input else None
-            recorder.add(seen_x, some_q, some_k, some_v, block, parts, H.row_stats, None if make_state else stored)
+            recorder.add(seen_x, some_q, some_k, some_v, block, parts, H.row_stats, None if make_state else stored, rule)
         if make_state:
             out = H if not needs_grad and (shared.donate or start > 0) else None
             H = _state_after(H, stored, tensors.positions, block, parts, out)

@@ -37,6 +37,10 @@ def _constants_to_dict(constants: Constants) -> dict[str, Any]:
     return {"constants": constants.digest, "model": constants.model, "source": constants.source, "layer": constants.layer}
 
 
+def _is_constants(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"constants", "model", "source", "layer"}
+
+
 def _constants_from_dict(value: dict[str, Any], stored: dict[str, Constants]) -> Constants:
     """Return the constants of a setting.
 
@@ -89,7 +93,7 @@ def operator_from_dict(fields: dict[str, Any], stored: dict[str, Constants]) -> 
     if not named:
         raise Error(f"operator {name!r} is not defined; import the class before loading the state")
     settings: dict[str, Any] = {
-        key: _constants_from_dict(value, stored) if isinstance(value, dict) else _with_tuples(value)
+        key: _constants_from_dict(value, stored) if _is_constants(value) else _with_tuples(value)
         for key, value in fields["settings"].items()
     }
     try:

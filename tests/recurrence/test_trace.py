@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.cell_strategies import cells, examples
+from support.tiny_families import tiny_family
 from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 
 import msrnn
@@ -131,3 +132,14 @@ def test_statistics_after_every_token_are_recorded_for_short_texts_only(T, recor
     _, trace = cell.scan(text, cell.initial_state(2, "h2o:6"))
     assert [layer.is_gather_only for layer in trace] == [recorded] * 2
     assert_same(trace.at(30), step_loop(cell, text[:, :30], cell.initial_state(2, "h2o:6"))[1], 1e-9)
+
+
+@pytest.mark.parametrize("operator", ["last-queries:9:4", "cam:9:1:2"])
+@pytest.mark.parametrize("family", ["gemma2", "granite"])
+def test_state_after_any_token_in_a_family_with_its_own_logit_rule(family, operator):
+    """The state is computed again from the recorded queries, with the scale and the softcap of the layer."""
+    cell, text, reduction = tiny_family(family), random_tokens(3, 2, 36), f"all-layers:{operator}"
+    _, trace = cell.scan(text, cell.initial_state(2, reduction))
+    for n in (12, 36):
+        _, state = step_loop(cell, text[:, :n], cell.initial_state(2, reduction))
+        assert_same(trace.at(n), state, 1e-8)

@@ -14,6 +14,7 @@ from support.tiny_models import tiny_cell
 
 import msrnn
 from msrnn import H2O, TOVA, CaM, Keyformer, Random, Reduction, Sinks, Window, parse_reduction
+from msrnn.reductions.calibrated import CalibratedReduction
 from msrnn.reductions.spec_strings import SPEC_NAMES, default_spec_name
 
 SIMPLE = {
@@ -72,9 +73,11 @@ def test_any_simple_settings_round_trip(pair):
 
 
 LIBRARY = {kind for kind, _ in SPEC_NAMES.values() if kind.__module__.startswith("msrnn.")}
+LIBRARY = {kind for kind in LIBRARY if not issubclass(kind, CalibratedReduction)}  # those are in test_calibrated.py
 VALUES = {"size": ((40, 50),), "sinks": (1, 4, 7), "recent": (0, 7), "seed": (0, 3), "layer": (0, 2)}
 VALUES |= {"window": (32, 8), "history": (400, 9), "steps": (1024, 5), "merge_window": (32, 2)}
-VALUES |= {"per_head": (True, False), "max_fusion": (True, False)}
+VALUES |= {"per_head": (True, False), "max_fusion": (True, False), "lag": (None, 5), "forgetting": (0.9, 0.5)}
+VALUES |= {"importance": (0.1, 0.5), "threshold": (0.5, 0), "recent_share": (0.1, 0.2)}
 
 
 @pytest.mark.parametrize("kind", sorted(LIBRARY, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)

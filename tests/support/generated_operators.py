@@ -40,6 +40,12 @@ BY_KEY: list[Term] = [
     ("key sum", lambda o: o.keys.sum(-1)),
     ("weighted key", lambda o: o.keys.abs().amax(-1) * o.weights.mean(2)),
 ]
+BY_FIELD: list[Term] = [
+    ("value channel", lambda o: o.values[..., 0]),
+    ("distance to the output", lambda o: (o.values[:, :, None] - o.output[..., None, :]).square().sum(-1).mean(2)),
+    ("query channel at even positions", lambda o: o.queries.mean(2)[..., :1] * (o.positions % 2 == 0)),
+    ("layer input at own row", lambda o: o.x[:, None, None, 0] * (o.positions == o.clock[:, None, None])),
+]
 BY_COLUMN: list[Term] = [
     ("weight of the column in all heads", lambda o: o.weights.mean((1, 2))[:, None].expand_as(o.positions)),
     ("one R-th", lambda o: torch.full_like(o.weights[:, :, 0], 1 / o.weights.shape[-1])),
@@ -164,7 +170,13 @@ def generate(seed: int) -> tuple[Reduction, str]:
     base, settings = random.choice(BASES)
     by_row_only = random.random() < 0.2  # such a class may declare that it does not depend on the layout
     keys = random.random() < 0.25
-    terms = BY_ROW + (BY_KEY if keys else []) + ([] if by_row_only else BY_COLUMN if keys else BY_COLUMN[:-2])
+    reads_fields = Random(f"fields {seed}").random() < 0.2
+    terms = (
+        BY_ROW
+        + (BY_KEY if keys else [])
+        + (BY_FIELD if reads_fields else [])
+        + ([] if by_row_only else BY_COLUMN if keys else BY_COLUMN[:-2])
+    )
     body: dict = {}
     text = [base.__name__]
     names: tuple[str, ...] = tuple(getattr(base, "stat_names", ()))
@@ -195,6 +207,8 @@ def generate(seed: int) -> tuple[Reduction, str]:
         text.append(f"score {rule}, {finish}")
     if keys and (base is not Reduction or random.random() < 0.9):
         body["needs_keys"] = True  # otherwise the class forgets it
+    if reads_fields and (base is not Reduction or seed % 10):
+        body |= dict.fromkeys(("needs_values", "needs_output", "needs_queries", "needs_input"), True)
     if random.random() < 0.12:
         merge, change = random.choice(MERGES)
         body["merge"] = lambda self, observation, values, row: change(observation, values, row)
@@ -202,7 +216,7 @@ def generate(seed: int) -> tuple[Reduction, str]:
     if by_row_only and "place" not in finish and "layer" not in finish and "current" not in finish and random.random() < 0.5:
         body["depends_on_row_layout"] = False
         text.append("layout-free")
-        if "weight" not in " ".join(text).lower() and base is Reduction and "merge" not in body:
+        if "weight" not in " ".join(text).lower() and base is Reduction and not reads_fields and "merge" not in body:
             body["needs_weights"] = False
     body["__module__"] = __name__
     kind = dataclass(frozen=True)(type(f"Generated{seed}", (base,), body))

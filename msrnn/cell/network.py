@@ -177,6 +177,10 @@ class RecurrentNetwork(ParameterAccess, ABC):
             after.append(H)
         return x, after
 
+    def of_rank_0(self, x: Tensor) -> Tensor:
+        """Return ``x`` of rank 0, for choices that have to be the same on all ranks of a split cell; else ``x`` itself."""
+        return x if self.share is None else self.share.ranks.broadcast_(x.contiguous(), "choices")
+
     def _input(self, token: Tensor, position: Tensor) -> Tensor:
         """Return the embedded ids in the dtype of the cell, although an adapter of the embedding may have another one."""
         x, dtype = self.embed_tokens(token, position), self.dtype

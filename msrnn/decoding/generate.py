@@ -120,7 +120,7 @@ def generate(
         Error: the prompt is empty, there is neither a prompt nor logits or both, the logits do not fit the state, a setting is
             out of range or needs ``do_sample``, or the model computes NaN; also the errors of :meth:`Cell.forward`.
     """
-    sampler = make_sampler(do_sample, temperature, top_k, top_p, generator)
+    sampler = make_sampler(do_sample, temperature, top_k, top_p, generator, cell.of_rank_0)
     endings = Endings(cell, eos_token_id, stop, tokenizer)
     start = read_prompt(cell, tokens, state, logits, lengths, max_new_tokens)
     new, state, logits = [], start.state, start.logits
@@ -153,7 +153,7 @@ def stream(
     branch from it. Each item also has ``item.logits``, so that decoding can continue: ``generate(cell, state=item.state,
     logits=item.logits, …)``.
     """
-    sampler = make_sampler(do_sample, temperature, top_k, top_p, generator)
+    sampler = make_sampler(do_sample, temperature, top_k, top_p, generator, cell.of_rank_0)
     endings = Endings(cell, eos_token_id, stop, tokenizer)
     with torch.no_grad():
         start = read_prompt(cell, tokens, state, logits, lengths, max_new_tokens)

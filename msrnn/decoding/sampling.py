@@ -58,8 +58,11 @@ def make_sampler(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    synchronize: Callable[[Tensor], Tensor] = lambda token: token,
 ) -> Sampler:
     """Return the sampler for these settings, which are those of :func:`msrnn.generate`.
+
+    ``synchronize`` changes drawn tokens ``(B,)`` to those that all ranks of a split cell take.
 
     Raises:
         Error: a setting is out of range or of another type, or is set without ``do_sample``.
@@ -80,7 +83,7 @@ def make_sampler(
         return Sampler()
 
     def sample(logits: Tensor) -> Tensor:
-        return torch.multinomial(sampling_probs(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0]
+        return synchronize(torch.multinomial(sampling_probs(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0])
 
     return Sampler(sample)
 

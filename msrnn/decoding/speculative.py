@@ -193,7 +193,7 @@ def _start(
     **sampling: Any,
 ) -> tuple[Start, Iterator[Accepted]]:
     """Read the prompt; return the start of decoding and the iterator over forward passes."""
-    sampler, endings = make_sampler(**sampling), Endings(cell, eos_token_id, stop, tokenizer)
+    sampler, endings = make_sampler(**sampling, synchronize=cell.of_rank_0), Endings(cell, eos_token_id, stop, tokenizer)
     with torch.no_grad():
         start = read_prompt(cell, tokens, state, logits, lengths, max_new_tokens)
     make_drafter, controller = factory

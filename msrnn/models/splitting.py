@@ -30,7 +30,8 @@ def distribute(whole: T, group: Any = None) -> T:
 
     Raises:
         Error: ``torch.distributed`` is not initialized; numbers of heads, of MLP elements or of ids that do not fit the number
-            of ranks; a model of another kind; parameters that differ between the ranks; an argument that is split already.
+            of ranks; a model of another kind; parameters that differ between the ranks; adapters; an argument that is split
+            already.
     """
     if not isinstance(whole, Cell | State):
         raise Error(f"distribute: found {type(whole).__name__}; expected a cell or a state")
@@ -39,6 +40,8 @@ def distribute(whole: T, group: Any = None) -> T:
         return own_part(whole, ranks)
     if whole.share is not None:
         raise Error("distribute: the cell is split already; expected a whole cell")
+    if whole.adapters:
+        raise Error("distribute: the cell has adapters, which are not split; expected a cell after msrnn.lora.merge")
     share = share_of(whole.config, ranks)
     ranks.check_same("model", whole.fingerprint(recompute=True).digest())
     if share is None:
@@ -48,5 +51,5 @@ def distribute(whole: T, group: Any = None) -> T:
     trainable = {name for name, x in whole.named_parameters() if x.requires_grad}
     for name, x in cell.named_parameters():
         x.requires_grad_(name in trainable)
-    cell.extra_files = whole.extra_files
+    cell.extra_files = dict(whole.extra_files)
     return cell

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from ..cell.cell import Cell
+from ..distributed.gradient_norm import clip_split_gradients_
 from ..errors import Error
 from ..models.learned_rows import LearnedRowsNetwork
 from ..reductions.contract import Reduction
@@ -91,7 +92,10 @@ class Trainer:
             raise Diverged(f"step {len(self.losses) + 1}: the loss is {value}; a lower lr or more warmup_steps may help")
         self.optimizer.zero_grad()
         loss.backward()
-        clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        if self.cell.share is None:
+            clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        else:
+            clip_split_gradients_(self.cell.share, self.parameters.items(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, len(self.losses))
         self.optimizer.step()

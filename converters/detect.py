@@ -152,8 +152,8 @@ def _check_no_adapter(folder: Path) -> None:
         base = None
     model = f" of {base!r:.80}" if isinstance(base, str) and base else ""
     raise Error(
-        f"{folder} has {names[0]}, so it is an adapter (LoRA){model}; expected a model with the adapter merged into it; load "
-        "both with peft, call merge_and_unload() and save_pretrained(), and read that folder; or remove the adapter's files"
+        f"{folder} has {names[0]}, so it is an adapter (LoRA){model}; expected a model without one; load the base and then "
+        "the adapter by msrnn.lora.load_adapter or --lora, or merge both by merge_and_unload() of peft"
     )
 
 

@@ -9,6 +9,7 @@ from support.adapters import adapt
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 from support.training import words
 
+import converters
 import msrnn
 from msrnn.cli.main import main
 from msrnn.train import FinetuneConfig, finetune
@@ -72,6 +73,23 @@ def test_the_adapter_is_that_of_the_function_and_other_commands_read_it(model, t
         tokens = msrnn.generate(reader, ids, reader.initial_state(1, "tova:6"), max_new_tokens=12).tokens
         assert texts[-1] == tiny_tokenizer().decode(tokens[0].tolist()) + "\n"
     assert texts[0] != texts[1]
+
+
+def test_convert_merges_the_adapter(model, tmp_path, capsys):
+    cell = adapt(msrnn.load(model), target_modules="all-linear")
+    msrnn.lora.save_adapter(cell, tmp_path / "adapter")
+    expected = msrnn.lora.merge(cell)
+    for name, more in {"own": [], "hf": ["--to", "hf"], "packed": ["--weights", "int8"]}.items():
+        assert main(["convert", str(model), str(tmp_path / name), "--lora", str(tmp_path / "adapter"), *more]) == 0
+        loaded, files = converters.load(tmp_path / name), {path.name for path in (tmp_path / name).iterdir()}
+        assert "tokenizer.json" in files
+        if name == "packed":
+            assert (loaded.layers[0].q.matrix.dequantise() - expected.layers[0].q.weight).abs().max() < 0.02
+        else:
+            assert loaded.layers[1].down.weight.equal(expected.layers[1].down.weight)
+    capsys.readouterr()
+    assert main(["convert", str(model), str(tmp_path / "own"), "--lora", str(tmp_path / "adapter")]) == 1
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_evaluation_reads_the_adapter(model, tmp_path, capsys):

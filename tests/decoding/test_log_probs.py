@@ -5,6 +5,7 @@ import torch
 from support.refusals import refusing
 from support.tiny_models import assert_close, random_tokens, tiny_cell
 
+import converters
 import msrnn
 from msrnn.decoding import log_probs as module
 
@@ -41,6 +42,20 @@ def test_they_equal_those_of_the_rollout(reduction, temperature, figure):
         logits, state = cell(PROMPT, cell.initial_state(3, "full"), lengths=LENGTHS, last_only=True)
         assert (msrnn.log_probs(cell, tokens, state, logits=logits) - recorded).abs().max() > 0.01
     figure(f"log-probabilities under {reduction}: {float((found - recorded).abs().max()):.1e} from those of the rollout")
+
+
+def test_real_weights_in_float32(smollm, gguf_path, figure):
+    ids = torch.tensor([converters.tokenizer(gguf_path).encode("The sea was calm that morning, and").ids])
+    first, state = smollm(ids, smollm.initial_state(1, "tova:16"), last_only=True)
+    logits, tokens, recorded = first, [], []
+    settings = {"do_sample": True, "max_new_tokens": 24, "generator": torch.Generator().manual_seed(0)}
+    for step in msrnn.stream(smollm, state=state, logits=logits, **settings):
+        tokens.append(step.token)
+        recorded.append(logits.double().log_softmax(-1)[0, step.token])
+        logits = step.logits
+    difference = msrnn.log_probs(smollm, torch.stack(tokens, dim=1), state, logits=first)[0] - torch.cat(recorded)
+    assert difference.abs().max() < 1e-4
+    figure(f"log-probabilities of SmolLM2 under tova:16 in float32: {float(difference.abs().max()):.1e} from the rollout's")
 
 
 def test_a_whole_text_has_no_log_prob_of_its_first_token():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .example import FILLER, Example, fit_length
 from .forms import Form
+from .word_list import NOUNS
 
 if TYPE_CHECKING:
     import tokenizers
@@ -30,7 +31,7 @@ def variables(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng:
         tokenizer, length: as for :func:`~msrnn.eval.tasks.example.fit_length`.
         depth: ignored; the assignments are at random depths.
         rng: source of names, values and depths.
-        form: the numbers of chains and hops.
+        form: the numbers of chains and hops, and the kind of names.
     """
     shown, names = _question(rng, SHOWN_LETTERS, form)
     solved = f"{shown(2 * len(FILLER))} {' '.join(names)}\n\n\n"
@@ -44,7 +45,7 @@ def _question(rng: random.Random, letters: int, form: Form) -> tuple[Callable[[i
     per_chain = form.hops + 1
     names = list[str]()
     while len(names) < form.chains * per_chain:
-        name = "".join(rng.choices(string.ascii_uppercase, k=letters))
+        name = rng.choice(NOUNS) if form.word_names else "".join(rng.choices(string.ascii_uppercase, k=letters))
         if name not in names and name != "VAR":
             names.append(name)
     values = rng.sample(range(10000, 100000), form.chains)

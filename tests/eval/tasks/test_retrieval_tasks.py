@@ -34,6 +34,7 @@ forms = st.builds(
     distractors=st.none() | st.integers(0, 4),
     chains=st.integers(1, 3),
     hops=st.integers(0, 4),
+    word_names=st.booleans(),
     common=st.integers(1, 5),
     ratio=st.integers(2, 6),
     frequent=st.integers(1, 3),

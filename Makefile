@@ -10,7 +10,7 @@ SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 BIN    := .venv/bin
 PIP    := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: docs notebooks pictures demo test check dist model gemma clean gpu paper paper-full paper-small recover variants
+.PHONY: docs notebooks pictures demo test check dist model gemma clean gpu paper paper-full paper-small recover table variants
 
 demo: .venv/demo.ready $(MODEL)/config.json  ## continue one prompt under four operators, and draw which positions each step retained
 	@mkdir -p demo
@@ -49,7 +49,7 @@ CHUNKS ?= 2
 DATA   ?=
 OTHERS := random last-queries morphkv morphkv-max scissorhands keyformer keydiff knorm cam caote caote-layer dropkv vatp a2sf r-kv lagkv
 
-ifneq ($(filter paper paper-full recover variants,$(MAKECMDGOALS)),)
+ifneq ($(filter paper paper-full recover table variants,$(MAKECMDGOALS)),)
 $(if $(TEXT),,$(error make $(firstword $(MAKECMDGOALS)) TEXT=PATH: a text file, or for the paper a folder of them))
 endif
 
@@ -81,6 +81,10 @@ paper-small: .venv/eval.ready $(MODEL)/config.json  ## every experiment on one p
 	$(EVAL) prefill-cost $(MODEL) $(SMALL) --prompt 64 --operators h2o tova --sizes 16 --out paper/small/prefill-cost
 	$(EVAL) extrapolation $(MODEL) --text docs/operators.md --tokens 128 --stretch 64 --sizes 16 --out paper/small/extrapolation
 	$(EVAL) throughput $(MODEL) --length 128 --steps 3 --budget 50 --sizes 32 --out paper/small/throughput
+
+MINUTES ?= 30
+table: .venv/demo.ready $(MODEL)/config.json  ## operators in perplexity, retrieval, reasoning and bytes (docs/retrieval.md); MINUTES, OPERATORS and SIZES are optional
+	$(EVAL) table $(MODEL) --text $(TEXT) --minutes $(MINUTES) $(if $(OPERATORS),--operators $(OPERATORS)) $(if $(SIZES),--sizes $(SIZES)) --out table
 
 variants: .venv/demo.ready  ## train small models that differ in one setting, 40 minutes on two cores; the tables of docs/variants.md
 	OMP_NUM_THREADS=1 $(BIN)/msrnn variants $(TEXT) --out variants --chapter docs/variants.md
@@ -135,4 +139,4 @@ $(GEMMA): | .venv/demo.ready
 	@mv $(CACHE)/gemma/whole $@ && rm -r $(CACHE)/gemma
 
 clean:
-	rm -rf .venv build demo dist paper recovery variants
+	rm -rf .venv build demo dist paper recovery table variants

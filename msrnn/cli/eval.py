@@ -15,6 +15,7 @@ from ..eval import (
     recovery,
     retention,
     retrieval,
+    table,
     throughput,
     understanding,
 )
@@ -36,6 +37,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "retrieval": retrieval,
     "reasoning": reasoning,
     "recovery": recovery,
+    "table": table,
     "extrapolation": extrapolation,
     "prefill-cost": prefill_cost,
     "throughput": throughput,

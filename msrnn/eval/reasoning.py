@@ -118,11 +118,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn eval reasoning``."""
     add_condition_arguments(parser, ("full", "window", "sinks:SIZE:4", "h2o", "tova"), (64, 128))
     parser.add_argument(
-        "--tasks", nargs="*", choices=TASKS, metavar="TASK", default=list(TASKS), help=f"{', '.join(TASKS)} (default: both)"
+        "--tasks", nargs="*", choices=TASKS, metavar="TASK", default=list(TASKS), help=f"{', '.join(TASKS)} (default: all)"
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="a .jsonl file of GSM8K or MATH, in addition to the tasks")
     parser.add_argument(
-        "--steps", nargs="+", type=positive_int, metavar="N", default=[2, 4, 8], help="steps of a solution (default: 2 4 8)"
+        "--steps", nargs="+", type=positive_int, metavar="N", default=[1, 2, 4], help="steps of a solution (default: 1 2 4)"
     )
     parser.add_argument(
         "--examples", type=positive_int, metavar="N", default=8, help="questions per task and steps, and of a file (default: 8)"

@@ -25,7 +25,22 @@ def folder(tmp_path_factory):
 
 
 def arguments(folder, *more):
-    short = ["--steps", "1", "2", "--shots", "1", "--examples", "3", "--max-new-tokens", "12", "--batch", "2"]
+    short = [
+        "--tasks",
+        "arithmetic",
+        "lists",
+        "--steps",
+        "1",
+        "2",
+        "--shots",
+        "1",
+        "--examples",
+        "3",
+        "--max-new-tokens",
+        "12",
+        "--batch",
+        "2",
+    ]
     return ["eval", "reasoning", str(folder / "model"), *short, "--operators", "tova", "--sizes", "9", *more]
 
 

@@ -21,8 +21,9 @@ def arithmetic(rng: random.Random, steps: int) -> Problem:
     for _ in range(steps):
         digit = rng.randint(1, 9)
         sign = rng.choice([s for s in (1, -1) if 0 <= value + s * digit <= LARGEST])
-        question.append(f"{'Add' if sign > 0 else 'Subtract'} {digit}.")
-        solution.append(f"{value} {'+' if sign > 0 else '-'} {digit} = {value + sign * digit}.")
+        change = f"{'Add' if sign > 0 else 'Subtract'} {digit}"
+        question.append(f"{change}.")
+        solution.append(f"{change}: {value} {'+' if sign > 0 else '-'} {digit} = {value + sign * digit}.")
         value += sign * digit
     return Problem(f"{' '.join(question)} What is the result?", f"{' '.join(solution)} {MARK} {value}", str(value))
 
@@ -30,19 +31,19 @@ def arithmetic(rng: random.Random, steps: int) -> Problem:
 def lists(rng: random.Random, steps: int) -> Problem:
     """Return changes of a list of 3 to 5 words. The solution is the list after each change. The arguments are as above."""
     words = rng.sample(NOUNS, 4)
-    question, solution = [f"The list is {', '.join(words)}."], list[str]()
+    question, solution = [f"The list is {', '.join(words)}"], list[str]()
     for _ in range(steps):
-        change = rng.choice([*(["add"] if len(words) < 5 else []), *(["remove"] if len(words) > 3 else []), "move"])
-        if change == "add":
+        kind = rng.choice([*(["add"] if len(words) < 5 else []), *(["remove"] if len(words) > 3 else []), "move"])
+        if kind == "add":
             new = rng.choice([word for word in NOUNS if word not in words])
-            question.append(f"Add {new} at the end.")
+            question.append(f"Add {new} at the end")
             words = [*words, new]
-        elif change == "remove":
-            question.append("Remove the first word.")
+        elif kind == "remove":
+            question.append("Remove the first word")
             words = words[1:]
         else:
-            question.append("Move the first word to the end.")
+            question.append("Move the first word to the end")
             words = [*words[1:], words[0]]
-        solution.append(f"{', '.join(words)}.")
+        solution.append(f"{question[-1]}: {', '.join(words)}.")
     answer = ", ".join(words)
-    return Problem(f"{' '.join(question)} What is the list?", f"{' '.join(solution)} {MARK} {answer}", answer)
+    return Problem(f"{'. '.join(question)}. What is the list?", f"{' '.join(solution)} {MARK} {answer}", answer)

@@ -40,16 +40,26 @@ def test_solutions_are_right_in_every_step(seed, steps):
     problem = arithmetic(random.Random(seed), steps)
     answer, values = solve_arithmetic(problem.question)
     assert (problem.answer, len(values)) == (answer, steps)
-    equations = re.findall(r"(\d+) ([-+]) (\d) = (\d+)\.", problem.solution)
-    assert [e[3] for e in equations] == values
+    equations = re.findall(r"(Add|Subtract) (\d): (\d+) ([-+]) (\d) = (\d+)\.", problem.solution)
+    assert [e[:2] for e in equations] == re.findall(r"(Add|Subtract) (\d)\.", problem.question)
+    assert all((e[0] == "Add", e[1]) == (e[3] == "+", e[4]) for e in equations)
+    assert [e[5] for e in equations] == values
     assert all(0 <= int(v) <= 99 for v in values)
-    assert [e[0] for e in equations[1:]] == values[:-1]
+    assert [e[2] for e in equations[1:]] == values[:-1]
+    assert problem.solution.endswith(f". #### {answer}")
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 999), st.integers(1, 30))
+def test_lists_are_right_after_every_change(seed, steps):
     problem = lists(random.Random(seed), steps)
     answer, lines = solve_lists(problem.question)
     assert problem.answer == answer == lines[-1]
-    assert len(lines) == steps
-    assert problem.solution == ". ".join(lines) + f". #### {answer}"
-    assert all(3 <= len(set(line.split(", "))) == len(line.split(", ")) <= 5 for line in lines)
+    changes = problem.question.split(". ")[1:-1]
+    assert problem.solution == " ".join(f"{c}: {line}." for c, line in zip(changes, lines, strict=True)) + f" #### {answer}"
+    lengths = [len(line.split(", ")) for line in lines]
+    assert [len(set(line.split(", "))) for line in lines] == lengths
+    assert set(lengths) <= {3, 4, 5}
     assert find_answer(problem.solution) == problem.answer
 
 

@@ -1,0 +1,134 @@
+"""One table of operators: language modelling, retrieval, reasoning and the bytes of H, within a number of minutes.
+
+Every operator is measured on the same chunks and questions, in rounds. The differences from the unbounded model and from a
+rival are paired, item by item. When the minutes are over, the table has the items that are finished for all operators. The same
+command with the same folder continues, so several short runs give the table of one long run (docs/retrieval.md).
+"""
+
+import argparse
+import time
+
+from ..argtypes import positive_int, seed_int
+from ..errors import Error
+from ..reporting.report import Report
+from ..reporting.sweep import Sweep
+from .conditions import Condition, add_condition_arguments, parse_paired_conditions
+from .inputs import EvalInputs, add_text_arguments
+from .lm import default_reference
+from .retrieval import TASKS
+from .table_plan import LM, REASONING, RETRIEVAL, Unit, plan
+from .table_report import Measured, report
+from .tasks.forms import FORMS
+from .texts import text_digest
+
+
+DEFAULT_TASKS = ("needle", "multikey", "text-needle", "variables")
+"""Retrieval tasks that ask for single facts; small models cannot do the others."""
+
+
+class Minutes:
+    """The minutes that are left, and whether a unit of a kind fits into them.
+
+    Args:
+        minutes: number of minutes from now.
+    """
+
+    def __init__(self, minutes: int):
+        self._end, self._longest, self._begin = time.monotonic() + 60 * minutes, dict[str, float](), 0.0
+
+    def fit(self, kind: str) -> bool:
+        """Return True if the longest unit of this kind so far would end in time."""
+        self._begin = time.monotonic()
+        return self._begin + self._longest.get(kind, 0.0) < self._end
+
+    def add(self, kind: str) -> None:
+        """Note that the unit of the last call of :meth:`fit` has ended."""
+        self._longest[kind] = max(self._longest.get(kind, 0.0), time.monotonic() - self._begin)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``msrnn eval table``."""
+    add_text_arguments(parser, chunk=1024)
+    add_condition_arguments(parser, ("full", "window", "sinks:SIZE:4", "h2o", "tova"), (128, 256))
+    parser.add_argument("--minutes", type=positive_int, metavar="M", default=30, help="time for this run (default: 30)")
+    parser.add_argument(
+        "--rival", metavar="SPEC", help="operator to compare with (default: tova, or the first bounded operator)"
+    )
+    parser.add_argument("--rounds", type=positive_int, metavar="N", default=4, help="rounds of the whole table (default: 4)")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=TASKS,
+        metavar="TASK",
+        default=list(DEFAULT_TASKS),
+        help=f"retrieval tasks (default: {' '.join(DEFAULT_TASKS)})",
+    )
+    parser.add_argument(
+        "--length", type=positive_int, metavar="N", default=512, help="tokens of a retrieval prompt (default: 512)"
+    )
+    parser.add_argument("--form", choices=FORMS, default="small", help="sizes of the retrieval tasks (default: small)")
+    parser.add_argument("--steps", type=positive_int, metavar="N", default=2, help="steps of a problem (default: 2)")
+    parser.add_argument("--shots", type=positive_int, metavar="N", default=4, help="solved problems in a prompt (default: 4)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive_int, metavar="N", default=128, help="maximum tokens of a solution (default: 128)"
+    )
+    parser.add_argument("--seed", metavar="N", type=seed_int, default=1, help="seed of the questions (default: 1)")
+
+
+def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
+    """Measure rounds until the minutes are over, and report the units that all conditions have.
+
+    Raises:
+        Error: an argument is invalid, or a quality has no finished unit yet.
+    """
+    minutes = Minutes(args.minutes)
+    conditions = parse_paired_conditions(args.operators, args.sizes)
+    rival = args.rival or default_reference(conditions)
+    if rival not in args.operators:
+        raise Error(f"--rival is {rival!r}; expected one of the operators, {', '.join(args.operators)}")
+    chunks = inputs.chunks(args)
+    units = plan(args, inputs, chunks)
+    inputs.check_memory(4, [c.reduction for c in conditions], max(args.chunk, args.length + args.max_new_tokens))
+    names = ("chunk", "tasks", "length", "form", "steps", "shots", "max_new_tokens", "seed")
+    sweep = inputs.sweep(args.out, "table", text=text_digest(chunks), **{name: getattr(args, name) for name in names})
+    rows = {(c, i): dict(zip(u.keys(c), u.items, strict=True)) for i, u in enumerate(units) for c in conditions}
+    for (condition, i), pending in inputs.pending(sweep, rows, max(len(u.items) for u in units)):
+        unit = units[i]
+        if not minutes.fit(unit.quality):
+            continue  # not a break: under torchrun all ranks end the loop together
+        values = unit.measure(inputs.cell, inputs.tokenizer, condition)
+        for key, value in zip(unit.keys(condition), values, strict=True):
+            if key in pending:
+                sweep[key] = {"value": value}
+        minutes.add(unit.quality)
+    finished = [u for u in units if all(key in sweep for c in conditions for key in u.keys(c))]
+    for quality in (LM, RETRIEVAL, REASONING):
+        if not any(u.quality == quality for u in finished):
+            hint = (
+                "run the command again to continue"
+                if args.out
+                else "expected more --minutes, or --out FOLDER to continue later"
+            )
+            raise Error(f"{args.minutes} minutes were too short for a unit of {quality} under all operators; {hint}")
+    return report(_results(sweep, conditions, finished), rival, _progress(units, finished))
+
+
+def _results(sweep: Sweep, conditions: list[Condition], units: list[Unit]) -> list[Measured]:
+    return [
+        Measured(c.operator, c.size, u.quality, item, sweep[key]["value"])
+        for c in conditions
+        for u in units
+        for key, item in zip(u.keys(c), u.items, strict=True)
+    ]
+
+
+def _progress(units: list[Unit], finished: list[Unit]) -> str:
+    """Return a sentence on how much of the plan is finished; empty if all of it is."""
+    if len(finished) == len(units):
+        return ""
+    parts = [f"{_count(finished, quality)} of {_count(units, quality)} of {quality}" for quality in (LM, RETRIEVAL, REASONING)]
+    return f"The time was over. Finished items: {', '.join(parts)}. The same command continues."
+
+
+def _count(units: list[Unit], quality: str) -> int:
+    return sum(len(u.items) for u in units if u.quality == quality)

@@ -1,0 +1,160 @@
+"""The table of an interrupted run equals that of an unbroken one; it stops in time; ties are ties."""
+
+import json
+
+import pytest
+from matplotlib.image import imread
+from support.tables import unpadded
+from support.tiny_tokenizer import chat_cell
+
+from msrnn.cli.main import main
+from msrnn.eval import table
+from msrnn.eval.table import Minutes
+from msrnn.eval.table_plan import LM, MEMORY, REASONING, RETRIEVAL
+from msrnn.eval.table_report import Measured, report
+
+BOOK = "The boat was small. The sea was not; and on the 3rd day, the wind rose again! Was it late? \n" * 30
+FILES = ("report.md", "report.json")
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    path = tmp_path_factory.mktemp("table")
+    chat_cell().save(path / "model")
+    (path / "book.txt").write_text(BOOK)
+    short = ["--chunk", "30", "--rounds", "2", "--tasks", "needle", "--length", "450", "--steps", "1", "--shots", "1", "--max-new-tokens", "4"]
+    return [
+        "eval",
+        "table",
+        str(path / "model"),
+        "--text",
+        str(path / "book.txt"),
+        *short,
+        "--operators",
+        "tova",
+        "window",
+        "--sizes",
+        "9",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert main([*words, "--out", str(out)]) == 0
+    return out
+
+
+def test_the_page_has_every_quality_and_the_bytes_of_h(whole):
+    page = unpadded((whole / "report.md").read_text())
+    assert "| operator | MB of H | lm | rank | retrieval | rank | reasoning | rank |" in page
+    for title in ("Nats per token", "Retrieval score, points of 100", "Right answers of 100"):
+        assert f"**{title}**" in page
+    assert "The time was over" not in page
+    records = json.loads((whole / "report.json").read_text())
+    assert [(r["operator"], r["size"], r["rival"]) for r in records] == [
+        ("full", None, "tova"),
+        ("tova", 9, "tova"),
+        ("window", 9, "tova"),
+    ]
+    assert [r["lm"]["items"] for r in records] == [2] * 3
+    assert [r["retrieval"]["items"] for r in records] == [6] * 3
+    assert [r["reasoning"]["items"] for r in records] == [16] * 3
+    cell = chat_cell()
+    row = sum(H.keys.shape[1] * (2 * H.keys.shape[3] * 8 + 8) for H in cell.initial_state(1))
+    assert [r["nbytes"] // row for r in records] == [30, 9, 9]
+    for quality in (LM, RETRIEVAL, REASONING):
+        assert min(imread(whole / f"table-{quality}.png").shape[:2]) > 200
+
+
+def test_the_table_of_an_interrupted_run_equals_that_of_an_unbroken_one(words, whole, tmp_path, monkeypatch):
+    out, calls, add = tmp_path / "out", [], Minutes.add
+
+    def interrupted(self, kind):
+        calls.append(kind)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        add(self, kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Minutes, "add", interrupted)
+        assert main([*words, "--out", str(out)]) == 130
+    assert not (out / "report.md").exists()
+    assert main([*words, "--out", str(out)]) == 0
+    for name in FILES:
+        assert (out / name).read_text() == (whole / name).read_text()
+
+
+def test_short_runs_continue_each_other(words, whole, tmp_path, monkeypatch, capsys):
+    out, left = tmp_path / "out", []
+    monkeypatch.setattr(Minutes, "fit", lambda self, kind: bool(left) and left.pop())
+    left += [True] * 8
+    assert main([*words, "--out", str(out)]) == 1
+    assert (
+        "30 minutes were too short for a unit of retrieval under all operators; run the command again"
+        in capsys.readouterr().err
+    )
+    left += [True] * 8
+    assert main([*words, "--out", str(out)]) == 0
+    assert (
+        "The time was over. Finished items: 1 of 2 of lm, 3 of 6 of retrieval, 8 of 16 of reasoning."
+        in (out / "report.md").read_text()
+    )
+    left += [True] * 100
+    assert main([*words, "--out", str(out)]) == 0
+    for name in FILES:
+        assert (out / name).read_text() == (whole / name).read_text()
+
+
+def test_a_unit_starts_only_if_the_longest_of_its_kind_fits(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(table.time, "monotonic", lambda: now[0])
+    minutes = Minutes(2)
+    assert minutes.fit(LM)
+    now[0] += 50
+    minutes.add(LM)
+    assert minutes.fit(LM)
+    assert minutes.fit(RETRIEVAL)
+    now[0] += 21
+    assert not minutes.fit(LM)  # 50 seconds of 49
+    assert minutes.fit(RETRIEVAL)
+    now[0] += 50
+    assert not minutes.fit(RETRIEVAL)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--rival", "h2o"], "--rival is 'h2o'; expected one of the operators, tova, window"),
+        (["--operators", "truncated"], "truncated:9, which has no state"),
+        (["--length", "60"], "needle: a prompt has at most 60 tokens"),
+    ],
+)
+def test_invalid_arguments_are_refused_before_any_measurement(more, message, words, capsys, monkeypatch):
+    monkeypatch.setattr(Minutes, "fit", None)
+    assert main([*words, *more]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_differences_ranks_and_ties():
+    def measured(operator, size, nbytes, lm, right):
+        rows = [(MEMORY, [nbytes]), (LM, lm), (RETRIEVAL, right), (REASONING, right)]
+        return [Measured(operator, size, quality, str(i), x) for quality, values in rows for i, x in enumerate(values)]
+
+    results = measured("tova", 8, 2e6, [3.0, 4.0, 5.0], [0, 1, 1])
+    results += measured("window", 8, 1e6, [3.5, 4.6, 5.5], [0, 0, 1])
+    results += measured("full", None, 9e6, [2.9, 3.9, 5.0], [1, 1, 1])
+    overview, lm, retrieval, _ = report(results, "tova", "").tables
+    assert overview.rows == [
+        ["full", "9.00", "3.933", "", "100", "", "100", ""],
+        ["tova:8", "2.00", "4.000", "1", "67", "1=", "67", "1="],
+        ["window:8", "1.00", "4.533", "2", "33", "1=", "33", "1="],
+    ]
+    assert lm.rows == [
+        ["tova:8", "4.000", "+0.067 ± 0.143", "", "", "1"],
+        ["window:8", "4.533", "+0.600 ± 0.248", "+0.533 ± 0.143", "worse", "2"],
+    ]
+    assert retrieval.rows[1] == ["window:8", "33", "-67 ± 143", "-33 ± 143", "tie", "1="]
+    figure = report(results, "tova", "").figures["table-lm.png"]
+    assert [x for line in figure.lines.values() for x, _, _ in line] == [1.0, 2.0]
+    assert figure.horizontal_lines == {"unbounded, 9.0 MB": 0.0}

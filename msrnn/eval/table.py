@@ -21,7 +21,6 @@ from .table_report import Measured, report
 from .tasks.forms import FORMS
 from .texts import text_digest
 
-
 DEFAULT_TASKS = ("needle", "multikey", "text-needle", "variables")
 """Retrieval tasks that ask for single facts; small models cannot do the others."""
 
@@ -95,7 +94,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     for (condition, i), pending in inputs.pending(sweep, rows, max(len(u.items) for u in units)):
         unit = units[i]
         if not minutes.fit(unit.quality):
-            continue  # not a break: under torchrun all ranks end the loop together
+            continue  # not a break: under torchrun all processes end the loop together
         values = unit.measure(inputs.cell, inputs.tokenizer, condition)
         for key, value in zip(unit.keys(condition), values, strict=True):
             if key in pending:

@@ -11,6 +11,9 @@ from ..decoding.prefill import prefill
 from ..reductions.contract import Reduction
 from ..state.state import State
 
+FIRST_TOKEN_STRIP = "position (strip on the left: the first token)"
+"""Label of the columns of a map that :func:`pixel_map` has reduced."""
+
 
 def retained_fraction(state: State, length: int) -> Tensor:
     """Return the fraction of key/value heads that hold each position.

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..decoding.prefill import prefill
-from ..diagnostics.retention import eviction_steps, pixel_map
+from ..diagnostics.retention import FIRST_TOKEN_STRIP, eviction_steps, pixel_map
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reductions.per_layer import replaced_layers
@@ -190,7 +190,7 @@ def _figures(results: Sequence[PrefillCostResult], n_tokens: int, n_prompt: int)
     panels = dict(zip(("after every token", "once, after the prompt"), map(torch.tensor, shown.maps), strict=True))
     maps = HeatMaps(
         f"positions in H after each step, {name}",
-        "position",
+        "position" if n_tokens <= MAP_PIXELS else FIRST_TOKEN_STRIP,
         "step",
         panels,
         "retained fraction of heads",

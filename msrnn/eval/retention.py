@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..diagnostics.retention import eviction_steps, held_share, pixel_map
+from ..diagnostics.retention import FIRST_TOKEN_STRIP, eviction_steps, held_share, pixel_map
 from ..errors import Error
 from ..reductions.per_layer import replaced_layers
 from ..reporting.report import Curves, HeatMaps, Report, Table
@@ -216,7 +216,7 @@ def _figures(name: str, by_size: BySize) -> dict[str, Curves | HeatMaps]:
     size, largest = max(steps.items())
     T = largest.shape[-1]
     labels: dict[str, Any] = {
-        "x_label": "position" if T <= MAP_PIXELS else "position (strip on the left: the first token)",
+        "x_label": "position" if T <= MAP_PIXELS else FIRST_TOKEN_STRIP,
         "y_label": "step",
         "colour_label": "retained fraction of heads",
         "extent": T,

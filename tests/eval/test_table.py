@@ -24,21 +24,6 @@ def words(tmp_path_factory):
     (path / "book.txt").write_text(BOOK)
     short = ["--chunk", "30", "--rounds", "2", "--tasks", "needle", "--length", "450"]
     short += ["--steps", "1", "--shots", "1", "--max-new-tokens", "4"]
-        "--chunk",
-        "30",
-        "--rounds",
-        "2",
-        "--tasks",
-        "needle",
-        "--length",
-        "450",
-        "--steps",
-        "1",
-        "--shots",
-        "1",
-        "--max-new-tokens",
-        "4",
-    ]
     return [
         "eval",
         "table",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import agreement, busy, captured, decoding, eviction_iterations, memory, step, unroll
+from . import agreement, busy, captured, decoding, eviction_iterations, memory, messages, step, unroll
 from .result import Result, SkipBenchmark
 from .settings import Bench
 
@@ -24,7 +24,7 @@ class Section(NamedTuple):
 
 
 READING, STEP, MEMORY, SPECULATIVE = "Reading a text", "One token", "Memory", "Speculative decoding"
-AGREEMENT = "Equality of the paths"
+AGREEMENT, MESSAGES = "Equality of the paths", "Messages between ranks"
 SECTIONS = {
     "unroll": Section(READING, unroll.operators),
     "long": Section(READING, unroll.long),
@@ -51,8 +51,25 @@ SPECULATIVE_SECTIONS = {
 }
 """Sections that do not run by default, because they generate two thousand tokens several times."""
 
-OTHER_SECTIONS = {"agreement": Section(AGREEMENT, agreement.agreement)}
+OTHER_SECTIONS = {
+    "agreement": Section(AGREEMENT, agreement.agreement),
+    "messages": Section(MESSAGES, messages.messages),
+}
 """Sections that measure no time, and run only by name."""
+
+RANK_SECTIONS = (
+    "unroll",
+    "long",
+    "ragged",
+    "iterations",
+    "step",
+    "pure-step",
+    "small-unroll",
+    "batch",
+    "state-bytes",
+    "messages",
+)
+"""Sections that run by default with several ranks. Besides them, only ``bfloat16`` and ``agreement`` can run there."""
 
 
 def section(name: str) -> Section:
@@ -63,6 +80,8 @@ def section(name: str) -> Section:
 def measure(bench: Bench, name: str) -> Iterator[Result]:
     """Yield the results of a section; if the section fails, the last result states the reason in ``note``."""
     try:
+        if bench.ranks > 1 and name not in (*RANK_SECTIONS, "bfloat16", "agreement"):
+            raise SkipBenchmark("measures one process")
         with torch.no_grad():
             yield from section(name).measure(bench)
     except SkipBenchmark as reason:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..reporting.progress import progress_bar
 from ..state.state import State
-from .baselines.transformers import Transformers
+from .baselines.transformers import MISSING, Transformers
 from .result import SkipBenchmark
 from .timing import Contenders, seconds
 
@@ -42,6 +42,7 @@ class Bench:
         llama_cpp: a Python interpreter with llama-cpp-python installed, or None.
         gguf: the GGUF file of the model, for llama.cpp, or None.
         progress: True to show progress bars.
+        ranks: number of processes that hold the model together. With several of them there is no baseline.
     """
 
     load: Callable[..., Cell]
@@ -58,6 +59,7 @@ class Bench:
     llama_cpp: Path | None = None
     gguf: Path | None = None
     progress: bool = False
+    ranks: int = 1
     _cell: tuple[torch.dtype, Cell] | None = field(default=None, repr=False)
     _transformers: tuple[torch.dtype, Transformers | None] | None = field(default=None, repr=False)
 
@@ -65,6 +67,11 @@ class Bench:
     def tova(self) -> str:
         """Spec string of the operator for sections that need only one."""
         return f"tova:{self.size}"
+
+    @property
+    def no_baseline(self) -> str:
+        """Why :meth:`transformers` returns None."""
+        return MISSING if self.ranks == 1 else f"the model is split over {self.ranks} ranks"
 
     @property
     def bars_disabled(self) -> bool | None:
@@ -85,7 +92,9 @@ class Bench:
         return self._cell[1]
 
     def transformers(self, dtype: torch.dtype | None = None) -> Transformers | None:
-        """Return the same model in transformers, or None if it is not installed; the last one is cached."""
+        """Return the same model in transformers; None with several ranks, or if it is not installed. The last one is cached."""
+        if self.ranks > 1:
+            return None
         dtype = dtype or self.dtype
         if self._transformers is None or self._transformers[0] != dtype:
             self._transformers = None

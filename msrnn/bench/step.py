@@ -11,7 +11,7 @@ from ..models.packing import kind_of_weights
 from ..state.state import State
 from .baselines import llama_cpp
 from .baselines.kvpress import decoding, versions
-from .baselines.transformers import MISSING, NAME
+from .baselines.transformers import NAME
 from .result import Result, paired
 from .settings import STEPS, Bench, in_place_step, repeated
 from .timing import Contenders
@@ -64,7 +64,7 @@ def _against_transformers(
         contenders = {**contenders, NAME: repeated(partial(baseline.step, cache=baseline.read(ids)), ids)}
     spent = bench.step_ms(contenders)
     name = f"{NAME}{f' in {dtype}'.replace('torch.', '') if bench.packed_dtype else ''}, step at length {bench.size}"
-    note = "" if baseline else MISSING
+    note = "" if baseline else bench.no_baseline
     yield paired(workload, unit, spent["msrnn"], name, spent.get(NAME, ()), target, note)
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..state.state import State
-from .baselines.transformers import MISSING
 from .result import Result, SkipBenchmark, paired
 from .settings import Bench
 from .timing import Contenders
@@ -42,7 +41,7 @@ def _against_transformers(bench: Bench, ids: Tensor, targets: dict[str, str], ro
         spent = bench.time(contenders, rounds if some is ids else 1, warm_up=False)
     for spec, target in targets.items():
         workload = f"read {ids.shape[1]:,} tokens, {spec}"
-        yield paired(workload, "s", spent[spec], DENSE, spent.get(DENSE, ()), target, "" if baseline else MISSING)
+        yield paired(workload, "s", spent[spec], DENSE, spent.get(DENSE, ()), target, "" if baseline else bench.no_baseline)
 
 
 def bfloat16(bench: Bench) -> Iterator[Result]:

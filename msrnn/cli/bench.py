@@ -23,7 +23,7 @@ from ..bench.baselines.transformers import Transformers, is_hugging_face
 from ..bench.curve import Point, curve, draw_bench
 from ..bench.report import as_json, line, markdown
 from ..bench.result import Result, SkipBenchmark
-from ..bench.sections import OTHER_SECTIONS, SECTIONS, SPECULATIVE_SECTIONS, measure, section
+from ..bench.sections import OTHER_SECTIONS, RANK_SECTIONS, SECTIONS, SPECULATIVE_SECTIONS, measure, section
 from ..bench.settings import Bench
 from ..errors import Error
 from ..models.packing import COMPUTE_DTYPE, kind_of_weights, packed_names
@@ -103,7 +103,8 @@ def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     ids, source = _ids(args)
-    print(f"measuring {args.model}; sections: {', '.join(args.only or SECTIONS)}", file=sys.stderr, flush=True)
+    sections = args.only or (SECTIONS if args.ranks.size == 1 else RANK_SECTIONS)
+    print(f"measuring {args.model}; sections: {', '.join(sections)}", file=sys.stderr, flush=True)
     with _hugging_face_folder(args) as export:
         bench = Bench(
             load=partial(load_cell, args),
@@ -120,13 +121,14 @@ def run(args: argparse.Namespace) -> None:
             llama_cpp=args.llama_cpp_python,
             gguf=args.gguf or (Path(args.model) if args.model.endswith(".gguf") else None),
             progress=True,
+            ranks=args.ranks.size,
         )
         about = _about(args, bench, source)
         tables: dict[str, list[Result]] = {}
         points: list[Point] = []
         complete = False
         try:
-            for name in args.only or SECTIONS:
+            for name in sections:
                 for row in measure(bench, name):
                     tables.setdefault(section(name).table, []).append(row)
                     print(line(row), file=sys.stderr, flush=True)
@@ -149,6 +151,8 @@ def _check(args: argparse.Namespace) -> None:
         llama_cpp.version(args.llama_cpp_python)
     if args.gguf and not args.gguf.is_file():
         raise Error(f"--gguf is {args.gguf}; expected a file")
+    if args.picture and args.ranks.size > 1:
+        raise Error(f"--picture is {args.picture} for {args.ranks.size} ranks; expected one process")
     if args.picture:
         check_figure_file(args.picture)
     if args.json:
@@ -206,7 +210,7 @@ def _write(
     args: argparse.Namespace, about: dict[str, str], tables: dict[str, list[Result]], points: list[Point], complete: bool
 ) -> None:
     print(markdown(about, tables), flush=True)
-    if args.json:
+    if args.json and args.ranks.is_first:
         with atomic_file(args.json) as path:
             write_json(path, {**as_json(about, tables, complete), "curve": list(map(asdict, points))})
     if points:
@@ -219,11 +223,12 @@ def _about(args: argparse.Namespace, bench: Bench, source: str) -> dict[str, str
     kind = kind_of_weights(cell)
     dtypes = f"{kind} with {str(cell.dtype).removeprefix('torch.')}, baselines in {args.dtype}" if kind else args.dtype
     gpu = bench.device.type == "cuda"
+    machine = torch.cuda.get_device_name(bench.device) if gpu else f"{_cpu_name()}, {torch.get_num_threads()} threads"
     return {
         "model": f"{Path(args.model).name}, {parameters / 1e6:,.1f} million parameters, {dtypes}",
         "training length": f"{cell.config.context_length:,} tokens; time and bytes are also measured beyond it",
         "text": source,
-        "machine": torch.cuda.get_device_name(bench.device) if gpu else f"{_cpu_name()}, {torch.get_num_threads()} threads",
+        "machine": machine + (f" on each of {bench.ranks} ranks" if bench.ranks > 1 else ""),
         "versions": f"torch {torch.__version__}, transformers {Transformers.version() or 'not installed'}",
         "medians": f"{args.rounds} rounds for texts, {5 * args.rounds} for steps; implementations interleaved",
         "date": datetime.date.today().isoformat(),

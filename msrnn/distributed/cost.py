@@ -132,6 +132,12 @@ def wire(shape: Shape, scores: int = 0, itemsize: int = 2) -> Wire:
     return Wire(2 * width, scores * SCORE_BYTES, 3 if scores else 2, width, shape.vocab_size * itemsize)
 
 
+def contributed_per_token(shape: Shape, ranks: int, scores: int = 0, itemsize: int = 2) -> int:
+    """Return the bytes of the tensors that a rank passes to the collectives for one token."""
+    found, largest = wire(shape, scores, itemsize), -(-shape.vocab_size // ranks) * itemsize  # equal parts of the logits
+    return shape.layers * (found.layer + found.scores) + found.embedding + largest
+
+
 def sent_bytes(payload: float, ranks: int) -> float:
     """Return what each rank sends for an all-reduce of ``payload`` bytes by the ring algorithm: 2 (R − 1) / R of it.
 

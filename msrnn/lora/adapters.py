@@ -121,10 +121,12 @@ def linear_maps(cell: Cell) -> dict[str, nn.Linear | PackedLinear]:
     """Return the linear maps of ``cell`` by their paths, such as ``layers.0.q``, the LM head included.
 
     Raises:
-        Error: the cell has adapters.
+        Error: the cell has adapters, or is split over ranks.
     """
     if not isinstance(cell, Cell):
         raise Error(f"cell is {type(cell).__name__}; expected a Cell")
+    if cell.share is not None:
+        raise Error(f"the cell is split over {cell.share.ranks.size} ranks; expected a whole cell for adapters (no group=)")
     if cell.adapters:
         raise Error("the cell has adapters already; expected a plain cell (call msrnn.lora.merge or msrnn.lora.remove first)")
     # an embedding in 8 bits is a linear map as well, because a tied LM head uses it

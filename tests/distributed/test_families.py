@@ -1,10 +1,11 @@
 """Every family on two ranks, and key/value heads that several ranks share."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 from support.rank_groups import run_ranks
-from support.split_cells import LayerMaximum, compare, refusal
+from support.split_cells import HeadIndex, LayerMaximum, compare, refusal
 from support.tiny_families import CONFIGS, tiny_family
 
 import msrnn
@@ -12,6 +13,8 @@ from msrnn.models import Decoder, DecoderConfig
 from msrnn.models.llama import Llama
 
 SHARED_HEADS = {"qwen2": "h2o:6", "qwen3": "tova-head:6", "olmo2": "h2o-layer:6", "granite_swa": "tova:6", "llama": "user"}
+N_RANDOM = 8
+RANDOM_OPERATORS = ("tova:6", "h2o-layer:6", "h2o:6", "random:6", "caote:6", "knorm:6", LayerMaximum(6), HeadIndex(6))
 """Families with other operators for one key/value head on two ranks. That of Gemma 3 has one in any case."""
 
 
@@ -29,8 +32,26 @@ def compare_families(rank, folder):
         whole = tiny_family(family, n_kv_heads=1)
         split = msrnn.distribute(whole)
         found[family, "shared head"] = compare(whole, split, LayerMaximum(6) if operator == "user" else operator)
+    for seed in range(N_RANDOM):
+        whole, reduction = random_case(seed)
+        found["random", seed] = compare(whole, msrnn.distribute(whole), reduction)
     found["refusals"] = [refusal(lambda cell=cell: msrnn.distribute(cell)) for cell in cells_that_do_not_fit()]
     return found
+
+
+def random_case(seed):
+    """Return a cell of a random family with random sizes, and a random operator."""
+    rng = Random(seed)
+    K = rng.choice((1, 2, 4))
+    sizes = {"n_kv_heads": K, "n_heads": rng.choice([n for n in (2, 4, 8) if n % K == 0]), "head_dim": rng.choice((4, 8))}
+    sizes |= {
+        "vocab_size": rng.randint(30, 60),
+        "ffn_width": 2 * rng.randint(1, 20),
+        "width": rng.randint(5, 30),
+        "n_layers": 1,
+    }
+    sizes |= {"layer_windows": (), "layer_ropes": (), "tied": rng.random() < 0.5}
+    return tiny_family(rng.choice(list(CONFIGS)), seed, **sizes), rng.choice(RANDOM_OPERATORS)
 
 
 def cells_that_do_not_fit():
@@ -48,7 +69,8 @@ def found(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("family", "case"),
-    [(family, case) for family in CONFIGS for case in ("published", "all-layers:tova:6")]
+    [*(("random", seed) for seed in range(N_RANDOM))]
+    + [(family, case) for family in CONFIGS for case in ("published", "all-layers:tova:6")]
     + [(family, "shared head") for family in SHARED_HEADS],
 )
 def test_two_ranks_compute_what_one_process_computes(found, family, case):

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+PRELOADED = ["converters", "support.split_cells", "support.tiny_families"]
+"""Modules that are imported once for the processes of all tests."""
+
 
 def run_ranks(size: int, call: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
     """Return what ``call(rank, folder, *arguments)`` returns in each of ``size`` processes of a group.
 
     ``call`` is a function of a module, and its result is small. ``folder`` is empty.
     """
-    multiprocessing.spawn(_run, (size, call, folder, arguments), nprocs=size)
+    get_context("forkserver").set_forkserver_preload(PRELOADED)
+    multiprocessing.start_processes(_run, (size, call, folder, arguments), nprocs=size, start_method="forkserver")
     return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(size)]
 
 

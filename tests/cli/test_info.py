@@ -59,7 +59,7 @@ def test_info_shows_the_bytes_that_packed_weights_take(weights, tmp_path, capsys
     assert main(["info", str(tmp_path / "float"), "--weights", weights]) == 0
     (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("  in memory "))
     assert line.startswith(f"  in memory     {n_bytes / 1e6:.1f} MB: ")
-    assert line.endswith(f"({weights})")
+    assert line.endswith(f", 320 in bfloat16 ({weights})")  # the norms
     assert "8 bits" in line
     assert ("4 bits" in line) == (weights == "int4")
 

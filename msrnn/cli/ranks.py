@@ -27,6 +27,7 @@ DIVIDED = ("eval",)
 FIRST_ONLY = ("info",)
 """Commands that rank 0 runs alone; the other ranks have nothing to do."""
 REFUSED = {
+    "calibrate": "it reads the queries of all heads, and a rank has some of them",
     "chat": "it reads from a terminal",
     "compare": "it shows the rows of all heads, and a rank has some of them",
     "convert": "it reads and writes files only",

@@ -121,7 +121,7 @@ def test_the_reference_is_an_operator_that_is_there(model, ops, capsys):
 
 
 def test_every_command_that_takes_an_operator_has_the_option(capsys):
-    for command in COMMANDS.keys() - {"info", "bench", "convert", "variants", "lm-eval"}:
+    for command in COMMANDS.keys() - {"info", "bench", "calibrate", "convert", "variants", "lm-eval"}:
         words = [command, "lm"] if command == "eval" else [command]
         with pytest.raises(SystemExit):
             build_parser().parse_args([*words, "--help"])

@@ -130,7 +130,7 @@ class Recording(Reduction):
     needs_keys: ClassVar[bool] = True
 
     def check(self, observation, R=None):
-        weights, positions, clock, row_stats, keys = observation
+        weights, positions, clock, row_stats, keys, *_ = observation
         assert R in (None, positions.shape[2])
         assert (positions[..., -1] == clock[:, None]).all()
         assert (positions >= 0).all()

@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import TARGETS, adapt
+from support.gguf_files import METADATA, to_gguf, write
 from support.refusals import refusing
 from support.tiny_models import assert_close, random_tokens, tiny_cell
 
+import converters
 import msrnn
 from converters.formats import hf_families
 from msrnn import lora
@@ -61,6 +63,17 @@ def test_a_saved_adapter_is_loaded(settings, tmp_path):
     assert [repr(x) for x in loaded.adapters.values()] == [repr(x) for x in cell.adapters.values()]
     trainable = lora.load_adapter(tiny_cell(), tmp_path / "adapter", is_trainable=True)
     assert {name for name, x in trainable.named_parameters() if x.requires_grad} == lora.adapter_parameters(cell).keys()
+
+
+@torch.no_grad()
+def test_a_cell_of_a_gguf_file_has_the_row_order_of_adapters(tmp_path):
+    """Rows of q and k are interleaved in the file, and half-split in the cell as in the models that PEFT adapts."""
+    cell = tiny_cell(dtype=torch.float32)
+    path = write(tmp_path / "model.gguf", {**METADATA, "llama.rope.freq_base": 100.0}, to_gguf(cell))
+    lora.save_adapter(adapt(cell, target_modules=("q", "k")), tmp_path / "adapter")
+    loaded = converters.load(path)
+    assert (loaded(TEXT)[0] - cell(TEXT)[0]).abs().max() > 0.01
+    assert_close(lora.load_adapter(loaded, tmp_path / "adapter")(TEXT)[0], cell(TEXT)[0], 1e-4)
 
 
 def test_ranks_and_scales_that_differ_are_saved_as_patterns(tmp_path):

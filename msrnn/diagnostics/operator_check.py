@@ -14,15 +14,15 @@ from ..errors import Error
 from ..layers.rotary import Rope
 from ..models.config import Config
 from ..models.llama import Llama
-from ..recurrence.operator_calls import update_stats
 from ..reductions.calibrated import CalibratedReduction
 from ..reductions.constants import Constants
-from ..reductions.contract import EMPTY, NEEDS, Observation, Reduction
+from ..reductions.contract import EMPTY, Reduction
 from ..reductions.registry import parse_reduction
 from ..reductions.spec_strings import is_writable
 from ..state.loading import load_state
 from ..state.multistate import MultiState
 from ..state.state import State
+from .flag_checks import check_additive, check_heads
 
 SIZES = (5, 9, 17, 33, 65)
 """Sizes to check an operator with. The first one that its ``validate`` accepts is taken."""
@@ -53,7 +53,8 @@ def check_operator(operator: Reduction | str, *, seeds: int = 2) -> None:
     small = _small(operator)
     if isinstance(small, CalibratedReduction):
         small = _with_random_constants(small)
-    _check_additive(small.for_layer(0))
+    check_additive(small.for_layer(0))
+    check_heads(small.for_layer(0))
     for seed in range(seeds):
         _check_paths(_tiny_cell(seed), small, seed)
 
@@ -176,31 +177,6 @@ def _reloaded(state: State, operator: Reduction) -> State:
     if state[0].reduction != operator.for_layer(0):
         raise Error(f"{type(operator).__name__}: a saved state is loaded with {state[0].reduction}; expected {operator}")
     return state
-
-
-def _check_additive(operator: Reduction) -> None:
-    """Check that an additive update adds terms that do not depend on the statistics."""
-    if not operator.update_is_additive:
-        return
-    B, K, G, R, D = 2, 2, 2, 1 + (_layer_size(operator) or 6), 4
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(B, K, G, R, dtype=torch.float64, generator=generator)
-    shapes = {"keys": (K, R, D), "values": (K, R, D), "output": (K, G, D), "queries": (K, G, D), "x": (16,)}
-    fields = {
-        name: torch.randn(B, *shape, dtype=torch.float64, generator=generator)
-        for name, shape in shapes.items()
-        if getattr(operator, NEEDS[name])
-    }
-    stats = {
-        name: torch.rand(B, K, R, *operator.stat_shape(name), dtype=torch.float64, generator=generator)
-        for name in operator.stat_names
-    }
-    positions, clock = torch.arange(R).expand(B, K, R).contiguous(), torch.full((B,), R - 1)
-    observation = Observation(weights / weights.sum(-1, keepdim=True), positions, clock, stats, **fields)
-    terms = update_stats(operator, observation._replace(row_stats={name: torch.zeros_like(x) for name, x in stats.items()}))
-    for name, x in update_stats(operator, observation).items():
-        if not torch.allclose(x, stats[name] + terms[name], rtol=1e-9, atol=1e-9):
-            raise Error(f"{type(operator).__name__}.update is not additive for {name!r}; expected update_is_additive = False")
 
 
 def _check_spec_string(operator: Reduction) -> None:

@@ -174,15 +174,17 @@ class Reduction:
         """Refuse a class that breaks the contract in a way that shows without calling it.
 
         Raises:
-            Error: no ``score``; ``needs_output`` without ``needs_weights``; ``stat_names`` or ``stat_shape`` of a wrong type;
-                an ``update`` without ``stat_names``; a size that is no int, although ``validate`` accepts it; a
-                ``tie_tolerance`` that is no finite number of at least 0.
+            Error: no ``score``; another ``reads_heads`` than the three; ``needs_output`` without ``needs_weights``;
+                ``stat_names`` or ``stat_shape`` of a wrong type; an ``update`` without ``stat_names``; a size that is no int,
+                although ``validate`` accepts it; a ``tie_tolerance`` that is no finite number of at least 0.
         """
         kind, names = type(self).__name__, self.stat_names
         if self.size is not None:
             self._check_int("size", self.size, at_least=0)
         if not 0 <= self.tie_tolerance < float("inf"):
             raise Error(f"{kind}: tie_tolerance is {self.tie_tolerance!r:.60}; expected a finite number of at least 0")
+        if self.reads_heads not in ("own", "mean", "all"):
+            raise Error(f"{kind}: reads_heads is {self.reads_heads!r:.60}; expected 'own', 'mean' or 'all'")
         if type(self).score is Reduction.score:
             raise Error(f"{kind} defines no score; expected a method score(observation) -> (B, 1 or K, R)")
         if self.needs_output and not self.needs_weights:

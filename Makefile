@@ -44,7 +44,9 @@ gpu: $(MODEL)/config.json  ## equality of all paths on the GPU, then tables of t
 	  --only agreement,unroll,bfloat16,step,captured,pure-step,small-unroll,batch,state-bytes
 
 # The experiments of the paper (docs/paper.md), written to the folder paper/. A stopped run resumes.
-EVAL   := $(BIN)/msrnn eval
+# RANKS=2 divides each experiment between two processes (docs/distributed.md).
+RANKS  ?= 1
+EVAL   := $(if $(filter 1,$(RANKS)),$(BIN)/msrnn,$(BIN)/torchrun --nproc-per-node $(RANKS) -m msrnn) eval
 CHUNKS ?= 2
 DATA   ?=
 OTHERS := random last-queries morphkv morphkv-max scissorhands keyformer keydiff knorm cam caote caote-layer dropkv vatp a2sf r-kv lagkv

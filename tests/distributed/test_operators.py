@@ -1,11 +1,17 @@
 """Every operator on two ranks: the logits of one process, and the same rows."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from support.rank_groups import run_ranks
 from support.split_cells import HeadIndex, LayerMaximum, compare
 from support.tiny_families import tiny_family
 
 import msrnn
+from msrnn.reductions.constants import Constants
+from msrnn.reductions.learned_score import LearnedScore
+from msrnn.reductions.query_statistics import QFilters
 
 OPERATORS = {
     **{spec: spec for spec in ("full", "window:6", "sinks:6:2", "tova:6", "tova-head:6", "h2o:6", "h2o-layer:6", "random:6")},
@@ -19,12 +25,24 @@ OPERATORS = {
 PLACES = {f"{places} {spec}": (spec, places) for spec, places in (("sinks:6:2", "inside"), ("tova:6", "compressed"))}
 
 
+CALIBRATED = (QFilters, LearnedScore)
+
+
 def compare_operators(rank, folder):
     whole = tiny_family("llama", n_layers=2)
     split = msrnn.distribute(whole)
     found = {name: compare(whole, split, operator) for name, operator in OPERATORS.items()}
     found |= {name: compare(whole, split, spec, places=places) for name, (spec, places) in PLACES.items()}
+    for kind in CALIBRATED:
+        found[kind.__name__] = compare(whole, split, with_random_constants(kind, whole))
     return found
+
+
+def with_random_constants(kind, cell):
+    empty, generator = kind(6, Constants({"none": torch.zeros(1)})), torch.Generator().manual_seed(0)
+    shapes = empty.constant_shapes(cell.sizes)
+    numbers = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
+    return replace(empty, constants=Constants(numbers))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +50,7 @@ def found(tmp_path_factory):
     return run_ranks(2, compare_operators, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("name", [*OPERATORS, *PLACES])
+@pytest.mark.parametrize("name", [*OPERATORS, *PLACES, *(kind.__name__ for kind in CALIBRATED)])
 def test_two_ranks_compute_what_one_process_computes(found, name):
     for of_rank in found:
         gap, steps, same_rows = of_rank[name]

@@ -156,6 +156,7 @@ class Liveness:
 
     def _end_main_thread(self) -> None:
         """Let the main thread raise SystemExit, which it does not notice within a collective."""
+        signal.setitimer(signal.ITIMER_REAL, GRACE + 1)  # SIGALRM ends a process that holds the GIL in one long call
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         self._deadline = min(self._deadline, time.monotonic() + GRACE)
 

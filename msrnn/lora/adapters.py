@@ -108,8 +108,6 @@ def remove(cell: Cell) -> Cell:
 
 def install(cell: Cell, adapters: dict[str, LoraLinear]) -> None:
     """Put ``adapters`` in the place of linear maps of ``cell``, by their paths. Everything else is frozen."""
-    if cell.share is not None:
-        raise Error("the cell is split over several processes; expected a whole cell, because adapters are not split")
     cell.requires_grad_(False)
     for path, x in adapters.items():
         x.train(cell.training)

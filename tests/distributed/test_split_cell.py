@@ -235,7 +235,7 @@ def test_mixing_whole_and_split_is_refused(found):
         "another model on rank 1": "rank 1 has another model than rank 0",
         "save": "expected a file in an existing folder",
         "save on a rank": "metadata 'a' are 1",
-        "adapters": "adapters are not split",
+        "adapters": "expected a whole cell for adapters",
         "pickle": "cannot be pickled",
         "group": "group is 'world'; expected a process group",
     }

@@ -74,11 +74,12 @@ def _heads(observation: Observation, heads: slice) -> Observation:
     def some(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[:, heads]
 
-    stats = {name: x[:, heads] for name, x in observation.row_stats.items()}
-    names = ("keys", "values", "output", "queries")
     return observation._replace(
         weights=observation.weights[:, heads],
         positions=observation.positions[:, heads],
-        row_stats=stats,
-        **{name: some(getattr(observation, name)) for name in names},
+        row_stats={name: x[:, heads] for name, x in observation.row_stats.items()},
+        keys=some(observation.keys),
+        values=some(observation.values),
+        output=some(observation.output),
+        queries=some(observation.queries),
     )

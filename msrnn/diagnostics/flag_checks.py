@@ -7,8 +7,9 @@ from ..errors import Error
 from ..recurrence.operator_calls import retention_scores, update_stats
 from ..reductions.contract import NEEDS, Observation, Reduction
 
-K, G = 4, 2
-"""Numbers of key/value heads, and of query heads of each, in an observation."""
+K, G, D, E = 2, 2, 4, 16
+"""Sizes of an observation: key/value heads, query heads of each, head dimension, width. Those of the tiny cells of
+``operator_check.py``, because the constants of an operator have them too."""
 
 
 def check_additive(operator: Reduction) -> None:
@@ -51,10 +52,10 @@ def check_heads(operator: Reduction) -> None:
 
 
 def _random_observation(operator: Reduction) -> Observation:
-    B, R, D = 2, 1 + (max(operator.size) if isinstance(operator.size, tuple) else operator.size or 6), 4
+    B, R = 2, 1 + (max(operator.size) if isinstance(operator.size, tuple) else operator.size or 6)
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(B, K, G, R, dtype=torch.float64, generator=generator)
-    shapes = {"keys": (K, R, D), "values": (K, R, D), "output": (K, G, D), "queries": (K, G, D), "x": (16,)}
+    shapes = {"keys": (K, R, D), "values": (K, R, D), "output": (K, G, D), "queries": (K, G, D), "x": (E,)}
     fields = {
         name: torch.randn(B, *shape, dtype=torch.float64, generator=generator)
         for name, shape in shapes.items()

@@ -42,9 +42,11 @@ def test_figures_of_any_operator_name_are_files_of_the_folder(words, tmp_path):
     assert main(["eval", "retention", *words, "--operators", *operators, "--out", str(out), "--figures", "svg"]) == 0
     names = {path.name for path in out.glob("*.svg")}
     kinds = ("first", "map", "layers")
-    assert names == {f"{kind}-{name}.svg" for kind in kinds for name in ("h2o-SIZE-2", "of-mode-SIZE-per_head=true")}
+    figures = {f"{kind}-{name}.svg" for kind in kinds for name in ("h2o-SIZE-2", "of-mode-SIZE-per_head=true")}
+    assert names == {*figures, "lifetimes.svg"}
 
 
 def test_a_name_with_a_slash_is_one_file():
     result = RetentionResult("ops:SIZE:a/b", 4, "text 0", 1.0, [1.0], 0.5, [0], [0.5], {}, 0.0, [[[1, 2, 3]]])
-    assert set(report([result]).figures) == {f"{kind}-ops-SIZE-a%2Fb.png" for kind in ("first", "map", "layers")}
+    figures = {f"{kind}-ops-SIZE-a%2Fb.png" for kind in ("first", "map", "layers")}
+    assert set(report([result]).figures) == {*figures, "lifetimes.png"}

@@ -1,7 +1,7 @@
-"""Answers of a model to prompts, by greedy decoding from a bounded state."""
+"""Answers of a model to prompts, by greedy decoding from a bounded state, and batches of questions."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -28,6 +28,24 @@ class Answer(NamedTuple):
     ended: bool
 
 
+class Grouped(Protocol):
+    """A question. Only questions of one ``group`` are read as one batch, because their prompts are of similar length."""
+
+    @property
+    def group(self) -> Hashable: ...
+
+
+Question = TypeVar("Question", bound=Grouped)
+
+
+def split_into_batches(questions: Sequence[Question], batch_size: int) -> list[list[Question]]:
+    """Return batches of at most ``batch_size`` questions of one group, in the order of the first question of each group."""
+    groups: dict[Hashable, list[Question]] = {}
+    for q in questions:
+        groups.setdefault(q.group, []).append(q)
+    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+
+
 @torch.no_grad()
 def write_answers(
     cell: Cell,
@@ -45,6 +63,9 @@ def write_answers(
         reduction: the operator that evicts rows, for the prompts and for the answers.
         limits: for each prompt, the maximum number of tokens of the answer.
         stop: text that ends an answer. None: only eos ends it.
+
+    Returns:
+        One answer per prompt, in their order.
     """
     ids, device, eos = [tokenizer.encode(prompt).ids for prompt in prompts], cell.device, cell.config.eos_token_ids
     shortest = min(map(len, ids)) - 1  # at least one token per row is left

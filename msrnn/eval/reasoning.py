@@ -18,7 +18,7 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Report
 from ..storage.digest import digest
-from .answers import write_answers
+from .answers import split_into_batches, write_answers
 from .conditions import Condition, add_condition_arguments, load_results, parse_paired_conditions
 from .inputs import EvalInputs
 from .reasoning_report import ReasoningResult, report
@@ -49,6 +49,11 @@ class Question:
     number: int
     prompt: str
     answer: str
+
+    @property
+    def group(self) -> tuple[str, int | None]:
+        """Task and number of steps: such questions have the same solved problems, which are read once."""
+        return self.task, self.steps
 
     @property
     def name(self) -> str:
@@ -94,7 +99,7 @@ def file_questions(path: Path, count: int, shots: int) -> list[Question]:
 def answer_questions(
     cell: Cell, tokenizer: "tokenizers.Tokenizer", questions: Sequence[Question], condition: Condition, max_new_tokens: int
 ) -> list[ReasoningResult]:
-    """Answer questions in one batch."""
+    """Return one result per question, in their order. All prompts are read as one batch."""
     prompts = [q.prompt for q in questions]
     answers = write_answers(cell, tokenizer, prompts, condition.reduction, [max_new_tokens] * len(prompts), STOP)
     return [
@@ -104,14 +109,6 @@ def answer_questions(
         )
         for q, answer in zip(questions, answers, strict=True)
     ]
-
-
-def split_into_batches(questions: Sequence[Question], batch_size: int) -> list[list[Question]]:
-    """Return batches of questions of one task and number of steps, which share their solved problems."""
-    groups: dict[tuple[str, int | None], list[Question]] = {}
-    for q in questions:
-        groups.setdefault((q.task, q.steps), []).append(q)
-    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

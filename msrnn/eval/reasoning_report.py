@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..reporting.report import Curves, Report, Table
+from ..reporting.report import Report, Table
 from ..reporting.statistics import mean, paired
 from .conditions import by_condition, condition_name, is_published
-from .lm import SIZE_LABEL
+from .mean_curves import mean_curves
 from .tasks.problem import same_answer
 
 
@@ -72,8 +72,8 @@ def report(results: Sequence[ReasoningResult], max_new_tokens: int) -> Report:
         _table("Answers that end", "In percent.", results, lambda r: 100 * r.ended, ".0f"),
     ]
     figures = {
-        "reasoning-accuracy.png": _curves("right answers", results, lambda r: float(r.is_right)),
-        "reasoning-length.png": _curves("tokens of an answer", results, _tokens),
+        "reasoning-accuracy.png": mean_curves("right answers", "right answers", results, lambda r: float(r.is_right)),
+        "reasoning-length.png": mean_curves("tokens of an answer", "tokens of an answer", results, _tokens),
     }
     return Report(tables, [{**vars(r), "is_right": r.is_right} for r in results], figures)
 
@@ -110,15 +110,3 @@ def _table(
 
 def _ordered(group: Sequence[ReasoningResult]) -> list[ReasoningResult]:
     return sorted(group, key=lambda r: (r.column, r.number))
-
-
-def _curves(name: str, results: Sequence[ReasoningResult], value: Callable[[ReasoningResult], float]) -> Curves:
-    lines: dict[str, list[tuple[float, float, float]]] = {}
-    levels = {}
-    for (operator, size), group in by_condition(results).items():
-        found = mean([value(r) for r in group])
-        if size is None:
-            levels[operator] = found.value
-        else:
-            lines.setdefault(operator, []).append((size, *found))
-    return Curves(f"{name}, and its standard error over questions", SIZE_LABEL, name, lines, levels)

@@ -17,7 +17,7 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Report
 from ..storage.digest import digest
-from .answers import write_answers
+from .answers import split_into_batches, write_answers
 from .conditions import Condition, add_condition_arguments, load_results, parse_paired_conditions
 from .inputs import EvalInputs
 from .retrieval_report import RetrievalResult, report
@@ -60,6 +60,11 @@ class Question:
     number: int
     example: Example
     limit: int
+
+    @property
+    def group(self) -> tuple[str, int]:
+        """Task and length."""
+        return self.task, self.length
 
     @property
     def name(self) -> str:
@@ -118,7 +123,7 @@ def generate_questions(
 def answer_questions(
     cell: Cell, tokenizer: "tokenizers.Tokenizer", questions: Sequence[Question], condition: Condition
 ) -> list[RetrievalResult]:
-    """Answer questions in one batch."""
+    """Return one result per question, in their order. All prompts are read as one batch."""
     prompts, limits = [q.example.prompt for q in questions], [q.limit for q in questions]
     answers = write_answers(cell, tokenizer, prompts, condition.reduction, limits)
     return [
@@ -127,16 +132,12 @@ def answer_questions(
     ]
 
 
-def split_into_batches(questions: Sequence[Question], batch_size: int) -> list[list[Question]]:
-    """Return batches of questions of one task and length."""
-    groups: dict[tuple[str, int], list[Question]] = {}
-    for q in questions:
-        groups.setdefault((q.task, q.length), []).append(q)
-    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
-
-
-def add_task_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--tasks``, ``--lengths``, ``--depths``, ``--examples``, ``--form``, ``--seed`` and ``--batch``."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``msrnn eval retrieval``."""
+    add_condition_arguments(parser, ("full", "window", "sinks:SIZE:4", "h2o", "tova"), (128, 256))
+    parser.add_argument(
+        "--text", metavar="PATH", type=Path, help="a text file or a folder of .txt and .md files, for text-needle"
+    )
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -167,15 +168,6 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--form", choices=FORMS, default="small", help=help_text)
     parser.add_argument("--seed", metavar="N", type=seed_int, default=1, help="seed of the questions (default: 1)")
     parser.add_argument("--batch", type=positive_int, metavar="B", default=6, help="batch size (default: 6)")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``msrnn eval retrieval``."""
-    add_condition_arguments(parser, ("full", "window", "sinks:SIZE:4", "h2o", "tova"), (128, 256))
-    parser.add_argument(
-        "--text", metavar="PATH", type=Path, help="a text file or a folder of .txt and .md files, for text-needle"
-    )
-    add_task_arguments(parser)
 
 
 def questions_of(args: argparse.Namespace, inputs: EvalInputs) -> list[Question]:

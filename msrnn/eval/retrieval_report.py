@@ -8,7 +8,7 @@ import torch
 from ..reporting.report import Curves, HeatMaps, Report, Table
 from ..reporting.statistics import mean, paired
 from .conditions import by_condition, condition_name, is_published
-from .lm import SIZE_LABEL
+from .mean_curves import mean_curves
 from .tasks.example import string_match
 
 
@@ -39,7 +39,7 @@ class RetrievalResult:
 
     @property
     def question(self) -> tuple[str, int, float | None, int]:
-        """What identifies the question."""
+        """Task, length, depth and number, which identify the question."""
         return self.task, self.length, self.depth, self.number
 
 
@@ -51,7 +51,8 @@ def report(results: Sequence[RetrievalResult]) -> Report:
     """
     lengths = list(dict.fromkeys(r.length for r in results))
     tables = [_scores([r for r in results if r.length == n], f"Score of {n:,} tokens") for n in lengths]
-    figures: dict[str, Curves | HeatMaps] = {"retrieval.png": _curves(results)}
+    curves = mean_curves("score of all tasks", "score", results, lambda r: r.score)
+    figures: dict[str, Curves | HeatMaps] = {"retrieval.png": curves}
     for task in dict.fromkeys(r.task for r in results if r.depth is not None):
         figures[f"{task}.png"] = _heat_maps([r for r in results if r.task == task], task)
     return Report([*tables, _differences(results)], [{**vars(r), "score": r.score} for r in results], figures)
@@ -84,18 +85,6 @@ def _differences(results: Sequence[RetrievalResult]) -> Table:
             rows.append([condition_name(operator, size), *cells])
     note = "Points of 100, mean ± standard error of the differences per question, over all lengths."
     return Table("Difference from the unbounded model", ["operator", *tasks, "all"], rows, note)
-
-
-def _curves(results: Sequence[RetrievalResult]) -> Curves:
-    lines: dict[str, list[tuple[float, float, float]]] = {}
-    levels = {}
-    for (operator, size), group in by_condition(results).items():
-        value = mean([r.score for r in group])
-        if size is None:
-            levels[operator] = value.value
-        else:
-            lines.setdefault(operator, []).append((size, *value))
-    return Curves("score of all tasks, and its standard error over questions", SIZE_LABEL, "score", lines, levels)
 
 
 def _heat_maps(results: Sequence[RetrievalResult], task: str) -> HeatMaps:

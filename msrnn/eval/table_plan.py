@@ -9,6 +9,7 @@ import torch
 
 from ..cell.cell import Cell
 from . import reasoning, retrieval
+from .answers import split_into_batches
 from .conditions import Condition
 from .inputs import EvalInputs
 from .lm import score_chunks
@@ -63,11 +64,8 @@ def plan(args: argparse.Namespace, inputs: EvalInputs, chunks: Sequence[Chunk]) 
     problems = reasoning.generate_questions(tuple(reasoning.TASKS), [args.steps], 4 * args.rounds, args.shots, args.seed)
     by_kind = [
         [_lm(batch) for batch in _rounds(chunks, args.rounds)],
-        *([_retrieval(batch) for batch in group] for group in _by_task(retrieval.split_into_batches(asked, len(DEPTHS)))),
-        *(
-            [_reasoning(batch, args.max_new_tokens) for batch in group]
-            for group in _by_task(reasoning.split_into_batches(problems, 4))
-        ),
+        *([_retrieval(batch) for batch in group] for group in _by_task(split_into_batches(asked, len(DEPTHS)))),
+        *([_reasoning(batch, args.max_new_tokens) for batch in group] for group in _by_task(split_into_batches(problems, 4))),
     ]
     first = [_memory(chunks[0])]
     return first + [units[i] for i in range(args.rounds) for units in by_kind if i < len(units)]

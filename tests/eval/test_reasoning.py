@@ -9,8 +9,8 @@ from support.tiny_tokenizer import chat_cell
 
 from msrnn.cli.main import main
 from msrnn.eval import reasoning
-from msrnn.eval.answers import Answer
-from msrnn.eval.reasoning import file_questions, generate_questions, split_into_batches
+from msrnn.eval.answers import Answer, split_into_batches
+from msrnn.eval.reasoning import file_questions, generate_questions
 from msrnn.eval.reasoning_report import ReasoningResult, report
 
 GSM8K = [{"question": f"How much is {i} + {i}?", "answer": f"{i} + {i} = {2 * i}.\n#### {2 * i}"} for i in range(7)]

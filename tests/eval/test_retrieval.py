@@ -11,9 +11,9 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.cli.main import main
 from msrnn.eval import retrieval
-from msrnn.eval.answers import Answer
+from msrnn.eval.answers import Answer, split_into_batches
 from msrnn.eval.conditions import parse_conditions
-from msrnn.eval.retrieval import TASKS, generate_questions, split_into_batches
+from msrnn.eval.retrieval import TASKS, generate_questions
 from msrnn.eval.retrieval_report import RetrievalResult, report
 from msrnn.eval.tasks.forms import FORMS
 

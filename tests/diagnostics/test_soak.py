@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from support.figures import record_figures
+from support.interrupted_writes import interrupted_at_write
 from support.tiny_models import assert_same, random_tokens, tiny_cell
 
 import msrnn
@@ -55,22 +56,11 @@ def test_every_dtype(dtype, tmp_path):
     assert soak(tiny_cell(dtype=dtype), tmp_path, 60, "h2o:6", interval=20)[-1].read == 60
 
 
-def test_run_stopped_before_any_file_resumes_as_if_uninterrupted(tmp_path, monkeypatch):
+def test_run_stopped_before_any_file_resumes_as_if_uninterrupted(tmp_path):
     uninterrupted = soak(CELL, tmp_path / "whole", 160, "h2o:6", interval=32)
-    replace_file = os.replace
     for n in range(10):  # 5 records, 5 states
-        left = [n]
-
-        def stop(source, target, left=left):
-            left[0] -= 1
-            if left[0] == -1:
-                raise KeyboardInterrupt
-            replace_file(source, target)
-
-        monkeypatch.setattr(os, "replace", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), interrupted_at_write(n):
             soak(CELL, tmp_path / str(n), 160, "h2o:6", interval=32)
-        monkeypatch.undo()
         (tmp_path / str(n) / f"{PREFIX}1.safetensors").touch()  # left by a killed process
         assert reproducible(soak(CELL, tmp_path / str(n), 160, "h2o:6", interval=32)) == reproducible(uninterrupted)
         assert_same(final_state(tmp_path / str(n)), final_state(tmp_path / "whole"))  # bit for bit

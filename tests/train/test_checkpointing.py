@@ -16,6 +16,7 @@ import torch
 from matplotlib.image import imread
 from support.command_line import PATIENCE
 from support.figures import record_figures
+from support.interrupted_writes import interrupted_at_write
 from support.training import DECODER, MODEL, train_config, words
 
 import converters
@@ -33,9 +34,9 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".png"}
 
 
-def test_a_run_stopped_before_any_file_write_ends_with_the_same_bytes(tmp_path, monkeypatch):
+def test_a_run_stopped_before_any_file_write_ends_with_the_same_bytes(tmp_path):
     """Compares every byte of every file: carried state, row statistics, optimizer, random state."""
-    text, wholes, replace_file, stopped = words(), {}, os.replace, 0
+    text, wholes, stopped = words(), {}, 0
     settings = [
         train_config(reduction="tova:6"),
         train_config(reduction="h2o:6"),
@@ -46,20 +47,12 @@ def test_a_run_stopped_before_any_file_write_ends_with_the_same_bytes(tmp_path, 
         wholes[kind.reduction] = contents(tmp_path / kind.reduction)
         assert sorted(wholes[kind.reduction]) == NAMES
     for n in range(11):  # the folder, then state, training and model three times, then no stop
-        left, kind = [n], settings[n % 3]
-
-        def stop(source, target, left=left):
-            left[0] -= 1
-            if left[0] == -1:
-                raise KeyboardInterrupt
-            replace_file(source, target)
-
-        monkeypatch.setattr(os, "replace", stop)
+        kind = settings[n % 3]
         try:
-            train(kind, text, tmp_path / str(n))
+            with interrupted_at_write(n):
+                train(kind, text, tmp_path / str(n))
         except KeyboardInterrupt:
             stopped += 1
-        monkeypatch.undo()
         train(kind, text, tmp_path / str(n))
         assert contents(tmp_path / str(n)) == wholes[kind.reduction]
     assert stopped == 10

@@ -1,12 +1,12 @@
 """Fine-tuning equals a plain loop over steps with AdamW, and a resumed run ends with the same bytes."""
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.adapters import adapt
+from support.interrupted_writes import interrupted_at_write
 from support.refusals import refusing
 from support.tiny_models import assert_close
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
@@ -87,26 +87,17 @@ def test_the_held_out_loss_falls_and_is_that_of_the_operator(tmp_path):
         assert abs(done.validation[step] - total / n) < 1e-9
 
 
-def test_a_run_stopped_before_any_file_write_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    config, replace_file, stopped = replace(CONFIG, lora_dropout=0.2), os.replace, 0
+def test_a_run_stopped_before_any_file_write_ends_with_the_same_bytes(tmp_path):
+    config, stopped = replace(CONFIG, lora_dropout=0.2), 0
     run(tmp_path / "whole", config)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert sorted(whole) == NAMES
     for n in range(0, 11, 2):  # the folder, then state, training and adapter three times, then no stop
-        left = [n]
-
-        def stop(source, target, left=left):
-            left[0] -= 1
-            if left[0] == -1:
-                raise KeyboardInterrupt
-            replace_file(source, target)
-
-        monkeypatch.setattr(os, "replace", stop)
         try:
-            run(tmp_path / str(n), config)
+            with interrupted_at_write(n):
+                run(tmp_path / str(n), config)
         except KeyboardInterrupt:
             stopped += 1
-        monkeypatch.undo()
         again = run(tmp_path / str(n), config)
         assert {path.name: path.read_bytes() for path in (tmp_path / str(n)).iterdir()} == whole
         assert [*again.validation] == [0, 2, 4, 6]

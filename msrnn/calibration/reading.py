@@ -1,4 +1,4 @@
-"""What each layer of a cell computes while it reads a text without an operator: input, queries, keys and logit rule."""
+"""Input, queries, keys and logit rule of each layer of a cell that reads a text without an operator."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

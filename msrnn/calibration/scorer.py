@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from ..cell.cell import Cell
 from ..errors import Error
 from ..layers.attention import attention_logits
-from ..reductions.learned_score import predict
+from ..reductions.learned_score import divide_by_rms, predict
 from .reading import LayerReading, read_layers
 
 GAP = 32
@@ -99,7 +99,7 @@ def attention_targets(layer: LayerReading) -> Tensor:
 
 def _solve(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Return the linear map of ridge regression."""
-    scaled = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)).double()
+    scaled = divide_by_rms(x).double()
     centre, mean = scaled.mean(0), y.double().mean(0)
     scaled = scaled - centre
     gram = scaled.T @ scaled / len(x) + RIDGE * torch.eye(x.shape[1], dtype=torch.float64)

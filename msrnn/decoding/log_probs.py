@@ -16,7 +16,7 @@ from ..cell.validation import check_device_of_ids, check_text
 from ..errors import Error, check_number, describe
 from ..reductions.contract import Reduction
 from ..state.state import State
-from .sampling import as_python_number, temper
+from .sampling import apply_temperature, as_python_number
 
 MAX_LOGITS = 2**24
 """Approximate maximum number of logits that one call of the cell computes: 64 MB in float32."""
@@ -80,4 +80,4 @@ def log_probs(
 
 def _chosen(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """Return ln p of ``tokens (B, t)`` under ``logits (B, t, V)``. Rows of NaN, which are padding, give NaN."""
-    return temper(logits, temperature).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    return apply_temperature(logits, temperature).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]

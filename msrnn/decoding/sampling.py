@@ -95,7 +95,7 @@ def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None =
     tokens as likely as the last of them. ``top_p`` retains the smallest set of most likely tokens with a sum of at least
     ``top_p``.
     """
-    logits = temper(logits, temperature)
+    logits = apply_temperature(logits, temperature)
     if top_k is not None and top_k < logits.shape[-1]:
         lowest = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < lowest, -torch.inf)
@@ -108,7 +108,7 @@ def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None =
     return probs
 
 
-def temper(logits: Tensor, temperature: float) -> Tensor:
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Return the logits ``(…, V)``, shifted so that the highest is 0 and divided by ``temperature``, in at least float32."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     limits = torch.finfo(logits.dtype)  # a temperature beyond them is 0 or infinite in this dtype, and 0 / 0 is NaN

@@ -25,15 +25,20 @@ from ..storage.digest import digest
 from ..train.finetune import FinetuneConfig, prepare, split_text
 from .inputs import EvalInputs
 from .lm import nll
-from .recovery_report import FULL, Result, report
+from .recovery_report import FULL, RecoveryResult, report
 
 SETTINGS = FinetuneConfig(steps=64, lr=1e-3, warmup_steps=6, val_fraction=0.1, target_modules=("q", "k", "v", "o"))
-"""Settings of the runs besides those of the command line."""
+"""Settings of the fine-tuning; the command line sets some of them."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One model: ``trained``, the operator of its fine-tuning or an empty text for the base, and the seed."""
+class RecoveryModel:
+    """One model of the comparison: the base, or the base with an adapter.
+
+    Attributes:
+        trained: operator of its fine-tuning; empty for the base.
+        seed: seed of its fine-tuning.
+    """
 
     trained: str
     seed: int = 0
@@ -80,12 +85,12 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error("--lora is given, but the experiment trains its own adapters; expected MODEL without one")
     texts = {"text": digest(text), "other": digest("".join(others.values()))}
     sweep = inputs.sweep(args.out, "recovery", config=digest(repr(settings)), **texts)
-    runs = {x.key: x for x in (Run(""), *(Run(name, seed) for seed in args.seeds for name in operators))}
+    runs = {x.key: x for x in (RecoveryModel(""), *(RecoveryModel(name, seed) for seed in args.seeds for name in operators))}
     for _, batch in inputs.pending(sweep, {key: {key: x} for key, x in runs.items()}, 1):
         for key, x in batch.items():
             one = replace(config, reduction=x.trained or None, seed=x.seed)
             sweep[key] = measure(inputs.cell, one, x, text, encode, chunks, operators, inputs.progress)
-    results = [Result(x.trained, x.seed, **sweep[key]) for key, x in runs.items()]
+    results = [RecoveryResult(x.trained, x.seed, **sweep[key]) for key, x in runs.items()]
     return report(results, operators, config, length)
 
 
@@ -106,7 +111,7 @@ def spread_chunks(name: str, text: str, encode: Callable[[str], Sequence[int]], 
 def measure(
     cell: Cell,
     config: FinetuneConfig,
-    run: Run,
+    model: RecoveryModel,
     text: str,
     encode: Callable[[str], Sequence[int]],
     chunks: Mapping[str, Tensor],
@@ -120,11 +125,11 @@ def measure(
     """
     curve: list[float] = []
     try:
-        if run.trained:
+        if model.trained:
             batches, _ = split_text(text, encode, config, cell.device)
             with torch.random.fork_rng(devices=[]):
                 trainer = prepare(cell, config)
-                with progress_bar(config.steps, "step", label=run.key, enabled=progress) as bar:
+                with progress_bar(config.steps, "step", label=model.key, enabled=progress) as bar:
                     for index in range(config.steps):
                         trainer.train_step(batches[index])
                         bar.update()

@@ -12,7 +12,7 @@ Losses = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 @dataclass(frozen=True)
-class Result:
+class RecoveryResult:
     """One model.
 
     Attributes:
@@ -28,7 +28,7 @@ class Result:
     curve: Sequence[float]
 
 
-def report(results: Sequence[Result], operators: Sequence[str], config: FinetuneConfig, length: int) -> Report:
+def report(results: Sequence[RecoveryResult], operators: Sequence[str], config: FinetuneConfig, length: int) -> Report:
     """Return the losses, their paired differences over the chunks, and the differences by seed.
 
     Args:
@@ -70,13 +70,13 @@ def report(results: Sequence[Result], operators: Sequence[str], config: Finetune
     return Report(tables, [asdict(x) for x in results])
 
 
-def _mean_over_seeds(results: Sequence[Result], trained: str, text: str, read: str) -> list[float]:
+def _mean_over_seeds(results: Sequence[RecoveryResult], trained: str, text: str, read: str) -> list[float]:
     """Return the mean over the seeds of the loss of each chunk."""
     columns = zip(*(x.losses[text][read] for x in results if x.trained == trained), strict=True)
     return [mean(column).value for column in columns]
 
 
-def _by_seed(results: Sequence[Result], seed: int, text: str, bounded: str) -> Mean:
+def _by_seed(results: Sequence[RecoveryResult], seed: int, text: str, bounded: str) -> Mean:
     one, other = (next(x for x in results if (x.trained, x.seed) == (y, seed)) for y in (bounded, FULL))
     return paired(one.losses[text][bounded], other.losses[text][bounded])
 

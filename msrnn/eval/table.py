@@ -25,8 +25,8 @@ DEFAULT_TASKS = ("needle", "multikey", "text-needle", "variables")
 """Retrieval tasks that ask for single facts; small models cannot do the others."""
 
 
-class Minutes:
-    """The minutes that are left, and whether a unit of a kind fits into them.
+class TimeBudget:
+    """The time that is left, and the longest time that a unit of each kind took.
 
     Args:
         minutes: number of minutes from now.
@@ -36,12 +36,12 @@ class Minutes:
         self._end, self._longest, self._begin = time.monotonic() + 60 * minutes, dict[str, float](), 0.0
 
     def fit(self, kind: str) -> bool:
-        """Return True if the longest unit of this kind so far would end in time."""
+        """Return True if a unit that takes as long as the longest one of this kind would end in time. Its time begins now."""
         self._begin = time.monotonic()
         return self._begin + self._longest.get(kind, 0.0) < self._end
 
     def add(self, kind: str) -> None:
-        """Note that the unit of the last call of :meth:`fit` has ended."""
+        """Record that the unit of the last call of :meth:`fit` has ended."""
         self._longest[kind] = max(self._longest.get(kind, 0.0), time.monotonic() - self._begin)
 
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     Raises:
         Error: an argument is invalid, or a quality has no finished unit yet.
     """
-    minutes = Minutes(args.minutes)
+    budget = TimeBudget(args.minutes)
     conditions = parse_paired_conditions(args.operators, args.sizes)
     rival = args.rival or default_reference(conditions)
     if rival not in args.operators:
@@ -93,13 +93,13 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     rows = {(c, i): dict(zip(u.keys(c), u.items, strict=True)) for i, u in enumerate(units) for c in conditions}
     for (condition, i), pending in inputs.pending(sweep, rows, max(len(u.items) for u in units)):
         unit = units[i]
-        if not minutes.fit(unit.quality):
+        if not budget.fit(unit.quality):
             continue  # not a break: under torchrun all processes end the loop together
         values = unit.measure(inputs.cell, inputs.tokenizer, condition)
         for key, value in zip(unit.keys(condition), values, strict=True):
             if key in pending:
                 sweep[key] = {"value": value}
-        minutes.add(unit.quality)
+        budget.add(unit.quality)
     finished = [u for u in units if all(key in sweep for c in conditions for key in u.keys(c))]
     for quality in (LM, RETRIEVAL, REASONING):
         if not any(u.quality == quality for u in finished):

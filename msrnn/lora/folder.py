@@ -77,7 +77,7 @@ def load_adapter(cell: Cell, folder: str | Path, *, is_trainable: bool = False) 
         is_trainable: True to train the adapters on. All other parameters are frozen in any case.
 
     Returns:
-        ``cell``. A state of the cell without this adapter is refused by it.
+        ``cell``. It refuses states of the cell without this adapter.
 
     Raises:
         Error: a file is missing or damaged, the adapter has another kind (DoRA, biases, whole modules, …), or it does not fit

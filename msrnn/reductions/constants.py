@@ -24,11 +24,11 @@ FORMAT, VERSION = "msrnn-constants", "1"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Constants:
-    """Named tensors of an operator, one entry per layer in each. Two are equal if their digests and layers are.
+    """Named tensors of an operator, one entry per layer in each. Two are equal if their digests and their ``layer`` are equal.
 
     Attributes:
         tensors: ``(L, …)`` floating-point each, by name. They are copied to the CPU.
-        model: identifies the model that they belong to, the JSON text of a fingerprint; empty: any model of their shapes.
+        model: fingerprint of the model that they belong to, as JSON text; empty: any model that their shapes fit.
         source: path of the file that they were read from, as it was given; None: they were not read from a file.
         layer: the layer that :meth:`of_layer` chose; None: all layers.
         digest: 16 hex digits of the SHA-256 of names, shapes, numbers and model.
@@ -152,7 +152,7 @@ class Constants:
 
 
 def _checked(tensors: object) -> Mapping[str, Tensor]:
-    """Refuse what is no tensor per layer by name, of finite floating-point numbers."""
+    """Return ``tensors``; refuse anything but finite floating-point tensors ``(L, …)`` by name, all with the same L."""
     if not isinstance(tensors, Mapping) or not tensors:
         raise Error(f"constants are {describe(tensors)}; expected tensors by name")
     lengths = set()

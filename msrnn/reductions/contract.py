@@ -1,7 +1,8 @@
 """The contract of eviction operators. ``recurrence/operator_calls.py`` calls an operator, ``recurrence/transition.py`` evicts.
 
 A step appends the current token's row to the KV cache, attends, and reduces: of the S + 1 rows that the query attended to,
-``size`` are retained (arXiv:2401.06104, section 3.2). An operator is a frozen value that scores rows. It owns no tensors.
+``size`` are retained (arXiv:2401.06104, section 3.2). An operator is a frozen value that scores rows. It owns no
+tensors except constants (``calibrated.py``).
 """
 
 from dataclasses import dataclass, fields, replace

@@ -16,7 +16,7 @@ class LagKV(Reduction):
     The text after the first ``sinks`` tokens is divided into parts of ``lag`` tokens. When a part is complete, the part before
     it is ranked. Each channel of its keys is scaled by the minimum and the maximum of the new part, the standard deviation
     over the channels gives one number per row, and a softmax over the rows of the part a score. The same is done for values,
-    and the mean of both scores gives the rank. The row of the lowest rank is evicted, in whichever part it is. Rows without a
+    and the mean of both scores gives the rank. The row of the lowest rank of all parts is evicted. Rows without a
     rank and the sinks are protected: at most ``sinks`` + 2 ``lag`` − 1 rows, which have to fit into ``size``. The default lag
     is a quarter of the rows after the sinks, at most the 128 of the paper. One decision per key/value head.
 
@@ -52,11 +52,11 @@ class LagKV(Reduction):
         assert observation.values is not None
         rank, part = observation.row_stats["lag_rank"], self.part
         n_read = observation.clock[:, None, None] + 1 - self.sinks
-        of_row = (observation.positions - self.sinks).div(part, rounding_mode="floor")
-        of_row = of_row.masked_fill(observation.positions < self.sinks, -(2**62))  # also absent and learned rows
-        newest = n_read.div(part, rounding_mode="floor") - 1
-        ranked = (of_row == newest - 1) & (n_read % part == 0)
-        scores = [_spread(x.to(rank.dtype), of_row == newest) for x in (observation.keys, observation.values)]
+        part_of_row = (observation.positions - self.sinks).div(part, rounding_mode="floor")
+        part_of_row = part_of_row.masked_fill(observation.positions < self.sinks, -(2**62))  # also absent and learned rows
+        newest_part = n_read.div(part, rounding_mode="floor") - 1
+        ranked = (part_of_row == newest_part - 1) & (n_read % part == 0)
+        scores = [_spread(x.to(rank.dtype), part_of_row == newest_part) for x in (observation.keys, observation.values)]
         score = sum(x.masked_fill(~ranked, -torch.inf).softmax(-1) for x in scores)
         assert isinstance(score, Tensor)
         score = torch.where(ranked, score, torch.inf)

@@ -66,9 +66,14 @@ class LearnedScore(CalibratedReduction):
         return observation.row_stats["entry_score"].masked_fill(recent, torch.inf)
 
 
+def divide_by_rms(x: Tensor) -> Tensor:
+    """Return ``x (…, E)`` divided by its root mean square."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
 def predict(x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Return the scores of inputs ``x (…, E)``, ``(…, K)``; ``tensors`` are the constants of one layer."""
-    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+    x = divide_by_rms(x)
     if "hidden" in tensors:
         x = gelu(x @ tensors["hidden"].mT + tensors["hidden_bias"])
     return x @ tensors["weight"].mT + tensors["bias"]

@@ -1,4 +1,4 @@
-r"""Operators that score keys by statistics of queries, which are calibrated once on a text. They need no attention weights."""
+"""Operators that score keys by statistics of queries, which are calibrated once on a text. They need no attention weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .contract import EMPTY, Observation, SpecNames
 
 @dataclass(frozen=True)
 class QFilters(CalibratedReduction):
-    """Q-Filters (arXiv:2503.02812): the row is evicted that has the key with the smallest part in the direction of the queries.
+    """Q-Filters (arXiv:2503.02812): the row with the key that points least in the direction of the queries is evicted.
 
     The score is the product of the key with one unit vector per layer and key/value head: the first right singular vector of
     the queries of a calibration text, with the sign for which the product with the mean query is positive. One decision per

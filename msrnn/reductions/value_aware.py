@@ -16,7 +16,7 @@ from .observation_window import LastQueries
 
 @dataclass(frozen=True)
 class CAOTE(Reduction):
-    r"""CAOTE (arXiv:2504.14051): the row is evicted without which the attention output of the current query changes least.
+    r"""CAOTE (arXiv:2504.14051): evict the row with the least effect on the attention output of the current query.
 
     The score is the norm of the exact change, $\frac{p_j}{1 - p_j} \lVert o - v_j \rVert$. One decision per key/value head, by
     the norm over the outputs of its query heads together; ``per_head=False`` takes one decision for the layer, by the norm over

@@ -54,7 +54,8 @@ class Trainer:
         optimizer: AdamW.
         state: H after the last step, detached from the graph; None before the first step.
         losses: training loss of each step, nats per token.
-        validation: bits per byte of the validation split, by number of steps.
+        validation: loss of the validation split by number of steps, in bits per byte (``train``) or nats per token
+            (``finetune``).
     """
 
     def __init__(self, cell: Cell, config: OptimizerSettings):

@@ -9,7 +9,7 @@ from support.tiny_tokenizer import chat_cell
 
 from msrnn.cli.main import main
 from msrnn.eval import table
-from msrnn.eval.table import Minutes
+from msrnn.eval.table import TimeBudget
 from msrnn.eval.table_plan import LM, MEMORY, REASONING, RETRIEVAL
 from msrnn.eval.table_report import Measured, report
 
@@ -69,7 +69,7 @@ def test_the_page_has_every_quality_and_the_bytes_of_h(whole):
 
 
 def test_the_table_of_an_interrupted_run_equals_that_of_an_unbroken_one(words, whole, tmp_path, monkeypatch):
-    out, calls, add = tmp_path / "out", [], Minutes.add
+    out, calls, add = tmp_path / "out", [], TimeBudget.add
 
     def interrupted(self, kind):
         calls.append(kind)
@@ -78,7 +78,7 @@ def test_the_table_of_an_interrupted_run_equals_that_of_an_unbroken_one(words, w
         add(self, kind)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Minutes, "add", interrupted)
+        patch.setattr(TimeBudget, "add", interrupted)
         assert main([*words, "--out", str(out)]) == 130
     assert not (out / "report.md").exists()
     assert main([*words, "--out", str(out)]) == 0
@@ -88,7 +88,7 @@ def test_the_table_of_an_interrupted_run_equals_that_of_an_unbroken_one(words, w
 
 def test_short_runs_continue_each_other(words, whole, tmp_path, monkeypatch, capsys):
     out, left = tmp_path / "out", []
-    monkeypatch.setattr(Minutes, "fit", lambda self, kind: bool(left) and left.pop())
+    monkeypatch.setattr(TimeBudget, "fit", lambda self, kind: bool(left) and left.pop())
     left += [True] * 8
     assert main([*words, "--out", str(out)]) == 1
     assert (
@@ -110,17 +110,17 @@ def test_short_runs_continue_each_other(words, whole, tmp_path, monkeypatch, cap
 def test_a_unit_starts_only_if_the_longest_of_its_kind_fits(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(table.time, "monotonic", lambda: now[0])
-    minutes = Minutes(2)
-    assert minutes.fit(LM)
+    budget = TimeBudget(2)
+    assert budget.fit(LM)
     now[0] += 50
-    minutes.add(LM)
-    assert minutes.fit(LM)
-    assert minutes.fit(RETRIEVAL)
+    budget.add(LM)
+    assert budget.fit(LM)
+    assert budget.fit(RETRIEVAL)
     now[0] += 21
-    assert not minutes.fit(LM)  # 50 seconds of 49
-    assert minutes.fit(RETRIEVAL)
+    assert not budget.fit(LM)  # 50 seconds of 49
+    assert budget.fit(RETRIEVAL)
     now[0] += 50
-    assert not minutes.fit(RETRIEVAL)
+    assert not budget.fit(RETRIEVAL)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_unit_starts_only_if_the_longest_of_its_kind_fits(monkeypatch):
     ],
 )
 def test_invalid_arguments_are_refused_before_any_measurement(more, message, words, capsys, monkeypatch):
-    monkeypatch.setattr(Minutes, "fit", None)
+    monkeypatch.setattr(TimeBudget, "fit", None)
     assert main([*words, *more]) == 1
     assert message in capsys.readouterr().err
 

@@ -27,7 +27,7 @@ class Example:
 
 
 def string_match(text: str, answers: Sequence[str]) -> float:
-    """Return the share of ``answers`` that ``text`` contains, in any case of letters (RULER, ``string_match_all``).
+    """Return the share of ``answers`` that ``text`` contains, ignoring case (RULER, ``string_match_all``).
 
     The order of the answers and other words between them do not count.
     """
@@ -60,7 +60,7 @@ def fit_length(
     if shortest > length:
         raise Error(f"a prompt has at most {length} tokens; expected at least {shortest}, the shortest prompt of this task")
     fits, step = first, 1
-    while last is None or fits < last:  # gallop to the first n that does not fit
+    while last is None or fits < last:  # double the step, so that few prompts are built
         n = fits + step if last is None else min(fits + step, last)
         if count_tokens(tokenizer, build(n)) > length:
             break

@@ -42,6 +42,9 @@ def needle(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: ra
         depth: share of the filler before the needle, 0 to 1.
         rng: source of the key and the number.
         form: the number of digits.
+
+    Raises:
+        Error: ``length`` is too short.
     """
     ((key, number),) = _pairs(rng, 1, form.digits)
     place = (depth, _sentence(key, number))
@@ -49,9 +52,15 @@ def needle(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: ra
 
 
 def multikey(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, form: Form) -> Example:
-    """Return a needle among needles with other keys and numbers. The arguments are those of :func:`needle`.
+    """Return a needle among needles with other keys and numbers.
 
     The other needles are at random depths of the filler. If ``form.distractors`` is None, they are the filler, one per line.
+
+    Args:
+        tokenizer, length, depth, rng, form: as for :func:`needle`.
+
+    Raises:
+        Error: ``length`` is too short, or needs more needles than there are keys.
     """
     shortest = count_tokens(tokenizer, "\n" + _sentence("a", "1" * form.digits)) - count_tokens(tokenizer, "")
     wanted = length // shortest + 1 if form.distractors is None else form.distractors
@@ -75,7 +84,7 @@ def text_needle(
         text: the text.
 
     Raises:
-        Error: the text is too short.
+        Error: the text or ``length`` is too short.
     """
     words, starts = text
     begin = rng.choice([i for i in starts if len(words) - i >= length] or [0])

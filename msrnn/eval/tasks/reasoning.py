@@ -29,7 +29,11 @@ def arithmetic(rng: random.Random, steps: int) -> Problem:
 
 
 def lists(rng: random.Random, steps: int) -> Problem:
-    """Return changes of a list of 3 to 5 words. The solution is the list after each change. The arguments are as above."""
+    """Return changes of a list of 3 to 5 words. The solution is the list after each change.
+
+    Args:
+        rng, steps: as for :func:`arithmetic`.
+    """
     words = rng.sample(NOUNS, 4)
     question, solution = [f"The list is {', '.join(words)}"], list[str]()
     for _ in range(steps):

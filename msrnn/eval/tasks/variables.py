@@ -32,6 +32,9 @@ def variables(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng:
         depth: ignored; the assignments are at random depths.
         rng: source of names, values and depths.
         form: the numbers of chains and hops, and the kind of names.
+
+    Raises:
+        Error: ``length`` is too short.
     """
     shown, names = _question(rng, SHOWN_LETTERS, form)
     solved = f"{shown(2 * len(FILLER))} {' '.join(names)}\n\n\n"

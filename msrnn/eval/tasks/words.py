@@ -39,6 +39,9 @@ def common_words(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, r
         depth: ignored; the words are at random places.
         rng: source of the words and their order.
         form: the number and the ratio of common words.
+
+    Raises:
+        Error: ``length`` is too short.
     """
     words = rng.sample(WORDS, len(WORDS))
     answers, rare = words[: form.common], words[2 * form.common + SHOWN_WORDS :]
@@ -69,8 +72,8 @@ def _numbered(words: list[str]) -> str:
 def frequent_words(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, form: Form) -> Example:
     """Return a shuffled text of coded words with frequencies proportional to 1/k² (Zipf). The most frequent one is noise.
 
-    Each further word goes to the code with the highest quotient of its share and its number of words + 1 (the method of
-    D'Hondt), so one word more is one unit of filler. The text is long enough that the last answer occurs more often than the
+    Each further word is the code with the highest quotient of its share and its number of occurrences + 1 (the method of
+    D'Hondt), so a unit of filler is one word. The text is long enough that the last answer occurs more often than the
     code after it.
 
     Args:
@@ -78,6 +81,9 @@ def frequent_words(tokenizer: "tokenizers.Tokenizer", length: int, depth: float,
         depth: ignored; the words are at random places.
         rng: source of the codes and their order.
         form: the number of frequent words.
+
+    Raises:
+        Error: ``length`` is too short.
     """
     codes, seed = [NOISE], rng.random()
     while len(codes) < 2 + int(length**0.5):  # code k occurs from about k² words on

@@ -98,7 +98,7 @@ def attention_targets(layer: LayerReading) -> Tensor:
 
 
 def _solve(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Return the linear map of ridge regression."""
+    """Return the linear map of ridge regression from inputs ``x (n, E)`` to targets ``y (n, K)``."""
     scaled = divide_by_rms(x).double()
     centre, mean = scaled.mean(0), y.double().mean(0)
     scaled = scaled - centre
@@ -108,7 +108,7 @@ def _solve(x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def _train(x: Tensor, y: Tensor, hidden: int, epochs: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return a network with one hidden layer, trained by AdamW."""
+    """Return a network with one hidden layer, trained by AdamW on inputs ``x (n, E)`` and targets ``y (n, K)``."""
     E, K = x.shape[1], y.shape[1]
     tensors = {
         "hidden": torch.randn(hidden, E, generator=generator) * E**-0.5,

@@ -44,7 +44,7 @@ def kinds_of_heads(weights: Tensor, ids: list[int]) -> dict[str, Tensor]:
         "the first token": weights[:, :, 1:, 0].mean(-1),
         "the previous token": weights.diagonal(-1, dim1=2, dim2=3).mean(-1),
         "the token after an earlier copy": torch.stack([weights[:, :, t, p] for t, p in after]).mean(0),
-        "all tokens alike": spread.mean(-1),
+        "spread over all tokens": spread.mean(-1),
     }
 
 

@@ -16,10 +16,10 @@ from msrnn.distributed.cost import (
     largest_batch,
     longest_context,
     mean_rows,
+    message_bytes,
     sent_bytes,
-    small_from,
+    smallest_efficient_batch,
     step_time,
-    wire,
 )
 from msrnn.reporting.report import markdown_table
 
@@ -44,10 +44,10 @@ def tables() -> dict[str, str]:
     """Return the tables in Markdown by name."""
     return {
         "bytes": bytes_per_rank(),
-        "wire": bytes_on_the_wire(),
+        "messages": bytes_of_messages(),
         "capacity": capacity(),
         "speed": speed(),
-        "small": small(),
+        "efficient": efficient_batches(),
         "paper": paper(),
     }
 
@@ -67,7 +67,7 @@ def bytes_per_rank() -> str:
     return markdown_table(columns, rows)
 
 
-def bytes_on_the_wire() -> str:
+def bytes_of_messages() -> str:
     """Return what one token adds to the collectives of one layer, in 16 bits."""
     columns = [
         "operator",
@@ -77,8 +77,9 @@ def bytes_on_the_wire() -> str:
     ]
     rows = []
     for name, scores in OPERATORS.items():
-        found = [wire(shape, scores) for shape in SHAPES]
-        sent = sent_bytes(wire(LLAMA_2_70B).layer, 8) + (8 - 1) * wire(LLAMA_2_70B, scores).scores
+        found = [message_bytes(shape, scores) for shape in SHAPES]
+        n = message_bytes(LLAMA_2_70B, scores)
+        sent = sent_bytes(n.layer, 8) + (8 - 1) * n.scores
         rows.append([name, str(found[0].collectives), *(f"{x.layer + x.scores:,}" for x in found), f"{sent:,.0f}"])
     return markdown_table(columns, rows)
 
@@ -90,7 +91,7 @@ def capacity() -> str:
     for shape, ranks in _cases():
         fits = largest_batch(shape, A100, 1, ranks) > 0
         values = [largest_batch(shape, A100, SIZE, ranks), largest_batch(shape, A100, LENGTH, ranks)]
-        values.append(int(longest_context(shape, A100, ranks=ranks)))
+        values.append(longest_context(shape, A100, ranks))
         rows.append([shape.name, str(ranks), *(f"{x:,}" if fits else "weights do not fit" for x in values)])
     return markdown_table(columns, rows)
 
@@ -112,13 +113,13 @@ def speed() -> str:
     return markdown_table(columns, rows)
 
 
-def small() -> str:
+def efficient_batches() -> str:
     """Return the batch size from which on communication takes at most a tenth of a step, without an exchange of scores."""
     columns = ["model", "ranks", *(f"{gpu.name.split()[0]}, {rows:,} rows" for gpu in (A100, H100) for rows in (SIZE, LENGTH))]
     lines = []
     for shape, ranks in _cases():
         if ranks > 1:
-            found = [small_from(shape, gpu, rows, ranks) for gpu in (A100, H100) for rows in (SIZE, LENGTH)]
+            found = [smallest_efficient_batch(shape, gpu, rows, ranks) for gpu in (A100, H100) for rows in (SIZE, LENGTH)]
             lines.append([shape.name, str(ranks), *(f"{B:,}" if B else "none" for B in found)])
     return markdown_table(columns, lines)
 

@@ -1,4 +1,4 @@
-"""A model of the cost of a sharded cell: bytes per rank, bytes on the wire, and seconds per step.
+"""A model of the cost of a split cell in 16 bits: bytes of a rank, bytes that it sends, and seconds of a step.
 
 The model is a roofline (Williams et al. 2009, doi:10.1145/1498765.1498785). A step reads its part of the weights and H once.
 Their bytes divided by the memory bandwidth bound its time from below, unless its floating-point operations do. Collectives add
@@ -9,8 +9,10 @@ compares the result with the figures of the paper and with what was measured.
 from dataclasses import dataclass
 from math import floor, inf
 
-POSITION_BYTES, SCORE_BYTES = 8, 4
-"""int64 positions of the rows; scores are float32."""
+ITEMSIZE, POSITION_BYTES, SCORE_BYTES = 2, 8, 4
+"""Bytes of a weight, key, value or activation in 16 bits, of an int64 position, and of a float32 score."""
+EFFICIENT_SHARE = 0.1
+"""Maximum share of a step that the communication of an efficient batch takes."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,6 @@ class Shape:
     Attributes:
         name: for tables.
         layers, width, heads, kv_heads, head_dim, ffn_width, vocab_size: as in its config.
-        window: rows of a published sliding window, the current one included; None for none.
     """
 
     name: str
@@ -31,7 +32,6 @@ class Shape:
     head_dim: int
     ffn_width: int
     vocab_size: int
-    window: int | None = None
 
     def held_kv_heads(self, ranks: int) -> int:
         """Return the key/value heads of one rank; with more ranks than heads, each head is held by several ranks."""
@@ -45,14 +45,14 @@ class Shape:
         embeddings = 2 * self.width * (self.vocab_size // ranks)
         return self.layers * (attention + mlp + 2 * self.width) + embeddings + self.width
 
-    def row_bytes(self, ranks: int = 1, itemsize: int = 2) -> int:
+    def row_bytes(self, ranks: int = 1) -> int:
         """Return the bytes of one token in H on one rank: keys, values and positions of all layers."""
-        return self.layers * self.held_kv_heads(ranks) * (2 * self.head_dim * itemsize + POSITION_BYTES)
+        return self.layers * self.held_kv_heads(ranks) * (2 * self.head_dim * ITEMSIZE + POSITION_BYTES)
 
 
 LLAMA_2_7B = Shape("LLaMA-2-7B", 32, 4096, 32, 32, 128, 11008, 32000)
 LLAMA_2_70B = Shape("LLaMA-2-70B", 80, 8192, 64, 8, 128, 28672, 32000)
-MISTRAL_7B = Shape("Mistral-7B", 32, 4096, 32, 8, 128, 14336, 32000, window=4096)
+MISTRAL_7B = Shape("Mistral-7B", 32, 4096, 32, 8, 128, 14336, 32000)
 """Configs of meta-llama/Llama-2-7b-hf, meta-llama/Llama-2-70b-hf and mistralai/Mistral-7B-v0.1 on the Hugging Face hub."""
 
 
@@ -85,31 +85,31 @@ H100 = Device("H100 80 GB", 80 * 2**30, 3350e9, 450e9, 989e12)
 """SXM modules with NVLink: data sheets of NVIDIA for V100 (2020), A100 80GB (2021) and H100 (2023)."""
 
 
-def free_bytes(shape: Shape, device: Device, ranks: int = 1, itemsize: int = 2) -> float:
+def free_bytes(shape: Shape, device: Device, ranks: int = 1) -> float:
     """Return the bytes of one rank that remain for H; negative if the weights do not fit."""
-    return device.memory - device.reserved - itemsize * shape.parameters(ranks)
+    return device.memory - device.reserved - ITEMSIZE * shape.parameters(ranks)
 
 
-def largest_batch(shape: Shape, device: Device, rows: int, ranks: int = 1, itemsize: int = 2) -> int:
+def largest_batch(shape: Shape, device: Device, rows: int, ranks: int = 1) -> int:
     """Return how many sequences of ``rows`` rows fit; 0 if the weights do not fit."""
-    return max(0, floor(free_bytes(shape, device, ranks, itemsize) / (rows * shape.row_bytes(ranks, itemsize))))
+    return max(0, floor(free_bytes(shape, device, ranks) / (rows * shape.row_bytes(ranks))))
 
 
-def longest_context(shape: Shape, device: Device, batch_size: int = 1, ranks: int = 1, itemsize: int = 2) -> float:
-    """Return how many tokens an unbounded H can hold; a bounded H reads any number of tokens, so its context is infinite."""
-    return float(largest_batch(shape, device, batch_size, ranks, itemsize))
+def longest_context(shape: Shape, device: Device, ranks: int = 1) -> int:
+    """Return how many tokens of one sequence an unbounded H can hold; 0 if the weights do not fit."""
+    return largest_batch(shape, device, 1, ranks)  # as many as sequences of one row
 
 
 @dataclass(frozen=True)
-class Wire:
-    """What one token of one sequence adds to the collectives of each rank, in bytes.
+class MessageBytes:
+    """Bytes that one token of one sequence adds to the tensors of the collectives.
 
     Attributes:
-        layer: per layer, to the all-reduces after o and after down.
-        scores: per layer, to the all-gather of the scores.
-        collectives: collectives per layer.
-        embedding: per step, to the all-reduce after the embedding.
-        logits: per step, of all ranks together, to the all-gather of the logits.
+        layer: of the all-reduces after o and after down, per layer.
+        scores: of the all-gather of the scores, per layer and rank.
+        collectives: number of collectives per layer.
+        embedding: of the all-reduce after the embedding, per step.
+        logits: of the all-gather of the logits, per step, of all ranks together.
     """
 
     layer: int
@@ -119,8 +119,8 @@ class Wire:
     logits: int
 
 
-def wire(shape: Shape, scores: int = 0, itemsize: int = 2) -> Wire:
-    """Return the bytes that a token adds to the tensors which the ranks sum up or gather.
+def message_bytes(shape: Shape, scores: int = 0, itemsize: int = ITEMSIZE) -> MessageBytes:
+    """Return the bytes that a token adds to the tensors that the ranks sum or gather.
 
     Args:
         shape: the model.
@@ -129,13 +129,14 @@ def wire(shape: Shape, scores: int = 0, itemsize: int = 2) -> Wire:
         itemsize: bytes of an activation and of a logit.
     """
     width = shape.width * itemsize
-    return Wire(2 * width, scores * SCORE_BYTES, 3 if scores else 2, width, shape.vocab_size * itemsize)
+    return MessageBytes(2 * width, scores * SCORE_BYTES, 3 if scores else 2, width, shape.vocab_size * itemsize)
 
 
-def contributed_per_token(shape: Shape, ranks: int, scores: int = 0, itemsize: int = 2) -> int:
-    """Return the bytes of the tensors that a rank passes to the collectives for one token."""
-    found, largest = wire(shape, scores, itemsize), -(-shape.vocab_size // ranks) * itemsize  # equal parts of the logits
-    return shape.layers * (found.layer + found.scores) + found.embedding + largest
+def contributed_per_token(shape: Shape, ranks: int, scores: int = 0, itemsize: int = ITEMSIZE) -> int:
+    """Return the bytes of the tensors that a rank passes to the collectives for one token; arguments as in `message_bytes`."""
+    n = message_bytes(shape, scores, itemsize)
+    logits = -(-shape.vocab_size // ranks) * itemsize  # padded to those of the rank with the most ids
+    return shape.layers * (n.layer + n.scores) + n.embedding + logits
 
 
 def sent_bytes(payload: float, ranks: int) -> float:
@@ -146,11 +147,11 @@ def sent_bytes(payload: float, ranks: int) -> float:
     return 2 * (ranks - 1) / ranks * payload
 
 
-def sent_per_token(shape: Shape, ranks: int, scores: int = 0, itemsize: int = 2) -> float:
+def sent_per_token(shape: Shape, ranks: int, scores: int = 0) -> float:
     """Return the bytes that each rank sends for one token. In an all-gather it sends its own part to all others."""
-    found = wire(shape, scores, itemsize)
-    summed = shape.layers * found.layer + found.embedding
-    return sent_bytes(summed, ranks) + (ranks - 1) * (shape.layers * found.scores + found.logits / ranks)
+    n = message_bytes(shape, scores)
+    summed = shape.layers * n.layer + n.embedding
+    return sent_bytes(summed, ranks) + (ranks - 1) * (shape.layers * n.scores + n.logits / ranks)
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,7 @@ class StepTime:
         return self.compute + self.communication
 
 
-def step_time(
-    shape: Shape, device: Device, batch_size: int, rows: float, ranks: int = 1, scores: int = 0, itemsize: int = 2
-) -> StepTime:
+def step_time(shape: Shape, device: Device, batch_size: int, rows: float, ranks: int = 1, scores: int = 0) -> StepTime:
     """Return the predicted time of one step.
 
     Args:
@@ -176,17 +175,16 @@ def step_time(
         batch_size: number of sequences.
         rows: rows of H per sequence.
         ranks: number of accelerators.
-        scores: as in :func:`wire`.
-        itemsize: bytes of a weight, of a key or value, and of an activation.
+        scores: as in :func:`message_bytes`.
     """
     weights = shape.parameters(ranks) - shape.width * shape.vocab_size // ranks  # one row of the embedding is read per token
-    from_memory = (itemsize * weights) / device.bandwidth
+    from_memory = ITEMSIZE * weights / device.bandwidth
     arithmetic = 2 * weights * batch_size / device.flops
-    state = batch_size * rows * shape.row_bytes(ranks, itemsize) / device.bandwidth
+    state = batch_size * rows * shape.row_bytes(ranks) / device.bandwidth
     if ranks == 1:
         return StepTime(max(from_memory, arithmetic) + state, 0.0)
-    n = shape.layers * wire(shape, scores).collectives + 2  # and one each for embedding and logits
-    sent = batch_size * sent_per_token(shape, ranks, scores, itemsize)
+    n = shape.layers * message_bytes(shape, scores).collectives + 2  # and one each for embedding and logits
+    sent = batch_size * sent_per_token(shape, ranks, scores)
     return StepTime(max(from_memory, arithmetic) + state, n * device.latency + sent / device.link)
 
 
@@ -197,16 +195,18 @@ def mean_rows(tokens: int, size: float = inf) -> float:
     return (size * (size + 1) / 2 + (tokens - size) * size) / tokens
 
 
-def small_from(shape: Shape, device: Device, rows: int, ranks: int, scores: int = 0, share: float = 0.1) -> int:
-    """Return the first power of two as a batch size that fits and at which communication takes at most ``share`` of a step.
+def smallest_efficient_batch(shape: Shape, device: Device, rows: int, ranks: int) -> int:
+    """Return the smallest power of two that fits as a batch size and at which communication takes 10 % of a step at most.
+
+    The operator needs no scores of other ranks.
 
     Returns:
         The batch size; 0 if there is none.
     """
     batch_size, most = 1, largest_batch(shape, device, rows, ranks)
     while batch_size <= most:
-        found = step_time(shape, device, batch_size, rows, ranks, scores)
-        if found.communication <= share * found.total:
+        found = step_time(shape, device, batch_size, rows, ranks)
+        if found.communication <= EFFICIENT_SHARE * found.total:
             return batch_size
         batch_size *= 2
     return 0

@@ -3,10 +3,9 @@ r"""The cell: a decoder-only transformer as a recurrence, $(x_t, H_{t-1}) \mapst
 :meth:`Cell.step` reads one token. Reading a text means one step per token; every faster path has to give the same result.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from torch import Tensor
 from ..errors import Error, check_device, check_int
 from ..layers.differentiation import in_transform, is_batched_by_vmap
 from ..layers.hooks import call_with_hooks, has_hooks
-from ..layers.packed.modules import float_names
 from ..recurrence.records import LayerRecorder
 from ..recurrence.trace import Trace
 from ..recurrence.transition import Writes
@@ -22,17 +20,13 @@ from ..reductions.contract import Reduction
 from ..state.position_remapping import ABSOLUTE, PositionRemapping
 from ..state.quantised_rows import parse_row_dtype
 from ..state.state import State
-from ..storage.atomic import atomic_dir
-from ..storage.lazy_tensors import LazyTensor
-from ..storage.model_folder import write_model_folder
 from .capture import capture
 from .chunking import ChunkReader
-from .hub_names import HubNames
-from .network import RecurrentNetwork
-from .validation import check_device_of_ids, check_ids, check_state, check_tensor_names, check_text, check_token
+from .saving import SavedNetwork
+from .validation import check_device_of_ids, check_ids, check_state, check_text, check_token
 
 
-class Cell(HubNames, RecurrentNetwork):
+class Cell(SavedNetwork):
     """A decoder-only transformer as a multi-state RNN cell. A family is a subclass (``msrnn/models``)."""
 
     def initial_state(
@@ -190,32 +184,6 @@ class Cell(HubNames, RecurrentNetwork):
             x = self._logits(chunk.x) if logits else chunk.x[..., :0]
             parts.append(x.masked_fill(~chunk.active[..., None], torch.nan))
         return torch.cat(parts, dim=1), Trace(state, recorders)
-
-    def save(self, folder: str | Path) -> None:
-        """Write a model folder: config, parameters and extra files (:mod:`msrnn.storage.model_folder`).
-
-        All ranks of a split cell have to call this. Rank 0 writes the whole model.
-
-        Args:
-            folder: a path that does not exist, or an empty folder.
-
-        Raises:
-            Error: the folder exists and is not empty, or it cannot be written; a module has been changed, so that the tensors
-                are not those of the config.
-        """
-        tensors = {name: LazyTensor.of(x) for name, x in self.state_dict().items()}
-        with torch.device("meta"):
-            expected = type(self)(self.config).state_dict().keys()
-        check_tensor_names(float_names(tensors), expected)
-
-        def write(tensors: Mapping[str, LazyTensor]) -> None:
-            with atomic_dir(folder) as target:
-                write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
-
-        if self.share is None:
-            write(tensors)
-        else:
-            self.share.write_together(self.state_dict(), write)
 
     def check_state(self, state: State, batch_size: int, *, recompute: bool = False) -> None:
         """Raise :class:`Error` for a state of another model, batch size, dtype or device; ``recompute`` as in `fingerprint`."""

@@ -1,22 +1,51 @@
-"""Saving under the names that transformers and huggingface-hub use: ``save_pretrained`` and ``push_to_hub``."""
+"""Write a cell to a model folder, and upload it to the hub, also under the names of transformers."""
 
 import tempfile
-from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from ..errors import Error
+from ..layers.packed.modules import float_names
+from ..storage.atomic import atomic_dir
+from ..storage.lazy_tensors import LazyTensor
+from ..storage.model_folder import write_model_folder
+from .network import RecurrentNetwork
+from .validation import check_tensor_names
 
 Result = TypeVar("Result")
 
 
-class HubNames:
-    """Methods of a cell under the names of transformers. Both write the folder that :meth:`save` writes."""
+class SavedNetwork(RecurrentNetwork):
+    """A network that is saved as a model folder."""
 
-    @abstractmethod
     def save(self, folder: str | Path) -> None:
-        """Write a model folder."""
+        """Write a model folder: config, parameters and extra files (:mod:`msrnn.storage.model_folder`).
+
+        All ranks of a split cell have to call this. Rank 0 writes the whole model.
+
+        Args:
+            folder: a path that does not exist, or an empty folder.
+
+        Raises:
+            Error: the folder exists and is not empty, or it cannot be written; a module has been changed, so that the tensors
+                are not those of the config.
+        """
+        tensors = {name: LazyTensor.of(x) for name, x in self.state_dict().items()}
+        with torch.device("meta"):
+            expected = type(self)(self.config).state_dict().keys()
+        check_tensor_names(float_names(tensors), expected)
+
+        def write(tensors: Mapping[str, LazyTensor]) -> None:
+            with atomic_dir(folder) as target:
+                write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
+
+        if self.share is None:
+            write(tensors)
+        else:
+            self.share.write_together(self.state_dict(), write)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a model folder: another name of :meth:`save`. Unlike in transformers a folder with files is refused.

@@ -1,4 +1,4 @@
-"""The processes of one run: their number, which one this is, and the values that they exchange.
+"""The processes that torchrun has started, and the start of their process group.
 
 ``torchrun --nproc-per-node N -m msrnn …`` starts N processes with ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``,
 ``LOCAL_WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` in their environment
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import Error
+from .ranks import Ranks
 
 REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 START_TIMEOUT = timedelta(minutes=5)
@@ -24,7 +25,7 @@ START_TIMEOUT = timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run.
+    """The processes of a run, as the environment describes them. :class:`.ranks.Ranks` are those of a process group.
 
     Attributes:
         rank, size: number of this process, from 0, and number of processes.
@@ -38,7 +39,7 @@ class Processes:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> "Processes":
-        """Return the ranks that the environment describes; one process if it describes none.
+        """Return the processes that the environment describes; one process if it describes none.
 
         Raises:
             Error: a variable is no integer, is out of range, or is missing although ``WORLD_SIZE`` is above 1.
@@ -73,7 +74,7 @@ class Processes:
         return f"cuda:{self.local_rank}"
 
     def set_threads(self, alone: bool = False) -> None:
-        """Share the CPUs of this machine between its ranks, unless ``OMP_NUM_THREADS`` is more than the 1 of torchrun.
+        """Divide the CPUs of this machine between its ranks, unless ``OMP_NUM_THREADS`` is above 1, the value of torchrun.
 
         Args:
             alone: True if one rank computes and the others wait.
@@ -113,13 +114,14 @@ def start_group(ranks: Processes, timeout: timedelta) -> "dist.Store":
 
 
 def from_first(value: Any) -> Any:
-    """Return the ``value`` of rank 0, a JSON value, on every rank. Collective."""
-    return _exchange(value if dist.get_rank() == 0 else None)[0]
+    """Return the ``value`` of rank 0, a JSON value, on every rank. Collective; values of other ranks are not used."""
+    ranks = Ranks.of()
+    return ranks.exchange(None if ranks.rank else value, "values")[0]
 
 
 def from_all(value: Any) -> list[Any]:
     """Return the ``value`` of every rank, a JSON value, in the order of the ranks. Collective."""
-    return _exchange(value)
+    return Ranks.of().exchange(value, "values")
 
 
 def check_same_on_all(settings: Mapping[str, Any]) -> None:
@@ -133,18 +135,6 @@ def check_same_on_all(settings: Mapping[str, Any]) -> None:
         if own[name] != value:
             found = f"{own[name]!r:.60} on rank {dist.get_rank()} and {value!r:.60} on rank 0"
             raise Error(f"{name} is {found}; expected the same on every rank")
-
-
-def _exchange(value: Any) -> list[Any]:
-    """All-gather JSON texts as bytes on the CPU. Unlike ``all_gather_object`` this executes no pickle."""
-    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(text)]))
-    longest = int(max(sizes))
-    padded = torch.cat([text, text.new_zeros(longest - len(text))])
-    texts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(texts, padded)
-    return [json.loads(bytes(x[: int(n)].numpy())) for x, n in zip(texts, sizes, strict=True)]
 
 
 def _int(environment: Mapping[str, str], name: str, default: int = 0) -> int:

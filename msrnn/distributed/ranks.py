@@ -1,5 +1,6 @@
-"""A group of processes and the messages that they exchange, by ``torch.distributed``, with a count of their bytes."""
+"""A process group of ``torch.distributed``, the messages of its ranks, and a count of their bytes."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,6 @@ from torch import Tensor
 
 from ..errors import Error
 from ..layers.differentiation import in_transform
-
-ERROR_BYTES = 4096
-"""Length of the message with which a rank reports an error to the others."""
 
 
 class Traffic:
@@ -45,7 +43,7 @@ TRAFFIC = Traffic()
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a group.
+    """The processes of a group, called ranks. Every rank calls the same methods with the same shapes, in the same order.
 
     Attributes:
         group: the process group.
@@ -85,9 +83,17 @@ class Ranks:
         if x.dtype == torch.bool:
             return self.all_gather(x.to(torch.uint8), purpose).to(torch.bool)
         TRAFFIC.add(purpose, x)
-        everything = x.new_empty(self.size * x.numel())
-        _all_gather(everything, x.contiguous().flatten(), group=self.group)
-        return everything.view(self.size, *x.shape)
+        gathered = x.new_empty(self.size * x.numel())
+        _all_gather(gathered, x.contiguous().flatten(), group=self.group)
+        return gathered.view(self.size, *x.shape)
+
+    def exchange(self, value: Any, purpose: str) -> list[Any]:
+        """Return the JSON values of all ranks, in the order of the ranks. ``all_gather_object`` of PyTorch would use pickle."""
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = self.all_gather(torch.tensor(len(text), device=self.device), purpose).tolist()
+        padded = torch.nn.functional.pad(text, (0, max(sizes) - len(text)))
+        texts = self.all_gather(padded.to(self.device), purpose).cpu()  # (W, longest)
+        return [json.loads(bytes(x[:n].tolist())) for x, n in zip(texts, sizes, strict=True)]
 
     def broadcast_(self, x: Tensor, purpose: str) -> Tensor:
         """Overwrite a contiguous ``x`` with that of rank 0, and return it."""
@@ -112,34 +118,27 @@ class Ranks:
         Raises:
             Error: as described, or ``error`` itself on the rank that has it.
         """
-        text = "" if error is None else str(error) or type(error).__name__
-        sent = torch.zeros(ERROR_BYTES, dtype=torch.uint8)
-        found = text.encode()[:ERROR_BYTES]
-        sent[: len(found)] = torch.tensor(list(found), dtype=torch.uint8)
-        texts = self.all_gather(sent.to(self.device), "errors").cpu()
+        messages = self.exchange(None if error is None else str(error) or type(error).__name__, "errors")
         if error is not None:
             raise error
-        for rank, received in enumerate(texts.tolist()):
-            if received[0]:
-                message = bytes(received).rstrip(b"\0").decode(errors="replace")
+        for rank, message in enumerate(messages):
+            if message is not None:
                 raise Error(f"rank {rank}: {message}")
 
     def check_same(self, what: str, digest: str) -> None:
-        """Refuse a digest of at most 32 characters that differs between the ranks.
+        """Refuse a digest that differs between the ranks.
 
         Raises:
             Error: on every rank, with the name ``what``.
         """
-        own = torch.zeros(32, dtype=torch.uint8)
-        own[: len(digest)] = torch.tensor(list(digest.encode()), dtype=torch.uint8)
-        values = self.all_gather(own.to(self.device), "checks").cpu()
-        for rank in range(1, self.size):
-            if not values[rank].equal(values[0]):
+        digests = self.exchange(digest, "checks")
+        for rank, other in enumerate(digests):
+            if other != digests[0]:
                 raise Error(f"rank {rank} has another {what} than rank 0; expected the same on all {self.size} ranks")
 
     @property
     def device(self) -> torch.device:
-        """A device of which the group can send tensors."""
+        """A device with tensors that the group can send."""
         nccl_only = dist.get_backend(self.group) == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if nccl_only else torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Commands under torchrun: which of them run over several processes, and how the processes start and end.
+"""Commands under torchrun: which of them run over several processes, called ranks, and how the ranks start and end.
 
 Rank 0 prints and writes files. The standard output and error of the other ranks are the null device. Rank 0 also prints the
 message of an error on another rank.
@@ -41,16 +41,16 @@ REFUSED = {
 }
 """Commands that run in one process only, with the reason."""
 
-PART_TIMEOUT = timedelta(days=7)
-"""How long a rank waits for one that still computes its part. A rank that ends is noticed at once, by its connection."""
+DIVIDED_TIMEOUT = timedelta(days=7)
+"""How long a rank that has computed its part waits for the others. A rank that ends is noticed at once, by its connection."""
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a collective of a sharded model waits for a rank that is alive, for example while it reads its weights."""
-RESULT_OF_A_LOSS = 2.0
-"""Seconds in which the loss of another rank is noticed, after a collective has failed because of it."""
+"""How long a collective of a split model waits for a rank that is alive, for example while it reads its weights."""
+LOSS_SECONDS = 2.0
+"""How long a failed collective waits for the message that another rank has ended, which may be its cause."""
 
 
 class RankRun:
-    """One command as this rank of several runs it."""
+    """One command on one of several ranks: its start, its output, and its end together with the other ranks."""
 
     def __init__(self, ranks: Processes):
         self.ranks, self._liveness = ranks, Liveness(ranks)
@@ -70,7 +70,7 @@ class RankRun:
             raise Error(f"{found}; expected one process, because {REFUSED[args.command]}")
         if args.command in FIRST_ONLY:
             return self.ranks.is_first
-        store = start_group(self.ranks, PART_TIMEOUT if args.command in DIVIDED else COLLECTIVE_TIMEOUT)
+        store = start_group(self.ranks, DIVIDED_TIMEOUT if args.command in DIVIDED else COLLECTIVE_TIMEOUT)
         self._liveness.connect(store)
         args.group = dist.group.WORLD if args.command in SPLIT else None
         args.device = self.ranks.device(args.device)
@@ -90,7 +90,7 @@ class RankRun:
             self.report(STOPPED if code >= 128 else "", code)
         except BaseException:
             code = 1
-            if self._liveness.wait_for_end(RESULT_OF_A_LOSS) is None:
+            if not self._liveness.wait_for_end(LOSS_SECONDS):
                 self.report(f"rank {self.ranks.rank}\n{traceback.format_exc()}", code)
         if code:
             self.report("", code)  # for an error without a message, such as a closed output
@@ -103,7 +103,7 @@ class RankRun:
 
 @contextmanager
 def agreed_interrupt(ranks: Processes) -> Iterator[Callable[[], None]]:
-    """Yield a function that raises KeyboardInterrupt after ctrl-C, in the same call on every rank. Each rank has to call it.
+    """Yield a function that raises KeyboardInterrupt after ctrl-C, in the same call on every rank. Collective.
 
     Otherwise the ranks would stop at different tokens, and could not save a state together. In one process ctrl-C raises
     KeyboardInterrupt at once, as usual.

@@ -30,7 +30,7 @@ def connect(ranks: Processes, store: dist.Store) -> dict[int, socket.socket]:
     try:
         return _accept_all(ranks, store) if ranks.is_first else {0: _connect_to_first(ranks, store)}
     except OSError as error:
-        raise Error(f"rank {ranks.rank} cannot connect to {os.environ['MASTER_ADDR']}, that of rank 0 ({error})") from None
+        raise Error(f"rank {ranks.rank} cannot connect to rank 0 at {os.environ['MASTER_ADDR']} ({error})") from None
 
 
 def _accept_all(ranks: Processes, store: dist.Store) -> dict[int, socket.socket]:
@@ -59,10 +59,9 @@ def _connect_to_first(ranks: Processes, store: dist.Store) -> socket.socket:
 
 
 def _keep_alive(peer: socket.socket) -> socket.socket:
-    """Let the system find out within 8 s that the other machine is gone, and send small messages at once."""
+    """Let the system close the connection within 8 s if the other machine has lost power or network."""
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 2}.items():
         if hasattr(socket, name):
             peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

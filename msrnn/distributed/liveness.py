@@ -1,9 +1,13 @@
 """End all ranks soon after one of them has ended: by an error, by ctrl-C, or because it was killed.
 
-A collective fails when a rank that takes part in it is killed. A rank that computes alone would go on, and one that waits for a
-rank that waits itself would do so until the timeout of the group. Every rank therefore has a connection to rank 0. The system
-closes it when the process ends, however it ends, so no time limit decides whether a rank is alive. A thread waits for messages
-and closed connections.
+Every rank has a connection to rank 0. The system closes it when the process ends in any way, so no time limit decides whether a
+rank is alive. A thread waits for messages and for closed connections. Without it, only these would end a run:
+
+- A collective fails when a rank that takes part in it is killed. A rank that computes alone does not notice.
+- torchrun sends SIGTERM to the other ranks of its own machine, and SIGKILL 30 s later. Python does not handle SIGTERM before a
+  collective has returned. Ranks of other machines go on. If torchrun itself is killed, nothing ends its ranks.
+
+The thread also lets rank 0 print one message for an error that all ranks may have.
 """
 
 import json
@@ -28,7 +32,7 @@ from .processes import Processes
 GRACE, INTERRUPT_GRACE = 4.0, 8.0
 """Seconds in which the main thread may remove its temporary files, before the process ends; after ctrl-C it may also save."""
 INTERVAL = 0.5
-"""Seconds between two looks at the clock, and at whether torchrun still runs."""
+"""Seconds between two checks of the deadline and of the parent process."""
 LOST = "msrnn: rank {rank} has ended without a message (killed, or out of memory); the other ranks end too"
 ORPHANED = "msrnn: torchrun has ended; the ranks end too"
 STOPPED = "\nstopped"
@@ -42,11 +46,11 @@ class Liveness:
     """
 
     def __init__(self, ranks: Processes):
-        self._ranks, self._peers, self._finished = ranks, dict[int, socket.socket](), set[int]()
-        self._texts = defaultdict[int, bytes](bytes)
-        self._ended, self._send_lock = threading.Lock(), threading.Lock()
-        self._code: int | None = None
-        self._deadline = float("inf")
+        self._ranks, self._peers = ranks, dict[int, socket.socket]()
+        self._finished = set[int]()  # ranks that may close their connection
+        self._received = defaultdict[int, bytes](bytes)  # by rank, the start of a line
+        self._first_reason, self._send_lock, self._ends = threading.Lock(), threading.Lock(), threading.Event()
+        self._code, self._deadline = 0, float("inf")
         self._parent = PARENT if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._signals, self._writer = socket.socketpair()
         self._writer.setblocking(False)
@@ -89,22 +93,26 @@ class Liveness:
             self._send({"message": message, "code": code})
             time.sleep(GRACE)  # rank 0 prints the message and ends this process; SystemExit interrupts the sleep
 
-    def wait_for_end(self, seconds: float) -> int | None:
-        """Return the exit code, if within ``seconds`` the thread finds that another rank has ended; otherwise None."""
-        until = time.monotonic() + seconds
-        while self._code is None and time.monotonic() < until:
-            time.sleep(0.01)
-        return self._code
+    def wait_for_end(self, seconds: float) -> bool:
+        """Return True if within ``seconds`` the thread finds that another rank has ended."""
+        return self._ends.wait(seconds)
 
     def _claim(self, code: int) -> bool:
-        """Return True for the first reason to end; the later ones are its results."""
-        if not self._ended.acquire(blocking=False):
+        """Set the exit code and return True for the first reason to end; the later ones are its results."""
+        if not self._first_reason.acquire(blocking=False):  # it is never released
             return False
         self._code = code
+        self._ends.set()
         return True
 
-    def _announce(self, message: str, code: int, prints: bool = True) -> None:
-        if prints and message:
+    def _end_all(self, message: str, code: int, printer: int = 0) -> None:
+        if self._claim(code):
+            self._announce(message, code, printer)
+            self._end_main_thread()
+
+    def _announce(self, message: str, code: int, printer: int = 0) -> None:
+        """Print ``message`` if this is rank ``printer``, and let rank 0 tell the others to end."""
+        if message and self._ranks.rank == printer:
             with suppress(OSError, ValueError):
                 print(message, file=sys.__stderr__, flush=True)
         if self._ranks.is_first:
@@ -125,11 +133,10 @@ class Liveness:
                 elif (number := self._signals.recv(1)[0]) in (signal.SIGINT, signal.SIGTERM):
                     grace = INTERRUPT_GRACE if number == signal.SIGINT else GRACE
                     self._deadline = min(self._deadline, time.monotonic() + grace)
-            if self._parent not in (None, os.getppid()) and self._claim(1):
-                self._announce(ORPHANED, 1, prints=self._ranks.is_first)
-                self._end_main_thread()
+            if self._parent not in (None, os.getppid()):
+                self._end_all(ORPHANED, 1)
         if self._claim(128 + signal.SIGINT):
-            self._announce(STOPPED, 128 + signal.SIGINT, prints=self._ranks.is_first)
+            self._announce(STOPPED, 128 + signal.SIGINT)
         exit_now(self._code or 1)
 
     def _receive(self, rank: int) -> None:
@@ -137,7 +144,7 @@ class Liveness:
         data = b""
         with suppress(OSError):
             data = self._peers[rank].recv(1 << 16)
-        *lines, self._texts[rank] = (self._texts[rank] + data).split(b"\n")
+        *lines, self._received[rank] = (self._received[rank] + data).split(b"\n")
         for message in map(json.loads, lines):
             if message.get("finished"):
                 self._finished.add(rank)
@@ -145,14 +152,11 @@ class Liveness:
                 self._finished.add(rank)
                 self._claim(message["end"])
                 self._end_main_thread()
-            elif self._claim(message["code"]):
-                self._announce(message["message"], message["code"])
-                self._end_main_thread()
+            else:
+                self._end_all(message["message"], message["code"])
         if not data and rank not in self._finished:
             self._finished.add(rank)
-            if self._claim(1):
-                self._announce(LOST.format(rank=rank), 1, prints=self._ranks.rank == (0 if rank else 1))
-                self._end_main_thread()
+            self._end_all(LOST.format(rank=rank), 1, printer=0 if rank else 1)
 
     def _end_main_thread(self) -> None:
         """Let the main thread raise SystemExit, which it does not notice within a collective."""

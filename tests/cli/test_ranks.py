@@ -6,13 +6,14 @@ import signal
 import time
 
 import pytest
-from support.rank_processes import end, start_ranks, torchrun
+from support.rank_processes import end, start_ranks, start_waiting_rank, torchrun
 from support.tiny_tokenizer import chat_cell
 
 import msrnn
 from msrnn.cli import ranks as module
 from msrnn.cli.main import main
 from msrnn.cli.parser import COMMANDS
+from msrnn.distributed.liveness import ORPHANED
 from msrnn.distributed.processes import Processes
 from msrnn.storage.staging import PREFIX
 
@@ -113,6 +114,16 @@ def test_ctrl_c_at_torchrun_saves_the_state(files, tmp_path, capsys):
     assert "rank 0\n" not in err
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(PREFIX)] == ["text.state"]
     assert main([*command, "--max-new-tokens", "4"]) == 0
+
+
+def test_a_rank_that_waits_for_the_others_ends_when_torchrun_is_killed():
+    launcher = start_waiting_rank("generate", "no model", "--prompt", "a")
+    launcher.kill()
+    began = time.monotonic()
+    _, _, err = end(launcher)  # the rank has the same pipes, so this waits for it
+    assert time.monotonic() - began < LIMIT
+    assert err.count(ORPHANED) == 1
+    assert "Traceback" not in err
 
 
 def test_every_command_runs_over_ranks_or_is_refused(monkeypatch):

@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 from support.command_line import PATIENCE
 
@@ -21,6 +23,19 @@ def start_ranks(n, *args):
     address = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-m", "msrnn", *map(str, args)]
     return [subprocess.Popen(command, env={**os.environ, **address, "RANK": str(rank)}, **PIPES) for rank in range(n)]
+
+
+def start_waiting_rank(*args):
+    """Start rank 0 of two by a launcher, as torchrun does. Return the launcher when the rank waits for the other one."""
+    address = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port := free_port())}
+    command = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", sys.executable, "-m", "msrnn"]
+    launcher = subprocess.Popen([*command, *args], env={**os.environ, **address, "TORCHELASTIC_RUN_ID": "none"}, **PIPES)
+    until = time.monotonic() + PATIENCE
+    while launcher.poll() is None and time.monotonic() < until:
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.05)
+    return launcher
 
 
 def end(process):

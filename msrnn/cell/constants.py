@@ -1,4 +1,4 @@
-"""Whether the constants of operators belong to a cell."""
+"""Check that the constants of operators belong to a cell."""
 
 import json
 from collections.abc import Iterable

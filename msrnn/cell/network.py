@@ -178,7 +178,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         return x, after
 
     def of_rank_0(self, x: Tensor) -> Tensor:
-        """Return ``x`` of rank 0, for choices that have to be the same on all ranks of a split cell; else ``x`` itself."""
+        """Return ``x`` of rank 0 in a split cell, so that all ranks choose the same token; otherwise ``x`` itself."""
         return x if self.share is None else self.share.ranks.broadcast_(x.contiguous(), "choices")
 
     def _input(self, token: Tensor, position: Tensor) -> Tensor:

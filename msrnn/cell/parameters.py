@@ -70,7 +70,7 @@ class ParameterAccess(nn.Module):
                 if not isinstance(inner := getattr(module, name, None), nn.Module):
                     break
                 module = inner
-            if isinstance(module, LoraLinear):  # adapters are fingerprinted apart
+            if isinstance(module, LoraLinear):  # identifying_tensors adds the adapters
                 module = module.base_layer
             weight = module._parameters.get("weight")
             if isinstance(module, PackedModule):  # the layout of the codes depends on the CPU

@@ -64,11 +64,8 @@ def stacked_step(
 
 def _stack_attended(layers: Sequence[Attended], operator: Reduction) -> Attended:
     """Return what the reduction of all layers reads, with the batches of the layers one after the other."""
-    weights = torch.cat([layer.weights for layer in layers])
-    if not (operator.needs_output or operator.needs_queries or operator.needs_input):
-        return Attended(weights)
-    needed = {"output": operator.needs_output, "query": operator.needs_queries, "x": operator.needs_input}
-    return Attended(weights, **{name: torch.cat([getattr(a, name) for a in layers]) for name in needed if needed[name]})
+    needed = {"weights": True, "output": operator.needs_output, "query": operator.needs_queries, "x": operator.needs_input}
+    return Attended(**{name: torch.cat([getattr(a, name) for a in layers]) for name in needed if needed[name]})
 
 
 def _reduce_first(

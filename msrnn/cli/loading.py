@@ -44,7 +44,7 @@ def load_config(args: argparse.Namespace) -> Config | DecoderConfig:
 def load_cell(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Cell:
     """Load the cell of MODEL in ``dtype`` (default: ``--dtype``) on ``--device``, with the adapter of ``--lora``.
 
-    Over several ranks of torchrun this is the part of the cell that this rank holds, except in commands that divide other work.
+    With ``args.group`` this is the part of the cell that this rank holds.
 
     Raises:
         Error: as :func:`converters.load` and :func:`msrnn.lora.load_adapter`; an adapter of a cell that is split.

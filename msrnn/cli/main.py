@@ -50,7 +50,7 @@ def exit_code(run: Callable[[Args], None], args: Args, report: Callable[[str, in
 
     Args:
         run, args: the command.
-        report: called with a message and the exit code.
+        report: called with an error message and the exit code. Over several ranks it also ends the others.
 
     Returns:
         0 after success; 1 after an :class:`~msrnn.Error`, which is printed as one sentence, or if the output cannot be written;

@@ -23,7 +23,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, dtype: str | None = None, lora: bool = True) -> None:
-    """Add MODEL, ``--revision``, ``--weights``, ``--dtype`` (default: ``dtype``), ``--device``; ``--lora`` if it is true."""
+    """Add MODEL, ``--revision``, ``--weights``, ``--dtype`` (default: ``dtype``), ``--device``, and ``--lora`` if wanted."""
     add_source_arguments(parser)
     add_weights_argument(parser)
     if lora:
@@ -189,7 +189,7 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 
 def _read_stdin(args: argparse.Namespace) -> str:
-    """Return standard input; the ranks share one, which rank 0 reads."""
+    """Return standard input. Over several ranks rank 0 reads it for all, because they have one standard input together."""
     if args.ranks.size == 1:
         return sys.stdin.read()
     return from_first(sys.stdin.read() if args.ranks.is_first else None)

@@ -76,7 +76,7 @@ class Sweep:
         return self._cells
 
     def add(self, measured: Mapping[str, dict[str, Any]], save: bool) -> None:
-        """Take over what another process has measured; with ``save``, also write the cells that the folder does not have."""
+        """Add the records of another process by key. With ``save``, also write those that the folder does not have."""
         for key, record in measured.items():
             if save and self._folder is not None and not self._path(key).exists():
                 self[key] = record
@@ -109,9 +109,10 @@ class Sweep:
             rows: by row, the cells by key.
             batch_size: maximum number of cells yielded together.
             progress: True to show a progress bar.
-            part: number of this process, from 0, and number of processes. The processes yield all batches together, each of
-                them in one process, in turn. Their ``finished`` cells have to be equal.
-            together: rows with the same value are yielded by the same process. None: rows may be divided too.
+            part: number of this process, from 0, and number of processes. The batches are given to the processes in turn, if
+                all have the same ``finished`` cells.
+            together: a function of a row. Rows with the same value are given to the same process. None: each batch is given
+                on its own, so that even one row is divided.
         """
         rank, size = part
         unfinished = {row: [key for key in cells if key not in self._cells] for row, cells in rows.items()}

@@ -1,8 +1,8 @@
-"""Compaction: one change H → H' between two steps that retains some of the rows. It is no step rule.
+"""Compaction: evict many rows from the KV cache at once, between two steps.
 
-A step rule decides after each token from what this token shows. Methods such as KVzip, Compactor, FINCH or SnapKV as published
-look at a whole text, often with more passes over it, and then select rows once. :func:`compact` is the form of their result:
-scores for all rows of a state, however they were found. :func:`msrnn.prefill` selects rows in the same way.
+An operator evicts after each token. Methods such as KVzip, Compactor, FINCH, or SnapKV as published read a whole text, often
+several times, and then evict once. Their result is a score for each row of a state, which :func:`compact` takes.
+:func:`msrnn.prefill` selects rows in the same way.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from .state import State
 def compact(state: State, size: int, score: Callable[[int, MultiState], Tensor]) -> State:
     """Return a state that retains the ``size`` rows of the highest scores in each head, and is otherwise the same.
 
-    The operator of the state, its statistics and the clock stay, so that steps continue: an unbounded state grows again from
-    ``size`` rows, and a bounded one evicts by its operator from the next token above its size on.
+    The operator of the state, its statistics and the clock stay, so that steps can follow: an unbounded state grows again from
+    ``size`` rows, and a bounded one evicts by its operator when it exceeds the size of the operator.
 
     Args:
         state: any state; it is not modified.
@@ -45,7 +45,7 @@ def compact(state: State, size: int, score: Callable[[int, MultiState], Tensor])
 
 
 def retain_highest(H: MultiState, score: Tensor, bound: int) -> MultiState:
-    """Return the ``bound`` rows of the highest scores in each head, in order of position; learned rows are always retained.
+    """Return H with the ``bound`` rows of the highest scores in each head, in order of position. Learned rows are retained.
 
     Args:
         H: S rows, learned rows first.

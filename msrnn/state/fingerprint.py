@@ -31,8 +31,13 @@ class Fingerprint:
 
     @classmethod
     def of(cls, signature: str, tensors: list[Tensor], numbers: Sequence[float] = ()) -> "Fingerprint":
-        """Return the fingerprint with 16 values of each tensor and ``numbers``, without values if a tensor is trainable or on
-        the meta device."""
+        """Return the fingerprint of tensors; without values if a tensor is trainable or on the meta device.
+
+        Args:
+            signature: as the attribute.
+            tensors: of which ``VALUES_PER_TENSOR`` values each are taken, at equal distances in the order of memory.
+            numbers: further values.
+        """
         if any(x.requires_grad or x.is_meta for x in tensors):
             return cls(signature)
         n = VALUES_PER_TENSOR
@@ -41,7 +46,7 @@ class Fingerprint:
 
     @classmethod
     def of_values(cls, signature: str, dtype: torch.dtype, values: list[Tensor], numbers: Sequence[float]) -> "Fingerprint":
-        """Return the fingerprint with these values of the tensors, the dtype of the first one, and further ``numbers``."""
+        """Return the fingerprint with ``values``, the dtype of the parameters, and further ``numbers``."""
         return cls(signature, str(dtype).removeprefix("torch."), (*torch.cat(values).tolist(), *numbers))
 
     @classmethod

@@ -45,7 +45,8 @@ def _constants_from_dict(value: dict[str, Any], stored: dict[str, Constants]) ->
     """Return the constants of a setting.
 
     Raises:
-        ValueError: their tensors are missing, or have another digest.
+        TypeError: a field has a wrong type.
+        ValueError: the tensors are missing, or have another digest.
     """
     model, source, layer = value["model"], value["source"], value["layer"]
     if not isinstance(model, str) or not isinstance(source, str | None) or not isinstance(layer, int | None):
@@ -66,7 +67,11 @@ def _operator_name(kind: type[Reduction]) -> str:
 
 
 def operator_to_dict(operator: Reduction) -> dict[str, Any]:
-    """Return the class and the settings of an operator, and check that they can be read back."""
+    """Return the class and the settings of an operator as JSON values.
+
+    Raises:
+        Error: they cannot be written as JSON and read back as the same operator.
+    """
     settings = {f.name: getattr(operator, f.name) for f in dataclass_fields(operator) if f.init}
     written = {name: _constants_to_dict(x) if isinstance(x, Constants) else x for name, x in settings.items()}
     fields, stored = {"class": _operator_name(type(operator)), "settings": written}, {}
@@ -86,7 +91,13 @@ def operator_to_dict(operator: Reduction) -> dict[str, Any]:
 def operator_from_dict(fields: dict[str, Any], stored: dict[str, Constants]) -> Reduction:
     """Return an operator from its class name, among the classes that are defined. Nothing is imported.
 
-    ``stored``: the constants of the state, by digest.
+    Args:
+        fields: as :func:`operator_to_dict` returns them.
+        stored: the constants of the state, by digest.
+
+    Raises:
+        Error: the class is not defined, or refuses the settings.
+        TypeError, ValueError: fields of another form, or constants that are missing.
     """
     name = fields["class"]
     named = [kind for kind in defined_reductions() if _operator_name(kind) == name]

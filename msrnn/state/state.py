@@ -65,10 +65,7 @@ class State:
         return self
 
     def stacked(self) -> tuple[MultiState | None, bool]:
-        """Return all layers as one :class:`MultiState` ``(L B, K, S, D)`` with clock ``(B,)``, and True if it is a copy.
-
-        The first item is None if the layers cannot be stacked (see :func:`stack`).
-        """
+        """Return all layers as one ``(L B, K, S, D)`` with clock ``(B,)``, or None (see :func:`stack`); and True for a copy."""
         return (stack(self._unstack()), True) if self._stacked is None else (self._stacked, False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,8 +131,8 @@ class State:
         """Return the positions that were evicted since ``before``, an earlier state of the same sequences.
 
         Returns:
-            Per layer ``(B, K, M)`` int64: ascending positions, then −1 where a head has fewer than M. A token that was read
-            since ``before`` and is evicted already is included.
+            Per layer ``(B, K, M)`` int64: ascending positions, then −1 where a head has fewer than M. Tokens that were read
+            since ``before`` are included.
 
         Raises:
             Error: ``before`` is no earlier state of the same sequences.

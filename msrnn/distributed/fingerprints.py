@@ -1,4 +1,4 @@
-"""A few numbers of a split model, which are the same on every rank and equal to those of the whole model."""
+"""Sample values of the whole tensors of a split model, the same on every rank, for its fingerprint."""
 
 import math
 from collections.abc import Iterable
@@ -10,10 +10,14 @@ from .share import Share
 
 
 def sample_values(share: Share, named: Iterable[tuple[str, Tensor]], count: int) -> list[Tensor]:
-    """Return ``count`` values of each whole tensor at equal distances, float64 on the CPU. All ranks have to call this.
+    """Return values of the whole tensors, as :meth:`~msrnn.state.fingerprint.Fingerprint.of` takes them. Collective.
 
     Args:
         named: slices of this rank, or whole tensors, each with the name of its parameter or buffer.
+        count: maximum number of values of each tensor, at equal distances in the order of memory.
+
+    Returns:
+        For each tensor, ``(count,)`` or fewer, float64 on the CPU.
     """
     own = [_own_values(share, name, x.detach(), count) for name, x in named]
     values = torch.cat(own).to(share.ranks.device)
@@ -21,7 +25,7 @@ def sample_values(share: Share, named: Iterable[tuple[str, Tensor]], count: int)
 
 
 def _own_values(share: Share, name: str, x: Tensor, count: int) -> Tensor:
-    """Return the values that this rank contributes, 0 for those of others."""
+    """Return the values of this rank, and 0 in place of those of the others, so that the sum has all of them."""
     place, rank = share.placement(name, x), share.ranks.rank
     if place is None:
         values = x.flatten()[:: max(1, x.numel() // count)][:count].cpu().double()

@@ -1,7 +1,8 @@
 """Collectives with derivatives. Every rank computes the same loss.
 
 A tensor is whole (the same on all ranks, and so is its gradient), a slice (each rank has its own part), or a partial sum. The
-backward pass of each function here calls functions of the same kind, so derivatives of higher order are defined too.
+backward pass of each function here calls functions of the same kind, so derivatives of higher order are defined too. The
+functions of ``torch.distributed.nn`` sum the gradients of all ranks, as if every rank had another loss.
 """
 
 from typing import Any
@@ -13,15 +14,18 @@ from .ranks import Ranks
 
 
 def sum_over_ranks(x: Tensor, ranks: Ranks, purpose: str) -> Tensor:
-    """Return the whole sum of partial sums ``x``, a new tensor or ``x`` itself, overwritten (g of Megatron-LM)."""
+    """Return the sum of the partial sums ``x``: a new tensor if ``x`` has a gradient, or else ``x``, overwritten.
+
+    This is g of Megatron-LM (arXiv:1909.08053, sec. 3).
+    """
     if torch.is_grad_enabled() and x.requires_grad:
         return _Sum.apply(x, ranks, purpose)
     return ranks.all_reduce_(x.contiguous(), purpose)
 
 
-def copy_to_ranks(x: Tensor, ranks: Ranks, purpose: str = "gradients") -> Tensor:
-    """Return the whole ``x`` as the input of slices. Its gradient is summed over the ranks (f of Megatron-LM)."""
-    return _Copy.apply(x, ranks, purpose) if torch.is_grad_enabled() and x.requires_grad else x
+def copy_to_ranks(x: Tensor, ranks: Ranks) -> Tensor:
+    """Return the whole ``x`` as the input of slices. Its gradient is summed over the ranks (f of Megatron-LM, sec. 3)."""
+    return _Copy.apply(x, ranks) if torch.is_grad_enabled() and x.requires_grad else x
 
 
 def sum_both_ways(x: Tensor, ranks: Ranks, purpose: str) -> Tensor:
@@ -56,13 +60,13 @@ class _Sum(torch.autograd.Function):
 
 class _Copy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: Ranks, purpose: str) -> Tensor:
-        ctx.ranks, ctx.purpose = ranks, purpose
+    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-        return _Sum.apply(d, ctx.ranks, ctx.purpose), None, None
+        return _Sum.apply(d, ctx.ranks, "gradients"), None
 
 
 class _Gather(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The key/value heads that a rank holds, and tensors of all heads from those of every rank.
+"""The key/value heads of one rank: gather those of all ranks, or take those of this rank.
 
 With K key/value heads and W ranks, each rank holds K / W heads, or one head that W / K ranks share. Ranks that share a
 head hold different query heads of it. K_r and G_r are the numbers of this rank.
@@ -20,6 +20,9 @@ class HeadShare:
     Attributes:
         ranks: the group.
         n_kv_heads: K, the number of key/value heads of the model.
+
+    Raises:
+        Error: ``n_kv_heads`` is neither a multiple nor a divisor of the number of ranks.
     """
 
     ranks: Ranks
@@ -55,14 +58,14 @@ class HeadShare:
         firsts = [self.first_of(rank) for rank in range(self.ranks.size)]
         return Placement(1, tuple((first, first + self.count) for first in firsts))
 
-    def gather(self, x: Tensor, dim: int, purpose: str = "heads") -> Tensor:
+    def gather(self, x: Tensor, dim: int) -> Tensor:
         """Return ``x`` of all key/value heads, ``(…, K_r, …) -> (…, K, …)``."""
-        parts = self.ranks.all_gather(x, purpose).movedim(0, dim)  # (…, W, K_r, …)
+        parts = self.ranks.all_gather(x, "heads").movedim(0, dim)  # (…, W, K_r, …)
         return parts.flatten(dim, dim + 1).unflatten(dim, (self.n_kv_heads, self.replicas)).select(dim + 1, 0)
 
-    def gather_query_heads(self, x: Tensor, purpose: str = "heads") -> Tensor:
+    def gather_query_heads(self, x: Tensor) -> Tensor:
         """Return ``x`` of all query heads, ``(B, K_r, G_r, …) -> (B, K, G, …)``."""
-        parts = self.ranks.all_gather(x, purpose).movedim(0, 1)  # (B, W, K_r, G_r, …)
+        parts = self.ranks.all_gather(x, "heads").movedim(0, 1)  # (B, W, K_r, G_r, …)
         return parts.reshape(x.shape[0], self.n_kv_heads, self.replicas * x.shape[2], *x.shape[3:])
 
     def own(self, x: Tensor, dim: int) -> Tensor:
@@ -74,9 +77,9 @@ class HeadShare:
         n = x.shape[2] // self.replicas
         return self.own(x, 1).narrow(2, self.ranks.rank % self.replicas * n, n)
 
-    def mean(self, x: Tensor, purpose: str) -> Tensor:
-        """Return the mean of ``x`` over the ranks, with the same bits on each: the summands have the order of the ranks."""
-        return self.ranks.all_gather(x, purpose).mean(0)
+    def mean_scores(self, scores: Tensor) -> Tensor:
+        """Return the mean of the scores over the ranks. Every rank adds in the same order, so all evict the same row."""
+        return self.ranks.all_gather(scores, "scores").mean(0)
 
     def __str__(self) -> str:
         heads = f"head {self.first}" if self.count == 1 else f"heads {self.first} to {self.first + self.count - 1}"

@@ -1,6 +1,6 @@
-"""What the modules of a split cell do besides their usual work: messages before or after it.
+"""Classes for the modules of a split cell, which exchange messages before or after they compute.
 
-A split cell has the modules of the whole one, with smaller sizes. :func:`add_messages` gives a module a class that is derived
+A split cell has the modules of the whole cell, with smaller sizes. :func:`add_messages` gives a module a class that is derived
 from its own class and from one of the classes here.
 """
 
@@ -19,7 +19,13 @@ from .ranks import Ranks
 
 
 def add_messages(module: nn.Module, kind: type, **attributes: Any) -> None:
-    """Derive the class of ``module`` from ``kind`` too, and set attributes. Parameters and hooks stay as they are."""
+    """Replace the class of ``module`` by one that is derived from ``kind`` and the old one. Parameters and hooks stay.
+
+    Args:
+        module: the module, with the sizes of this rank.
+        kind: a class of this file.
+        attributes: the attributes that ``kind`` annotates.
+    """
     own: Any = type(module)
     module.__class__ = _derived(kind, own)
     vars(module).update(attributes)
@@ -43,7 +49,7 @@ class SplitLayer:
 
 
 class SummedOutput:
-    """A linear map with a slice of the columns: its outputs are partial sums, which are added up."""
+    """A linear map with a slice of the columns. Its output is a partial sum, which is summed over the ranks."""
 
     ranks: Ranks
     purpose: str
@@ -67,7 +73,7 @@ class SplitVocabulary:
 
 
 class SplitEmbedding(SplitVocabulary):
-    """An embedding with the rows of some ids. Every rank embeds its own ids as vectors and the others as 0."""
+    """An embedding with the rows of some ids. The ids of other ranks become 0 before the sum over the ranks."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embed ids ``(…,)`` as ``(…, E)``."""
@@ -93,14 +99,14 @@ class SplitHead(SplitVocabulary):
 
 
 class PartialGradients:
-    """A module with parameters of which each rank computes a part of the gradient, because others use them too.
+    """A module with parameters that several ranks hold. Each computes a part of the gradient, and the parts are summed.
 
-    These are the norms of single heads, which all ranks hold, and what belongs to a key/value head that several ranks hold.
+    The parameters are the norms of single heads, which all ranks hold, and those of a key/value head that several ranks hold.
     """
 
     ranks: Ranks
     shared: dict[str, HeadShare | None]
-    """By name of the parameter: the heads that are shared by some ranks, or None if all ranks use the parameter."""
+    """By name of the parameter: the heads that it belongs to, or None if it is used for all heads."""
 
     def __getattr__(self, name: str) -> Any:
         x = super().__getattr__(name)  # type: ignore[misc]
@@ -115,14 +121,14 @@ class WholeWidthNorm:
 
     ranks: Ranks
     whole_width: int
-    counts: bool
-    """False on a rank with heads that an earlier rank adds to the mean."""
+    adds_squares: bool
+    """False if an earlier rank holds the same heads and has added their squares to the mean."""
     eps: float
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``(…, E / W)`` by the mean square of all E elements."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        squares = wide.square().sum(-1, keepdim=True) * (1 if self.counts else 0)
+        squares = wide.square().sum(-1, keepdim=True) * (1 if self.adds_squares else 0)
         mean = sum_both_ways(squares, self.ranks, "norms") / self.whole_width
         return (wide * (mean + self.eps).rsqrt() * self.gain(wide.dtype)).to(x.dtype)  # type: ignore[attr-defined]
 

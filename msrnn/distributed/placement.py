@@ -1,4 +1,4 @@
-"""The slices of one tensor: taken from the whole tensor when a model is loaded, put together when it is saved."""
+"""The slices of one tensor: taken from the whole tensor when a model is loaded, joined when it is saved."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from ..layers.packed.matrix import BLOCK_ROWS, GROUP
 from ..storage.lazy_tensors import LazyTensor
 
 Bounds = tuple[tuple[int, int], ...]
-"""The first element of the slice of each rank, and the element behind its last one."""
+"""By rank, start and stop of a slice, as in Python's ``range``."""
 
 
 @dataclass(frozen=True)

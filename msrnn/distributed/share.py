@@ -1,4 +1,4 @@
-"""The share of one rank in a model: which slice of each parameter it holds, and the config of the modules that hold them."""
+"""The part of a model that one rank holds: its slice of each parameter, and the config of the modules that have these sizes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,9 +26,9 @@ from .saving import WriteTensors, gathered, write_together
 QUERY_ROWS, KEY_ROWS, MLP_ROWS = ("q", "q_bias", "sinks"), ("k", "v", "k_bias", "v_bias"), ("gate", "up")
 VOCABULARY_ROWS = ("embed", "head")
 COLUMNS = {"o": "attention output", "down": "MLP output"}
-"""The matrices that are split by columns, and the purpose of the messages that add up their outputs."""
+"""The matrices that are split by columns, each with the purpose of the messages that sum its outputs."""
 PARTS = ("weight", "codes", "scales", "zeros", "scales_and_zeros")
-"""Names of the parameters of a matrix, of its parts if it is packed, and of the buffer of both scales in memory."""
+"""Names of the tensors of a matrix: its parameter, or its parts if it is packed, and their buffer of scales and zeros."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Share:
         config: of the whole model.
         ranks: the group.
         norms_whole_width: True if the norms of queries and of keys are over all heads together (OLMo 2).
+
+    Raises:
+        Error: the query heads, the MLP elements, the ids or the key/value heads cannot be divided between the ranks.
     """
 
     config: Any
@@ -52,7 +55,7 @@ class Share:
                 raise Error(f"config: {name} is {found}; expected a multiple of {W}, the number of ranks")
         if config.vocab_size < W:
             raise Error(f"config: vocab_size is {config.vocab_size}; expected at least {W}, the number of ranks")
-        HeadShare(self.ranks, config.n_kv_heads)  # refuses a number of heads
+        HeadShare(self.ranks, config.n_kv_heads)  # for its check
 
     @cached_property
     def heads(self) -> HeadShare:
@@ -150,8 +153,8 @@ class Share:
             add_messages(module, PartialGradients, ranks=self.ranks, shared={"weight": None})
             return
         replicated = name == "k_norm" and heads.replicas > 1
-        counts, width = not replicated or self.ranks.rank % heads.replicas == 0, n_heads * self.config.head_dim
-        add_messages(module, WholeWidthNorm, ranks=self.ranks, whole_width=width, counts=counts)
+        adds, width = not replicated or self.ranks.rank % heads.replicas == 0, n_heads * self.config.head_dim
+        add_messages(module, WholeWidthNorm, ranks=self.ranks, whole_width=width, adds_squares=adds)
         if replicated:
             add_messages(module, PartialGradients, shared={"weight": heads})
 

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from ..cell.cell import Cell
 from ..distributed.ranks import Ranks
 from ..errors import Error
-from ..state.loading import own_part
+from ..state.loading import take_own_heads
 from ..state.state import State
 from ..storage.lazy_tensors import LazyTensor
 from .loading import build_frozen, share_of
@@ -37,7 +37,7 @@ def distribute(whole: T, group: Any = None) -> T:
         raise Error(f"distribute: found {type(whole).__name__}; expected a cell or a state")
     ranks = Ranks.of(group)
     if isinstance(whole, State):
-        return own_part(whole, ranks)
+        return take_own_heads(whole, ranks)
     if whole.share is not None:
         raise Error("distribute: the cell is split already; expected a whole cell")
     if whole.adapters:

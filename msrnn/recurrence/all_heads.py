@@ -1,8 +1,8 @@
-"""What an operator sees in a cell that is split over several processes: the rows of all heads, where it needs them.
+"""The observation of an operator in a cell that is split over several processes: the rows of all heads, if it needs them.
 
 An operator that decides for each key/value head from this head alone needs no other rank. The score of TOVA, and of H2O for a
 layer, is a mean over the heads: ranks exchange the means of their heads, R numbers per token. Every other operator is evaluated
-by every rank for all heads, and each rank takes the results of its own.
+by every rank for all heads, and each rank takes the results of its own heads.
 """
 
 from torch import Tensor
@@ -17,12 +17,12 @@ def heads_to_gather(heads: HeadShare | None, operator: Reduction) -> HeadShare |
         return heads
     if heads.replicas == 1 or not (operator.needs_weights or operator.needs_queries):
         return None
-    # a head has query heads on several ranks, so its weights and its statistics are incomplete here
+    # several ranks hold the same key/value head with other query heads, so no rank has all of its weights and statistics
     return None if operator.reads_heads == "mean" and not operator.stat_names else heads
 
 
 def gather_observation(heads: HeadShare | None, operator: Reduction, observation: Observation) -> Observation:
-    """Return the observation of all heads; None for ``heads``: the observation itself."""
+    """Return the observation of all heads; the observation itself, if ``heads`` is None."""
     if heads is None:
         return observation
     keys, values, output, queries = observation.keys, observation.values, observation.output, observation.queries
@@ -38,7 +38,7 @@ def gather_observation(heads: HeadShare | None, operator: Reduction, observation
 
 
 def gather_weights(heads: HeadShare, operator: Reduction, weights: Tensor) -> Tensor:
-    """Return weights or logits of all heads, ``(B, K_r, G_r, …) -> (B, K, G, …)``; zeros stay zeros without a message."""
+    """Return weights or logits of all heads, ``(B, K_r, G_r, …) -> (B, K, G, …)``; zeros, if the operator reads no weights."""
     if operator.needs_weights:
         return heads.gather_query_heads(weights)
     shape = weights.shape[0], heads.n_kv_heads, weights.shape[2] * heads.replicas, *weights.shape[3:]

@@ -1,7 +1,7 @@
 """The evictions of a block in a cell that is split over several processes: solved for all heads, where the operator needs them.
 
-Every rank gathers the attention logits of the block once and solves the evictions of all heads. So all ranks do the same
-iterations, although a decision of one rank can be settled later than that of another.
+Every rank gathers the attention logits of the block once and solves the evictions of all heads, so all ranks do the same number
+of iterations. If each solved its own heads, one rank could need more iterations than another.
 """
 
 from dataclasses import replace
@@ -34,8 +34,16 @@ def gather_block(block: EvictionBlock) -> EvictionBlock:
     )
 
 
-def own_part(block: EvictionBlock, whole: EvictionBlock, parts: list[BlockScores]) -> tuple[EvictionBlock, list[BlockScores]]:
-    """Return the block of this rank with the evictions of ``whole``, which :func:`gather_block` gave, and its scores."""
+def take_own_block(
+    block: EvictionBlock, whole: EvictionBlock, parts: list[BlockScores]
+) -> tuple[EvictionBlock, list[BlockScores]]:
+    """Return the block of this rank with its evictions, and its scores.
+
+    Args:
+        block: of this rank, without evictions.
+        whole: the block that :func:`gather_block` returned for it, with the evictions of all heads.
+        parts: the scores of all heads.
+    """
     heads = block.heads
     if heads is None or whole.heads is not None:
         return whole, parts

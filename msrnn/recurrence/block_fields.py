@@ -1,4 +1,4 @@
-"""What an operator reads of a block besides weights and statistics: keys, values, attention output, queries, layer input."""
+"""Fields of the observation for the tokens of a block: keys, values, attention output, queries and input of the layer."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class BlockFields:
         x: ``(B, T, E)``.
         attended: values ``(B, K, R, D)`` as H stores them, which the attention output is computed from; int8 with scales.
         value_scales: ``(B, K, R)``, factors of int8 values.
-        dtype: that of the queries.
+        dtype: of the attention output, that of the queries.
     """
 
     keys: Tensor | None = None
@@ -46,8 +46,8 @@ class BlockFields:
 
         Args:
             x, queries: as the attributes.
-            keys, values: ``(B, K, R, D)``, and scales ``(B, K, R)`` if they are int8, otherwise None.
-            dtype: that of int8 rows as numbers.
+            keys, values: ``(B, K, R, D)`` as H stores them, each with its scales ``(B, K, R)`` if it is int8, otherwise None.
+            dtype: into which int8 keys and values are dequantised.
         """
         return cls(
             keys=dequantise_rows(*keys, dtype).detach() if operator.needs_keys else None,

@@ -27,7 +27,7 @@ class EvictionBlock:
         last_visible: ``(B, 1 or K, R)`` int64, the last token that can attend to the row: the token at which the row is
             evicted, T if it is retained, −1 if it is empty. One head if it is the same for all heads.
         row_stats: statistics before the first token, ``(B, K, R)`` or ``(B, K, R, n)`` each.
-        fields: what else the operator reads.
+        fields: the other fields that the operator reads.
         n_learned: number of learned rows, the first ones.
         heads: the heads of the block, if other processes hold others; None: all heads of the model.
     """

@@ -1,4 +1,4 @@
-"""Checks of what the methods of an operator return."""
+"""Checks of the tensors that the methods of an operator return."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,11 @@ DEVICES_WITHOUT_FLOAT64 = ("mps",)
 
 
 def _checked_tensor(returns: str, name: str, x: object, device: torch.device) -> Tensor:
-    """Refuse an answer that is no dense real tensor on the device of the rows."""
+    """Return the tensor ``x``.
+
+    Raises:
+        Error: it is no dense real tensor on ``device``, that of the rows.
+    """
     if not isinstance(x, Tensor) or x.is_complex():
         found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise Error(f"{returns} {found}{name}; expected a real tensor")
@@ -22,7 +26,11 @@ def _checked_tensor(returns: str, name: str, x: object, device: torch.device) ->
 
 
 def checked_stats(operator: Reduction, observation: Observation, answer: object) -> dict[str, Tensor]:
-    """Return the answer of ``update``: the statistics that are there, in the dtype of the weights."""
+    """Return the statistics that ``update`` returned, in the dtype of the weights.
+
+    Raises:
+        Error: they are no dict of tensors with the names and shapes of those in the observation.
+    """
     kind, dtype = type(operator).__name__, observation.weights.dtype
     if not isinstance(answer, Mapping):
         raise Error(f"{kind}.update returns {type(answer).__name__}; expected a dict of tensors")
@@ -35,7 +43,11 @@ def checked_stats(operator: Reduction, observation: Observation, answer: object)
 
 
 def checked_score(operator: Reduction, observation: Observation, score: object) -> Tensor:
-    """Return the answer of ``score``, ``(B, 1 or K, R)`` in at least float32, with −inf in place of NaN."""
+    """Return the scores ``(B, 1 or K, R)`` that ``score`` returned, in at least float32, with −inf in place of NaN.
+
+    Raises:
+        Error: they are no real tensor of this shape.
+    """
     kind, shape = type(operator).__name__, tuple(observation.positions.shape)
     score = _checked_tensor(f"{kind}.score returns", "", score, observation.positions.device)
     if tuple(score.shape) not in (shape, (shape[0], 1, shape[2])):
@@ -52,7 +64,11 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 
 def checked_values(operator: Reduction, values: Tensor, answer: object) -> Tensor:
-    """Return the answer of ``merge``, of the shape and dtype of ``values``."""
+    """Return the values ``(B, K, R, D)`` that ``merge`` returned, in the dtype of ``values``.
+
+    Raises:
+        Error: they are no real tensor of this shape.
+    """
     kind = type(operator).__name__
     answer = _checked_tensor(f"{kind}.merge returns", "", answer, values.device)
     if answer.shape != values.shape:

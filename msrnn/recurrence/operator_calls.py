@@ -64,13 +64,14 @@ def retention_scores(
         scored: ``(B,)`` bool, False where the scores of a batch row are not used; None: all are used.
         n_rows: score only the batch rows that have this many rows; None: all.
         complete: as :func:`update_stats`.
-        heads: the heads of the observation, if other ranks have others; their mean is taken where the operator needs it.
+        heads: the heads of the observation, if other ranks hold others. A score that is a mean over the heads is
+            that of all ranks.
 
     Raises:
         Error: the answer is no real tensor of shape ``(B, K, R)`` or ``(B, 1, R)``.
     """
     if heads is not None and operator.reads_heads == "mean":
-        return heads.mean(retention_scores(operator, observation, scored, n_rows, complete), "scores")
+        return heads.mean_scores(retention_scores(operator, observation, scored, n_rows, complete))
     if not operator.depends_on_row_layout:
         return checked_score(operator, observation, _call(operator, "score", observation))
     scores = observation.weights.new_zeros(observation.positions.shape, dtype=widest_float(observation.weights.device))
@@ -98,9 +99,9 @@ def merge_evicted_value(
         Error: the answer has another shape or type than the values.
     """
     if heads is not None:
-        everything = gather_observation(heads, operator, observation)
+        all_heads = gather_observation(heads, operator, observation)
         values, row, evicts = (heads.gather(x, 1) for x in (values, row, evicts))
-        return heads.own(merge_evicted_value(operator, everything, values, row, evicts, complete), 1)
+        return heads.own(merge_evicted_value(operator, all_heads, values, row, evicts, complete), 1)
     if not operator.depends_on_row_layout:
         merged = checked_values(operator, values, _call(operator, "merge", observation, values, row))
         return torch.where(evicts[..., None, None], merged, values)
@@ -147,26 +148,23 @@ def _layouts(positions: Tensor, used: Tensor | None, n_rows: int | None = None, 
 def _copied(observation: Observation, rows: Tensor | None, columns: Tensor) -> Observation:
     """Return a copy of the observation that has only these batch rows and columns."""
 
-    def some(x: Tensor) -> Tensor:
-        return x if rows is None else x.index_select(0, rows)
-
-    def own(x: Tensor | None) -> Tensor | None:  # a tensor without columns
-        return None if x is None else x.clone() if rows is None else x.index_select(0, rows)
+    def copied_rows(x: Tensor) -> Tensor:  # of a tensor without columns
+        return x.clone() if rows is None else x.index_select(0, rows)
 
     def picked(x: Tensor) -> Tensor:
-        return _gathered(some(x), columns)
+        return _gathered(x if rows is None else x.index_select(0, rows), columns)
 
     weights, positions, clock, row_stats, keys, values, output, queries, x = observation
     return Observation(
         picked(weights.movedim(2, 3)).movedim(3, 2).contiguous(),  # (B', K, G, R')
         picked(positions),
-        clock.clone() if rows is None else some(clock),
+        copied_rows(clock),
         {name: picked(x) for name, x in row_stats.items()},
         None if keys is None else picked(keys),
         None if values is None else picked(values),
-        own(output),
-        own(queries),
-        own(x),
+        None if output is None else copied_rows(output),
+        None if queries is None else copied_rows(queries),
+        None if x is None else copied_rows(x),
     )
 
 

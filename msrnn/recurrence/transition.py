@@ -25,12 +25,12 @@ Writes = list[Callable[[], object]]
 
 
 class Attended(NamedTuple):
-    """What a layer has computed for one token until its reduction. An operator may read it."""
+    """The attention of one token, which the operator may read when it reduces H."""
 
     weights: Tensor
     """``(B, K, G, R)``, the attention probabilities."""
     output: Tensor | None = None
-    """``(B, N, D)``, the attention output; None only if the operator does not need it, as for the next ones."""
+    """``(B, N, D)``, the attention output. This field and the next two are None only if the operator does not need them."""
     query: Tensor | None = None
     """``(B, N, D)``, as attention used it."""
     x: Tensor | None = None
@@ -103,7 +103,7 @@ def reduce(
     Args:
         grown: S + 1 rows, the token's own last, as ``H.append`` gives them; their storage is written to, unless autograd
             needs it.
-        attended: the attention of the current query to the S + 1 rows.
+        attended: the attention of the current token to the S + 1 rows.
         clock: ``(B,)``, the clock after this token.
         active: ``(B,)`` bool; rows where it is false do not change, as if no row had been appended. None: all are active.
         writes: takes the writes over rows of the state before; the result is right after they are done. None: they are done
@@ -116,9 +116,9 @@ def reduce(
     observation = attended.observe(grown)
     complete = grown.no_empty_rows and active is None
     to_gather = heads_to_gather(grown.heads, operator)
-    everything = gather_observation(to_gather, operator, observation)
-    everything = everything._replace(row_stats=next_stats(operator, everything, active, complete))
-    row_stats = {name: own_heads(to_gather, x) for name, x in everything.row_stats.items()}
+    all_heads = gather_observation(to_gather, operator, observation)
+    all_heads = all_heads._replace(row_stats=next_stats(operator, all_heads, active, complete))
+    row_stats = {name: own_heads(to_gather, x) for name, x in all_heads.row_stats.items()}
     observation = observation._replace(row_stats=row_stats)
     if active is not None:
         row_stats = {
@@ -129,7 +129,7 @@ def reduce(
             grown.positions[..., S].masked_fill_(~active[:, None], EMPTY)
         row_stats = {name: x.contiguous() for name, x in row_stats.items()}
         return replace(grown, clock=clock, row_stats=row_stats, no_empty_rows=complete)
-    row = _row_to_overwrite(grown, everything, active)  # (B, K)
+    row = _row_to_overwrite(grown, all_heads, active)  # (B, K)
     needs_grad = is_differentiated(attended.weights, grown.values)  # autograd has saved the rows
     stored = grown.stored
     merged = _merged_values(grown, observation, row, active) if operator.merges_values else {}

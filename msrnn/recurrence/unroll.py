@@ -20,7 +20,7 @@ from ..state.multistate import MultiState
 from ..state.position_remapping import PositionRemapping
 from ..state.quantised_rows import dequantise_rows, encode_rows, replace_values
 from .all_heads import heads_to_gather
-from .block_all_heads import gather_block, own_part
+from .block_all_heads import gather_block, take_own_block
 from .block_attention import AttendBlock, BlockTensors, attend_remapped, attend_weight_free, attend_weighted, block_logits
 from .block_evictions import is_solved_per_token, solve_evictions
 from .block_fields import BlockFields
@@ -77,13 +77,13 @@ def unroll_layer(
         some_x, (some_q, some_k, some_v) = x[:, start:stop], (y[:, :, start:stop] for y in (q, k, v))
         layout = shared.layout(H, active, start, stop, q.dtype)
         stored, tensors, block = _build_block(some_x, some_q, some_k, some_v, H, plan, layout, rule)
-        everything = gather_block(block)
-        known = shared.evictions(everything, start) if recorder is None else None
+        all_heads = gather_block(block)
+        known = shared.evictions(all_heads, start) if recorder is None else None
         want_scores = recorder is not None and recorder.want_scores
-        everything, parts = (known, []) if known else solve_evictions(everything, want_scores)
+        all_heads, parts = (known, []) if known else solve_evictions(all_heads, want_scores)
         if plan.positions_only:
-            shared.positions_only_evictions[start] = everything
-        block, parts = own_part(block, everything, parts)
+            shared.positions_only_evictions[start] = all_heads
+        block, parts = take_own_block(block, all_heads, parts)
         output = plan.attend(tensors, block, parts)
         outputs.append(output.to(q.dtype).unflatten(2, (-1, block.T)).flatten(1, 2))  # (B, N, t, D)
         make_state = shared.make_state or stop < T

@@ -42,7 +42,7 @@ def load_state(
     layers, fingerprint, more = read_layers(path)
     state = State(layers, fingerprint, more.get("recent_tokens"))
     if group is not None:
-        state = own_part(state, Ranks.of(group))
+        state = take_own_heads(state, Ranks.of(group))
     if device is not None:
         state = state.to(device)
     if not logits:
@@ -52,8 +52,8 @@ def load_state(
     return state, more["logits"].to(state.device)
 
 
-def own_part(state: State, ranks: Ranks) -> State:
-    """Return the rows of the heads that this rank holds, copied; the state itself for a group of one process.
+def take_own_heads(state: State, ranks: Ranks) -> State:
+    """Return a state with copies of the rows of the heads of this rank; the state itself for a group of one process.
 
     Raises:
         Error: the state is split already, or has a number of heads that does not fit the number of ranks.

@@ -1,4 +1,4 @@
-"""A cell on two ranks: files, decoding, gradients, bytes on the wire, packed weights, and what is refused."""
+"""A cell on two ranks: files, decoding, gradients, bytes of messages, packed weights, and what is refused."""
 
 import copy
 

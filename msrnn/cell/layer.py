@@ -104,7 +104,7 @@ class RecurrentLayer(nn.Module):
         ``rows``: keys and values ``(B, K, S + 1, D)`` by name, and scales ``(B, K, S + 1)`` if they are int8.
 
         Returns:
-            The output of the layer ``(B, E)``, and what its reduction reads.
+            The output of the layer ``(B, E)``, and the attention of the token, for the reduction.
         """
         for name, row in encode_rows(k, v, "key_scales" in rows).items():
             rows[name][:, :, -1] = row

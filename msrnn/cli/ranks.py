@@ -42,11 +42,11 @@ REFUSED = {
 """Commands that run in one process only, with the reason."""
 
 DIVIDED_TIMEOUT = timedelta(days=7)
-"""How long a rank that has computed its part waits for the others. A rank that ends is noticed at once, by its connection."""
+"""Time that a rank that has computed its part waits for the others. A rank that ends is noticed at once, by its connection."""
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a collective of a split model waits for a rank that is alive, for example while it reads its weights."""
+"""Time that a collective of a split model waits for a rank that is alive, for example while it reads its weights."""
 LOSS_SECONDS = 2.0
-"""How long a failed collective waits for the message that another rank has ended, which may be its cause."""
+"""Seconds after a failed collective in which the end of another rank is taken for its cause."""
 
 
 class RankRun:

@@ -20,7 +20,7 @@ from .ranks import Ranks
 
 REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 START_TIMEOUT = timedelta(minutes=5)
-"""How long a rank waits at the start for the others, which may still import their modules."""
+"""Time that a rank waits at the start for the others, which may still import their modules."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ def test_another_program_that_connects_is_no_rank(monkeypatch):
     with ThreadPoolExecutor() as pool:
         first = pool.submit(connect, Processes(0, 2), store)
         port, _ = store.get(KEY).split()
-        with socket.create_connection(("127.0.0.1", int(port))) as other:
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=30) as other:
             other.sendall(bytes(20))
             assert other.recv(1) == b""
         of_second = connect(Processes(1, 2), store)

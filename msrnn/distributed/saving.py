@@ -36,15 +36,30 @@ def _gather(ranks: Ranks, x: Tensor, place: Placement) -> Tensor:
 
 
 @dataclass
-class _Once:
-    """Reads a tensor once, so that the ranks stay in step although the writer may stop at an error."""
+class _Sent:
+    """The tensors of all ranks. Each is read once, so that the ranks stay in step although the writer may stop at an error.
 
-    x: LazyTensor
-    is_read: bool = field(default=False)
+    Attributes:
+        begun: True after the ranks have agreed that the writer is ready for the first tensor.
+        unread: names of the tensors that are still to be read.
+    """
 
-    def __call__(self) -> Tensor:
-        self.is_read = True
-        return self.x.read()
+    ranks: Ranks
+    tensors: Mapping[str, LazyTensor]
+    begun: bool = False
+    unread: set[str] = field(default_factory=set)
+
+    def begin(self, error: Exception | None = None) -> None:
+        """Wait for the writer, or raise its error on every rank; at once if a tensor has been read."""
+        if not self.begun:
+            self.begun, self.unread = True, set(self.tensors)
+            self.ranks.raise_together(error)
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor, as :func:`gathered` does."""
+        self.begin()
+        self.unread.remove(name)
+        return self.tensors[name].read()
 
 
 def write_together(ranks: Ranks, tensors: Mapping[str, LazyTensor], write: WriteTensors) -> None:
@@ -52,19 +67,21 @@ def write_together(ranks: Ranks, tensors: Mapping[str, LazyTensor], write: Write
 
     Args:
         tensors: the same names in the same order on all ranks.
-        write: reads each tensor once, in the order of :func:`~msrnn.storage.safetensors_io.write_order`, or raises.
+        write: reads each tensor once, in the order of :func:`~msrnn.storage.safetensors_io.write_order`, or raises. If it
+            raises before the first one, such as for a path that cannot be written to, nothing is sent.
 
     Raises:
         Error: ``write`` failed on rank 0; it is raised on every rank.
     """
-    sent = {name: _Once(x) for name, x in tensors.items()}
+    sent = _Sent(ranks, tensors)
     error: Exception | None = None
     if ranks.rank == 0:
         try:
-            write({name: LazyTensor(x.shape, x.dtype, sent[name]) for name, x in tensors.items()})
+            write({name: LazyTensor(x.shape, x.dtype, partial(sent.read, name)) for name, x in tensors.items()})
         except Exception as found:  # the other ranks still send
             error = found
+    sent.begin(error)
     for name in write_order(tensors):
-        if not sent[name].is_read:
-            sent[name]()
+        if name in sent.unread:
+            sent.read(name)
     ranks.raise_together(error)

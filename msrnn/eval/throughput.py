@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--operators has {not_full[0]}, which is not full after {read} tokens; expected a longer --length")
     if (budget := args.budget * 10**6) > (memory := total_memory(inputs.cell.device)):
         raise Error(f"--budget is {budget / 1e9:,.1f} GB; the machine has {memory / 1e9:,.1f} GB")
-    settings = {"device": args.device, "budget": args.budget, "length": args.length, "steps": args.steps}
+    settings = {"budget": args.budget, "length": args.length, "steps": args.steps}
     sweep = inputs.sweep(args.out, "throughput", **settings)
     rows = {condition: {condition.key: condition} for condition in conditions}
     together = None if inputs.cell.device.type == "cuda" else lambda _: ""  # ranks on one CPU would disturb each other's times

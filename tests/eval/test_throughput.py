@@ -76,6 +76,8 @@ def test_the_command(tmp_path, capsys):
     assert unpadded(first).count("| tova |") == 2
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == first  # nothing is measured again, so the times are equal
+    assert main([*arguments, "--device", "cpu:0", "--out", str(tmp_path / "out")]) == 0  # as ranks with a GPU each
+    assert capsys.readouterr().out == first
     for more, message in {
         ("--sizes", "28"): "tova:28, which is not full after 28 tokens",
         ("--steps", "30", "--operators", "full"): "--steps is 30",

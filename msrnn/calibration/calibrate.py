@@ -52,6 +52,8 @@ def calibrate(
         raise Error(f"calibrate: {kind!r:.60} has no constants; expected one of {', '.join(KINDS)}")
     if not texts:
         raise Error("calibrate: no texts; expected at least one")
+    if cell.share is not None:
+        raise Error(f"calibrate: the cell is split over {cell.share.ranks.size} ranks; expected a whole cell (no group=)")
 
     def read() -> Iterator[Tensor]:
         for tokens in texts:

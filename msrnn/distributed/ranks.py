@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import Error
 from ..layers.differentiation import in_transform
+from ..storage.digest import digest
 
 
 class Traffic:
@@ -135,6 +136,16 @@ class Ranks:
         for rank, other in enumerate(digests):
             if other != digests[0]:
                 raise Error(f"rank {rank} has another {what} than rank 0; expected the same on all {self.size} ranks")
+
+    def check_same_values(self, what: str, *values: object) -> None:
+        """Refuse tensors, or other values with a text form, that differ between the ranks.
+
+        Raises:
+            Error: on every rank, with the name ``what``.
+        """
+        _check_no_transform()
+        texts = [str(x.tolist()) if isinstance(x, Tensor) and not x.is_meta else str(x) for x in values]
+        self.check_same(what, digest("\n".join(texts)))
 
     @property
     def device(self) -> torch.device:

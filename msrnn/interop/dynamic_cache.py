@@ -90,8 +90,10 @@ def cache_from_state(cell: Cell, state: State) -> "DynamicCache":
         Error: the package transformers is missing; the state belongs to another cell, has texts of different lengths, int8
             rows, remapped positions or learned rows, or a row has been evicted that the published model retains.
     """
-    transformers_cache = _cache_classes()
     cell.check_state(state, len(state.clock))
+    if state.heads is not None:
+        raise Error(f"state holds {state.heads}; expected all heads, as a saved state has them (msrnn.load_state)")
+    transformers_cache = _cache_classes()
     lengths = sorted(set(state.clock.tolist()))
     if len(lengths) != 1:
         found = f"texts of {', '.join(map(str, lengths))} tokens" if lengths else "no text"

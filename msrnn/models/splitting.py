@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from ..cell.cell import Cell
 from ..distributed.ranks import Ranks
 from ..errors import Error
+from ..state.fingerprint import Fingerprint
 from ..state.loading import take_own_heads
 from ..state.state import State
 from ..storage.lazy_tensors import LazyTensor
@@ -43,7 +44,8 @@ def distribute(whole: T, group: Any = None) -> T:
     if whole.adapters:
         raise Error("distribute: the cell has adapters, which are not split; expected a cell after msrnn.lora.merge")
     share = share_of(whole.config, ranks)
-    ranks.check_same("model", whole.fingerprint(recompute=True).digest())
+    known = [x.detach() for x in whole.identifying_tensors]  # the fingerprint of a trainable cell has no values
+    ranks.check_same("model", Fingerprint.of(whole.signature, known).digest())
     if share is None:
         return whole
     tensors = {name: LazyTensor.of(x) for name, x in whole.state_dict().items()}

@@ -60,6 +60,8 @@ def write_layers(
     except Error as found:
         error = found
     heads.ranks.raise_together(error)
+    shapes = [(name, tuple(x.shape), x.dtype) for name, x in tensors.items() if name.startswith("layers.")]
+    heads.ranks.check_same_values("state", layers[0].clock, entries["operators"], shapes)
     places = {name: heads.placement if name.startswith("layers.") else None for name in tensors}
     whole = {name: gathered(heads.ranks, x, places[name]) for name, x in tensors.items()}
     write_together(heads.ranks, whole, partial(_write, path, entries=entries))

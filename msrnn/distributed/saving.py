@@ -1,4 +1,4 @@
-"""One file from tensors of which every rank holds a slice: rank 0 writes it, one tensor at a time."""
+"""Write one file from tensors that are split over the ranks: rank 0 writes it, one tensor at a time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,15 +14,20 @@ from .ranks import Ranks
 WriteTensors = Callable[[Mapping[str, LazyTensor]], None]
 
 
-def gathered(ranks: Ranks, x: Tensor, place: Placement | None) -> LazyTensor:
-    """Return the whole tensor from slices. All ranks read it, rank 0 receives it. ``place`` None: ``x`` is the whole tensor."""
+def gather_lazily(ranks: Ranks, x: Tensor, place: Placement | None) -> LazyTensor:
+    """Return the whole tensor as one that is read later. All ranks have to read it; only rank 0 receives the values.
+
+    Args:
+        x: the slice of this rank, or the whole tensor if ``place`` is None.
+        place: the slices of all ranks.
+    """
     if place is None:
         return LazyTensor.of(x)
     return LazyTensor(place.shape_of(tuple(x.shape), place.size), x.dtype, partial(_gather, ranks, x, place))
 
 
 def _gather(ranks: Ranks, x: Tensor, place: Placement) -> Tensor:
-    """Send the slices to rank 0, one after another so that only two are in memory besides the whole."""
+    """Send the slices to rank 0 one after another, so that it holds one slice of another rank at a time."""
     if ranks.rank:
         ranks.send(x, "saving")
         return x.new_empty(place.shape_of(tuple(x.shape), place.size), device="meta")
@@ -37,7 +42,7 @@ def _gather(ranks: Ranks, x: Tensor, place: Placement) -> Tensor:
 
 @dataclass
 class _Sent:
-    """The tensors of all ranks. Each is read once, so that the ranks stay in step although the writer may stop at an error.
+    """The tensors of all ranks. Every rank reads each of them once and in the same order, also if the writer stops at an error.
 
     Attributes:
         begun: True after the ranks have agreed that the writer is ready for the first tensor.
@@ -50,20 +55,20 @@ class _Sent:
     unread: set[str] = field(default_factory=set)
 
     def begin(self, error: Exception | None = None) -> None:
-        """Wait for the writer, or raise its error on every rank; at once if a tensor has been read."""
+        """Wait until the writer reads its first tensor, or raise its error on every rank. Later calls do nothing."""
         if not self.begun:
             self.begun, self.unread = True, set(self.tensors)
             self.ranks.raise_together(error)
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor, as :func:`gathered` does."""
+        """Return a tensor, as :func:`gather_lazily` does."""
         self.begin()
         self.unread.remove(name)
         return self.tensors[name].read()
 
 
 def write_together(ranks: Ranks, tensors: Mapping[str, LazyTensor], write: WriteTensors) -> None:
-    """Call ``write`` on rank 0 with ``tensors``, which the other ranks read with it. All ranks have to call this.
+    """Call ``write`` on rank 0. The other ranks read each tensor when it does. All ranks have to call this.
 
     Args:
         tensors: the same names in the same order on all ranks.

@@ -21,7 +21,7 @@ from .modules import (
 )
 from .placement import Placement
 from .ranks import Ranks
-from .saving import WriteTensors, gathered, write_together
+from .saving import WriteTensors, gather_lazily, write_together
 
 QUERY_ROWS, KEY_ROWS, MLP_ROWS = ("q", "q_bias", "sinks"), ("k", "v", "k_bias", "v_bias"), ("gate", "up")
 VOCABULARY_ROWS = ("embed", "head")
@@ -118,7 +118,7 @@ class Share:
 
     def write_together(self, tensors: Mapping[str, Tensor], write: WriteTensors) -> None:
         """Call ``write`` on rank 0 with the whole tensors, from the slices of all ranks (:func:`.saving.write_together`)."""
-        whole = {name: gathered(self.ranks, x, self.placement(name, x)) for name, x in tensors.items()}
+        whole = {name: gather_lazily(self.ranks, x, self.placement(name, x)) for name, x in tensors.items()}
         write_together(self.ranks, whole, write)
 
     def add_messages(self, cell: nn.Module) -> None:

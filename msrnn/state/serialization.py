@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.saving import gathered, write_together
+from ..distributed.saving import gather_lazily, write_together
 from ..errors import Error, describe
 from ..layers.rotary import ROPE_TYPES, Rope
 from ..reductions.contract import EMPTY, LEARNED
@@ -63,7 +63,7 @@ def write_layers(
     shapes = [(name, tuple(x.shape), x.dtype) for name, x in tensors.items() if name.startswith("layers.")]
     heads.ranks.check_same_values("state", layers[0].clock, entries["operators"], shapes)
     places = {name: heads.placement if name.startswith("layers.") else None for name in tensors}
-    whole = {name: gathered(heads.ranks, x, places[name]) for name, x in tensors.items()}
+    whole = {name: gather_lazily(heads.ranks, x, places[name]) for name, x in tensors.items()}
     write_together(heads.ranks, whole, partial(_write, path, entries=entries))
 
 

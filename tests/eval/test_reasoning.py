@@ -138,11 +138,13 @@ def test_differences_are_paired_by_question():
         rows = zip((0, 1, 2), found, tokens, strict=True)
         return [ReasoningResult(operator, size, "lists", 2, n, "a, b", f, "", t, t < 9) for n, f, t in rows]
 
-    full = results("full", None, ["a, b", "b, a", "a,b"], [4, 4, 4])
-    tova = results("tova", 8, [None, "a, b", "b"], [9, 4, 8])[::-1]
-    right, right_difference, length, length_difference, ended = report([*full, *tova], 9).tables
-    assert right.rows == [["full", "67", "67"], ["tova:8", "33", "33"]]
-    assert right_difference.rows == [["tova:8", "-33 ± 67", "-33 ± 67"]]
-    assert length.rows == [["full", "4", "4"], ["tova:8", "7", "7"]]
-    assert length_difference.rows == [["tova:8", "+3 ± 2", "+3 ± 2"]]
+    full = results("full", None, ["a, b", "b, a", "a,b"], [4, 6, 8])
+    first, second, third = results("tova", 8, ["a, b", None, "a,b"], [5, 7, 9])  # right where full is, one token longer
+    right, right_difference, length, length_difference, ended = report([*full, second, first, third], 9).tables
+    assert right.rows == [["full", "67", "67"], ["tova:8", "67", "67"]]
+    assert right_difference.rows == [["tova:8", "+0 ± 0", "+0 ± 0"]]
+    assert length.rows == [["full", "6", "6"], ["tova:8", "7", "7"]]
+    assert length_difference.rows == [["tova:8", "+1 ± 0", "+1 ± 0"]]
     assert ended.rows == [["full", "100", "100"], ["tova:8", "67", "67"]]
+    worse = results("tova", 8, [None, "a, b", "b"], [9, 4, 8])
+    assert report([*full, *worse], 9).tables[1].rows == [["tova:8", "-33 ± 67", "-33 ± 67"]]

@@ -115,6 +115,12 @@ def test_questions_do_not_depend_on_how_many_are_asked_for():
     assert not set(few) & set(names(["needle", "variables"], [1400], [0, 1], 1, seed=2))
 
 
+@pytest.mark.parametrize(("form", "digits"), [("small", 5), ("ruler", 7)])
+def test_an_answer_has_at_most_16_tokens_more_than_twice_those_of_the_right_one(form, digits):
+    (question,) = generate_questions(tiny_tokenizer(), ["needle"], [1400], [0], 1, 1, FORMS[form], {})
+    assert question.limit == 16 + 2 * digits  # a digit is a token of this tokenizer
+
+
 def test_batches_have_one_task_and_length():
     found = generate_questions(tiny_tokenizer(), ["needle", "variables"], [1300, 1400], [0, 1], 2, 1, FORMS["small"], {})
     random.Random(0).shuffle(found)
@@ -129,9 +135,11 @@ def test_differences_are_paired_by_question():
 
     (condition,) = parse_conditions(["tova"], [8])
     full = results("full", None, [(0.0, "12345"), (1.0, " is 12345"), (0.5, "54321")])
-    tova = results(condition.operator, 8, [(0.5, ""), (0.0, "1 12345"), (1.0, "none")])
+    tova = results(condition.operator, 8, [(0.5, "none"), (0.0, "1 12345"), (1.0, "12345.")])  # right where full is
     found = report([*full, *tova])
-    assert found.tables[0].rows == [["full", "67%", "67%"], ["tova:8", "33%", "33%"]]
-    assert found.tables[1].rows == [["tova:8", "-33 ± 33", "-33 ± 33"]]
-    assert found.figures["needle.png"].panels["tova:8"].tolist() == [[1, 0, 0]]
+    assert found.tables[0].rows == [["full", "67%", "67%"], ["tova:8", "67%", "67%"]]
+    assert found.tables[1].rows == [["tova:8", "+0 ± 0", "+0 ± 0"]]
+    assert found.figures["needle.png"].panels["tova:8"].tolist() == [[1, 0, 1]]
+    worse = results(condition.operator, 8, [(0.5, ""), (0.0, "1 12345"), (1.0, "none")])
+    assert report([*full, *worse]).tables[1].rows == [["tova:8", "-33 ± 33", "-33 ± 33"]]
     assert found.figures["retrieval.png"].horizontal_lines == {"full": pytest.approx(2 / 3)}

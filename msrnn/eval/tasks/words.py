@@ -86,11 +86,11 @@ def frequent_words(tokenizer: "tokenizers.Tokenizer", length: int, depth: float,
         Error: ``length`` is too short.
     """
     codes, seed = [NOISE], rng.random()
-    while len(codes) < 2 + int(length**0.5):  # code k occurs from about k² words on
+    while len(codes) < 2 + max(form.frequent, int(length**0.5)):  # code k occurs from about k² words on
         code = "".join(rng.choices(string.ascii_lowercase, k=CODE_LETTERS))
         if code not in codes:
             codes.append(code)
-    order = _zipf_order(codes, length + 1)
+    order = _zipf_order(codes, max(length + 1, 4 * (form.frequent + 2) ** 2))  # long enough for ``first``
     answers = codes[1 : form.frequent + 1]
     last, after = answers[-1], codes[form.frequent + 1]
     first = next(n for n in range(len(order)) if 1 < order[:n].count(last) > order[:n].count(after) > 0)

@@ -2,6 +2,7 @@
 
 import random
 import re
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from msrnn.eval.tasks.example import FILLER, count_tokens, string_match
 from msrnn.eval.tasks.forms import FORMS, Form
 from msrnn.eval.tasks.needles import Sentences
 from msrnn.eval.tasks.word_list import WORDS
+from msrnn.eval.tasks.words import _zipf_order
 
 TOKENIZER = tiny_tokenizer()
 BOOK = "The boat was small. The sea was not; and on the 3rd day, the wind rose again! Was it late? \n" * 90
@@ -104,10 +106,18 @@ def test_long_lists_repeat_their_words_and_keep_the_ratio():
     assert set(counts[: -form.common]) == {counts[0]}
 
 
+@pytest.mark.parametrize("length", [1, 4, 20, 60])
 @pytest.mark.parametrize("task", TASKS)
-def test_a_short_length_is_refused(task):
-    with pytest.raises(msrnn.Error, match="a prompt has at most 60 tokens; expected at least"):
-        generate(task, 60, 0.5, 1, FORMS["ruler"])
+def test_a_short_length_is_refused(task, length):
+    with pytest.raises(msrnn.Error, match=f"a prompt has at most {length} tokens; expected at least"):
+        generate(task, length, 0.5, 1, FORMS["ruler"])
+
+
+def test_each_coded_word_is_that_of_dhondt():
+    counts = dict.fromkeys("abcdef", 0)
+    for word in _zipf_order([*counts], 150):
+        assert word == max(counts, key=lambda code: Fraction(1, ("abcdef".index(code) + 1) ** 2) / (counts[code] + 1))
+        counts[word] += 1
 
 
 def test_a_short_text_is_refused():

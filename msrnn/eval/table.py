@@ -14,7 +14,6 @@ from ..reporting.report import Report
 from ..reporting.sweep import Sweep
 from .conditions import Condition, add_condition_arguments, parse_paired_conditions
 from .inputs import EvalInputs, add_text_arguments
-from .lm import default_reference
 from .retrieval import TASKS
 from .table_plan import LM, REASONING, RETRIEVAL, Unit, plan
 from .table_report import Measured, report
@@ -82,9 +81,11 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """
     budget = TimeBudget(args.minutes)
     conditions = parse_paired_conditions(args.operators, args.sizes)
-    rival = args.rival or default_reference(conditions)
-    if rival not in args.operators:
+    rival = args.rival or default_rival(conditions)
+    if rival not in (c.operator for c in conditions):
         raise Error(f"--rival is {rival!r}; expected one of the operators, {', '.join(args.operators)}")
+    if repeated := [task for task in args.tasks if args.tasks.count(task) > 1]:
+        raise Error(f"--tasks has {repeated[0]} twice; expected distinct values")
     chunks = inputs.chunks(args)
     units = plan(args, inputs, chunks)
     inputs.check_memory(4, [c.reduction for c in conditions], max(args.chunk, args.length + args.max_new_tokens))
@@ -110,6 +111,12 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
             )
             raise Error(f"{args.minutes} minutes were too short for a unit of {quality} under all operators; {hint}")
     return report(_results(sweep, conditions, finished), rival, _progress(units, finished))
+
+
+def default_rival(conditions: list[Condition]) -> str:
+    """Return ``tova`` if it is one of the operators, otherwise the first bounded one, otherwise the unbounded model."""
+    bounded = [c.operator for c in conditions if c.size is not None]
+    return "tova" if "tova" in bounded else next(iter(bounded), conditions[0].operator)
 
 
 def _results(sweep: Sweep, conditions: list[Condition], units: list[Unit]) -> list[Measured]:

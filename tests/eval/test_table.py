@@ -9,7 +9,8 @@ from support.tiny_tokenizer import chat_cell
 
 from msrnn.cli.main import main
 from msrnn.eval import table
-from msrnn.eval.table import TimeBudget
+from msrnn.eval.conditions import parse_paired_conditions
+from msrnn.eval.table import TimeBudget, default_rival
 from msrnn.eval.table_plan import LM, MEMORY, REASONING, RETRIEVAL
 from msrnn.eval.table_report import Measured, report
 
@@ -129,6 +130,7 @@ def test_a_unit_starts_only_if_the_longest_of_its_kind_fits(monkeypatch):
         (["--rival", "h2o"], "--rival is 'h2o'; expected one of the operators, tova, window"),
         (["--operators", "truncated"], "truncated:9, which has no state"),
         (["--length", "60"], "needle: a prompt has at most 60 tokens"),
+        (["--tasks", "needle", "needle"], "--tasks has needle twice; expected distinct values"),
     ],
 )
 def test_invalid_arguments_are_refused_before_any_measurement(more, message, words, capsys, monkeypatch):
@@ -137,11 +139,36 @@ def test_invalid_arguments_are_refused_before_any_measurement(more, message, wor
     assert message in capsys.readouterr().err
 
 
-def test_differences_ranks_and_ties():
-    def measured(operator, size, nbytes, lm, right):
-        rows = [(MEMORY, [nbytes]), (LM, lm), (RETRIEVAL, right), (REASONING, right)]
-        return [Measured(operator, size, quality, str(i), x) for quality, values in rows for i, x in enumerate(values)]
+@pytest.mark.parametrize(
+    ("operators", "rival"),
+    [
+        (["window"], "window"),
+        (["h2o", "tova"], "tova"),
+        (["full", "h2o", "window"], "h2o"),
+        (["window:9"], "window:9"),
+        ([], "full"),
+    ],
+)
+def test_the_default_rival_is_tova_or_the_first_bounded_operator(operators, rival):
+    assert default_rival(parse_paired_conditions(operators, [9])) == rival
 
+
+def measured(operator, size, nbytes, lm, right):
+    rows = [(MEMORY, [nbytes]), (LM, lm), (RETRIEVAL, right), (REASONING, right)]
+    return [Measured(operator, size, quality, str(i), x) for quality, values in rows for i, x in enumerate(values)]
+
+
+def test_lower_losses_and_higher_scores_are_better():
+    results = measured("full", None, 9e6, [2.9, 3.9], [1, 1])
+    results += measured("tova", 8, 2e6, [3.0, 4.0], [0, 0]) + measured("h2o", 8, 2e6, [2.0, 3.0], [1, 1])
+    overview, *qualities = report(results, "tova", "").tables
+    assert [table.rows[1][-2:] for table in qualities] == [["better", "1"]] * 3
+    assert [row[3::2] for row in overview.rows[1:]] == [["2"] * 3, ["1"] * 3]
+    overview, *qualities = report(results, "h2o", "").tables
+    assert [table.rows[0][-2:] for table in qualities] == [["worse", "2"]] * 3
+
+
+def test_differences_ranks_and_ties():
     results = measured("tova", 8, 2e6, [3.0, 4.0, 5.0], [0, 1, 1])
     results += measured("window", 8, 1e6, [3.5, 4.6, 5.5], [0, 0, 1])
     results += measured("full", None, 9e6, [2.9, 3.9, 5.0], [1, 1, 1])

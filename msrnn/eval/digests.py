@@ -42,8 +42,10 @@ def code_digest(operator: Reduction) -> str:
 
 
 def model_digest(cell: Cell) -> str:
-    """Return 16 hex digits that change with the config or with any parameter."""
+    """Return 16 hex digits that change with the config, with any parameter or with the scale of an adapter."""
     found = hashlib.sha256(repr(cell.config).encode())
+    for path, adapter in cell.adapters.items():
+        found.update(f"{path} {adapter.scaling!r}".encode())
     for name, x in cell.state_dict().items():
         found.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         found.update(_as_bytes(x))

@@ -23,6 +23,7 @@ from ..reporting.progress import progress_bar
 from ..reporting.report import Report
 from ..storage.digest import digest
 from ..train.finetune import FinetuneConfig, prepare, split_text
+from .digests import code_digest
 from .inputs import EvalInputs
 from .lm import nll
 from .recovery_report import FULL, RecoveryResult, report
@@ -45,7 +46,7 @@ class RecoveryModel:
 
     @property
     def key(self) -> str:
-        """Its key in the folder of results."""
+        """The first part of its key in the folder of results; the code of the operator follows."""
         return f"trained through {self.trained}, seed {self.seed}" if self.trained else "base"
 
 
@@ -66,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Train the adapters that ``--out`` does not contain yet, and compare all of them."""
-    operators = (FULL, str(parse_reduction(args.reduction)))
+    reduction = parse_reduction(args.reduction)
+    operators, code = (FULL, str(reduction)), code_digest(reduction)
     if operators[1] == FULL:
         raise Error(f"--reduction is {args.reduction!r}; expected a bounded operator")
     text = read_text(args.text)
@@ -85,7 +87,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error("--lora is given, but the experiment trains its own adapters; expected MODEL without one")
     texts = {"text": digest(text), "other": digest("".join(others.values()))}
     sweep = inputs.sweep(args.out, "recovery", config=digest(repr(settings)), **texts)
-    runs = {x.key: x for x in (RecoveryModel(""), *(RecoveryModel(name, seed) for seed in args.seeds for name in operators))}
+    models = (RecoveryModel(""), *(RecoveryModel(name, seed) for seed in args.seeds for name in operators))
+    runs = {f"{x.key} {code}": x for x in models}
     for _, batch in inputs.pending(sweep, {key: {key: x} for key, x in runs.items()}, 1):
         for key, x in batch.items():
             one = replace(config, reduction=x.trained or None, seed=x.seed)

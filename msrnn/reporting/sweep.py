@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from ..errors import Error
 from ..storage.atomic import atomic_file
+from ..storage.digest import digest
 from ..storage.files import read_json, write_json
 from ..storage.output_paths import create_folder
 from .progress import progress_bar
@@ -17,6 +18,8 @@ Item = TypeVar("Item")
 SETTINGS, CELLS = "settings.json", "cells"
 VERSION = 3
 """Version of the files in the folder."""
+LONGEST_NAME = 250
+"""Characters of a file name without ``.json``; file systems allow 255 in all."""
 
 
 class Sweep:
@@ -132,4 +135,7 @@ class Sweep:
 
     def _path(self, key: str) -> Path:
         assert self._folder is not None
-        return self._folder / CELLS / f"{quote(key, safe=' ').replace('.', '%2E')}.json"
+        name = quote(key, safe=" ").replace(".", "%2E")
+        if len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 17]} {digest(key)}"
+        return self._folder / CELLS / f"{name}.json"

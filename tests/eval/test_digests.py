@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.adapters import adapt
 from support.tiny_models import tiny_cell
 from support.tiny_tokenizer import tiny_tokenizer
 
@@ -134,6 +135,12 @@ def test_digest_of_a_model_changes_with_each_parameter_and_the_config():
             cell.get_parameter(name).view(-1)[-1] += 1e-3
         found.add(model_digest(cell))
     assert len(found) == 3 + len(list(cell.named_parameters()))
+
+
+def test_digest_of_an_adapted_model_changes_with_the_scale():
+    cells = [adapt(tiny_cell(0)), adapt(tiny_cell(0)), adapt(tiny_cell(0), lora_alpha=3)]  # the same A and B
+    one, same, other = map(model_digest, cells)
+    assert one == same != other
 
 
 def test_digest_of_a_tokenizer_changes_with_its_settings():

@@ -71,6 +71,9 @@ def test_a_finished_run_trains_nothing_and_a_new_seed_is_added(model, capsys, mo
     assert capsys.readouterr().out == first
     assert main(command(model, "--seeds", "1", "2")) == 0
     assert trained == [2, 2]
+    monkeypatch.setattr(recovery, "code_digest", lambda operator: f"another {operator}")
+    assert main(command(model, "--seeds", "1")) == 0
+    assert trained == [2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -136,3 +136,11 @@ def test_cells_of_another_process_are_written_if_they_are_missing(tmp_path):
     assert dict(Sweep(tmp_path / "x", {}).finished) == {"a 1": {"n": 1}, "a 2": {"n": 2}}
     assert dict(own.finished) == {"a 0": {"n": 0}, "a 1": {"n": 1}}
     assert not list((tmp_path / "y" / "cells").iterdir())
+
+
+def test_keys_longer_than_a_file_name_have_files_of_their_own(tmp_path):
+    keys = [f"q-filters:64:{'/folder' * 60}/file.safetensors on chunk {i}" for i in range(2)]
+    sweep = Sweep(tmp_path, {})
+    for i, key in enumerate(keys):
+        sweep[key] = {"n": i}
+    assert [Sweep(tmp_path, {})[key] for key in keys] == [{"n": 0}, {"n": 1}]

@@ -45,6 +45,8 @@ def _problem(line: str, where: str) -> Problem:
     names = next((names for names in FIELDS if isinstance(record, dict) and set(names) <= record.keys()), None)
     if names is None or not all(isinstance(record[name], str) for name in names):
         raise Error(f"{where} has no question and answer; expected the strings question and answer, or problem and solution")
+    if any(re.search("[\ud800-\udfff]", record[name]) for name in names):
+        raise Error(f"{where} has half of a surrogate pair; expected valid Unicode")
     question, solution = (re.sub(r"\n\s*\n", "\n", record[name].strip()) for name in names)
     solution = re.sub(r"<<[^<>]*>>", "", solution)
     answer = find_answer(solution)

@@ -129,6 +129,7 @@ def test_files_of_gsm8k_and_math(tmp_path):
         ('{"question": 1, "answer": "#### 1"}', "line 1, has no question and answer"),
         ('{"question": "a", "answer": "1"}', "line 1, has no answer; expected it after ####"),
         ('{"question": "a", "answer": "####"}', "line 1, has no answer"),
+        (r'{"question": "a \ud800", "answer": "#### 1"}', "line 1, has half of a surrogate pair"),
         ("\n\n", "has no problem"),
         ("", "is empty"),
     ],

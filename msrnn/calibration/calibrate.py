@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, check_int, describe
 from ..reductions.constants import Constants
 from .queries import expected_attention, q_filters
 from .scorer import learned_score
@@ -50,10 +50,15 @@ def calibrate(
     """
     if kind not in KINDS:
         raise Error(f"calibrate: {kind!r:.60} has no constants; expected one of {', '.join(KINDS)}")
+    check_int("calibrate: hidden", hidden, at_least=0)
+    check_int("calibrate: epochs", epochs)
     if not texts:
         raise Error("calibrate: no texts; expected at least one")
     if cell.share is not None:
         raise Error(f"calibrate: the cell is split over {cell.share.ranks.size} ranks; expected a whole cell (no group=)")
+    for tokens in texts:
+        if not isinstance(tokens, Tensor) or tokens.ndim != 1 or tokens.dtype != torch.int64 or not len(tokens):
+            raise Error(f"calibrate: a text is {describe(tokens)}; expected ids (T,) int64, at least one")
 
     def read() -> Iterator[Tensor]:
         for tokens in texts:

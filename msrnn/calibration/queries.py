@@ -47,13 +47,16 @@ def expected_attention(cell: Cell, texts: Iterable[Tensor]) -> dict[str, Tensor]
         texts: ids ``(T,)`` int64 each, longer than ``SINKS``.
 
     Raises:
-        Error: a position encoding with other queries than rotated ones, or with frequencies that depend on the length.
+        Error: a shorter text; a position encoding with other queries than rotated ones, or with frequencies that depend on the
+            length.
     """
     pairs = [_pairs(encoding, cell.config.head_dim) for encoding in cell.position_encodings]
     squares: dict[int, Tensor] = {}
     sums: dict[int, Tensor] = {}
     count = 0
     for tokens in texts:
+        if len(tokens) <= SINKS:
+            raise Error(f"expected attention: a text has {len(tokens)} tokens; expected more than {SINKS}")
         count += len(tokens) - SINKS
         for layer in read_layers(cell, tokens):
             frequencies, scaling = pairs[layer.layer]

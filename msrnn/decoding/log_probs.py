@@ -65,6 +65,8 @@ def log_probs(
     cell.check_state(state, B)
     if logits is not None and (not isinstance(logits, Tensor) or logits.shape != (B, cell.config.vocab_size)):
         raise Error(f"logits are {describe(logits)}; expected the logits of the first token, {(B, cell.config.vocab_size)}")
+    if logits is not None:
+        check_device_of_ids("logits are", logits, cell.device)
     wide = torch.promote_types(cell.dtype, torch.float32)
     first = torch.full((B, min(T, 1)), torch.nan, dtype=wide, device=tokens.device)
     parts, length = [first if logits is None or not T else _chosen(logits[:, None], tokens[:, :1], temperature)], T - 1

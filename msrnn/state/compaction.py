@@ -30,8 +30,13 @@ def compact(state: State, size: int, score: Callable[[int, MultiState], Tensor])
             scores of empty rows (position −1) are not used.
 
     Raises:
-        Error: ``size`` is no int of at least 1, or a score has another shape or is no real tensor.
+        Error: ``state`` is no State, ``size`` no int of at least 1, ``score`` no function; or a score has another shape or
+            device or is no dense real tensor.
     """
+    if not isinstance(state, State):
+        raise Error(f"compact: state is {describe(state)}; expected a State")
+    if not callable(score):
+        raise Error(f"compact: score is {describe(score)}; expected a function of the index and H of a layer")
     check_int("compact: size", size)
     layers = []
     for i, H in enumerate(state):
@@ -39,6 +44,9 @@ def compact(state: State, size: int, score: Callable[[int, MultiState], Tensor])
         B, K, S = H.positions.shape
         if not isinstance(scores, Tensor) or scores.is_complex() or tuple(scores.shape) not in ((B, K, S), (B, 1, S)):
             raise Error(f"compact: the score of layer {i} is {describe(scores)}; expected ({B}, {K} or 1, {S})")
+        if scores.layout != torch.strided or scores.device != state.device:
+            found = f"a {scores.layout} tensor on {scores.device}"
+            raise Error(f"compact: the score of layer {i} is {found}; expected a dense tensor on {state.device}")
         layers.append(retain_highest(H, scores.detach(), size + H.n_learned))
     clock = state.clock.clone()
     return state.with_layers(H.with_rows(H.rows, clock, no_empty_rows=H.no_empty_rows) for H in layers)

@@ -107,6 +107,7 @@ def test_sixteen_bits_give_float32():
     [
         ({"temperature": 0}, "temperature is 0; expected a number above 0"),
         ({"logits": torch.zeros(2, 3)}, "logits are float32 of shape (2, 3); expected the logits of the first token, (2, 50)"),
+        ({"logits": torch.zeros(2, 50, device="meta")}, "logits are on meta; expected cpu, as the cell"),
         ({"lengths": torch.tensor([14, 1])}, "lengths are [14, 1]; expected 0 to 13"),
         ({"state": tiny_cell().initial_state(2), "reduction": "full"}, "state and reduction are both given; expected one"),
         ({"state": tiny_cell().initial_state(3)}, "state has batch size 3; the tokens have 2"),

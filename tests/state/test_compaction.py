@@ -73,6 +73,12 @@ def test_the_cut_of_prefill_is_a_compaction():
         (0, by_value, "compact: size is 0"),
         (4, lambda layer, H: H.positions[..., 1:], r"the score of layer 0 is .*; expected \(2, 2 or 1, 20\)"),
         (4, lambda layer, H: None, "the score of layer 0 is NoneType None"),
+        (
+            4,
+            lambda layer, H: H.positions.to("meta"),
+            "the score of layer 0 is a torch.strided tensor on meta; expected a dense",
+        ),
+        (4, "values", "compact: score is str 'values'; expected a function of the index and H of a layer"),
     ],
 )
 def test_refusals(size, score, message):
@@ -80,3 +86,5 @@ def test_refusals(size, score, message):
     _, state = cell(TEXT)
     with pytest.raises(msrnn.Error, match=message):
         msrnn.compact(state, size, score)
+    with pytest.raises(msrnn.Error, match="compact: state is NoneType None; expected a State"):
+        msrnn.compact(None, 4, by_value)

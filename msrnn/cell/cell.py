@@ -53,7 +53,7 @@ class Cell(SavedNetwork):
         """
         check_device(device)
         check_int("initial_state: batch_size", batch_size, at_most=2**24)  # more sequences are probably a typo
-        operators = self.operators_per_layer(reduction)
+        operators = self.operators_per_layer(reduction, remapped=places != ABSOLUTE)
         if self.share is not None:
             self.share.ranks.check_same_values("initial state", batch_size, *operators, places, dtype)
         remappings = PositionRemapping.per_layer(places, [encoding.rope for encoding in self.position_encodings])

@@ -18,6 +18,7 @@ from ..recurrence.transition import Writes
 from ..reductions.calibrated import CalibratedReduction, ModelSizes
 from ..reductions.contract import Reduction
 from ..reductions.per_layer import per_layer
+from ..state.fingerprint import Fingerprint
 from ..state.multistate import MultiState
 from ..state.quantised_rows import QUANTISED_DTYPE, SCALES
 from ..state.state import State
@@ -57,15 +58,23 @@ class RecurrentNetwork(ParameterAccess, ABC):
         c = self.config
         return ModelSizes(len(self.layers), c.n_heads, c.n_kv_heads, c.head_dim, c.width)
 
-    def operators_per_layer(self, reduction: Reduction | str | Sequence[Reduction | str] | None) -> list[Reduction]:
-        """Return the operator of each layer, as :func:`per_layer` does.
+    @property
+    def constants_fingerprints(self) -> list[Fingerprint]:
+        """The models that constants may belong to: this one, and the model without its adapters."""
+        base = [Fingerprint.of(self.signature, self.fingerprint_tensors)] if self.adapters else []
+        return [self.fingerprint(recompute=True), *base]
+
+    def operators_per_layer(
+        self, reduction: Reduction | str | Sequence[Reduction | str] | None, remapped: bool = False
+    ) -> list[Reduction]:
+        """Return the operator of each layer, as :func:`per_layer` does; ``remapped``: positions are remapped.
 
         Raises:
-            Error: as :func:`per_layer`; constants of another model.
+            Error: as :func:`per_layer`; constants of another model, or that need the positions in the text.
         """
-        operators = per_layer(reduction, len(self.layers), self.default_reduction)
+        operators = per_layer(reduction, self.sizes.n_layers, self.default_reduction)
         if any(isinstance(operator, CalibratedReduction) for operator in operators):
-            check_constants(operators, self.sizes, self.fingerprint(recompute=True))
+            check_constants(operators, self.sizes, self.constants_fingerprints, remapped)
         return operators
 
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:

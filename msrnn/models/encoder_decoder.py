@@ -27,8 +27,8 @@ from ..layers.positional import PositionEncoding, PositionTensors, sinusoidal_en
 from ..layers.residual import FeedForward
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes
+from ..reductions.calibrated import ModelSizes
 from ..reductions.contract import EMPTY, LEARNED, Reduction
-from ..reductions.per_layer import per_layer
 from ..reductions.tova_paper import Full
 from ..state.multistate import MultiState
 from ..state.state import State
@@ -194,7 +194,7 @@ class EncoderDecoder(Cell):
         Raises:
             Error: an id is outside the vocabulary, a source is empty, or an operator does not fit the cell.
         """
-        operators = per_layer(reduction, self.config.n_layers, self.default_reduction)
+        operators = self.operators_per_layer(reduction)
         source, lengths = check_text(source, lengths, self.config.vocab_size)
         if not len(source) or (lengths < 1).any():
             raise Error(f"encode: source lengths are {lengths.tolist()}; expected at least one source, each of at least 1")
@@ -218,6 +218,10 @@ class EncoderDecoder(Cell):
     @property
     def default_reduction(self) -> Reduction:
         return Full()
+
+    @property
+    def sizes(self) -> ModelSizes:
+        return super().sizes._replace(n_layers=self.config.n_layers)  # operators are those of self-attention
 
     @property
     def signature(self) -> str:

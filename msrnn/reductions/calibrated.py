@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ..errors import Error
 from .constants import Constants
@@ -29,6 +29,8 @@ class CalibratedReduction(Reduction):
     """
 
     constants: Constants
+    needs_text_positions: ClassVar[bool] = False
+    """True: ``score`` rotates keys by positions in the text, so the positions of rows cannot be remapped."""
 
     def __post_init__(self) -> None:
         if isinstance(self.constants, str | Path):
@@ -40,7 +42,7 @@ class CalibratedReduction(Reduction):
 
     def constant_shapes(self, sizes: ModelSizes) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of the constants by name, ``(L, …)`` each, for a model of these sizes."""
-        raise NotImplementedError
+        raise Error(f"{type(self).__name__} defines no constant_shapes; expected a method constant_shapes(sizes)")
 
     def for_layer(self, layer: int) -> Reduction:
         return replace(super().for_layer(layer), constants=self.constants.of_layer(layer))  # type: ignore[call-arg]

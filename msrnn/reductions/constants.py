@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ..errors import Error, describe
+from ..errors import Error, can_compute, describe
 from ..storage.atomic import atomic_file
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
@@ -159,7 +159,7 @@ def _checked(tensors: object) -> Mapping[str, Tensor]:
     for name, x in tensors.items():
         if not isinstance(name, str) or not name.isidentifier():
             raise Error(f"constants have the name {name!r:.60}; expected an identifier")
-        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or not bool(x.isfinite().all()):
+        if not isinstance(x, Tensor) or not can_compute(x.dtype) or not x.ndim or not bool(x.isfinite().all()):
             raise Error(f"constants: {name} is {describe(x)}; expected finite floating-point numbers (L, …)")
         lengths.add(len(x))
     if len(lengths) > 1 or 0 in lengths:

@@ -39,6 +39,8 @@ class LearnedScore(CalibratedReduction):
     update_is_additive: ClassVar[bool] = True
     depends_on_other_positions: ClassVar[bool] = False
     depends_on_row_layout: ClassVar[bool] = False
+    tie_tolerance: ClassVar[float] = 1e-5
+    """In the first layer all rows of one token tie, up to rounding."""
 
     def validate(self, size: int | None) -> None:
         super().validate(size)

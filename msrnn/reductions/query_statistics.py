@@ -65,6 +65,7 @@ class ExpectedAttention(CalibratedReduction):
     needs_keys: ClassVar[bool] = True
     needs_values: ClassVar[bool] = True
     depends_on_row_layout: ClassVar[bool] = False
+    needs_text_positions: ClassVar[bool] = True
 
     def validate(self, size: int | None) -> None:
         super().validate(size)

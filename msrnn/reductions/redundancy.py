@@ -59,7 +59,7 @@ class RKV(LastQueries):
         cosines = keys @ keys.mT  # (B, K, R, R)
         cosines = cosines.masked_fill(torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device), 0)
         order = positions.argsort(dim=-1, descending=True)[:, :, None].expand_as(cosines)  # the newest first
-        similar = (cosines > self.threshold).gather(-1, order)
+        similar = ((cosines > self.threshold) & ~absent[:, :, None]).gather(-1, order)  # a negative threshold is below 0
         newest = similar & (similar.cumsum(-1) <= int(self.recent_share * self.size))
         cosines = cosines.masked_fill(torch.zeros_like(newest).scatter(-1, order, newest), 0)
         mean = cosines.sum(2) / (~absent).sum(-1, keepdim=True)

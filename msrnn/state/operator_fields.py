@@ -54,7 +54,7 @@ def _constants_from_dict(value: dict[str, Any], stored: dict[str, Constants]) ->
     digest = value["constants"]
     if digest not in stored:
         raise ValueError(f"the constants {digest!r:.60} are missing")
-    if stored[digest].digest != digest:  # the model is part of it
+    if (stored[digest].model, stored[digest].source) != (model, source):  # the model is part of the digest
         stored[digest] = Constants(stored[digest].tensors, model, source)
     if (constants := stored[digest]).digest != digest:
         raise ValueError(f"constants have the digest {constants.digest}; expected {digest!r:.60}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.adapters import adapt
 from support.calibrated_rules import CASES, FILTERS, K, L
 from support.naive_operators import naive
 from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
@@ -150,6 +151,7 @@ def test_spec_string_names_the_file_and_its_digest(tmp_path, monkeypatch):
         (lambda: Constants({"a b": torch.ones(2)}), "the name 'a b'"),
         (lambda: Constants({"a": torch.ones(2, dtype=torch.int64)}), "a is"),
         (lambda: Constants({"a": torch.tensor([1.0, torch.inf])}), "finite"),
+        (lambda: Constants({"a": torch.ones(2).to(torch.float8_e4m3fn)}), "a is float8_e4m3fn"),
         (lambda: Constants({"a": torch.ones(2), "b": torch.ones(3)}), r"\[2, 3\] layers"),
         (lambda: parse_reduction("q-filters:4"), "expected the form q-filters:<size: int>:<constants: str>"),
     ],
@@ -183,3 +185,53 @@ def test_operators_per_layer_may_have_constants_in_some_layers():
     operators = [replace(QFilters(4, FILTERS)), "tova:4"]
     logits, _ = step_loop(cell, text, cell.initial_state(1, operators))
     assert_close(cell(text, cell.initial_state(1, operators))[0], logits, 1e-8)
+
+
+def test_an_operator_that_rotates_keys_by_text_positions_needs_them():
+    operator = OPERATORS["expected-attention"]
+    for operators in (operator, [operator, "tova:4"]):
+        with pytest.raises(
+            msrnn.Error, match="ExpectedAttention rotates keys by their positions in the text; expected places="
+        ):
+            tiny_cell().initial_state(1, operators, places="inside")
+    tiny_cell().initial_state(1, QFilters(4, FILTERS), places="inside")
+
+
+def test_constants_of_one_digest_are_checked_for_every_class():
+    linear = OPERATORS["learned-score"].constants
+    with pytest.raises(msrnn.Error, match="QFilters: the constants are bias"):
+        tiny_cell().initial_state(1, [msrnn.LearnedScore(6, linear), QFilters(4, linear)])
+
+
+def test_an_adapted_cell_takes_the_constants_of_its_base_and_its_own():
+    """Adapters are trained through an operator with the constants of the base."""
+    base, cell = tiny_cell(), adapt(tiny_cell())
+    of_base, of_adapted, of_other = (
+        QFilters(4, Constants(dict(FILTERS.tensors), json.dumps(vars(x.fingerprint()))))
+        for x in (base, cell.requires_grad_(False), tiny_cell(seed=1))
+    )
+    for operator in (of_base, of_adapted):
+        cell.initial_state(1, operator)
+    with pytest.raises(msrnn.Error, match="belong to another model"):
+        cell.initial_state(1, of_other)
+    with pytest.raises(msrnn.Error, match="belong to another model"):
+        base.initial_state(1, of_adapted)
+
+
+def test_a_loaded_state_names_the_file_of_each_layer(tmp_path):
+    specs = [f"q-filters:4:{tmp_path}/{name}@{FILTERS.digest[:8]}" for name in ("one", "other")]
+    for name in ("one", "other"):
+        FILTERS.save(tmp_path / name)
+    tiny_cell().initial_state(1, specs).save(tmp_path / "state")
+    assert [str(H.reduction) for H in msrnn.load_state(tmp_path / "state")] == specs
+
+
+def test_rows_of_one_token_tie_in_the_first_layer():
+    """Their scores depend on the embedding alone. They are rounded differently where the shapes of two paths differ."""
+    operator = replace(OPERATORS["learned-score with a hidden layer"], size=5)
+    cell, text, lengths = tiny_cell(), random_tokens(7, 3, 24, vocab=20), torch.tensor([24, 9, 0])
+    state = cell.initial_state(3, operator, places="inside")
+    _, stepped = step_loop(cell, text, state, lengths)
+    for t in range(24):
+        _, state = cell(text[:, t : t + 1], state, lengths=(t < lengths).long())
+    assert retained_positions(state) == retained_positions(stepped)

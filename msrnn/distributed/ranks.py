@@ -1,6 +1,7 @@
 """A process group of ``torch.distributed``, the messages of its ranks, and a count of their bytes."""
 
 import json
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -47,12 +48,13 @@ class Ranks:
     """The processes of a group, called ranks. Every rank calls the same methods with the same shapes, in the same order.
 
     Attributes:
-        group: the process group.
+        group_reference: a weak reference to the process group. If a cell held the group at the end of the program, after
+            ``destroy_process_group``, gloo would end the process with an error.
         rank: the number of this process in the group, from 0.
         size: W, the number of processes.
     """
 
-    group: Any
+    group_reference: weakref.ref[Any]
     rank: int
     size: int
 
@@ -69,7 +71,18 @@ class Ranks:
         group = dist.group.WORLD if group is None else group
         if not isinstance(group, dist.ProcessGroup):
             raise Error(f"group is {group!r:.60}; expected a process group of torch.distributed that contains this process")
-        return cls(group, dist.get_rank(group), dist.get_world_size(group))
+        return cls(weakref.ref(group), dist.get_rank(group), dist.get_world_size(group))
+
+    @property
+    def group(self) -> Any:
+        """The process group.
+
+        Raises:
+            Error: it has been destroyed.
+        """
+        if (group := self.group_reference()) is None:
+            raise Error("the process group of this cell or state has been destroyed; expected a group that exists")
+        return group
 
     def all_reduce_(self, x: Tensor, purpose: str) -> Tensor:
         """Overwrite a contiguous ``x`` with its sum over the ranks, and return it. All ranks receive the same bits."""

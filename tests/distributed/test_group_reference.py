@@ -2,15 +2,15 @@
 
 import pytest
 import torch.distributed as dist
-from support.tiny_models import tiny_cell
 
 import msrnn
+from msrnn.distributed.ranks import Ranks
 
 
-def test_a_destroyed_group_is_not_held_by_a_cell_or_a_state():
+def test_a_destroyed_group_is_not_held():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    cell = msrnn.distribute(tiny_cell(seed=0))
-    state = cell.initial_state(1, "tova:4")
+    ranks = Ranks.of()
+    assert ranks.group is dist.group.WORLD
     dist.destroy_process_group()
     with pytest.raises(msrnn.Error, match="the process group of this cell or state has been destroyed"):
-        _ = state.heads.ranks.group
+        _ = ranks.group

@@ -80,8 +80,11 @@ class SavedNetwork(RecurrentNetwork):
             The address of the commit.
 
         Raises:
-            Error: the hub refuses the repository or the upload, or cannot be reached; also the errors of :meth:`save`.
+            Error: the hub refuses the repository or the upload, or cannot be reached; the cell is split over the ranks of a
+                process group; also the errors of :meth:`save`.
         """
+        if self.share is not None:
+            raise Error("push_to_hub: every rank of a split cell would upload; expected save, then an upload by one rank")
         from huggingface_hub import HfApi  # deferred, because it is imported slowly
 
         api = HfApi(token=token)

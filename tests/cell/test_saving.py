@@ -80,3 +80,11 @@ def test_without_a_network_nothing_is_saved(monkeypatch):
     for id in ("me/tiny", "no id"):
         with pytest.raises(msrnn.Error, match=f"cannot upload to '{id}' on the hub"):
             CELL.push_to_hub(id)
+
+
+def test_a_split_cell_is_not_pushed(hub, monkeypatch):
+    cell = tiny_cell(seed=0)
+    monkeypatch.setattr(cell, "share", object())
+    with pytest.raises(msrnn.Error, match="every rank of a split cell would upload"):
+        cell.push_to_hub("me/tiny")
+    assert hub[1] == []

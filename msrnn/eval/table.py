@@ -14,14 +14,13 @@ from ..reporting.report import Report
 from ..reporting.sweep import Sweep
 from .conditions import Condition, add_condition_arguments, parse_paired_conditions
 from .inputs import EvalInputs, add_text_arguments
-from .retrieval import TASKS
-from .table_plan import LM, REASONING, RETRIEVAL, Unit, plan
+from .table_plan import LM, REASONING, RETRIEVAL, TASKS, Unit, plan
 from .table_report import Measured, report
 from .tasks.forms import FORMS
 from .texts import text_digest
 
-DEFAULT_TASKS = ("needle", "multikey", "text-needle", "variables")
-"""Retrieval tasks that ask for single facts; small models cannot do the others."""
+DEFAULT_TASKS = ("needle", "multikey", "text-needle", "variables", "arithmetic", "lists")
+"""Retrieval tasks that ask for single facts, because small models cannot do the others, and the reasoning tasks."""
 
 
 class TimeBudget:
@@ -59,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=TASKS,
         metavar="TASK",
         default=list(DEFAULT_TASKS),
-        help=f"retrieval tasks (default: {' '.join(DEFAULT_TASKS)})",
+        help=f"retrieval and reasoning tasks (default: {' '.join(DEFAULT_TASKS)})",
     )
     parser.add_argument(
         "--length", type=positive_int, metavar="N", default=512, help="tokens of a retrieval prompt (default: 512)"
@@ -102,7 +101,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
                 sweep[key] = {"value": value}
         budget.add(unit.quality)
     finished = [u for u in units if all(key in sweep for c in conditions for key in u.keys(c))]
-    for quality in (LM, RETRIEVAL, REASONING):
+    for quality in _qualities(units):
         if not any(u.quality == quality for u in finished):
             hint = (
                 "run the command again to continue"
@@ -132,8 +131,13 @@ def _progress(units: list[Unit], finished: list[Unit]) -> str:
     """Return a sentence on how much of the plan is finished; empty if all of it is."""
     if len(finished) == len(units):
         return ""
-    parts = [f"{_count(finished, quality)} of {_count(units, quality)} of {quality}" for quality in (LM, RETRIEVAL, REASONING)]
+    parts = [f"{_count(finished, quality)} of {_count(units, quality)} of {quality}" for quality in _qualities(units)]
     return f"The time was over. Finished items: {', '.join(parts)}. The same command continues."
+
+
+def _qualities(units: list[Unit]) -> list[str]:
+    """Return the qualities that have units, in the order of the table."""
+    return [quality for quality in (LM, RETRIEVAL, REASONING) if any(u.quality == quality for u in units)]
 
 
 def _count(units: list[Unit], quality: str) -> int:

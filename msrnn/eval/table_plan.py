@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MEMORY, LM, RETRIEVAL, REASONING = "memory", "lm", "retrieval", "reasoning"
 DEPTHS = (0.1, 0.5, 0.9)
 """Depths of the needles: neither the first nor the last sentence, which a window or the first tokens would cover."""
+TASKS = (*retrieval.TASKS, *reasoning.TASKS)
+"""Names of the tasks that the table can have."""
 Asked = TypeVar("Asked", retrieval.Question, reasoning.Question)
 Measure = Callable[[Cell, "tokenizers.Tokenizer", Condition], list[float]]
 
@@ -46,7 +48,9 @@ class Unit:
 
 
 def plan(args: argparse.Namespace, inputs: EvalInputs, chunks: Sequence[Chunk]) -> list[Unit]:
-    """Return all units, round by round. A round has one chunk per text, one question per task and depth, and four problems.
+    """Return all units, round by round.
+
+    A round has one chunk per text, one question per retrieval task and depth, and four problems per reasoning task.
 
     Args:
         args: ``rounds``, ``tasks``, ``length``, ``form``, ``seed``, ``steps``, ``shots`` and ``max_new_tokens`` of the command.
@@ -58,10 +62,11 @@ def plan(args: argparse.Namespace, inputs: EvalInputs, chunks: Sequence[Chunk]) 
     """
     texts = {chunk.text_name: chunk.text for chunk in chunks}
     asked = retrieval.generate_questions(
-        *(inputs.tokenizer, args.tasks, [args.length], DEPTHS),
+        *(inputs.tokenizer, [t for t in args.tasks if t in retrieval.TASKS], [args.length], DEPTHS),
         *(args.rounds, args.seed, FORMS[args.form], texts),
     )
-    problems = reasoning.generate_questions(tuple(reasoning.TASKS), [args.steps], 4 * args.rounds, args.shots, args.seed)
+    tasks = [t for t in args.tasks if t in reasoning.TASKS]
+    problems = reasoning.generate_questions(tasks, [args.steps], 4 * args.rounds, args.shots, args.seed)
     by_kind = [
         [_lm(batch) for batch in _rounds(chunks, args.rounds)],
         *([_retrieval(batch) for batch in group] for group in _by_task(split_into_batches(asked, len(DEPTHS)))),

@@ -23,7 +23,7 @@ def words(tmp_path_factory):
     path = tmp_path_factory.mktemp("table")
     chat_cell().save(path / "model")
     (path / "book.txt").write_text(BOOK)
-    short = ["--chunk", "30", "--rounds", "2", "--tasks", "needle", "--length", "450"]
+    short = ["--chunk", "30", "--rounds", "2", "--tasks", "needle", "arithmetic", "lists", "--length", "450"]
     short += ["--steps", "1", "--shots", "1", "--max-new-tokens", "4"]
     return [
         "eval",
@@ -85,6 +85,14 @@ def test_the_table_of_an_interrupted_run_equals_that_of_an_unbroken_one(words, w
     assert main([*words, "--out", str(out)]) == 0
     for name in FILES:
         assert (out / name).read_text() == (whole / name).read_text()
+
+
+def test_a_table_has_only_the_qualities_of_its_tasks(words, capsys):
+    assert main([*words, "--tasks", "needle", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [sorted(r.keys() & {LM, RETRIEVAL, REASONING}) for r in records] == [[LM, RETRIEVAL]] * 3
+    assert main([*words, "--tasks", "lists"]) == 0
+    assert "| operator | MB of H | lm | rank | reasoning | rank |" in unpadded(capsys.readouterr().out)
 
 
 def test_short_runs_continue_each_other(words, whole, tmp_path, monkeypatch, capsys):

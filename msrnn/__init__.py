@@ -36,6 +36,7 @@ from .state.compaction import compact
 from .state.loading import load_state
 from .state.multistate import MultiState
 from .state.state import State
+from .threads import use_idle_cpus
 
 __all__ = [
     "A2SF",
@@ -86,4 +87,5 @@ __all__ = [
     "stream",
     "stream_jacobi",
     "stream_lookahead",
+    "use_idle_cpus",
 ]

@@ -3,17 +3,21 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import mean
 
+import torch
+
+from ..threads import available_cpus, use_idle_cpus
 from .baselines.transformers import MISSING, NAME
 from .result import Result
 from .settings import Bench, repeated
 from .step import dtype_name, step_on_full_state
 from .timing import Contenders
 
+IDLE = "msrnn, use_idle_cpus"
 LOOP = """
 import os, sys
 while os.getppid() == int(sys.argv[1]):
@@ -38,36 +42,42 @@ def busy_processes(count: int) -> Iterator[list[int]]:
         yield processes
 
 
-def n_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def busy(bench: Bench) -> Iterator[Result]:
     """Compare the mean time of ``step_`` with transformers, both next to one busy process per core.
 
-    Means instead of medians, because some steps wait much longer than others for a core.
+    The step is measured with the threads of the run and with those of :func:`~msrnn.threads.use_idle_cpus`. transformers has
+    the threads of the run. Means instead of medians, because some steps wait much longer than others for a core.
     """
-    cell, ids, count = bench.cell(), bench.text(bench.size), n_cores()
-    contenders: Contenders = {"msrnn": repeated(step_on_full_state(bench, cell), ids)}
-    if baseline := bench.transformers():
-        contenders = {**contenders, NAME: repeated(partial(baseline.step, cache=baseline.read(ids)), ids)}
+    cell, ids, count, threads = bench.cell(), bench.text(bench.size), available_cpus(), torch.get_num_threads()
+    steps = repeated(step_on_full_state(bench, cell), ids)
     with busy_processes(count):
+        fewer = use_idle_cpus()
+        contenders: Contenders = {"msrnn": partial(_with_threads, threads, steps), IDLE: partial(_with_threads, fewer, steps)}
+        if baseline := bench.transformers():
+            others = repeated(partial(baseline.step, cache=baseline.read(ids)), ids)
+            contenders = {**contenders, NAME: partial(_with_threads, threads, others)}
         spent = bench.step_ms(contenders)
-    workload = f"step_, {bench.tova}, {dtype_name(cell)}, mean next to {count} busy processes"
-    value = mean(spent["msrnn"])
-    if not baseline:
-        yield Result(workload, "ms/token", value, target="≤ 1", note=MISSING)
-        return
-    ratios = [a / b for a, b in zip(spent["msrnn"], spent[NAME], strict=True)]
-    yield Result(
-        workload,
-        "ms/token",
-        value,
-        baseline_name=f"{NAME}, step at length {bench.size}",
-        baseline=mean(spent[NAME]),
-        ratio=value / mean(spent[NAME]),
-        low=min(ratios),
-        high=max(ratios),
-        target="≤ 1",
-    )
+    torch.set_num_threads(threads)
+    for name, count_of_threads in (("msrnn", threads), (IDLE, fewer)):
+        words = f"mean next to {count} busy processes, {'use_idle_cpus, ' * (name == IDLE)}threads: {count_of_threads}"
+        workload = f"step_, {bench.tova}, {dtype_name(cell)}, {words}"
+        if not baseline:
+            yield Result(workload, "ms/token", mean(spent[name]), target="≤ 1", note=MISSING)
+            continue
+        ratios = [a / b for a, b in zip(spent[name], spent[NAME], strict=True)]
+        yield Result(
+            workload,
+            "ms/token",
+            mean(spent[name]),
+            baseline_name=f"{NAME}, step at length {bench.size}, threads: {threads}",
+            baseline=mean(spent[NAME]),
+            ratio=mean(spent[name]) / mean(spent[NAME]),
+            low=min(ratios),
+            high=max(ratios),
+            target="≤ 1",
+        )
+
+
+def _with_threads(count: int, steps: Callable[[], object]) -> None:
+    torch.set_num_threads(count)
+    steps()

@@ -14,7 +14,7 @@ from ..chat.conversation import Chat
 from ..chat.repl import run_repl
 from ..errors import Error
 from ..storage.files import read_bytes
-from .loading import load_model
+from .loading import load_model_for_steps
 from .options import (
     add_model_arguments,
     add_reduction_argument,
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     sampling = sampling_settings(args)
     tools = None if args.tools is None else read_tools(args.tools)
     template = {"chat_template": args.chat_template, "template_variables": dict(args.template_variable), "tools": tools}
-    cell, tokenizer = load_model(args)
+    cell, tokenizer = load_model_for_steps(args)
     settings = {
         "reduction": args.reduction,
         "kv_dtype": args.kv_dtype,

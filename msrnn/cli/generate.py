@@ -22,7 +22,7 @@ from ..errors import Error
 from ..storage.output_paths import check_output_file
 from ..text.stop_strings import StreamedText
 from ..text.stream_printer import StreamPrinter
-from .loading import load_model
+from .loading import load_model_for_steps
 from .options import (
     add_model_arguments,
     add_prompt_arguments,
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     text = read_prompt(args) if has_prompt(args) else None
     continues = _continues(args, text)
     sampling = sampling_settings(args)
-    cell, tokenizer = load_model(args)
+    cell, tokenizer = load_model_for_steps(args)
     saved = read_text_state(args, cell, needs_logits=text is None) if continues else new_text(args, cell)
     new, ends = list[int](), cell.config.eos_token_ids
     if text is not None:

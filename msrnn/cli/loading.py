@@ -4,6 +4,7 @@ Only this package imports :mod:`converters`, and only when a command needs a mod
 """
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..lora import load_adapter
 from ..models import Config, DecoderConfig
+from ..threads import use_idle_cpus
 from .options import check_device
 from .streams import print_warnings
 
@@ -61,6 +63,15 @@ def load_cell(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Cel
         where = {"device": args.device, "group": args.group}
         cell = converters.load(args.model, dtype=dtype, revision=args.revision, weights=args.weights, **where)
     return cell if folder is None else load_adapter(cell, folder)
+
+
+def load_model_for_steps(args: argparse.Namespace) -> tuple[Cell, "tokenizers.Tokenizer"]:
+    """Load as :func:`load_model`, and use no more threads than there are idle CPUs. A smaller number is printed."""
+    model, threads = load_model(args), torch.get_num_threads()
+    if args.device == "cpu" and args.ranks.size == 1 and (fewer := use_idle_cpus()) < threads:
+        reason = "other processes use the CPUs; OMP_NUM_THREADS sets another number"
+        print(f"msrnn: {fewer} of {threads} threads, because {reason}", file=sys.stderr)
+    return model
 
 
 def encode(tokenizer: "tokenizers.Tokenizer", text: str, args: argparse.Namespace) -> Tensor:

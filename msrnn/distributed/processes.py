@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import Error
+from ..threads import available_cpus
 from .ranks import Ranks
 
 REQUIRED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -81,11 +82,6 @@ class Processes:
         """
         if self.size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
             torch.set_num_threads(max(1, available_cpus() // (1 if alone else self.local_size)))
-
-
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_group(ranks: Processes, timeout: timedelta) -> "dist.Store":

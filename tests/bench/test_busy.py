@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from support.benchmarks import set_times
 from support.command_line import PATIENCE
 
@@ -63,13 +65,27 @@ def test_processes_end_when_the_benchmark_is_killed(number):
 
 def test_one_process_per_core_runs_while_steps_are_timed(monkeypatch, bench):
     counts = []
-    monkeypatch.setattr(busy, "n_cores", lambda: 3)
+    monkeypatch.setattr(busy, "available_cpus", lambda: 3)
     real = busy.busy_processes
     monkeypatch.setattr(busy, "busy_processes", lambda count: counts.append(count) or real(0))
-    set_times(monkeypatch, msrnn=[STEPS * 0.1, STEPS * 0.5], transformers=[STEPS * 0.2, STEPS * 0.2])
-    (row,) = busy.busy(bench)
+    set_times(monkeypatch, a=[STEPS * 0.1, STEPS * 0.5], b=[STEPS * 0.1, STEPS * 0.2], c=[STEPS * 0.2, STEPS * 0.2])
+    row, fewer = busy.busy(bench)
     assert counts == [3]
-    assert row.workload.endswith("mean next to 3 busy processes")
+    assert "mean next to 3 busy processes" in row.workload
     assert (row.value, row.baseline, row.ratio) == pytest.approx((300, 200, 1.5))  # means
     assert (row.low, row.high) == pytest.approx((0.5, 2.5))
     assert row.reached is False
+    assert (fewer.value, fewer.baseline, fewer.ratio) == pytest.approx((150, 200, 0.75))
+    assert fewer.reached is True
+
+
+def test_each_implementation_has_its_number_of_threads(monkeypatch, bench):
+    before, used = torch.get_num_threads(), []
+    monkeypatch.setattr(busy, "use_idle_cpus", lambda: before + 2)
+    monkeypatch.setattr(busy, "busy_processes", lambda count: nullcontext())
+    monkeypatch.setattr(busy, "step_on_full_state", lambda bench, cell: lambda token: used.append(torch.get_num_threads()))
+    monkeypatch.setattr(type(bench), "transformers", lambda self: None)
+    rows = list(busy.busy(bench))
+    assert set(used) == {before, before + 2}
+    assert [row.workload[-1] for row in rows] == [str(before), str(before + 2)]
+    assert torch.get_num_threads() == before

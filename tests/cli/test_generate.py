@@ -10,6 +10,7 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import converters
 import msrnn
+from msrnn.cli import loading
 from msrnn.cli.main import main
 
 
@@ -180,3 +181,10 @@ def test_arguments_that_do_not_fit_are_refused(model, tmp_path, capfd):
         assert re.search(message, err), (args, err)
         assert err.count("\n") == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+
+
+def test_a_smaller_number_of_threads_is_named(model, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "use_idle_cpus", lambda: 0)
+    assert main(["generate", str(model), "--prompt", "the end", "--max-new-tokens", "1"]) == 0
+    words = f"msrnn: 0 of {torch.get_num_threads()} threads, because other processes use the CPUs"
+    assert words in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """The exception of the library, and the argument checks that many modules share."""
 
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 import torch
 
@@ -25,6 +27,12 @@ def describe(x: object) -> str:
     if isinstance(x, torch.Tensor):
         return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
     return f"{type(x).__name__} {x!r:.40}"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return `` (did you mean 'tova'?)`` with at most two of ``names`` that are spelt like ``name``; "" if none is."""
+    close = get_close_matches(name[:60].lower(), list(names), n=2)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def missing_package(name: str, extra: str) -> Error:

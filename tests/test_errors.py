@@ -6,7 +6,17 @@ import pytest
 import torch
 
 import msrnn
-from msrnn.errors import MAX_MESSAGE_CHARACTERS, Error, check_bool, check_device, check_dtype, check_int, check_number, is_int
+from msrnn.errors import (
+    MAX_MESSAGE_CHARACTERS,
+    Error,
+    check_bool,
+    check_device,
+    check_dtype,
+    check_int,
+    check_number,
+    did_you_mean,
+    is_int,
+)
 
 
 def refused(check, *args, **more):
@@ -92,3 +102,18 @@ def test_a_long_message_keeps_its_start_and_its_end():
     assert shown.startswith("start xxx")
     assert " … " in shown
     assert shown.endswith("xxx end")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("tiy", " (did you mean 'tiny'?)"),
+        ("Tiny-Decodr", " (did you mean 'tiny-decoder'?)"),
+        ("tin", " (did you mean 'tiny' or 'tine'?)"),
+        ("q", ""),
+        ("", ""),
+        ("tiny" * 10_000, ""),
+    ],
+)
+def test_the_nearest_names_are_suggested(name, hint):
+    assert did_you_mean(name, ["tine", "tiny", "tiny-decoder", "large"]) == hint

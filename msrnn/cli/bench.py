@@ -25,7 +25,7 @@ from ..bench.report import as_json, line, markdown
 from ..bench.result import Result, SkipBenchmark
 from ..bench.sections import OTHER_SECTIONS, RANK_SECTIONS, SECTIONS, SPECULATIVE_SECTIONS, measure, section
 from ..bench.settings import Bench
-from ..errors import Error
+from ..errors import Error, did_you_mean
 from ..models.packing import COMPUTE_DTYPE, kind_of_weights, packed_names
 from ..models.registry import build_on_meta
 from ..reductions.registry import parse_reduction
@@ -93,7 +93,8 @@ def section_names(text: str) -> list[str]:
     """
     names, known = text.split(","), [*SECTIONS, *SPECULATIVE_SECTIONS, *OTHER_SECTIONS]
     if unknown := [name for name in names if name not in known]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a section; expected some of {', '.join(known)}")
+        found = f"{unknown[0]!r} is not a section{did_you_mean(unknown[0], known)}"
+        raise argparse.ArgumentTypeError(f"{found}; expected some of {', '.join(known)}")
     return list(dict.fromkeys(names))
 
 

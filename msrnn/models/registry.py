@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, did_you_mean
 from ..layers.rotary import ROPE_TYPES, Rope
 from .config import Config
 from .decoder import Decoder
@@ -97,7 +97,8 @@ def _from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
     """Return ``kind(**values)`` of a dataclass; refuse unknown and missing fields."""
     known = {f.name: f for f in fields(kind)}
     if unknown := sorted(values.keys() - known.keys()):
-        raise Error(f"{where}: field {unknown[0]!r} is not known; expected {', '.join(known)}")
+        found = f"field {unknown[0]!r:.60} is not known{did_you_mean(unknown[0], known)}"
+        raise Error(f"{where}: {found}; expected {', '.join(known)}")
     required = {name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(required - values.keys()):
         raise Error(f"{where}: field {missing[0]!r} is missing")

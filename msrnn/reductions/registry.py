@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..errors import Error
+from ..errors import Error, did_you_mean
 from .all_layers import PREFIX, AllLayers
 from .contract import Reduction
 from .spec_strings import SPEC_NAMES, parse_spec, qualified_name
@@ -37,5 +37,7 @@ def parse_reduction(text: str) -> Reduction:
     if name in qualified:
         return parse_spec(text, qualified[name], {}, values)
     if name.lower() not in SPEC_NAMES:
-        raise Error(f"reduction {text!r}: no operator is called {name!r}; expected one of {', '.join(SPEC_NAMES)}")
+        found = f"reduction {text!r:.200}: no operator is called {name!r:.60}{did_you_mean(name, SPEC_NAMES)}"
+        own = "a class of your own after its definition (in a command: --operators-from FILE)"
+        raise Error(f"{found}; expected one of {', '.join(SPEC_NAMES)}, or {own}")
     return parse_spec(text, *SPEC_NAMES[name.lower()], values)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error, check_int, check_number
+from ..errors import Error, check_int, check_number, did_you_mean
 from ..models.config import Config
 from ..models.decoder_config import DecoderConfig
 from ..models.encoder_decoder import EncoderDecoderConfig
@@ -154,16 +154,18 @@ def read_train_config(name: str) -> TrainConfig:
     if name in PRESETS:
         return PRESETS[name]
     if not name.endswith(".json"):
-        raise Error(f"--config is {name!r:.60}; expected one of {', '.join(PRESETS)}, or a .json file")
+        found = f"--config is {name!r:.60}{did_you_mean(name, PRESETS)}"
+        raise Error(f"{found}; expected one of {', '.join(PRESETS)}, or a .json file")
     values = read_json(Path(name))
     preset = values.pop("preset", None)
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
-        raise Error(f"{name}: preset is {preset!r:.60}; expected one of {', '.join(PRESETS)}")
+        hint = did_you_mean(str(preset), PRESETS)
+        raise Error(f"{name}: preset is {preset!r:.60}{hint}; expected one of {', '.join(PRESETS)}")
     known = [f.name for f in fields(TrainConfig)]
     for field in sorted(values.keys() - set(known)):
         if field in RENAMED:
             raise Error(f"{name}: field {field!r} has a new name; expected {RENAMED[field]!r}")
-        raise Error(f"{name}: field {field!r:.60} is not known; expected {', '.join(known)}")
+        raise Error(f"{name}: field {field!r:.60} is not known{did_you_mean(field, known)}; expected {', '.join(known)}")
     model = values.pop("model", {})
     if not isinstance(model, dict):
         raise Error(f"{name}: model is {model!r:.60}; expected an object of fields")

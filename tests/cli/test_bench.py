@@ -147,6 +147,9 @@ def test_unknown_section_is_refused(folder, capsys):
     with pytest.raises(SystemExit):
         main(command(folder, "--only", "unroll,speed"))
     assert "'speed' is not a section; expected some of unroll, long" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(command(folder, "--only", "unrol"))
+    assert "'unrol' is not a section (did you mean 'unroll'" in capsys.readouterr().err
 
 
 def test_ctrl_c_prints_what_was_measured(folder, tmp_path):

@@ -231,9 +231,9 @@ def test_the_command_plots_and_prints_the_results_of_the_run(text, tmp_path, cap
     ("fields", "message"),
     [
         ({"chunk_length": 5000}, "the text has"),
-        ({"stepz": 3}, "field 'stepz' is not known; expected model, tokenizer"),
-        ({"preset": "tony"}, "preset is 'tony'; expected one of tiny, "),
-        ({"model": {**MODEL, "widht": 3}}, "field 'widht' is not known"),
+        ({"stepz": 3}, "field 'stepz' is not known (did you mean 'steps'?); expected model, tokenizer"),
+        ({"preset": "tony"}, "preset is 'tony' (did you mean 'tiny'?); expected one of tiny, "),
+        ({"model": {**MODEL, "widht": 3}}, "field 'widht' is not known (did you mean 'width'?)"),
         ({"model": {**MODEL, "vocab_size": 3}}, "vocab_size is given"),
         ({"model": 3}, "model is 3"),
         ({"model": {k: v for k, v in MODEL.items() if k != "width"}}, "field 'width' is missing"),

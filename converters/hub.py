@@ -41,7 +41,6 @@ def fetch(source: str, revision: str | None = None, *, gguf: str | None = None, 
         Error: no such repository, revision or file, several GGUF files, or neither a network nor a cached copy.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         if gguf is None:
@@ -58,9 +57,24 @@ def fetch(source: str, revision: str | None = None, *, gguf: str | None = None, 
         if file is None:
             return folder
         return Path(snapshot_download(source, revision=revision, allow_patterns=[file])) / file
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Error(f"cannot fetch {source!r}{f' at {revision!r}' if revision else ''} from the hub ({reason})") from None
+    except Error:
+        raise
+    except Exception as error:  # the errors of the HTTP library differ between versions
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        failed = f"cannot fetch {source!r}{f' at {revision!r}' if revision else ''} from the hub ({reason:.300})"
+        raise Error(f"{failed}{_next_step(error)}") from None
+
+
+def _next_step(error: Exception) -> str:
+    """Return the end of a message: what to try after a download has failed; "" where the reason says it."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    if isinstance(error, RepositoryNotFoundError):
+        return "; expected the id of a repository that exists; a private or gated one needs a login (hf auth login)"
+    is_local = isinstance(error, OSError) and (error.errno or 0) > 0 and not isinstance(error, ConnectionError | TimeoutError)
+    if is_local or isinstance(error, HfHubHTTPError | HFValidationError):  # such as a full disk, or an unknown revision
+        return ""
+    return ", and no file or folder of this name is here; without a network, give the path of a model folder or a .gguf file"
 
 
 def choose_gguf(names: Iterable[str], choice: str | None, where: str) -> str | None:

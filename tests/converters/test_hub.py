@@ -1,14 +1,24 @@
 """Downloads from the hub, without a network."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from support.refusals import refusing
 from support.transformers_reference import save_folder, tiny_reference
 
 import converters
 import msrnn
 from converters import hub
+from msrnn.cli.main import main
 
 
 def test_a_cached_hub_id_is_read_without_a_network(tmp_path, monkeypatch):
@@ -108,6 +118,55 @@ def test_the_only_gguf_file_of_a_hub_id_needs_no_choice(monkeypatch, tmp_path):
     assert converters.detect.locate("a/b", None) == tmp_path / "x.gguf"
     assert converters.detect.locate("a/b", None, weights=False) == tmp_path / "x.gguf"
     assert downloaded == {"x.gguf"}
+
+
+class TransportError(Exception):
+    """As the errors of httpx, which are no OSError; the hub client has changed its HTTP library several times."""
+
+
+UNREACHABLE = [
+    TransportError("[Errno -2] Name or service not known"),
+    TimeoutError(110, "Connection timed out"),
+    ConnectionResetError(104, "Connection reset by peer"),
+    OfflineModeIsEnabled("HF_HUB_OFFLINE is set"),
+    LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder"),
+    RuntimeError(),
+]
+RESPONSE = SimpleNamespace(headers={}, request=None)
+ANSWERED = [
+    (RepositoryNotFoundError("404 Client Error", response=RESPONSE), "expected the id of a repository that exists"),
+    (GatedRepoError("401 Client Error", response=RESPONSE), "a private or gated one needs a login (hf auth login)"),
+    (RevisionNotFoundError("Invalid rev id: v1", response=RESPONSE), "from the hub (Invalid rev id: v1)"),
+    (OSError(28, "No space left on device"), "from the hub ([Errno 28] No space left on device)"),
+]
+
+
+@pytest.mark.parametrize("failure", UNREACHABLE, ids=lambda error: type(error).__name__)
+def test_without_a_network_the_message_asks_for_a_path(failure, monkeypatch, capsys):
+    fail(monkeypatch, failure)
+    expected = "no file or folder of this name is here; without a network, give the path of a model folder or a .gguf file"
+    for call in (converters.load, converters.config, converters.tokenizer):
+        with refusing(f"cannot fetch 'a/b' at 'v1' from the hub ({str(failure) or 'RuntimeError'}), and {expected}"):
+            call("a/b", revision="v1")
+    assert main(["info", "a/b"]) == 1
+    assert capsys.readouterr().err.endswith(f"{expected}\n")
+
+
+@pytest.mark.parametrize(("failure", "message"), ANSWERED, ids=lambda x: type(x).__name__)
+def test_other_failures_do_not_blame_the_network(failure, message, monkeypatch):
+    fail(monkeypatch, failure)
+    with refusing(message) as found:
+        converters.load("a/b")
+    assert "network" not in str(found.value)
+
+
+def fail(monkeypatch, failure):
+    """Replace the downloads of the hub client by an exception."""
+
+    def refuse(*_, **__):
+        raise failure
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
 
 
 def fake_hub(monkeypatch, folder, files, online=True):

@@ -6,6 +6,7 @@ The tokens of a step follow from the seed and the step number alone, so a resume
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -99,9 +100,14 @@ class TrainData:
         train = Streams(train_ids, B, T, config.chunks_per_state, config.seed)
         val_batch_size = min(B, (len(val_ids) - T) // T)
         if val_batch_size < 1 or not train.n_chunks:
-            needed = f"{(B + 1) * T} training tokens (batch_size {B}, chunk_length {T})"
-            needed += f" and {2 * T} validation tokens (val_fraction {config.val_fraction:g})"
-            raise Error(
-                f"the text has {len(train_ids)} training and {len(val_ids)} validation tokens; expected at least {needed}"
-            )
+            raise short_text(len(train_ids), len(val_ids), B, T, config.val_fraction)
         return cls(train, Streams(val_ids, val_batch_size, T, config.chunks_per_state), tokenizer, text_digest)
+
+
+def short_text(n_training: int, n_held_out: int, batch_size: int, chunk_length: int, val_fraction: float) -> Error:
+    """Return the error for a text with too few tokens in one of its parts; the last ``val_fraction`` of it is held out."""
+    training, held_out = (batch_size + 1) * chunk_length, 2 * chunk_length
+    length = ceil(max(training / (1 - val_fraction), held_out / val_fraction))
+    found = f"the text has {n_training} tokens for training and {n_held_out} held out, its last {val_fraction:.0%}"
+    expected = f"at least {training} and {held_out} (batch_size {batch_size}, chunk_length {chunk_length})"
+    return Error(f"{found}; expected {expected}: a text of about {length:,} tokens, or a smaller chunk_length")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..cell.cell import Cell
-from ..errors import Error, check_int, check_number
+from ..errors import check_int, check_number
 from ..lora.adapters import add, remove
 from ..lora.folder import WEIGHTS_FILE, adapter_tensors, check_family, write_config
 from ..reductions.per_layer import per_layer
@@ -15,7 +15,7 @@ from ..storage.atomic import atomic_file
 from ..storage.digest import digest
 from ..storage.safetensors_io import write_tensors
 from . import checkpointing
-from .data import Streams
+from .data import Streams, short_text
 from .loop import Run, is_occupied
 from .trainer import Trainer, nats_per_token
 
@@ -181,7 +181,5 @@ def split_text(text: str, encode: Encode, config: FinetuneConfig, device: torch.
     train = Streams(train_ids, B, T, config.chunks_per_state, config.seed, bos, device)
     val = Streams(val_ids[: max(config.val_tokens, 2 * T) + 1], 1, T, config.chunks_per_state, None, bos, device)
     if train.n_chunks < 1 or val.n_chunks < 1:
-        needed = f"{(B + 1) * T} training tokens (batch_size {B}, chunk_length {T}) and {2 * T} held-out tokens"
-        found = f"the text has {len(train_ids)} training and {len(val_ids)} held-out tokens"
-        raise Error(f"{found}; expected at least {needed} (val_fraction {config.val_fraction:g})")
+        raise short_text(len(train_ids), len(val_ids), B, T, config.val_fraction)
     return train, val

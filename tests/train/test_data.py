@@ -43,14 +43,22 @@ def test_minimum_length_of_a_text():
     data = TrainData.of("a" * 80, settings)
     assert (data.train.n_chunks, data.val.batch_size, data.val.n_chunks) == (1, 3, 1)
     assert TrainData.of("a" * 40 + "b" * 40, settings).val.ids.unique().tolist() == [98]
-    with pytest.raises(msrnn.Error, match=r"the text has 39 training and 39 validation tokens; expected at least 40 training"):
+    with pytest.raises(
+        msrnn.Error, match="the text has 39 tokens for training and 39 held out, its last 50%; expected at least 40 "
+    ):
         TrainData.of("a" * 78, settings)
-    with pytest.raises(msrnn.Error, match=r"expected at least 40 .* and 20 validation"):
-        TrainData.of("a" * 190, train_config(batch_size=3, chunk_length=10, val_fraction=0.1))
-    with pytest.raises(msrnn.Error, match="the text has 0 training and 0 validation tokens"):
+    with pytest.raises(msrnn.Error, match="the text has 0 tokens for training and 0 held out"):
         TrainData.of("", settings)
     with pytest.raises(msrnn.Error, match="not valid Unicode"):
         TrainData.of("a\udc80" * 400, settings)
+
+
+@pytest.mark.parametrize(("fraction", "length"), [(0.1, 200), (0.5, 80), (0.4, 67)])
+def test_the_message_for_a_short_text_has_the_length_that_is_enough(fraction, length):
+    settings = train_config(batch_size=3, chunk_length=10, val_fraction=fraction)
+    with pytest.raises(msrnn.Error, match=f"at least 40 and 20 .*: a text of about {length} tokens, or a smaller chunk_length"):
+        TrainData.of("a" * (length - 2), settings)
+    assert TrainData.of("a" * length, settings).val.n_chunks
 
 
 def test_byte_tokenizer_agrees_with_tokenizers():

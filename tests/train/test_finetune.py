@@ -143,7 +143,10 @@ def test_a_state_begins_with_the_special_tokens():
         ({"steps": 0}, "steps is 0; expected an int from 1 to"),
         ({"lr": 2}, "lr is 2; expected a number above 0 and at most 1"),
         ({"weight_decay": -1}, "weight_decay is -1; expected a number above 0"),
-        ({"chunk_length": 5000}, "held-out tokens; expected at least 15000 training tokens (batch_size 2, chunk_length 5000)"),
+        (
+            {"chunk_length": 5000},
+            "held out, its last 10%; expected at least 15000 and 10000 (batch_size 2, chunk_length 5000): a text",
+        ),
         ({"reduction": "tofa:3"}, "no operator is called 'tofa'"),
         ({"target_modules": ("x",)}, "target_modules has 'x'; expected linear maps of this cell"),
         ({"r": 0}, "r is 0; expected an int from 1"),

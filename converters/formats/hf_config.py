@@ -87,8 +87,7 @@ def _check_architecture(config: Mapping[str, Any], family: HfFamily) -> None:
 
     Conversions that save the network without its head write a class without a head. The tensors show whether there is one.
     """
-    related = [other.classes for other in ALL if other.title == family.title]  # LLaMA, Mistral and Yi name each other's classes
-    names = (family.classes, f"{family.classes}Text") if family.model_type.endswith("_text") else related
+    names = (family.classes, *family.related, *([f"{family.classes}Text"] if family.model_type.endswith("_text") else []))
     known = {f"{name}{end}".lower() for name in names for end in ("ForCausalLM", "Model")}
     architectures = config.get("architectures") or []
     for name in architectures if isinstance(architectures, list) else [architectures]:

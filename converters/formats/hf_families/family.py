@@ -41,7 +41,7 @@ class HfFamily:
 
     Attributes:
         family: its name in msrnn.
-        title: its name in messages. Families with the same title accept each other's class names.
+        title: its name in messages.
         model_type: its name in ``config.json``.
         classes: the prefix of its class names in transformers: ``Qwen2`` for ``Qwen2ForCausalLM`` and ``Qwen2Model``.
         defaults: the defaults of transformers for missing fields; empty if transformers has no class for the model type.
@@ -50,6 +50,7 @@ class HfFamily:
         fields: further fields that ``read`` reads.
         names: the names of the tensors; for a fused matrix a key of ``fused``.
         fused: the parts of each matrix that the files store as one.
+        related: prefixes of class names of other families that its ``config.json`` may have too.
         config_class: the class of the config.
         read: returns the arguments of ``config_class`` beyond those of all families, from the fields with defaults.
         write: returns the fields of ``config.json`` beyond those of all families, from a config.
@@ -65,6 +66,7 @@ class HfFamily:
     fields: tuple[str, ...] = ()
     names: NameTable = NAMES
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    related: tuple[str, ...] = ()
     config_class: type[Config] = Config
     read: Callable[[Fields], dict[str, Any]] = nothing
     write: Callable[[Any], dict[str, Any]] = nothing

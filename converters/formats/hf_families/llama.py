@@ -14,6 +14,7 @@ LLAMA = HfFamily(
     title="LLaMA, Mistral and Yi",
     model_type="llama",
     classes="Llama",
+    related=("Mistral", "Yi"),
     defaults={
         "vocab_size": 32000,
         "hidden_size": 4096,
@@ -34,6 +35,7 @@ MISTRAL = replace(
     family="mistral",
     model_type="mistral",
     classes="Mistral",
+    related=("Llama", "Yi"),
     defaults={
         **LLAMA.defaults,
         "intermediate_size": 14336,
@@ -49,6 +51,7 @@ YI = replace(
     family="yi",
     model_type="yi",
     classes="Yi",
+    related=("Llama", "Mistral"),
     defaults={},
     names=replace(NAMES, layer={**NAMES.layer, **EARLY_YI_NORMS}),
 )

@@ -86,6 +86,18 @@ def test_spellings_of_the_architecture(architecture):
     assert config_from_hf(CONFIG | {"architectures": architecture}, {}) == expected
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "Yi"])
+def test_llama_mistral_and_yi_name_the_classes_of_each_other(model_type):
+    """Published folders of Yi have ``LlamaForCausalLM``; other families have their own classes only."""
+    config = CONFIG | {"model_type": model_type}
+    for name in ("Llama", "Mistral", "Yi"):
+        assert config_from_hf(config | {"architectures": [f"{name}ForCausalLM"]}, {}) == config_from_hf(config, {})
+    with pytest.raises(
+        msrnn.Error, match=r"architecture 'Qwen2ForCausalLM' is not supported; expected one of .*LlamaForCausalLM"
+    ):
+        config_from_hf(config | {"architectures": ["Qwen2ForCausalLM"]}, {})
+
+
 def edited(folder, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

@@ -46,8 +46,9 @@ def state_from_cache(
 
     Raises:
         Error: the package transformers is missing; the cache is empty, of another class, or does not fit the cell; its dtype or
-            device is not that of the cell; rows that the operator retains are absent; the operator cannot continue; the keys
-            of a text of this length depend on how it was read (dynamic NTK scaling and LongRoPE beyond the original length).
+            device is not that of the cell; its numbers are not finite; rows that the operator retains are absent; the operator
+            cannot continue; the keys of a text of this length depend on how it was read (dynamic NTK scaling and LongRoPE
+            beyond the original length).
     """
     layers = _dynamic_layers(cache)
     published = per_layer(None, len(cell.layers), cell.default_reduction)
@@ -69,9 +70,11 @@ def state_from_cache(
         if bool(needed[:, :first].any()):
             raise Error(f"{name} has the newest {T - first} of {T} tokens; expected all that {own} retains of each text")
         kept = positions.masked_fill(~needed, EMPTY)[:, first:]  # (B, S)
-        rows = {"keys": layer.keys.detach(), "values": layer.values.detach()}
-        rows["positions"] = kept[:, None].expand(layer.keys.shape[:3])
-        rows = {name: x.clone() for name, x in rows.items()}
+        empty = (kept == EMPTY)[:, None, :, None]  # (B, 1, S, 1); padding may have any numbers
+        rows = {"keys": layer.keys.detach().masked_fill(empty, 0), "values": layer.values.detach().masked_fill(empty, 0)}
+        if not all(bool(x.isfinite().all()) for x in rows.values()):
+            raise Error(f"{name} has NaN or infinite keys or values; expected finite numbers")
+        rows["positions"] = kept[:, None].repeat(1, layer.keys.shape[1], 1)  # (B, K, S)
         filled.append(H.with_rows(rows, clock).sorted_by_position())
     return state.with_layers(filled)
 

@@ -15,8 +15,7 @@ def messages(bench: Bench) -> Iterator[Result]:
     if bench.ranks == 1:
         raise SkipBenchmark("there is one process; expected torchrun with several ranks")
     cell, size = bench.cell(), bench.size
-    c = cell.config
-    shape = Shape("", c.n_layers, c.width, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_width, c.vocab_size)
+    shape = Shape.of(cell.config)
     for spec, scores in {
         f"window:{size}": 0,
         f"tova-head:{size}": 0,

@@ -8,6 +8,7 @@ compares the result with the figures of the paper and with what was measured.
 
 from dataclasses import dataclass
 from math import floor, inf
+from typing import Any
 
 ITEMSIZE, POSITION_BYTES, SCORE_BYTES = 2, 8, 4
 """Bytes of a weight, key, value or activation in 16 bits, of an int64 position, and of a float32 score."""
@@ -22,6 +23,7 @@ class Shape:
     Attributes:
         name: for tables.
         layers, width, heads, kv_heads, head_dim, ffn_width, vocab_size: as in its config.
+        tied: True if the embedding is the LM head, so that the model has this matrix once.
     """
 
     name: str
@@ -32,6 +34,16 @@ class Shape:
     head_dim: int
     ffn_width: int
     vocab_size: int
+    tied: bool = False
+
+    @classmethod
+    def of(cls, config: Any, name: str = "") -> "Shape":
+        """Return the sizes of a config, such as ``cell.config`` or ``converters.config(source)``.
+
+        Biases, norms of heads and norms after a block are not counted (Qwen, Gemma, OLMo); they are less than 0.1 % of a model.
+        """
+        c = config
+        return cls(name, c.n_layers, c.width, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_width, c.vocab_size, c.tied)
 
     def held_kv_heads(self, ranks: int) -> int:
         """Return the key/value heads of one rank; with more ranks than heads, each head is held by several ranks."""
@@ -42,7 +54,7 @@ class Shape:
         queries, keys = self.heads // ranks * self.head_dim, self.held_kv_heads(ranks) * self.head_dim
         attention = 2 * self.width * (queries + keys)  # q and o, k and v
         mlp = 3 * self.width * (self.ffn_width // ranks)
-        embeddings = 2 * self.width * (self.vocab_size // ranks)
+        embeddings = (1 if self.tied else 2) * self.width * (self.vocab_size // ranks)
         return self.layers * (attention + mlp + 2 * self.width) + embeddings + self.width
 
     def row_bytes(self, ranks: int = 1) -> int:
@@ -177,7 +189,8 @@ def step_time(shape: Shape, device: Device, batch_size: int, rows: float, ranks:
         ranks: number of accelerators.
         scores: as in :func:`message_bytes`.
     """
-    weights = shape.parameters(ranks) - shape.width * shape.vocab_size // ranks  # one row of the embedding is read per token
+    embedding = 0 if shape.tied else shape.width * (shape.vocab_size // ranks)
+    weights = shape.parameters(ranks) - embedding  # one row of the embedding is read per token, and the whole LM head
     from_memory = ITEMSIZE * weights / device.bandwidth
     arithmetic = 2 * weights * batch_size / device.flops
     state = batch_size * rows * shape.row_bytes(ranks) / device.bandwidth

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import converters
+from msrnn import models
 from msrnn.diagnostics.state_memory import token_bytes
 from msrnn.distributed import cost
 from msrnn.models.llama import LLAMA_2_7B
@@ -29,6 +31,27 @@ def test_parameters_and_bytes_of_h(shape):
     cell = build_on_meta(CONFIGS[shape.name])
     assert shape.parameters() == PUBLISHED[shape.name] == sum(x.numel() for x in cell.parameters())
     assert shape.row_bytes() == token_bytes(cell.initial_state(1, "full"), itemsize=2)
+
+
+@pytest.mark.parametrize("name", [name for name in models.__all__ if isinstance(getattr(models, name), models.Config)])
+def test_sizes_of_the_presets(name):
+    """Of every family, with tied and with separate embeddings; vectors such as biases and norms of heads are not counted."""
+    config = getattr(models, name)
+    actual = sum(x.numel() for x in build_on_meta(config).parameters())
+    assert cost.Shape.of(config).parameters() == pytest.approx(actual, rel=1e-3)
+
+
+def test_a_tied_embedding_is_held_and_read_once(hf_folder):
+    """The bytes of the real folder: its file has the matrix once."""
+    shape = cost.Shape.of(converters.config(hf_folder))
+    with (hf_folder / "model.safetensors").open("rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+    nbytes = (hf_folder / "model.safetensors").stat().st_size - header
+    assert 4 * shape.parameters() == nbytes
+    device = cost.Device("", memory=1e12, bandwidth=1e12, link=1e11, flops=1e18, latency=0.0)
+    assert cost.step_time(shape, device, 1, 0).compute == pytest.approx(
+        nbytes / 2 / 1e12
+    )  # 16 bits; all of it is the LM head's
 
 
 @pytest.mark.parametrize("shape", cost_tables.SHAPES, ids=lambda shape: shape.name)

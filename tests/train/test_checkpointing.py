@@ -265,7 +265,7 @@ def test_refusals_leave_nothing(fields, message, text, tmp_path, capsys):
 def test_an_empty_text_is_refused(tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("")
     assert main(command(tmp_path / "empty.txt", config(tmp_path / "c.json"), tmp_path / "out")) == 1
-    assert "the text has 0 training" in capsys.readouterr().err
+    assert "the text has 0 tokens for training" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

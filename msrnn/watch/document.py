@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import Error
 from .codes import PRECISIONS, Precision, encode_scores, encode_weights, pack, rounded
-from .observe import ObservedLayer
+from .record import RecordedLayer
 from .run import ObservedRun, predictions_differ, texts_differ
 from .texts import token_texts
 
@@ -61,8 +61,7 @@ def build_document(
 
 def _encode_run(run: ObservedRun, precision: Precision) -> dict[str, Any]:
     planes = [_encode_plane(layer, h, precision) for layer in run.layers for h in range(len(layer.weights))]
-    decisions = [layer.decisions() for layer in run.layers]
-    own, others, tied = (np.concatenate([_numpy(layer[i]) for layer in decisions]) for i in range(3))
+    own, others, tied = (np.concatenate([_numpy(layer.decisions[i]) for layer in run.layers]) for i in range(3))
     return {
         "operator": str(run.operator),
         "ids": run.ids,
@@ -82,15 +81,13 @@ def _encode_run(run: ObservedRun, precision: Precision) -> dict[str, Any]:
     }
 
 
-def _encode_plane(layer: ObservedLayer, head: int, precision: Precision) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def _encode_plane(layer: RecordedLayer, head: int, precision: Precision) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Return the codes of weights and scores, row after row and token after token, and how to read the scores."""
-    first = layer.weights.shape[2] - layer.weights.shape[1]  # learned rows are left out
-    visible = _numpy(layer.visible[head, :, first:]).T  # (T rows, T tokens)
-    weights = _numpy(layer.weights[head, :, first:]).T[visible]
+    weights = _numpy(layer.weights[head])
     codes, no_scores = encode_weights(weights, precision), np.zeros(0, np.uint8)
     if layer.operator.size is None:
         return codes, no_scores, {"kind": "none"}
-    scores = _numpy(layer.scores[head, :, first:]).T[visible]
+    scores = _numpy(layer.scores[head])
     if np.isfinite(scores).all() and np.allclose(scores, weights, rtol=1e-4, atol=1e-7):
         return codes, no_scores, {"kind": "attention"}
     score_codes, fields = encode_scores(scores, precision)

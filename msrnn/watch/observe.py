@@ -78,10 +78,7 @@ def _observed(H: MultiState, trace: LayerTrace, rule: LogitRule) -> ObservedLaye
     entered = torch.arange(R, device=step.device) - (R - T)
     visible = (last[:, None] >= step[:, None]) & (entered <= step[:, None])  # (1 or K, T, R)
     scores, evicted, positions = trace.scores[0], trace.left[0], trace.rows[0]  # (1 or K, T, R), (K, T), (K, R)
-    heads = positions.shape[0]
-    alike = scores.nan_to_num(nan=0.0).eq(scores[:1].nan_to_num(nan=0.0)).all() and positions.eq(positions[:1]).all()
-    if alike and evicted.eq(evicted[:1]).all():
-        heads = 1
+    heads = scores.shape[0]
     weights = _weights(trace, rule, visible)
     weights = weights.mean(0, keepdim=True) if heads == 1 else weights
     visible = visible.expand(trace.rows.shape[1], -1, -1)[:heads]

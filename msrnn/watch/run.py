@@ -1,6 +1,7 @@
 """A text under one operator: the prompt, its greedy continuation, and what the cell computed at every token."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,15 @@ from ..cell.cell import Cell
 from ..decoding.generate import stream
 from ..errors import Error
 from ..reductions.contract import Reduction
+from ..state.state import State
 from .observe import ObservedLayer, observe
+from .record import RecordedLayer, RecordedPart
 
 OnStep = Callable[[Sequence[int], Tensor, Sequence[ObservedLayer]], None]
 TOP_TOKENS = 8
 """Number of most probable next tokens that are recorded."""
+PART_TOKENS = 256
+"""Number of tokens that are read at once, because logits, and scores and weights of all rows, take much memory."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +29,14 @@ class ObservedRun:
     Attributes:
         operator: the operator.
         ids: the T tokens, prompt and continuation.
-        layers: scores, weights and evictions.
+        layers: scores, weights and evictions of each layer.
         top_ids, top_probabilities: ``(T, n)``, the most probable next tokens after each token.
         next_probability: ``(T,)``, of the token that follows in the text; NaN after the last one.
     """
 
     operator: Reduction
     ids: list[int]
-    layers: list[ObservedLayer]
+    layers: list[RecordedLayer]
     top_ids: Tensor
     top_probabilities: Tensor
     next_probability: Tensor
@@ -58,10 +63,22 @@ def observe_run(
         start, ends = cell.initial_state(1, operator), cell.config.eos_token_ids
         tokens = torch.tensor([ids], device=start.clock.device)
         ids += [int(step.token) for step in stream(cell, tokens, start, max_new_tokens=max_new_tokens, eos_token_id=ends)]
-    state = cell.initial_state(1, operator)
-    tokens = torch.tensor([ids], device=state.clock.device)
-    logits, layers, _ = observe(cell, tokens, state)
-    return ObservedRun(operator, ids, layers, *next_tokens(logits, tokens[0]))
+    start, n = cell.initial_state(1, operator), 0
+    parts, predictions = list[list[RecordedPart]](), list[tuple[Tensor, Tensor, Tensor]]()
+    for logits, layers, _ in observe_in_parts(cell, ids, start):
+        parts.append([RecordedPart.of(layer) for layer in layers])
+        predictions.append(next_tokens(logits, ids[n + 1 :]))
+        n += len(logits)
+    recorded = [RecordedLayer.of(H.reduction, of_layer) for H, *of_layer in zip(start, *parts, strict=True)]
+    return ObservedRun(operator, ids, recorded, *(torch.cat(x) for x in zip(*predictions, strict=True)))
+
+
+def observe_in_parts(cell: Cell, ids: Sequence[int], state: State) -> Iterator[tuple[Tensor, list[ObservedLayer], State]]:
+    """Read ``ids`` after ``state``, ``PART_TOKENS`` at once, and yield what :func:`~msrnn.watch.observe.observe` returns."""
+    for first in range(0, len(ids), PART_TOKENS):
+        tokens = torch.tensor([ids[first : first + PART_TOKENS]], device=state.clock.device)
+        logits, layers, state = observe(cell, tokens, state)
+        yield logits, layers, state
 
 
 def _generate_observed(cell: Cell, ids: list[int], operator: Reduction, max_new_tokens: int, on_step: OnStep) -> list[int]:
@@ -69,7 +86,7 @@ def _generate_observed(cell: Cell, ids: list[int], operator: Reduction, max_new_
     state, ids, stop = cell.initial_state(1, operator), list(ids), len(ids) + max_new_tokens
     new = ids
     while True:
-        logits, layers, state = observe(cell, torch.tensor([new], device=state.clock.device), state)
+        ((logits, layers, state),) = deque(observe_in_parts(cell, new, state), maxlen=1)  # earlier parts are freed
         on_step(ids, logits[-1], layers)
         if len(ids) == stop or (ids[-1] in cell.config.eos_token_ids and new is not ids):
             return ids
@@ -77,17 +94,19 @@ def _generate_observed(cell: Cell, ids: list[int], operator: Reduction, max_new_
         ids.extend(new)
 
 
-def next_tokens(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def next_tokens(logits: Tensor, following: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the most probable next tokens after each token, their probabilities, and that of the actual next token.
 
     Args:
         logits: ``(T, V)``.
-        ids: ``(T,)``.
+        following: the tokens after each of the T tokens; NaN is returned where there is none.
     """
     probabilities = logits.float().softmax(-1)
     top = probabilities.topk(min(TOP_TOKENS, logits.shape[-1]))
-    actual = probabilities[:-1].gather(1, ids[1:, None])[:, 0]
-    return top.indices, top.values, torch.cat((actual, actual.new_full((1,), torch.nan)))
+    ids = torch.tensor(following[: len(logits)], dtype=torch.int64, device=logits.device)
+    actual = probabilities.new_full((len(logits),), torch.nan)
+    actual[: len(ids)] = probabilities[: len(ids)].gather(1, ids[:, None])[:, 0]
+    return top.indices, top.values, actual
 
 
 def predictions_differ(one: ObservedRun, other: ObservedRun) -> int | None:

@@ -12,6 +12,7 @@ import msrnn
 from msrnn.reductions.registry import parse_reduction
 from msrnn.watch.codes import PRECISIONS
 from msrnn.watch.document import build_document
+from msrnn.watch.observe import observe
 from msrnn.watch.read import read_document
 from msrnn.watch.run import observe_run, predictions_differ, texts_differ
 
@@ -35,13 +36,14 @@ def test_numbers_are_those_of_the_trace(spec, precision, tmp_path):
     (run,), document, (read,) = written(tmp_path, CELL, IDS, [spec], precision=precision)
     tokens = torch.tensor([run.ids])
     logits, trace = CELL.scan(tokens, CELL.initial_state(1, spec), weights=True)
+    observed = observe(CELL, tokens, CELL.initial_state(1, spec))[1]
     assert read.operator == spec
     assert read.ids == run.ids
     assert document["prompt_tokens"] == len(IDS)
     T, factor, plane = len(run.ids), 2 ** (0.5 / precision.steps) * (1 + 1e-6), 0
     for l, planes in enumerate(read.planes):
         for h, found in enumerate(planes):
-            layer = run.layers[l]
+            layer = observed[l]
             assert np.array_equal(found.evicted, trace[l].left[0, h].numpy())
             held = {p for p in range(T) if found.visible[T - 1, p] and p != found.evicted[T - 1]}
             state = trace.at(T)[l].positions[0, h]

@@ -5,10 +5,12 @@ import os
 import re
 
 import pytest
+import torch
 from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 from msrnn.reductions.registry import parse_reduction
 from msrnn.watch.live import LiveSteps, describe_step
+from msrnn.watch.observe import observe
 from msrnn.watch.run import observe_run
 
 PROMPT = "the boat was\nsmall and the sea was not"
@@ -41,7 +43,8 @@ def test_each_step_is_described_with_the_numbers_of_the_page(spec, layer):
     run = observe_run(CELL, IDS, parse_reduction(spec), NEW, on_step)
     assert run.ids == observe_run(CELL, IDS, parse_reduction(spec), NEW).ids
     assert seen == list(range(len(IDS), len(run.ids) + 1))
-    lines, observed = out.getvalue().splitlines(), run.layers[layer]
+    lines = out.getvalue().splitlines()
+    observed = observe(CELL, torch.tensor([run.ids]), CELL.initial_state(1, spec))[1][layer]
     own, others, tied = observed.decisions()
     for i, n in enumerate(seen):
         line, top = lines[2 * i], lines[2 * i + 1]
@@ -67,7 +70,7 @@ def test_a_terminal_shows_the_text_and_replaces_each_step(size):
         assert int(frames[i + 1]) == -(-len(lines[0]) // 40) + -(-len(lines[1]) // 40) + len(lines[2:])
     last = "".join(frames[-1].splitlines()[2:])
     kept = re.sub(r"\x1b\[9m.*?\x1b\[29m", "", last).replace(" ", "")
-    layer = run.layers[1]
+    layer = observe(CELL, torch.tensor([run.ids]), CELL.initial_state(1, "tova:6"))[1][1]
     held = [p for p in layer.positions[0, layer.visible[0, -1]].tolist() if p != layer.evicted[0, -1]]
     assert len(held) == 6
     expected = "".join(TOKENIZER.decode([run.ids[p]], skip_special_tokens=False) for p in held)
@@ -88,5 +91,5 @@ def test_no_codes_without_a_terminal(monkeypatch, size):
 
 
 def test_the_token_itself_may_be_evicted():
-    run = observe_run(CELL, IDS, parse_reduction("window:0"), 0)
-    assert "evicts this token: score 0, the lowest of 1;" in describe_step(TOKENIZER, run.ids, run.layers[0], 0)
+    _, layers, _ = observe(CELL, torch.tensor([IDS]), CELL.initial_state(1, "window:0"))
+    assert "evicts this token: score 0, the lowest of 1;" in describe_step(TOKENIZER, IDS, layers[0], 0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..argtypes import positive_int
 from ..diagnostics.comparison import continue_prompt
+from ..diagnostics.retention import share_label
 from ..diagnostics.state_memory import memory_summary
 from ..reporting.figures import check_figure_file, draw_retention
 from .loading import encode, load_model
@@ -40,12 +41,14 @@ def run(args: argparse.Namespace) -> None:
     cell, tokenizer = load_model(args)
     ids = encode(tokenizer, text, args)[0].tolist()
     print(f"{args.model}: {len(ids)} prompt tokens, up to {args.max_new_tokens} new\n\n{text}\n")
-    panels: dict[str, Tensor] = {}
+    panels, agree = dict[str, Tensor](), True
     for operator in args.reduction:
         print(f"── {operator} {'─' * (76 - len(str(operator)))}")
         result = continue_prompt(cell, tokenizer, ids, operator, args.max_new_tokens)
         print(f"\n   {result.tokens_per_second:.1f} tokens/s; {memory_summary(result.state, cell)}\n")
         panels[str(operator)] = result.retained
+        agree = agree and result.heads_agree
     if args.picture:
-        draw_retention(panels, args.picture, prompt=len(ids), title="positions in H after each step")
+        label = share_label(cell.config.n_layers, 1 if agree else cell.config.n_kv_heads)
+        draw_retention(panels, args.picture, prompt=len(ids), title="positions in H after each step", label=label)
         print(f"positions in H after each step: {args.picture}")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ..argtypes import positive_int
-from ..diagnostics.retention import retention
+from ..diagnostics.retention import heads_agree, retention, share_label
 from ..errors import Error
 from ..reporting.figures import check_figure_file, draw_retention
 from ..text.evicted_words import strike_out
@@ -42,9 +42,10 @@ def run(args: argparse.Namespace) -> None:
         raise Error(f"--layer is {args.layer}; expected a layer from 0 to {layers - 1}, or from -{layers} to -1")
     tokens = encode(tokenizer, text, args)[:, : args.max_tokens]
     spans = tokenizer.encode(text).offsets[: args.max_tokens]
-    panels = {}
+    panels, agree = {}, True
     for operator in args.reduction:
         retained = retention(cell, tokens, operator)[0]  # (L, T, T)
+        agree = agree and heads_agree(retained)
         panels[str(operator)] = retained.mean(0) if args.layer is None else retained[args.layer]
         share = panels[str(operator)][-1].sum() / tokens.shape[1]
         print(f"{operator!s:16} holds {share:.1%} of {tokens.shape[1]} positions at the end")
@@ -53,5 +54,6 @@ def run(args: argparse.Namespace) -> None:
             print(f"{strike_out(text, spans, evicted, ansi=sys.stdout.isatty())}\n")
     title = "positions in H after each step" + ("" if args.layer is None else f", layer {args.layer % layers}")
     if args.out is not None:
-        draw_retention(panels, args.out, title=title)
+        label = share_label(layers if args.layer is None else 1, 1 if agree else cell.config.n_kv_heads)
+        draw_retention(panels, args.out, title=title, label=label)
         print(args.out)

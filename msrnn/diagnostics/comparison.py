@@ -16,7 +16,7 @@ from ..errors import check_int
 from ..reductions.contract import Reduction
 from ..state.state import State
 from ..text.detokenizer import StreamingDetokenizer
-from .retention import retained_fraction, retention
+from .retention import heads_agree, retained_fraction, retention
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,12 +31,14 @@ class OperatorRun:
         retained: ``(T, T)`` float32, T = prompt + N: the fraction of layers and heads that hold position p after step t.
         tokens_per_second: of the generation, without the prompt.
         state: H at the end.
+        heads_agree: True if at every step all heads of a layer hold the same positions.
     """
 
     new: list[int]
     retained: Tensor
     tokens_per_second: float
     state: State
+    heads_agree: bool
 
 
 @torch.no_grad()
@@ -59,15 +61,17 @@ def continue_prompt(
     tokens = torch.tensor([prompt], dtype=torch.int64, device=state.clock.device)
     generated = stream(cell, tokens, state, max_new_tokens=max_new_tokens, eos_token_id=cell.config.eos_token_ids)
     total = len(prompt) + max_new_tokens
-    rows = [*pad(retention(cell, tokens, reduction)[0].mean(0), (0, max_new_tokens))]  # over layers: (total,) per step
+    prompt_map = retention(cell, tokens, reduction)[0]  # (L, T, T)
+    rows, agree = [*pad(prompt_map.mean(0), (0, max_new_tokens))], heads_agree(prompt_map)  # over layers: (total,) per step
     detokenize, new, seconds, start = StreamingDetokenizer(tokenizer, prompt), list[int](), 0.0, time.perf_counter()
     for token, state in generated:
         new.append(int(token))
         seconds += time.perf_counter() - start
         out.write(detokenize(new[-1]))
         out.flush()
-        rows.append(retained_fraction(state, total)[0].mean(0))
+        retained = retained_fraction(state, total)[0]  # (L, total)
+        rows.append(retained.mean(0))
+        agree = agree and heads_agree(retained)
         start = time.perf_counter()
     out.write(detokenize.flush())
-    retained = torch.stack(rows)[:, : len(rows)]
-    return OperatorRun(new, retained, len(new) / max(seconds, 1e-9), state)
+    return OperatorRun(new, torch.stack(rows)[:, : len(rows)], len(new) / max(seconds, 1e-9), state, agree)

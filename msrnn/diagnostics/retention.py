@@ -11,8 +11,24 @@ from ..decoding.prefill import prefill
 from ..reductions.contract import Reduction
 from ..state.state import State
 
-FIRST_TOKEN_STRIP = "position (strip on the left: the first token)"
-"""Label of the columns of a map that :func:`pixel_map` has reduced."""
+
+def share_label(n_layers: int, n_heads: int, *, reduced: bool = False) -> str:
+    """Return the label of the colour bar of a map: what its values are shares of.
+
+    Args:
+        n_layers: number of layers that a value is a mean over.
+        n_heads: the same for key/value heads; 1 if all heads of a layer retain the same positions.
+        reduced: True if a pixel is the mean of several steps and positions, as in a reduced :func:`pixel_map`.
+    """
+    parts = [name for name, n in (("layers", n_layers), ("heads", n_heads)) if n > 1]
+    if parts:
+        return f"share of {' and '.join(parts)} that hold the position" + (", mean of a pixel" if reduced else "")
+    return "share of the steps and positions of a pixel" if reduced else "1: in H, 0: not in H"
+
+
+def heads_agree(retained: Tensor) -> bool:
+    """Return True if all heads of a layer retain the same positions, for maps of single layers as from :func:`retention`."""
+    return bool(((retained == 0) | (retained == 1)).all())
 
 
 def retained_fraction(state: State, length: int) -> Tensor:
@@ -89,19 +105,19 @@ def retention_map(steps: Tensor) -> Tensor:
 def pixel_map(steps: Tensor, pixels: int) -> Tensor:
     """Return :func:`retention_map` with at most ``pixels`` lines and columns, each the mean of several steps and positions.
 
-    A mean would hide the first token, which many operators retain. So the leftmost 1/64 of a reduced map is the first token
-    alone.
+    A mean would hide the first token, which many operators retain. So it is added in front, as a column of its own.
 
     Args:
         steps: ``(…, K, T)`` int64, as from :func:`eviction_steps`; maps of several layers are averaged.
-        pixels: at least 64.
+        pixels: at least 1.
+
+    Returns:
+        ``(P, 1 + P)`` float32, P = min(T, pixels).
     """
     whole = retention_map(steps.flatten(0, -2))  # (T, T)
-    if len(whole) <= pixels:
-        return whole
-    first = adaptive_avg_pool1d(whole[None, :, 0], pixels)[0]
-    reduced = adaptive_avg_pool2d(whole[None], pixels)[0]
-    return torch.cat((first[:, None].expand(-1, pixels // 64), reduced[:, pixels // 64 :]), dim=1)
+    P = min(len(whole), pixels)
+    first = adaptive_avg_pool1d(whole[None, :, 0], P)[0]  # (P,)
+    return torch.cat((first[:, None], adaptive_avg_pool2d(whole[None], P)[0]), dim=1)
 
 
 def retention(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequence[Reduction | str] | None = None) -> Tensor:
@@ -116,15 +132,20 @@ def retention(cell: Cell, tokens: Tensor, reduction: Reduction | str | Sequence[
     return retention_map(eviction_steps(cell, tokens, reduction))
 
 
-def held_share(steps: Tensor, age: int) -> Tensor:
-    """Return the share of positions that a head still holds ``age`` steps after they were read, ``(…, T) -> (…)`` float64.
+def survival(steps: Tensor) -> Tensor:
+    """Return the share of tokens that H still holds some steps after they were read (Kaplan-Meier estimate).
 
-    Positions that were read less than ``age`` steps before the end of the text are not counted; NaN if there are no others.
+    A token near the end of the text is observed for a few steps only. At each age, the share falls by the fraction that is
+    evicted of the tokens that were in H before and are observed at this age. So all tokens count, and the share never rises.
 
     Args:
-        steps: as from :func:`eviction_steps`.
-        age: at least 0.
+        steps: ``(…, T)`` int64, as from :func:`eviction_steps`.
+
+    Returns:
+        ``(T // 2 + 1,)`` float64: the share after 0, 1, … T // 2 steps, over all leading dimensions.
     """
-    counted = max(0, steps.shape[-1] - age)
-    held = steps[..., :counted] > torch.arange(age, age + counted, device=steps.device)
-    return held.double().mean(-1)
+    T = steps.shape[-1]
+    age = steps - torch.arange(T, device=steps.device)  # at which the token is no longer in H, or no longer observed
+    evicted, observed = (torch.bincount(x.flatten(), minlength=T + 1)[: T + 1] for x in (age[steps < T], age))
+    at_risk = observed.flip(0).cumsum(0).flip(0) - (observed - evicted)  # in H before this age, and observed at it
+    return torch.cumprod(1 - evicted.double() / at_risk.clamp(min=1), 0)[: T // 2 + 1]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..decoding.prefill import prefill
-from ..diagnostics.retention import FIRST_TOKEN_STRIP, eviction_steps, pixel_map
+from ..diagnostics.retention import eviction_steps, pixel_map, share_label
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reductions.per_layer import replaced_layers
@@ -58,12 +58,14 @@ class PrefillCostResult(PrefillCost):
 
     Attributes:
         maps: for the first chunk under the first bounded condition, the maps of :func:`retention_maps`; None for others.
+        averaged: numbers of layers and of heads that ``maps`` are means over.
     """
 
     operator: str
     size: int | None
     chunk: str
     maps: list[list[list[float]]] | None = None
+    averaged: Sequence[int] = (1, 1)
 
 
 @torch.no_grad()
@@ -83,19 +85,20 @@ def measure_cost(cell: Cell, tokens: Tensor, reduction: Reduction | str, n_promp
     return PrefillCost(nats[0], nats[1], rest.shape[1], common, exact_seconds, one_shot_seconds)
 
 
-def retention_maps(cell: Cell, tokens: Tensor, reduction: Reduction | str, n_prompt: int) -> Tensor:
+def retention_maps(cell: Cell, tokens: Tensor, reduction: Reduction | str, n_prompt: int) -> tuple[Tensor, tuple[int, int]]:
     """Return the positions that H holds after each step, by the exact unroll and by one-shot prefill.
 
     Args:
         cell, tokens, reduction, n_prompt: as for :func:`measure_cost`.
 
     Returns:
-        ``(2, P, P)`` float32, the fractions of heads (:func:`~msrnn.diagnostics.retention.pixel_map`, P ≤ ``MAP_PIXELS``), the
-        mean over the layers that the operator bounds.
+        ``(2, P, 1 + P)`` float32, the maps (:func:`~msrnn.diagnostics.retention.pixel_map`, P ≤ ``MAP_PIXELS``), means over the
+        layers that the operator bounds; and the numbers of these layers and of their heads, 1 if all heads agree.
     """
     layers = [l for l, own in enumerate(replaced_layers(reduction, len(cell.layers), cell.default_reduction)) if own]
-    read = [eviction_steps(cell, tokens[None], reduction, one_shot=n)[0, layers] for n in (0, n_prompt)]  # (L, K, T) each
-    return torch.stack([pixel_map(steps.cpu(), MAP_PIXELS) for steps in read])
+    read = [eviction_steps(cell, tokens[None], reduction, one_shot=n)[0, layers].cpu() for n in (0, n_prompt)]  # (L, K, T) each
+    heads = 1 if all(bool((steps == steps[:, :1]).all()) for steps in read) else read[0].shape[1]
+    return torch.stack([pixel_map(steps, MAP_PIXELS) for steps in read]), (len(layers), heads)
 
 
 def _timed(read: Callable[[], tuple[Tensor, State]]) -> tuple[tuple[Tensor, State], float]:
@@ -139,10 +142,11 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     for c, batch in inputs.pending(sweep, rows, 1):
         for key, chunk in batch.items():
             cost = measure_cost(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt)
-            maps = None
+            record = {**asdict(cost), "operator": c.operator, "size": c.size, "chunk": chunk.name}
             if c is drawn and chunk is chunks[0]:
-                maps = retention_maps(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt).tolist()
-            sweep[key] = {**asdict(cost), "operator": c.operator, "size": c.size, "chunk": chunk.name, "maps": maps}
+                maps, averaged = retention_maps(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt)
+                record |= {"maps": maps.tolist(), "averaged": averaged}
+            sweep[key] = record
     return report(load_results(PrefillCostResult, sweep, rows), args.chunk, args.prompt)
 
 
@@ -173,7 +177,7 @@ def report(results: Sequence[PrefillCostResult], n_tokens: int, n_prompt: int) -
     )
     columns = ["operator", "size", "unroll", "one-shot", "cost", "in common", "unroll, s", "one-shot, s"]
     table = Table("One-shot prefill compared with the unroll", columns, rows, note)
-    records = [{k: v for k, v in asdict(r).items() if k != "maps"} for r in results]
+    records = [{k: v for k, v in asdict(r).items() if k not in ("maps", "averaged")} for r in results]
     return Report([table], records, _figures(results, n_tokens, n_prompt))
 
 
@@ -190,12 +194,13 @@ def _figures(results: Sequence[PrefillCostResult], n_tokens: int, n_prompt: int)
     panels = dict(zip(("after every token", "once, after the prompt"), map(torch.tensor, shown.maps), strict=True))
     maps = HeatMaps(
         f"positions in H after each step, {name}",
-        "position" if n_tokens <= MAP_PIXELS else FIRST_TOKEN_STRIP,
+        "position",
         "step",
         panels,
-        "retained fraction of heads",
+        share_label(*shown.averaged, reduced=n_tokens > MAP_PIXELS),
         extent=n_tokens,
         prompt=n_prompt,
+        first_token=True,
     )
     label, level = "nats per token, one-shot − every token", {"equal": 0.0}
     curves = Curves("difference on the text after the prompt", "size of the state in tokens", label, lines, level)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..diagnostics.retention import FIRST_TOKEN_STRIP, eviction_steps, held_share, pixel_map
+from ..diagnostics.retention import eviction_steps, pixel_map, share_label, survival
 from ..errors import Error
 from ..reductions.per_layer import replaced_layers
 from ..reporting.report import Curves, HeatMaps, Report, Table
@@ -216,10 +216,11 @@ def _figures(name: str, by_size: BySize) -> dict[str, Curves | HeatMaps]:
     size, largest = max(steps.items())
     T = largest.shape[-1]
     labels: dict[str, Any] = {
-        "x_label": "position" if T <= MAP_PIXELS else FIRST_TOKEN_STRIP,
+        "x_label": "position",
         "y_label": "step",
-        "colour_label": "retained fraction of heads",
+        "colour_label": share_label(1, largest.shape[1], reduced=T > MAP_PIXELS),
         "extent": T,
+        "first_token": True,
     }
     last_layer = {f"size {s}": pixel_map(x[-1], MAP_PIXELS) for s, x in steps.items()}
     all_layers = {f"layer {l}": pixel_map(x, MAP_PIXELS) for l, x in zip(by_size[size][0].layers, largest, strict=True)}
@@ -241,7 +242,6 @@ def held_curves(operators: Mapping[str, BySize]) -> Curves:
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for name, by_size in operators.items():
         for size, steps in first_steps(by_size).items():
-            ages = [2**i for i in range(steps.shape[-1].bit_length() - 1)]
-            lines[condition_name(name, size)] = [(age, float(held_share(steps, age).mean()), math.nan) for age in ages]
-    title = "how long rows stay: share of the tokens of the first chunk that a head still holds"
-    return Curves(title, "steps since the token was read", "share of tokens", lines)
+            lines[condition_name(name, size)] = [(age, y, math.nan) for age, y in enumerate(survival(steps).tolist()) if age]
+    title = "how long rows stay in H, first chunk"
+    return Curves(title, "steps since the token was read", "share of tokens in H, mean of layers and heads", lines, steps=True)

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import Error, missing_package
 from ..storage.atomic import atomic_file
 from ..storage.output_paths import check_output_file, check_output_folder
-from .plots import draw_curves, draw_heat_maps, heat_map_grid
-from .report import Curves, HeatMaps, SideBySide
+from .plots import draw_curves, draw_dots, draw_heat_maps, heat_map_grid
+from .report import Curves, Dots, HeatMaps, SideBySide
 
 
 def check_figure_file(path: str | Path) -> None:
@@ -63,7 +64,7 @@ def save_figure(figure: Any, path: str | Path, title: str = "") -> None:
         figure.savefig(staged, dpi=130)
 
 
-def draw(plot: Curves | HeatMaps | SideBySide, path: str | Path) -> None:
+def draw(plot: Curves | Dots | HeatMaps | SideBySide, path: str | Path) -> None:
     """Draw one figure of a report.
 
     Raises:
@@ -72,6 +73,9 @@ def draw(plot: Curves | HeatMaps | SideBySide, path: str | Path) -> None:
     if isinstance(plot, Curves):
         figure = new_figure(path, 7.5, 5)
         draw_curves(plot, figure.add_subplot())
+    elif isinstance(plot, Dots):
+        figure = new_figure(path, 7.5, 1.4 + 0.2 * sum(map(len, plot.series.values())))
+        draw_dots(plot, figure.add_subplot())
     elif isinstance(plot, HeatMaps):
         rows, columns, side = heat_map_grid(len(plot.panels))
         figure = new_figure(path, side * columns + 0.8, side * rows + 0.4)
@@ -86,20 +90,29 @@ def draw(plot: Curves | HeatMaps | SideBySide, path: str | Path) -> None:
     save_figure(figure, path, plot.title)
 
 
-def draw_retention(panels: Mapping[str, Tensor], path: str | Path, *, prompt: int = 0, title: str = "") -> None:
+def draw_retention(
+    panels: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    prompt: int = 0,
+    title: str = "",
+    label: str = "share of layers and heads that hold the position",
+) -> None:
     """Draw one panel per operator: steps from top to bottom, positions from left to right, dark if the position is retained.
 
     Args:
-        panels: by operator, ``(T, T)`` values from 0 to 1; row t contains the retained fraction of each position after step t.
+        panels: by operator, ``(T, T)`` values from 0 to 1; row t contains the retained share of each position after step t. The
+            first position is drawn once more as a strip to the left.
         path: output file; its ending selects the format (png, svg, pdf).
         prompt: number of prompt tokens; a line marks the end of the prompt.
         title: title of the figure.
+        label: label of the colour bar (:func:`~msrnn.diagnostics.retention.share_label`).
 
     Raises:
         Error: as :func:`check_figure_file`.
     """
-    label = "retained fraction of layers and heads"
-    draw(HeatMaps(title, "position", "step", panels, label, prompt=prompt), path)
+    with_strip = {name: torch.cat((values[:, :1], values), dim=1) for name, values in panels.items()}
+    draw(HeatMaps(title, "position", "step", with_strip, label, prompt=prompt, first_token=True), path)
 
 
 def draw_attention(panels: Mapping[str, Tensor], path: str | Path, *, title: str = "") -> None:

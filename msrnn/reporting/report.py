@@ -42,7 +42,8 @@ class Curves:
         title, x_label, y_label: texts of the figure.
         lines: by name, the points ``(x, y, error)``; an error of NaN has no bar.
         horizontal_lines, vertical_lines: by name, the y or x coordinate of a reference line.
-        log_x, log_y: True for a logarithmic axis (base 2).
+        log_x, log_y: True for a logarithmic axis; x is labelled at the points, y with short numbers such as 0.02 and 0.05.
+        steps: True: each value holds until the next point, and the lines are drawn as steps, without errors.
     """
 
     title: str
@@ -53,6 +54,21 @@ class Curves:
     log_x: bool = True
     log_y: bool = False
     vertical_lines: Mapping[str, float] = field(default_factory=dict)
+    steps: bool = False
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Values with error bars along a common axis: one line per name, one dot per series.
+
+    Attributes:
+        title, x_label: texts of the figure.
+        series: by name of the series, by name of the line, value and error; an error of NaN has no bar.
+    """
+
+    title: str
+    x_label: str
+    series: Mapping[str, Mapping[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,8 @@ class HeatMaps:
         extent: largest coordinate of both axes; None counts pixels.
         ticks: names of the columns and of the rows; the values are then written into the cells.
         prompt: if positive, a horizontal line below row ``prompt - 1`` marks the end of the prompt.
+        first_token: True: the first column of the panels is the first token once more. It is drawn as a strip to the left of
+            the map, because one column of a long text is too narrow to be seen, and many operators retain the first token.
     """
 
     title: str
@@ -77,6 +95,7 @@ class HeatMaps:
     extent: float | None = None
     ticks: tuple[Sequence[str], Sequence[str]] | None = None
     prompt: int = 0
+    first_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +113,7 @@ class Report:
 
     tables: Sequence[Table]
     records: Sequence[Mapping[str, Any]]
-    figures: Mapping[str, Curves | HeatMaps | SideBySide] = field(default_factory=dict)
+    figures: Mapping[str, Curves | Dots | HeatMaps | SideBySide] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Return all tables as Markdown."""

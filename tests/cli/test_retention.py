@@ -40,6 +40,7 @@ def test_panels_are_the_mean_over_layers_or_one_layer(model, plots, layer, suffi
     assert path == tmp_path / "kept.png"
     assert more["title"] == f"positions in H after each step{suffix}"
     assert not more.get("prompt")
+    assert more["label"] == ("share of layers that hold the position" if layer is None else "1: in H, 0: not in H")
     tokens = torch.tensor([TOKENIZER.encode(PROMPT).ids[:20]])
     for name, panel in panels.items():
         whole = retained_positions(CELL, tokens, name)[0]
@@ -98,6 +99,7 @@ def test_compare_plots_and_prints_every_operator(model, plots, tmp_path, capsys)
     out = capsys.readouterr().out
     ((panels, _, more),) = plots
     assert more["prompt"] == n
+    assert more["label"] == "share of layers that hold the position"
     assert f"{n} prompt tokens, up to 5 new" in out
     tokens = torch.tensor([TOKENIZER.encode(PROMPT).ids])
     for operator in operators:

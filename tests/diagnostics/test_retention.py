@@ -8,11 +8,13 @@ from support.tiny_models import tiny_cell
 import msrnn
 from msrnn.diagnostics.retention import (
     eviction_steps,
-    held_share,
+    heads_agree,
     pixel_map,
     retained_fraction,
     retention,
     retention_map,
+    share_label,
+    survival,
 )
 from msrnn.reporting.figures import draw_retention
 
@@ -60,25 +62,45 @@ def test_one_shot_steps_are_those_of_prefill_and_the_step_loop(reduction):
             _, state = CELL.step(TOKENS[:, t + 1], state)
 
 
-def test_held_share_counts_positions_that_are_old_enough():
-    steps = torch.tensor([[2, 5, 3, 5, 5], [5, 2, 3, 5, 4]])  # (K, T)
-    for age in range(7):
-        for share, row in zip(held_share(steps, age), steps.tolist(), strict=True):
-            held = [p + age < step for p, step in enumerate(row) if p + age < 5]
-            assert share.isnan() if not held else share == sum(held) / len(held)
-    ages = [held_share(eviction_steps(CELL, TOKENS, "window:3"), age).unique().tolist() for age in (2, 3)]
-    assert ages == [[1.0], [0.0]]
+@pytest.mark.parametrize("K", [1, 3])
+def test_survival_is_the_kaplan_meier_estimate(K):
+    T = 24
+    lifetimes = torch.randint(0, 15, (K, T), generator=torch.Generator().manual_seed(K))
+    steps = (torch.arange(T) + lifetimes).clamp(max=T)
+    found, expected = survival(steps), 1.0
+    assert found.shape == (T // 2 + 1,)
+    for age in range(T // 2 + 1):
+        seen = [step - p for row in steps.tolist() for p, step in enumerate(row) if p + age < T and step - p >= age]
+        expected *= sum(lived > age for lived in seen) / len(seen)
+        assert found[age] == pytest.approx(expected)
+    assert survival(eviction_steps(CELL, TOKENS, "window:3")).tolist() == [1, 1, 1, 0, 0, 0, 0]
+    assert survival(eviction_steps(CELL, TOKENS, "full")).tolist() == [1] * 7
 
 
-def test_a_reduced_map_shows_the_first_token_alone():
+def test_the_label_of_a_map_names_what_is_averaged():
+    assert share_label(30, 3) == "share of layers and heads that hold the position"
+    assert share_label(30, 1) == "share of layers that hold the position"
+    assert share_label(1, 3, reduced=True) == "share of heads that hold the position, mean of a pixel"
+    assert share_label(1, 1, reduced=True) == "share of the steps and positions of a pixel"
+    assert share_label(1, 1) == "1: in H, 0: not in H"
+
+
+def test_heads_agree_under_operators_that_decide_per_layer():
+    for reduction, agree in {"tova:3": True, "window:3": True, "tova-head:3": False, "h2o:4": False}.items():
+        assert heads_agree(retention(CELL, TOKENS[:1], reduction)[0]) == agree
+
+
+def test_a_reduced_map_has_the_first_token_in_front():
     steps = torch.randint(1, 128, (2, 3, 128), generator=torch.Generator().manual_seed(0)).clamp(min=torch.arange(128))
     whole = torch.stack([retention_map(layer) for layer in steps]).mean(0)
-    assert torch.allclose(pixel_map(steps, 128), whole)
+    assert torch.allclose(pixel_map(steps, 128), torch.cat((whole[:, :1], whole), dim=1))
     reduced = pixel_map(steps, 64)
-    assert reduced.shape == (64, 64)
+    assert reduced.shape == (64, 65)
     for y in range(0, 64, 9):
-        assert reduced[y, 0] == pytest.approx(whole[2 * y : 2 * y + 2, 0].mean())
-        assert reduced[y, 9] == pytest.approx(whole[2 * y : 2 * y + 2, 18:20].mean())
+        lines = whole[2 * y : 2 * y + 2]
+        assert reduced[y, 0] == pytest.approx(lines[:, 0].mean())
+        assert reduced[y, 1] == pytest.approx(lines[:, :2].mean())
+        assert reduced[y, 10] == pytest.approx(lines[:, 18:20].mean())
 
 
 def test_known_patterns():

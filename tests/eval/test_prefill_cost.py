@@ -103,7 +103,12 @@ def test_table_contains_the_results():
 
 def test_maps_are_those_of_both_methods():
     text = random_tokens(4, 1, 30)
-    exact, one_shot = retention_maps(CELL, text[0], "tova:5", 20)
+    (exact, one_shot), averaged = retention_maps(CELL, text[0], "tova:5", 20)
+    assert averaged == (len(CELL.layers), 1)
+    assert retention_maps(CELL, text[0], "tova-head:5", 20)[1] == (len(CELL.layers), CELL.config.n_kv_heads)
+    assert exact[:, 0].equal(exact[:, 1])  # the first token twice
+    assert one_shot[:, 0].equal(one_shot[:, 1])
+    exact, one_shot = exact[:, 1:], one_shot[:, 1:]
     torch.testing.assert_close(exact, retention(CELL, text, "tova:5")[0].mean(0))
     assert one_shot[:19].equal(torch.ones(19, 30).tril())
     assert one_shot[19:].sum(1).tolist() == pytest.approx([5] * 11)
@@ -126,6 +131,7 @@ def test_figure_shows_the_maps_of_the_first_chunk_and_the_paired_differences():
         "once, after the prompt": [[0.5]],
     }
     assert "tova:8" in plot.maps.title
+    assert plot.maps.colour_label == "1: in H, 0: not in H"
     assert (plot.maps.extent, plot.maps.prompt) == (20, 15)
     for points in (plot.curves.lines["tova"], plot.curves.lines["h2o"]):
         assert [x for x, _, _ in points] == [8, 16]

@@ -163,7 +163,10 @@ def test_each_table_contains_its_own_measure():
     assert first.rows == [["0", "4,000", "8,000"], ["1", "7", "7"]]
     assert found.figures["first-tova.png"].lines["size 4"] == [(0.0, 4000.5, 0.0), (1.0, 7.0, 0.0)]
     assert not found.figures["first-tova.png"].log_x
-    leaves, stays = [[1, 0, 0], [0, 1, 0], [0, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    leaves, stays = (
+        [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]],
+        [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]],
+    )  # the first token twice
     last, layers = found.figures["map-tova.png"].panels, found.figures["layers-tova.png"]
     assert {name: panel.tolist() for name, panel in last.items()} == {"size 4": leaves, "size 8": stays}
     assert {name: panel.tolist() for name, panel in layers.panels.items()} == {"layer 0": leaves, "layer 1": stays}  # of size 8
@@ -175,9 +178,10 @@ def test_lifetimes_are_one_line_per_condition():
     conditions = parse_conditions(["window", "sinks:SIZE:1"], [5])
     curves = report([measure_retention(cell, chunk, c, keep_steps=True) for c in conditions]).figures["lifetimes.png"]
     assert list(curves.lines) == ["window:5", "sinks:5:1"]
-    assert [(x, y) for x, y, _ in curves.lines["window:5"]] == [(1, 1), (2, 1), (4, 1), (8, 0), (16, 0)]
+    assert curves.steps
+    assert [(x, y) for x, y, _ in curves.lines["window:5"]] == [(age, float(age < 5)) for age in range(1, 26)]
     shares = [y for _, y, _ in curves.lines["sinks:5:1"]]
-    assert shares == pytest.approx([1, 1, 1 / 46, 1 / 42, 1 / 34])  # the first token stays, of 50 minus the age
+    assert shares == pytest.approx([1] * 3 + [1 / 46] * 22)  # the first token stays, of 50 minus 4 that are observed at age 4
 
 
 def test_figures_have_labels_and_the_orientation_of_the_paper():
@@ -186,10 +190,11 @@ def test_figures_have_labels_and_the_orientation_of_the_paper():
     result = measure_retention(cell, chunk, parse_conditions(["window"], [5])[0], keep_steps=True)
     figures = report([result]).figures
     maps, first = figures["map-window.png"], figures["first-window.png"]
-    assert (maps.x_label, maps.y_label, maps.extent) == ("position", "step", 50)
+    assert (maps.x_label, maps.y_label, maps.extent, maps.first_token) == ("position", "step", 50, True)
+    assert maps.colour_label == "1: in H, 0: not in H"
     assert (first.x_label, first.y_label) == ("token", "steps")
     step, position = torch.arange(50)[:, None], torch.arange(50)
-    assert torch.equal(maps.panels["size 5"].bool(), (position <= step) & (position > step - 5))
+    assert torch.equal(maps.panels["size 5"][:, 1:].bool(), (position <= step) & (position > step - 5))
     assert list(figures["layers-window.png"].panels) == [f"layer {l}" for l in range(len(cell.layers))]
     assert first.lines["size 5"][:2] == [(0.0, 6.0, 0.0), (1.0, 6.0, 0.0)]  # a row is visible to 6 queries
 

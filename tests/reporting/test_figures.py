@@ -9,7 +9,9 @@ from support.figures import record_figures
 
 import msrnn
 from msrnn.reporting.figures import check_figure_file, check_figure_folder, draw, draw_attention, draw_retention
-from msrnn.reporting.report import Curves, HeatMaps, SideBySide
+from msrnn.reporting.line_styles import COLOURS
+from msrnn.reporting.plots import STRIP
+from msrnn.reporting.report import Curves, Dots, HeatMaps, SideBySide
 
 
 @pytest.fixture
@@ -49,6 +51,51 @@ def test_axes_are_linear_on_request(figures, tmp_path):
     assert (figures[0].axes[0].get_xscale(), figures[0].axes[0].get_yscale()) == ("linear", "linear")
 
 
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ((1.3, 0.012), ["0.02", "0.05", "0.1", "0.2", "0.5", "1"]),
+        ((140.0, 33.0), ["50", "70", "100"]),
+        ((5e-4, 6e-4), ["0.0005", "0.0006"]),
+        ((40.0, 44.0), ["40", "41", "42", "43", "44"]),
+    ],
+)
+def test_a_logarithmic_axis_has_short_numbers(figures, values, labels, tmp_path):
+    points = [(2.0**i, y, 0.0) for i, y in enumerate(values)]
+    draw(Curves("", "size", "nats", {"a": points}, log_y=True), tmp_path / "log.png")
+    axes = figures[0].axes[0]
+    low, high = axes.get_ylim()
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert set(labels) <= set(shown)
+    assert all(low <= float(text) <= high and len(text) <= 8 for text in shown)
+    assert not axes.yaxis.get_minorticklocs().size
+
+
+def test_steps_hold_until_the_next_point(figures, tmp_path):
+    lines = {"tova:8": [(1.0, 1.0, math.nan), (3.0, 0.5, math.nan), (9.0, 0.25, math.nan)]}
+    draw(Curves("", "steps", "share", lines, steps=True), tmp_path / "steps.png")
+    axes = figures[0].axes[0]
+    assert axes.lines[0].get_drawstyle() == "steps-post"
+    assert (list(axes.lines[0].get_xdata()), list(axes.lines[0].get_ydata())) == ([1, 3, 9], [1, 0.5, 0.25])
+    assert list(axes.get_xticks()) == [1, 2, 4, 8]
+    assert not axes.containers  # no error bars
+
+
+def test_dots_have_one_line_per_name_and_one_colour_per_operator(figures, tmp_path):
+    series = {"tova:8": {"a": (1.0, 0.25), "b": (2.0, math.nan)}, "full": {"a": (3.0, 0.5)}}
+    draw(Dots("title", "bits", series), tmp_path / "dots.png")
+    (axes,) = figures[0].axes
+    assert (axes.get_xlabel(), figures[0].get_suptitle()) == ("bits", "title")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["full", "tova:8"]
+    found = {}
+    for container in axes.containers:
+        line, _, (bars,) = container.lines
+        widths = [(segment[1][0] - segment[0][0]) / 2 for segment in bars.get_segments()]
+        found[container.get_label()] = (list(line.get_xdata()), [round(y) for y in line.get_ydata()], widths, line.get_color())
+    assert found == {"full": ([3], [0], [0.5], COLOURS["full"]), "tova:8": ([1, 2], [0, 1], [0.25, 0], COLOURS["tova"])}
+
+
 def test_heat_maps_have_labels_ticks_and_values(figures, tmp_path):
     values = torch.tensor([[0.25, 0.75], [0.0, 1.0], [0.5, 0.5]])
     plot = HeatMaps("keys", "depth", "tokens", {"tova": values}, "share", ticks=(["0", "1"], ["64", "128", "256"]))
@@ -81,9 +128,26 @@ def test_extent_is_the_range_of_both_axes(figures, tmp_path):
 def test_panels_of_different_lengths_have_the_same_axes(figures, tmp_path):
     draw_retention({"full": torch.ones(9, 9).tril(), "short": torch.ones(6, 6).tril()}, tmp_path / "maps.png", prompt=4)
     for axes in figures[0].axes[:2]:
-        assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 8.5), (8.5, -0.5))
+        assert axes.get_xlim() == (pytest.approx(-0.5 - 1.5 * STRIP * 9), 8.5)  # with the strip of the first token
+        assert axes.get_ylim() == (8.5, -0.5)
     light, outside = figures[0].axes[1].images[0].cmap(0.0), figures[0].axes[1].get_facecolor()
     assert sum(outside[:3]) < sum(light[:3]) - 0.05  # what comes after the end of the text differs from an evicted position
+
+
+def test_the_first_token_is_drawn_once_more_as_a_strip(figures, tmp_path):
+    values = torch.tensor([[0.75, 0.0, 0.0], [0.25, 1.0, 0.0], [0.5, 0.0, 1.0]])
+    plot = HeatMaps("", "position", "step", {"a": torch.cat((values[:, :1], values), 1)}, "share", extent=300, first_token=True)
+    draw(plot, tmp_path / "maps.png")
+    axes = figures[0].axes[0]
+    whole, strip = axes.images
+    assert torch.equal(torch.tensor(whole.get_array().data), values)
+    assert torch.equal(torch.tensor(strip.get_array().data), values[:, :1])
+    left, right, bottom, top = strip.get_extent()
+    assert (bottom, top) == (300, 0)
+    assert right < 0
+    assert right - left == pytest.approx(300 * STRIP)
+    assert axes.get_xlim() == (pytest.approx(left), 300)
+    assert [label.get_text() for label in axes.get_xticklabels()][:2] == ["first", "50"]
 
 
 def test_the_line_below_the_prompt_is_in_the_units_of_the_extent(figures, tmp_path):

@@ -12,7 +12,7 @@ from ..errors import Error
 from ..reporting.figures import check_figure_folder
 from ..storage.atomic import atomic_file
 from ..storage.output_paths import check_output_file
-from ..train.report import report
+from ..train.report import CAPTIONS, report
 from ..train.variants import run_all
 from .eval import save
 
@@ -51,7 +51,7 @@ def publish(folder: Path, chapter: Path) -> None:
     for picture in pictures:
         with atomic_file(chapter.parent / f"{chapter.stem}-{picture.name}") as path:
             path.write_bytes(picture.read_bytes())
-    images = "\n".join(f"![{picture.stem}]({chapter.stem}-{picture.name})" for picture in pictures)
+    images = "\n\n".join(f"![{CAPTIONS[picture.name]}]({chapter.stem}-{picture.name})" for picture in pictures)
     page = replace_tables(read_text(chapter), f"\n{tables}\n{images}\n\n")
     with atomic_file(chapter) as path:
         path.write_text(page, "utf-8")

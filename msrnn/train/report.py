@@ -1,11 +1,11 @@
-"""Results of the variants (tables with the spread over seeds, and curves), and the loss curves of a training run."""
+"""Results of the variants (tables and figures with the spread over seeds), and the loss curves of a training run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..reporting.figures import new_figure, save_figure
-from ..reporting.report import Curves, Report, Table
+from ..reporting.report import Dots, Report, Table
 from ..reporting.statistics import mean_and_deviation
 from ..reporting.sweep import Sweep
 from .tasks import SYMBOLS, TASKS
@@ -26,10 +26,18 @@ from .variants import (
 )
 
 WARMUPS = ("warm-up", "no warm-up")
+CAPTIONS = {
+    "norms.png": "Validation bits per byte of four norms, with warm-up and without",
+    "learned.png": "Validation bits per byte with persistent rows or memory tokens, read without eviction and under TOVA",
+    "trained.png": "Validation bits per byte by the operator in training, and by the operator under which the model is read",
+    "tasks.png": "Correct symbols when copying and reversing, by what is carried into the second chunk",
+}
+"""Texts of the figures on a page, by file name."""
+BITS = "validation bits per byte, mean and standard deviation over seeds"
 
 
 def report(sweep: Sweep) -> Report:
-    """Return the tables and curves of finished runs."""
+    """Return the tables and figures of finished runs."""
     runs = {name: [sweep[run_key(name, seed, variant)] for seed in SEEDS] for name, variant in VARIANTS.items()}
 
     def result(name: str, key: str) -> str:
@@ -38,8 +46,16 @@ def report(sweep: Sweep) -> Report:
     def parameters(name: str) -> str:
         return f"{runs[name][0]['parameters']:,}"
 
-    def curves(title: str, lines: Mapping[str, str], y_label: str = "loss, nats per byte") -> Curves:
-        return Curves(title, "step", y_label, {label: list(_curve(runs[name])) for label, name in lines.items()}, log_x=False)
+    def dots(title: str, series: Mapping[str, tuple[str, Mapping[str, str]]], x_label: str = BITS, factor: float = 1) -> Dots:
+        """Return a figure from the result key and the run of each line, by series."""
+        return Dots(
+            title,
+            x_label,
+            {s: {line: value(name, key, factor) for line, name in lines.items()} for s, (key, lines) in series.items()},
+        )
+
+    def value(name: str, key: str, factor: float) -> tuple[float, float]:
+        return mean_and_deviation([factor * run["results"][key] for run in runs[name] if key in run["results"]] or [math.nan])
 
     norms = [
         [name, parameters(f"{name}, warm-up"), *(result(f"{name}, {w}", spec) for w in WARMUPS for spec in ("full", BOUNDED))]
@@ -72,17 +88,24 @@ def report(sweep: Sweep) -> Report:
             f"{TASK.steps} steps of {TASK.batch_size} episodes.",
         ),
     ]
+    trained_names = {f"trained {spec}": name for spec, name in trained_lines.items()}
     figures = {
-        "norms.png": curves(
-            "norms, with warm-up and without",
-            {f"{name}, {w}": f"{name}, {w}" for name in NORMS for w in WARMUPS},
+        "norms.png": dots(
+            "four norms, with warm-up and without", {w: ("full", {name: f"{name}, {w}" for name in NORMS}) for w in WARMUPS}
         ),
-        "learned.png": curves("learned rows", learned_lines),
-        "trained.png": curves("operator in training", trained_lines),
-        **{
-            f"{task}.png": curves(task, {name: f"{task}, {name}" for name in MEMORIES}, "loss, nats per symbol")
-            for task in TASKS
-        },
+        "learned.png": dots(
+            "learned rows, read under two operators (colours)", {spec: (spec, learned_lines) for spec in ("full", BOUNDED)}
+        ),
+        "trained.png": dots(
+            "trained under one operator (lines), read under another (colours)",
+            {spec: (spec, trained_names) for spec in EVAL_REDUCTIONS},
+        ),
+        "tasks.png": dots(
+            "what is carried into the second chunk",
+            {task: (task, {name: f"{task}, {name}" for name in MEMORIES}) for task in TASKS},
+            f"correct symbols of {EPISODE_LENGTH}, %",
+            100,
+        ),
     }
     return Report(tables, [{"run": name, **run} for name, group in runs.items() for run in group], figures)
 
@@ -93,11 +116,6 @@ def spread(values: Sequence[float | None], factor: float = 1) -> str:
     diverged = f"{len(values) - len(finished)} of {len(values)} diverged" if len(finished) < len(values) else ""
     result = f"{mean_and_deviation(finished):.{3 if factor == 1 else 1}f}" if finished else ""
     return ", ".join(filter(None, (result, diverged)))
-
-
-def _curve(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, float, float]]:
-    for points in zip(*(run["curve"] for run in runs), strict=False):
-        yield (points[0][0], *mean_and_deviation([loss for _, loss in points]))
 
 
 def draw_training(

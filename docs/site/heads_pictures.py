@@ -9,6 +9,8 @@ from torch import Tensor
 import msrnn
 from msrnn.reporting.figures import new_figure, save_figure
 
+SCALE = "attention weight (square-root colour scale)"
+
 
 @torch.no_grad()
 def head_weights(cell: msrnn.Cell, ids: list[int], reduction: str) -> Tensor:
@@ -57,7 +59,7 @@ def draw_heads(weights: Tensor, ids: list[int], words: list[str], path: Path) ->
         image = _show(axes, weights[layer, head], words, left=i % 2 == 0)
         axes.set_title(f"{kind}: layer {layer}, head {head}", fontsize=11)
         names.append(f"{kind}: layer {layer}, head {head}, {scores[layer, head]:.2f}")
-    figure.colorbar(image, ax=figure.axes, label="attention weight", shrink=0.5)
+    figure.colorbar(image, ax=figure.axes, label=SCALE, shrink=0.5)
     save_figure(figure, path, "what four heads of SmolLM2 attend to")
     return names
 
@@ -69,7 +71,7 @@ def draw_head_over_rows(panels: dict[str, Tensor], words: list[str], path: Path,
         axes = figure.add_subplot(1, len(panels), i + 1)
         image = _show(axes, weights, words, left=i == 0)
         axes.set_title(name, fontsize=11, fontfamily="monospace")
-    figure.colorbar(image, ax=figure.axes, label="attention weight", shrink=0.6)
+    figure.colorbar(image, ax=figure.axes, label=SCALE, shrink=0.6)
     save_figure(figure, path, title)
 
 

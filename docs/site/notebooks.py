@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1]
-CHAPTERS = ("attention", "cell", "operators", "own-operator", "unroll", "pitfalls", "lookahead", "encoder", "class")
+CHAPTERS = (
+    *("attention", "cell", "by-hand", "operators", "own-operator", "unroll"),
+    *("pitfalls", "not-an-rnn", "lookahead", "encoder", "class"),
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n((?: {4}[^\n]*\n)+))?", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")
 NOTE = "*This notebook is made from [docs/{0}.md](../../docs/{0}.md) by `make notebooks`. It needs the package `msrnn`.*"

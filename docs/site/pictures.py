@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from by_hand_picture import draw_by_hand
 from heads_pictures import draw_head_over_rows, draw_heads, head_weights
 from step_picture import draw_step
 from torch import Tensor
@@ -34,6 +35,7 @@ def main(model: str) -> None:
     cell, tokenizer = converters.load(model), converters.tokenizer(model)
     ids = tokenizer.encode(SENTENCE).ids
     draw_step(FOLDER / "step.png")
+    draw_by_hand(FOLDER)
     draw_transformer(FOLDER / "transformer.png")
     draw_masks(operator_masks(cell, ids), [tokenizer.decode([i]).strip() for i in ids], FOLDER / "masks.png")
 

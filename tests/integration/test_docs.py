@@ -13,6 +13,11 @@ import pytest
 from converters import hub
 
 ROOT = Path(__file__).parents[2]
+COURSE = [
+    *("attention", "cell", "by-hand", "operators", "own-operator", "unroll", "pitfalls", "not-an-rnn", "class"),
+    *("encoder", "tiled", "decoder", "lookahead", "converting", "train"),
+]
+"""The teaching chapters."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OUTPUT = re.compile(r"^```python\n((?:(?!```).*\n)*)```\n\n((?: {4}.*\n)+)", re.MULTILINE)
@@ -39,3 +44,15 @@ def test_blocks_run(page, request, monkeypatch, tmp_path, capsys):
             assert out == textwrap.dedent(outputs[block]), block
         printed += out
     assert printed
+
+
+@pytest.mark.parametrize("name", COURSE)
+def test_teaching_chapters_end_with_exercises_and_answers_that_run(name):
+    _, heading, exercises = (
+        (ROOT / "docs" / f"{name}.md").read_text().partition("## Exercises" if name != "class" else "## Three exercises")
+    )
+    assert heading
+    questions, answers, rest = exercises.partition("\nAnswers" if name != "class" else "\n## Answers")
+    assert len(re.findall(r"^\d\. ", questions, re.MULTILINE)) >= 2
+    assert answers
+    assert BLOCK.search(rest)

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CHAPTERS = ["attention", "cell", "operators", "own-operator", "unroll", "pitfalls", "lookahead", "encoder", "class"]
+CHAPTERS = [
+    *("attention", "cell", "by-hand", "operators", "own-operator", "unroll"),
+    *("pitfalls", "not-an-rnn", "lookahead", "encoder", "class"),
+]
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 

@@ -22,7 +22,7 @@ from ..recurrence.all_heads import gather_observation, heads_to_gather, own_head
 from ..recurrence.operator_calls import retention_scores
 from ..recurrence.records import BlockRecord, LayerRecorder
 from ..recurrence.transition import Attended
-from ..reductions.contract import NEEDS, Observation, Reduction, constant_score, is_same_operator
+from ..reductions.contract import FLAG_OF_FIELD, Observation, Reduction, constant_score, is_same_operator
 from ..reductions.per_layer import per_layer
 from ..state.compaction import retain_highest
 from ..state.multistate import MultiState
@@ -103,7 +103,7 @@ class DeferredEviction(Reduction):
             "stat_names": operator.stat_names,
             "update_is_additive": operator.update_is_additive,
             "needs_weights": operator.needs_weights and updates,
-            **{flag: getattr(operator, flag) and updates for flag in NEEDS.values()},
+            **{flag: getattr(operator, flag) and updates for flag in FLAG_OF_FIELD.values()},
             "needs_input": operator.needs_input,  # also for the scores of the last token
             "depends_on_row_layout": operator.depends_on_row_layout and updates,
             "reads_heads": operator.reads_heads if updates and operator.reads_heads != "mean" else "own",

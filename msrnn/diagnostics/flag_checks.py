@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..errors import Error
 from ..recurrence.operator_calls import retention_scores, update_stats
-from ..reductions.contract import NEEDS, Observation, Reduction
+from ..reductions.contract import FLAG_OF_FIELD, Observation, Reduction
 
 K, G, D, E = 2, 2, 4, 16
 """Sizes of an observation: key/value heads, query heads of each, head dimension, width. Those of the tiny cells of
@@ -59,7 +59,7 @@ def _random_observation(operator: Reduction) -> Observation:
     fields = {
         name: torch.randn(B, *shape, dtype=torch.float64, generator=generator)
         for name, shape in shapes.items()
-        if getattr(operator, NEEDS[name])
+        if getattr(operator, FLAG_OF_FIELD[name])
     }
     stats = {
         name: torch.rand(B, K, R, *operator.stat_shape(name), dtype=torch.float64, generator=generator)

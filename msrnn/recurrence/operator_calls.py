@@ -14,7 +14,7 @@ from torch import Tensor
 from ..distributed.heads import HeadShare
 from ..errors import Error
 from ..layers.differentiation import in_transform, is_batched_by_vmap
-from ..reductions.contract import EMPTY, NEEDS, Observation, Reduction
+from ..reductions.contract import EMPTY, FLAG_OF_FIELD, Observation, Reduction
 from .all_heads import gather_observation
 from .operator_answers import checked_score, checked_stats, checked_values, widest_float
 
@@ -215,11 +215,11 @@ def _invoke(operator: Reduction, method: str, observation: Observation, *more: T
         return getattr(operator, method)(observation._replace(row_stats=dict(observation.row_stats)), *more)
     except (AttributeError, TypeError, RuntimeError) as error:
         name = f"{type(operator).__name__}.{method}"
-        if "NoneType" in str(error) and (missing := [x for x in NEEDS if getattr(observation, x) is None]):
+        if "NoneType" in str(error) and (missing := [x for x in FLAG_OF_FIELD if getattr(observation, x) is None]):
             code = getattr(getattr(type(operator), method), "__code__", None)
             reads = [x for x in missing if code and x in code.co_names]
             found = f"{reads[0]}, which is None" if reads else "a field that is None"
-            raise Error(f"{name} reads {found}; expected a class with {NEEDS[(reads or missing)[0]]} = True") from error
+            raise Error(f"{name} reads {found}; expected a class with {FLAG_OF_FIELD[(reads or missing)[0]]} = True") from error
         if "more than one element of the written-to tensor" in str(error):  # an in-place edit of an expanded tensor
             raise Error(f"{name} edits its input in place; expected a new tensor") from error
         raise

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import Error
 from ..layers.attention import SCALED_PRODUCT, LogitRule
 from ..layers.differentiation import is_batched_by_vmap, is_differentiated
-from ..reductions.contract import EMPTY, NEEDS, Observation, Reduction
+from ..reductions.contract import EMPTY, FLAG_OF_FIELD, Observation, Reduction
 from ..state.multistate import MultiState
 from ..state.position_remapping import PositionRemapping
 from ..state.quantised_rows import dequantise_rows, encode_rows, replace_values
@@ -118,7 +118,7 @@ def is_called_per_token(operator: Reduction) -> bool:
 
 def _reads_positions_only(H: MultiState) -> bool:
     operator = H.reduction
-    reads = any(getattr(operator, flag) for flag in ("needs_weights", *NEEDS.values()))
+    reads = any(getattr(operator, flag) for flag in ("needs_weights", *FLAG_OF_FIELD.values()))
     return not (reads or operator.merges_values or operator.stat_names)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Error
-from .contract import NEEDS, SAFE_FLAGS, Reduction
+from .contract import FLAG_OF_FIELD, SAFE_FLAGS, Reduction
 
 PREFIX = "all-layers:"
 """Before the spec string of the operator: ``all-layers:tova:512``."""
@@ -25,7 +25,7 @@ class AllLayers(Reduction):
         if not isinstance(self.operator, Reduction) or isinstance(self.operator, AllLayers):
             raise Error(f"AllLayers: operator is {self.operator!r:.60}; expected a Reduction, such as TOVA(512)")
         object.__setattr__(self, "size", self.operator.size)
-        for name in (*SAFE_FLAGS, *NEEDS.values(), "merges_values", "stat_names", "tie_tolerance"):
+        for name in (*SAFE_FLAGS, *FLAG_OF_FIELD.values(), "merges_values", "stat_names", "tie_tolerance"):
             object.__setattr__(self, name, getattr(self.operator, name))
 
     def for_layer(self, layer: int) -> Reduction:

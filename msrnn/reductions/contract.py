@@ -29,7 +29,7 @@ SAFE_FLAGS = {
 }
 """Values of the flags for a class that does not state them. Every other value allows a shortcut."""
 
-NEEDS = {
+FLAG_OF_FIELD = {
     "keys": "needs_keys",
     "values": "needs_values",
     "output": "needs_output",

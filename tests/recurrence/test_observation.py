@@ -11,7 +11,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, retain
 
 import msrnn
 from msrnn.recurrence import unroll
-from msrnn.reductions.contract import EMPTY, NEEDS
+from msrnn.reductions.contract import EMPTY, FLAG_OF_FIELD
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def test_fields_of_a_decoder_with_learned_rows():
         assert_same(end, state, 1e-8)
 
 
-@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.parametrize("name", FLAG_OF_FIELD)
 def test_a_field_is_None_without_its_flag(name):
     """And the message names the flag that the class has to state."""
     seen = []
@@ -152,17 +152,17 @@ def test_a_field_is_None_without_its_flag(name):
     @dataclass(frozen=True)
     class ReadsOne(msrnn.Reduction):
         def score(self, observation):
-            seen.append({n for n in NEEDS if getattr(observation, n) is not None})
+            seen.append({n for n in FLAG_OF_FIELD if getattr(observation, n) is not None})
             return observation.weights.mean(2) + 0 * getattr(observation, name).sum()
 
-    flags = dict.fromkeys(NEEDS.values(), False)
+    flags = dict.fromkeys(FLAG_OF_FIELD.values(), False)
     for flag in flags:
-        setattr(ReadsOne, flag, flag == NEEDS[name])
+        setattr(ReadsOne, flag, flag == FLAG_OF_FIELD[name])
     cell, text = tiny_cell(), random_tokens(1, 1, 6)
     for path in (cell, lambda *a: step_loop(cell, *a)):
         path(text, cell.initial_state(1, ReadsOne(3)))
     assert all(fields == {name} for fields in seen)
-    setattr(ReadsOne, NEEDS[name], False)
+    setattr(ReadsOne, FLAG_OF_FIELD[name], False)
     with pytest.raises(msrnn.Error, match="reads a field that is None; expected a class with needs_keys"):
         cell(text, cell.initial_state(1, ReadsOne(3)))
 

@@ -113,14 +113,23 @@ class VATP(Reduction):
 def squared_change(observation: Observation) -> Tensor:
     r"""Return $\left(\frac{p_j}{1 - p_j}\right)^2 \lVert o - v_j \rVert^2$ for each query head and row, ``(B, K, G, R)``.
 
-    The product form of the distance needs no tensor of all rows for each query head. Its rounding error is the floor of the
-    distance. So a row with almost all of the attention has a high score, although it almost equals the output.
+    For the row j with the largest weight, 1 − p_j and o − v_j may be differences of almost equal numbers. With the output
+    $o_{-j}$ of the other rows, their weights divided by their sum, the change is $p_j (o_{-j} - v_j)$, which stays exact.
+    Without other rows $o_{-j}$ is 0.
+
+    The other weights are at most 1/2. For them the product form of the distance needs no tensor of all rows for each query
+    head. Its rounding error is the floor of the distance.
     """
     assert observation.values is not None
     assert observation.output is not None
     weights = observation.weights
     values, output = observation.values.to(weights.dtype), observation.output.to(weights.dtype)
-    eps = torch.finfo(weights.dtype).eps
+    limits = torch.finfo(weights.dtype)
     lengths = output.square().sum(-1, keepdim=True) + values.square().sum(-1)[:, :, None]  # (B, K, G, R)
-    distance = torch.maximum(lengths - 2 * output @ values.mT, eps * lengths)
-    return (weights / (1 - weights).clamp(min=eps)).square() * distance
+    distance = torch.maximum(lengths - 2 * output @ values.mT, limits.eps * lengths)
+    squares = (weights / (1 - weights)).square() * distance
+    largest, row = weights.max(-1, keepdim=True)  # (B, K, G, 1)
+    rest = weights.scatter(-1, row, 0)
+    without = rest @ values / rest.sum(-1, keepdim=True).clamp(min=limits.tiny)  # (B, K, G, D)
+    value = values.gather(2, row.expand(-1, -1, -1, values.shape[-1]))  # (B, K, G, D)
+    return squares.scatter(-1, row, (largest * (without - value)).square().sum(-1, keepdim=True))

@@ -49,7 +49,7 @@ RANKS  ?= 1
 EVAL   := $(if $(filter 1,$(RANKS)),$(BIN)/msrnn,$(BIN)/torchrun --nproc-per-node $(RANKS) -m msrnn) eval
 CHUNKS ?= 2
 DATA   ?=
-OTHERS := random last-queries morphkv morphkv-max scissorhands keyformer keydiff knorm cam caote caote-layer dropkv vatp a2sf r-kv lagkv
+OTHERS := random last-queries morphkv morphkv-max scissorhands keyformer keydiff knorm cam caote caote-layer dropkv vatp vase a2sf r-kv lagkv
 
 ifneq ($(filter paper paper-full recover table variants,$(MAKECMDGOALS)),)
 $(if $(TEXT),,$(error make $(firstword $(MAKECMDGOALS)) TEXT=PATH: a text file, or for the paper a folder of them))

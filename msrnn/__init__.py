@@ -29,7 +29,7 @@ from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
 from .reductions.query_statistics import ExpectedAttention, QFilters
 from .reductions.redundancy import RKV
 from .reductions.registry import parse_reduction
-from .reductions.stochastic import CaM, Keyformer, Random
+from .reductions.stochastic import CaM, Keyformer, Random, VaSE
 from .reductions.tova_paper import H2O, TOVA, Full, Sinks, Window
 from .reductions.value_aware import CAOTE, VATP, DropKV
 from .state.compaction import compact
@@ -70,6 +70,7 @@ __all__ = [
     "Scissorhands",
     "Sinks",
     "State",
+    "VaSE",
     "Window",
     "check_operator",
     "compact",

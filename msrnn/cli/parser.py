@@ -75,7 +75,7 @@ MODEL is a hub id (owner/name), a folder (Hugging Face's or the library's own fo
 
 --reduction selects the operator that evicts rows from the KV cache H after every token: full (no eviction), window:SIZE,
 sinks:SIZE:FIRST, h2o:SIZE, h2o-layer:SIZE, tova:SIZE, tova-head:SIZE, random, last-queries, morphkv, morphkv-max, scissorhands,
-keyformer, keydiff, knorm, cam, caote, caote-layer, dropkv, vatp, a2sf, r-kv, lagkv, and with the file of msrnn calibrate
+keyformer, keydiff, knorm, cam, caote, caote-layer, dropkv, vatp, vase, a2sf, r-kv, lagkv, and with the file of msrnn calibrate
 q-filters, expected-attention, learned-score (docs/operators.md). SIZE is the maximum number of tokens that H holds between two
 steps. Default: the operator of the model family (full; for Mistral v0.1 its sliding window). In a model with windows in some
 layers (Gemma, Ministral) an operator bounds the other layers; all-layers:tova:SIZE bounds all of them (docs/families.md)."""

@@ -6,8 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import Error
 from .contract import Observation, Reduction, SpecNames, is_recent
 from .hash_rng import uniform
+from .observation_window import LastQueries
 from .tova_paper import Sinks
 
 
@@ -88,6 +90,58 @@ class Keyformer(StochasticReduction):
         assert isinstance(self.size, int)
         recent = 3 * self.size // 10 if self.recent is None else self.recent
         return observation.row_stats["accumulated_attention"].masked_fill(is_recent(observation, recent), torch.inf)
+
+
+@dataclass(frozen=True)
+class VaSE(StochasticReduction, LastQueries):
+    r"""Value-aware stochastic eviction (VaSE-AttnV, arXiv:2606.03928; terarachang/VaSE at 58e69db).
+
+    The rows of the last ``window`` tokens are protected. Of the other rows, the ``large`` rows with the largest range of the
+    value are protected, which is the maximum of its channels minus their minimum; the first ``sinks`` tokens count as the
+    largest. The rest is sampled without replacement, with probabilities proportional to the attention of the last ``window``
+    queries, and the row that the sample leaves out is evicted. So the score is the logarithm of this attention plus Gumbel
+    noise (arXiv:1903.06059), which is drawn again at every token. One decision per key/value head, by the mean over its query
+    heads.
+
+    From the code: the order of the rules, the first 4 tokens, and a quarter of ``size`` as the default of ``large``. It evicts
+    once per 64 tokens, with the last 64 queries over all rows, and averages attention over 5 neighbouring rows. Here one row
+    is evicted per token, each query has seen the rows of its own step, and nothing is averaged over rows, because retained
+    rows are no neighbours. Chosen here: 32 queries.
+    """
+
+    large: int | None = None
+    sinks: int = 4
+    seed: int = 0
+    layer: int | None = field(default=None, kw_only=True)
+    spec_names: ClassVar[SpecNames] = {"vase": {}}
+    needs_values: ClassVar[bool] = True
+    depends_on_row_layout: ClassVar[bool] = False
+
+    def validate(self, size: int | None) -> None:
+        super().validate(size)
+        assert isinstance(size, int)
+        self._check_int("sinks", self.sinks, at_least=0, at_most=size)
+        if self.large is not None:
+            self._check_int("large", self.large, at_least=1, at_most=size)
+        others = max(self._n_large(size), self.sinks)
+        if self.window + others > size:
+            raise Error(f"VaSE: window {self.window} and {others} rows of large or sinks exceed size {size}; expected fewer")
+
+    def _n_large(self, size: int) -> int:
+        return max(1, size // 4) if self.large is None else self.large
+
+    def score(self, observation: Observation) -> Tensor:
+        assert isinstance(self.size, int)
+        assert observation.values is not None
+        positions, attention = observation.positions, observation.row_stats["read"].sum(-1)  # (B, K, R) both
+        is_candidate = (positions >= 0) & ~is_recent(observation, self.window)
+        extent = (observation.values.amax(-1) - observation.values.amin(-1)).to(attention.dtype)
+        extent = extent.masked_fill(positions < self.sinks, torch.inf).masked_fill(~is_candidate, -torch.inf)
+        smallest = extent.topk(min(self._n_large(self.size), extent.shape[-1])).values[..., -1:]  # of those that are protected
+        head = torch.arange(positions.shape[1], device=positions.device)[:, None]
+        drawn = self.draw(head, positions, observation.clock[:, None, None]).to(attention.dtype)
+        noisy = attention.log() - (-drawn.log()).log()
+        return torch.where(is_candidate & (extent < smallest), noisy, torch.inf)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from msrnn.train.tasks import accuracy
 
 TEXT = random_tokens(3, 2, 12)
 SPECS = ["random:4", "keyformer:4", "cam:8", "keydiff:4", "knorm:4", "last-queries:8:4", "morphkv:8:4", "scissorhands:12"]
-SPECS += ["caote:4", "vatp:8", "dropkv:8:4"]
+SPECS += ["caote:4", "vatp:8", "vase:8:2:1:1", "dropkv:8:4"]
 
 
 class WholeNumbers(Reduction):

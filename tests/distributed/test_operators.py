@@ -17,7 +17,7 @@ OPERATORS = {
     **{spec: spec for spec in ("full", "window:6", "sinks:6:2", "tova:6", "tova-head:6", "h2o:6", "h2o-layer:6", "random:6")},
     **{spec: spec for spec in ("last-queries:6:4", "morphkv:6:4", "scissorhands:6:2", "keydiff:6", "knorm:6")},
     **{spec: spec for spec in ("keyformer:6", "cam:6:2")},
-    **{spec: spec for spec in ("caote:6", "caote-layer:6", "dropkv:6:4", "r-kv:8:4", "lagkv:9:2:1", "a2sf:6")},
+    **{spec: spec for spec in ("caote:6", "caote-layer:6", "dropkv:6:4", "vase:8:4:2:1", "r-kv:8:4", "lagkv:9:2:1", "a2sf:6")},
     "layer maximum": LayerMaximum(6),
     "head index": HeadIndex(6),
     "one per layer": ["tova:6", "h2o:5"],

@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import value_aware_rules, window_rules
+from support import stochastic_rules, value_aware_rules, window_rules
 from support.naive_operators import cheapest, dot, naive, softmax
+from support.stochastic_rules import draws
 from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
 
 import msrnn
@@ -31,6 +32,7 @@ from msrnn import (
     MorphKV,
     Random,
     Scissorhands,
+    VaSE,
     parse_reduction,
     pyramid,
 )
@@ -43,17 +45,6 @@ def distinct(seed, B, T):
     """Return ``(B, T)`` ids without repetition, because the keys of equal tokens have equal norms in the first layer."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randperm(50, generator=generator)[:T] for _ in range(B)])
-
-
-def draws(seed, layer, head, position, clock):
-    """One round of splitmix64 with Python ints."""
-    mask, x = 2**64 - 1, seed
-    for part in (layer, clock, head, position):
-        x = (x + part + 0x9E3779B97F4A7C15) & mask
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-        x ^= x >> 31
-    return ((x >> 41) + 0.5) / 2**23
 
 
 def random(seed):
@@ -171,6 +162,7 @@ CASES = {
     "cam per layer": (CaM((4, 7), sinks=1, merge_window=2), cam(1, 2, 0)),
     "random per layer": (Random((3, 6)), random(0)),
     "keyformer, highest temperature": (Keyformer(7, steps=1), keyformer(2, 1, 0)),
+    **stochastic_rules.CASES,
     **value_aware_rules.CASES,
     **window_rules.CASES,
 }
@@ -422,6 +414,8 @@ def test_pyramid_decreases_linearly_with_the_given_mean():
         (lambda: CAOTE(4, per_head=1), "CAOTE: per_head is 1"),
         (lambda: VATP(4, recent=5), "VATP: recent is 5"),
         (lambda: VATP(4, sinks=-1), "VATP: sinks is -1"),
+        (lambda: VaSE(8, window=6, large=3), "VaSE: window 6 and 4 rows of large or sinks exceed size 8"),
+        (lambda: VaSE(8, window=2, large=0), "VaSE: large is 0; expected an int from 1 to 8"),
         (lambda: A2SF(4, forgetting=1.5), "A2SF: forgetting is 1.5"),
         (lambda: RKV(8, importance="a"), "RKV: importance is 'a'"),
         (lambda: RKV(8, threshold=2), "RKV: threshold is 2"),
@@ -453,6 +447,8 @@ FORMS = {
     "caote-layer:512": CAOTE(512, per_head=False),
     "dropkv:512:16": DropKV(512, window=16),
     "vatp:512": VATP(512),
+    "vase:512": VaSE(512),
+    "vase:512:16:64:2:3": VaSE(512, window=16, large=64, sinks=2, seed=3),
     "vatp:512:0:2": VATP(512, recent=0, sinks=2),
     "a2sf:512:0.5": A2SF(512, forgetting=0.5),
     "r-kv:512": RKV(512),

@@ -1,11 +1,12 @@
-"""Scores of single observations: the change of the output stays exact in float32."""
+"""Scores of single observations: the exact change of the output in float32, and the distribution of a random eviction."""
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
 
-from msrnn import CAOTE, DropKV, Observation
+from msrnn import CAOTE, DropKV, Observation, VaSE
 
 
 def observe(weights, values, **more):
@@ -45,3 +46,34 @@ def test_the_change_stays_exact_for_weights_close_to_1(operator, gap):
 
 def test_a_single_row_has_a_finite_score():
     assert CAOTE(1).score(observe(torch.ones(1), torch.tensor([[3.0, 4.0]]))).item() == pytest.approx(5)
+
+
+def test_vase_leaves_out_a_row_of_a_sample_without_replacement():
+    """The frequencies over 4,000 seeds against the probability that a row is drawn last, by the formula."""
+    attention = torch.tensor([0.5, 0.9, 0.05, 0.2, 0.25])
+    values = torch.tensor([[0.0, 1.0], [-9.0, 9.0], [0.0, 2.0], [0.0, 3.0], [0.0, 4.0]])  # row 1 is protected
+    seen = observe(attention, values, row_stats={"read": attention[None, None, :, None]})
+    counts = [0] * 5
+    for seed in range(4000):
+        counts[int(VaSE(4, window=1, large=1, sinks=0, seed=seed).score(seen).argmin())] += 1
+    rows, expected = (0, 2, 3), [0.0] * 5
+    for order in permutations(rows):
+        left, chance = math.fsum(attention[list(rows)].tolist()), 1.0
+        for i in order:
+            chance, left = chance * attention[i].item() / left, left - attention[i].item()
+        expected[order[-1]] += chance
+    assert counts == [pytest.approx(4000 * p, abs=4.5 * math.sqrt(4000 * p * (1 - p))) for p in expected]
+    assert expected[2] > 0.6
+
+
+def test_vase_protects_large_values_recent_rows_and_sinks():
+    values = torch.tensor([[5.0, 5.0], [0.0, 1.0], [-3.0, 3.0], [0.0, 2.0], [1.0, 1.0], [0.0, 9.0]])
+    seen = observe(torch.full((6,), 1 / 6), values, row_stats={"read": torch.full((1, 1, 6, 2), 0.1)})
+
+    def protected(**settings):
+        return VaSE(5, window=2, **settings).score(seen)[0, 0].isinf().nonzero()[:, 0].tolist()
+
+    assert protected(large=1, sinks=0) == [2, 4, 5]  # range 6, and the last two rows
+    assert protected(large=2, sinks=0) == [2, 3, 4, 5]
+    assert protected(large=2, sinks=1) == [0, 2, 4, 5]  # a sink is one of the two
+    assert protected(large=1, sinks=2) == [0, 1, 4, 5]

@@ -18,11 +18,12 @@ def share_label(n_layers: int, n_heads: int, *, reduced: bool = False) -> str:
     Args:
         n_layers: number of layers that a value is a mean over.
         n_heads: the same for key/value heads; 1 if all heads of a layer retain the same positions.
-        reduced: True if a pixel is the mean of several steps and positions, as in a reduced :func:`pixel_map`.
+        reduced: True if a pixel is the mean of several steps and positions, as in a reduced :func:`pixel_map`. The label names
+            this only if nothing else is averaged.
     """
     parts = [name for name, n in (("layers", n_layers), ("heads", n_heads)) if n > 1]
     if parts:
-        return f"share of {' and '.join(parts)} that hold the position" + (", mean of a pixel" if reduced else "")
+        return f"share of {' and '.join(parts)} that hold the position"
     return "share of the steps and positions of a pixel" if reduced else "1: in H, 0: not in H"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from converters import hub
+from msrnn.bench.sections import OTHER_SECTIONS, SECTIONS, SPECULATIVE_SECTIONS
 
 ROOT = Path(__file__).parents[2]
 COURSE = [
@@ -56,3 +57,13 @@ def test_teaching_chapters_end_with_exercises_and_answers_that_run(name):
     assert len(re.findall(r"^\d\. ", questions, re.MULTILINE)) >= 2
     assert answers
     assert BLOCK.search(rest)
+
+
+def test_sections_of_bench_that_pages_name_exist():
+    known = {*SECTIONS, *SPECULATIVE_SECTIONS, *OTHER_SECTIONS}
+    pages = [page for page in PAGES if page.name != "log.md"]  # the log also names former sections
+    named = {
+        name for page in pages for names in re.findall(r"--only ([a-z0-9,-]+)", page.read_text()) for name in names.split(",")
+    }
+    assert len(named) > 10
+    assert named <= known

@@ -20,6 +20,7 @@ from ..cell.cell import Cell
 from ..errors import Error, check_int
 from ..reductions.contract import Reduction
 from ..reporting.figures import new_figure, save_figure
+from ..reporting.line_styles import BLUE, GREEN, ORANGE, PURPLE
 from ..reporting.progress import progress_bar
 from ..reporting.resume import check_same_settings
 from ..state.loading import load_state
@@ -205,18 +206,18 @@ def draw_soak(rows: Sequence[Interval], path: str | Path, *, title: str = "") ->
     state = process.twinx()  # its own axis, because H is about a hundredth of the process
     read = [row.read / 1000 for row in rows]
     curves = [
-        (time, "step", [row.step_ms for row in rows], "tab:orange", 1.3),
-        (time, "unroll", [row.unroll_ms for row in rows], "tab:blue", 1.3),
-        (process, "process, resident (left)", [row.rss_bytes / 1e6 for row in rows], "tab:green", 1.3),
-        (state, "H (right)", [row.nbytes / 1e6 for row in rows], "tab:red", 2.2),  # the headroom avoids an overlap
+        (time, "step", [row.step_ms for row in rows], ORANGE, 1.3),
+        (time, "unroll", [row.unroll_ms for row in rows], BLUE, 1.3),
+        (process, "process, resident (left)", [row.rss_bytes / 1e6 for row in rows], GREEN, 1.3),
+        (state, "H (right)", [row.nbytes / 1e6 for row in rows], PURPLE, 2.2),  # the headroom avoids an overlap
     ]
     for axes, name, values, colour, headroom in curves:
         axes.plot(read, values, color=colour, label=name, marker="." if len(rows) < 40 else "")
         axes.set_ylim(0, headroom * max(max(line.get_ydata()) for line in axes.lines))
     time.set_ylabel("ms per token")
     time.legend(loc="upper right", ncols=2)
-    process.set_ylabel("process, MB", color="tab:green")
-    state.set_ylabel("H, MB", color="tab:red")
+    process.set_ylabel("process, MB", color=GREEN)
+    state.set_ylabel("H, MB", color=PURPLE)
     process.legend(handles=[*process.lines, *state.lines], loc="upper right", ncols=2)
     process.set_xlabel("thousand tokens read")
     process.set_xlim(0, 1.01 * read[-1])

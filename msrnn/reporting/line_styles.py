@@ -19,6 +19,8 @@ COLOURS = {
 """By the name of an operator, in the order of the legend."""
 OTHER_COLOURS = ("#7F5539", "#7A7A00", "#5E4FA2", "#66A61E", "#A6761D", "#4D4D4D")
 """Of lines that are no operator of the TOVA paper, in their order."""
+BLUE, ORANGE, GREEN, PURPLE = (COLOURS[name] for name in ("h2o", "tova", "sinks", "tova-head"))
+"""Colours of curves that belong to no operator."""
 MARKERS, DASHES = "osD^vPX*", ("-", "--", ":", "-.")
 
 

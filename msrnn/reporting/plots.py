@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .line_styles import line_styles
+from .line_styles import ORANGE, line_styles
 from .report import Curves, Dots, HeatMaps
 
 MANY = 12
@@ -118,9 +118,9 @@ def draw_heat_maps(plot: HeatMaps, figure: Any, rows: int, columns: int) -> None
             axes.set_ylabel(plot.y_label)
         if 0 < plot.prompt < (len(values) if plot.extent is None else plot.extent):
             y = plot.prompt - (0.5 if plot.extent is None else 0)
-            axes.axhline(y, color="tab:red", linewidth=1)
+            axes.axhline(y, color=ORANGE, linewidth=1)
             right = (width - 1) if plot.extent is None else plot.extent
-            axes.annotate("prompt", (right, y), (-2, 2), textcoords="offset points", color="tab:red", fontsize=8, ha="right")
+            axes.annotate("prompt", (right, y), (-2, 2), textcoords="offset points", color=ORANGE, fontsize=8, ha="right")
         if plot.ticks:
             axes.set_xticks(range(len(plot.ticks[0])), plot.ticks[0])
             axes.set_yticks(range(len(plot.ticks[1])), plot.ticks[1])

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..reporting.figures import new_figure, save_figure
+from ..reporting.line_styles import BLUE, ORANGE
 from ..reporting.report import Dots, Report, Table
 from ..reporting.statistics import mean_and_deviation
 from ..reporting.sweep import Sweep
@@ -144,11 +145,11 @@ def draw_training(
     for loss in losses[1:]:
         smoothed.append(0.95 * smoothed[-1] + 0.05 * loss)
     steps = range(1, len(losses) + 1)
-    left.plot(steps, losses, color="tab:blue", alpha=0.3, label="each step")
-    left.plot(steps, smoothed, color="tab:blue", label="smoothed")
+    left.plot(steps, losses, color=BLUE, alpha=0.3, label="each step")
+    left.plot(steps, smoothed, color=BLUE, label="smoothed")
     left.set_ylabel("training loss, nats per token")
     left.legend()
-    right.plot([*validation], [*validation.values()], color="tab:red", marker="o", markersize=4)
+    right.plot([*validation], [*validation.values()], color=ORANGE, marker="o", markersize=4)
     right.set_ylabel(validation_label)
     for axes in (left, right):
         axes.set_xlabel("step")

@@ -165,7 +165,7 @@ def check_plot(path, pixels=500):
     lines = np.flatnonzero(dark & ~np.roll(dark, 1))
     assert len(lines) == 4
     upper, lower = picture[lines[0] : lines[1]], picture[lines[2] : lines[3]]
-    colours = {"step": (255, 127, 14), "unroll": (31, 119, 180), "process": (44, 160, 44), "H": (214, 39, 40)}
+    colours = {"step": (213, 94, 0), "unroll": (0, 114, 178), "process": (0, 158, 115), "H": (204, 121, 167)}
     for name, colour in colours.items():
         found = [int((np.abs(panel - np.array(colour) / 255).max(-1) < 0.03).sum()) for panel in (upper, lower)]
         own, other = found if name in ("step", "unroll") else found[::-1]

@@ -341,12 +341,12 @@ def test_a_run_killed_and_interrupted_at_random_times_ends_with_the_same_bytes(t
 
 
 def check_colours(path):
-    """Check that the left panel contains only blue curves and the right panel only red ones."""
+    """Check that the left panel contains only blue curves and the right panel only orange ones."""
     picture = imread(path)[..., :3]
     half = picture.shape[1] // 2
     for panel, colour, other in (
-        (picture[:, :half], (31, 119, 180), (214, 39, 40)),
-        (picture[:, half:], (214, 39, 40), (31, 119, 180)),
+        (picture[:, :half], (0, 114, 178), (213, 94, 0)),
+        (picture[:, half:], (213, 94, 0), (0, 114, 178)),
     ):
         own, foreign = (int((abs(panel - [c / 255 for c in rgb]).max(-1) < 0.03).sum()) for rgb in (colour, other))
         assert own > 100

@@ -21,8 +21,8 @@ from .answers import split_into_batches, write_answers
 from .conditions import Condition, add_condition_arguments, load_results, parse_paired_conditions
 from .inputs import EvalInputs
 from .retrieval_report import RetrievalResult, report
+from .tasks.difficulty import DIFFICULTIES, Difficulty
 from .tasks.example import Example
-from .tasks.forms import FORMS, Form
 from .tasks.needles import Sentences, multikey, needle, text_needle
 from .tasks.variables import variables
 from .tasks.words import common_words, frequent_words
@@ -80,13 +80,13 @@ def generate_questions(
     depths: Sequence[float],
     count: int,
     seed: int,
-    form: Form,
+    difficulty: Difficulty,
     texts: Mapping[str, str],
 ) -> list[Question]:
     """Return ``count`` questions per task, length and depth, in the order of tasks and lengths.
 
     A task without depth has as many questions as the others. The questions of a task, length and depth depend only on these,
-    the seed, the form, the tokenizer and the texts.
+    the seed, the difficulty, the tokenizer and the texts.
 
     Args:
         tokenizer: the tokenizer that counts the tokens.
@@ -95,7 +95,7 @@ def generate_questions(
         depths: shares of the filler before a needle, 0 to 1.
         count: questions per task, length and depth.
         seed: seed of the questions.
-        form: sizes of the tasks.
+        difficulty: sizes of the tasks.
         texts: texts by name, for ``text-needle``; the questions use them in turn.
 
     Raises:
@@ -112,7 +112,7 @@ def generate_questions(
                 rng = random.Random(f"{seed} {task} {length} {depth} {number}")
                 more = (sentences[i % len(sentences)],) if task == "text-needle" else ()
                 try:
-                    example = TASKS[task](tokenizer, length, depth, rng, form, *more)
+                    example = TASKS[task](tokenizer, length, depth, rng, difficulty, *more)
                 except Error as error:
                     raise Error(f"{task}: {error}") from None
                 limit = 16 + 2 * len(tokenizer.encode(" ".join(example.answers), add_special_tokens=False).ids)
@@ -165,7 +165,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--examples", type=positive_int, metavar="N", default=2, help="questions per task, length and depth (default: 2)"
     )
     help_text = "sizes of the tasks: small, or those of RULER (default: small)"
-    parser.add_argument("--form", choices=FORMS, default="small", help=help_text)
+    parser.add_argument("--difficulty", choices=DIFFICULTIES, default="small", help=help_text)
     parser.add_argument("--seed", metavar="N", type=seed_int, default=1, help="seed of the questions (default: 1)")
     parser.add_argument("--batch", type=positive_int, metavar="B", default=6, help="batch size (default: 6)")
 
@@ -186,8 +186,8 @@ def questions_of(args: argparse.Namespace, inputs: EvalInputs) -> list[Question]
     if "text-needle" in tasks and args.text is None:
         raise Error("--tasks has text-needle, which needs a text; expected --text PATH")
     texts = read_texts(args.text) if "text-needle" in tasks else {}
-    form = FORMS[args.form]
-    return generate_questions(inputs.tokenizer, tasks, args.lengths, args.depths, args.examples, args.seed, form, texts)
+    difficulty = DIFFICULTIES[args.difficulty]
+    return generate_questions(inputs.tokenizer, tasks, args.lengths, args.depths, args.examples, args.seed, difficulty, texts)
 
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
@@ -196,7 +196,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     questions = questions_of(args, inputs)
     longest = max(q.length + q.limit for q in questions)
     inputs.check_memory(args.batch, [condition.reduction for condition in conditions], longest)
-    sweep = inputs.sweep(args.out, "retrieval", seed=args.seed, form=args.form, batch=args.batch)
+    sweep = inputs.sweep(args.out, "retrieval", seed=args.seed, difficulty=args.difficulty, batch=args.batch)
     batches = split_into_batches(questions, args.batch)
     rows = {(c, i): {f"{c.key} on {q.name}": q for q in batch} for c in conditions for i, batch in enumerate(batches)}
     for (condition, i), pending in inputs.pending(sweep, rows, args.batch):

@@ -16,7 +16,7 @@ from .conditions import Condition, add_condition_arguments, parse_paired_conditi
 from .inputs import EvalInputs, add_text_arguments
 from .table_plan import LM, REASONING, RETRIEVAL, TASKS, Unit, plan
 from .table_report import Measured, report
-from .tasks.forms import FORMS
+from .tasks.difficulty import DIFFICULTIES
 from .texts import text_digest
 
 DEFAULT_TASKS = ("needle", "multikey", "text-needle", "variables", "arithmetic", "lists")
@@ -63,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length", type=positive_int, metavar="N", default=512, help="tokens of a retrieval prompt (default: 512)"
     )
-    parser.add_argument("--form", choices=FORMS, default="small", help="sizes of the retrieval tasks (default: small)")
+    parser.add_argument(
+        "--difficulty", choices=DIFFICULTIES, default="small", help="sizes of the retrieval tasks (default: small)"
+    )
     parser.add_argument("--steps", type=positive_int, metavar="N", default=2, help="steps of a problem (default: 2)")
     parser.add_argument("--shots", type=positive_int, metavar="N", default=4, help="solved problems in a prompt (default: 4)")
     parser.add_argument(
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     chunks = inputs.chunks(args)
     units = plan(args, inputs, chunks)
     inputs.check_memory(4, [c.reduction for c in conditions], max(args.chunk, args.length + args.max_new_tokens))
-    names = ("chunk", "tasks", "length", "form", "steps", "shots", "max_new_tokens", "seed")
+    names = ("chunk", "tasks", "length", "difficulty", "steps", "shots", "max_new_tokens", "seed")
     sweep = inputs.sweep(args.out, "table", text=text_digest(chunks), **{name: getattr(args, name) for name in names})
     rows = {(c, i): dict(zip(u.keys(c), u.items, strict=True)) for i, u in enumerate(units) for c in conditions}
     for (condition, i), pending in inputs.pending(sweep, rows, max(len(u.items) for u in units)):

@@ -13,7 +13,7 @@ from .answers import split_into_batches
 from .conditions import Condition
 from .inputs import EvalInputs
 from .lm import score_chunks
-from .tasks.forms import FORMS
+from .tasks.difficulty import DIFFICULTIES
 from .texts import Chunk
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def plan(args: argparse.Namespace, inputs: EvalInputs, chunks: Sequence[Chunk]) 
     A round has one chunk per text, one question per retrieval task and depth, and four problems per reasoning task.
 
     Args:
-        args: ``rounds``, ``tasks``, ``length``, ``form``, ``seed``, ``steps``, ``shots`` and ``max_new_tokens`` of the command.
+        args: arguments of the command: ``rounds``, ``tasks``, ``length``, ``difficulty``, ``seed``, ``steps``, ``shots`` and
+            ``max_new_tokens``.
         inputs: the model.
         chunks: chunks of the texts.
 
@@ -63,7 +64,7 @@ def plan(args: argparse.Namespace, inputs: EvalInputs, chunks: Sequence[Chunk]) 
     texts = {chunk.text_name: chunk.text for chunk in chunks}
     asked = retrieval.generate_questions(
         *(inputs.tokenizer, [t for t in args.tasks if t in retrieval.TASKS], [args.length], DEPTHS),
-        *(args.rounds, args.seed, FORMS[args.form], texts),
+        *(args.rounds, args.seed, DIFFICULTIES[args.difficulty], texts),
     )
     tasks = [t for t in args.tasks if t in reasoning.TASKS]
     problems = reasoning.generate_questions(tasks, [args.steps], 4 * args.rounds, args.shots, args.seed)

@@ -15,7 +15,7 @@ from msrnn.eval.answers import Answer, split_into_batches
 from msrnn.eval.conditions import parse_conditions
 from msrnn.eval.retrieval import TASKS, generate_questions
 from msrnn.eval.retrieval_report import RetrievalResult, report
-from msrnn.eval.tasks.forms import FORMS
+from msrnn.eval.tasks.difficulty import DIFFICULTIES
 
 BOOK = "The boat was small. The sea was not; and on the 3rd day, the wind rose again! Was it late? \n" * 40
 
@@ -107,7 +107,7 @@ def test_text_needle_needs_a_text(folder, capsys):
 
 def test_questions_do_not_depend_on_how_many_are_asked_for():
     def names(tasks, lengths, depths, count, seed=1):
-        found = generate_questions(tiny_tokenizer(), tasks, lengths, depths, count, seed, FORMS["small"], {})
+        found = generate_questions(tiny_tokenizer(), tasks, lengths, depths, count, seed, DIFFICULTIES["small"], {})
         return [q.name for q in found]
 
     few = names(["needle", "variables"], [1400], [0, 1], 1)
@@ -115,14 +115,14 @@ def test_questions_do_not_depend_on_how_many_are_asked_for():
     assert not set(few) & set(names(["needle", "variables"], [1400], [0, 1], 1, seed=2))
 
 
-@pytest.mark.parametrize(("form", "digits"), [("small", 5), ("ruler", 7)])
-def test_an_answer_has_at_most_16_tokens_more_than_twice_those_of_the_right_one(form, digits):
-    (question,) = generate_questions(tiny_tokenizer(), ["needle"], [1400], [0], 1, 1, FORMS[form], {})
+@pytest.mark.parametrize(("difficulty", "digits"), [("small", 5), ("ruler", 7)])
+def test_an_answer_has_at_most_16_tokens_more_than_twice_those_of_the_right_one(difficulty, digits):
+    (question,) = generate_questions(tiny_tokenizer(), ["needle"], [1400], [0], 1, 1, DIFFICULTIES[difficulty], {})
     assert question.limit == 16 + 2 * digits  # a digit is a token of this tokenizer
 
 
 def test_batches_have_one_task_and_length():
-    found = generate_questions(tiny_tokenizer(), ["needle", "variables"], [1300, 1400], [0, 1], 2, 1, FORMS["small"], {})
+    found = generate_questions(tiny_tokenizer(), ["needle", "variables"], [1300, 1400], [0, 1], 2, 1, DIFFICULTIES["small"], {})
     random.Random(0).shuffle(found)
     batches = split_into_batches(found, 3)
     assert sorted(map(len, batches)) == [1, 1, 1, 1, 3, 3, 3, 3]

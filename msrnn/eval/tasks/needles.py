@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import Error
+from .difficulty import Difficulty
 from .example import FILLER, Example, count_tokens, fit_length
-from .forms import Form
 from .word_list import ADJECTIVES, NOUNS
 
 if TYPE_CHECKING:
@@ -34,53 +34,56 @@ class Sentences(NamedTuple):
         return cls(words, [0, *(i + 1 for i, word in enumerate(words[:-1]) if SENTENCE_END.search(word))])
 
 
-def needle(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, form: Form) -> Example:
+def needle(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, difficulty: Difficulty) -> Example:
     """Return one needle in repeated sentences. A unit of filler is one sentence.
 
     Args:
         tokenizer, length: as for :func:`~msrnn.eval.tasks.example.fit_length`.
         depth: share of the filler before the needle, 0 to 1.
         rng: source of the key and the number.
-        form: the number of digits.
+        difficulty: the number of digits.
 
     Raises:
         Error: ``length`` is too short.
     """
-    ((key, number),) = _pairs(rng, 1, form.digits)
+    ((key, number),) = _pairs(rng, 1, difficulty.digits)
     place = (depth, _sentence(key, number))
     return _fit(tokenizer, length, key, number, lambda n: _insert(_filler(n), [place]))[0]
 
 
-def multikey(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, form: Form) -> Example:
+def multikey(
+    tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, difficulty: Difficulty
+) -> Example:
     """Return a needle among needles with other keys and numbers.
 
-    The other needles are at random depths of the filler. If ``form.distractors`` is None, they are the filler, one per line.
+    The other needles are at random depths of the filler, or they are the filler, one per line, if ``difficulty.distractors`` is
+    None.
 
     Args:
-        tokenizer, length, depth, rng, form: as for :func:`needle`.
+        tokenizer, length, depth, rng, difficulty: as for :func:`needle`.
 
     Raises:
         Error: ``length`` is too short, or needs more needles than there are keys.
     """
-    shortest = count_tokens(tokenizer, "\n" + _sentence("a", "1" * form.digits)) - count_tokens(tokenizer, "")
-    wanted = length // shortest + 1 if form.distractors is None else form.distractors
-    (key, number), *others = _pairs(rng, 1 + wanted, form.digits)
+    shortest = count_tokens(tokenizer, "\n" + _sentence("a", "1" * difficulty.digits)) - count_tokens(tokenizer, "")
+    wanted = length // shortest + 1 if difficulty.distractors is None else difficulty.distractors
+    (key, number), *others = _pairs(rng, 1 + wanted, difficulty.digits)
     place, lines = (depth, _sentence(key, number)), [_sentence(*pair) for pair in others]
-    if form.distractors is None:
+    if difficulty.distractors is None:
         return _fit(tokenizer, length, key, number, lambda n: _insert(lines[:n], [place], "\n"), last=len(lines))[0]
     places = [place, *((rng.random(), line) for line in lines)]
     return _fit(tokenizer, length, key, number, lambda n: _insert(_filler(n), places))[0]
 
 
 def text_needle(
-    tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, form: Form, text: Sentences
+    tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, difficulty: Difficulty, text: Sentences
 ) -> Example:
     """Return a needle in a part of a text. A unit of filler is one word.
 
     The part begins at a random sentence. The needle stands after the end of a sentence, the one nearest to ``depth``.
 
     Args:
-        tokenizer, length, depth, rng, form: as for :func:`needle`.
+        tokenizer, length, depth, rng, difficulty: as for :func:`needle`.
         text: the text.
 
     Raises:
@@ -90,7 +93,7 @@ def text_needle(
     begin = rng.choice([i for i in starts if len(words) - i >= length] or [0])
     part = words[begin : begin + length]
     ends = [i - begin for i in starts if begin <= i < begin + len(part)]
-    ((key, number),) = _pairs(rng, 1, form.digits, absent_from=" ".join(part))
+    ((key, number),) = _pairs(rng, 1, difficulty.digits, absent_from=" ".join(part))
 
     def context(n: int) -> str:
         place = min([i for i in ends if i < n] + [n], key=lambda i: (abs(i - depth * n), i))

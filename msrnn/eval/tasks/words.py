@@ -6,8 +6,8 @@ import random
 import string
 from typing import TYPE_CHECKING
 
+from .difficulty import Difficulty
 from .example import Example, fit_length
-from .forms import Form
 from .word_list import WORDS
 
 if TYPE_CHECKING:
@@ -28,30 +28,32 @@ SHOWN_WORDS, SHOWN_RATIO = 10, 3
 CODE_LETTERS, EXPONENT, NOISE = 6, 2.0, "..."
 
 
-def common_words(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, form: Form) -> Example:
+def common_words(
+    tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, difficulty: Difficulty
+) -> Example:
     """Return a solved example, then a shuffled numbered list of common and rare words.
 
-    A common word occurs ``form.ratio`` times as often as a rare word. A rare word occurs once, or more often if ``length``
-    needs more words than there are. A unit of filler is one rare word.
+    A common word occurs ``difficulty.ratio`` times as often as a rare word. A rare word occurs once, or more often if
+    ``length`` needs more words than there are. A unit of filler is one rare word.
 
     Args:
         tokenizer, length: as for :func:`~msrnn.eval.tasks.example.fit_length`.
         depth: ignored; the words are at random places.
         rng: source of the words and their order.
-        form: the number and the ratio of common words.
+        difficulty: the number and the ratio of common words.
 
     Raises:
         Error: ``length`` is too short.
     """
     words = rng.sample(WORDS, len(WORDS))
-    answers, rare = words[: form.common], words[2 * form.common + SHOWN_WORDS :]
-    known, others = words[form.common : 2 * form.common], words[2 * form.common : 2 * form.common + SHOWN_WORDS]
+    n = difficulty.common
+    answers, known, others, rare = words[:n], words[n : 2 * n], words[2 * n : 2 * n + SHOWN_WORDS], words[2 * n + SHOWN_WORDS :]
     solved = _list(known, others, SHOWN_RATIO, 1, rng.random()) + _numbered(known) + "\n\n\n"
     seed = rng.random()
     for times in itertools.count(1):
 
         def build(n: int, times: int = times) -> str:
-            return solved + _list(answers, rare[:n], form.ratio, times, seed)
+            return solved + _list(answers, rare[:n], difficulty.ratio, times, seed)
 
         text, n = fit_length(tokenizer, length, build, last=len(rare))
         if n < len(rare):
@@ -69,7 +71,9 @@ def _numbered(words: list[str]) -> str:
     return "".join(f" {i}. {word}" for i, word in enumerate(words, 1))
 
 
-def frequent_words(tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, form: Form) -> Example:
+def frequent_words(
+    tokenizer: "tokenizers.Tokenizer", length: int, depth: float, rng: random.Random, difficulty: Difficulty
+) -> Example:
     """Return a shuffled text of coded words with frequencies proportional to 1/k² (Zipf). The most frequent one is noise.
 
     Each further word is the code with the highest quotient of its share and its number of occurrences + 1 (the method of
@@ -80,25 +84,25 @@ def frequent_words(tokenizer: "tokenizers.Tokenizer", length: int, depth: float,
         tokenizer, length: as for :func:`~msrnn.eval.tasks.example.fit_length`.
         depth: ignored; the words are at random places.
         rng: source of the codes and their order.
-        form: the number of frequent words.
+        difficulty: the number of frequent words.
 
     Raises:
         Error: ``length`` is too short.
     """
     codes, seed = [NOISE], rng.random()
-    while len(codes) < 2 + max(form.frequent, int(length**0.5)):  # code k occurs from about k² words on
+    while len(codes) < 2 + max(difficulty.frequent, int(length**0.5)):  # code k occurs from about k² words on
         code = "".join(rng.choices(string.ascii_lowercase, k=CODE_LETTERS))
         if code not in codes:
             codes.append(code)
-    order = _zipf_order(codes, max(length + 1, 4 * (form.frequent + 2) ** 2))  # long enough for ``first``
-    answers = codes[1 : form.frequent + 1]
-    last, after = answers[-1], codes[form.frequent + 1]
+    order = _zipf_order(codes, max(length + 1, 4 * (difficulty.frequent + 2) ** 2))  # long enough for ``first``
+    answers = codes[1 : difficulty.frequent + 1]
+    last, after = answers[-1], codes[difficulty.frequent + 1]
     first = next(n for n in range(len(order)) if 1 < order[:n].count(last) > order[:n].count(after) > 0)
 
     def build(n: int) -> str:
         words = order[:n]
         random.Random(seed).shuffle(words)
-        return FREQUENT.format(words=" ".join(words), n=form.frequent)
+        return FREQUENT.format(words=" ".join(words), n=difficulty.frequent)
 
     text, _ = fit_length(tokenizer, length, build, first, len(order))
     return Example(text, tuple(answers))

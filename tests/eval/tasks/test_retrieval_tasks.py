@@ -12,8 +12,8 @@ from support.tiny_tokenizer import tiny_tokenizer
 
 import msrnn
 from msrnn.eval.retrieval import AT_DEPTH, TASKS
+from msrnn.eval.tasks.difficulty import DIFFICULTIES, Difficulty
 from msrnn.eval.tasks.example import FILLER, count_tokens, string_match
-from msrnn.eval.tasks.forms import FORMS, Form
 from msrnn.eval.tasks.needles import Sentences
 from msrnn.eval.tasks.word_list import WORDS
 from msrnn.eval.tasks.words import _zipf_order
@@ -25,16 +25,15 @@ LONGEST_UNIT = 64
 """Tokens of the tiny tokenizer in one unit of filler: a line with another needle is the longest."""
 
 
-def generate(task, length, depth, seed, form):
+def generate(task, length, depth, seed, difficulty):
     more = (TEXT,) if task == "text-needle" else ()
-    return TASKS[task](TOKENIZER, length, depth, random.Random(seed), form, *more)
+    return TASKS[task](TOKENIZER, length, depth, random.Random(seed), difficulty, *more)
 
 
-forms = st.builds(
-    Form,
+difficulties = st.builds(
+    Difficulty,
     digits=st.integers(4, 7),
     distractors=st.none() | st.integers(0, 4),
-    chains=st.integers(1, 3),
     hops=st.integers(0, 4),
     word_names=st.booleans(),
     common=st.integers(1, 5),
@@ -44,49 +43,49 @@ forms = st.builds(
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(list(TASKS)), st.integers(3000, 4200), st.floats(0, 1), st.integers(0, 99), forms)
-def test_a_solver_that_reads_the_prompt_answers_every_question(task, length, depth, seed, form):
-    example = generate(task, length, depth, seed, form)
+@given(st.sampled_from(list(TASKS)), st.integers(3000, 4200), st.floats(0, 1), st.integers(0, 99), difficulties)
+def test_a_solver_that_reads_the_prompt_answers_every_question(task, length, depth, seed, difficulty):
+    example = generate(task, length, depth, seed, difficulty)
     assert sorted(solve(example.prompt)) == sorted(example.answers)
     assert string_match(" ".join(solve(example.prompt)), example.answers) == 1
     assert length - LONGEST_UNIT * (task == "multikey") - 40 < count_tokens(TOKENIZER, example.prompt) <= length
-    assert generate(task, length, depth, seed, form) == example
-    assert generate(task, length, depth, seed + 1, form) != example
+    assert generate(task, length, depth, seed, difficulty) == example
+    assert generate(task, length, depth, seed + 1, difficulty) != example
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("difficulty", DIFFICULTIES.values(), ids=DIFFICULTIES)
 @pytest.mark.parametrize("task", AT_DEPTH)
 @pytest.mark.parametrize("depth", [0, 0.3, 1])
-def test_the_needle_occurs_once_and_at_its_depth(task, depth, form):
-    example = generate(task, 2500, depth, 7, form)
+def test_the_needle_occurs_once_and_at_its_depth(task, depth, difficulty):
+    example = generate(task, 2500, depth, 7, difficulty)
     (answer,), body = example.answers, example.prompt.split("\n\n")[1]
     assert len(re.findall(answer, example.prompt)) == 1
     before, after = re.split(rf"One of the special magic numbers for \S+ is: {answer}\.", body)
     others = re.compile(r"One of the special magic numbers for \S+ is: (\d+)\.")
-    if form.distractors is not None:
+    if difficulty.distractors is not None:
         before, after = others.sub("", before), others.sub("", after)
     unit = 130 if task == "text-needle" else 70  # characters of a sentence of the book, and of a line
     assert abs(len(before) - depth * (len(before) + len(after))) <= unit
     found = others.findall(example.prompt)
     assert len(set(found)) == len(found)
-    distractors = form.distractors if task == "multikey" else 0
+    distractors = difficulty.distractors if task == "multikey" else 0
     assert len(found) == 1 + distractors if distractors is not None else len(found) > 20
 
 
 def test_a_prompt_ends_where_the_answer_begins():
     for task in TASKS:
-        example = generate(task, 3000, 0.5, 1, FORMS["small"])
+        example = generate(task, 3000, 0.5, 1, DIFFICULTIES["small"])
         assert re.search(r"(is|are|are:|is:)$", example.prompt)
         assert not any(answer in example.prompt[-40:] for answer in example.answers)
 
 
 def test_filler_is_that_of_the_pass_key_task():
-    example = generate("needle", 900, 1, 1, FORMS["small"])
+    example = generate("needle", 900, 1, 1, DIFFICULTIES["small"])
     assert example.prompt.split("\n\n")[1].startswith(" ".join(FILLER * 2))
 
 
 def test_a_part_of_the_text_is_unchanged():
-    example = generate("text-needle", 900, 0.5, 3, FORMS["small"])
+    example = generate("text-needle", 900, 0.5, 3, DIFFICULTIES["small"])
     body = re.sub(r"One of the special magic numbers for \S+ is: \d+\. ", "", example.prompt.split("\n\n")[1])
     assert body in " ".join(BOOK.split())
     assert body.startswith(("The boat", "The sea", "Was it"))
@@ -98,19 +97,21 @@ def test_no_word_is_a_part_of_another_one():
 
 
 def test_long_lists_repeat_their_words_and_keep_the_ratio():
-    form = FORMS["small"]
-    words = re.findall(r"\d+\. (\w+)", generate("common-words", 12000, 0, 1, form).prompt.split("\n\n\n")[1].split("\n\n")[1])
+    difficulty = DIFFICULTIES["small"]
+    words = re.findall(
+        r"\d+\. (\w+)", generate("common-words", 12000, 0, 1, difficulty).prompt.split("\n\n\n")[1].split("\n\n")[1]
+    )
     counts = sorted(words.count(word) for word in set(words))
     assert counts[0] > 1
-    assert counts[-form.common :] == [form.ratio * counts[0]] * form.common
-    assert set(counts[: -form.common]) == {counts[0]}
+    assert counts[-difficulty.common :] == [difficulty.ratio * counts[0]] * difficulty.common
+    assert set(counts[: -difficulty.common]) == {counts[0]}
 
 
 @pytest.mark.parametrize("length", [1, 4, 20, 60])
 @pytest.mark.parametrize("task", TASKS)
 def test_a_short_length_is_refused(task, length):
     with pytest.raises(msrnn.Error, match=f"a prompt has at most {length} tokens; expected at least"):
-        generate(task, length, 0.5, 1, FORMS["ruler"])
+        generate(task, length, 0.5, 1, DIFFICULTIES["ruler"])
 
 
 def test_each_coded_word_is_that_of_dhondt():
@@ -123,7 +124,7 @@ def test_each_coded_word_is_that_of_dhondt():
 def test_a_short_text_is_refused():
     text = Sentences.of("The sea was not small. It was late.")
     with pytest.raises(msrnn.Error, match="--text has 8 words, which fill less than 900 tokens"):
-        TASKS["text-needle"](TOKENIZER, 900, 0.5, random.Random(1), FORMS["small"], text)
+        TASKS["text-needle"](TOKENIZER, 900, 0.5, random.Random(1), DIFFICULTIES["small"], text)
 
 
 def test_string_match_counts_the_answers_in_any_order_and_case():

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Form:
+class Difficulty:
     """Numbers that decide how hard the tasks are.
 
     Attributes:
         digits: digits of the number in a needle.
         distractors: other needles, with other keys and numbers, in ``multikey``; None: every line of the text is one.
-        chains, hops: chains of variables, and assignments of one variable to another in a chain.
+        hops: assignments of one variable to another.
         word_names: names of variables are words; otherwise random capital letters.
         common: words to find in ``common-words``.
         ratio: occurrences of a common word for each occurrence of another word.
@@ -19,7 +19,6 @@ class Form:
 
     digits: int
     distractors: int | None
-    chains: int
     hops: int
     word_names: bool
     common: int
@@ -27,8 +26,8 @@ class Form:
     frequent: int
 
 
-FORMS = {
-    "ruler": Form(digits=7, distractors=None, chains=1, hops=4, word_names=False, common=10, ratio=6, frequent=3),
-    "small": Form(digits=5, distractors=3, chains=1, hops=1, word_names=True, common=3, ratio=6, frequent=3),
+DIFFICULTIES = {
+    "ruler": Difficulty(digits=7, distractors=None, hops=4, word_names=False, common=10, ratio=6, frequent=3),
+    "small": Difficulty(digits=5, distractors=3, hops=1, word_names=True, common=3, ratio=6, frequent=3),
 }
 """By name. ``ruler``: the numbers of RULER for texts below 4,096 tokens (``synthetic.yaml``)."""

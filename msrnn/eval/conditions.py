@@ -179,3 +179,32 @@ def add_condition_arguments(
     parser.add_argument(
         "--sizes", nargs="+", type=positive_int, metavar="N", default=list(sizes), help=f"rows carried (default: {default})"
     )
+
+
+def add_against_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--against``, for :func:`choose_reference`."""
+    text = "reference operator of the differences (default: tova, or the first bounded operator of several)"
+    parser.add_argument("--against", metavar="SPEC", help=text)
+
+
+def choose_reference(against: str | None, conditions: Sequence[Condition]) -> str:
+    """Return the operator that the others are compared with.
+
+    Args:
+        against: value of ``--against``. None: ``tova`` if it is one of the operators, otherwise the first bounded operator of
+            several, otherwise the first one. So the only bounded operator is compared with the unbounded model.
+        conditions: the conditions.
+
+    Raises:
+        Error: ``against`` is none of the operators.
+    """
+    operators = list(dict.fromkeys(condition.operator for condition in conditions))
+    if against is not None:
+        if against not in operators:
+            raise Error(f"--against is {against!r:.60}; expected one of the operators, {', '.join(operators)}")
+        return against
+    bounded = dict.fromkeys(
+        condition.operator for condition in conditions if condition.size is not None and not condition.truncated
+    )
+    several = list(bounded) if len(bounded) > 1 else []
+    return next(iter([x for x in operators if x == "tova"] + several + operators))

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..argtypes import add_kv_dtype_argument, positive_int
 from ..cell.cell import Cell
-from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Curves, Report, Table, format_significant
 from ..reporting.statistics import mean, paired
@@ -24,8 +23,10 @@ from .conditions import (
     CORE,
     TRUNCATED,
     Condition,
+    add_against_argument,
     add_condition_arguments,
     by_condition,
+    choose_reference,
     is_published,
     load_results,
     parse_conditions,
@@ -128,11 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``msrnn eval lm``."""
     add_text_arguments(parser, chunk=2048)
     add_condition_arguments(parser, (*CORE, TRUNCATED))
-    parser.add_argument(
-        "--against",
-        metavar="SPEC",
-        help="reference operator of the differences (default: tova, or the first bounded operator of several)",
-    )
+    add_against_argument(parser)
     add_kv_dtype_argument(parser)
     parser.add_argument("--batch", type=positive_int, metavar="B", default=1, help="batch size; use more on a GPU (default: 1)")
 
@@ -140,9 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Score all chunks under all conditions."""
     conditions = parse_conditions(args.operators, args.sizes)
-    against = args.against or default_reference(conditions)
-    if against not in args.operators:
-        raise Error(f"--against is {against!r}; expected one of the operators, {', '.join(args.operators)}")
+    against = choose_reference(args.against, conditions)
     chunks = inputs.chunks(args)
     inputs.check_memory(args.batch, [condition.rows for condition in conditions], args.chunk)
     rows_dtype = {} if args.kv_dtype is None else {"kv_dtype": args.kv_dtype}
@@ -152,14 +147,6 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         for key, result in zip(batch, score_chunks(inputs.cell, list(batch.values()), condition, args.kv_dtype), strict=True):
             sweep[key] = asdict(result)
     return report(load_results(LMResult, sweep, rows), against)
-
-
-def default_reference(conditions: Sequence[Condition]) -> str:
-    """Return ``tova`` if it is one of the operators, otherwise the first bounded operator of several, otherwise the first."""
-    operators = [condition.operator for condition in conditions]
-    bounded = [condition.operator for condition in conditions if condition.size is not None and not condition.truncated]
-    several = bounded if len(set(bounded)) > 1 else []  # the only bounded operator is compared with the unbounded one
-    return next(iter([x for x in operators if x == "tova"] + several + operators))
 
 
 def report(results: Sequence[LMResult], against: str) -> Report:

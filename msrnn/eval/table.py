@@ -1,8 +1,9 @@
 """One table of operators: language modelling, retrieval, reasoning and the bytes of H, within a number of minutes.
 
-Every operator is measured on the same chunks and questions, in rounds. The differences from the unbounded model and from a
-rival are paired, item by item. When the minutes are over, the table has the items that are finished for all operators. The same
-command with the same folder continues, so several short runs give the table of one long run (docs/retrieval.md).
+Every operator is measured on the same chunks and questions, in rounds. The differences from the unbounded model and from
+one operator (--against) are paired, item by item. When the minutes are over, the table has the items that are finished for all
+operators. The same command with the same folder continues, so several short runs give the table of one long run
+(docs/retrieval.md).
 """
 
 import argparse
@@ -12,7 +13,7 @@ from ..argtypes import positive_int, seed_int
 from ..errors import Error
 from ..reporting.report import Report
 from ..reporting.sweep import Sweep
-from .conditions import Condition, add_condition_arguments, parse_paired_conditions
+from .conditions import Condition, add_against_argument, add_condition_arguments, choose_reference, parse_paired_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .table_plan import LM, REASONING, RETRIEVAL, TASKS, Unit, plan
 from .table_report import Measured, report
@@ -48,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_text_arguments(parser, chunk=1024)
     add_condition_arguments(parser, ("full", "window", "sinks:SIZE:4", "h2o", "tova"), (128, 256))
     parser.add_argument("--minutes", type=positive_int, metavar="M", default=30, help="time for this run (default: 30)")
-    parser.add_argument(
-        "--rival", metavar="SPEC", help="operator to compare with (default: tova, or the first bounded operator)"
-    )
+    add_against_argument(parser)
     parser.add_argument("--rounds", type=positive_int, metavar="N", default=4, help="rounds of the whole table (default: 4)")
     parser.add_argument(
         "--tasks",
@@ -82,9 +81,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """
     budget = TimeBudget(args.minutes)
     conditions = parse_paired_conditions(args.operators, args.sizes)
-    rival = args.rival or default_rival(conditions)
-    if rival not in (c.operator for c in conditions):
-        raise Error(f"--rival is {rival!r}; expected one of the operators, {', '.join(args.operators)}")
+    against = choose_reference(args.against, conditions)
     if repeated := [task for task in args.tasks if args.tasks.count(task) > 1]:
         raise Error(f"--tasks has {repeated[0]} twice; expected distinct values")
     chunks = inputs.chunks(args)
@@ -111,13 +108,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
                 else "expected more --minutes, or --out FOLDER to continue later"
             )
             raise Error(f"{args.minutes} minutes were too short for a unit of {quality} under all operators; {hint}")
-    return report(_results(sweep, conditions, finished), rival, _progress(units, finished))
-
-
-def default_rival(conditions: list[Condition]) -> str:
-    """Return ``tova`` if it is one of the operators, otherwise the first bounded one, otherwise the unbounded model."""
-    bounded = [c.operator for c in conditions if c.size is not None]
-    return "tova" if "tova" in bounded else next(iter(bounded), conditions[0].operator)
+    return report(_results(sweep, conditions, finished), against, _progress(units, finished))
 
 
 def _results(sweep: Sweep, conditions: list[Condition], units: list[Unit]) -> list[Measured]:

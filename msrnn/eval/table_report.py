@@ -31,12 +31,12 @@ class Measured:
     value: float
 
 
-def report(results: Sequence[Measured], rival: str, progress: str) -> Report:
+def report(results: Sequence[Measured], against: str, progress: str) -> Report:
     """Return the overview, one table of differences per quality, and one figure per quality.
 
     Args:
         results: values of the same items under each condition, and of the unbounded model among them.
-        rival: the operator that the others are compared with at the same size.
+        against: the operator that the others are compared with at the same size.
         progress: a sentence on unfinished items, for the overview.
     """
     values: dict[str, dict[Key, list[float]]] = {}
@@ -46,18 +46,18 @@ def report(results: Sequence[Measured], rival: str, progress: str) -> Report:
     keys = sorted(nbytes, key=lambda key: (key[1] is not None, key[1] or 0))  # unbounded first; the order within a size is kept
     ranks = {quality: _ranks(by_key, QUALITIES[quality][-1]) for quality, by_key in values.items()}
     tables = [_overview(keys, nbytes, values, ranks, progress)]
-    tables += [_differences(quality, keys, values[quality], rival, ranks[quality]) for quality in values]
+    tables += [_differences(quality, keys, values[quality], against, ranks[quality]) for quality in values]
     figures = {f"table-{quality}.png": _curves(quality, nbytes, by_key) for quality, by_key in values.items()}
-    return Report(tables, _records(keys, nbytes, values, ranks, rival), figures)
+    return Report(tables, _records(keys, nbytes, values, ranks, against), figures)
 
 
 def _unbounded(keys: Mapping[Key, object]) -> Key:
     return next(key for key in keys if is_published(key[0]))
 
 
-def _rival(key: Key, rival: str, values: Mapping[Key, object]) -> Key | None:
-    """Return the rival at the size of ``key``; None for the rival itself or where it is not measured."""
-    found = next((k for k in ((rival, key[1]), (rival, None)) if k in values), None)
+def _reference(key: Key, against: str, values: Mapping[Key, object]) -> Key | None:
+    """Return the operator ``against`` at the size of ``key``; None for itself or where it is not measured."""
+    found = next((k for k in ((against, key[1]), (against, None)) if k in values), None)
     return None if found == key else found
 
 
@@ -97,7 +97,7 @@ def _overview(
 
 
 def _differences(
-    quality: str, keys: Sequence[Key], by_key: Mapping[Key, list[float]], rival: str, ranks: Mapping[Key, str]
+    quality: str, keys: Sequence[Key], by_key: Mapping[Key, list[float]], against: str, ranks: Mapping[Key, str]
 ) -> Table:
     title, items, spec, factor, sign = QUALITIES[quality]
     unbounded, rows = _unbounded(by_key), []
@@ -106,7 +106,7 @@ def _differences(
             continue
         row = [condition_name(*key), f"{factor * mean(by_key[key]).value:{spec}}"]
         row.append(f"{_difference(by_key, key, unbounded, factor):+{spec}}")
-        other = _rival(key, rival, by_key)
+        other = _reference(key, against, by_key)
         if other is None:
             row += ["", ""]
         else:
@@ -114,7 +114,7 @@ def _differences(
             row += [f"{difference:+{spec}}", _verdict(difference, sign)]
         rows.append([*row, ranks.get(key, "")])
     note = f"{len(by_key[unbounded])} {items}. Paired differences with their 95 % intervals; a tie: the interval contains zero."
-    columns = ["operator", "mean", "from unbounded", f"from {rival}", "", "rank"]
+    columns = ["operator", "mean", "from unbounded", f"from {against}", "", "rank"]
     return Table(title, columns, rows, note)
 
 
@@ -131,19 +131,19 @@ def _records(
     nbytes: Mapping[Key, float],
     values: Mapping[str, Mapping[Key, list[float]]],
     ranks: Mapping[str, Mapping[Key, str]],
-    rival: str,
+    against: str,
 ) -> list[dict[str, object]]:
     found = []
     for key in keys:
-        record: dict[str, object] = {"operator": key[0], "size": key[1], "nbytes": nbytes[key], "rival": rival}
+        record: dict[str, object] = {"operator": key[0], "size": key[1], "nbytes": nbytes[key], "reference": against}
         for quality, by_key in values.items():
-            other = _rival(key, rival, by_key)
+            other = _reference(key, against, by_key)
             record[quality] = {
                 "items": len(by_key[key]),
                 "mean": mean(by_key[key]).value,
                 "rank": ranks[quality].get(key),
                 "from_unbounded": _pair(_difference(by_key, key, _unbounded(by_key), 1.0)),
-                "from_rival": None if other is None else _pair(_difference(by_key, key, other, 1.0)),
+                "from_reference": None if other is None else _pair(_difference(by_key, key, other, 1.0)),
             }
         found.append(record)
     return found

@@ -9,8 +9,7 @@ from support.tiny_tokenizer import chat_cell
 
 from msrnn.cli.main import main
 from msrnn.eval import table
-from msrnn.eval.conditions import parse_paired_conditions
-from msrnn.eval.table import TimeBudget, default_rival
+from msrnn.eval.table import TimeBudget
 from msrnn.eval.table_plan import LM, MEMORY, REASONING, RETRIEVAL
 from msrnn.eval.table_report import Measured, report
 
@@ -54,7 +53,7 @@ def test_the_page_has_every_quality_and_the_bytes_of_h(whole):
         assert f"**{title}**" in page
     assert "The time was over" not in page
     records = json.loads((whole / "report.json").read_text())
-    assert [(r["operator"], r["size"], r["rival"]) for r in records] == [
+    assert [(r["operator"], r["size"], r["reference"]) for r in records] == [
         ("full", None, "tova"),
         ("tova", 9, "tova"),
         ("window", 9, "tova"),
@@ -135,7 +134,7 @@ def test_a_unit_starts_only_if_the_longest_of_its_kind_fits(monkeypatch):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--rival", "h2o"], "--rival is 'h2o'; expected one of the operators, tova, window"),
+        (["--against", "h2o"], "--against is 'h2o'; expected one of the operators, full, tova, window"),
         (["--operators", "truncated"], "truncated:9, which has no state"),
         (["--length", "60"], "needle: a prompt has at most 60 tokens"),
         (["--tasks", "needle", "needle"], "--tasks has needle twice; expected distinct values"),
@@ -145,20 +144,6 @@ def test_invalid_arguments_are_refused_before_any_measurement(more, message, wor
     monkeypatch.setattr(TimeBudget, "fit", None)
     assert main([*words, *more]) == 1
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("operators", "rival"),
-    [
-        (["window"], "window"),
-        (["h2o", "tova"], "tova"),
-        (["full", "h2o", "window"], "h2o"),
-        (["window:9"], "window:9"),
-        ([], "full"),
-    ],
-)
-def test_the_default_rival_is_tova_or_the_first_bounded_operator(operators, rival):
-    assert default_rival(parse_paired_conditions(operators, [9])) == rival
 
 
 def measured(operator, size, nbytes, lm, right):

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Train the adapters that ``--out`` does not contain yet, and compare all of them."""
     reduction = parse_reduction(args.reduction)
     operators, code = (FULL, str(reduction)), code_digest(reduction)
-    if operators[1] == FULL:
+    if reduction.size is None:
         raise Error(f"--reduction is {args.reduction!r}; expected a bounded operator")
     text = read_text(args.text)
     others = {} if args.other is None else {args.other.stem: read_text(args.other)}

@@ -80,6 +80,7 @@ def test_a_finished_run_trains_nothing_and_a_new_seed_is_added(model, capsys, mo
     ("more", "message"),
     [
         (["--reduction", "full"], "--reduction is 'full'; expected a bounded operator"),
+        (["--reduction", "all-layers:full"], "--reduction is 'all-layers:full'; expected a bounded operator"),
         (["--chunk", "9000"], "the held-out part of words has"),
         (["--reduction", "tofa:3"], "no operator is called 'tofa'"),
         (["--lora", "adapter"], "--lora is given, but the experiment trains its own adapters; expected MODEL without one"),

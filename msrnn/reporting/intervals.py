@@ -14,8 +14,12 @@ T_VALUES = (
 """97.5 % quantiles of Student's t distribution for 1 to 30 degrees of freedom, as scipy gives them. Above 30: 1.96."""
 
 
+MIN_PAIRS = 3
+"""Number of pairs from which an interval is given."""
+
+
 class Interval(NamedTuple):
-    """A mean difference and half the width of its 95 % interval; the half width is infinite for one pair."""
+    """A mean difference and half the width of its 95 % interval; the half width is infinite if there are too few pairs."""
 
     value: float
     half_width: float
@@ -26,20 +30,21 @@ class Interval(NamedTuple):
         return not abs(self.value) > self.half_width
 
     def __format__(self, spec: str) -> str:
-        """Return ``value ± half width``, both in the format ``spec``."""
+        """Return ``value ± half width``, both in the format ``spec``, or ``value ± –``."""
         if math.isinf(self.half_width):
-            return f"{self.value:{spec}} ± ?"
+            return f"{self.value:{spec}} ± –"
         return f"{self.value:{spec}} ± {self.half_width:{spec.lstrip('+')}}"
 
 
 def paired_interval(values: Sequence[float], others: Sequence[float]) -> Interval:
     """Return the mean of ``values − others`` with its 95 % interval, by Student's t distribution.
 
-    Differences between chunks or questions are taken as independent. If all differences are equal, the interval has no width.
+    Differences between chunks or questions are taken as independent. If at least ``statistics.MIN_EQUAL`` differences are all
+    equal, the interval has no width. Fewer equal differences, and fewer than ``MIN_PAIRS``, have no interval and are a tie.
     """
     value, error = paired(values, others)
     degrees = len(values) - 1
-    if degrees < 1:
+    if degrees + 1 < MIN_PAIRS or math.isnan(error):
         return Interval(value, math.inf)
     return Interval(value, error * (T_VALUES[degrees - 1] if degrees <= len(T_VALUES) else 1.96))
 

@@ -7,8 +7,13 @@ from typing import NamedTuple
 import torch
 
 
+MIN_EQUAL = 6
+"""Number of equal values from which the error of their mean is 0. Fewer values have the same sign by chance in more than 5 % of
+the cases (two-sided sign test), so the error of fewer equal values is not known."""
+
+
 class Mean(NamedTuple):
-    """A mean and its error; the error is NaN for fewer than two values."""
+    """A mean and its error; the error is NaN if it is not known."""
 
     value: float
     error: float
@@ -20,9 +25,13 @@ class Mean(NamedTuple):
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Return the mean of at least one value and its standard error (sample standard deviation / √n)."""
+    """Return the mean of at least one value and its standard error (sample standard deviation / √n).
+
+    The error is NaN for one value, and for fewer than ``MIN_EQUAL`` equal ones.
+    """
     value, deviation = mean_and_deviation(values)
-    return Mean(value, deviation / math.sqrt(len(values)))
+    is_known = deviation > 0 or len(values) >= MIN_EQUAL
+    return Mean(value, deviation / math.sqrt(len(values)) if is_known else math.nan)
 
 
 def mean_and_deviation(values: Sequence[float]) -> Mean:

@@ -185,7 +185,7 @@ def test_the_command_resumes_and_writes_a_complete_report(folder, book, tmp_path
     cell, ids = converters.load(folder), split_into_chunks({"book": TEXT}, converters.tokenizer(folder), 30, 1)[0].ids
     one = next(r for r in records if (r["operator"], r["size"], r["chunk"]) == ("sinks:SIZE:1", 8, "book 0"))
     assert one["nll"] == pytest.approx(float(nll(cell, ids[None], "sinks:8:1").sum()), abs=1e-6)
-    assert main(["eval", "lm", str(folder), "--text", str(book), "--chunk", "20", "--out", str(out)]) == 1
+    assert main(["eval", "lm", str(folder), "--text", str(book), "--chunk", "20", "--sizes", "8", "--out", str(out)]) == 1
     assert "with chunk 30; this one has 20" in capsys.readouterr().err
 
 

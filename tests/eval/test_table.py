@@ -152,13 +152,21 @@ def measured(operator, size, nbytes, lm, right):
 
 
 def test_lower_losses_and_higher_scores_are_better():
-    results = measured("full", None, 9e6, [2.9, 3.9], [1, 1])
-    results += measured("tova", 8, 2e6, [3.0, 4.0], [0, 0]) + measured("h2o", 8, 2e6, [2.0, 3.0], [1, 1])
+    results = measured("full", None, 9e6, [2.9, 3.9] * 3, [1] * 6)
+    results += measured("tova", 8, 2e6, [3.0, 4.0] * 3, [0] * 6) + measured("h2o", 8, 2e6, [2.0, 3.0] * 3, [1] * 6)
     overview, *qualities = report(results, "tova", "").tables
     assert [table.rows[1][-2:] for table in qualities] == [["better", "1"]] * 3
     assert [row[3::2] for row in overview.rows[1:]] == [["2"] * 3, ["1"] * 3]
     overview, *qualities = report(results, "h2o", "").tables
     assert [table.rows[0][-2:] for table in qualities] == [["worse", "2"]] * 3
+
+
+def test_one_item_has_no_interval_and_is_a_tie():
+    results = measured("full", None, 9e6, [2.9], [1]) + measured("tova", 8, 2e6, [3.0], [0])
+    results += measured("h2o", 8, 2e6, [2.0], [1])
+    for table in report(results, "tova", "").tables[1:]:
+        assert [row[-2:] for row in table.rows] == [["", "1="], ["tie", "1="]]
+        assert all(cell.endswith(" ± –") for row in table.rows for cell in row[2:4] if cell)
 
 
 def test_differences_ranks_and_ties():

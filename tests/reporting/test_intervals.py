@@ -9,7 +9,7 @@ from scipy import stats
 from msrnn.reporting.intervals import T_VALUES, paired_interval, rank_with_ties
 
 
-@pytest.mark.parametrize("n", [2, 3, 9, 31])
+@pytest.mark.parametrize("n", [3, 4, 9, 31])
 def test_the_interval_is_that_of_students_distribution(n):
     generator = torch.Generator().manual_seed(n)
     a, b = torch.randn(2, n, generator=generator, dtype=torch.float64).tolist()
@@ -24,13 +24,20 @@ def test_t_values_of_scipy():
     assert pytest.approx(stats.t.ppf(0.975, range(1, 31)), abs=6e-4) == T_VALUES
 
 
-def test_one_pair_and_equal_pairs():
-    one = paired_interval([3.0], [1.0])
-    assert (one.value, one.half_width, one.is_tie) == (2, math.inf, True)
-    assert f"{one:+.1f}" == "+2.0 ± ?"
-    assert paired_interval([2.0, 3.0], [2.0, 3.0]).is_tie
-    assert not paired_interval([2.0, 3.0], [1.0, 2.0]).is_tie
-    assert f"{paired_interval([2.0, 4.0], [1.0, 2.0]):+.1f}" == "+1.5 ± 6.4"
+@pytest.mark.parametrize("values", [[3.0], [3.0, 4.0], [3.0, 3.0], [3.0] * 5])
+def test_few_pairs_have_no_interval(values):
+    found = paired_interval(values, [1.0] * len(values))
+    assert (found.half_width, found.is_tie) == (math.inf, True)
+    assert f"{paired_interval([0.0, 0.0], [100.0, 100.0]):+.0f}" == "-100 ± –"
+
+
+def test_six_equal_differences_have_the_width_0():
+    """Of five fair coins all fall on one side with probability 2 / 2⁵ > 0.05, of six with 2 / 2⁶ < 0.05."""
+    assert stats.binomtest(5, 5).pvalue > 0.05 > stats.binomtest(6, 6).pvalue
+    found = paired_interval([3.0] * 6, [1.0] * 6)
+    assert (found.value, found.half_width, found.is_tie) == (2, 0, False)
+    assert paired_interval([2.0] * 6, [2.0] * 6).is_tie
+    assert f"{paired_interval([2.0, 4.0, 3.0], [1.0, 2.0, 3.0]):+.1f}" == "+1.0 ± 2.5"
 
 
 def test_ranks_are_shared_by_ties_with_the_best_of_the_rank():

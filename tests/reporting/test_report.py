@@ -50,6 +50,8 @@ def test_mean_and_errors():
     assert mean(values) == pytest.approx((2.5, deviation / math.sqrt(3)))
     assert paired(values, others) == pytest.approx(mean([1.0, 0.5, 0.0]))
     assert math.isnan(mean([1.0]).error)
+    assert math.isnan(mean([1.0] * 5).error)
+    assert mean([1.0] * 6).error == 0
 
 
 def test_mean_is_formatted_with_its_error():

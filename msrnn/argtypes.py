@@ -15,6 +15,18 @@ def positive_int(text: str) -> int:
     return _parse_int(text, at_least=1)
 
 
+def count_int(text: str) -> int:
+    """Parse an integer from 1 to 1,000, as an argparse type: a number of things that are generated before anything is measured.
+
+    Raises:
+        ArgumentTypeError: ``text`` is not such an integer.
+    """
+    number = _parse_int(text, at_least=1)
+    if number > 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1 to 1,000")
+    return number
+
+
 def seed_int(text: str) -> int:
     """Parse an integer of at least 0, as an argparse type.
 

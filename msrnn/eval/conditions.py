@@ -116,6 +116,31 @@ def parse_paired_conditions(operators: Sequence[str], sizes: Sequence[int]) -> l
     return parse_conditions(["full", *operators], sizes)
 
 
+def unaffected(conditions: Iterable[Condition], length: int) -> list[str]:
+    """Return the names of the bounded conditions that give the results of the unbounded model for ``length`` tokens.
+
+    A query sees ``size`` + 1 rows, so an eviction changes results only if more tokens are read. The truncated baseline sees
+    ``size``.
+    """
+    return [str(c) for c in conditions if c.size is not None and c.size + (not c.truncated) >= length]
+
+
+def check_affected(conditions: Iterable[Condition], length: int, texts: str) -> None:
+    """Refuse conditions that change nothing in any text of an experiment.
+
+    Args:
+        conditions: the conditions.
+        length: number of tokens that are read of the longest text.
+        texts: what the texts are, for the message.
+
+    Raises:
+        Error: a size is too large for the texts.
+    """
+    if names := unaffected(conditions, length):
+        found = f"{names[0]} changes nothing in {texts} of {length:,} tokens, because a query sees size + 1 rows"
+        raise Error(f"--sizes: {found}; expected a smaller size, or longer texts")
+
+
 def is_published(operator: str) -> bool:
     """Return True for ``full``, the reference of other operators: no eviction except for the windows of the published model."""
     return operator.strip().lower() == "full"

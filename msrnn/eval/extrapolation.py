@@ -24,7 +24,7 @@ from ..state.loading import load_state
 from ..state.position_remapping import ABSOLUTE, RULES
 from ..state.state import State
 from ..storage.output_paths import create_folder
-from .conditions import Condition, add_condition_arguments, condition_name, load_results, parse_conditions
+from .conditions import Condition, add_condition_arguments, check_affected, condition_name, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import MAX_LOGITS, score_tokens
 from .texts import text_digest
@@ -101,6 +101,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--tokens is {args.tokens}; expected a multiple of --stretch, {args.stretch}")
     for rule in args.places:
         inputs.cell.initial_state(1, places=rule)  # refuses a rule that the model does not allow
+    check_affected(conditions, args.tokens, "a text")
     args.chunk, args.chunks = args.tokens + 1, 1
     chunks = inputs.chunks(args)
     inputs.check_memory(len(chunks), [condition.rows for condition in conditions], args.tokens)

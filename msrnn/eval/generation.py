@@ -16,7 +16,15 @@ from ..cell.cell import Cell
 from ..decoding.generate import generate
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean
-from .conditions import Condition, add_condition_arguments, by_condition, is_published, load_results, parse_paired_conditions
+from .conditions import (
+    Condition,
+    add_condition_arguments,
+    by_condition,
+    check_affected,
+    is_published,
+    load_results,
+    parse_paired_conditions,
+)
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import Chunk, text_digest
@@ -95,6 +103,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Continue all prompts under all conditions and with the unbounded model."""
     conditions = parse_paired_conditions(args.operators, args.sizes)
     chunks = inputs.chunks(args)
+    check_affected(conditions, args.chunk + args.max_new_tokens, "a prompt with its continuation")
     inputs.check_memory(args.batch, ["full", *(condition.rows for condition in conditions)], args.chunk + args.max_new_tokens)
     settings = {"max_new_tokens": args.max_new_tokens, "seed": args.seed, "batch": args.batch}
     sweep = inputs.sweep(args.out, "generation", text=text_digest(chunks), chunk=args.chunk, **settings)

@@ -26,6 +26,7 @@ from .conditions import (
     add_against_argument,
     add_condition_arguments,
     by_condition,
+    check_affected,
     choose_reference,
     is_published,
     load_results,
@@ -139,6 +140,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     conditions = parse_conditions(args.operators, args.sizes)
     against = choose_reference(args.against, conditions)
     chunks = inputs.chunks(args)
+    check_affected(conditions, args.chunk - 1, "the part of a chunk before its last token,")
     inputs.check_memory(args.batch, [condition.rows for condition in conditions], args.chunk)
     rows_dtype = {} if args.kv_dtype is None else {"kv_dtype": args.kv_dtype}
     sweep = inputs.sweep(args.out, "lm", text=text_digest(chunks), chunk=args.chunk, **rows_dtype)

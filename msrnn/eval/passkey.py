@@ -17,7 +17,15 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import HeatMaps, Report, Table
 from ..reporting.statistics import mean
-from .conditions import Condition, add_condition_arguments, by_condition, condition_name, load_results, parse_conditions
+from .conditions import (
+    Condition,
+    add_condition_arguments,
+    by_condition,
+    check_affected,
+    condition_name,
+    load_results,
+    parse_conditions,
+)
 from .inputs import EvalInputs
 from .tasks.example import FILLER
 from .teacher_forcing import pad_right, padding_mask, teacher_force
@@ -121,6 +129,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     if invalid := [depth for depth in args.depths if not 0 <= depth <= 1]:
         raise Error(f"--depths has {invalid[0]}; expected numbers from 0 to 1")
     make_prompt(inputs.tokenizer, "12345", min(args.lengths), 0)  # refuses a short length before any work
+    answer = inputs.tokenizer.encode(" 12345", add_special_tokens=False).ids
+    check_affected(conditions, max(args.lengths) + len(answer), "a text with its key")
     inputs.check_memory(args.keys, [condition.rows for condition in conditions], max(args.lengths))
     sweep = inputs.sweep(args.out, "passkey", keys=args.keys, seed=args.seed)
     rows = {c: {f"{c.key} at {float(d)!r} of {n}": (n, d) for n in args.lengths for d in args.depths} for c in conditions}

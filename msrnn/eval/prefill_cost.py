@@ -24,7 +24,7 @@ from ..reductions.per_layer import replaced_layers
 from ..reporting.report import Curves, HeatMaps, Report, SideBySide, Table, format_significant
 from ..reporting.statistics import mean, paired
 from ..state.state import State
-from .conditions import add_condition_arguments, by_condition, condition_name, load_results, parse_conditions
+from .conditions import add_condition_arguments, by_condition, check_affected, condition_name, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import text_digest
@@ -135,6 +135,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     if args.prompt >= args.chunk:
         raise Error(f"--prompt is {args.prompt}; expected less than --chunk, {args.chunk}")
     chunks = inputs.chunks(args)
+    check_affected(conditions, args.prompt, "a prompt")
     inputs.check_memory(1, ["full"], args.chunk)  # one-shot prefill holds the whole prompt
     sweep = inputs.sweep(args.out, "prefill-cost", text=text_digest(chunks), chunk=args.chunk, prompt=args.prompt)
     rows = {condition: {f"{condition.key} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..argtypes import positive_int, seed_int
+from ..argtypes import count_int, positive_int, seed_int
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Report
 from ..storage.digest import digest
 from .answers import split_into_batches, write_answers
-from .conditions import Condition, add_condition_arguments, load_results, parse_paired_conditions
+from .conditions import Condition, add_condition_arguments, check_affected, load_results, parse_paired_conditions
 from .inputs import EvalInputs
 from .reasoning_report import ReasoningResult, report
 from .tasks.problem import STOP, Problem, few_shot_prompt, find_answer
@@ -119,12 +119,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, metavar="FILE", help="a .jsonl file of GSM8K or MATH, in addition to the tasks")
     parser.add_argument(
-        "--steps", nargs="+", type=positive_int, metavar="N", default=[1, 2, 4], help="steps of a solution (default: 1 2 4)"
+        "--steps", nargs="+", type=count_int, metavar="N", default=[1, 2, 4], help="steps of a solution (default: 1 2 4)"
     )
     parser.add_argument(
-        "--examples", type=positive_int, metavar="N", default=8, help="questions per task and steps, and of a file (default: 8)"
+        "--examples", type=count_int, metavar="N", default=8, help="questions per task and steps, and of a file (default: 8)"
     )
-    parser.add_argument("--shots", type=positive_int, metavar="N", default=4, help="solved problems in a prompt (default: 4)")
+    parser.add_argument("--shots", type=count_int, metavar="N", default=4, help="solved problems in a prompt (default: 4)")
     parser.add_argument(
         "--max-new-tokens", type=positive_int, metavar="N", default=256, help="maximum tokens of an answer (default: 256)"
     )
@@ -153,6 +153,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     conditions = parse_paired_conditions(args.operators, args.sizes)
     questions = questions_of(args)
     longest = max(len(inputs.tokenizer.encode(q.prompt).ids) for q in questions) + args.max_new_tokens
+    check_affected(conditions, longest, "a prompt with its answer")
     inputs.check_memory(args.batch, [condition.reduction for condition in conditions], longest)
     sweep = inputs.sweep(args.out, "reasoning", seed=args.seed, max_new_tokens=args.max_new_tokens, batch=args.batch)
     batches = split_into_batches(questions, args.batch)

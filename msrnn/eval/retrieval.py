@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..argtypes import positive_int, seed_int
+from ..argtypes import count_int, positive_int, seed_int
 from ..cell.cell import Cell
 from ..errors import Error
+from ..reporting.progress import progress_bar
 from ..reporting.report import Report
 from ..storage.digest import digest
 from .answers import split_into_batches, write_answers
-from .conditions import Condition, add_condition_arguments, load_results, parse_paired_conditions
+from .conditions import Condition, add_condition_arguments, check_affected, load_results, parse_paired_conditions
 from .inputs import EvalInputs
 from .retrieval_report import RetrievalResult, report
 from .tasks.difficulty import DIFFICULTIES, Difficulty
@@ -82,6 +83,7 @@ def generate_questions(
     seed: int,
     difficulty: Difficulty,
     texts: Mapping[str, str],
+    progress: bool = False,
 ) -> list[Question]:
     """Return ``count`` questions per task, length and depth, in the order of tasks and lengths.
 
@@ -97,26 +99,28 @@ def generate_questions(
         seed: seed of the questions.
         difficulty: sizes of the tasks.
         texts: texts by name, for ``text-needle``; the questions use them in turn.
+        progress: True to show a progress bar.
 
     Raises:
         Error: a length is too short for a task, or a text is too short for a length.
     """
     found, sentences = [], [Sentences.of(text) for text in texts.values()]
-    for task in tasks:
-        for length in lengths:
-            for i in range(count * len(depths)):
-                number, place = divmod(i, len(depths))
-                depth = float(depths[place]) if task in AT_DEPTH else None
-                if depth is None:
-                    number = i
-                rng = random.Random(f"{seed} {task} {length} {depth} {number}")
-                more = (sentences[i % len(sentences)],) if task == "text-needle" else ()
-                try:
-                    example = TASKS[task](tokenizer, length, depth, rng, difficulty, *more)
-                except Error as error:
-                    raise Error(f"{task}: {error}") from None
-                limit = 16 + 2 * len(tokenizer.encode(" ".join(example.answers), add_special_tokens=False).ids)
-                found.append(Question(task, length, depth, number, example, limit))
+    wanted = [(task, length, i) for task in tasks for length in lengths for i in range(count * len(depths))]
+    with progress_bar(len(wanted), "question", label="generating", enabled=progress) as bar:
+        for task, length, i in wanted:
+            number, place = divmod(i, len(depths))
+            depth = float(depths[place]) if task in AT_DEPTH else None
+            if depth is None:
+                number = i
+            rng = random.Random(f"{seed} {task} {length} {depth} {number}")
+            more = (sentences[i % len(sentences)],) if task == "text-needle" else ()
+            try:
+                example = TASKS[task](tokenizer, length, depth, rng, difficulty, *more)
+            except Error as error:
+                raise Error(f"{task}: {error}") from None
+            limit = 16 + 2 * len(tokenizer.encode(" ".join(example.answers), add_special_tokens=False).ids)
+            found.append(Question(task, length, depth, number, example, limit))
+            bar.update()
     return found
 
 
@@ -162,7 +166,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="depths of a needle, 0 to 1 (default: 0 0.5 1)",
     )
     parser.add_argument(
-        "--examples", type=positive_int, metavar="N", default=2, help="questions per task, length and depth (default: 2)"
+        "--examples", type=count_int, metavar="N", default=2, help="questions per task, length and depth (default: 2)"
     )
     help_text = "sizes of the tasks: small, or those of RULER (default: small)"
     parser.add_argument("--difficulty", choices=DIFFICULTIES, default="small", help=help_text)
@@ -187,7 +191,9 @@ def questions_of(args: argparse.Namespace, inputs: EvalInputs) -> list[Question]
         raise Error("--tasks has text-needle, which needs a text; expected --text PATH")
     texts = read_texts(args.text) if "text-needle" in tasks else {}
     difficulty = DIFFICULTIES[args.difficulty]
-    return generate_questions(inputs.tokenizer, tasks, args.lengths, args.depths, args.examples, args.seed, difficulty, texts)
+    return generate_questions(
+        inputs.tokenizer, tasks, args.lengths, args.depths, args.examples, args.seed, difficulty, texts, inputs.progress
+    )
 
 
 def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
@@ -195,6 +201,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     conditions = parse_paired_conditions(args.operators, args.sizes)
     questions = questions_of(args, inputs)
     longest = max(q.length + q.limit for q in questions)
+    check_affected(conditions, longest, "a prompt with its answer")
     inputs.check_memory(args.batch, [condition.reduction for condition in conditions], longest)
     sweep = inputs.sweep(args.out, "retrieval", seed=args.seed, difficulty=args.difficulty, batch=args.batch)
     batches = split_into_batches(questions, args.batch)

@@ -66,6 +66,10 @@ def _scores(results: Sequence[RetrievalResult], title: str) -> Table:
         rows.append([condition_name(operator, size), *(f"{score:.0%}" for score in (*scores, mean(scores).value))])
     counts = ", ".join(f"{len({r.question for r in results if r.task == task})} of {task}" for task in tasks)
     note = f"Questions: {counts}. The score is the share of the right answers that the text contains."
+    if large := sorted({r.size for r in results if r.size is not None and r.size >= r.length}):
+        note += (
+            f" With {', '.join(f'{n:,}' for n in large)} rows H holds the whole prompt, so no row is evicted before the answer."
+        )
     return Table(title, ["operator", *tasks, "mean"], rows, note)
 
 

@@ -8,17 +8,26 @@ operators. The same command with the same folder continues, so several short run
 
 import argparse
 import time
+from collections.abc import Mapping
 
-from ..argtypes import positive_int, seed_int
+from ..argtypes import count_int, positive_int, seed_int
 from ..errors import Error
 from ..reporting.report import Report
 from ..reporting.sweep import Sweep
-from .conditions import Condition, add_against_argument, add_condition_arguments, choose_reference, parse_paired_conditions
+from .conditions import (
+    Condition,
+    add_against_argument,
+    add_condition_arguments,
+    check_affected,
+    choose_reference,
+    parse_paired_conditions,
+    unaffected,
+)
 from .inputs import EvalInputs, add_text_arguments
 from .table_plan import LM, REASONING, RETRIEVAL, TASKS, Unit, plan
 from .table_report import Measured, report
 from .tasks.difficulty import DIFFICULTIES
-from .texts import text_digest
+from .texts import Chunk, text_digest
 
 DEFAULT_TASKS = ("needle", "multikey", "text-needle", "variables", "arithmetic", "lists")
 """Retrieval tasks that ask for single facts, because small models cannot do the others, and the reasoning tasks."""
@@ -50,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_condition_arguments(parser, ("full", "window", "sinks:SIZE:4", "h2o", "tova"), (128, 256))
     parser.add_argument("--minutes", type=positive_int, metavar="M", default=30, help="time for this run (default: 30)")
     add_against_argument(parser)
-    parser.add_argument("--rounds", type=positive_int, metavar="N", default=4, help="rounds of the whole table (default: 4)")
+    parser.add_argument("--rounds", type=count_int, metavar="N", default=4, help="rounds of the whole table (default: 4)")
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -65,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--difficulty", choices=DIFFICULTIES, default="small", help="sizes of the retrieval tasks (default: small)"
     )
-    parser.add_argument("--steps", type=positive_int, metavar="N", default=2, help="steps of a problem (default: 2)")
-    parser.add_argument("--shots", type=positive_int, metavar="N", default=4, help="solved problems in a prompt (default: 4)")
+    parser.add_argument("--steps", type=count_int, metavar="N", default=2, help="steps of a problem (default: 2)")
+    parser.add_argument("--shots", type=count_int, metavar="N", default=4, help="solved problems in a prompt (default: 4)")
     parser.add_argument(
         "--max-new-tokens", type=positive_int, metavar="N", default=128, help="maximum tokens of a solution (default: 128)"
     )
@@ -86,7 +95,9 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--tasks has {repeated[0]} twice; expected distinct values")
     chunks = inputs.chunks(args)
     units = plan(args, inputs, chunks)
-    inputs.check_memory(4, [c.reduction for c in conditions], max(args.chunk, args.length + args.max_new_tokens))
+    longest = {quality: max(u.length for u in units if u.quality == quality) for quality in _qualities(units)}
+    check_affected(conditions, max(longest.values()), "the longest text")
+    inputs.check_memory(4, [c.reduction for c in conditions], max(longest.values()) + 1)
     names = ("chunk", "tasks", "length", "difficulty", "steps", "shots", "max_new_tokens", "seed")
     sweep = inputs.sweep(args.out, "table", text=text_digest(chunks), **{name: getattr(args, name) for name in names})
     rows = {(c, i): dict(zip(u.keys(c), u.items, strict=True)) for i, u in enumerate(units) for c in conditions}
@@ -108,7 +119,22 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
                 else "expected more --minutes, or --out FOLDER to continue later"
             )
             raise Error(f"{args.minutes} minutes were too short for a unit of {quality} under all operators; {hint}")
-    return report(_results(sweep, conditions, finished), against, _progress(units, finished))
+    remarks = [_bytes_of(chunks[0]), *_without_effect(conditions, longest), _progress(units, finished)]
+    return report(_results(sweep, conditions, finished), against, " ".join(filter(None, remarks)))
+
+
+def _bytes_of(chunk: Chunk) -> str:
+    return f"MB of H: the state after the {len(chunk.ids):,} tokens of the chunk {chunk.name}."
+
+
+def _without_effect(conditions: list[Condition], longest: Mapping[str, int]) -> list[str]:
+    """Return a sentence for each quality that some conditions do not change; ``longest`` are its maximum numbers of tokens."""
+    found = {quality: (length, unaffected(conditions, length)) for quality, length in longest.items()}
+    return [
+        f"In {quality} ({length:,} tokens at most) nothing is evicted that a later query would see: {', '.join(names)}."
+        for quality, (length, names) in found.items()
+        if names
+    ]
 
 
 def _results(sweep: Sweep, conditions: list[Condition], units: list[Unit]) -> list[Measured]:

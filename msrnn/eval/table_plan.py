@@ -14,6 +14,7 @@ from .conditions import Condition
 from .inputs import EvalInputs
 from .lm import score_chunks
 from .tasks.difficulty import DIFFICULTIES
+from .tasks.example import count_tokens
 from .texts import Chunk
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ class Unit:
     Attributes:
         quality: MEMORY, LM, RETRIEVAL or REASONING.
         items: names of the items.
+        length: maximum number of tokens that are read for an item.
         measure: function that returns one value per item: bytes of H, nats per token, a score from 0 to 1, or 0 or 1.
     """
 
     quality: str
     items: Sequence[str]
+    length: int
     measure: Measure
 
     def keys(self, condition: Condition) -> list[str]:
@@ -65,13 +68,15 @@ def plan(args: argparse.Namespace, inputs: EvalInputs, chunks: Sequence[Chunk]) 
     asked = retrieval.generate_questions(
         *(inputs.tokenizer, [t for t in args.tasks if t in retrieval.TASKS], [args.length], DEPTHS),
         *(args.rounds, args.seed, DIFFICULTIES[args.difficulty], texts),
+        progress=inputs.progress,
     )
+    n_new = args.max_new_tokens
     tasks = [t for t in args.tasks if t in reasoning.TASKS]
     problems = reasoning.generate_questions(tasks, [args.steps], 4 * args.rounds, args.shots, args.seed)
     by_kind = [
         [_lm(batch) for batch in _rounds(chunks, args.rounds)],
         *([_retrieval(batch) for batch in group] for group in _by_task(split_into_batches(asked, len(DEPTHS)))),
-        *([_reasoning(batch, args.max_new_tokens) for batch in group] for group in _by_task(split_into_batches(problems, 4))),
+        *([_reasoning(batch, inputs, n_new) for batch in group] for group in _by_task(split_into_batches(problems, 4))),
     ]
     first = [_memory(chunks[0])]
     return first + [units[i] for i in range(args.rounds) for units in by_kind if i < len(units)]
@@ -99,26 +104,27 @@ def _memory(chunk: Chunk) -> Unit:
         _, state = cell(chunk.ids[None].to(cell.device), cell.initial_state(1, condition.reduction), last_only=True)
         return [state.nbytes]
 
-    return Unit(MEMORY, [chunk.name], measure)
+    return Unit(MEMORY, [chunk.name], len(chunk.ids), measure)
 
 
 def _lm(chunks: Sequence[Chunk]) -> Unit:
     def measure(cell: Cell, _: object, condition: Condition) -> list[float]:
         return [result.mean for result in score_chunks(cell, chunks, condition)]
 
-    return Unit(LM, [chunk.name for chunk in chunks], measure)
+    return Unit(LM, [chunk.name for chunk in chunks], len(chunks[0].ids) - 1, measure)  # the last token is not read
 
 
 def _retrieval(questions: Sequence[retrieval.Question]) -> Unit:
     def measure(cell: Cell, tokenizer: "tokenizers.Tokenizer", condition: Condition) -> list[float]:
         return [r.score for r in retrieval.answer_questions(cell, tokenizer, questions, condition)]
 
-    return Unit(RETRIEVAL, [q.name for q in questions], measure)
+    return Unit(RETRIEVAL, [q.name for q in questions], max(q.length + q.limit for q in questions), measure)
 
 
-def _reasoning(questions: Sequence[reasoning.Question], max_new_tokens: int) -> Unit:
+def _reasoning(questions: Sequence[reasoning.Question], inputs: EvalInputs, max_new_tokens: int) -> Unit:
     def measure(cell: Cell, tokenizer: "tokenizers.Tokenizer", condition: Condition) -> list[float]:
         results = reasoning.answer_questions(cell, tokenizer, questions, condition, max_new_tokens)
         return [float(r.is_right) for r in results]
 
-    return Unit(REASONING, [q.name for q in questions], measure)
+    longest = max(count_tokens(inputs.tokenizer, q.prompt) for q in questions)
+    return Unit(REASONING, [q.name for q in questions], longest + max_new_tokens, measure)

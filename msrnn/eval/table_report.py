@@ -31,13 +31,13 @@ class Measured:
     value: float
 
 
-def report(results: Sequence[Measured], against: str, progress: str) -> Report:
+def report(results: Sequence[Measured], against: str, remarks: str) -> Report:
     """Return the overview, one table of differences per quality, and one figure per quality.
 
     Args:
         results: values of the same items under each condition, and of the unbounded model among them.
         against: the operator that the others are compared with at the same size.
-        progress: a sentence on unfinished items, for the overview.
+        remarks: sentences on the text of the bytes, on sizes that evict nothing, and on unfinished items, for the overview.
     """
     values: dict[str, dict[Key, list[float]]] = {}
     for r in results:
@@ -45,7 +45,7 @@ def report(results: Sequence[Measured], against: str, progress: str) -> Report:
     nbytes = {key: x[0] for key, x in values.pop(MEMORY).items()}
     keys = sorted(nbytes, key=lambda key: (key[1] is not None, key[1] or 0))  # unbounded first; the order within a size is kept
     ranks = {quality: _ranks(by_key, QUALITIES[quality][-1]) for quality, by_key in values.items()}
-    tables = [_overview(keys, nbytes, values, ranks, progress)]
+    tables = [_overview(keys, nbytes, values, ranks, remarks)]
     tables += [_differences(quality, keys, values[quality], against, ranks[quality]) for quality in values]
     figures = {f"table-{quality}.png": _curves(quality, nbytes, by_key) for quality, by_key in values.items()}
     return Report(tables, _records(keys, nbytes, values, ranks, against), figures)
@@ -76,7 +76,7 @@ def _overview(
     nbytes: Mapping[Key, float],
     values: Mapping[str, Mapping[Key, list[float]]],
     ranks: Mapping[str, Mapping[Key, str]],
-    progress: str,
+    remarks: str,
 ) -> Table:
     columns, rows = ["operator", "MB of H"], []
     for quality in values:
@@ -93,7 +93,7 @@ def _overview(
         "Ranks are among the operators of one size. Operators share a rank (=) if the 95 % interval of their paired difference "
         "from the best one of the rank contains zero."
     )
-    return Table("Overview", columns, rows, f"{note} {progress}".strip())
+    return Table("Overview", columns, rows, f"{note} {remarks}".strip())
 
 
 def _differences(

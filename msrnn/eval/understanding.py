@@ -22,7 +22,15 @@ from ..reporting.report import Report, Table
 from ..reporting.statistics import mean, paired
 from ..state.state import State
 from ..storage.digest import digest
-from .conditions import TRUNCATED, Condition, add_condition_arguments, by_condition, load_results, parse_conditions
+from .conditions import (
+    TRUNCATED,
+    Condition,
+    add_condition_arguments,
+    by_condition,
+    check_affected,
+    load_results,
+    parse_conditions,
+)
 from .inputs import EvalInputs
 from .questions import Question, check_rouge, read_questions
 from .teacher_forcing import pad_right, padding_mask, teacher_force
@@ -148,6 +156,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         check_rouge()
     documents = list(dict.fromkeys(q.name for q in questions))[: args.documents]
     groups = {document: [q for q in questions if q.name == document] for document in documents}
+    check_affected(conditions, args.length + args.max_new_tokens, "a prompt with its answer")
     suffixes = [q.prompt_suffix for group in groups.values() for q in group]
     longest = max(len(inputs.tokenizer.encode(suffix, add_special_tokens=False).ids) for suffix in suffixes)
     check_fits(min([args.length, *(c.size for c in conditions if c.truncated and c.size)]), longest)

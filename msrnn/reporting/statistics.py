@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-
 MIN_EQUAL = 6
 """Number of equal values from which the error of their mean is 0. Fewer values have the same sign by chance in more than 5 % of
 the cases (two-sided sign test), so the error of fewer equal values is not known."""

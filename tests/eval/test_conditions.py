@@ -5,15 +5,18 @@ import enum
 from dataclasses import dataclass
 
 import pytest
+from support.refusals import refusing
 
 import msrnn
 from msrnn.eval.conditions import (
     CORE,
     add_condition_arguments,
     by_condition,
+    check_affected,
     choose_reference,
     parse_conditions,
     parse_paired_conditions,
+    unaffected,
 )
 from msrnn.eval.lm import LMResult
 from msrnn.reductions.spec_strings import SPEC_NAMES
@@ -91,6 +94,16 @@ def test_the_default_reference_is_tova_or_the_first_bounded_operator_of_several(
     assert choose_reference("full", conditions) == "full"
     with pytest.raises(msrnn.Error, match="--against is 'knorm'; expected one of the operators, full"):
         choose_reference("knorm", conditions)
+
+
+def test_sizes_that_change_nothing_are_refused():
+    """A query sees size + 1 rows; the truncated baseline sees size."""
+    conditions = parse_conditions(["full", "tova", "truncated"], [8, 9])
+    assert unaffected(conditions, 9) == ["tova:8", "tova:9", "truncated:9"]
+    assert unaffected(conditions, 10) == ["tova:9"]
+    check_affected(conditions, 11, "a text")
+    with refusing("--sizes: tova:9 changes nothing in a text of 10 tokens, because a query sees size + 1 rows; expected"):
+        check_affected(conditions, 10, "a text")
 
 
 def test_results_are_grouped_in_order():

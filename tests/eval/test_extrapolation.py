@@ -100,7 +100,7 @@ def test_the_command_resumes(arguments, tmp_path, capsys, monkeypatch):
     assert main([*cut, "--tokens", "80", "--operators", "tova", "--places", "inside"]) == 0
     assert len(count) == 3  # the saved state is after the missing segment
     capsys.readouterr()
-    assert main([*cut[:-4], "--stretch", "32", "--tokens", "64", *cut[-2:]]) == 1
+    assert main([*cut[:-4], "--stretch", "32", "--tokens", "64", "--sizes", "8", *cut[-2:]]) == 1
     assert "with stretch 16; this one has 32" in capsys.readouterr().err
 
 

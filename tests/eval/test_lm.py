@@ -216,6 +216,7 @@ def test_8_bit_rows_of_the_command(folder, book, tmp_path, capsys):
         (["--operators", "sinks:SIZE:4", "--sizes", "4", "--against", "sinks:SIZE:4"], "Sinks: sinks is 4"),
         (["--operators", "tova:x"], "reduction 'tova:x': expected the form"),
         (["--operators", "tova", "tova:8"], "--operators has tova:8 twice"),
+        (["--sizes", "28"], "--sizes: window:28 changes nothing in the part of a chunk before its last token, of 29 tokens"),
         (["--operators", "full", "window", "--against", "tova"], "--against is 'tova'; expected one of the operators"),
         (["--batch", "1000000000000"], "the machine has"),
         (["--out", "BINARY"], "cannot write"),

@@ -140,6 +140,9 @@ def test_differences_are_paired_by_question():
     assert found.tables[0].rows == [["full", "67%", "67%"], ["tova:8", "67%", "67%"]]
     assert found.tables[1].rows == [["tova:8", "+0", "+0"]]
     assert found.figures["needle.png"].panels["tova:8"].tolist() == [[1, 0, 1]]
+    assert "rows H holds" not in found.tables[0].note
+    large = report([*full, *results("window", 64, [(0.0, "12345"), (1.0, ""), (0.5, "")])]).tables[0].note
+    assert large.endswith("With 64 rows H holds the whole prompt, so no row is evicted before the answer.")
     worse = results(condition.operator, 8, [(0.5, ""), (0.0, "1 12345"), (1.0, "none")])
     assert report([*full, *worse]).tables[1].rows == [["tova:8", "-33 ± 33", "-33 ± 33"]]
     assert found.figures["retrieval.png"].horizontal_lines == {"full": pytest.approx(2 / 3)}

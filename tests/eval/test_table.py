@@ -138,12 +138,31 @@ def test_a_unit_starts_only_if_the_longest_of_its_kind_fits(monkeypatch):
         (["--operators", "truncated"], "truncated:9, which has no state"),
         (["--length", "60"], "needle: a prompt has at most 60 tokens"),
         (["--tasks", "needle", "needle"], "--tasks has needle twice; expected distinct values"),
+        (["--sizes", "9", "900"], "--sizes: tova:900 changes nothing in the longest text of"),
     ],
 )
 def test_invalid_arguments_are_refused_before_any_measurement(more, message, words, capsys, monkeypatch):
     monkeypatch.setattr(TimeBudget, "fit", None)
     assert main([*words, *more]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--steps", "--shots"])
+def test_a_number_of_questions_that_would_take_hours_to_generate_is_refused(option, words, capsys):
+    with pytest.raises(SystemExit):
+        main([*words, option, "1000000000"])
+    assert f"argument {option}: '1000000000' is not an integer from 1 to 1,000" in capsys.readouterr().err
+
+
+def test_the_page_names_the_text_of_the_bytes_and_sizes_that_evict_nothing(words, tmp_path):
+    """A chunk of 30 tokens is read up to the last one; a query of 29 tokens sees all rows if H holds 28."""
+    assert main([*words, "--rounds", "1", "--sizes", "27", "28", "--operators", "tova", "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "MB of H: the state after the 30 tokens of the chunk book 0." in page
+    assert "In lm (29 tokens at most) nothing is evicted that a later query would see: tova:28." in page
+    records = {r["size"]: r["lm"] for r in json.loads((tmp_path / "out" / "report.json").read_text())}
+    assert records[28]["from_unbounded"]["difference"] == pytest.approx(0, abs=1e-9)
+    assert abs(records[27]["from_unbounded"]["difference"]) > 1e-6
 
 
 def measured(operator, size, nbytes, lm, right):
@@ -164,9 +183,9 @@ def test_lower_losses_and_higher_scores_are_better():
 def test_one_item_has_no_interval_and_is_a_tie():
     results = measured("full", None, 9e6, [2.9], [1]) + measured("tova", 8, 2e6, [3.0], [0])
     results += measured("h2o", 8, 2e6, [2.0], [1])
-    for table in report(results, "tova", "").tables[1:]:
-        assert [row[-2:] for row in table.rows] == [["", "1="], ["tie", "1="]]
-        assert all(cell.endswith(" ± –") for row in table.rows for cell in row[2:4] if cell)
+    for quality in report(results, "tova", "").tables[1:]:
+        assert [row[-2:] for row in quality.rows] == [["", "1="], ["tie", "1="]]
+        assert all(cell.endswith(" ± –") for row in quality.rows for cell in row[2:4] if cell)
 
 
 def test_differences_ranks_and_ties():

@@ -81,7 +81,8 @@ def load_adapter(cell: Cell, folder: str | Path, *, is_trainable: bool = False) 
 
     Raises:
         Error: a file is missing or damaged, the adapter has another kind (DoRA, biases, whole modules, …), or it does not fit
-            the cell: an unknown module, another shape or rank. The cell is then unchanged.
+            the cell: an unknown module, another shape or rank; a module of ``target_modules`` has no adapter, or a value is not
+            finite. The cell is then unchanged.
     """
     linears = linear_maps(cell)
     check_family(cell)
@@ -96,13 +97,20 @@ def load_adapter(cell: Cell, folder: str | Path, *, is_trainable: bool = False) 
     tensors = open_tensors(folder / WEIGHTS_FILE)
     tensors = _without_base_copies(cell, tensors, linears, folder / WEIGHTS_FILE)
     pairs = _pair(cell, tensors, list(linears), folder / WEIGHTS_FILE)
+    for path in linears:
+        if path not in pairs and config.targets.contain(name := peft_name(cell, path)):
+            found = f"{folder / WEIGHTS_FILE} has no adapter of {name}"
+            raise Error(f"{found}; expected one for every module of target_modules in {CONFIG_FILE}")
     adapters: dict[str, LoraLinear] = {}
     for path in (path for path in linears if path in pairs):  # in the order of the cell
         name, base = peft_name(cell, path), linears[path]
         _check_shapes(pairs[path], config, name, (base.out_features, base.in_features), folder / WEIGHTS_FILE)
         new = LoraLinear(base, config.rank(name), config.alpha(name), config.lora_dropout, config.use_rslora)
         for part, stored in pairs[path].items():
-            getattr(new, part).data.copy_(stored.read())
+            x = stored.read()
+            if not bool(x.isfinite().all()):
+                raise Error(f"{folder / WEIGHTS_FILE}: {part} of {name} has NaN or infinite values; expected finite numbers")
+            getattr(new, part).data.copy_(x)
         adapters[path] = new
     install(cell, adapters)
     for adapter in adapters.values():

@@ -8,15 +8,18 @@ from typing import Any
 
 from ..errors import Error, check_bool, check_int, check_number
 from ..layers.lora import LoraLinear
+from .targets import Targets
 
 NO_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "megatron_core"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the tensors of the file name the modules
     *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),  # settings of ``init_lora_weights``
     *("qalora_group_size", "ensure_weight_tying", "runtime_config"),  # settings of features that are refused
 }
 """Fields that do not change what an adapter in a file computes."""
-USED = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"}
+USED = {
+    *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+}
 INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` that do not change the base model."""
 REFUSED = {
@@ -40,6 +43,7 @@ class AdapterConfig:
     Attributes:
         r, lora_alpha, lora_dropout, use_rslora: as of :func:`msrnn.lora.add`.
         rank_pattern, alpha_pattern: other values of ``r`` and ``lora_alpha`` by regular expressions for the ends of names.
+        targets: the modules that have an adapter.
     """
 
     r: int
@@ -48,6 +52,7 @@ class AdapterConfig:
     use_rslora: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    targets: Targets
 
     def rank(self, name: str) -> int:
         """Return the rank of the module ``name``, a name of PEFT."""
@@ -91,9 +96,10 @@ def read_fields(fields: Mapping[str, Any], where: object) -> AdapterConfig:
             check_number("lora_dropout", dropout, above=0, at_most=0.99)
         for name, values in patterns.items():
             _check_pattern(name, values)
+        targets = Targets.of(fields)
     except Error as error:
         raise Error(f"{where}: {error}") from None
-    return AdapterConfig(fields["r"], fields["lora_alpha"], float(dropout), use_rslora, **patterns)
+    return AdapterConfig(fields["r"], fields["lora_alpha"], float(dropout), use_rslora, targets=targets, **patterns)
 
 
 def _check_pattern(name: str, values: Any) -> None:

@@ -142,6 +142,15 @@ def edit_tensors(folder, change):
         ({"rank_pattern": {"(": 2}}, "rank_pattern has '('; expected a regular expression"),
         ({"rank_pattern": {"q": "2"}}, "rank_pattern of 'q' is '2'; expected an int"),
         ({"alpha_pattern": [2]}, "alpha_pattern is [2]; expected an object"),
+        (
+            {"target_modules": ["q_proj", "o_proj", "down_proj"]},
+            "has no adapter of model.layers.0.self_attn.o_proj; expected one",
+        ),
+        ({"target_modules": "all-linear"}, "has no adapter of model.layers.0.self_attn.k_proj; expected one"),
+        ({"target_modules": {"q": 1}}, "target_modules is {'q': 1}; expected a list of names or a regular expression"),
+        ({"target_modules": "("}, "target_modules is '('; expected a regular expression"),
+        ({"layers_pattern": ["layers", "("]}, "layers_pattern is '('; expected a regular expression"),
+        ({"layers_to_transform": "1"}, "layers_to_transform is '1'; expected an int or a list of ints"),
     ],
 )
 def test_adapters_of_other_kinds_are_refused(fields, message, folder):
@@ -156,6 +165,18 @@ def test_adapters_of_other_kinds_are_refused(fields, message, folder):
     ("change", "message"),
     [
         (lambda x: x.pop(FIRST), "has no lora_A for model.layers.0.self_attn.q_proj; expected both lora_A and lora_B"),
+        (
+            lambda x: [x.pop(name) for name in list(x) if "layers.1.self_attn.q_proj" in name],
+            "has no adapter of model.layers.1.self_attn.q_proj; expected one for every module of target_modules in adapter_",
+        ),
+        (
+            lambda x: x[FIRST][1].fill_(torch.nan),
+            "lora_A of model.layers.0.self_attn.q_proj has NaN or infinite values; expected",
+        ),
+        (
+            lambda x: x[FIRST][1].fill_(torch.inf),
+            "lora_A of model.layers.0.self_attn.q_proj has NaN or infinite values; expected",
+        ),
         (lambda x: x.clear(), "has no tensors; expected those of a LoRA adapter"),
         (
             lambda x: x.update({FIRST: torch.zeros(3, 25)}),

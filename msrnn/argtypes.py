@@ -42,6 +42,22 @@ def add_kv_dtype_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-dtype", choices=("int8",), help=text)
 
 
+def check_distinct(args: argparse.Namespace, *options: str) -> None:
+    """Refuse a value that a list option has twice.
+
+    Args:
+        args: the arguments of a command.
+        options: names of options with a list or None.
+
+    Raises:
+        Error: a value occurs twice.
+    """
+    for name in options:
+        values = list(getattr(args, name) or ())
+        if repeated := [value for value in values if values.count(value) > 1]:
+            raise Error(f"--{name} has {repeated[0]} twice; expected distinct values")
+
+
 def _parse_int(text: str, at_least: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18 or int(text) < at_least:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {at_least}")

@@ -9,18 +9,19 @@ measured, for the differences (docs/retrieval.md).
 import argparse
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..argtypes import count_int, positive_int, seed_int
+from ..argtypes import check_distinct, count_int, positive_int, seed_int
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.report import Report
 from ..storage.digest import digest
-from .answers import split_into_batches, write_answers
-from .conditions import Condition, add_condition_arguments, check_affected, load_results, parse_paired_conditions
+from .answers import write_answers
+from .conditions import Condition, add_condition_arguments, check_affected, parse_paired_conditions
 from .inputs import EvalInputs
+from .question_sweep import measure_questions
 from .reasoning_report import ReasoningResult, report
 from .tasks.problem import STOP, Problem, few_shot_prompt, find_answer
 from .tasks.problem_files import read_problems
@@ -138,10 +139,7 @@ def questions_of(args: argparse.Namespace) -> list[Question]:
     Raises:
         Error: an argument occurs twice, there is no question, or as :func:`file_questions`.
     """
-    for name in ("tasks", "steps"):
-        values = getattr(args, name)
-        if repeated := [value for value in values if values.count(value) > 1]:
-            raise Error(f"--{name} has {repeated[0]} twice; expected distinct values")
+    check_distinct(args, "tasks", "steps")
     if not args.tasks and args.data is None:
         raise Error("--tasks is empty and --data is not given; expected a task or a file")
     found = generate_questions(args.tasks, args.steps, args.examples, args.shots, args.seed)
@@ -156,11 +154,9 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     check_affected(conditions, longest, "a prompt with its answer")
     inputs.check_memory(args.batch, [condition.reduction for condition in conditions], longest)
     sweep = inputs.sweep(args.out, "reasoning", seed=args.seed, max_new_tokens=args.max_new_tokens, batch=args.batch)
-    batches = split_into_batches(questions, args.batch)
-    rows = {(c, i): {f"{c.key} on {q.name}": q for q in batch} for c in conditions for i, batch in enumerate(batches)}
-    for (condition, i), pending in inputs.pending(sweep, rows, args.batch):
-        results = answer_questions(inputs.cell, inputs.tokenizer, batches[i], condition, args.max_new_tokens)
-        for q, result in zip(batches[i], results, strict=True):
-            if (key := f"{condition.key} on {q.name}") in pending:
-                sweep[key] = asdict(result)
-    return report(load_results(ReasoningResult, sweep, rows), args.max_new_tokens)
+
+    def answer(batch: Sequence[Question], condition: Condition) -> list[ReasoningResult]:
+        return answer_questions(inputs.cell, inputs.tokenizer, batch, condition, args.max_new_tokens)
+
+    results = measure_questions(inputs, sweep, conditions, questions, args.batch, answer, ReasoningResult)
+    return report(results, args.max_new_tokens)

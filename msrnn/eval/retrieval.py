@@ -8,19 +8,20 @@ share of the right answers that the text contains, as in RULER. The unbounded mo
 import argparse
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..argtypes import count_int, positive_int, seed_int
+from ..argtypes import check_distinct, count_int, positive_int, seed_int
 from ..cell.cell import Cell
 from ..errors import Error
 from ..reporting.progress import progress_bar
 from ..reporting.report import Report
 from ..storage.digest import digest
-from .answers import split_into_batches, write_answers
-from .conditions import Condition, add_condition_arguments, check_affected, load_results, parse_paired_conditions
+from .answers import write_answers
+from .conditions import Condition, add_condition_arguments, check_affected, parse_paired_conditions
 from .inputs import EvalInputs
+from .question_sweep import measure_questions
 from .retrieval_report import RetrievalResult, report
 from .tasks.difficulty import DIFFICULTIES, Difficulty
 from .tasks.example import Example
@@ -182,10 +183,7 @@ def questions_of(args: argparse.Namespace, inputs: EvalInputs) -> list[Question]
     """
     if invalid := [depth for depth in args.depths if not 0 <= depth <= 1]:
         raise Error(f"--depths has {invalid[0]}; expected numbers from 0 to 1")
-    for name in ("tasks", "lengths", "depths"):
-        values = getattr(args, name) or ()
-        if repeated := [value for value in values if list(values).count(value) > 1]:
-            raise Error(f"--{name} has {repeated[0]} twice; expected distinct values")
+    check_distinct(args, "tasks", "lengths", "depths")
     tasks = args.tasks or [task for task in TASKS if task != "text-needle" or args.text is not None]
     if "text-needle" in tasks and args.text is None:
         raise Error("--tasks has text-needle, which needs a text; expected --text PATH")
@@ -204,11 +202,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     check_affected(conditions, longest, "a prompt with its answer")
     inputs.check_memory(args.batch, [condition.reduction for condition in conditions], longest)
     sweep = inputs.sweep(args.out, "retrieval", seed=args.seed, difficulty=args.difficulty, batch=args.batch)
-    batches = split_into_batches(questions, args.batch)
-    rows = {(c, i): {f"{c.key} on {q.name}": q for q in batch} for c in conditions for i, batch in enumerate(batches)}
-    for (condition, i), pending in inputs.pending(sweep, rows, args.batch):
-        # the whole batch again, because rounding depends on the batch
-        for q, result in zip(batches[i], answer_questions(inputs.cell, inputs.tokenizer, batches[i], condition), strict=True):
-            if (key := f"{condition.key} on {q.name}") in pending:
-                sweep[key] = asdict(result)
-    return report(load_results(RetrievalResult, sweep, rows))
+
+    def answer(batch: Sequence[Question], condition: Condition) -> list[RetrievalResult]:
+        return answer_questions(inputs.cell, inputs.tokenizer, batch, condition)
+
+    return report(measure_questions(inputs, sweep, conditions, questions, args.batch, answer, RetrievalResult))

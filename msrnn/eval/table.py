@@ -10,7 +10,7 @@ import argparse
 import time
 from collections.abc import Mapping
 
-from ..argtypes import count_int, positive_int, seed_int
+from ..argtypes import check_distinct, count_int, positive_int, seed_int
 from ..errors import Error
 from ..reporting.report import Report
 from ..reporting.sweep import Sweep
@@ -91,8 +91,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     budget = TimeBudget(args.minutes)
     conditions = parse_paired_conditions(args.operators, args.sizes)
     against = choose_reference(args.against, conditions)
-    if repeated := [task for task in args.tasks if args.tasks.count(task) > 1]:
-        raise Error(f"--tasks has {repeated[0]} twice; expected distinct values")
+    check_distinct(args, "tasks")
     chunks = inputs.chunks(args)
     units = plan(args, inputs, chunks)
     longest = {quality: max(u.length for u in units if u.quality == quality) for quality in _qualities(units)}

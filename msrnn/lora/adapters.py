@@ -11,9 +11,8 @@ from ..errors import Error, check_bool, check_int, check_number
 from ..layers.lora import LoraLinear
 from ..layers.packed.modules import PackedLinear
 from .names import short_name
+from .targets import ALL_LINEAR
 
-ALL_LINEAR = "all-linear"
-"""The value of ``target_modules`` for every linear map of the layers."""
 HEAD = "head"
 
 

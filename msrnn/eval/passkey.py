@@ -156,5 +156,6 @@ def report(results: Sequence[PasskeyResult]) -> Report:
         Table("Nats per token of the key", columns, nats, "A uniformly random digit costs 2.30."),
     ]
     ticks = ([f"{d:g}" for d in depths], [str(n) for n in lengths])
-    maps = HeatMaps("pass keys found", "depth", "tokens", panels, "share of keys found", ticks=ticks)
+    title = f"pass keys found, {results[0].keys} per cell"
+    maps = HeatMaps(title, "depth, share of the text", "prompt, tokens", panels, "share of keys found", ticks=ticks)
     return Report(tables, [asdict(r) for r in results], {"passkey.png": maps})

@@ -100,4 +100,4 @@ def _heat_maps(results: Sequence[RetrievalResult], task: str) -> HeatMaps:
         for (operator, size), group in by_condition(results).items()
     }
     ticks = ([f"{d:g}" for d in depths], [str(n) for n in lengths])
-    return HeatMaps(task, "depth", "tokens", panels, "score", ticks=ticks)
+    return HeatMaps(task, "depth, share of the text", "prompt, tokens", panels, "score", ticks=ticks)

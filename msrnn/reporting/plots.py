@@ -42,7 +42,7 @@ def draw_curves(plot: Curves, axes: Any) -> None:
         if plot.steps:
             ticks = [2.0**i for i in range(ceil(log2(ticks[0])), floor(log2(ticks[-1])) + 1)]
         axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.set_xticks(ticks, [f"{x:g}" if x == int(x) else f"{x:.3g}" for x in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     if plot.log_y:
         axes.set_yscale("log")

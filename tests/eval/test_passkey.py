@@ -99,7 +99,8 @@ def test_heat_maps_and_tables_contain_the_results():
     assert whole.tables[1].rows == [["tova:8", "1.50", "4.00"]]
     assert whole.figures["passkey.png"].panels["tova:8"].tolist() == [[0.25, 0.75], [0, 0.5]]
     assert whole.figures["passkey.png"].ticks == (["0", "1"], ["64", "128"])
-    assert (whole.figures["passkey.png"].x_label, whole.figures["passkey.png"].y_label) == ("depth", "tokens")
+    assert whole.figures["passkey.png"].x_label == "depth, share of the text"
+    assert whole.figures["passkey.png"].y_label == "prompt, tokens"
 
 
 def test_the_command(tmp_path, capsys):

@@ -71,7 +71,7 @@ def bytes_of_messages() -> str:
     """Return what one token adds to the collectives of one layer, in 16 bits."""
     columns = [
         "operator",
-        "collectives per layer",
+        "collectives of a step, LLaMA-2-70B",
         *(f"{shape.name}, bytes" for shape in SHAPES),
         "sent by each of 8 ranks, LLaMA-2-70B",
     ]
@@ -80,7 +80,7 @@ def bytes_of_messages() -> str:
         found = [message_bytes(shape, scores) for shape in SHAPES]
         n = message_bytes(LLAMA_2_70B, scores)
         sent = sent_bytes(n.layer, 8) + (8 - 1) * n.scores
-        rows.append([name, str(found[0].collectives), *(f"{x.layer + x.scores:,}" for x in found), f"{sent:,.0f}"])
+        rows.append([name, str(LLAMA_2_70B.collectives(scores)), *(f"{x.layer + x.scores:,}" for x in found), f"{sent:,.0f}"])
     return markdown_table(columns, rows)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import agreement, busy, captured, decoding, eviction_iterations, memory, messages, step, unroll
+from . import agreement, busy, captured, decoding, eviction_iterations, memory, messages, scaling, step, unroll
 from .result import Result, SkipBenchmark
 from .settings import Bench
 
@@ -24,7 +24,7 @@ class Section(NamedTuple):
 
 
 READING, STEP, MEMORY, SPECULATIVE = "Reading a text", "One token", "Memory", "Speculative decoding"
-AGREEMENT, MESSAGES = "Equality of the paths", "Messages between ranks"
+AGREEMENT, RANKS = "Equality of the paths", "Ranks"
 SECTIONS = {
     "unroll": Section(READING, unroll.operators),
     "long": Section(READING, unroll.long),
@@ -53,9 +53,10 @@ SPECULATIVE_SECTIONS = {
 
 OTHER_SECTIONS = {
     "agreement": Section(AGREEMENT, agreement.agreement),
-    "messages": Section(MESSAGES, messages.messages),
+    "messages": Section(RANKS, messages.messages),
+    "scaling": Section(RANKS, scaling.scaling),
 }
-"""Sections that measure no time, and run only by name."""
+"""Sections that run only by name; with several ranks ``messages`` runs by default."""
 
 RANK_SECTIONS = (
     "unroll",
@@ -69,7 +70,9 @@ RANK_SECTIONS = (
     "state-bytes",
     "messages",
 )
-"""Sections that run by default with several ranks. Besides them, only ``bfloat16`` and ``agreement`` can run there."""
+"""Sections that run by default with several ranks."""
+OTHER_RANK_SECTIONS = ("bfloat16", "agreement", "scaling")
+"""Further sections that can run with several ranks."""
 
 
 def section(name: str) -> Section:
@@ -80,7 +83,7 @@ def section(name: str) -> Section:
 def measure(bench: Bench, name: str) -> Iterator[Result]:
     """Yield the results of a section; if the section fails, the last result states the reason in ``note``."""
     try:
-        if bench.ranks > 1 and name not in (*RANK_SECTIONS, "bfloat16", "agreement"):
+        if bench.ranks > 1 and name not in (*RANK_SECTIONS, *OTHER_RANK_SECTIONS):
             raise SkipBenchmark("measures one process")
         with torch.no_grad():
             yield from section(name).measure(bench)

@@ -35,7 +35,7 @@ def long(bench: Bench) -> Iterator[Result]:
 def _against_transformers(bench: Bench, ids: Tensor, targets: dict[str, str], rounds: int) -> Iterator[Result]:
     cell, baseline = bench.cell(), bench.transformers()
     for some in (ids[:, :WARM_UP_TOKENS], ids):
-        contenders: Contenders = {spec: partial(_read, cell, some, spec) for spec in targets}
+        contenders: Contenders = {spec: partial(read, cell, some, spec) for spec in targets}
         if baseline:
             contenders = {DENSE: partial(baseline.read, some), **contenders}
         spent = bench.time(contenders, rounds if some is ids else 1, warm_up=False)
@@ -51,8 +51,8 @@ def bfloat16(bench: Bench) -> Iterator[Result]:
     ids, cells = bench.text(bench.tokens), {}
     for dtype in (torch.float32, torch.bfloat16):
         cells[dtype] = bench.cell(dtype)
-        _read(cells[dtype], ids[:, :WARM_UP_TOKENS], bench.tova)
-    contenders = {str(dtype): partial(_read, cell, ids, bench.tova) for dtype, cell in cells.items()}
+        read(cells[dtype], ids[:, :WARM_UP_TOKENS], bench.tova)
+    contenders = {str(dtype): partial(read, cell, ids, bench.tova) for dtype, cell in cells.items()}
     single, half = bench.time(contenders, bench.rounds, warm_up=False).values()
     workload = f"read {ids.shape[1]:,} tokens, {bench.tova}, bfloat16"
     yield paired(workload, "s", half, "msrnn, float32", single, "≤ 1.15")
@@ -70,7 +70,7 @@ def ragged(bench: Bench) -> Iterator[Result]:
     lengths[-1] -= lengths.sum() - equal.sum()  # makes the totals equal
     contenders = {}
     for name, n in {"equal": equal, "ragged": lengths}.items():
-        contenders[name] = partial(_read, cell, texts[:, : int(n.max())], bench.tova, n.to(bench.device))
+        contenders[name] = partial(read, cell, texts[:, : int(n.max())], bench.tova, n.to(bench.device))
     spent = bench.time(contenders, (bench.rounds + 1) // 2, warm_up=False)
     total = int(equal.sum())
     speed = {name: [total / t for t in times] for name, times in spent.items()}
@@ -79,6 +79,7 @@ def ragged(bench: Bench) -> Iterator[Result]:
 
 
 @torch.no_grad()
-def _read(cell: Cell, ids: Tensor, reduction: str, lengths: Tensor | None = None) -> State:
+def read(cell: Cell, ids: Tensor, reduction: str, lengths: Tensor | None = None) -> State:
+    """Read ``ids (B, T)`` under an operator and return the state."""
     state = cell.initial_state(ids.shape[0], reduction)
     return cell(ids, state, lengths=lengths, last_only=True)[1]

@@ -1,4 +1,4 @@
-"""A model of the cost of a split cell in 16 bits: bytes of a rank, bytes that it sends, and seconds of a step.
+"""A model of the cost of a split cell: bytes of a rank, bytes that it sends, and seconds of a step, in 16 bits by default.
 
 The model is a roofline (Williams et al. 2009, doi:10.1145/1498765.1498785). A step reads its part of the weights and H once.
 Their bytes divided by the memory bandwidth bound its time from below, unless its floating-point operations do. Collectives add
@@ -57,9 +57,16 @@ class Shape:
         embeddings = (1 if self.tied else 2) * self.width * (self.vocab_size // ranks)
         return self.layers * (attention + mlp + 2 * self.width) + embeddings + self.width
 
-    def row_bytes(self, ranks: int = 1) -> int:
+    def row_bytes(self, ranks: int = 1, itemsize: int = ITEMSIZE) -> int:
         """Return the bytes of one token in H on one rank: keys, values and positions of all layers."""
-        return self.layers * self.held_kv_heads(ranks) * (2 * self.head_dim * ITEMSIZE + POSITION_BYTES)
+        return self.layers * self.held_kv_heads(ranks) * (2 * self.head_dim * itemsize + POSITION_BYTES)
+
+    def collectives(self, scores: int = 0) -> int:
+        """Return the number of collectives of a step: two per layer, one for the embedding and one for the logits.
+
+        With ``scores`` that ranks exchange there is one more: the step on a full H sends those of all layers at once.
+        """
+        return 2 * self.layers + 2 + bool(scores)
 
 
 LLAMA_2_7B = Shape("LLaMA-2-7B", 32, 4096, 32, 32, 128, 11008, 32000)
@@ -70,7 +77,7 @@ MISTRAL_7B = Shape("Mistral-7B", 32, 4096, 32, 8, 128, 14336, 32000)
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator. Values are those of its data sheet; none was measured here.
+    """One accelerator, or the cores of one rank.
 
     Attributes:
         name: for tables.
@@ -94,7 +101,7 @@ class Device:
 V100 = Device("V100 32 GB", 32 * 2**30, 900e9, 150e9, 125e12)
 A100 = Device("A100 80 GB", 80 * 2**30, 2039e9, 300e9, 312e12)
 H100 = Device("H100 80 GB", 80 * 2**30, 3350e9, 450e9, 989e12)
-"""SXM modules with NVLink: data sheets of NVIDIA for V100 (2020), A100 80GB (2021) and H100 (2023)."""
+"""SXM modules with NVLink: data sheets of NVIDIA for V100 (2020), A100 80GB (2021) and H100 (2023). None was measured here."""
 
 
 def free_bytes(shape: Shape, device: Device, ranks: int = 1) -> float:
@@ -119,14 +126,12 @@ class MessageBytes:
     Attributes:
         layer: of the all-reduces after o and after down, per layer.
         scores: of the all-gather of the scores, per layer and rank.
-        collectives: number of collectives per layer.
         embedding: of the all-reduce after the embedding, per step.
         logits: of the all-gather of the logits, per step, of all ranks together.
     """
 
     layer: int
     scores: int
-    collectives: int
     embedding: int
     logits: int
 
@@ -141,7 +146,7 @@ def message_bytes(shape: Shape, scores: int = 0, itemsize: int = ITEMSIZE) -> Me
         itemsize: bytes of an activation and of a logit.
     """
     width = shape.width * itemsize
-    return MessageBytes(2 * width, scores * SCORE_BYTES, 3 if scores else 2, width, shape.vocab_size * itemsize)
+    return MessageBytes(2 * width, scores * SCORE_BYTES, width, shape.vocab_size * itemsize)
 
 
 def contributed_per_token(shape: Shape, ranks: int, scores: int = 0, itemsize: int = ITEMSIZE) -> int:
@@ -159,9 +164,9 @@ def sent_bytes(payload: float, ranks: int) -> float:
     return 2 * (ranks - 1) / ranks * payload
 
 
-def sent_per_token(shape: Shape, ranks: int, scores: int = 0) -> float:
+def sent_per_token(shape: Shape, ranks: int, scores: int = 0, itemsize: int = ITEMSIZE) -> float:
     """Return the bytes that each rank sends for one token. In an all-gather it sends its own part to all others."""
-    n = message_bytes(shape, scores)
+    n = message_bytes(shape, scores, itemsize)
     summed = shape.layers * n.layer + n.embedding
     return sent_bytes(summed, ranks) + (ranks - 1) * (shape.layers * n.scores + n.logits / ranks)
 
@@ -179,7 +184,9 @@ class StepTime:
         return self.compute + self.communication
 
 
-def step_time(shape: Shape, device: Device, batch_size: int, rows: float, ranks: int = 1, scores: int = 0) -> StepTime:
+def step_time(
+    shape: Shape, device: Device, batch_size: int, rows: float, ranks: int = 1, scores: int = 0, itemsize: int = ITEMSIZE
+) -> StepTime:
     """Return the predicted time of one step.
 
     Args:
@@ -188,17 +195,17 @@ def step_time(shape: Shape, device: Device, batch_size: int, rows: float, ranks:
         rows: rows of H per sequence.
         ranks: number of accelerators.
         scores: as in :func:`message_bytes`.
+        itemsize: bytes of a weight, key, value or activation.
     """
     embedding = 0 if shape.tied else shape.width * (shape.vocab_size // ranks)
     weights = shape.parameters(ranks) - embedding  # one row of the embedding is read per token, and the whole LM head
-    from_memory = ITEMSIZE * weights / device.bandwidth
+    from_memory = itemsize * weights / device.bandwidth
     arithmetic = 2 * weights * batch_size / device.flops
-    state = batch_size * rows * shape.row_bytes(ranks) / device.bandwidth
+    state = batch_size * rows * shape.row_bytes(ranks, itemsize) / device.bandwidth
     if ranks == 1:
         return StepTime(max(from_memory, arithmetic) + state, 0.0)
-    n = shape.layers * message_bytes(shape, scores).collectives + 2  # and one each for embedding and logits
-    sent = batch_size * sent_per_token(shape, ranks, scores)
-    return StepTime(max(from_memory, arithmetic) + state, n * device.latency + sent / device.link)
+    sent = batch_size * sent_per_token(shape, ranks, scores, itemsize)
+    return StepTime(max(from_memory, arithmetic) + state, shape.collectives(scores) * device.latency + sent / device.link)
 
 
 def mean_rows(tokens: int, size: float = inf) -> float:

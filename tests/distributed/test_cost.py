@@ -107,6 +107,12 @@ def test_a_step_takes_the_bytes_divided_by_the_bandwidth():
     assert found.communication == pytest.approx(4 * (65 * 4096 * 2 + 32000) / 1e11)  # 2 per layer and one, all-reduced
 
 
+def test_numbers_of_32_bits_take_twice_as_long_as_those_of_16():
+    device = cost.Device("", memory=1e12, bandwidth=1e12, link=1e11, flops=1e18, latency=0.0)
+    half, single = (cost.step_time(cost.LLAMA_2_7B, device, 4, 0, ranks=2, itemsize=n) for n in (2, 4))
+    assert (single.compute, single.communication) == pytest.approx((2 * half.compute, 2 * half.communication))
+
+
 @pytest.mark.parametrize("name", cost_tables.tables())
 def test_the_page_has_the_tables_of_the_command(name):
     assert cost_tables.tables()[name] in (ROOT / "docs/distributed.md").read_text()

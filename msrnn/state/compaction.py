@@ -27,11 +27,12 @@ def compact(state: State, size: int, score: Callable[[int, MultiState], Tensor])
         size: number of rows, without learned rows; a head with fewer rows keeps them.
         score: a function of the index and H of a layer that returns a score for each row of H, ``(B, K, S)``, or ``(B, 1, S)``
             for one decision for all heads. Of equal scores the oldest positions are evicted first. NaN is the lowest score, and
-            scores of empty rows (position −1) are not used.
+            scores of empty rows (position −1) are not used. In the state of a split cell, H has the heads of this rank, and
+            scores for all heads have to be the same on every rank, as scores by position are.
 
     Raises:
         Error: ``state`` is no State, ``size`` no int of at least 1, ``score`` no function; or a score has another shape or
-            device or is no dense real tensor.
+            device, is no dense real tensor, or is for all heads and differs between the ranks of a split cell.
     """
     if not isinstance(state, State):
         raise Error(f"compact: state is {describe(state)}; expected a State")
@@ -47,6 +48,8 @@ def compact(state: State, size: int, score: Callable[[int, MultiState], Tensor])
         if scores.layout != torch.strided or scores.device != state.device:
             found = f"a {scores.layout} tensor on {scores.device}"
             raise Error(f"compact: the score of layer {i} is {found}; expected a dense tensor on {state.device}")
+        if state.heads is not None and scores.shape[1] == 1 < state.heads.n_kv_heads:
+            state.heads.ranks.check_same_values(f"score of layer {i} for all heads", scores.detach())
         layers.append(retain_highest(H, scores.detach(), size + H.n_learned))
     clock = state.clock.clone()
     return state.with_layers(H.with_rows(H.rows, clock, no_empty_rows=H.no_empty_rows) for H in layers)

@@ -24,6 +24,7 @@ REFUSED = {
     "places": "rank 1 has another initial state than rank 0",
     "a state after more tokens": "rank 1 has another state than rank 0",
     "a trainable model": "rank 1 has another model than rank 0",
+    "scores for all heads": "rank 1 has another score of layer 0 for all heads than rank 0",
 }
 """Messages for arguments that are others on rank 1."""
 WHOLE = {
@@ -46,6 +47,7 @@ def call_with_others(rank, folder):
         "a batch size": lambda: split.initial_state(1 + rank),
         "places": lambda: split.initial_state(2, "sinks:6:2", places=("absolute", "inside")[rank]),
         "a state after more tokens": lambda: (state, later)[rank].save(folder / "state"),
+        "scores for all heads": lambda: msrnn.compact(state, 3, lambda _, H: H.values.sum(-1).mean(1, keepdim=True)),
         "a trainable model": lambda: msrnn.distribute(tiny_family("llama", seed=rank, frozen=False, n_layers=1)),
     }
     calls |= {
@@ -53,6 +55,8 @@ def call_with_others(rank, folder):
         "cache_from_state": lambda: cache_from_state(split, state),
     }
     found = {name: refusal(call) for name, call in calls.items()}
+    by_position = msrnn.compact(state, 3, lambda _, H: H.positions[:, :1])
+    assert all(H.positions.equal(G.positions.sort().values[..., -3:]) for H, G in zip(by_position, state, strict=True))
     written, works = (folder / "state").exists(), bool(split(tokens, state)[0].isfinite().all())
     TRAFFIC.reset()
     for save in (split.save, state.save):

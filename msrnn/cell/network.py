@@ -61,7 +61,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
     @property
     def constants_fingerprints(self) -> list[Fingerprint]:
         """The models that constants may belong to: this one, and the model without its adapters."""
-        base = [Fingerprint.of(self.signature, self.fingerprint_tensors)] if self.adapters else []
+        base = [self._read_fingerprint(self.fingerprint_tensors, [])] if self.adapters else []
         return [self.fingerprint(recompute=True), *base]
 
     def operators_per_layer(

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from ..distributed.whole import whole_tensor, write_whole
 from ..errors import Error
 from ..layers.packed.modules import float_names
 from ..storage.atomic import atomic_dir
@@ -33,7 +34,7 @@ class SavedNetwork(RecurrentNetwork):
             Error: the folder exists and is not empty, or it cannot be written; a module has been changed, so that the tensors
                 are not those of the config.
         """
-        tensors = {name: LazyTensor.of(x) for name, x in self.state_dict().items()}
+        tensors = {name: whole_tensor(self.share, name, x) for name, x in self.state_dict().items()}
         with torch.device("meta"):
             expected = type(self)(self.config).state_dict().keys()
         check_tensor_names(float_names(tensors), expected)
@@ -42,10 +43,7 @@ class SavedNetwork(RecurrentNetwork):
             with atomic_dir(folder) as target:
                 write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
 
-        if self.share is None:
-            write(tensors)
-        else:
-            self.share.write_together(self.state_dict(), write)
+        write_whole(self.share, tensors, write)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a model folder: another name of :meth:`save`. Unlike in transformers a folder with files is refused.

@@ -72,12 +72,13 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"\nthe same command resumes from the last checkpoint in {args.out}", file=sys.stderr)
         raise
+    if not args.ranks.is_first:
+        return
     under = f"under {config.reduction or 'the operator of the model'}"
     title = f"{args.text.name}, {under}"
     draw_training(done.losses, done.validation, args.out / "loss.png", title=title, validation_label="held out, nats per token")
     steps = max(done.validation)
-    size = sum(x.numel() for x in done.parameters.values())
     before, after = done.validation[0], done.validation[steps]
-    print(f"{args.out}: {size / 1e6:.2f} million parameters in {len(cell.adapters)} adapters, {steps} steps")
+    print(f"{args.out}: {done.n_parameters / 1e6:.2f} million parameters in {len(cell.adapters)} adapters, {steps} steps")
     print(f"held-out loss {under}: {before:.4f} nats/token before, {after:.4f} after")
     print(args.out / "loss.png")

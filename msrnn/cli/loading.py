@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error
 from ..lora import load_adapter
 from ..models import Config, DecoderConfig
 from ..threads import use_idle_cpus
@@ -49,14 +48,12 @@ def load_cell(args: argparse.Namespace, dtype: torch.dtype | None = None) -> Cel
     With ``args.group`` this is the part of the cell that this rank holds.
 
     Raises:
-        Error: as :func:`converters.load` and :func:`msrnn.lora.load_adapter`; an adapter of a cell that is split.
+        Error: as :func:`converters.load` and :func:`msrnn.lora.load_adapter`.
     """
     import converters
 
     check_device(args)
     folder = getattr(args, "lora", None)
-    if folder is not None and args.group is not None:
-        raise Error(f"--lora is {folder} for a model that {args.ranks.size} ranks hold together; expected one process")
     if dtype is None and args.dtype:
         dtype = getattr(torch, args.dtype)
     with print_warnings():

@@ -20,7 +20,7 @@ from ..distributed.liveness import STOPPED, Liveness, exit_now
 from ..distributed.processes import Processes, from_all, start_group
 from ..errors import Error
 
-SPLIT = ("generate", "read", "bench")
+SPLIT = ("generate", "read", "bench", "train", "finetune")
 """Commands that split the model over the ranks."""
 DIVIDED = ("eval",)
 """Commands of which every rank computes a part with the whole model."""
@@ -31,11 +31,9 @@ REFUSED = {
     "chat": "it reads from a terminal",
     "compare": "it shows the rows of all heads, and a rank has some of them",
     "convert": "it reads and writes files only",
-    "finetune": "its checkpoints are those of one process",
     "lm-eval": "the harness starts processes of its own",
     "retention": "it shows the rows of all heads, and a rank has some of them",
     "soak": "it measures the memory of one process",
-    "train": "its checkpoints are those of one process",
     "variants": "it starts processes of its own (--workers)",
     "watch": "it shows the rows of all heads, and a rank has some of them",
 }
@@ -73,7 +71,8 @@ class RankRun:
         store = start_group(self.ranks, DIVIDED_TIMEOUT if args.command in DIVIDED else COLLECTIVE_TIMEOUT)
         self._liveness.connect(store)
         args.group = dist.group.WORLD if args.command in SPLIT else None
-        args.device = self.ranks.device(args.device)
+        if "device" in args:  # train has no such option
+            args.device = self.ranks.device(args.device)
         self.ranks.set_threads()
         return True
 

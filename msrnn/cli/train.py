@@ -36,12 +36,13 @@ def run(args: argparse.Namespace) -> None:
     check_figure_folder(args.out)
     text = read_text(args.text)
     try:
-        done = train(config, text, args.out, progress=True)
+        done = train(config, text, args.out, group=args.group, progress=True)
     except KeyboardInterrupt:
         print(f"\nthe same command resumes from the last checkpoint in {args.out}", file=sys.stderr)
         raise
+    if not args.ranks.is_first:
+        return
     draw_training(done.losses, done.validation, args.out / "loss.png", title=f"{args.text.name}, under {config.reduction}")
     step, bits = max(done.validation.items())
-    parameters = sum(x.numel() for x in done.cell.parameters())
-    print(f"{args.out}: {parameters / 1e6:.2f} million parameters, {step} steps, validation {bits:.4f} bits/byte")
+    print(f"{args.out}: {done.n_parameters / 1e6:.2f} million parameters, {step} steps, validation {bits:.4f} bits/byte")
     print(args.out / "loss.png")

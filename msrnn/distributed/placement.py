@@ -12,6 +12,8 @@ from ..storage.lazy_tensors import LazyTensor
 
 Bounds = tuple[tuple[int, int], ...]
 """By rank, start and stop of a slice, as in Python's ``range``."""
+ADAPTER_PARTS = ("lora_A", "lora_B")
+"""Names of the matrices of an adapter: A has the columns of the adapted matrix, and B has its rows."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,16 @@ class Placement:
 
         Args:
             name: of the tensor, for a message.
-            part: ``weight``, a part of a :class:`~msrnn.layers.packed.matrix.PackedMatrix`, or the buffer ``scales_and_zeros``
-                of an int4 matrix in memory.
+            part: ``weight``, a part of a :class:`~msrnn.layers.packed.matrix.PackedMatrix`, the buffer ``scales_and_zeros`` of
+                an int4 matrix in memory, or ``lora_A`` or ``lora_B`` of an adapter.
             x: a tensor of the dtype and the number of dimensions of the part.
             bounds: slices of the rows of the matrix, or of its columns if ``by_columns``.
 
         Raises:
             Error: slices of an int4 matrix that do not begin at its groups.
         """
+        if part in ADAPTER_PARTS:
+            return cls(int(by_columns), bounds) if by_columns == (part == "lora_A") else None
         is_int4 = x.dtype == torch.uint8 or part == "zeros" or (part.startswith("scales") and len(x.shape) > 1)
         if not is_int4:
             return None if part == "scales" and by_columns else cls(int(by_columns), bounds)

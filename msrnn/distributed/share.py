@@ -19,9 +19,8 @@ from .modules import (
     WholeWidthNorm,
     add_messages,
 )
-from .placement import Placement
+from .placement import ADAPTER_PARTS, Placement
 from .ranks import Ranks
-from .saving import WriteTensors, gather_lazily, write_together
 
 QUERY_ROWS, KEY_ROWS, MLP_ROWS = ("q", "q_bias", "sinks"), ("k", "v", "k_bias", "v_bias"), ("gate", "up")
 VOCABULARY_ROWS = ("embed", "head")
@@ -80,16 +79,17 @@ class Share:
         """Return where the ranks hold a tensor of the model; None if each holds the whole tensor.
 
         Args:
-            name: of a parameter or of a part of a packed matrix.
+            name: of a parameter, of a part of a packed matrix, or of A or B of an adapter.
             x: a tensor with its dtype and its number of dimensions, such as a slice.
 
         Raises:
             Error: the borders of the slices of a packed matrix are not those of its groups.
         """
         path, _, part = name.rpartition(".")
-        if part not in PARTS:  # a vector, such as a bias
+        if part not in (*PARTS, *ADAPTER_PARTS):  # a vector, such as a bias
             path, part = name, "weight"
-        stem, c, W, D = path.rpartition(".")[2], self.config, self.ranks.size, self.config.head_dim
+        stem = path.removesuffix(".base_layer").rpartition(".")[2]
+        c, W, D = self.config, self.ranks.size, self.config.head_dim
         if stem in ("q_norm", "k_norm"):
             if not self.norms_whole_width:
                 return None
@@ -115,11 +115,6 @@ class Share:
         """
         placed = {name: (x, self.placement(name, x)) for name, x in tensors.items()}
         return {name: x if place is None else place.take_lazily(x, self.ranks.rank) for name, (x, place) in placed.items()}
-
-    def write_together(self, tensors: Mapping[str, Tensor], write: WriteTensors) -> None:
-        """Call ``write`` on rank 0 with the whole tensors, from the slices of all ranks (:func:`.saving.write_together`)."""
-        whole = {name: gather_lazily(self.ranks, x, self.placement(name, x)) for name, x in tensors.items()}
-        write_together(self.ranks, whole, write)
 
     def add_messages(self, cell: nn.Module) -> None:
         """Let the modules of ``cell``, which have the sizes of :attr:`local_config`, exchange messages."""

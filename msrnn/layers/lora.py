@@ -22,6 +22,7 @@ class LoraLinear(nn.Module):
         lora_dropout: probability with which elements of x are dropped before A, in training mode.
         use_rslora: s is ``lora_alpha / sqrt(r)`` (arXiv:2312.03732).
         generator: of the random A, which is initialized as ``nn.Linear`` is.
+        in_features: number of columns of A, if it is not that of ``base_layer``.
 
     Attributes:
         lora_A: ``(r, E)``.
@@ -36,6 +37,7 @@ class LoraLinear(nn.Module):
         lora_dropout: float = 0.0,
         use_rslora: bool = False,
         generator: torch.Generator | None = None,
+        in_features: int | None = None,
     ):
         super().__init__()
         self.base_layer: nn.Linear | PackedLinear = base_layer
@@ -44,7 +46,7 @@ class LoraLinear(nn.Module):
         near = next(x for x in (*base_layer.parameters(), *base_layer.buffers()) if x.is_floating_point())
         dtype = torch.promote_types(near.dtype, torch.float32)
         device = near.device if generator is None else generator.device
-        draw = torch.empty(r, base_layer.in_features, dtype=dtype, device=device)
+        draw = torch.empty(r, in_features or base_layer.in_features, dtype=dtype, device=device)
         nn.init.kaiming_uniform_(draw, a=math.sqrt(5), generator=generator)
         self.lora_A = nn.Parameter(draw.to(near.device))
         self.lora_B = nn.Parameter(torch.zeros(base_layer.out_features, r, dtype=dtype, device=near.device))
@@ -58,8 +60,16 @@ class LoraLinear(nn.Module):
         """Return the output of the base plus that of the adapter, ``(…, E) -> (…, F)``."""
         y = self.base_layer(x)
         dropped = functional.dropout(x.to(self.lora_A.dtype), self.lora_dropout, self.training)
-        update = functional.linear(functional.linear(dropped, self.lora_A), self.lora_B) * self.scaling
+        update = self.expand(self.project(dropped)) * self.scaling
         return y + update.to(y.dtype)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return x Aᵀ, ``(…, E) -> (…, r)``."""
+        return functional.linear(x, self.lora_A)
+
+    def expand(self, x: Tensor) -> Tensor:
+        """Return x Bᵀ, ``(…, r) -> (…, F)``."""
+        return functional.linear(x, self.lora_B)
 
     def delta_weight(self) -> Tensor:
         """Return s B A, what merging adds to the weight, ``(F, E)``."""

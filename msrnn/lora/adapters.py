@@ -7,6 +7,8 @@ from torch import nn
 
 from ..cell.cell import Cell
 from ..cell.layer import RecurrentLayer
+from ..distributed.adapters import add_messages_to_adapter, split_first_values_
+from ..distributed.whole import whole_tensor
 from ..errors import Error, check_bool, check_int, check_number
 from ..layers.lora import LoraLinear
 from ..layers.packed.modules import PackedLinear
@@ -44,7 +46,8 @@ def add(
         ``cell``. Only the adapters require gradients.
 
     Raises:
-        Error: a value out of range, a name that is no linear map of this cell, or a cell that has adapters.
+        Error: a value out of range, a name that is no linear map of this cell, a cell that has adapters, or dropout in a cell
+            that is split over ranks.
     """
     check_int("r", r, at_most=2**16)
     check_number("lora_alpha", lora_alpha, above=0)
@@ -53,9 +56,14 @@ def add(
     check_bool("use_rslora", use_rslora)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise Error(f"generator is {generator!r:.60}; expected a torch.Generator")
-    paths = _select(cell, target_modules)
-    linears = linear_maps(cell)
-    install(cell, {path: LoraLinear(linears[path], r, lora_alpha, lora_dropout, use_rslora, generator) for path in paths})
+    linears, adapters = linear_maps(cell), dict[str, LoraLinear]()
+    check_dropout(cell, lora_dropout)
+    for path in _select(cell, target_modules):
+        _, E = whole_shape(cell, path, linears[path])
+        adapters[path] = LoraLinear(linears[path], r, lora_alpha, lora_dropout, use_rslora, generator, in_features=E)
+        if cell.share is not None:
+            split_first_values_(cell.share, path, adapters[path])
+    install(cell, adapters)
     return cell
 
 
@@ -110,6 +118,8 @@ def install(cell: Cell, adapters: dict[str, LoraLinear]) -> None:
     cell.requires_grad_(False)
     for path, x in adapters.items():
         x.train(cell.training)
+        if cell.share is not None:
+            add_messages_to_adapter(cell.share, path, x)
         _replace(cell, path, x)
     cell.adapters = adapters
 
@@ -118,16 +128,30 @@ def linear_maps(cell: Cell) -> dict[str, nn.Linear | PackedLinear]:
     """Return the linear maps of ``cell`` by their paths, such as ``layers.0.q``, the LM head included.
 
     Raises:
-        Error: the cell has adapters, or is split over ranks.
+        Error: the cell has adapters.
     """
     if not isinstance(cell, Cell):
         raise Error(f"cell is {type(cell).__name__}; expected a Cell")
-    if cell.share is not None:
-        raise Error(f"the cell is split over {cell.share.ranks.size} ranks; expected a whole cell for adapters (no group=)")
     if cell.adapters:
         raise Error("the cell has adapters already; expected a plain cell (call msrnn.lora.merge or msrnn.lora.remove first)")
     # an embedding in 8 bits is a linear map as well, because a tied LM head uses it
     return {path: x for path, x in cell.named_modules() if isinstance(x, nn.Linear | PackedLinear) and path != "embed"}
+
+
+def whole_shape(cell: Cell, path: str, linear: nn.Linear | PackedLinear) -> tuple[int, ...]:
+    """Return the shape ``(F, E)`` of the matrix of ``linear``, of which a rank of a split cell has a slice."""
+    own = torch.empty(linear.out_features, linear.in_features, device="meta")
+    return whole_tensor(cell.share, f"{path}.weight", own).shape
+
+
+def check_dropout(cell: Cell, lora_dropout: float) -> None:
+    """Refuse dropout in a split cell: the ranks would drop other elements than one process.
+
+    Raises:
+        Error: as described.
+    """
+    if cell.share is not None and lora_dropout:
+        raise Error(f"lora_dropout is {lora_dropout} in a cell that is split over {cell.share.ranks.size} ranks; expected 0")
 
 
 def check_adapted(cell: Cell) -> None:

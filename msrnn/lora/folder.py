@@ -6,14 +6,14 @@ from pathlib import Path
 from torch import nn
 
 from ..cell.cell import Cell
+from ..distributed.whole import errors_together, whole_folder, whole_tensor, write_whole
 from ..errors import Error, can_compute
 from ..layers.lora import LoraLinear
 from ..layers.packed.modules import PackedLinear
-from ..storage.atomic import atomic_dir
 from ..storage.files import read_json, write_json
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.safetensors_io import open_tensors, write_tensors
-from .adapters import check_adapted, install, linear_maps
+from .adapters import check_adapted, check_dropout, install, linear_maps, whole_shape
 from .names import check_family, peft_name, without_text_part
 from .peft_config import AdapterConfig, read_fields, write_fields
 
@@ -36,7 +36,7 @@ def save_adapter(cell: Cell, folder: str | Path, *, base_model: str | None = Non
     """Write the adapters of ``cell`` as PEFT does, so that ``peft.PeftModel.from_pretrained(model, folder)`` reads them.
 
     Args:
-        cell: a cell with adapters.
+        cell: a cell with adapters. All ranks of a split cell have to call this. Rank 0 writes the whole adapters.
         folder: a path that does not exist, or an empty folder.
         base_model: name or path of the base model, for ``base_model_name_or_path``.
 
@@ -45,12 +45,21 @@ def save_adapter(cell: Cell, folder: str | Path, *, base_model: str | None = Non
     """
     check_adapted(cell)
     check_family(cell)
-    with atomic_dir(folder) as target:
-        write_tensors(target / WEIGHTS_FILE, adapter_tensors(cell), {"format": "pt"})
-        write_config(cell, target, base_model)
+    with whole_folder(cell.share, folder) as target:
+        write_new(cell, target, base_model)
 
 
-def write_config(cell: Cell, folder: Path, base_model: str | None) -> None:
+def write_new(cell: Cell, folder: Path, base_model: str | None) -> None:
+    """Write both files into an existing folder. In a split cell all ranks call this, and rank 0 writes."""
+
+    def write(tensors: Mapping[str, LazyTensor]) -> None:
+        write_tensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
+        _write_config(cell, folder, base_model)
+
+    write_whole(cell.share, adapter_tensors(cell), write)
+
+
+def _write_config(cell: Cell, folder: Path, base_model: str | None) -> None:
     """Write ``adapter_config.json`` into an existing folder."""
     kinds = (nn.Linear, PackedLinear, LoraLinear)
     linears = (path for path, x in cell.named_modules() if isinstance(x, kinds) and path != "embed")
@@ -60,9 +69,9 @@ def write_config(cell: Cell, folder: Path, base_model: str | None) -> None:
 
 
 def adapter_tensors(cell: Cell) -> dict[str, LazyTensor]:
-    """Return A and B of every adapter by the names of PEFT."""
+    """Return A and B of every adapter by the names of PEFT. In a split cell all ranks have to read them."""
     return {
-        f"{PREFIX}{peft_name(cell, path)}.{part}.weight": LazyTensor.of(getattr(x, part))
+        f"{PREFIX}{peft_name(cell, path)}.{part}.weight": whole_tensor(cell.share, f"{path}.{part}", getattr(x, part))
         for path, x in cell.adapters.items()
         for part in PARTS
     }
@@ -72,7 +81,7 @@ def load_adapter(cell: Cell, folder: str | Path, *, is_trainable: bool = False) 
     """Read an adapter that :func:`save_adapter` or PEFT wrote, and add it to ``cell``, in place.
 
     Args:
-        cell: a cell without adapters, of the base model; its weights may be packed.
+        cell: a cell without adapters, of the base model; its weights may be packed. A rank of a split cell reads its slices.
         folder: has ``adapter_config.json`` and ``adapter_model.safetensors``.
         is_trainable: True to train the adapters on. All other parameters are frozen in any case.
 
@@ -86,12 +95,27 @@ def load_adapter(cell: Cell, folder: str | Path, *, is_trainable: bool = False) 
     """
     linears = linear_maps(cell)
     check_family(cell)
+    with errors_together(None if cell.share is None else cell.share.ranks):
+        adapters = _read_adapters(cell, linears, folder, is_trainable)
+    install(cell, adapters)
+    for adapter in adapters.values():
+        adapter.requires_grad_(is_trainable)
+        adapter.base_layer.requires_grad_(False)
+    return cell
+
+
+def _read_adapters(
+    cell: Cell, linears: Mapping[str, nn.Linear | PackedLinear], folder: str | Path, is_trainable: bool
+) -> dict[str, LoraLinear]:
+    """Return the adapters in ``folder`` by the paths of their linear maps."""
     if not isinstance(folder, str | Path) or not str(folder):
         raise Error(f"folder is {folder!r:.60}; expected a str or a Path")
     folder = Path(folder)
     if not (folder / CONFIG_FILE).exists():
         raise Error(f"{folder} has no {CONFIG_FILE}; expected the folder of a LoRA adapter")
     config = read_fields(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    if is_trainable:
+        check_dropout(cell, config.lora_dropout)
     if not (folder / WEIGHTS_FILE).exists() and (folder / PICKLE).exists():
         raise Error(f"{folder} has {PICKLE}, a pickle, which is not executed; expected {WEIGHTS_FILE} (save again with PEFT)")
     tensors = open_tensors(folder / WEIGHTS_FILE)
@@ -104,19 +128,15 @@ def load_adapter(cell: Cell, folder: str | Path, *, is_trainable: bool = False) 
     adapters: dict[str, LoraLinear] = {}
     for path in (path for path in linears if path in pairs):  # in the order of the cell
         name, base = peft_name(cell, path), linears[path]
-        _check_shapes(pairs[path], config, name, (base.out_features, base.in_features), folder / WEIGHTS_FILE)
+        _check_shapes(pairs[path], config, name, whole_shape(cell, path, base), folder / WEIGHTS_FILE)
         new = LoraLinear(base, config.rank(name), config.alpha(name), config.lora_dropout, config.use_rslora)
         for part, stored in pairs[path].items():
-            x = stored.read()
+            x = _own(cell, f"{path}.{part}", stored).read()
             if not bool(x.isfinite().all()):
                 raise Error(f"{folder / WEIGHTS_FILE}: {part} of {name} has NaN or infinite values; expected finite numbers")
             getattr(new, part).data.copy_(x)
         adapters[path] = new
-    install(cell, adapters)
-    for adapter in adapters.values():
-        adapter.requires_grad_(is_trainable)
-        adapter.base_layer.requires_grad_(False)
-    return cell
+    return adapters
 
 
 def _without_base_copies(
@@ -127,13 +147,19 @@ def _without_base_copies(
     Raises:
         Error: a copy differs from the weight of ``cell``, as after new tokens were added to the model.
     """
-    copies = {f"{PREFIX}{peft_name(cell, path)}{BASE_COPY}": x for path, x in linears.items()}
-    for name, base in copies.items():
+    copies = {f"{PREFIX}{peft_name(cell, path)}{BASE_COPY}": path for path in linears}
+    for name, path in copies.items():
+        base = linears[path]
         if name in tensors and isinstance(base, nn.Linear):  # a packed weight is rounded, so that it cannot be compared
-            x = tensors[name]
-            if x.shape != tuple(base.weight.shape) or not x.read().to(base.weight).equal(base.weight):
+            x, weight = tensors[name], base.weight
+            if x.shape != whole_shape(cell, path, base) or not _own(cell, f"{path}.weight", x).read().to(weight).equal(weight):
                 raise Error(f"{where}: tensor {name!r} differs from the weight of this cell; expected an adapter of this model")
     return {name: x for name, x in tensors.items() if name not in copies}
+
+
+def _own(cell: Cell, name: str, stored: LazyTensor) -> LazyTensor:
+    """Return the slice of this rank of a tensor of the whole model."""
+    return stored if cell.share is None else cell.share.take({name: stored})[name]
 
 
 def _pair(cell: Cell, tensors: Mapping[str, LazyTensor], paths: list[str], where: Path) -> dict[str, dict[str, LazyTensor]]:
@@ -164,7 +190,7 @@ def _pair(cell: Cell, tensors: Mapping[str, LazyTensor], paths: list[str], where
 
 
 def _check_shapes(
-    pair: Mapping[str, LazyTensor], config: AdapterConfig, name: str, shape: tuple[int, int], where: Path
+    pair: Mapping[str, LazyTensor], config: AdapterConfig, name: str, shape: tuple[int, ...], where: Path
 ) -> None:
     """Refuse A and B of another shape or dtype; ``shape (F, E)`` is that of the weight of the module ``name``."""
     r, (F, E) = config.rank(name), shape

@@ -42,7 +42,7 @@ def distribute(whole: T, group: Any = None) -> T:
     if whole.share is not None:
         raise Error("distribute: the cell is split already; expected a whole cell")
     if whole.adapters:
-        raise Error("distribute: the cell has adapters, which are not split; expected a cell after msrnn.lora.merge")
+        raise Error("distribute: the cell has adapters; expected a plain cell (load the adapter after the split)")
     share = share_of(whole.config, ranks)
     known = [x.detach() for x in whole.identifying_tensors]  # the fingerprint of a trainable cell has no values
     ranks.check_same("model", Fingerprint.of(whole.signature, known).digest())

@@ -3,22 +3,27 @@
 ``training.safetensors`` is written atomically and contains the number of finished steps. The matching state is written before
 it, and the model after it. A killed run therefore resumes from one of two consecutive checkpoints, and the model folder is
 usable at any time.
+
+The files of a split model are those of the whole one. All ranks make the same calls, and rank 0 writes.
 """
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..distributed.share import Share
+from ..distributed.whole import errors_together, whole_folder, whole_tensor, write_whole
 from ..errors import Error
 from ..reporting.resume import check_same_settings
-from ..state.loading import load_state
-from ..storage.atomic import atomic_dir, atomic_file
+from ..state.loading import load_state, take_own_heads
+from ..storage.atomic import atomic_file
 from ..storage.lazy_tensors import LazyTensor
-from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
+from ..storage.safetensors_io import open_tensors, read_metadata, write_tensors
 from .trainer import Trainer
 
 FORMAT, VERSION = "msrnn-training", "2"
@@ -28,7 +33,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class RunFiles(Protocol):
-    """The files of a run that other programs read: a model folder, or the folder of an adapter."""
+    """The files of a run that other programs read: a model folder, or the folder of an adapter. Rank 0 writes them."""
 
     def create(self, folder: Path, trainer: Trainer) -> None:
         """Write all of them into an empty folder."""
@@ -43,9 +48,9 @@ def create(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[st
     Raises:
         Error: the folder is not empty or cannot be written.
     """
-    with atomic_dir(folder) as staged:
+    with whole_folder(trainer.cell.share, folder) as staged:
         files.create(staged, trainer)
-        _write_training(staged / TRAINING, trainer, settings)
+        write_whole(trainer.cell.share, _training_tensors(trainer), partial(_write, staged / TRAINING, settings=settings))
 
 
 def save(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[str, Any]) -> None:
@@ -57,10 +62,15 @@ def save(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[str,
     current = _state_path(folder, len(trainer.losses))
     if trainer.state is not None:
         trainer.state.save(current)
-    with atomic_file(folder / TRAINING) as staged:
-        _write_training(staged, trainer, settings)
+
+    def replace_training(tensors: Mapping[str, LazyTensor]) -> None:
+        with atomic_file(folder / TRAINING) as staged:
+            _write(staged, tensors, settings)
+
+    share = trainer.cell.share
+    write_whole(share, _training_tensors(trainer), replace_training)
     files.update(folder, trainer)
-    for path in folder.glob(_state_path(folder, "*").name):
+    for path in folder.glob(_state_path(folder, "*").name) if share is None or share.ranks.rank == 0 else ():
         if path != current:
             path.unlink(missing_ok=True)
 
@@ -94,42 +104,60 @@ def restore(folder: Path, trainer: Trainer) -> None:
     Raises:
         Error: a file is damaged, or its tensors do not belong to this run.
     """
+    share = trainer.cell.share
+    with errors_together(None if share is None else share.ranks):
+        _restore(folder, trainer, share)
+
+
+def _restore(folder: Path, trainer: Trainer, share: Share | None) -> None:
     path = folder / TRAINING
-    tensors = dict(read_tensors(path))
+    tensors = open_tensors(path)
     try:
-        losses, validation = tensors.pop("losses").tolist(), tensors.pop("validation").tolist()
-        torch.set_rng_state(tensors.pop("random"))
+        losses, validation = tensors.pop("losses").read().tolist(), tensors.pop("validation").read().tolist()
+        torch.set_rng_state(tensors.pop("random").read())
         for name, x in trainer.parameters.items():
-            _copy_into(x.data, tensors.pop(f"model.{name}"))
+            x.data.copy_(_own(share, name, x, tensors.pop(f"model.{name}")))
             if f"adam.{name}.step" in tensors:  # missing for a parameter that has never had a gradient
-                trainer.optimizer.state[x] = {key: tensors.pop(f"adam.{name}.{key}") for key in MOMENTS}
+                moments = {key: tensors.pop(f"adam.{name}.{key}") for key in MOMENTS}
+                step = moments.pop("step").read()
+                trainer.optimizer.state[x] = {"step": step} | {k: _own(share, name, x, m) for k, m in moments.items()}
         trainer.losses, trainer.validation = losses, {int(step): bits for step, bits in validation}
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise Error(f"{path} is incomplete or damaged ({type(error).__name__}: {error})") from None
     if tensors:
         raise Error(f"{path}: tensor {next(iter(tensors))!r} is not part of this run")
     if losses:
-        trainer.state = load_state(_state_path(folder, len(losses)))
+        state = load_state(_state_path(folder, len(losses)))
+        trainer.state = state if share is None else take_own_heads(state, share.ranks)
         trainer.cell.check_state(trainer.state, trainer.config.batch_size)
 
 
-def _copy_into(x: Tensor, saved: Tensor) -> None:
-    if x.shape != saved.shape or x.dtype != saved.dtype:
-        raise ValueError(f"a parameter is {saved.dtype} {tuple(saved.shape)}; expected {x.dtype} {tuple(x.shape)}")
-    x.copy_(saved)
+def _own(share: Share | None, name: str, x: Tensor, saved: LazyTensor) -> Tensor:
+    """Return the slice of this rank of the parameter ``name``, or of a tensor with its shape; ``x`` is the current slice."""
+    expected = whole_tensor(share, name, x)
+    if (saved.shape, saved.dtype) != (expected.shape, expected.dtype):
+        raise ValueError(f"a parameter is {saved.dtype} {saved.shape}; expected {expected.dtype} {expected.shape}")
+    own = saved if share is None else share.take({name: saved})[name]
+    return own.read().to(x.device, copy=True, memory_format=torch.contiguous_format)
 
 
 def _state_path(folder: Path, step: int | str) -> Path:
     return folder / f"state-{step}.safetensors"
 
 
-def _write_training(path: Path, trainer: Trainer, settings: Mapping[str, Any]) -> None:
-    tensors: dict[str, Tensor] = {f"model.{name}": x for name, x in trainer.parameters.items()}
+def _training_tensors(trainer: Trainer) -> dict[str, LazyTensor]:
+    tensors = {f"model.{name}": x for name, x in trainer.whole_parameters.items()}
     for name, x in trainer.parameters.items():
-        tensors |= {f"adam.{name}.{key}": moment for key, moment in trainer.optimizer.state[x].items()}
-    tensors["random"] = torch.get_rng_state()
-    tensors["losses"] = torch.tensor(trainer.losses, dtype=torch.float64)
-    tensors["validation"] = torch.tensor([*trainer.validation.items()], dtype=torch.float64).reshape(-1, 2)
+        for key, moment in trainer.optimizer.state[x].items():
+            share = trainer.cell.share if moment.shape == x.shape else None  # every rank has the number of steps
+            tensors[f"adam.{name}.{key}"] = whole_tensor(share, name, moment)
+    validation = torch.tensor([*trainer.validation.items()], dtype=torch.float64).reshape(-1, 2)
+    losses = torch.tensor(trainer.losses, dtype=torch.float64)
+    rest = {"random": torch.get_rng_state(), "losses": losses, "validation": validation}
+    return tensors | {name: LazyTensor.of(x) for name, x in rest.items()}
+
+
+def _write(path: Path, tensors: Mapping[str, LazyTensor], settings: Mapping[str, Any]) -> None:
     config = {name: value for name, value in settings.items() if name != "text"}
     metadata = {"format": FORMAT, "version": VERSION, "config": json.dumps(config), "text": settings["text"]}
-    write_tensors(path, {name: LazyTensor.of(x) for name, x in tensors.items()}, metadata)
+    write_tensors(path, tensors, metadata)

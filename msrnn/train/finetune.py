@@ -1,22 +1,23 @@
 """Fine-tuning of a pretrained cell on a text by LoRA adapters, through the operator that bounds its KV cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from ..cell.cell import Cell
+from ..distributed.whole import write_whole
 from ..errors import check_int, check_number
 from ..lora.adapters import add, remove
-from ..lora.folder import WEIGHTS_FILE, adapter_tensors, check_family, write_config
+from ..lora.folder import WEIGHTS_FILE, adapter_tensors, check_family, write_new
 from ..reductions.per_layer import per_layer
 from ..storage.atomic import atomic_file
 from ..storage.digest import digest
+from ..storage.lazy_tensors import LazyTensor
 from ..storage.safetensors_io import write_tensors
-from . import checkpointing
 from .data import Streams, short_text
-from .loop import Run, is_occupied
+from .loop import Run, find_run
 from .trainer import Trainer, nats_per_token
 
 Encode = Callable[[str], Sequence[int]]
@@ -82,13 +83,16 @@ class AdapterFiles:
 
     def create(self, folder: Path, trainer: Trainer) -> None:
         """Write the adapter in PEFT's format."""
-        write_config(trainer.cell, folder, self.base_model)
-        write_tensors(folder / WEIGHTS_FILE, adapter_tensors(trainer.cell), {"format": "pt"})
+        write_new(trainer.cell, folder, self.base_model)
 
     def update(self, folder: Path, trainer: Trainer) -> None:
         """Replace A and B."""
-        with atomic_file(folder / WEIGHTS_FILE) as staged:
-            write_tensors(staged, adapter_tensors(trainer.cell), {"format": "pt"})
+
+        def write(tensors: Mapping[str, LazyTensor]) -> None:
+            with atomic_file(folder / WEIGHTS_FILE) as staged:
+                write_tensors(staged, tensors, {"format": "pt"})
+
+        write_whole(trainer.cell.share, adapter_tensors(trainer.cell), write)
 
 
 def finetune(
@@ -127,9 +131,7 @@ def finetune(
     """
     folder, base = Path(folder), cell.fingerprint(recompute=True).digest()
     settings = {**asdict(config), "base": base, "text": digest(text)}
-    resumed = is_occupied(folder)
-    if resumed:
-        checkpointing.check_same_run(folder, settings)
+    resumed = find_run(folder, settings, None if cell.share is None else cell.share.ranks)
     check_family(cell)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         batches, held_out = split_text(text, encode, config, cell.device)

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
+from ..distributed.ranks import Ranks
+from ..distributed.whole import errors_together
 from ..errors import Error
 from ..models.registry import build_random
+from ..models.splitting import distribute
 from ..reporting.progress import progress_bar
 from ..storage.digest import digest
 from . import checkpointing
@@ -19,7 +22,7 @@ from .model_files import ModelFiles, read_tokenizer
 from .trainer import Trainer, bits_per_byte
 
 
-def train(config: TrainConfig, text: str, folder: str | Path, *, progress: bool = False) -> Trainer:
+def train(config: TrainConfig, text: str, folder: str | Path, *, group: Any = None, progress: bool = False) -> Trainer:
     """Train a new cell on ``text``, or resume the run in ``folder``, until the last step.
 
     A stopped run resumes from its last checkpoint and ends with the same bits, on the same machine with the same number of
@@ -29,23 +32,29 @@ def train(config: TrainConfig, text: str, folder: str | Path, *, progress: bool 
         config: the model and the training settings.
         text: training text; its end is the validation split.
         folder: a new or empty folder, or the folder of this run. It will contain the model folder and the training state.
+        group: a process group of ``torch.distributed``: each process holds and trains its slices of the model, as
+            :func:`msrnn.distribute` describes, and all read the same batches. Every process has the whole model in memory at
+            the start. The files are those of one process, and any number of processes can resume the run.
         progress: True to show a progress bar.
 
     Returns:
         The finished :class:`Trainer`, with the cell in training mode, the losses and the validations.
 
     Raises:
-        Error: before the first step, if the text is too short, or if the folder contains something else or cannot be written.
+        Error: before the first step, if the text is too short, if the folder contains something else or cannot be written, or
+            if the model cannot be split between the processes of ``group``.
         Diverged: the loss is not finite.
     """
     folder = Path(folder)
-    resumed, settings = is_occupied(folder), {**asdict(config), "text": digest(text)}
-    if resumed:
-        checkpointing.check_same_run(folder, settings)
+    settings = {**asdict(config), "text": digest(text)}
+    resumed = find_run(folder, settings, None if group is None else Ranks.of(group))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         data = TrainData.of(text, config, read_tokenizer(folder) if resumed else None)
         torch.manual_seed(config.seed)
-        trainer = Trainer(build_random(config.model_config(len(data.tokenizer.n_bytes))), config)
+        cell = build_random(config.model_config(len(data.tokenizer.n_bytes)))
+        if group is not None:
+            cell = distribute(cell, group)
+        trainer = Trainer(cell, config)
         trainer.cell.initial_state(config.batch_size, config.reduction)  # refuses an operator that the model cannot use
         run = Run(trainer, folder, ModelFiles(data.tokenizer), settings)
         run.start(resumed)
@@ -114,13 +123,23 @@ class Run:
                         bar.write(f"step {index + 1:>6}  loss {trainer.losses[-1]:.4f}  validation {value:.4f} {unit}")
 
 
-def is_occupied(folder: Path) -> bool:
-    """Return True for a folder that contains something.
+def find_run(folder: Path, settings: Mapping[str, Any], ranks: Ranks | None) -> bool:
+    """Return True if ``folder`` contains the run with these settings, and False if it is empty or does not exist.
+
+    Args:
+        folder, settings: as of :class:`Run`.
+        ranks: the processes that split the model. All look before rank 0 writes. None: one process.
 
     Raises:
-        Error: the folder cannot be read.
+        Error: the folder cannot be read or contains something else; the answers or the settings of the ranks differ.
     """
-    try:
-        return folder.is_dir() and any(folder.iterdir())
-    except OSError as error:
-        raise Error(f"cannot read {folder} ({error.strerror})") from None
+    with errors_together(ranks):
+        try:
+            resumed = folder.is_dir() and any(folder.iterdir())
+        except OSError as error:
+            raise Error(f"cannot read {folder} ({error.strerror})") from None
+        if resumed:
+            checkpointing.check_same_run(folder, settings)
+    if ranks is not None:
+        ranks.check_same_values("training run", resumed, settings)
+    return resumed

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..distributed.whole import write_whole
 from ..storage.atomic import atomic_file
 from ..storage.files import read_bytes
 from ..storage.lazy_tensors import LazyTensor
@@ -23,19 +24,22 @@ class ModelFiles:
 
     def create(self, folder: Path, trainer: Trainer) -> None:
         """Write config, parameters and tokenizer."""
-        config, extra_files = trainer.cell.config.to_dict(), {TOKENIZER: self.tokenizer.json}
-        write_model_folder(folder, config, _parameters(trainer), extra_files)
+
+        def write(tensors: Mapping[str, LazyTensor]) -> None:
+            write_model_folder(folder, trainer.cell.config.to_dict(), tensors, {TOKENIZER: self.tokenizer.json})
+
+        write_whole(trainer.cell.share, trainer.whole_parameters, write)
 
     def update(self, folder: Path, trainer: Trainer) -> None:
         """Replace the parameters."""
-        with atomic_file(folder / WEIGHTS_FILE) as staged:
-            write_tensors(staged, _parameters(trainer), {"format": "pt"})
+
+        def write(tensors: Mapping[str, LazyTensor]) -> None:
+            with atomic_file(folder / WEIGHTS_FILE) as staged:
+                write_tensors(staged, tensors, {"format": "pt"})
+
+        write_whole(trainer.cell.share, trainer.whole_parameters, write)
 
 
 def read_tokenizer(folder: Path) -> TrainTokenizer:
     """Return the tokenizer of a run."""
     return TrainTokenizer.read(read_bytes(folder / TOKENIZER))
-
-
-def _parameters(trainer: Trainer) -> Mapping[str, LazyTensor]:
-    return {name: LazyTensor.of(x) for name, x in trainer.parameters.items()}

@@ -10,10 +10,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..cell.cell import Cell
 from ..distributed.gradient_norm import clip_split_gradients_
+from ..distributed.whole import whole_tensor
 from ..errors import Error
 from ..models.learned_rows import LearnedRowsNetwork
 from ..reductions.contract import Reduction
 from ..state.state import State
+from ..storage.lazy_tensors import LazyTensor
 from .data import IGNORED, Streams, TrainBatch
 
 FINAL_LR = 0.1
@@ -50,7 +52,8 @@ class Trainer:
     Attributes:
         cell: the cell, in training mode.
         config: the configuration of the run.
-        parameters: the trained parameters by name: those that require gradients, or all if none does.
+        parameters: the trained parameters by name: those that require gradients, or all if none does. In a split model they
+            are the slices of this rank.
         optimizer: AdamW.
         state: H after the last step, detached from the graph; None before the first step.
         losses: training loss of each step, nats per token.
@@ -70,6 +73,16 @@ class Trainer:
         self.state: State | None = None
         self.losses: list[float] = []
         self.validation: dict[int, float] = {}
+
+    @property
+    def whole_parameters(self) -> dict[str, LazyTensor]:
+        """The trained parameters of the whole model by name. In a split model all ranks have to read them."""
+        return {name: whole_tensor(self.cell.share, name, x) for name, x in self.parameters.items()}
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trained parameters of the whole model."""
+        return sum(math.prod(x.shape) for x in self.whole_parameters.values())
 
     def train_step(self, batch: TrainBatch) -> float:
         """Read one chunk, backpropagate, update the parameters and keep H. Return the loss.

@@ -4,10 +4,13 @@ import argparse
 import json
 import signal
 import time
+from dataclasses import asdict
 
 import pytest
+import torch
 from support.rank_processes import end, start_ranks, start_waiting_rank, torchrun
 from support.tiny_tokenizer import chat_cell
+from support.training import train_config, words
 
 import msrnn
 from msrnn.cli import ranks as module
@@ -15,6 +18,7 @@ from msrnn.cli.main import main
 from msrnn.cli.parser import COMMANDS
 from msrnn.distributed.liveness import ORPHANED
 from msrnn.distributed.processes import Processes
+from msrnn.storage.safetensors_io import read_tensors
 from msrnn.storage.staging import PREFIX
 
 TEXT = "The boat was small, the sea was not; and on the 3rd day the wind rose again. " * 3
@@ -101,6 +105,43 @@ def test_a_generation_ends_when_rank_0_is_killed(files):
     assert (out, err.count("msrnn:")) == ("", 1)
     assert err.startswith(LOST.format(0))
     end(first)
+
+
+def test_a_training_run_that_lost_a_rank_is_resumed_by_one_process(files, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(asdict(train_config(steps=60, eval_every=2))))
+    (tmp_path / "words.txt").write_text(words())
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    command = ["train", str(tmp_path / "words.txt"), "--config", str(tmp_path / "config.json"), "--out"]
+    first, second = start_ranks(2, *command, out)
+    while first.poll() is None and not list(out.glob("state-2.*")):
+        time.sleep(0.01)
+    second.kill()
+    code, printed, err = end(first)
+    end(second)
+    assert code != 0
+    assert printed == ""
+    assert LOST.format(1) in err
+    assert "Traceback" not in err
+    assert not [path for path in out.iterdir() if path.name.startswith(PREFIX)]
+    msrnn.load(out)
+    assert main([*command, str(whole)]) == main([*command, str(out)]) == 0
+    expected, found = (dict(read_tensors(folder / "training.safetensors"))["losses"] for folder in (whole, out))
+    assert torch.allclose(found, expected, atol=1e-3)  # the first steps are those of two ranks, up to rounding in float32
+    assert "60 steps, validation" in capsys.readouterr().out
+
+
+def test_ranks_fine_tune_and_use_the_adapter(files, tmp_path, capsys):
+    options = ["--steps", "4", "--chunk-length", "10", "--reduction", "tova:6", "--target-modules", "all-linear"]
+    command = ["finetune", str(files / "tiny"), "--text", str(files / "book.txt"), *options, "-o"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    first, second = map(end, start_ranks(2, *command, tmp_path / "two"))
+    printed = capsys.readouterr().out.replace(str(tmp_path / "one"), str(tmp_path / "two"))
+    assert first[:2] == (0, printed)
+    assert second == (0, "", "")
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    generate = ["generate", str(files / "tiny"), "--prompt", "a", "--max-new-tokens", "8", "--lora", str(tmp_path / "two")]
+    assert main(generate) == 0
+    assert end(start_ranks(2, *generate)[0])[:2] == (0, capsys.readouterr().out)
 
 
 def test_ctrl_c_at_torchrun_saves_the_state(files, tmp_path, capsys):

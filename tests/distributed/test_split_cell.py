@@ -152,7 +152,6 @@ def refusals(whole, split, folder):
         "another model on rank 1": lambda: msrnn.distribute(tiny_family("llama", seed=split.share.ranks.rank)),
         "save": lambda: split_state.save(folder / "nothing" / "state"),
         "save on a rank": lambda: split_state.save(folder / "x", metadata={"a": 1} if split.share.ranks.rank else {}),
-        "adapters": lambda: msrnn.lora.add(split),
         "pickle": lambda: copy.copy(split.share.ranks),
         "group": lambda: msrnn.load(folder / "model", group="world"),
     }
@@ -235,7 +234,6 @@ def test_mixing_whole_and_split_is_refused(found):
         "another model on rank 1": "rank 1 has another model than rank 0",
         "save": "expected a file in an existing folder",
         "save on a rank": "metadata 'a' are 1",
-        "adapters": "expected a whole cell for adapters",
         "pickle": "cannot be pickled",
         "group": "group is 'world'; expected a process group",
     }

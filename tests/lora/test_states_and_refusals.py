@@ -1,7 +1,5 @@
 """States of the base and of adapted cells refuse each other; invalid arguments leave the cell unchanged."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from support.adapters import TARGETS, adapt
@@ -94,10 +92,6 @@ def test_a_cell_with_or_without_adapters_is_refused_where_it_has_to_be_the_other
             function(tiny_cell())
     with refusing("the cell has adapters already; expected a plain cell"):
         lora.add(lora.add(tiny_cell()))
-    split = tiny_cell()
-    split.share = SimpleNamespace(ranks=SimpleNamespace(size=2))
-    with refusing("the cell is split over 2 ranks; expected a whole cell for adapters"):
-        lora.add(split)
     with refusing("cell is str; expected a Cell"):
         lora.add("cell")
     with refusing("save: the cell has tensor"):

@@ -12,7 +12,7 @@ from typing import Any
 DOCS = Path(__file__).parents[1]
 CHAPTERS = (
     *("attention", "cell", "by-hand", "operators", "own-operator", "unroll"),
-    *("pitfalls", "not-an-rnn", "lookahead", "encoder", "class"),
+    *("pitfalls", "not-an-rnn", "decoding", "lookahead", "encoder", "class"),
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n((?: {4}[^\n]*\n)+))?", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")

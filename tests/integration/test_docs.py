@@ -16,7 +16,7 @@ from msrnn.bench.sections import OTHER_SECTIONS, SECTIONS, SPECULATIVE_SECTIONS
 ROOT = Path(__file__).parents[2]
 COURSE = [
     *("attention", "cell", "by-hand", "operators", "own-operator", "unroll", "pitfalls", "not-an-rnn", "class"),
-    *("encoder", "tiled", "decoder", "lookahead", "converting", "train"),
+    *("encoder", "tiled", "decoder", "decoding", "lookahead", "converting", "train"),
 ]
 """The teaching chapters."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CHAPTERS = [
     *("attention", "cell", "by-hand", "operators", "own-operator", "unroll"),
-    *("pitfalls", "not-an-rnn", "lookahead", "encoder", "class"),
+    *("pitfalls", "not-an-rnn", "decoding", "lookahead", "encoder", "class"),
 ]
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 

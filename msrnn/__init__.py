@@ -29,6 +29,7 @@ from .reductions.observation_window import LastQueries, MorphKV, Scissorhands
 from .reductions.query_statistics import ExpectedAttention, QFilters
 from .reductions.redundancy import RKV
 from .reductions.registry import parse_reduction
+from .reductions.shared_budget import SharedBudget
 from .reductions.stochastic import CaM, Keyformer, Random, VaSE
 from .reductions.tova_paper import H2O, TOVA, Full, Sinks, Window
 from .reductions.value_aware import CAOTE, VATP, DropKV
@@ -68,6 +69,7 @@ __all__ = [
     "Random",
     "Reduction",
     "Scissorhands",
+    "SharedBudget",
     "Sinks",
     "State",
     "VaSE",

@@ -17,6 +17,7 @@ from ..layers.differentiation import in_transform
 from ..layers.hooks import has_hooks
 from ..recurrence.transition import Writes
 from ..reductions.contract import is_same_operator
+from ..reductions.head_budgets import HeadBudget
 from ..state.fingerprint import tensor_version
 from ..state.multistate import MultiState
 from ..state.state import State
@@ -77,8 +78,8 @@ def capture(cell: "Cell", state: State) -> "CapturedStep":
 
     Raises:
         Error: another device; a state that is unbounded, not full, has empty rows or requires gradients; an operator with
-            ``depends_on_row_layout``; hooks; trainable parameters while gradients are enabled; autocast or a transform of
-            ``torch.func``; a step that waits for the device or copies from the CPU.
+            ``depends_on_row_layout``, sizes per head or a shared budget; hooks; trainable parameters while gradients are
+            enabled; autocast or a transform of ``torch.func``; a step that waits for the device or copies from the CPU.
     """
     _check_cell(cell, state)
     for layer, H in enumerate(state):
@@ -219,6 +220,10 @@ def _check_layer(name: str, H: MultiState) -> None:
     """Refuse a layer that a recorded step cannot read. This may wait for the device."""
     if H.capacity is None:
         raise Error(f"{name} is unbounded ({H.reduction}); expected a bounded operator, such as tova:512")
+    if isinstance(H.reduction, HeadBudget):
+        raise Error(
+            f"{name} has {H.reduction}, with other numbers of rows after each step; expected one size, or step_ instead"
+        )
     if H.reduction.depends_on_row_layout:
         operator = type(H.reduction).__name__
         raise Error(f"{name} has {operator}, which depends_on_row_layout; expected an operator that does not, or step_ instead")

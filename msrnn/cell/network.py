@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import Error
 from ..layers.attention import LogitRule
 from ..layers.differentiation import in_transform
 from ..layers.hooks import call_layer, has_hooks
@@ -17,9 +18,11 @@ from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes
 from ..reductions.calibrated import CalibratedReduction, ModelSizes
 from ..reductions.contract import Reduction
+from ..reductions.head_budgets import HeadBudget
 from ..reductions.per_layer import per_layer
 from ..state.fingerprint import Fingerprint
 from ..state.multistate import MultiState
+from ..state.packed_rows import packed_if_uneven
 from ..state.quantised_rows import QUANTISED_DTYPE, SCALES
 from ..state.state import State
 from .constants import check_constants
@@ -70,11 +73,18 @@ class RecurrentNetwork(ParameterAccess, ABC):
         """Return the operator of each layer, as :func:`per_layer` does; ``remapped``: positions are remapped.
 
         Raises:
-            Error: as :func:`per_layer`; constants of another model, or that need the positions in the text.
+            Error: as :func:`per_layer`; constants of another model, or that need the positions in the text; sizes per head that
+                do not fit the heads, or a cell that is split over several processes.
         """
         operators = per_layer(reduction, self.sizes.n_layers, self.default_reduction)
-        if any(isinstance(operator, CalibratedReduction) for operator in operators):
-            check_constants(operators, self.sizes, self.constants_fingerprints, remapped)
+        budgets = [operator for operator in operators if isinstance(operator, HeadBudget)]
+        for budget in budgets:
+            budget.check_heads(self.sizes.n_kv_heads)
+        if budgets and self.share is not None:
+            raise Error(f"{budgets[0]}: the cell is split over several processes; expected one size for all heads of a layer")
+        scoring = [operator.operator if isinstance(operator, HeadBudget) else operator for operator in operators]
+        if any(isinstance(operator, CalibratedReduction) for operator in scoring):
+            check_constants(scoring, self.sizes, self.constants_fingerprints, remapped)
         return operators
 
     def embed_tokens(self, token: Tensor, position: Tensor) -> Tensor:
@@ -134,7 +144,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         layers = []
         for layer, H, tensors in zip(self.layers, state, position_tensors, strict=True):
             x, H = call_layer(layer, x, H, active=active, position_tensors=tensors, in_place=in_place, writes=writes)
-            layers.append(H)
+            layers.append(packed_if_uneven(H))
         return x, state.with_layers(layers)
 
     def unroll(
@@ -159,7 +169,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         Returns:
             The output of the last layer ``(B, T, E)``, and H of every layer after the tokens.
         """
-        layers = list(layers)
+        layers = layers if isinstance(layers, State) else list(layers)  # a State copies one layer at a time, if it is packed
         clock, T = layers[0].clock, tokens.shape[1]
         self.check_length(clock + (T if active is None else active.sum(1)))
         position = token_positions(clock, active, T)
@@ -183,7 +193,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         for i, (layer, H, tensors) in enumerate(zip(self.layers, layers, position_tensors, strict=True)):
             recorder = None if recorders is None else recorders[i]
             x, H = call_layer(layer, x, H, position_tensors=tensors, active=active, recorder=recorder, shared=shared)
-            after.append(H)
+            after.append(packed_if_uneven(H))
         return x, after
 
     def of_rank_0(self, x: Tensor) -> Tensor:

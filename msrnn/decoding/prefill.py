@@ -23,6 +23,7 @@ from ..recurrence.operator_calls import retention_scores
 from ..recurrence.records import BlockRecord, LayerRecorder
 from ..recurrence.transition import Attended
 from ..reductions.contract import FLAG_OF_FIELD, Observation, Reduction, constant_score, is_same_operator
+from ..reductions.head_budgets import HeadBudget
 from ..reductions.per_layer import per_layer
 from ..state.compaction import retain_highest
 from ..state.multistate import MultiState
@@ -59,7 +60,8 @@ def prefill(
         the state, from which step, unroll and decoding continue.
 
     Raises:
-        Error: an operator merges values, which is not defined for many rows at once; also the errors of :meth:`Cell.forward`.
+        Error: an operator merges values, which is not defined for many rows at once, or has sizes per head or a shared budget;
+            also the errors of :meth:`Cell.forward`.
     """
     tokens, lengths = check_text(tokens, lengths, cell.config.vocab_size)
     B, T = tokens.shape
@@ -71,6 +73,10 @@ def prefill(
         if operator.merges_values:
             name = type(operator).__name__
             raise Error(f"prefill: {name} merges values at an eviction; expected an operator that only evicts rows")
+        if isinstance(operator, HeadBudget):
+            raise Error(
+                f"prefill: {operator} gives heads different numbers of rows; expected one size for all heads of a layer"
+            )
     if T == 0:
         return torch.full((B, cell.config.vocab_size), torch.nan, dtype=cell.dtype, device=cell.device), state
     deferred = [DeferredEviction(operator=operator) for operator in operators]

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..errors import Error
 from ..recurrence.operator_calls import retention_scores, update_stats
+from ..reductions.budgets import flat_sizes
 from ..reductions.contract import FLAG_OF_FIELD, Observation, Reduction
 
 K, G, D, E = 2, 2, 4, 16
@@ -52,7 +53,7 @@ def check_heads(operator: Reduction) -> None:
 
 
 def _random_observation(operator: Reduction) -> Observation:
-    B, R = 2, 1 + (max(operator.size) if isinstance(operator.size, tuple) else operator.size or 6)
+    B, R = 2, 1 + (max(flat_sizes(operator.size)) or 6)
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(B, K, G, R, dtype=torch.float64, generator=generator)
     shapes = {"keys": (K, R, D), "values": (K, R, D), "output": (K, G, D), "queries": (K, G, D), "x": (E,)}

@@ -14,9 +14,11 @@ from ..errors import Error
 from ..layers.rotary import Rope
 from ..models.config import Config
 from ..models.llama import Llama
+from ..reductions.budgets import flat_sizes, has_sizes_per_head
 from ..reductions.calibrated import CalibratedReduction
 from ..reductions.constants import Constants
 from ..reductions.contract import EMPTY, Reduction
+from ..reductions.head_budgets import HeadBudget
 from ..reductions.registry import parse_reduction
 from ..reductions.spec_strings import is_writable
 from ..state.loading import load_state
@@ -49,6 +51,8 @@ def check_operator(operator: Reduction | str, *, seeds: int = 2) -> None:
     operator = parse_reduction(operator) if isinstance(operator, str) else operator
     if not isinstance(operator, Reduction):
         raise Error(f"check_operator: operator is {operator!r:.60}; expected a Reduction or a spec string")
+    if isinstance(operator, HeadBudget) or has_sizes_per_head(operator.size):
+        raise Error(f"check_operator: {operator} gives heads different numbers of rows; expected an operator with one size")
     _check_spec_string(operator)
     small = _small(operator)
     if isinstance(small, CalibratedReduction):
@@ -186,7 +190,7 @@ def _check_spec_string(operator: Reduction) -> None:
 
 
 def _layer_size(operator: Reduction) -> int:
-    return max(operator.size) if isinstance(operator.size, tuple) else operator.size or 0
+    return max(flat_sizes(operator.size)) or 0
 
 
 def _small(operator: Reduction) -> Reduction:

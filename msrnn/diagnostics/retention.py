@@ -77,15 +77,16 @@ def eviction_steps(
         _, state = prefill(cell, tokens[:, :one_shot], cell.default_reduction if reduction is None else reduction)
     else:
         state = cell.initial_state(B, reduction)
-    heads, now = state[0].positions.shape[1], torch.arange(one_shot, T, device=tokens.device)
+    heads, n = state[0].positions.shape[1], T - one_shot
     steps = torch.full((B, len(state), heads, T + 1), T, device=tokens.device)  # the last column collects "no eviction"
     steps[..., :one_shot] = one_shot - 1
     for l, H in enumerate(state if one_shot else ()):
         steps[:, l].scatter_(2, H.positions.where(H.positions >= 0, T), T)
     _, trace = cell.scan(tokens[:, one_shot:], state, logits=False)
     for l, layer in enumerate(trace):
-        evicted = layer.left.masked_fill(layer.left < 0, T)  # (B, K, T - one_shot)
-        steps[:, l].scatter_(2, evicted, now.expand_as(evicted))
+        last = layer.last_visible.expand_as(layer.rows)  # (B, K, S + T - one_shot)
+        evicted = torch.where((last < n) & (layer.rows >= 0), layer.rows, T)
+        steps[:, l].scatter_(2, evicted, last + one_shot)
     return steps[..., :T]
 
 

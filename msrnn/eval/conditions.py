@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from ..argtypes import positive_int
 from ..errors import Error
-from ..reductions.all_layers import PREFIX, AllLayers
+from ..reductions.all_layers import AllLayers
+from ..reductions.budgets import has_sizes_per_head, mean_size
 from ..reductions.contract import Reduction
-from ..reductions.registry import parse_reduction
+from ..reductions.registry import is_name_only, parse_reduction
 from ..reductions.spec_strings import SPEC_NAMES, is_complete
 from ..reductions.tova_paper import Full, Window
 from ..reporting.sweep import Sweep
@@ -27,7 +28,7 @@ class Condition:
 
     Attributes:
         operator: name of the table row, as given on the command line.
-        size: table column; None for an unbounded state.
+        size: table column, the mean of sizes per head; None for an unbounded state.
         reduction: the operator.
         code: digest of the code of the operator and of this library.
     """
@@ -42,11 +43,11 @@ class Condition:
         """Return the condition with the digest of the code as it is now.
 
         Raises:
-            Error: the operator has one size per layer, which no table column contains, or a setting that its spec
-                string cannot contain, so that unequal operators could share table cells.
+            Error: the operator has one size per layer, or sizes per head of which the mean is not whole, which no table column
+                contains, or a setting that its spec string cannot contain, so that unequal operators could share table cells.
         """
-        if isinstance(reduction.size, tuple):
-            raise Error(f"--operators has {reduction}; expected one size for all layers")
+        if isinstance(reduction.size, tuple) and (size is None or not has_sizes_per_head(reduction.size)):
+            raise Error(f"--operators has {reduction}; expected one size for all layers, or sizes per head with a whole mean")
         if not is_complete(str(reduction)):
             raise Error(
                 f"--operators has {operator}, which is {reduction!r:.200}; expected settings that a spec string can contain: "
@@ -82,7 +83,8 @@ def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Con
         sizes: the sizes.
 
     Raises:
-        Error: a spec string is invalid or has one size per layer, a condition occurs twice, or an operator is called truncated.
+        Error: a spec string is invalid or has other sizes than a table can contain, a condition occurs twice, or an operator is
+            called truncated.
     """
     if TRUNCATED in SPEC_NAMES:
         raise Error(f"an operator is called {TRUNCATED!r}, the name of a baseline; expected another class name or spec name")
@@ -91,8 +93,9 @@ def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Con
         if operator == TRUNCATED:
             found += [Condition.of(operator, size, Full()) for size in sizes]
         elif reduction := _complete(operator):
-            size = reduction.size if isinstance(reduction.size, int) else None
-            found.append(Condition.of(operator, size, reduction))
+            mean = None if reduction.size is None else mean_size(reduction.size)
+            whole = None if mean is None or mean % 1 else int(mean)
+            found.append(Condition.of(operator, whole, reduction))
         else:
             spec = operator if "SIZE" in operator else f"{operator}:SIZE"
             found += [Condition.of(operator, size, parse_reduction(spec.replace("SIZE", str(size)))) for size in sizes]
@@ -150,14 +153,14 @@ def condition_name(operator: str, size: int | None) -> str:
     """Return the name of an operator at a size, such as ``tova:64``; ``operator`` and ``size`` are those of a condition."""
     if "SIZE" in operator or size is None:
         return operator.replace("SIZE", str(size))
-    return operator if ":" in operator.removeprefix(PREFIX) else f"{operator}:{size}"
+    return f"{operator}:{size}" if is_name_only(operator) else operator
 
 
 def _complete(operator: str) -> Reduction | None:
     """Return the operator of a complete spec string, or None if the size is missing."""
     if "SIZE" in operator:
         return None
-    has_settings = ":" in operator.removeprefix(PREFIX)
+    has_settings = not is_name_only(operator)
     try:
         reduction = parse_reduction(operator)
         by_default = not has_settings and reduction.size is not None  # a name stands for every size

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..reductions.all_layers import AllLayers
 from ..reductions.contract import Reduction
+from ..reductions.head_budgets import HeadBudget
 from ..storage.digest import digest
 from .source_files import LIBRARY, source_file, source_files
 
@@ -31,7 +32,7 @@ COMPUTING_PACKAGES = ("cell", "decoding", "layers", "models", "recurrence", "red
 
 def code_digest(operator: Reduction) -> str:
     """Return 16 hex digits that change with the code of this library or of the operator's class."""
-    if isinstance(operator, AllLayers):
+    if isinstance(operator, AllLayers | HeadBudget):
         return code_digest(operator.operator)
     own = [kind for kind in type(operator).__mro__ if kind.__module__.split(".")[0] not in ("msrnn", "builtins", "typing")]
     modules = [sys.modules.get(kind.__module__) for kind in own]

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..errors import Error, describe, missing_package
 from ..reductions.contract import EMPTY, Reduction
+from ..reductions.head_budgets import HeadBudget
 from ..reductions.per_layer import per_layer
 from ..state.multistate import MultiState
 from ..state.state import State
@@ -207,7 +208,8 @@ def _check_operator(name: str, operator: Reduction, own: Reduction, longest: int
         return
     if operator.stat_names and not with_stats:
         raise Error(f"{name}: {operator} needs statistics of the tokens that were read; expected an operator that keeps none")
-    for size in (operator.size, own.size):
+    bound = operator.rows_before_eviction if isinstance(operator, HeadBudget) else operator.size
+    for size in (bound, own.size):
         if size is not None and longest > size:  # type: ignore[operator]
             found = f"{longest} tokens were read, and {operator} and the published model ({own}) differ beyond {size}"
             raise Error(f"{name}: {found}; expected {own}, or a shorter text")

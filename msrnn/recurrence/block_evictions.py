@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ..reductions.contract import EMPTY, Reduction
+from ..reductions.shared_budget import SharedBudget
 from .block_scores import BlockScores, EvictionBlock, score_tokens
+from .shared_evictions import solve_shared, solve_shared_by_token
 
 
 def is_solved_per_token(operator: Reduction) -> bool:
@@ -34,6 +36,8 @@ def solve_evictions(block: EvictionBlock, want_scores: bool = False) -> tuple[Ev
         want_scores: True: score every token. False: score tokens at which a row is evicted.
     """
     operator, evicts, row_stats, T = block.reduction, block.layout.evicts, block.row_stats, block.T
+    if isinstance(operator, SharedBudget):
+        return (solve_shared_by_token if is_solved_per_token(operator) else solve_shared)(block, want_scores)
     if is_solved_per_token(operator):
         return _solve_token_by_token(block, want_scores)
     scores = score_tokens(block, 0, T, row_stats, call_score=want_scores or not block.layout.no_evictions)

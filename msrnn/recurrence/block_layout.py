@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layers.attention import mask_logits
+from ..reductions.head_budgets import HeadBudget
 from ..state.multistate import MultiState
 
 
@@ -58,6 +59,7 @@ class BlockLayout:
         ``dtype``: that of the queries.
         """
         B, capacity, device = len(H.clock), H.capacity, H.clock.device
+        budget = H.reduction if isinstance(H.reduction, HeadBudget) else None
         step = torch.arange(T, device=device)
         read = torch.ones(B, T, dtype=torch.bool, device=device) if active is None else active
         same_in_all_heads = H.no_empty_rows or bool((H.positions == H.positions[:, :1]).all())
@@ -65,7 +67,12 @@ class BlockLayout:
         own_step = torch.where(read, T, step)[:, None].expand(-1, empty.shape[1], -1)  # a token not read attends to itself only
         last_visible = torch.cat((torch.where(empty, -1, T), own_step), dim=-1)
         n_rows = (~empty).sum(-1)[:, None] + read.cumsum(1)[..., None]  # (B, T, 1 or K), without evictions
-        evicts = torch.zeros_like(n_rows, dtype=torch.bool) if capacity is None else (n_rows > capacity) & read[..., None]
+        if capacity is None:
+            evicts = torch.zeros_like(n_rows, dtype=torch.bool)
+        elif budget is None:
+            evicts = (n_rows > capacity) & read[..., None]
+        else:
+            evicts = budget.evicts((n_rows - H.n_learned).expand(-1, -1, H.positions.shape[1])) & read[..., None]
         entered_at = torch.arange(T - last_visible.shape[-1], T, device=device)  # negative for the S rows
         return cls(
             clock=token_positions(H.clock, active, T),
@@ -74,6 +81,6 @@ class BlockLayout:
             visible=(last_visible[:, :, None] >= step[:, None]) & (entered_at <= step[:, None]),
             evicts=evicts,
             no_evictions=capacity is None or not bool(evicts.any()),
-            uniform=active is None and H.no_empty_rows,
+            uniform=active is None and H.no_empty_rows and budget is None,
             dtype=torch.promote_types(dtype, torch.float32),
         )

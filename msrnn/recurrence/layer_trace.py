@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import Error
 from ..reductions.contract import EMPTY
+from ..reductions.head_budgets import HeadBudget
+from ..reductions.shared_budget import SharedBudget
 from ..state.multistate import MultiState
 from ..state.quantised_rows import dequantise_rows, encode_rows
 from ..state.stacking import concat_batches
@@ -75,7 +78,13 @@ class LayerTrace:
 
     @cached_property
     def left(self) -> Tensor:
-        """``(B, K, T)`` int64, the position evicted at each token, −1 for none."""
+        """``(B, K, T)`` int64, the position evicted at each token, −1 for none.
+
+        Raises:
+            Error: heads share a budget, so a head may evict several rows at one token; ``last_visible`` has them.
+        """
+        if isinstance(self._before.reduction, SharedBudget):
+            raise Error(f"left: {self._before.reduction} evicts several rows of a head at one token; expected last_visible")
         no_tokens = self.rows.new_empty(*self.rows.shape[:2], 0)
         return torch.cat([no_tokens, *(block.left for block in self._blocks)], dim=2)
 
@@ -85,6 +94,8 @@ class LayerTrace:
         if len(self._blocks) == 1:
             return self._blocks[0].last_visible
         (B, K, R), T = self.rows.shape, self.active.shape[1]
+        if isinstance(self._before.reduction, SharedBudget):
+            return self._last_visible_of_blocks()
         index = self._row_index(self.left).masked_fill(self.left == EMPTY, R)
         last_visible = torch.full((B, K, R + 1), T, device=index.device)
         return last_visible.scatter_(2, index, torch.arange(T, device=index.device).expand(B, K, T))[..., :R]
@@ -102,8 +113,8 @@ class LayerTrace:
 
     @property
     def no_empty_rows(self) -> bool:
-        """True if no row was empty before the first token."""
-        return self._before.no_empty_rows
+        """True if no row was empty before the first token, and heads hold equally many rows."""
+        return self._before.no_empty_rows and not isinstance(self._before.reduction, HeadBudget)
 
     @property
     def is_gather_only(self) -> bool:
@@ -176,6 +187,17 @@ class LayerTrace:
         start = self._before.row_stats[name]  # (B, K, S, …)
         start = torch.cat((start, start.new_zeros(*start.shape[:2], after.shape[1], *start.shape[3:])), dim=2)
         return torch.cat((start[:, None], after), dim=1)
+
+    def _last_visible_of_blocks(self) -> Tensor:
+        """:attr:`last_visible` of several blocks, if a head may evict several rows at a token."""
+        (B, K, R), T, start = self.rows.shape, self.active.shape[1], 0
+        last_visible = torch.full((B, K, R + 1), T, device=self.rows.device)
+        for block in self._blocks:
+            evicted = (block.last_visible < block.q.shape[2]) & (block.rows >= 0)
+            index = torch.where(evicted, self._row_index(block.rows), R)
+            last_visible.scatter_(2, index, block.last_visible + start)
+            start += block.q.shape[2]
+        return last_visible[..., :R]
 
     def _row_index(self, positions: Tensor) -> Tensor:
         """Return the index in ``rows`` of each of ``positions (B, K, …)``."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..layers.attention import LogitRule
 from ..reductions.contract import is_same_operator
+from ..reductions.head_budgets import HeadBudget
 from ..state.multistate import MultiState
 from .block_evictions import evicted_positions
 from .block_layout import BlockLayout
@@ -133,10 +134,11 @@ class SharedAcrossLayers:
     def layout(self, H: MultiState, active: Tensor | None, start: int, stop: int, dtype: torch.dtype) -> BlockLayout:
         """Return the layout of tokens ``start`` to ``stop`` of ``active (B, T)``, which follow ``H``; ``dtype`` of queries."""
         key = (start, stop, H.positions.shape[2], H.capacity)
-        layout = self.layouts.get(key) if H.no_empty_rows else None
+        shared = H.no_empty_rows and not isinstance(H.reduction, HeadBudget)
+        layout = self.layouts.get(key) if shared else None
         if layout is None:
             layout = BlockLayout.build(H, None if active is None else active[:, start:stop], stop - start, dtype)
-            if H.no_empty_rows:
+            if shared:
                 self.layouts[key] = layout
         return layout
 

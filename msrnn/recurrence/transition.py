@@ -14,9 +14,11 @@ from torch import Tensor
 from ..layers.attention import SCALED_PRODUCT, LogitRule, attend
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Observation, Reduction
+from ..reductions.head_budgets import HeadBudget
 from ..state.multistate import MultiState
 from ..state.quantised_rows import dequantise_rows, replace_values
 from .all_heads import gather_observation, heads_to_gather, own_heads
+from .budget_evictions import evict_by_budget
 from .eviction import select_evicted_row
 from .operator_calls import merge_evicted_value, retention_scores, update_stats
 
@@ -111,6 +113,7 @@ def reduce(
 
     Returns:
         All S + 1 rows while S is below the bound, and S rows from then on: the last row is written over the evicted row.
+        Where heads hold different numbers of rows, as many as the fullest head needs.
     """
     operator, S = grown.reduction, grown.positions.shape[2] - 1
     observation = attended.observe(grown)
@@ -124,6 +127,8 @@ def reduce(
         row_stats = {
             name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, grown.row_stats[name]) for name, x in row_stats.items()
         }
+    if isinstance(operator, HeadBudget):
+        return evict_by_budget(grown, all_heads, row_stats, clock, active)
     if grown.capacity is None or grown.capacity > S:
         if active is not None:
             grown.positions[..., S].masked_fill_(~active[:, None], EMPTY)

@@ -1,4 +1,9 @@
-"""Cache sizes per layer: PyramidKV (arXiv:2406.02069) gives low layers more rows, because their attention is spread wider."""
+"""Sizes per layer and per head.
+
+PyramidKV (arXiv:2406.02069) gives low layers more rows, because their attention is spread wider.
+"""
+
+from typing import Any
 
 from ..errors import Error, check_int
 
@@ -26,3 +31,40 @@ def pyramid(size: int, n_layers: int, *, window: int = 0, beta: float = 20.0) ->
     first = 2 * (size - window) - last
     shares = [first - layer * (first - last) / (n_layers - 1) for layer in range(n_layers)]
     return tuple(max(1, window + round(share)) for share in shares)
+
+
+def as_tuples(size: Any) -> Any:
+    """Return a size with tuples in place of lists."""
+    if not isinstance(size, list | tuple):
+        return size
+    return tuple(tuple(x) if isinstance(x, list) else x for x in size)
+
+
+def flat_sizes(size: Any) -> tuple[Any, ...]:
+    """Return the sizes of all layers and heads, ``(size,)`` if there is one; ``()`` if a tuple among them is empty."""
+    if not isinstance(size, tuple):
+        return (size,)
+    layers = [x if isinstance(x, tuple) else (x,) for x in size]
+    return tuple(x for layer in layers for x in layer) if all(layers) else ()
+
+
+def has_sizes_per_head(size: Any) -> bool:
+    """Return True if some layer has one size per key/value head."""
+    return isinstance(size, tuple) and any(isinstance(x, tuple) for x in size)
+
+
+def is_for_every_layer(size: tuple[Any, ...]) -> bool:
+    """Return True for ``((64, 32, 32),)``: sizes of the heads, the same in every layer."""
+    return len(size) == 1 and isinstance(size[0], tuple)
+
+
+def size_of_layer(size: tuple[Any, ...], layer: int) -> Any:
+    """Return the size of one layer, or its sizes per head."""
+    return size[0] if is_for_every_layer(size) else size[layer]
+
+
+def mean_size(size: Any) -> float:
+    """Return the mean number of rows per head, over layers and heads."""
+    layers = size if isinstance(size, tuple) else (size,)
+    means = [sum(flat_sizes(x)) / len(flat_sizes(x)) for x in layers]
+    return sum(means) / len(means)

@@ -13,7 +13,9 @@ from typing import Any
 
 from ..errors import Error
 from .all_layers import AllLayers
+from .budgets import is_for_every_layer
 from .contract import Reduction
+from .head_budgets import HeadBudget, HeadSizes
 from .registry import parse_reduction
 from .stochastic import StochasticReduction
 
@@ -21,7 +23,7 @@ from .stochastic import StochasticReduction
 def per_layer(
     reduction: Reduction | str | Sequence[Reduction | str] | None, n_layers: int, published: Reduction | Sequence[Reduction]
 ) -> list[Reduction]:
-    """Return one operator per layer, each with an int size.
+    """Return one operator per layer, each with an int size. Sizes per head give :class:`HeadSizes`.
 
     Args:
         reduction: an operator or its spec string, for the layers that the published model does not bound, or for all layers if
@@ -66,13 +68,15 @@ def _one_per_layer(reduction: Reduction | str | Sequence[Reduction | str], n_lay
             raise Error(f"{len(reduction)} reductions for a cell of {n_layers} layers; expected one per layer")
         return [_one_per_layer(r, n_layers)[layer] for layer, r in enumerate(reduction)]
     operator = _operator(reduction)
-    if isinstance(operator.size, tuple) and len(operator.size) != n_layers:
+    if isinstance(size := operator.size, tuple) and len(size) != n_layers and not is_for_every_layer(size):
         kind = type(operator).__name__
-        raise Error(f"{kind}: {len(operator.size)} sizes for a cell of {n_layers} layers; expected one per layer")
+        raise Error(f"{kind}: {len(size)} sizes for a cell of {n_layers} layers; expected one per layer")
     operators = [operator.for_layer(layer) for layer in range(n_layers)]
     for of_layer in operators:
         if not isinstance(of_layer, Reduction):
             raise Error(f"{type(operator).__name__}.for_layer returns {of_layer!r:.60}; expected a Reduction")
+    operators = [HeadSizes(x) if isinstance(x.size, tuple) else x for x in operators]
+    for of_layer in operators:
         of_layer.check_contract()
     return operators
 
@@ -84,6 +88,8 @@ def format_operators(operators: Reduction | Sequence[Reduction]) -> str:
 
 def spec_of_layer(operator: Reduction) -> str:
     """Return the spec string without the index of the layer, which a random operator has."""
+    if isinstance(operator, HeadBudget) and isinstance(operator.operator, StochasticReduction):
+        return str(replace(operator, operator=replace(operator.operator, layer=None)))  # type: ignore[call-arg]
     return str(replace(operator, layer=None) if isinstance(operator, StochasticReduction) else operator)  # type: ignore[call-arg]
 
 

@@ -11,6 +11,8 @@ SIMPLE_TYPES: frozenset[type] = frozenset((NoneType, bool, int, float, str))
 
 INT = re.compile(r"-?[0-9]{1,400}")
 FLOAT = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|-?inf|nan", re.IGNORECASE)
+HEADS = re.compile(r"[0-9]{1,18}(/[0-9]{1,18})+|[0-9]{1,18}/")
+"""Sizes per head, such as ``64/32/32``; ``64/`` for one head."""
 WORDS: dict[str, Any] = {"none": None, "true": True, "false": False}
 
 
@@ -43,8 +45,9 @@ def format_value(value: object, types: set[Any]) -> str:
 
 def _format_simple(value: object, types: set[Any]) -> str:
     if isinstance(value, tuple):
-        items = [_format_simple(x, types) for x in value]
-        return ",".join(items) + "," * (len(items) == 1 or items[-1] == "") if items else "()"
+        items = [_format_heads(x) if isinstance(x, tuple) else _format_simple(x, types) for x in value]
+        one = len(items) == 1 and not isinstance(value[0], tuple)
+        return ",".join(items) + "," * (one or items[-1] == "") if items else "()"
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, int) and bool in types and types.isdisjoint((int, float)) and value in (0, 1):
@@ -60,6 +63,19 @@ def _format_simple(value: object, types: set[Any]) -> str:
     return quoted
 
 
+def is_heads(text: str, types: set[Any]) -> bool:
+    """Return True for sizes per head, such as ``64/32/32``, in a field that may hold ints."""
+    return int in types and HEADS.fullmatch(text) is not None
+
+
+def _format_heads(sizes: tuple[object, ...]) -> str:
+    return "/".join(map(str, sizes)) + "/" * (len(sizes) == 1)
+
+
+def _parse_heads(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.removesuffix("/").split("/")))
+
+
 def parse_value(text: str, types: set[Any]) -> Any:
     """Return a value of one of ``types``.
 
@@ -69,7 +85,10 @@ def parse_value(text: str, types: set[Any]) -> Any:
     if tuple in types and text == "()":
         return ()
     if tuple in types and "," in text:
-        return tuple(parse_value(x, types - {tuple}) for x in text.removesuffix(",").split(","))
+        parts = text.removesuffix(",").split(",")
+        return tuple(_parse_heads(x) if is_heads(x, types) else parse_value(x, types - {tuple}) for x in parts)
+    if tuple in types and is_heads(text, types):
+        return (_parse_heads(text),)
     if text.lower() in WORDS:
         value = WORDS[text.lower()]
         if type(value) in types or (isinstance(value, bool) and int in types):  # a bool is an int

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..distributed.heads import HeadShare
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Reduction
+from ..reductions.head_budgets import HeadBudget
 from .position_remapping import PositionRemapping
 from .quantised_rows import QUANTISED_DTYPE, SCALES, dequantise_rows, encode_rows
 from .row_buffer import RowBuffer, copy_to_buffer
@@ -65,7 +66,9 @@ class MultiState:
 
     @property
     def capacity(self) -> int | None:
-        """Maximum number of rows after a step, learned rows included; None if unbounded."""
+        """Maximum number of rows of a head after a step, learned rows included; None if unbounded."""
+        if isinstance(self.reduction, HeadBudget):
+            return self.reduction.max_rows(self.positions.shape[1]) + self.n_learned
         assert not isinstance(self.reduction.size, tuple), "per_layer gives each layer an int"
         return None if self.reduction.size is None else self.reduction.size + self.n_learned
 

@@ -17,10 +17,13 @@ PREFIX = "constants"
 
 
 def constants_of(operator: Reduction) -> Iterator[Constants]:
-    """Yield the constants among the settings of an operator."""
+    """Yield the constants among the settings of an operator, and of an operator within it."""
     for f in dataclass_fields(operator):
-        if f.init and isinstance(value := getattr(operator, f.name), Constants):
+        value = getattr(operator, f.name) if f.init else None
+        if isinstance(value, Constants):
             yield value
+        elif isinstance(value, Reduction):
+            yield from constants_of(value)
 
 
 def take_constants(tensors: dict[str, Tensor]) -> dict[str, Constants]:
@@ -73,7 +76,7 @@ def operator_to_dict(operator: Reduction) -> dict[str, Any]:
         Error: they cannot be written as JSON and read back as the same operator.
     """
     settings = {f.name: getattr(operator, f.name) for f in dataclass_fields(operator) if f.init}
-    written = {name: _constants_to_dict(x) if isinstance(x, Constants) else x for name, x in settings.items()}
+    written = {name: _setting_to_json(x) for name, x in settings.items()}
     fields, stored = {"class": _operator_name(type(operator)), "settings": written}, {}
     for constants in constants_of(operator):
         stored[constants.digest] = constants
@@ -103,16 +106,25 @@ def operator_from_dict(fields: dict[str, Any], stored: dict[str, Constants]) -> 
     named = [kind for kind in defined_reductions() if _operator_name(kind) == name]
     if not named:
         raise Error(f"operator {name!r} is not defined; import the class before loading the state")
-    settings: dict[str, Any] = {
-        key: _constants_from_dict(value, stored) if _is_constants(value) else _with_tuples(value)
-        for key, value in fields["settings"].items()
-    }
+    settings: dict[str, Any] = {key: _setting_from_json(value, stored) for key, value in fields["settings"].items()}
     try:
         return named[-1](**settings)
     except Error:
         raise
     except Exception as error:  # the constructor of a user-defined class can raise anything
         raise ValueError(f"{name}: {error}") from None
+
+
+def _setting_to_json(value: object) -> object:
+    if isinstance(value, Reduction):
+        return operator_to_dict(value)
+    return _constants_to_dict(value) if isinstance(value, Constants) else value
+
+
+def _setting_from_json(value: Any, stored: dict[str, Constants]) -> Any:
+    if isinstance(value, dict) and value.keys() == {"class", "settings"}:
+        return operator_from_dict(value, stored)
+    return _constants_from_dict(value, stored) if _is_constants(value) else _with_tuples(value)
 
 
 def _with_tuples(value: Any) -> Any:

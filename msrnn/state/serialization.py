@@ -14,6 +14,7 @@ from ..distributed.saving import gather_lazily, write_together
 from ..errors import Error, describe
 from ..layers.rotary import ROPE_TYPES, Rope
 from ..reductions.contract import EMPTY, LEARNED
+from ..reductions.head_budgets import HeadBudget
 from ..storage.atomic import atomic_file
 from ..storage.files import reject_duplicate_keys
 from ..storage.lazy_tensors import LazyTensor
@@ -187,6 +188,12 @@ def _places_from_json(text: str, n_layers: int) -> list[PositionRemapping]:
     return [PositionRemapping(rule, rope(values)) for values in ropes]
 
 
+def _is_within_budget(H: MultiState, budget: HeadBudget) -> bool:
+    """Return True if the heads ``(B, K, S)`` are those of the budget and hold no more rows than it allows."""
+    budget.check_heads(H.positions.shape[1])
+    return not bool(budget.evicts((H.positions >= 0).sum(-1)).any())
+
+
 def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
     """Raise :class:`Error` for rows that contradict the first layer, the operator or the clock, or are not finite."""
     B, K, S, _ = H.keys.shape if H.keys.ndim == 4 else (0, 0, 0, 0)
@@ -205,6 +212,7 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
         and all(x.is_floating_point() for x in H.row_stats.values())
         and not isinstance(H.reduction.size, tuple)
         and (H.capacity is None or H.capacity >= S)
+        and (not isinstance(H.reduction, HeadBudget) or _is_within_budget(H, H.reduction))
         and bool(((clock >= 0) & (clock < 2**62)).all())
         and bool((H.positions[..., :n] == LEARNED).all())
         and bool(((H.positions[..., n:] >= lowest) & (H.positions < clock[:, None, None])[..., n:]).all())

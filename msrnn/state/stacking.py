@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..reductions.contract import EMPTY, is_same_operator
+from ..reductions.head_budgets import HeadBudget
 from .multistate import MultiState
 from .row_buffer import RowBuffer, copy_to_buffer, spare_rows
 
@@ -15,10 +16,11 @@ from .row_buffer import RowBuffer, copy_to_buffer, spare_rows
 def can_stack(layers: Sequence[MultiState]) -> bool:
     """Return True if the layers have one bounded operator and equally many rows.
 
-    Classes that depend on the row layout are excluded, because they are called layer by layer.
+    Classes that depend on the row layout are excluded, because they are called layer by layer, and so are heads with different
+    numbers of rows.
     """
     first = layers[0]
-    if first.capacity is None or first.reduction.depends_on_row_layout:
+    if first.capacity is None or first.reduction.depends_on_row_layout or isinstance(first.reduction, HeadBudget):
         return False
     shapes = (first.keys.shape, first.n_learned)
     return all(is_same_operator(H.reduction, first.reduction) and (H.keys.shape, H.n_learned) == shapes for H in layers)

@@ -14,6 +14,7 @@ from .batching import batch_index, cat_recent_tokens, difference
 from .evicted import evicted_positions
 from .fingerprint import Fingerprint
 from .multistate import MultiState
+from .packed_rows import packed_if_uneven, unpacked
 from .position_remapping import PositionRemapping
 from .quantised_rows import parse_row_dtype
 from .serialization import write_layers
@@ -22,10 +23,10 @@ from .summary import nbytes, summarize
 
 
 class State:
-    """One :class:`MultiState` per layer. ``len``, iteration and indexing give the layers.
+    """One :class:`MultiState` per layer. ``len``, iteration and indexing give the layers; heads with unequal numbers of rows
+    are stored without empty rows (:mod:`.packed_rows`), and each access gives a copy.
 
-    ``step`` never modifies its input state. So an earlier state can be kept for undo, and one state can start several branches.
-    ``step_`` modifies its input state.
+    ``step`` never modifies its input state, so it can be kept for undo or branches. ``step_`` modifies its input state.
 
     Attributes:
         fingerprint: identifies the model that the state belongs to.
@@ -35,7 +36,7 @@ class State:
     """
 
     def __init__(self, layers: Iterable[MultiState], fingerprint: Fingerprint, recent_tokens: Tensor | None = None):
-        self._layers: tuple[MultiState, ...] | None = tuple(layers)
+        self._layers: tuple[MultiState, ...] | None = tuple(map(packed_if_uneven, layers))
         self._stacked: MultiState | None = None
         """All layers in one, their batches one after the other. It replaces ``_layers`` after a stacked step."""
         self._n_layers = len(self._layers)
@@ -88,10 +89,10 @@ class State:
         return self._n_layers
 
     def __iter__(self) -> Iterator[MultiState]:
-        return iter(self._unstack())
+        return map(unpacked, self._unstack())
 
     def __getitem__(self, layer: int) -> MultiState:
-        return self._unstack()[layer]
+        return unpacked(self._unstack()[layer])
 
     @property
     def clock(self) -> Tensor:

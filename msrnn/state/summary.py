@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from ..reductions.head_budgets import HeadBudget
 from ..reductions.per_layer import spec_of_layer
 from .multistate import MultiState
+from .packed_rows import packed_if_uneven
 
 
 def nbytes(layers: Iterable[MultiState]) -> int:
@@ -22,16 +24,24 @@ def summarize(layers: Sequence[MultiState], total_nbytes: int) -> str:
     if places is not None:
         head += f", places {places.rule}"
     table = [("layers", "operator", "rows", "oldest", "bytes")]
-    kinds = [(spec_of_layer(H.reduction), H.keys.shape[2], H.n_learned) for H in layers]
+    kinds = [(spec_of_layer(H.reduction), _rows(H), H.n_learned) for H in layers]
     groups = groupby(enumerate(layers), lambda item: kinds[item[0]])
     for (operator, rows, n_learned), group in groups:
         indices, same = zip(*group, strict=True)
         positions = [H.positions[H.positions >= 0] for H in same]
         oldest = sorted({int(x.min()) for x in positions if x.numel()})
-        number = f"{n_learned} learned + {rows - n_learned}" if n_learned else str(rows)
-        table.append((_format_range(indices), operator, number, _format_range(oldest), _format_bytes(nbytes(same))))
+        number = f"{n_learned} learned + {rows}" if n_learned else rows
+        held = _format_bytes(nbytes(map(packed_if_uneven, same)))
+        table.append((_format_range(indices), operator, number, _format_range(oldest), held))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join([head, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table)])
+
+
+def _rows(H: MultiState) -> str:
+    """Return the number of rows of a head without learned rows, or the fewest and the most of the heads."""
+    if not isinstance(H.reduction, HeadBudget) or not H.positions.numel():
+        return str(H.keys.shape[2] - H.n_learned)
+    return _format_range(sorted({int(n) - H.n_learned for n in (~H.empty).sum(-1).aminmax()}))
 
 
 def _format_range(ordered: Sequence[int]) -> str:

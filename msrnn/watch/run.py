@@ -11,6 +11,7 @@ from ..cell.cell import Cell
 from ..decoding.generate import stream
 from ..errors import Error
 from ..reductions.contract import Reduction
+from ..reductions.shared_budget import SharedBudget
 from ..state.state import State
 from .observe import ObservedLayer, observe
 from .record import RecordedLayer, RecordedPart
@@ -52,10 +53,12 @@ def observe_run(
     and the layers as they have read the last token. This is slower.
 
     Raises:
-        Error: the prompt has no token, or as :meth:`Cell.scan`.
+        Error: the prompt has no token, heads share a budget, or as :meth:`Cell.scan`.
     """
     if not prompt:
         raise Error("the prompt has no tokens; expected at least one")
+    if shared := [H.reduction for H in cell.initial_state(1, operator) if isinstance(H.reduction, SharedBudget)]:
+        raise Error(f"{shared[0]} evicts several rows of a head at one token; expected an operator that evicts one, to show it")
     ids = list(prompt)
     if on_step is not None:
         ids = _generate_observed(cell, ids, operator, max_new_tokens, on_step)

@@ -127,6 +127,8 @@ def test_an_operator_that_would_not_have_evicted_continues(llama):
     expected, own = cell(TOKENS, cell.initial_state(2, "tova:20"))
     assert worst(logits, expected[:, READ:]) <= BOUND
     assert_same(state, own, BOUND)
+    with refusing("tova-head:19/30 and the published model (full) differ beyond 19"):
+        state_from_cache(cell, cache, "tova-head:19/30")
     with refusing("tova:19 and the published model (full) differ beyond 19"):
         state_from_cache(cell, cache, "tova:19")
     with refusing("layer 0: h2o:30 needs statistics of the tokens that were read"):

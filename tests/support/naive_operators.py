@@ -29,13 +29,14 @@ def dot(a, b):
     return math.fsum(x * y for x, y in zip(a, b, strict=True))
 
 
-def naive(cell, text, rule, size):
+def naive(cell, text, rule, size=None):
     """Return the logits ``(T, V)`` of one text ``(T,)``, and the positions retained at the end per layer and head.
 
     ``rule(layer)`` gives a function of t, the head's number, its rows (the current one last) and the logits of its query heads,
     ``[g][row]``, that returns the row to go once there are more than ``size(layer)``; it may change values. A rule with an
     attribute ``together`` is called once for all heads instead, with t, a list of pairs (rows, logits), and whether a row has
-    to go; it returns the position to go.
+    to go; it returns the position to go. A rule with an attribute ``several`` is called with t and these pairs, and returns the
+    rows to go, a list per head.
     """
     c = cell.config
     G = c.n_heads // c.n_kv_heads
@@ -55,8 +56,14 @@ def naive(cell, text, rule, size):
                 for i, row in enumerate(rows):
                     row.by_query[t] = fmean(softmax(z)[i] for z in logits)
                 seen.append((rows, logits))
-            full = len(H[l][0]) > size(l)
-            if hasattr(rules[l], "together"):
+            full = size is not None and len(H[l][0]) > size(l)
+            if hasattr(rules[l], "several"):
+                H[l] = [
+                    [row for row in rows if row not in out]
+                    for (rows, _), out in zip(seen, rules[l].several(t, seen), strict=True)
+                ]
+                gone = [None] * len(H[l])
+            elif hasattr(rules[l], "together"):
                 position = rules[l].together(t, seen, full)
                 gone = [next((row for row in rows if row.position == position), None) for rows in H[l]]
             else:

@@ -1,0 +1,77 @@
+"""Evictions in layers in which heads hold different numbers of rows: one size per head, or a number of rows that they share."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..reductions.contract import EMPTY, Observation
+from ..reductions.head_budgets import HeadBudget
+from ..reductions.shared_budget import SharedBudget
+from ..state.multistate import MultiState
+from ..state.packed_rows import refuse_vmap
+from .eviction import above_lowest
+from .operator_calls import retention_scores
+
+AFTER_EVERY_POSITION = torch.iinfo(torch.int64).max
+
+
+def evict_by_budget(
+    grown: MultiState, observation: Observation, row_stats: dict[str, Tensor], clock: Tensor, active: Tensor | None
+) -> MultiState:
+    """Return H after the rows in excess are evicted, in as few columns as the fullest head needs.
+
+    Args:
+        grown: S + 1 rows, the token's own last, with a :class:`HeadBudget`.
+        observation: of these rows, with updated statistics.
+        row_stats: the statistics to keep.
+        clock, active: as in :func:`~msrnn.recurrence.transition.reduce`.
+    """
+    refuse_vmap(grown)
+    operator, positions = grown.reduction, grown.positions
+    assert isinstance(operator, HeadBudget)
+    if active is not None:
+        own = torch.arange(positions.shape[2], device=positions.device) == positions.shape[2] - 1
+        positions = positions.masked_fill(own & ~active[:, None, None], EMPTY)
+    if positions.shape[2] > operator.rows_before_eviction + grown.n_learned:
+        score = retention_scores(operator, observation, active)
+        positions = positions.masked_fill(rows_to_evict(operator, score, positions), EMPTY)
+    kept = replace(grown, positions=positions, clock=clock, row_stats=row_stats, buffer=None, no_empty_rows=False)
+    return kept.sorted_by_position()
+
+
+def rows_to_evict(operator: HeadBudget, score: Tensor, positions: Tensor) -> Tensor:
+    """Return the rows to evict after one token, ``(B, K, R)`` bool.
+
+    Args:
+        operator: which rows exceed its budget: at most one in each head, or K in the layer.
+        score: ``(B, K, R)`` without NaN, arbitrary for absent and learned rows.
+        positions: ``(B, K, R)``, −1 for absent and −2 for learned rows.
+    """
+    excluded = positions < 0
+    if isinstance(operator, SharedBudget):
+        return _lowest_of_layer(operator, score, positions, excluded)
+    row = _lowest(score, positions, excluded, operator.tie_tolerance)  # (B, K)
+    evicts = operator.evicts((~excluded).sum(-1))
+    return torch.zeros_like(excluded).scatter(-1, row[..., None], evicts[..., None])
+
+
+def _lowest_of_layer(operator: SharedBudget, score: Tensor, positions: Tensor, excluded: Tensor) -> Tensor:
+    """Select the rows one after the other. Heads with ``floor_rows`` rows evict none."""
+    _B, K, R = positions.shape
+    evicted, n_rows = torch.zeros_like(excluded), (~excluded).sum(-1)  # (B, K)
+    head = torch.arange(K, device=positions.device)
+    for _ in range(K):
+        evicts = operator.evicts(n_rows)  # (B, 1)
+        unavailable = excluded | evicted | (n_rows <= operator.floor_rows)[..., None]
+        flat = (score.flatten(1), positions.flatten(1), unavailable.flatten(1))  # (B, K R), head after head
+        row = _lowest(*flat, operator.tie_tolerance)[:, None]  # (B, 1)
+        evicted = torch.zeros_like(flat[2]).scatter(1, row, evicts).unflatten(1, (K, R)) | evicted
+        n_rows = n_rows - (evicts & (head == row // R)).long()
+    return evicted
+
+
+def _lowest(score: Tensor, positions: Tensor, excluded: Tensor, tie_tolerance: float) -> Tensor:
+    """Return the row of the lowest score, ``(…, R) -> (…)``; of equal scores the oldest position, of these the first row."""
+    higher = above_lowest(score, excluded, tie_tolerance)
+    return positions.masked_fill(higher, AFTER_EVERY_POSITION).argmin(-1)

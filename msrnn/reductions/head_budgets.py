@@ -1,0 +1,182 @@
+"""Layers in which key/value heads retain different numbers of rows: the base class, and one fixed size per head."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import Error
+from .all_layers import AllLayers
+from .contract import FLAG_OF_FIELD, SAFE_FLAGS, Observation, Reduction
+
+
+@dataclass(frozen=True)
+class HeadBudget(Reduction):
+    """Base class: the operator of a layer in which heads retain different numbers of rows. It has the flags of ``operator``.
+
+    The state of such a layer is stored without empty rows (``state/packed_rows.py``).
+
+    Attributes:
+        operator: scores rows, separately for each key/value head.
+    """
+
+    size: Any = field(init=False)
+    operator: Reduction
+
+    def __post_init__(self) -> None:
+        _check_scores_heads(type(self).__name__, self.operator)
+        for name in (*SAFE_FLAGS, *FLAG_OF_FIELD.values(), "stat_names", "tie_tolerance"):
+            object.__setattr__(self, name, getattr(self.operator, name))
+        object.__setattr__(self, "reads_heads", "all")
+
+    def check_contract(self) -> None:
+        self.operator.check_contract()
+
+    def stat_shape(self, name: str) -> tuple[int, ...]:
+        return self.operator.stat_shape(name)
+
+    def check_heads(self, K: int) -> None:
+        """Raise :class:`Error` if the operator does not fit a layer of K key/value heads."""
+
+    @property
+    def rows_before_eviction(self) -> int:
+        """Number of rows up to which no head evicts a row, if all heads hold equally many."""
+        raise NotImplementedError
+
+    def max_rows(self, K: int) -> int:
+        """Return the maximum number of rows that one of K heads retains."""
+        raise NotImplementedError
+
+    def evicts(self, n_rows: Tensor) -> Tensor:
+        """Return whether a row is evicted, ``(…, K or 1)`` bool, from the number of rows of each head ``(…, K)``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class HeadSizes(HeadBudget):
+    """One fixed size per key/value head: each head evicts as by ``operator`` with its own size.
+
+    Users write ``TOVA(size=((64, 32, 32),), per_head=True)``; this class is the operator of one layer.
+
+    Attributes:
+        operator: with one size per key/value head as its ``size``.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = self.sizes
+        object.__setattr__(self, "size", max(sizes))
+        groups = [(n, tuple(k for k, size in enumerate(sizes) if size == n)) for n in dict.fromkeys(sizes)]
+        by_size = tuple((replace(self.operator, size=n), heads) for n, heads in groups)
+        order = [k for _, heads in groups for k in heads]
+        object.__setattr__(self, "_by_size", by_size)
+        object.__setattr__(self, "_order", [order.index(k) for k in range(len(sizes))])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """One size per key/value head."""
+        return self.operator.size  # type: ignore[return-value]
+
+    def check_contract(self) -> None:
+        for operator, _ in self._by_size:  # type: ignore[attr-defined]
+            operator.check_contract()
+
+    def check_heads(self, K: int) -> None:
+        if len(self.sizes) != K:
+            kind = type(self.operator).__name__
+            raise Error(f"{kind}: {len(self.sizes)} sizes for a layer of {K} key/value heads; expected one per head")
+
+    @property
+    def rows_before_eviction(self) -> int:
+        return min(self.sizes)
+
+    def max_rows(self, K: int) -> int:
+        return max(self.sizes)
+
+    def evicts(self, n_rows: Tensor) -> Tensor:
+        return n_rows > torch.tensor(self.sizes, device=n_rows.device)
+
+    def update(self, observation: Observation) -> dict[str, Tensor]:
+        parts = [updated_stats(operator, observation, heads) for operator, heads in self._by_size]  # type: ignore[attr-defined]
+        return {name: self._in_order([part[name] for part in parts]) for name in parts[0]}
+
+    def score(self, observation: Observation) -> Tensor:
+        return self._in_order([scores(operator, observation, heads) for operator, heads in self._by_size])  # type: ignore[attr-defined]
+
+    def _in_order(self, parts: list[Tensor]) -> Tensor:
+        """Concatenate results ``(B, n, …)`` of groups of heads, in the order of the heads."""
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, self._order]  # type: ignore[attr-defined]
+
+    def __str__(self) -> str:
+        return str(replace(self.operator, size=(self.sizes,)))
+
+
+def scores(operator: Reduction, observation: Observation, heads: Sequence[int]) -> Tensor:
+    """Return the scores of some heads, ``(B, n, R)``: those that the operator gives without reading other heads, if it can.
+
+    Raises:
+        Error: the operator gives scores of another shape, such as one decision for the layer.
+    """
+    B, K, R = observation.positions.shape
+    own = operator.reads_heads == "own"
+    score = operator.score(_heads_as_batch(observation, heads) if own else observation)
+    shape = (B * len(heads), 1, R) if own else (B, K, R)
+    if not isinstance(score, Tensor) or score.shape != shape:
+        found = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+        raise Error(f"{type(operator).__name__}.score returns {found}; expected {shape}, because each head has its own rows")
+    return score.view(B, len(heads), R) if own else _of_heads(score, heads, K)
+
+
+def updated_stats(operator: Reduction, observation: Observation, heads: Sequence[int]) -> dict[str, Tensor]:
+    """Return the updated statistics of some heads by name, ``(B, n, R, …)`` each."""
+    B, K = observation.positions.shape[:2]
+    if operator.reads_heads != "own":
+        return {name: _of_heads(x, heads, K) for name, x in operator.update(observation).items()}
+    updated = operator.update(_heads_as_batch(observation, heads))
+    return {name: x.reshape(B, len(heads), *x.shape[2:]) for name, x in updated.items()}
+
+
+def _heads_as_batch(observation: Observation, heads: Sequence[int]) -> Observation:
+    """Return the observation of n heads with one head in each entry of the batch, ``(B n, 1, …)``."""
+    K, n = observation.positions.shape[1], len(heads)
+
+    def of_rows(x: Tensor) -> Tensor:
+        return _of_heads(x, heads, K).flatten(0, 1)[:, None]
+
+    keys, values, output, queries, x = observation[4:]
+    return Observation(
+        of_rows(observation.weights),
+        of_rows(observation.positions),
+        observation.clock.repeat_interleave(n),
+        {name: of_rows(y) for name, y in observation.row_stats.items()},
+        None if keys is None else of_rows(keys),
+        None if values is None else of_rows(values),
+        None if output is None else of_rows(output),
+        None if queries is None else of_rows(queries),
+        None if x is None else x.repeat_interleave(n, dim=0),
+    )
+
+
+def _of_heads(x: Tensor, heads: Sequence[int], K: int) -> Tensor:
+    """``(B, K, …) -> (B, n, …)``."""
+    return x if len(heads) == K else x[:, list(heads)]
+
+
+def _check_scores_heads(name: str, operator: object) -> None:
+    """Refuse an operator that cannot decide for each head separately."""
+    if not isinstance(operator, Reduction) or isinstance(operator, HeadBudget | AllLayers):
+        raise Error(f"{name}: operator is {operator!r:.60}; expected a Reduction, such as TOVA(512, per_head=True)")
+    kind = type(operator).__name__
+    if operator.size is None:
+        raise Error(f"{name}: {kind} retains all rows; expected an operator with a size")
+    if operator.reads_heads == "mean" or getattr(operator, "per_head", True) is False:
+        raise Error(f"{name}: {operator} takes one decision for the layer; expected one per key/value head, such as tova-head")
+    if operator.merges_values:
+        raise Error(f"{name}: {kind} merges values; expected an operator that only evicts rows")
+    if operator.depends_on_row_layout:
+        raise Error(
+            f"{name}: {kind} depends_on_row_layout, but heads hold different numbers of rows; expected a class that states "
+            "depends_on_row_layout = False"
+        )

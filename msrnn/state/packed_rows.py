@@ -1,0 +1,93 @@
+"""Rows of a layer in which heads hold different numbers of rows, without the empty rows of the shorter heads.
+
+A state stores such a layer as :class:`PackedState`. The layer is read as a :class:`MultiState` ``(B, K, S, D)`` with S rows for
+the fullest head and empty rows for the others. Only one layer at a time has to be in this form.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import Error
+from ..layers.differentiation import is_batched_by_vmap
+from ..reductions.contract import EMPTY
+from ..reductions.head_budgets import HeadBudget
+from .multistate import MultiState
+
+
+@dataclass(frozen=True, eq=False)
+class PackedState(MultiState):
+    """The rows of all heads in one: ``(B, 1, M, D)``, head after head, then empty rows if other sequences hold more.
+
+    Attributes:
+        head_rows: ``(B, K)`` int64, number of rows of each head.
+    """
+
+    head_rows: Tensor = None  # type: ignore[assignment]  # follows fields with a default
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        return {**super().rows, "head_rows": self.head_rows}
+
+    def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, no_empty_rows: bool = False) -> "PackedState":
+        H = super().with_rows(rows, clock, no_empty_rows=no_empty_rows)
+        assert isinstance(H, PackedState)
+        return replace(H, head_rows=rows["head_rows"])
+
+
+def packed_if_uneven(H: MultiState) -> MultiState:
+    """Return H as a state stores it: packed, if its heads may hold different numbers of rows."""
+    return pack(H) if isinstance(H.reduction, HeadBudget) and not isinstance(H, PackedState) else H
+
+
+def unpacked(H: MultiState) -> MultiState:
+    """Return H as a layer reads it, ``(B, K, S, D)``."""
+    return unpack(H) if isinstance(H, PackedState) else H
+
+
+def pack(H: MultiState) -> PackedState:
+    """Copy the rows of H, head after head. This synchronises with the device."""
+    refuse_vmap(H)
+    B, K, S = H.positions.shape
+    held = ~H.empty
+    head_rows = held.sum(-1)  # (B, K)
+    M = int(head_rows.sum(-1).amax()) if B else 0
+    order = (~held).flatten(1).byte().argsort(dim=-1, stable=True)[:, :M]  # (B, M), rows first, in order
+    index = (order + K * S * torch.arange(B, device=order.device)[:, None]).flatten()
+
+    def gather(x: Tensor) -> Tensor:
+        return x.flatten(0, 2).index_select(0, index).view(B, 1, M, *x.shape[3:])
+
+    rows = {name: gather(x) for name, x in H.rows.items()}
+    packed = H.with_rows(rows, H.clock)
+    return PackedState(**{f.name: getattr(packed, f.name) for f in fields(MultiState)}, head_rows=head_rows)
+
+
+def unpack(packed: PackedState) -> MultiState:
+    """Copy the rows into S columns for each head, empty ones behind. This synchronises with the device."""
+    refuse_vmap(packed)
+    (B, K), M = packed.head_rows.shape, packed.positions.shape[2]
+    S = int(packed.head_rows.amax()) if packed.head_rows.numel() else 0
+    column = torch.arange(S, device=packed.clock.device)
+    empty = column >= packed.head_rows[..., None]  # (B, K, S)
+    first = packed.head_rows.cumsum(-1) - packed.head_rows + M * torch.arange(B, device=column.device)[:, None]
+    index = torch.where(empty, 0, first[..., None] + column).flatten()
+
+    def gather(x: Tensor) -> Tensor:
+        return x.flatten(0, 2).index_select(0, index).view(B, K, S, *x.shape[3:])
+
+    values = {f.name: getattr(packed, f.name) for f in fields(MultiState)}
+    H = MultiState(**values)
+    rows = {name: gather(x) for name, x in H.rows.items()}
+    rows["positions"] = rows["positions"].masked_fill(empty, EMPTY)
+    return H.with_rows(rows, packed.clock)
+
+
+def refuse_vmap(H: MultiState) -> None:
+    """Raise :class:`Error` in a transform in which the numbers of rows cannot be read."""
+    if is_batched_by_vmap(H.positions, H.keys):
+        raise Error(
+            f"torch.func.vmap cannot read {H.reduction}, in which heads hold different numbers of rows; expected a loop over "
+            "the inputs, or one size for all heads"
+        )

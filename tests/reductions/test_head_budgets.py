@@ -1,0 +1,100 @@
+"""Sizes per head and shared budgets: spec strings and refusals."""
+
+import pytest
+from support.head_budgets import per_head
+from support.tiny_models import random_tokens, tiny_cell
+
+from msrnn import CAOTE, H2O, TOVA, AllLayers, CaM, Error, Full, Keyformer, Reduction, SharedBudget, parse_reduction
+from msrnn.eval.conditions import condition_name, parse_conditions
+from msrnn.eval.digests import code_digest
+from msrnn.reductions.budgets import mean_size
+from msrnn.reductions.per_layer import format_operators, per_layer
+from msrnn.reductions.spec_strings import is_writable
+
+
+class OwnTOVA(TOVA):
+    """A user-defined class with the safe flags."""
+
+
+@pytest.mark.parametrize(
+    ("text", "operator"),
+    [
+        ("tova-head:64/32/16", TOVA(((64, 32, 16),), per_head=True)),
+        ("tova-head:64/32,8,16/8", TOVA(((64, 32), 8, (16, 8)), per_head=True)),
+        ("h2o:9/", H2O(((9,),))),
+        ("h2o:9/7:recent=2", H2O([[9, 7]], recent=2)),
+        ("shared:tova-head:8", SharedBudget(TOVA(8, per_head=True))),
+        ("shared:floor=0.5:h2o:8,9:recent=2", SharedBudget(H2O((8, 9), recent=2), floor=0.5)),
+        ("all-layers:shared:caote:8", AllLayers(SharedBudget(CAOTE(8)))),
+    ],
+)
+def test_spec_strings(text, operator):
+    assert parse_reduction(text) == operator
+    assert parse_reduction(str(operator)) == operator
+    assert str(operator) == text.replace("recent=", "")
+
+
+def test_every_kind_can_be_written_and_is_one_operator_per_layer():
+    for operator in per_head(((3, 5),)):
+        assert is_writable(operator)
+        assert all(x.sizes == (3, 5) and x.size == 5 for x in per_layer(operator, 2, Full()))
+    shared = per_layer(SharedBudget(H2O((4, 6))), 2, Full())
+    assert [(x.size, x.floor_rows, x.max_rows(3)) for x in shared] == [(4, 0, 12), (6, 1, 16)]
+    assert format_operators(per_layer("keyformer:5/9", 2, Full())) == "keyformer:5/9"
+    assert format_operators(per_layer(SharedBudget(Keyformer(9)), 2, Full())) == "shared:keyformer:9"
+    assert mean_size(((2, 4), 6)) == 4.5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: "tova:4/6", "HeadSizes: tova:4,6 takes one decision for the layer; expected one per key/value head"),
+        (lambda: "h2o-layer:4/6", "takes one decision for the layer"),
+        (lambda: "caote-layer:4/6", "takes one decision for the layer"),
+        (lambda: "cam:6/7", "CaM merges values"),
+        (lambda: OwnTOVA(((4, 6),), per_head=True), "OwnTOVA depends_on_row_layout"),
+        (lambda: "tova-head:4/6/3", "TOVA: 3 sizes for a layer of 2 key/value heads"),
+        (lambda: "tova-head:4/6,3/3,2/2", "TOVA: 3 sizes for a cell of 2 layers"),
+        (lambda: "tova-head:4/0", "TOVA: size is 0"),
+        (lambda: H2O(((4, 6), ())), r"H2O: size is \(\(4, 6\), \(\)\)"),
+        (lambda: "sinks:4/6:4", "sinks is 4"),
+        (lambda: SharedBudget(TOVA(4)), "SharedBudget: tova:4 takes one decision for the layer"),
+        (lambda: SharedBudget(CaM(6)), "CaM merges values"),
+        (lambda: SharedBudget(Full()), "Full retains all rows"),
+        (lambda: "shared:tova-head:4/6", "has one size per head"),
+        (lambda: "shared:floor=2:h2o:4", "floor is 2.0; expected a number from 0 to 1"),
+        (lambda: "shared:floor=x:h2o:4", "floor is 'x'"),
+        (lambda: "shared:shared:h2o:4", "expected a Reduction"),
+        (lambda: SharedBudget("h2o:4"), "operator is 'h2o:4'; expected a Reduction"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(Error, match=message):
+        tiny_cell().initial_state(1, make())
+
+
+def test_a_score_for_the_layer_is_refused_when_it_is_given():
+    class ForLayer(Reduction):
+        depends_on_row_layout = False
+
+        def score(self, observation):
+            return observation.weights.mean((1, 2))[:, None]
+
+    cell = tiny_cell()
+    with pytest.raises(Error, match=r"ForLayer.score returns shape \(5, 1, 5\); expected \(5, 2, 5\)"):
+        cell(random_tokens(1, 1, 5), cell.initial_state(1, SharedBudget(ForLayer(4))))
+
+
+def test_conditions_of_experiments():
+    found = parse_conditions(["shared:tova-head", "shared:floor=0.5:h2o:SIZE", "tova-head:4/8", "shared:h2o:6"], [8, 16])
+    assert [(str(c), c.size) for c in found] == [
+        *(("shared:tova-head:8", 8), ("shared:tova-head:16", 16)),
+        *(("shared:floor=0.5:h2o:8", 8), ("shared:floor=0.5:h2o:16", 16)),
+        *(("tova-head:4/8", 6), ("shared:h2o:6", 6)),
+    ]
+    assert condition_name("shared:tova-head", 8) == "shared:tova-head:8"
+    assert condition_name("tova-head:4/8", 6) == "tova-head:4/8"
+    assert code_digest(SharedBudget(H2O(4))) == code_digest(H2O(4))
+    for operator in ("tova-head:4/7", "tova:4,8"):
+        with pytest.raises(Error, match="expected one size for all layers, or sizes per head with a whole mean"):
+            parse_conditions([operator], [8])

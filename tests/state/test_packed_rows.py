@@ -1,0 +1,117 @@
+"""States in which heads hold different numbers of rows: bytes, copies, batches, files."""
+
+import pickle
+
+import pytest
+import torch
+from support.tiny_models import assert_close, assert_same, random_tokens, tiny_cell
+
+import msrnn
+from msrnn import H2O, TOVA, Error, SharedBudget
+from msrnn.distributed.ranks import Ranks
+from msrnn.state.loading import take_own_heads
+from msrnn.state.packed_rows import PackedState
+
+SPECS = ["h2o:2/6,5/3", "shared:floor=0:h2o:4"]
+D, STATS, DTYPE = 6, 1, 8
+
+
+def read(reduction, B=2, T=11, **arguments):
+    cell = tiny_cell()
+    return cell, cell(random_tokens(1, B, T), cell.initial_state(B, reduction), **arguments)
+
+
+def held_nbytes(state):
+    """Return the bytes without the clocks, of which layers may have one or share one."""
+    return state.nbytes - sum({H.clock.untyped_storage().data_ptr(): H.clock.nbytes for H in state}.values())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_nbytes_are_those_of_the_rows_held(spec):
+    _, (_, state) = read(spec)
+    held, row = 2 * 8 * len(state), 2 * D * DTYPE + 8 + STATS * DTYPE  # keys and values, position, statistic
+    assert held_nbytes(state) == held * row + len(state) * 2 * 2 * 8  # and the rows per head
+    assert [int((H.positions >= 0).sum()) for H in state] == [16, 16]
+
+
+def test_the_longest_head_takes_no_memory_from_the_others():
+    _, (_, state) = read("tova-head:1/40", T=50)
+    _, (_, small) = read("tova-head:1/1", T=50)
+    assert held_nbytes(state) - held_nbytes(small) == 2 * len(state) * 39 * (2 * D * DTYPE + 8)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_step_frees_what_it_evicts(spec):
+    cell, (_, state) = read(spec, T=30)
+    after = cell.step(random_tokens(2, 2, 1)[:, 0], state)[1]
+    assert held_nbytes(after) == held_nbytes(state)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_save_and_load(spec, dtype, tmp_path):
+    cell, text = tiny_cell(), random_tokens(1, 2, 11)
+    lengths = torch.tensor([11, 3])
+    _, state = cell(text, cell.initial_state(2, spec, dtype=dtype), lengths=lengths)
+    state.save(tmp_path / "state")
+    loaded = msrnn.load_state(tmp_path / "state")
+    assert_same(loaded, state)
+    assert held_nbytes(loaded) == held_nbytes(state)
+    more = random_tokens(3, 2, 5)
+    (logits, after), (expected, end) = cell(more, loaded), cell(more, state)
+    assert_close(logits, expected)
+    assert_same(after, end)
+
+
+def test_rows_beyond_the_budget_are_refused_in_a_file(tmp_path):
+    _cell, (_, state) = read("tova-head:2/6")
+    layers = [msrnn.MultiState(**{**vars(H), "reduction": state[0].reduction}) for H in read("tova-head:3/6")[1][1]]
+    with pytest.raises(Error, match=r"rows of shape .* contradict the operator tova-head:2/6"):
+        state.with_layers(layers).save(tmp_path / "state")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_copies_and_batches(spec):
+    _, (_, state) = read(spec, lengths=torch.tensor([11, 3]))
+    same = (state.clone(), state.detach(), pickle.loads(pickle.dumps(state)), state.map(torch.clone), state.to(torch.float64))
+    for copy in same:
+        assert_same(copy, state)
+        assert held_nbytes(copy) == held_nbytes(state)
+    halves = [state.select([0]), state.select([-1])]
+    assert_same(msrnn.State.cat(halves), state)
+    assert halves[1].sorted_by_position().clock.tolist() == [3]
+    assert_same(state.select([1, 0, 1]).select([1, 0]), state)
+    assert_same(state.to(torch.float32).to(torch.float64), state, 1e-6)
+    assert held_nbytes(state.select([])) == 0
+    assert all(x.min() >= -1 for x in state.evicted_since(tiny_cell().initial_state(2, spec)))
+
+
+def test_the_layers_are_packed_at_rest_only():
+    cell, (_, state) = read("tova-head:2/6")
+    assert all(isinstance(H, PackedState) for H in state._held)
+    assert not any(isinstance(H, PackedState) for H in state)
+    assert state[0].keys.shape == (2, 2, 6, D)
+    _, H = cell.layers[0].step(torch.zeros(2, 24, dtype=torch.float64), state[0])
+    assert (H.positions >= 0).sum(-1).tolist() == [[2, 6], [2, 6]]
+    text = str(state)
+    assert "tova-head:2/6" in text
+    assert "2…6" in text
+
+
+def test_compact_retains_rows_per_head():
+    _, (_, state) = read("tova-head:2/6")
+    compacted = msrnn.compact(state, 3, lambda l, H: H.positions)
+    assert [(H.positions >= 0).sum(-1).tolist() for H in compacted] == [[[2, 3], [2, 3]]] * 2
+    assert held_nbytes(compacted) < held_nbytes(state)
+
+
+def test_refusals():
+    cell, (_, state) = read(SharedBudget(H2O(4)))
+    with pytest.raises(Error, match="shared:h2o:4 gives heads different numbers of rows"):
+        msrnn.prefill(cell, random_tokens(1, 1, 9), "shared:h2o:4")
+    with pytest.raises(Error, match=r"torch.func.vmap cannot read shared:h2o:4"):
+        torch.func.vmap(lambda x: cell.step(x, state)[0])(random_tokens(1, 3, 2))
+    with pytest.raises(Error, match="state has shared:h2o:4"):
+        take_own_heads(state, Ranks(lambda: None, rank=0, size=2))
+    with pytest.raises(Error, match="shared:tova-head:4 gives heads different numbers of rows; expected an operator with one"):
+        msrnn.check_operator(SharedBudget(TOVA(4, per_head=True)))

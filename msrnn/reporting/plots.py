@@ -93,9 +93,12 @@ def heat_map_grid(count: int) -> tuple[int, int, float]:
 
 
 def draw_heat_maps(plot: HeatMaps, figure: Any, rows: int, columns: int) -> None:
-    """Draw one panel per map, with common axes, and a colour bar. ``figure`` may be a part of a figure."""
+    """Draw one panel per map, operators in the order of legends, with common axes and a colour bar.
+
+    ``figure`` may be a part of a figure.
+    """
     count, few = len(plot.panels), len(plot.panels) < MANY
-    panels = {name: values.detach().float().cpu() for name, values in plot.panels.items()}
+    panels = {name: plot.panels[name].detach().float().cpu() for name in line_styles(plot.panels)}
     strips = {name: values[:, :1] for name, values in panels.items()} if plot.first_token else {}
     if plot.first_token:
         panels = {name: values[:, 1:] for name, values in panels.items()}

@@ -166,6 +166,12 @@ def test_maps_and_curves_side_by_side(figures, tmp_path):
     assert [axes.get_ylabel() for axes in right.axes] == ["nats"]
 
 
+def test_panels_of_operators_are_in_the_order_of_legends(figures, tmp_path):
+    names = ["tova:8", "mine:8", "full", "window:8"]
+    draw(HeatMaps("", "position", "step", {name: torch.eye(3) for name in names}, "share"), tmp_path / "maps.png")
+    assert [axes.get_title() for axes in figures[0].axes[:-1]] == ["full", "window:8", "tova:8", "mine:8"]
+
+
 def test_outer_labels_of_many_panels(figures, tmp_path):
     panels = {f"layer {i}": torch.eye(3) for i in range(14)}
     draw(HeatMaps("", "position", "step", panels, "share"), tmp_path / "many.png")

@@ -228,11 +228,11 @@ def test_memory_is_linear_in_the_length(monkeypatch):
     assert max(seen) <= cell.config.n_heads * 4 * (6 + 4)
 
 
-@pytest.mark.parametrize("reduction", ["tova:64", "h2o:64"])
+@pytest.mark.parametrize("reduction", ["tova:32", "h2o:32"])
 def test_real_weights_in_float32(reduction, smollm, gguf_path, figure):
-    """All positions are equal; near-ties do not occur in this text."""
+    """All positions are equal; near-ties do not occur in this text. Rows are evicted in both blocks of the unroll."""
     text = (Path(__file__).parents[2] / "LICENSE").read_text()
-    ids = torch.tensor([converters.tokenizer(gguf_path).encode(text).ids[:160]])
+    ids = torch.tensor([converters.tokenizer(gguf_path).encode(text).ids[:100]])
     folded, state = smollm(ids, smollm.initial_state(1, reduction))
     by_step, end = step_loop(smollm, ids, smollm.initial_state(1, reduction))
     off = sum(
@@ -242,7 +242,7 @@ def test_real_weights_in_float32(reduction, smollm, gguf_path, figure):
     )
     gap = (folded - by_step).abs().mean().item()
     figure(
-        f"{gap:.1e} mean |difference| of logits, unroll and step loop: SmolLM2-135M, {reduction}, 160 tokens; {off} heads off"
+        f"{gap:.1e} mean |difference| of logits, unroll and step loop: SmolLM2-135M, {reduction}, 100 tokens; {off} heads off"
     )
     assert off == 0
     assert gap <= 1e-4

@@ -52,6 +52,18 @@ def is_batched_by_vmap(*tensors: Tensor) -> bool:
     return False
 
 
+def to_list(x: Tensor) -> Any:
+    """Return ``x.tolist()``, also inside of jvp and grad of ``torch.func``, where torch 2.8 has no data pointer of a tensor.
+
+    Raises:
+        RuntimeError: vmap has a batch dimension in ``x``.
+    """
+    try:
+        return x.tolist()
+    except RuntimeError:
+        return [to_list(part) for part in x] if x.ndim else x.item()
+
+
 def fused_attention(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, rule: LogitRule = SCALED_PRODUCT) -> Tensor:
     """Return softmax attention by PyTorch's fused kernel, with derivatives of any order.
 

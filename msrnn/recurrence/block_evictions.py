@@ -16,6 +16,7 @@ depend on the row layout, are called once per token.
 import torch
 from torch import Tensor
 
+from ..layers.differentiation import to_list
 from ..reductions.contract import EMPTY, Reduction
 from ..reductions.shared_budget import SharedBudget
 from .block_scores import BlockScores, EvictionBlock, score_tokens
@@ -102,7 +103,7 @@ def _propose_evictions(candidates: Tensor, evicts: Tensor, known: Tensor, settle
         known: the rows of the first ``settled (B, 1 or K)`` tokens.
     """
     B, T, heads = known.shape
-    proposal, stops, ranks, evicting = known.tolist(), settled.tolist(), candidates.tolist(), evicts.tolist()
+    proposal, stops, ranks, evicting = map(to_list, (known, settled, candidates, evicts))
     for b in range(B):
         for h in range(heads):
             stop = stops[b][h]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error
+from ..layers.differentiation import to_list
 from ..reductions.contract import EMPTY
 from ..reductions.head_budgets import HeadBudget
 from ..reductions.shared_budget import SharedBudget
@@ -166,7 +167,7 @@ class LayerTrace:
         n, rows, parts, order = query.n, query.rows, list[MultiState](), list[Tensor]()
         starts = torch.tensor([0, *(block.q.shape[2] for block in self._blocks)], device=n.device).cumsum(0)
         containing = (torch.searchsorted(starts, n, right=True) - 1).clamp(max=len(self._blocks) - 1)
-        for i in containing.unique().tolist():
+        for i in to_list(containing.unique()):
             some, block = (containing == i).nonzero()[:, 0], self._blocks[i]
             begin = PrefixQuery.of(self.active, starts[i].expand_as(some), rows[some])
             mask, uniform = begin.kept_mask(self.last_visible), self.no_empty_rows and begin.uniform

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..distributed.heads import HeadShare
 from ..errors import Error
-from ..layers.differentiation import in_transform, is_batched_by_vmap
+from ..layers.differentiation import in_transform, is_batched_by_vmap, to_list
 from ..reductions.contract import EMPTY, FLAG_OF_FIELD, Observation, Reduction
 from .all_heads import gather_observation
 from .operator_answers import checked_score, checked_stats, checked_values, widest_float
@@ -132,7 +132,7 @@ def _layouts(positions: Tensor, used: Tensor | None, n_rows: int | None = None, 
     if used is not None:
         counts = counts.masked_fill(~used, 0)
     learned = (positions < EMPTY).sum(-1, keepdim=True)
-    for count in counts.unique().tolist():
+    for count in to_list(counts.unique()):
         if count == 0 or n_rows not in (None, count):
             continue
         if count == R and bool((counts == R).all()):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..layers.differentiation import to_list
 from ..storage.digest import digest
 
 VALUES_PER_TENSOR = 16
@@ -47,7 +48,7 @@ class Fingerprint:
     @classmethod
     def of_values(cls, signature: str, dtype: torch.dtype, values: list[Tensor], numbers: Sequence[float]) -> "Fingerprint":
         """Return the fingerprint with ``values``, the dtype of the parameters, and further ``numbers``."""
-        return cls(signature, str(dtype).removeprefix("torch."), (*torch.cat(values).tolist(), *numbers))
+        return cls(signature, str(dtype).removeprefix("torch."), (*to_list(torch.cat(values)), *numbers))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Fingerprint":

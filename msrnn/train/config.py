@@ -1,11 +1,11 @@
 """Configuration of a training run: a preset or a JSON file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error, check_int, check_number, did_you_mean
+from ..errors import Error, did_you_mean
 from ..models.config import Config
 from ..models.decoder_config import DecoderConfig
 from ..models.encoder_decoder import EncoderDecoderConfig
@@ -14,6 +14,7 @@ from ..reductions.per_layer import per_layer
 from ..reductions.registry import parse_reduction
 from ..reductions.tova_paper import Full
 from ..storage.files import read_json
+from .run_config import RunConfig
 
 BYTES, BPE = "bytes", "bpe"
 """Tokenizers: one token per byte, or a byte-level BPE trained on the text; ``bpe:4096`` gives the size of the vocabulary."""
@@ -25,32 +26,21 @@ RENAMED = {
 """Fields of older configuration files and their names today."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
     """All settings of a run except the text. The same configuration and text give the same numbers.
 
     Attributes:
         model: fields of the model config except ``vocab_size``, which follows from the tokenizer.
         tokenizer: ``bytes``, or for example ``bpe:4096``.
-        steps: number of optimizer steps. Each step reads the next ``chunk_length`` tokens of every stream.
-        batch_size: number of contiguous streams into which the text is split.
-        chunk_length: tokens per stream and step.
-        reduction: spec string of the operator that bounds H during training.
-        chunks_per_state: H is reset after this number of chunks and at the end of a stream. Between two chunks H is detached
-            from the graph. With 1, every chunk starts from an empty state.
-        lr: maximum learning rate, reached after ``warmup_steps``; a cosine then decreases it to a tenth.
-        warmup_steps: number of steps over which the learning rate rises linearly.
-        weight_decay: weight decay of AdamW, applied to matrices only.
-        max_grad_norm: gradients are clipped to this norm of all parameters together.
-        val_fraction: fraction of the text, at its end, that is the validation split.
-        eval_every: number of steps between two validations, each followed by a checkpoint.
-        seed: seed of the parameters, of dropout, and of the offset at which each epoch starts.
+
+    The other fields are those of :class:`RunConfig`.
 
     Raises:
         Error: a field has a wrong type or value, or the model cannot be trained with these settings.
     """
 
-    model: Mapping[str, Any]
+    model: Mapping[str, Any] = field(kw_only=False)
     tokenizer: str = BYTES
     steps: int = 1000
     batch_size: int = 8
@@ -60,19 +50,11 @@ class TrainConfig:
     lr: float = 3e-3
     warmup_steps: int = 50
     weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
     val_fraction: float = 0.05
     eval_every: int = 100
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        minima = {"steps": 1, "batch_size": 1, "chunk_length": 2, "chunks_per_state": 1, "warmup_steps": 0, "eval_every": 1}
-        for name, least in {**minima, "seed": 0}.items():
-            check_int(name, getattr(self, name), least, 2**31 - 1)
-        for name, most in {"lr": 1.0, "max_grad_norm": 1e9, "val_fraction": 0.5}.items():
-            check_number(name, getattr(self, name), 0, most)
-        if self.weight_decay != 0:
-            check_number("weight_decay", self.weight_decay, 0, 1.0)
+        super().__post_init__()
         if not isinstance(self.model, Mapping):
             raise Error(f"model is {self.model!r:.60}; expected an object of fields")
         kind, _, size = self.tokenizer.partition(":") if isinstance(self.tokenizer, str) else ("", "", "")
@@ -162,10 +144,10 @@ def read_train_config(name: str) -> TrainConfig:
         hint = did_you_mean(str(preset), PRESETS)
         raise Error(f"{name}: preset is {preset!r:.60}{hint}; expected one of {', '.join(PRESETS)}")
     known = [f.name for f in fields(TrainConfig)]
-    for field in sorted(values.keys() - set(known)):
-        if field in RENAMED:
-            raise Error(f"{name}: field {field!r} has a new name; expected {RENAMED[field]!r}")
-        raise Error(f"{name}: field {field!r:.60} is not known{did_you_mean(field, known)}; expected {', '.join(known)}")
+    for unknown in sorted(values.keys() - set(known)):
+        if unknown in RENAMED:
+            raise Error(f"{name}: field {unknown!r} has a new name; expected {RENAMED[unknown]!r}")
+        raise Error(f"{name}: field {unknown!r:.60} is not known{did_you_mean(unknown, known)}; expected {', '.join(known)}")
     model = values.pop("model", {})
     if not isinstance(model, dict):
         raise Error(f"{name}: model is {model!r:.60}; expected an object of fields")

@@ -8,7 +8,7 @@ import torch
 
 from ..cell.cell import Cell
 from ..distributed.whole import write_whole
-from ..errors import check_int, check_number
+from ..errors import check_int
 from ..lora.adapters import add, remove
 from ..lora.folder import WEIGHTS_FILE, adapter_tensors, check_family, write_new
 from ..reductions.per_layer import per_layer
@@ -18,61 +18,45 @@ from ..storage.lazy_tensors import LazyTensor
 from ..storage.safetensors_io import write_tensors
 from .data import Streams, short_text
 from .loop import Run, find_run
+from .run_config import RunConfig
 from .trainer import Trainer, nats_per_token
 
 Encode = Callable[[str], Sequence[int]]
 
 
-@dataclass(frozen=True)
-class FinetuneConfig:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(RunConfig):
     """All settings of a run except the model and the text.
 
     Attributes:
-        reduction: spec string of the operator that bounds H; None: that of the model family.
-        steps: number of optimizer steps. Each step reads the next ``chunk_length`` tokens of every stream.
-        batch_size: number of contiguous streams into which the text is split.
-        chunk_length: tokens per stream and step, through which a step backpropagates.
-        chunks_per_state: H is reset after this number of chunks. Between two chunks it is detached from the graph.
-        lr: maximum learning rate, reached after ``warmup_steps``; a cosine then decreases it to a tenth.
-        warmup_steps: number of steps over which the learning rate rises linearly.
-        weight_decay: weight decay of AdamW.
-        max_grad_norm: gradients are clipped to this norm of all adapters together.
-        val_fraction: fraction of the text, at its end, that is held out.
         val_tokens: at most this number of held-out tokens is read in each validation.
-        eval_every: number of steps between two validations, each followed by a checkpoint.
-        seed: seed of A, of dropout, and of the offset at which each epoch starts.
         r, lora_alpha, target_modules, lora_dropout: as of :func:`msrnn.lora.add`.
+
+    The other fields are those of :class:`~msrnn.train.run_config.RunConfig`.
 
     Raises:
         Error: a field has a wrong type or value.
     """
 
-    reduction: str | None = None
     steps: int = 200
     batch_size: int = 1
     chunk_length: int = 256
+    reduction: str | None = None
     chunks_per_state: int = 4
     lr: float = 5e-4
     warmup_steps: int = 10
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
     val_fraction: float = 0.1
     val_tokens: int = 4096
     eval_every: int = 50
-    seed: int = 0
     r: int = 8
     lora_alpha: float = 16.0
     target_modules: Sequence[str] | str = ("q", "v")
     lora_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        minima = {"steps": 1, "batch_size": 1, "chunk_length": 2, "chunks_per_state": 1, "warmup_steps": 0, "eval_every": 1}
-        for name, least in {**minima, "val_tokens": 2, "seed": 0}.items():
-            check_int(name, getattr(self, name), least, 2**31 - 1)
-        for name, most in {"lr": 1.0, "max_grad_norm": 1e9, "val_fraction": 0.5}.items():
-            check_number(name, getattr(self, name), 0, most)
-        if self.weight_decay != 0:
-            check_number("weight_decay", self.weight_decay, 0, 1.0)
+        super().__post_init__()
+        check_int("val_tokens", self.val_tokens, 2, 2**31 - 1)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """One optimizer step of truncated backpropagation through time, and the state of a run between two steps."""
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from ..reductions.contract import Reduction
 from ..state.state import State
 from ..storage.lazy_tensors import LazyTensor
 from .data import IGNORED, Streams, TrainBatch
+from .run_config import RunConfig
 
 FINAL_LR = 0.1
 """Learning rate at the end of the cosine, as a fraction of the maximum."""
@@ -25,25 +25,6 @@ BETAS = (0.9, 0.95)
 
 class Diverged(Error):
     """The loss is not finite."""
-
-
-class OptimizerSettings(Protocol):
-    """The fields of a configuration that a step reads (:class:`~msrnn.train.config.TrainConfig` documents them)."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def max_grad_norm(self) -> float: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def reduction(self) -> str | None: ...
 
 
 class Trainer:
@@ -61,7 +42,7 @@ class Trainer:
             (``finetune``).
     """
 
-    def __init__(self, cell: Cell, config: OptimizerSettings):
+    def __init__(self, cell: Cell, config: RunConfig):
         if not any(x.requires_grad for x in cell.parameters()):
             cell.requires_grad_()
         self.cell, self.config = cell.train(), config
@@ -117,7 +98,7 @@ class Trainer:
         return value
 
 
-def learning_rate(config: OptimizerSettings, step: int) -> float:
+def learning_rate(config: RunConfig, step: int) -> float:
     """Return the learning rate of a step, counted from 0: a linear rise, then a cosine."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps

@@ -44,7 +44,7 @@ def test_the_adapter_is_that_of_the_function_and_other_commands_read_it(model, t
     out = capsys.readouterr().out
     fields = {"steps": 4, "chunk_length": 10, "batch_size": 2, "chunks_per_state": 2, "eval_every": 2, "lr": 0.05, "seed": 2}
     adapter = {"r": 3, "lora_alpha": 9.0, "target_modules": ("q_proj", "down")}
-    config, cell = FinetuneConfig("tova:6", **fields, **adapter), msrnn.load(model)
+    config, cell = FinetuneConfig(reduction="tova:6", **fields, **adapter), msrnn.load(model)
     done = finetune(
         cell, TEXT, lambda text: tiny_tokenizer().encode(text).ids, config, tmp_path / "other", base_model=str(model)
     )

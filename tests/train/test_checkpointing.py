@@ -231,7 +231,7 @@ def test_the_command_plots_and_prints_the_results_of_the_run(text, tmp_path, cap
     ("fields", "message"),
     [
         ({"chunk_length": 5000}, "the text has"),
-        ({"stepz": 3}, "field 'stepz' is not known (did you mean 'steps'?); expected model, tokenizer"),
+        ({"stepz": 3}, "field 'stepz' is not known (did you mean 'steps'?); expected steps, batch_size"),
         ({"preset": "tony"}, "preset is 'tony' (did you mean 'tiny'?); expected one of tiny, "),
         ({"model": {**MODEL, "widht": 3}}, "field 'widht' is not known (did you mean 'width'?)"),
         ({"model": {**MODEL, "vocab_size": 3}}, "vocab_size is given"),

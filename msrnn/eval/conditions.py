@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ..argtypes import positive_int
 from ..errors import Error
 from ..reductions.all_layers import AllLayers
-from ..reductions.budgets import has_sizes_per_head, mean_size
+from ..reductions.budgets import flat_sizes, has_sizes_per_head, mean_size
 from ..reductions.contract import Reduction
 from ..reductions.registry import is_name_only, parse_reduction
 from ..reductions.spec_strings import SPEC_NAMES, is_complete
@@ -123,9 +123,10 @@ def unaffected(conditions: Iterable[Condition], length: int) -> list[str]:
     """Return the names of the bounded conditions that give the results of the unbounded model for ``length`` tokens.
 
     A query sees ``size`` + 1 rows, so an eviction changes results only if more tokens are read. The truncated baseline sees
-    ``size``.
+    ``size``. Of sizes per head the smallest decides.
     """
-    return [str(c) for c in conditions if c.size is not None and c.size + (not c.truncated) >= length]
+    sizes = {c: c.size if c.truncated else min(flat_sizes(c.reduction.size)) for c in conditions if c.size is not None}
+    return [str(c) for c, size in sizes.items() if size is not None and size + (not c.truncated) >= length]
 
 
 def check_affected(conditions: Iterable[Condition], length: int, texts: str) -> None:

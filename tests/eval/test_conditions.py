@@ -10,6 +10,7 @@ from support.refusals import refusing
 import msrnn
 from msrnn.eval.conditions import (
     CORE,
+    Condition,
     add_condition_arguments,
     by_condition,
     check_affected,
@@ -102,6 +103,9 @@ def test_sizes_that_change_nothing_are_refused():
     assert unaffected(conditions, 9) == ["tova:8", "tova:9", "truncated:9"]
     assert unaffected(conditions, 10) == ["tova:9"]
     check_affected(conditions, 11, "a text")
+    per_head = Condition("tova-head", 9, msrnn.TOVA(((4, 14),), per_head=True), "")
+    assert unaffected([per_head], 10) == []
+    assert unaffected([per_head], 5) == ["tova-head:4/14"]
     with refusing("--sizes: tova:9 changes nothing in a text of 10 tokens, because a query sees size + 1 rows; expected"):
         check_affected(conditions, 10, "a text")
 

@@ -19,7 +19,7 @@ AFTER_EVERY_POSITION = torch.iinfo(torch.int64).max
 def evict_by_budget(
     grown: MultiState, observation: Observation, row_stats: dict[str, Tensor], clock: Tensor, active: Tensor | None
 ) -> MultiState:
-    """Return H after the rows in excess are evicted, in as few columns as the fullest head needs.
+    """Return H after the rows in excess are evicted, in at most as many columns as one head may hold rows.
 
     Args:
         grown: S + 1 rows, the token's own last, with a :class:`HeadBudget`.
@@ -37,7 +37,8 @@ def evict_by_budget(
         score = retention_scores(operator, observation, active)
         positions = positions.masked_fill(rows_to_evict(operator, score, positions), EMPTY)
     kept = replace(grown, positions=positions, clock=clock, row_stats=row_stats, buffer=None, no_empty_rows=False)
-    return kept.sorted_by_position()
+    assert kept.capacity is not None
+    return kept.sorted_by_position() if positions.shape[2] > kept.capacity else kept
 
 
 def rows_to_evict(operator: HeadBudget, score: Tensor, positions: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def reduce(
 
     Returns:
         All S + 1 rows while S is below the bound, and S rows from then on: the last row is written over the evicted row.
-        Where heads hold different numbers of rows, as many as the fullest head needs.
+        Where heads hold different numbers of rows, as in :func:`~.budget_evictions.evict_by_budget`.
     """
     operator, S = grown.reduction, grown.positions.shape[2] - 1
     observation = attended.observe(grown)

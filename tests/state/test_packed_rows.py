@@ -91,8 +91,11 @@ def test_the_layers_are_packed_at_rest_only():
     assert all(isinstance(H, PackedState) for H in state._held)
     assert not any(isinstance(H, PackedState) for H in state)
     assert state[0].keys.shape == (2, 2, 6, D)
-    _, H = cell.layers[0].step(torch.zeros(2, 24, dtype=torch.float64), state[0])
-    assert (H.positions >= 0).sum(-1).tolist() == [[2, 6], [2, 6]]
+    H = state[0]
+    for _ in range(5):
+        _, H = cell.layers[0].step(torch.zeros(2, 24, dtype=torch.float64), H)
+        assert (H.positions >= 0).sum(-1).tolist() == [[2, 6], [2, 6]]
+        assert H.keys.shape[2] <= 6
     text = str(state)
     assert "tova-head:2/6" in text
     assert "2…6" in text

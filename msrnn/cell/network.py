@@ -53,7 +53,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
     @property
     def n_kv_heads(self) -> int:
         """Number of key/value heads of a state: K, or those of this rank in a split cell."""
-        return self.config.n_kv_heads if self.share is None else self.share.heads.count
+        return self.config.n_kv_heads if self.shard is None else self.shard.heads.count
 
     @property
     def sizes(self) -> ModelSizes:
@@ -80,7 +80,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         budgets = [operator for operator in operators if isinstance(operator, HeadBudget)]
         for budget in budgets:
             budget.check_heads(self.sizes.n_kv_heads)
-        if budgets and self.share is not None:
+        if budgets and self.shard is not None:
             raise Error(f"{budgets[0]}: the cell is split over several processes; expected one size for all heads of a layer")
         scoring = [operator.operator if isinstance(operator, HeadBudget) else operator for operator in operators]
         if any(isinstance(operator, CalibratedReduction) for operator in scoring):
@@ -117,7 +117,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         scales: dict[str, Any] = (
             {name: keys.new_empty(shape, dtype=torch.float32) for name in SCALES.values()} if quantised else {}
         )
-        heads = None if self.share is None else self.share.heads
+        heads = None if self.shard is None else self.shard.heads
         return MultiState(keys, keys.clone(), positions, clock, reduction, row_stats, no_empty_rows=True, heads=heads, **scales)
 
     # The same for all families.
@@ -198,7 +198,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
 
     def of_rank_0(self, x: Tensor) -> Tensor:
         """Return ``x`` of rank 0 in a split cell, so that all ranks choose the same token; otherwise ``x`` itself."""
-        return x if self.share is None else self.share.ranks.broadcast_(x.contiguous(), "choices")
+        return x if self.shard is None else self.shard.ranks.broadcast_(x.contiguous(), "choices")
 
     def _input(self, token: Tensor, position: Tensor) -> Tensor:
         """Return the embedded ids in the dtype of the cell, although an adapter of the embedding may have another one."""

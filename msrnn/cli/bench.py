@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     ids, source = _ids(args)
-    sections = args.only or (SECTIONS if args.ranks.size == 1 else RANK_SECTIONS)
+    sections = args.only or (SECTIONS if args.launch.size == 1 else RANK_SECTIONS)
     print(f"measuring {args.model}; sections: {', '.join(sections)}", file=sys.stderr, flush=True)
     with _hugging_face_folder(args) as export:
         bench = Bench(
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
             llama_cpp=args.llama_cpp_python,
             gguf=args.gguf or (Path(args.model) if args.model.endswith(".gguf") else None),
             progress=True,
-            ranks=args.ranks.size,
+            ranks=args.launch.size,
         )
         about = _about(args, bench, source)
         tables: dict[str, list[Result]] = {}
@@ -152,8 +152,8 @@ def _check(args: argparse.Namespace) -> None:
         llama_cpp.version(args.llama_cpp_python)
     if args.gguf and not args.gguf.is_file():
         raise Error(f"--gguf is {args.gguf}; expected a file")
-    if args.picture and args.ranks.size > 1:
-        raise Error(f"--picture is {args.picture} for {args.ranks.size} ranks; expected one process")
+    if args.picture and args.launch.size > 1:
+        raise Error(f"--picture is {args.picture} for {args.launch.size} ranks; expected one process")
     if args.picture:
         check_figure_file(args.picture)
     if args.json:
@@ -211,7 +211,7 @@ def _write(
     args: argparse.Namespace, about: dict[str, str], tables: dict[str, list[Result]], points: list[Point], complete: bool
 ) -> None:
     print(markdown(about, tables), flush=True)
-    if args.json and args.ranks.is_first:
+    if args.json and args.launch.is_first:
         with atomic_file(args.json) as path:
             write_json(path, {**as_json(about, tables, complete), "curve": list(map(asdict, points))})
     if points:

@@ -72,11 +72,11 @@ def run(args: argparse.Namespace) -> None:
     """Run the experiment, print its tables, and write the report to ``--out``."""
     if args.out is not None:
         check_figure_folder(args.out)
-    inputs = EvalInputs(lambda: load_tokenizer(args), lambda: load_cell(args), progress=True, ranks=args.ranks)
+    inputs = EvalInputs(lambda: load_tokenizer(args), lambda: load_cell(args), progress=True, launch=args.launch)
     report: Report = EXPERIMENTS[args.experiment].run(args, inputs)
     text = json.dumps([dict(record) for record in report.records], indent=1) + "\n" if args.json else str(report)
     print(text, end="")
-    if args.out is not None and args.ranks.is_first:
+    if args.out is not None and args.launch.is_first:
         save(report, args.out, args.figures)
 
 

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"\nthe same command resumes from the last checkpoint in {args.out}", file=sys.stderr)
         raise
-    if not args.ranks.is_first:
+    if not args.launch.is_first:
         return
     under = f"under {config.reduction or 'the operator of the model'}"
     title = f"{args.text.name}, {under}"

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     )
     prompt_read = time.perf_counter()
     try:
-        with agreed_interrupt(args.ranks) as check_interrupt:
+        with agreed_interrupt(args.launch) as check_interrupt:
             for step in generated:
                 saved = SavedText(step.state, step.logits, [*ids, *step.tokens])
                 ids += step.tokens
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
         n, speed = printer.n_tokens, printer.n_tokens / max(time.perf_counter() - prompt_read, 1e-9)
         counts = f"{len(new)} prompt tokens read in {prompt_read - start:.1f} s, {n} generated at {speed:.1f} tokens/s"
         ended = "" if n or text is not None else "the text of the file has ended"
-        memory = memory_summary(saved.state, cell) + (f", on each of {args.ranks.size} ranks" if args.ranks.size > 1 else "")
+        memory = memory_summary(saved.state, cell) + (f", on each of {args.launch.size} ranks" if args.launch.size > 1 else "")
         parts = (counts, ended, printer.summary(), memory)
         print(f"[{'; '.join(filter(None, parts))}]", file=sys.stderr)
         if args.state is not None and n and not args.keep_state:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from ..distributed.launch import Launch
 from ..distributed.liveness import STOPPED
-from ..distributed.processes import Processes
 from ..errors import Error
 from ..startup import raise_on_interrupt
 from .operator_files import load_operator_files
@@ -22,13 +22,13 @@ def main(argv: list[str] | None = None) -> int:
     prepare_streams()
     words = sys.argv[1:] if argv is None else argv
     try:
-        ranks = Processes.of()
+        launch = Launch.of()
     except Error as error:
         print_error(f"msrnn: {error}")
         return 1
-    if ranks.size == 1:
+    if launch.size == 1:
         return exit_code(_run, words)
-    run = RankRun(ranks)
+    run = RankRun(launch)
     return run.run(lambda: exit_code(partial(_run, ranks_run=run), words, run.report))
 
 
@@ -36,7 +36,7 @@ def _run(argv: list[str], ranks_run: RankRun | None = None) -> None:
     raise_on_interrupt()
     others = load_operator_files(argv)
     args = build_parser().parse_args(others if argv[:1] == ["lm-eval"] else argv)  # the harness does not know this option
-    args.ranks, args.group = (Processes() if ranks_run is None else ranks_run.ranks), None
+    args.launch, args.group = (Launch() if ranks_run is None else ranks_run.launch), None
     if ranks_run is None or ranks_run.start(args):
         COMMANDS[args.command].run(args)
 

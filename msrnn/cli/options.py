@@ -10,7 +10,7 @@ import torch
 from .. import errors
 from ..argtypes import read_text, seed_int
 from ..decoding.methods import DECODING_METHODS
-from ..distributed.processes import from_first
+from ..distributed.launch import from_first
 from ..errors import Error
 from ..models.packing import WEIGHT_CHOICES
 from ..reductions.contract import Reduction
@@ -143,7 +143,7 @@ def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
         check_device(args)
         generator = torch.Generator(args.device)
         seed = generator.seed() if args.seed is None else args.seed
-        generator.manual_seed(seed if args.ranks.size == 1 else from_first(seed))
+        generator.manual_seed(seed if args.launch.size == 1 else from_first(seed))
     temperature = 1.0 if args.temperature is None else args.temperature
     limits = {"top_k": args.top_k, "top_p": args.top_p}
     return {"do_sample": args.sample, "temperature": temperature, **limits, "generator": generator}
@@ -190,9 +190,9 @@ def read_prompt(args: argparse.Namespace) -> str:
 
 def _read_stdin(args: argparse.Namespace) -> str:
     """Return standard input. Over several ranks rank 0 reads it for all, because they have one standard input together."""
-    if args.ranks.size == 1:
+    if args.launch.size == 1:
         return sys.stdin.read()
-    return from_first(sys.stdin.read() if args.ranks.is_first else None)
+    return from_first(sys.stdin.read() if args.launch.is_first else None)
 
 
 def decode_text(text: str, name: str) -> str:

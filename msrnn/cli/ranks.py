@@ -16,8 +16,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from ..distributed.launch import Launch, from_all, start_group
 from ..distributed.liveness import STOPPED, Liveness, exit_now
-from ..distributed.processes import Processes, from_all, start_group
 from ..errors import Error
 
 SPLIT = ("generate", "read", "bench", "train", "finetune")
@@ -50,8 +50,8 @@ LOSS_SECONDS = 2.0
 class RankRun:
     """One command on one of several ranks: its start, its output, and its end together with the other ranks."""
 
-    def __init__(self, ranks: Processes):
-        self.ranks, self._liveness = ranks, Liveness(ranks)
+    def __init__(self, launch: Launch):
+        self.launch, self._liveness = launch, Liveness(launch)
         self.report = self._liveness.report
 
     def start(self, args: argparse.Namespace) -> bool:
@@ -64,21 +64,21 @@ class RankRun:
             Error: the command runs in one process only, the ranks cannot reach each other, or the device is not available.
         """
         if args.command in REFUSED:
-            found = f"msrnn {args.command} is started by torchrun with {self.ranks.size} ranks"
+            found = f"msrnn {args.command} is started by torchrun with {self.launch.size} ranks"
             raise Error(f"{found}; expected one process, because {REFUSED[args.command]}")
         if args.command in FIRST_ONLY:
-            return self.ranks.is_first
-        store = start_group(self.ranks, DIVIDED_TIMEOUT if args.command in DIVIDED else COLLECTIVE_TIMEOUT)
+            return self.launch.is_first
+        store = start_group(self.launch, DIVIDED_TIMEOUT if args.command in DIVIDED else COLLECTIVE_TIMEOUT)
         self._liveness.connect(store)
         args.group = dist.group.WORLD if args.command in SPLIT else None
         if "device" in args:  # train has no such option
-            args.device = self.ranks.device(args.device)
-        self.ranks.set_threads()
+            args.device = self.launch.device(args.device)
+        self.launch.set_threads()
         return True
 
     def run(self, command: Callable[[], int]) -> int:
         """Call ``command``, which returns an exit code, and return it; a failure ends the process instead."""
-        if not self.ranks.is_first:
+        if not self.launch.is_first:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
         try:
             code = command()
@@ -90,7 +90,7 @@ class RankRun:
         except BaseException:
             code = 1
             if not self._liveness.wait_for_end(LOSS_SECONDS):
-                self.report(f"rank {self.ranks.rank}\n{traceback.format_exc()}", code)
+                self.report(f"rank {self.launch.rank}\n{traceback.format_exc()}", code)
         if code:
             self.report("", code)  # for an error without a message, such as a closed output
             exit_now(code)
@@ -101,13 +101,13 @@ class RankRun:
 
 
 @contextmanager
-def agreed_interrupt(ranks: Processes) -> Iterator[Callable[[], None]]:
+def agreed_interrupt(launch: Launch) -> Iterator[Callable[[], None]]:
     """Yield a function that raises KeyboardInterrupt after ctrl-C, in the same call on every rank. Collective.
 
     Otherwise the ranks would stop at different tokens, and could not save a state together. In one process ctrl-C raises
     KeyboardInterrupt at once, as usual.
     """
-    if ranks.size == 1:
+    if launch.size == 1:
         yield lambda: None
         return
     interrupted = torch.zeros(1, dtype=torch.int32)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"\nthe same command resumes from the last checkpoint in {args.out}", file=sys.stderr)
         raise
-    if not args.ranks.is_first:
+    if not args.launch.is_first:
         return
     draw_training(done.losses, done.validation, args.out / "loss.png", title=f"{args.text.name}, under {config.reduction}")
     step, bits = max(done.validation.items())

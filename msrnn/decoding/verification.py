@@ -110,9 +110,9 @@ def draft_and_verify(
 
 def _seconds_on_all_ranks(cell: Cell, seconds: float) -> float:
     """Return the time that rank 0 has measured, because all ranks of a split cell have to make the same decisions."""
-    if cell.share is None:
+    if cell.shard is None:
         return seconds
-    return float(cell.share.ranks.broadcast_(torch.tensor([seconds], dtype=torch.float64, device=cell.device), "seconds"))
+    return float(cell.shard.ranks.broadcast_(torch.tensor([seconds], dtype=torch.float64, device=cell.device), "seconds"))
 
 
 def _read(

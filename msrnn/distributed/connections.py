@@ -7,17 +7,17 @@ import socket
 import torch.distributed as dist
 
 from ..errors import Error
-from .processes import START_TIMEOUT, Processes
+from .launch import START_TIMEOUT, Launch
 
 KEY = "msrnn connections"
 TOKEN_BYTES, RANK_BYTES = 16, 4
 
 
-def connect(ranks: Processes, store: dist.Store) -> dict[int, socket.socket]:
+def connect(launch: Launch, store: dist.Store) -> dict[int, socket.socket]:
     """Connect rank 0 with all others.
 
     Args:
-        ranks: the processes.
+        launch: of this run.
         store: a store that all of them share. Rank 0 writes its port there with a random token, which other programs that
             connect to the port do not know.
 
@@ -28,19 +28,19 @@ def connect(ranks: Processes, store: dist.Store) -> dict[int, socket.socket]:
         Error: rank 0 cannot be reached.
     """
     try:
-        return _accept_all(ranks, store) if ranks.is_first else {0: _connect_to_first(ranks, store)}
+        return _accept_all(launch, store) if launch.is_first else {0: _connect_to_first(launch, store)}
     except OSError as error:
-        raise Error(f"rank {ranks.rank} cannot connect to rank 0 at {os.environ['MASTER_ADDR']} ({error})") from None
+        raise Error(f"rank {launch.rank} cannot connect to rank 0 at {os.environ['MASTER_ADDR']} ({error})") from None
 
 
-def _accept_all(ranks: Processes, store: dist.Store) -> dict[int, socket.socket]:
+def _accept_all(launch: Launch, store: dist.Store) -> dict[int, socket.socket]:
     host, token = os.environ["MASTER_ADDR"], secrets.token_bytes(TOKEN_BYTES)
     family, *_ = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     found = dict[int, socket.socket]()
-    with socket.create_server((host, 0), family=family, backlog=ranks.size) as server:
+    with socket.create_server((host, 0), family=family, backlog=launch.size) as server:
         server.settimeout(START_TIMEOUT.total_seconds())
         store.set(KEY, f"{server.getsockname()[1]} {token.hex()}")
-        while len(found) < ranks.size - 1:
+        while len(found) < launch.size - 1:
             peer, _ = server.accept()
             peer.settimeout(START_TIMEOUT.total_seconds())
             hello = peer.recv(TOKEN_BYTES + RANK_BYTES, socket.MSG_WAITALL)
@@ -51,10 +51,10 @@ def _accept_all(ranks: Processes, store: dist.Store) -> dict[int, socket.socket]
     return found
 
 
-def _connect_to_first(ranks: Processes, store: dist.Store) -> socket.socket:
+def _connect_to_first(launch: Launch, store: dist.Store) -> socket.socket:
     port, token = store.get(KEY).decode().split()
     peer = socket.create_connection((os.environ["MASTER_ADDR"], int(port)), START_TIMEOUT.total_seconds())
-    peer.sendall(bytes.fromhex(token) + ranks.rank.to_bytes(RANK_BYTES, "big"))
+    peer.sendall(bytes.fromhex(token) + launch.rank.to_bytes(RANK_BYTES, "big"))
     return _keep_alive(peer)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .share import Share
+from .shard import Shard
 
 
-def sample_values(share: Share, named: Iterable[tuple[str, Tensor]], count: int) -> list[Tensor]:
+def sample_values(shard: Shard, named: Iterable[tuple[str, Tensor]], count: int) -> list[Tensor]:
     """Return values of the whole tensors, as :meth:`~msrnn.state.fingerprint.Fingerprint.of` takes them. Collective.
 
     Args:
@@ -19,14 +19,14 @@ def sample_values(share: Share, named: Iterable[tuple[str, Tensor]], count: int)
     Returns:
         For each tensor, ``(count,)`` or fewer, float64 on the CPU.
     """
-    own = [_own_values(share, name, x.detach(), count) for name, x in named]
-    values = torch.cat(own).to(share.ranks.device)
-    return list(share.ranks.all_reduce_(values, "fingerprints").cpu().split([len(x) for x in own]))
+    own = [_own_values(shard, name, x.detach(), count) for name, x in named]
+    values = torch.cat(own).to(shard.ranks.device)
+    return list(shard.ranks.all_reduce_(values, "fingerprints").cpu().split([len(x) for x in own]))
 
 
-def _own_values(share: Share, name: str, x: Tensor, count: int) -> Tensor:
+def _own_values(shard: Shard, name: str, x: Tensor, count: int) -> Tensor:
     """Return the values of this rank, and 0 in place of those of the others, so that the sum has all of them."""
-    place, rank = share.placement(name, x), share.ranks.rank
+    place, rank = shard.placement(name, x), shard.ranks.rank
     if place is None:
         values = x.flatten()[:: max(1, x.numel() // count)][:count].cpu().double()
         return values if rank == 0 else torch.zeros_like(values)

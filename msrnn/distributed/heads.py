@@ -14,7 +14,7 @@ from .ranks import Ranks
 
 
 @dataclass(frozen=True)
-class HeadShare:
+class HeadShard:
     """The heads of one rank.
 
     Attributes:

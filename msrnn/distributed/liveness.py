@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from ..startup import PARENT
 from .connections import connect
-from .processes import Processes
+from .launch import Launch
 
 GRACE, INTERRUPT_GRACE = 4.0, 8.0
 """Seconds in which the main thread may remove its temporary files, before the process ends; after ctrl-C it may also save."""
@@ -42,11 +42,11 @@ class Liveness:
     """The connections between the ranks of one run, and the thread that waits on them, on signals, and for torchrun to end.
 
     Args:
-        ranks: the processes.
+        launch: of this run.
     """
 
-    def __init__(self, ranks: Processes):
-        self._ranks, self._peers = ranks, dict[int, socket.socket]()
+    def __init__(self, launch: Launch):
+        self._launch, self._peers = launch, dict[int, socket.socket]()
         self._finished = set[int]()  # ranks that may close their connection
         self._received = defaultdict[int, bytes](bytes)  # by rank, the start of a line
         self._first_reason, self._send_lock, self._ends = threading.Lock(), threading.Lock(), threading.Event()
@@ -67,7 +67,7 @@ class Liveness:
         Raises:
             Error: rank 0 cannot be reached.
         """
-        self._peers = connect(self._ranks, store)
+        self._peers = connect(self._launch, store)
 
     @property
     def is_connected(self) -> bool:
@@ -87,7 +87,7 @@ class Liveness:
         """
         if not self._claim(code):
             return
-        if self._ranks.is_first:
+        if self._launch.is_first:
             self._announce(message, code)
         elif self._peers:
             self._send({"message": message, "code": code})
@@ -112,10 +112,10 @@ class Liveness:
 
     def _announce(self, message: str, code: int, printer: int = 0) -> None:
         """Print ``message`` if this is rank ``printer``, and let rank 0 tell the others to end."""
-        if message and self._ranks.rank == printer:
+        if message and self._launch.rank == printer:
             with suppress(OSError, ValueError):
                 print(message, file=sys.__stderr__, flush=True)
-        if self._ranks.is_first:
+        if self._launch.is_first:
             self._send({"end": code})
 
     def _send(self, message: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Whole tensors and files of a model that may be split. Every rank makes the same calls, and rank 0 writes.
 
-``share`` is None in one process, which then does everything alone.
+``shard`` is None in one process, which then does everything alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,20 +14,20 @@ from ..storage.atomic import atomic_dir
 from ..storage.lazy_tensors import LazyTensor
 from .ranks import Ranks
 from .saving import WriteTensors, gather_lazily, write_together
-from .share import Share
+from .shard import Shard
 
 
-def whole_tensor(share: Share | None, name: str, x: Tensor) -> LazyTensor:
+def whole_tensor(shard: Shard | None, name: str, x: Tensor) -> LazyTensor:
     """Return the whole of the parameter ``name``, or of a tensor with its shape, from the slice ``x`` of this rank."""
-    return LazyTensor.of(x) if share is None else gather_lazily(share.ranks, x.detach(), share.placement(name, x))
+    return LazyTensor.of(x) if shard is None else gather_lazily(shard.ranks, x.detach(), shard.placement(name, x))
 
 
-def write_whole(share: Share | None, tensors: Mapping[str, LazyTensor], write: WriteTensors) -> None:
+def write_whole(shard: Shard | None, tensors: Mapping[str, LazyTensor], write: WriteTensors) -> None:
     """Call ``write`` with whole tensors on rank 0 (:func:`.saving.write_together`)."""
-    if share is None:
+    if shard is None:
         write(tensors)
     else:
-        write_together(share.ranks, tensors, write)
+        write_together(shard.ranks, tensors, write)
 
 
 @contextmanager
@@ -45,13 +45,13 @@ def errors_together(ranks: Ranks | None) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(share: Share | None, folder: str | Path) -> Iterator[Path]:
+def whole_folder(shard: Shard | None, folder: str | Path) -> Iterator[Path]:
     """Yield the staging folder of :func:`~msrnn.storage.atomic.atomic_dir` on rank 0, and ``folder`` on the others.
 
     Raises:
         Error: as ``atomic_dir`` on rank 0; it is raised on every rank.
     """
-    ranks, staged = None if share is None else share.ranks, Path(folder)
+    ranks, staged = None if shard is None else shard.ranks, Path(folder)
     with ExitStack() as stack:
         with errors_together(ranks):
             if ranks is None or ranks.rank == 0:

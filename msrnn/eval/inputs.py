@@ -14,7 +14,7 @@ import torch
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..diagnostics.state_memory import layer_token_bytes
-from ..distributed.processes import Processes, check_same_on_all, from_all, from_first
+from ..distributed.launch import Launch, check_same_on_all, from_all, from_first
 from ..errors import Error
 from ..recurrence.unroll import is_called_per_token
 from ..reductions.contract import Reduction
@@ -41,9 +41,9 @@ class EvalInputs:
         tokenizer: "Callable[[], tokenizers.Tokenizer]",
         cell: Callable[[], Cell],
         progress: bool = False,
-        ranks: Processes | None = None,
+        launch: Launch | None = None,
     ):
-        self._tokenizer, self._cell, self.progress, self.ranks = tokenizer, cell, progress, ranks or Processes()
+        self._tokenizer, self._cell, self.progress, self.launch = tokenizer, cell, progress, launch or Launch()
 
     @cached_property
     def tokenizer(self) -> "tokenizers.Tokenizer":
@@ -76,10 +76,10 @@ class EvalInputs:
         if "tokenizer" in vars(self):  # an experiment without text loads none
             model["tokenizer"] = tokenizer_digest(self.tokenizer)
         settings = {"experiment": experiment, **model, **settings}
-        if self.ranks.size == 1:
+        if self.launch.size == 1:
             return Sweep(folder, settings)
         check_same_on_all(settings)
-        first = Sweep(folder, settings) if self.ranks.is_first else None
+        first = Sweep(folder, settings) if self.launch.is_first else None
         finished = from_first(None if first is None else first.finished)
         return first or Sweep(folder, settings, finished)
 
@@ -110,10 +110,10 @@ class EvalInputs:
                 notes.append(f"called once per token and layer, which is slow: {names} (docs/own-operator.md, Flags)")
             for note in filter(None, notes):
                 print(note, file=sys.stderr)
-        yield from sweep.pending(rows, batch_size, self.progress, (self.ranks.rank, self.ranks.size), together)
-        if self.ranks.size > 1:
+        yield from sweep.pending(rows, batch_size, self.progress, (self.launch.rank, self.launch.size), together)
+        if self.launch.size > 1:
             for measured in from_all(sweep.measured):
-                sweep.add(measured, save=self.ranks.is_first)
+                sweep.add(measured, save=self.launch.is_first)
 
     def check_memory(self, batch_size: int, operators: Sequence[Reduction | str], length: int) -> None:
         """Refuse states that the machine cannot hold.
@@ -133,10 +133,10 @@ class EvalInputs:
             held = [min(size, length) if isinstance(size, int) else length for size in sizes]
             needed = max(needed, batch_size * sum(n * of_row for n, of_row in zip(held, layers, strict=True)))
             rows = max(rows, *held)
-        memory = total_memory(cell.device) // (1 if cell.device.type == "cuda" else self.ranks.local_size)
+        memory = total_memory(cell.device) // (1 if cell.device.type == "cuda" else self.launch.local_size)
         if needed > memory:
             found = f"{batch_size} states of {rows} rows need {needed / 1e9:,.1f} GB"
-            has = "the machine has" if self.ranks.local_size == 1 else "the machine has for each rank"
+            has = "the machine has" if self.launch.local_size == 1 else "the machine has for each rank"
             raise Error(f"{found}; {has} {memory / 1e9:,.1f} GB (reduce --batch, --sizes or the length of the text)")
 
 

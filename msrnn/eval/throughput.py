@@ -94,7 +94,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     sweep = inputs.sweep(args.out, "throughput", **settings)
     rows = {condition: {condition.key: condition} for condition in conditions}
     together = None if inputs.cell.device.type == "cuda" else lambda _: ""  # ranks on one CPU would disturb each other's times
-    inputs.ranks.set_threads(together is not None)
+    inputs.launch.set_threads(together is not None)
     for condition, batch in inputs.pending(sweep, rows, 1, together):
         measured = measure_throughput(inputs.cell, condition.reduction, budget, args.length, args.steps)
         sweep[next(iter(batch))] = asdict(ThroughputResult(condition.operator, condition.size, *measured))

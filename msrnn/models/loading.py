@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..cell.cell import Cell
 from ..cell.layer import RecurrentLayer
 from ..distributed.ranks import Ranks
-from ..distributed.share import Share
+from ..distributed.shard import Shard
 from ..errors import Error, can_compute, check_device, check_dtype
 from ..layers.packed.matrix import SCALE_DTYPE
 from ..layers.packed.modules import PackedModule
@@ -50,8 +50,8 @@ def load(
         raise Error(f"folder is {folder!r:.60}; expected a str or a Path")
     folder = Path(folder)
     config = config_from_dict(read_config_fields(folder))
-    share = None if group is None else share_of(config, Ranks.of(group))
-    cell = build_frozen(config, open_weights(folder), dtype=dtype, device=device, share=share)
+    shard = None if group is None else shard_of(config, Ranks.of(group))
+    cell = build_frozen(config, open_weights(folder), dtype=dtype, device=device, shard=shard)
     cell.extra_files = read_extra_files(folder)
     return cell
 
@@ -108,7 +108,7 @@ def build_frozen(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    share: Share | None = None,
+    shard: Shard | None = None,
 ) -> Cell:
     """Return a cell in eval mode with frozen parameters, which are views of mapped files or copies (:mod:`.parameter_storage`).
 
@@ -117,18 +117,18 @@ def build_frozen(
         tensors: by the names of the parameters.
         dtype: of the parameters; None: the dtype of the tensors.
         device: of the parameters; None is the CPU.
-        share: the part of the model to hold; None: all of it.
+        shard: the part of the model to hold; None: all of it.
 
     Raises:
         Error: as :func:`check_tensors`, before a tensor is loaded; a tensor cannot be loaded.
     """
     dtype = check_tensors(config, tensors, dtype)
     check_device(device)
-    if share is None:
+    if shard is None:
         cell = build_on_meta(config)
     else:
-        tensors, cell = share.take(tensors), build_on_meta(share.local_config)
-        cell.config, cell.share = config, share
+        tensors, cell = shard.take(tensors), build_on_meta(shard.local_config)
+        cell.config, cell.shard = config, shard
     cell.eval().requires_grad_(False)
     packed, parts = install_packed_modules(cell, tensors), packed_names(tensors)
     device = torch.device("cpu" if device is None else device)
@@ -148,12 +148,12 @@ def build_frozen(
     for layer in cell.layers:
         assert isinstance(layer, RecurrentLayer)
         layer.fuse_storage_()
-    if share is not None:
-        share.add_messages(cell)
+    if shard is not None:
+        shard.add_messages(cell)
     return cell
 
 
-def share_of(config: AnyConfig, ranks: Ranks) -> Share | None:
+def shard_of(config: AnyConfig, ranks: Ranks) -> Shard | None:
     """Return the part of a model that this rank holds; None for a group of one process.
 
     Raises:
@@ -165,4 +165,4 @@ def share_of(config: AnyConfig, ranks: Ranks) -> Share | None:
         return None
     if not isinstance(config, Config):
         raise Error(f"config: family is {config.family}, which cannot be split over {ranks.size} ranks; expected one process")
-    return Share(config, ranks, norms_whole_width=issubclass(FAMILIES[config.family][1], Olmo2))
+    return Shard(config, ranks, norms_whole_width=issubclass(FAMILIES[config.family][1], Olmo2))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..distributed.heads import HeadShare
+from ..distributed.heads import HeadShard
 from .all_heads import gather_weights, heads_to_gather, own_heads
 from .block_fields import BlockFields
 from .block_layout import BlockLayout
@@ -52,7 +52,7 @@ def take_own_block(
     return block, [_own_scores(heads, x) for x in parts]
 
 
-def _own_scores(heads: HeadShare, scores: BlockScores) -> BlockScores:
+def _own_scores(heads: HeadShard, scores: BlockScores) -> BlockScores:
     return replace(
         scores,
         weights=heads.own_query_heads(scores.weights),
@@ -62,14 +62,14 @@ def _own_scores(heads: HeadShare, scores: BlockScores) -> BlockScores:
     )
 
 
-def _gather_fields(heads: HeadShare, fields: BlockFields) -> BlockFields:
+def _gather_fields(heads: HeadShard, fields: BlockFields) -> BlockFields:
     names = ("keys", "values", "attended", "value_scales")
     rows: dict[str, Any] = {name: heads.gather(x, 1) for name in names if (x := getattr(fields, name)) is not None}
     queries = None if fields.queries is None else heads.gather_query_heads(fields.queries)
     return replace(fields, **rows, queries=queries)
 
 
-def _gather_layout(heads: HeadShare, layout: BlockLayout, K: int) -> BlockLayout:
+def _gather_layout(heads: HeadShard, layout: BlockLayout, K: int) -> BlockLayout:
     """Return the layout of all heads. If no row is empty, it is the same for every head."""
     if layout.uniform:
         return layout

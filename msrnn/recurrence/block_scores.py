@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..distributed.heads import HeadShare
+from ..distributed.heads import HeadShard
 from ..layers.attention import mask_logits
 from ..reductions.contract import EMPTY, Observation, Reduction
 from .block_fields import BlockFields
@@ -40,7 +40,7 @@ class EvictionBlock:
     row_stats: dict[str, Tensor]
     fields: BlockFields
     n_learned: int = 0
-    heads: HeadShare | None = None
+    heads: HeadShard | None = None
 
     @property
     def T(self) -> int:

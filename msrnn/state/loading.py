@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ..distributed.heads import HeadShare
+from ..distributed.heads import HeadShard
 from ..distributed.ranks import Ranks
 from ..errors import Error, check_bool, check_device
 from ..reductions.head_budgets import HeadBudget
@@ -68,7 +68,7 @@ def take_own_heads(state: State, ranks: Ranks) -> State:
         raise Error(
             f"state has {uneven[0]}, in which heads hold different numbers of rows; expected one size to split its heads"
         )
-    heads = HeadShare(ranks, state[0].positions.shape[1])
+    heads = HeadShard(ranks, state[0].positions.shape[1])
 
     def taken(H: MultiState) -> MultiState:
         rows = {name: heads.own(x, 1).clone(memory_format=torch.contiguous_format) for name, x in H.rows.items()}

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..distributed.share import Share
+from ..distributed.shard import Shard
 from ..distributed.whole import errors_together, whole_folder, whole_tensor, write_whole
 from ..errors import Error
 from ..reporting.resume import check_same_settings
@@ -48,9 +48,9 @@ def create(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[st
     Raises:
         Error: the folder is not empty or cannot be written.
     """
-    with whole_folder(trainer.cell.share, folder) as staged:
+    with whole_folder(trainer.cell.shard, folder) as staged:
         files.create(staged, trainer)
-        write_whole(trainer.cell.share, _training_tensors(trainer), partial(_write, staged / TRAINING, settings=settings))
+        write_whole(trainer.cell.shard, _training_tensors(trainer), partial(_write, staged / TRAINING, settings=settings))
 
 
 def save(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[str, Any]) -> None:
@@ -67,10 +67,10 @@ def save(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[str,
         with atomic_file(folder / TRAINING) as staged:
             _write(staged, tensors, settings)
 
-    share = trainer.cell.share
-    write_whole(share, _training_tensors(trainer), replace_training)
+    shard = trainer.cell.shard
+    write_whole(shard, _training_tensors(trainer), replace_training)
     files.update(folder, trainer)
-    for path in folder.glob(_state_path(folder, "*").name) if share is None or share.ranks.rank == 0 else ():
+    for path in folder.glob(_state_path(folder, "*").name) if shard is None or shard.ranks.rank == 0 else ():
         if path != current:
             path.unlink(missing_ok=True)
 
@@ -104,23 +104,23 @@ def restore(folder: Path, trainer: Trainer) -> None:
     Raises:
         Error: a file is damaged, or its tensors do not belong to this run.
     """
-    share = trainer.cell.share
-    with errors_together(None if share is None else share.ranks):
-        _restore(folder, trainer, share)
+    shard = trainer.cell.shard
+    with errors_together(None if shard is None else shard.ranks):
+        _restore(folder, trainer, shard)
 
 
-def _restore(folder: Path, trainer: Trainer, share: Share | None) -> None:
+def _restore(folder: Path, trainer: Trainer, shard: Shard | None) -> None:
     path = folder / TRAINING
     tensors = open_tensors(path)
     try:
         losses, validation = tensors.pop("losses").read().tolist(), tensors.pop("validation").read().tolist()
         torch.set_rng_state(tensors.pop("random").read())
         for name, x in trainer.parameters.items():
-            x.data.copy_(_own(share, name, x, tensors.pop(f"model.{name}")))
+            x.data.copy_(_own(shard, name, x, tensors.pop(f"model.{name}")))
             if f"adam.{name}.step" in tensors:  # missing for a parameter that has never had a gradient
                 moments = {key: tensors.pop(f"adam.{name}.{key}") for key in MOMENTS}
                 step = moments.pop("step").read()
-                trainer.optimizer.state[x] = {"step": step} | {k: _own(share, name, x, m) for k, m in moments.items()}
+                trainer.optimizer.state[x] = {"step": step} | {k: _own(shard, name, x, m) for k, m in moments.items()}
         trainer.losses, trainer.validation = losses, {int(step): bits for step, bits in validation}
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise Error(f"{path} is incomplete or damaged ({type(error).__name__}: {error})") from None
@@ -128,16 +128,16 @@ def _restore(folder: Path, trainer: Trainer, share: Share | None) -> None:
         raise Error(f"{path}: tensor {next(iter(tensors))!r} is not part of this run")
     if losses:
         state = load_state(_state_path(folder, len(losses)))
-        trainer.state = state if share is None else take_own_heads(state, share.ranks)
+        trainer.state = state if shard is None else take_own_heads(state, shard.ranks)
         trainer.cell.check_state(trainer.state, trainer.config.batch_size)
 
 
-def _own(share: Share | None, name: str, x: Tensor, saved: LazyTensor) -> Tensor:
+def _own(shard: Shard | None, name: str, x: Tensor, saved: LazyTensor) -> Tensor:
     """Return the slice of this rank of the parameter ``name``, or of a tensor with its shape; ``x`` is the current slice."""
-    expected = whole_tensor(share, name, x)
+    expected = whole_tensor(shard, name, x)
     if (saved.shape, saved.dtype) != (expected.shape, expected.dtype):
         raise ValueError(f"a parameter is {saved.dtype} {saved.shape}; expected {expected.dtype} {expected.shape}")
-    own = saved if share is None else share.take({name: saved})[name]
+    own = saved if shard is None else shard.take({name: saved})[name]
     return own.read().to(x.device, copy=True, memory_format=torch.contiguous_format)
 
 
@@ -149,8 +149,8 @@ def _training_tensors(trainer: Trainer) -> dict[str, LazyTensor]:
     tensors = {f"model.{name}": x for name, x in trainer.whole_parameters.items()}
     for name, x in trainer.parameters.items():
         for key, moment in trainer.optimizer.state[x].items():
-            share = trainer.cell.share if moment.shape == x.shape else None  # every rank has the number of steps
-            tensors[f"adam.{name}.{key}"] = whole_tensor(share, name, moment)
+            shard = trainer.cell.shard if moment.shape == x.shape else None  # every rank has the number of steps
+            tensors[f"adam.{name}.{key}"] = whole_tensor(shard, name, moment)
     validation = torch.tensor([*trainer.validation.items()], dtype=torch.float64).reshape(-1, 2)
     losses = torch.tensor(trainer.losses, dtype=torch.float64)
     rest = {"random": torch.get_rng_state(), "losses": losses, "validation": validation}

@@ -16,8 +16,8 @@ import msrnn
 from msrnn.cli import ranks as module
 from msrnn.cli.main import main
 from msrnn.cli.parser import COMMANDS
+from msrnn.distributed.launch import Launch
 from msrnn.distributed.liveness import ORPHANED
-from msrnn.distributed.processes import Processes
 from msrnn.storage.safetensors_io import read_tensors
 from msrnn.storage.staging import PREFIX
 
@@ -172,4 +172,4 @@ def test_every_command_runs_over_ranks_or_is_refused(monkeypatch):
     monkeypatch.setattr(module, "Liveness", lambda ranks: argparse.Namespace(report=None))
     for command in module.REFUSED:
         with pytest.raises(msrnn.Error, match=f"msrnn {command} is started by torchrun with 2 ranks; expected one process"):
-            module.RankRun(Processes(0, 2)).start(argparse.Namespace(command=command))
+            module.RankRun(Launch(0, 2)).start(argparse.Namespace(command=command))

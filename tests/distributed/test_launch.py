@@ -1,21 +1,21 @@
-"""Processes as the environment of torchrun describes them."""
+"""The launch that the environment of torchrun describes."""
 
 import pytest
 
 import msrnn
-from msrnn.distributed.processes import Processes
+from msrnn.distributed.launch import Launch
 
 ADDRESS = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 
 def test_no_variables_are_one_process():
-    assert Processes.of({}) == Processes.of({"RANK": "0", "WORLD_SIZE": "1"}) == Processes(0, 1, 0, 1)
+    assert Launch.of({}) == Launch.of({"RANK": "0", "WORLD_SIZE": "1"}) == Launch(0, 1, 0, 1)
 
 
 def test_the_variables_of_torchrun():
     machine = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    assert Processes.of({"RANK": "5", "WORLD_SIZE": "6", **machine, **ADDRESS}) == Processes(5, 6, 1, 2)
-    assert Processes.of({"RANK": "5", "WORLD_SIZE": "6", **ADDRESS}) == Processes(5, 6, 5, 6)
+    assert Launch.of({"RANK": "5", "WORLD_SIZE": "6", **machine, **ADDRESS}) == Launch(5, 6, 1, 2)
+    assert Launch.of({"RANK": "5", "WORLD_SIZE": "6", **ADDRESS}) == Launch(5, 6, 5, 6)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,12 @@ def test_the_variables_of_torchrun():
 def test_other_values_are_refused(changed, message):
     found = {"RANK": "1", "WORLD_SIZE": "2", **ADDRESS, **changed}
     with pytest.raises(msrnn.Error, match=message):
-        Processes.of({name: value for name, value in found.items() if value is not None})
+        Launch.of({name: value for name, value in found.items() if value is not None})
 
 
 def test_each_rank_has_its_own_gpu():
-    assert [Processes(rank, 4, rank % 2, 2).device("cuda") for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    assert Processes().device("cuda:1") == "cuda:1"
-    assert Processes(1, 2, 1, 2).device("cpu") == "cpu"
+    assert [Launch(rank, 4, rank % 2, 2).device("cuda") for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert Launch().device("cuda:1") == "cuda:1"
+    assert Launch(1, 2, 1, 2).device("cpu") == "cpu"
     with pytest.raises(msrnn.Error, match="--device is 'cuda:1' for 2 ranks"):
-        Processes(1, 2, 1, 2).device("cuda:1")
+        Launch(1, 2, 1, 2).device("cuda:1")

@@ -25,8 +25,8 @@ START_TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
-class Processes:
-    """The processes of a run, as the environment describes them. :class:`.ranks.Ranks` are those of a process group.
+class Launch:
+    """The rank of this process among those of its launch. :class:`.ranks.Ranks` are the ranks of a process group.
 
     Attributes:
         rank, size: number of this process, from 0, and number of processes.
@@ -39,8 +39,8 @@ class Processes:
     local_size: int = 1
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> "Processes":
-        """Return the processes that the environment describes; one process if it describes none.
+    def of(cls, environment: Mapping[str, str] = os.environ) -> "Launch":
+        """Return the launch that the environment describes; one process if it describes none.
 
         Raises:
             Error: a variable is no integer, is out of range, or is missing although ``WORLD_SIZE`` is above 1.
@@ -84,11 +84,11 @@ class Processes:
             torch.set_num_threads(max(1, available_cpus() // (1 if alone else self.local_size)))
 
 
-def start_group(ranks: Processes, timeout: timedelta) -> "dist.Store":
+def start_group(launch: Launch, timeout: timedelta) -> "dist.Store":
     """Start the default process group: gloo for tensors on CPUs, and NCCL for those on GPUs if there are any.
 
     Args:
-        ranks: the processes, as the environment describes them.
+        launch: the ranks, as the environment describes them.
         timeout: how long a collective waits for a rank that is alive.
 
     Returns:
@@ -104,7 +104,7 @@ def start_group(ranks: Processes, timeout: timedelta) -> "dist.Store":
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise Error(
-            f"the {ranks.size} ranks do not reach each other at {address} ({str(error).splitlines()[0]:.200})"
+            f"the {launch.size} ranks do not reach each other at {address} ({str(error).splitlines()[0]:.200})"
         ) from None
     return store
 

@@ -74,15 +74,15 @@ def test_any_simple_settings_round_trip(pair):
 
 LIBRARY = {kind for kind, _ in SPEC_NAMES.values() if kind.__module__.startswith("msrnn.")}
 LIBRARY = {kind for kind in LIBRARY if not issubclass(kind, CalibratedReduction)}  # those are in test_calibrated.py
-VALUES = {"size": ((40, 50),), "sinks": (1, 4, 7), "recent": (0, 7), "seed": (0, 3), "layer": (0, 2)}
+VALUES = {"size": ((60, 70),), "sinks": (1, 4, 7), "recent": (0, 7), "seed": (0, 3), "layer": (0, 2)}
 VALUES |= {"window": (32, 8), "history": (400, 9), "steps": (1024, 5), "merge_window": (32, 2)}
 VALUES |= {"per_head": (True, False), "max_fusion": (True, False), "lag": (None, 5), "forgetting": (0.9, 0.5)}
-VALUES |= {"importance": (0.1, 0.5), "threshold": (0.5, 0), "recent_share": (0.1, 0.2)}
+VALUES |= {"large": (None, 5), "importance": (0.1, 0.5), "threshold": (0.5, 0), "recent_share": (0.1, 0.2)}
 
 
 @pytest.mark.parametrize("kind", sorted(LIBRARY, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
 def test_every_setting_of_the_library_round_trips(kind):
-    found = {kind()} if kind is msrnn.Full else {kind(40)}
+    found = {kind()} if kind is msrnn.Full else {kind(60)}
     for f in fields(kind) if kind is not msrnn.Full else ():
         found |= {replace(operator, **{f.name: value}) for operator in found for value in VALUES[f.name]}
     assert all(parse_reduction(str(operator)) == operator for operator in found)

@@ -51,5 +51,5 @@ def parse_reduction(text: str) -> Reduction:
     if name.lower() not in SPEC_NAMES:
         found = f"reduction {text!r:.200}: no operator is called {name!r:.60}{did_you_mean(name, SPEC_NAMES)}"
         own = "a class of your own after its definition (in a command: --operators-from FILE)"
-        raise Error(f"{found}; expected one of {', '.join(SPEC_NAMES)}, or {own}")
+        raise Error(f"{found}; expected one of {', '.join(sorted(SPEC_NAMES))}, or {own}")
     return parse_spec(text, *SPEC_NAMES[name.lower()], values)

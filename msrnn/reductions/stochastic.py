@@ -98,10 +98,10 @@ class VaSE(StochasticReduction, LastQueries):
 
     The rows of the last ``window`` tokens are protected. Of the other rows, the ``large`` rows with the largest range of the
     value are protected, which is the maximum of its channels minus their minimum; the first ``sinks`` tokens count as the
-    largest. The rest is sampled without replacement, with probabilities proportional to the attention of the last ``window``
-    queries, and the row that the sample leaves out is evicted. So the score is the logarithm of this attention plus Gumbel
-    noise (arXiv:1903.06059), which is drawn again at every token. One decision per key/value head, by the mean over its query
-    heads.
+    largest, and of equal ranges the oldest rows are protected. The rest is sampled without replacement, with probabilities
+    proportional to the attention of the last ``window`` queries, and the row that the sample leaves out is evicted. So the
+    score is the logarithm of this attention plus Gumbel noise (arXiv:1903.06059), which is drawn again at every token. One
+    decision per key/value head, by the mean over its query heads.
 
     From the code: the order of the rules, the first 4 tokens, and a quarter of ``size`` as the default of ``large``. It evicts
     once per 64 tokens, with the last 64 queries over all rows, and averages attention over 5 neighbouring rows. Here one row
@@ -136,12 +136,15 @@ class VaSE(StochasticReduction, LastQueries):
         positions, attention = observation.positions, observation.row_stats["read"].sum(-1)  # (B, K, R) both
         is_candidate = (positions >= 0) & ~is_recent(observation, self.window)
         extent = (observation.values.amax(-1) - observation.values.amin(-1)).to(attention.dtype)
-        extent = extent.masked_fill(positions < self.sinks, torch.inf).masked_fill(~is_candidate, -torch.inf)
-        smallest = extent.topk(min(self._n_large(self.size), extent.shape[-1])).values[..., -1:]  # of those that are protected
+        extent = _without_rounding_noise(extent).masked_fill(positions < self.sinks, torch.inf)
+        order = positions.argsort(dim=-1)  # of equal ranges the oldest come first
+        largest = extent.masked_fill(~is_candidate, -torch.inf).gather(-1, order).argsort(dim=-1, descending=True, stable=True)
+        protected = order.gather(-1, largest[..., : self._n_large(self.size)])
+        is_protected = (positions < self.sinks).scatter(-1, protected, True)
         head = torch.arange(positions.shape[1], device=positions.device)[:, None]
         drawn = self.draw(head, positions, observation.clock[:, None, None]).to(attention.dtype)
         noisy = attention.log() - (-drawn.log()).log()
-        return torch.where(is_candidate & (extent < smallest), noisy, torch.inf)
+        return torch.where(is_candidate & ~is_protected, noisy, torch.inf)
 
 
 @dataclass(frozen=True)
@@ -173,3 +176,9 @@ class CaM(StochasticReduction, Sinks):
         receives = later & (observation.positions <= position + self.merge_window) & merges  # later positions have no gaps
         share = values.gather(2, row[..., None].expand(-1, -1, 1, values.shape[3])) / self.merge_window  # (B, K, 1, D)
         return values + receives[..., None] * share
+
+
+def _without_rounding_noise(x: Tensor) -> Tensor:
+    """Return ``x`` rounded to 16 bits, so that numbers of one token that differ by rounding are equal."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**16).round(), exponent - 16)

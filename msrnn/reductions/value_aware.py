@@ -118,18 +118,19 @@ def squared_change(observation: Observation) -> Tensor:
     Without other rows $o_{-j}$ is 0.
 
     The other weights are at most 1/2. For them the product form of the distance needs no tensor of all rows for each query
-    head. Its rounding error is the floor of the distance.
+    head. The bound of its rounding error is the floor of the distance for every row, so that weights decide among equal values.
     """
     assert observation.values is not None
     assert observation.output is not None
     weights = observation.weights
     values, output = observation.values.to(weights.dtype), observation.output.to(weights.dtype)
-    limits = torch.finfo(weights.dtype)
+    limits, D = torch.finfo(weights.dtype), values.shape[-1]
     lengths = output.square().sum(-1, keepdim=True) + values.square().sum(-1)[:, :, None]  # (B, K, G, R)
-    distance = torch.maximum(lengths - 2 * output @ values.mT, limits.eps * lengths)
-    squares = (weights / (1 - weights)).square() * distance
-    largest, row = weights.max(-1, keepdim=True)  # (B, K, G, 1)
+    floor = D * limits.eps * lengths
+    distance = torch.maximum((lengths - 2 * output @ values.mT) / (1 - weights).square(), floor)
+    row = weights.argmax(-1, keepdim=True)  # (B, K, G, 1)
     rest = weights.scatter(-1, row, 0)
     without = rest @ values / rest.sum(-1, keepdim=True).clamp(min=limits.tiny)  # (B, K, G, D)
-    value = values.gather(2, row.expand(-1, -1, -1, values.shape[-1]))  # (B, K, G, D)
-    return squares.scatter(-1, row, (largest * (without - value)).square().sum(-1, keepdim=True))
+    value = values.gather(2, row.expand(-1, -1, -1, D))  # (B, K, G, D)
+    exact = torch.maximum((without - value).square().sum(-1, keepdim=True), floor.gather(-1, row))
+    return weights.square() * distance.scatter(-1, row, exact)

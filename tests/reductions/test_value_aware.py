@@ -5,6 +5,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from support.tiny_models import assert_close, assert_same, random_tokens, step_loop, tiny_cell
 
 from msrnn import CAOTE, DropKV, Observation, VaSE
 
@@ -77,3 +78,19 @@ def test_vase_protects_large_values_recent_rows_and_sinks():
     assert protected(large=2, sinks=0) == [2, 3, 4, 5]
     assert protected(large=2, sinks=1) == [0, 2, 4, 5]  # a sink is one of the two
     assert protected(large=1, sinks=2) == [0, 1, 4, 5]
+
+
+@pytest.mark.parametrize("spec", ["caote:6", "dropkv:8:4", "vase:12:3:3:1"])
+def test_rows_of_equal_values_are_evicted_alike_in_both_paths(spec):
+    """In a run of one token all values are equal, up to rounding that differs between the paths."""
+    cell = tiny_cell(width=64, head_dim=32)
+    text = torch.cat((torch.full((1, 20), 7), random_tokens(1, 1, 8)), dim=1)
+    expected, end = step_loop(cell, text, cell.initial_state(1, spec))
+    logits, state = cell(text, cell.initial_state(1, spec))
+    assert_close(logits, expected, 1e-8)
+    assert_same(state, end, 1e-8)
+
+
+def test_vase_protects_the_oldest_of_equal_ranges():
+    seen = observe(torch.full((6,), 1 / 6), torch.ones(6, 2), row_stats={"read": torch.full((1, 1, 6, 2), 0.1)})
+    assert VaSE(5, window=2, large=2, sinks=1).score(seen)[0, 0].isinf().tolist() == [True, True, False, False, True, True]

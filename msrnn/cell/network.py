@@ -18,7 +18,7 @@ from ..recurrence.records import LayerRecorder, SharedAcrossLayers
 from ..recurrence.transition import Writes
 from ..reductions.calibrated import CalibratedReduction, ModelSizes
 from ..reductions.contract import Reduction
-from ..reductions.head_budgets import HeadBudget
+from ..reductions.head_budgets import HeadBudget, scoring_operator
 from ..reductions.per_layer import per_layer
 from ..state.fingerprint import Fingerprint
 from ..state.multistate import MultiState
@@ -82,7 +82,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
             budget.check_heads(self.sizes.n_kv_heads)
         if budgets and self.shard is not None:
             raise Error(f"{budgets[0]}: the cell is split over several processes; expected one size for all heads of a layer")
-        scoring = [operator.operator if isinstance(operator, HeadBudget) else operator for operator in operators]
+        scoring = [scoring_operator(operator) for operator in operators]
         if any(isinstance(operator, CalibratedReduction) for operator in scoring):
             check_constants(scoring, self.sizes, self.constants_fingerprints, remapped)
         return operators

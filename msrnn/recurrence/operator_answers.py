@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..errors import Error
 from ..reductions.contract import Observation, Reduction
+from ..reductions.head_budgets import scoring_operator
 
 DEVICES_WITHOUT_FLOAT64 = ("mps",)
 
@@ -31,7 +32,7 @@ def checked_stats(operator: Reduction, observation: Observation, answer: object)
     Raises:
         Error: they are no dict of tensors with the names and shapes of those in the observation.
     """
-    kind, dtype = type(operator).__name__, observation.weights.dtype
+    kind, dtype = type(scoring_operator(operator)).__name__, observation.weights.dtype
     if not isinstance(answer, Mapping):
         raise Error(f"{kind}.update returns {type(answer).__name__}; expected a dict of tensors")
     expected = {name: tuple(x.shape) for name, x in observation.row_stats.items()}
@@ -48,7 +49,7 @@ def checked_score(operator: Reduction, observation: Observation, score: object) 
     Raises:
         Error: they are no real tensor of this shape.
     """
-    kind, shape = type(operator).__name__, tuple(observation.positions.shape)
+    kind, shape = type(scoring_operator(operator)).__name__, tuple(observation.positions.shape)
     score = _checked_tensor(f"{kind}.score returns", "", score, observation.positions.device)
     if tuple(score.shape) not in (shape, (shape[0], 1, shape[2])):
         raise Error(f"{kind}.score returns shape {tuple(score.shape)}; expected {shape} or {(shape[0], 1, shape[2])}")

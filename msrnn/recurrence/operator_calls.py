@@ -15,6 +15,8 @@ from ..distributed.heads import HeadShard
 from ..errors import Error
 from ..layers.differentiation import in_transform, is_batched_by_vmap, to_list
 from ..reductions.contract import EMPTY, FLAG_OF_FIELD, Observation, Reduction
+from ..reductions.head_budgets import scoring_operator
+from ..reductions.spec_strings import is_internal
 from .all_heads import gather_observation
 from .operator_answers import checked_score, checked_stats, checked_values, widest_float
 
@@ -194,7 +196,7 @@ def _call(operator: Reduction, method: str, observation: Observation, *more: Ten
     """
     tensors = [*(x for x in observation if isinstance(x, Tensor)), *observation.row_stats.values(), *more]
     if torch.compiler.is_compiling() or any(x.is_inference() for x in tensors):
-        if type(operator).__module__.split(".")[0] != "msrnn":
+        if not is_internal(type(scoring_operator(operator))):
             copies: dict[str, Any] = {name: x.clone() for name, x in observation._asdict().items() if isinstance(x, Tensor)}
             row_stats = {name: x.clone() for name, x in observation.row_stats.items()}
             observation, more = observation._replace(**copies, row_stats=row_stats), tuple(x.clone() for x in more)
@@ -205,7 +207,7 @@ def _call(operator: Reduction, method: str, observation: Observation, *more: Ten
         fields = [name for name, x in observation._asdict().items() if isinstance(x, Tensor)]
         names = [*fields, *observation.row_stats, "values", "row"]
         edited = next(name for name, x, version in zip(names, tensors, versions, strict=False) if x._version != version)
-        raise Error(f"{type(operator).__name__}.{method} edits {edited} in place; expected a new tensor")
+        raise Error(f"{type(scoring_operator(operator)).__name__}.{method} edits {edited} in place; expected a new tensor")
     return answer
 
 
@@ -214,9 +216,10 @@ def _invoke(operator: Reduction, method: str, observation: Observation, *more: T
     try:
         return getattr(operator, method)(observation._replace(row_stats=dict(observation.row_stats)), *more)
     except (AttributeError, TypeError, RuntimeError) as error:
-        name = f"{type(operator).__name__}.{method}"
+        kind = type(scoring_operator(operator))
+        name = f"{kind.__name__}.{method}"
         if "NoneType" in str(error) and (missing := [x for x in FLAG_OF_FIELD if getattr(observation, x) is None]):
-            code = getattr(getattr(type(operator), method), "__code__", None)
+            code = getattr(getattr(kind, method), "__code__", None)
             reads = [x for x in missing if code and x in code.co_names]
             found = f"{reads[0]}, which is None" if reads else "a field that is None"
             raise Error(f"{name} reads {found}; expected a class with {FLAG_OF_FIELD[(reads or missing)[0]]} = True") from error

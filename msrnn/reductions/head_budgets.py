@@ -1,6 +1,6 @@
 """Layers in which key/value heads retain different numbers of rows: the base class, and one fixed size per head."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -113,6 +113,11 @@ class HeadSizes(HeadBudget):
         return str(replace(self.operator, size=(self.sizes,)))
 
 
+def scoring_operator(operator: Reduction) -> Reduction:
+    """Return the operator within a :class:`HeadBudget`, or ``operator`` itself."""
+    return operator.operator if isinstance(operator, HeadBudget) else operator
+
+
 def scores(operator: Reduction, observation: Observation, heads: Sequence[int]) -> Tensor:
     """Return the scores of some heads, ``(B, n, R)``: those that the operator gives without reading other heads, if it can.
 
@@ -130,12 +135,23 @@ def scores(operator: Reduction, observation: Observation, heads: Sequence[int]) 
 
 
 def updated_stats(operator: Reduction, observation: Observation, heads: Sequence[int]) -> dict[str, Tensor]:
-    """Return the updated statistics of some heads by name, ``(B, n, R, …)`` each."""
+    """Return the updated statistics of some heads by name, ``(B, n, R, …)`` each.
+
+    Raises:
+        Error: the operator returns no dict of tensors with the names and shapes of the statistics.
+    """
     B, K = observation.positions.shape[:2]
-    if operator.reads_heads != "own":
-        return {name: _of_heads(x, heads, K) for name, x in operator.update(observation).items()}
-    updated = operator.update(_heads_as_batch(observation, heads))
-    return {name: x.reshape(B, len(heads), *x.shape[2:]) for name, x in updated.items()}
+    own = operator.reads_heads == "own"
+    seen = _heads_as_batch(observation, heads) if own else observation
+    updated = operator.update(seen)
+    found: object = type(updated).__name__
+    if isinstance(updated, Mapping):
+        found = {name: tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for name, x in updated.items()}
+    if found != (expected := {name: tuple(x.shape) for name, x in seen.row_stats.items()}):
+        raise Error(f"{type(operator).__name__}.update returns {found}; expected {expected}")
+    if own:
+        return {name: x.reshape(B, len(heads), *x.shape[2:]) for name, x in updated.items()}
+    return {name: _of_heads(x, heads, K) for name, x in updated.items()}
 
 
 def _heads_as_batch(observation: Observation, heads: Sequence[int]) -> Observation:

@@ -49,7 +49,7 @@ class SharedBudget(HeadBudget):
     @property
     def floor_rows(self) -> int:
         """Number of rows that every head keeps."""
-        return int(self.floor * self.size)
+        return int(round(self.floor * self.size, 6))  # 0.29 times 100 is 28.999999999999996
 
     @property
     def rows_before_eviction(self) -> int:

@@ -1,6 +1,10 @@
 """Sizes per head and shared budgets: spec strings and refusals."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
+import torch
 from support.head_budgets import per_head
 from support.tiny_models import random_tokens, tiny_cell
 
@@ -98,3 +102,59 @@ def test_conditions_of_experiments():
     for operator in ("tova-head:4/7", "tova:4,8"):
         with pytest.raises(Error, match="expected one size for all layers, or sizes per head with a whole mean"):
             parse_conditions([operator], [8])
+
+
+def test_the_floor_is_rounded_down_as_decimals_are():
+    assert [SharedBudget(H2O(100), floor=x).floor_rows for x in (0.29, 0.57, 0.999, 1)] == [29, 57, 99, 100]
+
+
+@dataclass(frozen=True)
+class Mistaken(Reduction):
+    """An operator with a mistake in one method."""
+
+    method: str
+    answer: object = None
+    stat_names: ClassVar[tuple[str, ...]] = ("seen",)
+    depends_on_row_layout: ClassVar[bool] = False
+
+    def update(self, observation):
+        if self.method == "update":
+            return self.answer
+        return {"seen": observation.row_stats["seen"] + 1}
+
+    def score(self, observation):
+        if self.method == "values":
+            return observation.values.sum(-1)
+        seen = observation.row_stats["seen"].clone()
+        if self.method == "edit":
+            observation.row_stats["seen"].zero_()
+        return seen
+
+
+def read_by_steps(operator, size):
+    cell = tiny_cell()
+    state = cell.initial_state(1, SharedBudget(operator) if isinstance(size, int) else operator)
+    for token in random_tokens(1, 8, 1):
+        _, state = cell.step(token, state)
+    return state
+
+
+@pytest.mark.parametrize("size", [2, ((2, 3),)])
+@pytest.mark.parametrize(
+    ("method", "answer", "message"),
+    [
+        ("update", None, "Mistaken.update returns NoneType"),
+        ("update", {}, r"Mistaken.update returns {}; expected {'seen': \(1, 2, 1\)}"),
+        ("values", None, "Mistaken.score reads values, which is None; expected a class with needs_values = True"),
+        ("edit", None, "Mistaken.score edits seen in place; expected a new tensor"),
+    ],
+)
+def test_mistakes_of_the_operator_within_are_named(size, method, answer, message):
+    with pytest.raises(Error, match=message):
+        read_by_steps(Mistaken(size, method, answer), size)
+
+
+def test_edits_in_inference_mode_reach_a_copy():
+    with torch.inference_mode():
+        found, expected = (read_by_steps(Mistaken(4, method), 4) for method in ("edit", ""))
+        assert found[0].row_stats["seen"].equal(expected[0].row_stats["seen"])

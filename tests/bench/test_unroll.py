@@ -10,7 +10,7 @@ from msrnn.bench.unroll import WARM_UP_TOKENS
 
 def test_ragged_batch_has_as_many_tokens_as_the_equal_batch(monkeypatch, bench):
     read, bench.tokens = {}, 33  # not divisible by 8
-    monkeypatch.setattr(unroll, "_read", lambda cell, ids, reduction, lengths: read.update({ids.shape: lengths}))
+    monkeypatch.setattr(unroll, "read", lambda cell, ids, reduction, lengths: read.update({ids.shape: lengths}))
     (row,) = unroll.ragged(bench)
     (equal, ragged) = read.values()
     assert len(set(equal.tolist())) == 1
@@ -25,7 +25,7 @@ def test_ragged_batch_has_as_many_tokens_as_the_equal_batch(monkeypatch, bench):
 def test_both_read_the_same_text(monkeypatch, bench):
     read = []
     monkeypatch.setattr(Transformers, "read", lambda self, ids, cache=None: read.append(("dense", ids.shape[1])))
-    monkeypatch.setattr(unroll, "_read", lambda cell, ids, spec: read.append((spec, ids.shape[1])))
+    monkeypatch.setattr(unroll, "read", lambda cell, ids, spec: read.append((spec, ids.shape[1])))
     list(unroll.long(bench))
     assert {read.count(("dense", n)) for n in (WARM_UP_TOKENS, 4 * TOKENS)} == {1}
     assert {read.count(("tova:8", n)) for n in (WARM_UP_TOKENS, 4 * TOKENS)} == {1}

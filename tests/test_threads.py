@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 
+import msrnn
 from msrnn import threads
-from msrnn.threads import available_cpus, idle_cpus, use_idle_cpus
+from msrnn.threads import available_cpus, cpu_quota, idle_cpus, use_idle_cpus
 
 START = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 100 0 50 300 10 0 5 0 7 0\ncpu1 200 3 60 400 0 1 0 9 0 0\nintr 5 6\n"
 
@@ -17,6 +18,7 @@ def cpu_times(tmp_path, monkeypatch):
     path, later = tmp_path / "stat", []
     path.write_text(START)
     monkeypatch.setattr(threads, "CPU_TIMES", path)
+    monkeypatch.setattr(threads, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.setattr(threads.time, "sleep", lambda seconds: path.write_text(later[0]))
     return later.append
@@ -38,6 +40,7 @@ def four_threads(monkeypatch):
         ("100 0 50 315 15 0 5 0 7 0", "200 3 60 420 0 1 0 9 0 0", 2.0),  # idle, or waiting for a disk
         ("110 0 50 310 10 0 5 0 17 0", "200 3 60 405 0 1 0 24 0 0", 0.75),  # half busy; 15 of 20 ticks stolen
         ("100 0 50 300 10 0 5 0 7 0", "220 3 60 400 0 1 0 9 0 0", 1.0),  # no tick of CPU 0
+        ("120 0 50 300 4 0 5 0 7 0", "220 3 60 400 0 1 0 9 0 0", 0.0),  # the time of waiting for a disk has decreased
     ],
 )
 def test_idle_cpus_are_the_sum_of_the_idle_shares(cpu0, cpu1, idle, cpu_times):
@@ -63,10 +66,46 @@ def test_omp_num_threads_is_kept(monkeypatch, four_threads):
     assert use_idle_cpus() == 4 == torch.get_num_threads()
 
 
-def test_a_system_without_the_file_keeps_its_threads(tmp_path, monkeypatch, four_threads):
-    monkeypatch.setattr(threads, "CPU_TIMES", tmp_path / "stat")
-    assert idle_cpus(0) is None
-    assert use_idle_cpus(0) == 4 == torch.get_num_threads()
+@pytest.mark.parametrize("text", [None, "", "cpu0 1 2 3 4\ncpu1 1 2 3 4\n", "cpu0 1 2 3 4 x\n", "cpu0 \xff\n"])
+def test_a_system_without_such_a_file_keeps_its_threads(text, tmp_path, monkeypatch, four_threads):
+    path = tmp_path / "stat"
+    monkeypatch.setattr(threads, "CPU_TIMES", path)
+    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    if text is not None:
+        path.write_text(text, encoding="latin-1")
+    assert idle_cpus(0.001) is None
+    assert use_idle_cpus(0.001) == 4 == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("files", "quota", "expected"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2.0, 2),
+        ({"cpu.max": "50000 100000\n"}, 0.5, 1),
+        ({"cpu.max": "1600000 100000\n"}, 16.0, 3),
+        ({"cpu.max": "max 100000\n"}, None, 3),
+        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "50000\n"}, 3.0, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None, 3),
+        ({"cpu/cpu.cfs_quota_us": "100000\n"}, None, 3),
+        ({"cpu.max": "one two three\n"}, None, 3),
+    ],
+)
+def test_the_quota_of_a_container_counts(files, quota, expected, tmp_path, monkeypatch, four_threads):
+    monkeypatch.setattr(threads, "CGROUP", tmp_path)
+    monkeypatch.setattr(threads, "idle_cpus", lambda seconds: 3.0)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota() == quota
+    assert use_idle_cpus() == expected == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "1", None])
+def test_a_time_that_is_not_positive_is_refused(seconds):
+    for call in (idle_cpus, use_idle_cpus):
+        with pytest.raises(msrnn.Error, match=r"seconds is .*; expected a number above 0"):
+            call(seconds)
 
 
 @pytest.mark.skipif(not threads.CPU_TIMES.exists(), reason="the system has no /proc/stat")

@@ -66,7 +66,7 @@ def load_model_for_steps(args: argparse.Namespace) -> tuple[Cell, "tokenizers.To
     """Load as :func:`load_model`, and use no more threads than there are idle CPUs. A smaller number is printed."""
     model, threads = load_model(args), torch.get_num_threads()
     if args.device == "cpu" and args.launch.size == 1 and (fewer := use_idle_cpus()) < threads:
-        reason = "other processes use the CPUs; OMP_NUM_THREADS sets another number"
+        reason = "no more CPUs are idle; OMP_NUM_THREADS sets another number"
         print(f"msrnn: {fewer} of {threads} threads, because {reason}", file=sys.stderr)
     return model
 

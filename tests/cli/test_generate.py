@@ -186,5 +186,5 @@ def test_arguments_that_do_not_fit_are_refused(model, tmp_path, capfd):
 def test_a_smaller_number_of_threads_is_named(model, monkeypatch, capsys):
     monkeypatch.setattr(loading, "use_idle_cpus", lambda: 0)
     assert main(["generate", str(model), "--prompt", "the end", "--max-new-tokens", "1"]) == 0
-    words = f"msrnn: 0 of {torch.get_num_threads()} threads, because other processes use the CPUs"
+    words = f"msrnn: 0 of {torch.get_num_threads()} threads, because no more CPUs are idle"
     assert words in capsys.readouterr().err

@@ -4,11 +4,15 @@ The model is a roofline (Williams et al. 2009, doi:10.1145/1498765.1498785). A s
 Their bytes divided by the memory bandwidth bound its time from below, unless its floating-point operations do. Collectives add
 their latency, and their bytes divided by the bandwidth of the link, because every layer waits for the sum. docs/distributed.md
 compares the result with the figures of the paper and with what was measured.
+
+Functions of a shape and a number of ranks raise the errors of :meth:`Shape.held_kv_heads`.
 """
 
 from dataclasses import dataclass
 from math import floor, inf
 from typing import Any
+
+from ..errors import Error, check_int
 
 ITEMSIZE, POSITION_BYTES, SCORE_BYTES = 2, 8, 4
 """Bytes of a weight, key, value or activation in 16 bits, of an int64 position, and of a float32 score."""
@@ -46,12 +50,22 @@ class Shape:
         return cls(name, c.n_layers, c.width, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_width, c.vocab_size, c.tied)
 
     def held_kv_heads(self, ranks: int) -> int:
-        """Return the key/value heads of one rank; with more ranks than heads, each head is held by several ranks."""
+        """Return the key/value heads of one rank; with more ranks than heads, each head is held by several ranks.
+
+        Raises:
+            Error: heads and MLP elements cannot be divided between so many ranks, as for :func:`msrnn.distribute`.
+        """
+        check_int("ranks", ranks)
+        for name in ("heads", "ffn_width"):
+            if (found := getattr(self, name)) % ranks:
+                raise Error(f"{name} is {found}; expected a multiple of {ranks}, the number of ranks")
+        if self.kv_heads % ranks and ranks % self.kv_heads:
+            raise Error(f"kv_heads is {self.kv_heads}; expected a multiple or a divisor of {ranks}, the number of ranks")
         return max(1, self.kv_heads // ranks)
 
     def parameters(self, ranks: int = 1) -> int:
         """Return the number of parameters of one rank. Norms are whole, all matrices are divided."""
-        queries, keys = self.heads // ranks * self.head_dim, self.held_kv_heads(ranks) * self.head_dim
+        keys, queries = self.held_kv_heads(ranks) * self.head_dim, self.heads // ranks * self.head_dim
         attention = 2 * self.width * (queries + keys)  # q and o, k and v
         mlp = 3 * self.width * (self.ffn_width // ranks)
         embeddings = (1 if self.tied else 2) * self.width * (self.vocab_size // ranks)
@@ -110,7 +124,8 @@ def free_bytes(shape: Shape, device: Device, ranks: int = 1) -> float:
 
 
 def largest_batch(shape: Shape, device: Device, rows: int, ranks: int = 1) -> int:
-    """Return how many sequences of ``rows`` rows fit; 0 if the weights do not fit."""
+    """Return how many sequences of ``rows`` rows fit, at least one row; 0 if the weights do not fit."""
+    check_int("rows", rows)
     return max(0, floor(free_bytes(shape, device, ranks) / (rows * shape.row_bytes(ranks))))
 
 
@@ -151,6 +166,7 @@ def message_bytes(shape: Shape, scores: int = 0, itemsize: int = ITEMSIZE) -> Me
 
 def contributed_per_token(shape: Shape, ranks: int, scores: int = 0, itemsize: int = ITEMSIZE) -> int:
     """Return the bytes of the tensors that a rank passes to the collectives for one token; arguments as in `message_bytes`."""
+    shape.held_kv_heads(ranks)  # for its check
     n = message_bytes(shape, scores, itemsize)
     logits = -(-shape.vocab_size // ranks) * itemsize  # padded to those of the rank with the most ids
     return shape.layers * (n.layer + n.scores) + n.embedding + logits
@@ -166,6 +182,7 @@ def sent_bytes(payload: float, ranks: int) -> float:
 
 def sent_per_token(shape: Shape, ranks: int, scores: int = 0, itemsize: int = ITEMSIZE) -> float:
     """Return the bytes that each rank sends for one token. In an all-gather it sends its own part to all others."""
+    shape.held_kv_heads(ranks)  # for its check
     n = message_bytes(shape, scores, itemsize)
     summed = shape.layers * n.layer + n.embedding
     return sent_bytes(summed, ranks) + (ranks - 1) * (shape.layers * n.scores + n.logits / ranks)
@@ -197,8 +214,9 @@ def step_time(
         scores: as in :func:`message_bytes`.
         itemsize: bytes of a weight, key, value or activation.
     """
-    embedding = 0 if shape.tied else shape.width * (shape.vocab_size // ranks)
-    weights = shape.parameters(ranks) - embedding  # one row of the embedding is read per token, and the whole LM head
+    weights = shape.parameters(ranks)
+    if not shape.tied:
+        weights -= shape.width * (shape.vocab_size // ranks)  # a token reads one row of the embedding, and the whole LM head
     from_memory = itemsize * weights / device.bandwidth
     arithmetic = 2 * weights * batch_size / device.flops
     state = batch_size * rows * shape.row_bytes(ranks, itemsize) / device.bandwidth

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import converters
+import msrnn
 from msrnn import models
 from msrnn.diagnostics.state_memory import token_bytes
 from msrnn.distributed import cost
@@ -111,6 +112,25 @@ def test_numbers_of_32_bits_take_twice_as_long_as_those_of_16():
     device = cost.Device("", memory=1e12, bandwidth=1e12, link=1e11, flops=1e18, latency=0.0)
     half, single = (cost.step_time(cost.LLAMA_2_7B, device, 4, 0, ranks=2, itemsize=n) for n in (2, 4))
     assert (single.compute, single.communication) == pytest.approx((2 * half.compute, 2 * half.communication))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cost.LLAMA_2_7B.parameters(3), "heads is 32; expected a multiple of 3, the number of ranks"),
+        (lambda: replace(cost.LLAMA_2_7B, ffn_width=100).parameters(8), "ffn_width is 100; expected a multiple of 8"),
+        (lambda: replace(cost.LLAMA_2_7B, kv_heads=6).row_bytes(4), "kv_heads is 6; expected a multiple or a divisor of 4"),
+        (lambda: cost.step_time(cost.LLAMA_2_7B, cost.A100, 1, 512, ranks=0), "ranks is 0; expected an int of at least 1"),
+        (lambda: cost.longest_context(cost.LLAMA_2_7B, cost.A100, 0), "ranks is 0"),
+        (lambda: cost.sent_per_token(cost.LLAMA_2_7B, 0), "ranks is 0"),
+        (lambda: cost.contributed_per_token(cost.LLAMA_2_7B, 0), "ranks is 0"),
+        (lambda: cost.smallest_efficient_batch(cost.LLAMA_2_7B, cost.A100, 0, 2), "rows is 0"),
+    ],
+)
+def test_models_that_cannot_be_split_have_no_cost(call, message):
+    """As msrnn.distribute refuses them; before, the sizes were rounded down."""
+    with pytest.raises(msrnn.Error, match=message):
+        call()
 
 
 @pytest.mark.parametrize("name", cost_tables.tables())

@@ -44,9 +44,12 @@ class TimeBudget:
         self._end, self._longest, self._begin = time.monotonic() + 60 * minutes, dict[str, float](), 0.0
 
     def fit(self, kind: str) -> bool:
-        """Return True if a unit that takes as long as the longest one of this kind would end in time. Its time begins now."""
+        """Return True if a unit that takes as long as the longest one of this kind would end in time. Its time begins now.
+
+        The first unit always fits: short runs continue each other, also if the questions take all of the time.
+        """
         self._begin = time.monotonic()
-        return self._begin + self._longest.get(kind, 0.0) < self._end
+        return not self._longest or self._begin + self._longest.get(kind, 0.0) < self._end
 
     def add(self, kind: str) -> None:
         """Record that the unit of the last call of :meth:`fit` has ended."""
@@ -117,7 +120,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
                 if args.out
                 else "expected more --minutes, or --out FOLDER to continue later"
             )
-            raise Error(f"{args.minutes} minutes were too short for a unit of {quality} under all operators; {hint}")
+            raise Error(f"--minutes {args.minutes} was too short for a unit of {quality} under all operators; {hint}")
     remarks = [_bytes_of(chunks[0]), *_without_effect(conditions, longest), _progress(units, finished)]
     return report(_results(sweep, conditions, finished), against, " ".join(filter(None, remarks)))
 

@@ -100,7 +100,7 @@ def test_short_runs_continue_each_other(words, whole, tmp_path, monkeypatch, cap
     left += [True] * 8
     assert main([*words, "--out", str(out)]) == 1
     assert (
-        "30 minutes were too short for a unit of retrieval under all operators; run the command again"
+        "--minutes 30 was too short for a unit of retrieval under all operators; run the command again"
         in capsys.readouterr().err
     )
     left += [True] * 8
@@ -129,6 +129,16 @@ def test_a_unit_starts_only_if_the_longest_of_its_kind_fits(monkeypatch):
     assert budget.fit(RETRIEVAL)
     now[0] += 50
     assert not budget.fit(RETRIEVAL)
+
+
+def test_a_run_measures_a_unit_although_its_questions_took_all_of_the_time(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(table.time, "monotonic", lambda: now[0])
+    budget = TimeBudget(1)
+    now[0] += 90
+    assert budget.fit(MEMORY)
+    budget.add(MEMORY)
+    assert not budget.fit(LM)
 
 
 @pytest.mark.parametrize(

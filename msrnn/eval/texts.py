@@ -51,12 +51,17 @@ def read_texts(path: Path) -> dict[str, str]:
     """Return the text of a file, or of every .txt and .md file of a folder, by file name without its ending.
 
     Raises:
-        Error: a file cannot be read or is not UTF-8, or the folder has no such file.
+        Error: a file cannot be read or is not UTF-8, or the folder has no such file, or two that differ only by the ending.
     """
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file()) if path.is_dir() else [path]
     if not files:
         raise Error(f"{path} has no text; expected files that end in {' or '.join(ENDINGS)}")
-    return {file.stem: read_text(file) for file in files}
+    texts: dict[str, str] = {}
+    for file in files:
+        if file.stem in texts:
+            raise Error(f"{path} has two texts with the name {file.stem}; expected names that differ without the ending")
+        texts[file.stem] = read_text(file)
+    return texts
 
 
 def read_dataset(name: str, split: str) -> dict[str, str]:

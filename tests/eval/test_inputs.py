@@ -10,6 +10,7 @@ import msrnn
 from msrnn.diagnostics.state_memory import token_bytes
 from msrnn.eval import inputs as module
 from msrnn.eval.inputs import EvalInputs, total_memory
+from msrnn.eval.texts import read_texts
 
 CELL = tiny_cell()
 ROW = token_bytes(CELL.initial_state(1, "full"))
@@ -37,6 +38,15 @@ def test_memory_is_that_of_the_machine_or_of_the_gpu(monkeypatch):
     properties = type("Properties", (), {"total_memory": 7})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     assert total_memory(torch.device("cuda")) == 7
+
+
+def test_two_texts_of_one_name_are_refused(tmp_path):
+    for name in ("book.md", "other.txt", "book.json"):
+        (tmp_path / name).write_text(name)
+    assert read_texts(tmp_path) == {"book": "book.md", "other": "other.txt"}
+    (tmp_path / "book.txt").write_text("lost")
+    with pytest.raises(msrnn.Error, match="has two texts with the name book; expected names that differ without the ending"):
+        read_texts(tmp_path)
 
 
 def test_model_and_tokenizer_are_loaded_once_and_only_when_used():

@@ -69,7 +69,8 @@ def config_from_dict(values: Mapping[str, Any]) -> AnyConfig:
         values["eos_token_ids"] = tuple(eos)
     family = values.get("family")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise Error(f"config: family is {family!r:.60}; expected {', '.join(FAMILIES)}")
+        found = f"family is {family!r:.60}{did_you_mean(str(family), FAMILIES)}"
+        raise Error(f"config: {found}; expected {', '.join(FAMILIES)}")
     kind = FAMILIES[family][0]
     if not issubclass(kind, Config):
         del values["family"]

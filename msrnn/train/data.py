@@ -107,7 +107,7 @@ class TrainData:
 def short_text(n_training: int, n_held_out: int, batch_size: int, chunk_length: int, val_fraction: float) -> Error:
     """Return the error for a text with too few tokens in one of its parts; the last ``val_fraction`` of it is held out."""
     training, held_out = (batch_size + 1) * chunk_length, 2 * chunk_length
-    length = ceil(max(training / (1 - val_fraction), held_out / val_fraction))
-    found = f"the text has {n_training} tokens for training and {n_held_out} held out, its last {val_fraction:.0%}"
+    length = ceil(min(1e15, max(training / (1 - val_fraction), held_out / val_fraction)))  # not inf
+    found = f"the text has {n_training} tokens for training and {n_held_out} held out, its last {100 * val_fraction:.3g}%"
     expected = f"at least {training} and {held_out} (batch_size {batch_size}, chunk_length {chunk_length})"
     return Error(f"{found}; expected {expected}: a text of about {length:,} tokens, or a smaller chunk_length")

@@ -234,6 +234,7 @@ def test_the_command_plots_and_prints_the_results_of_the_run(text, tmp_path, cap
         ({"stepz": 3}, "field 'stepz' is not known (did you mean 'steps'?); expected steps, batch_size"),
         ({"preset": "tony"}, "preset is 'tony' (did you mean 'tiny'?); expected one of tiny, "),
         ({"model": {**MODEL, "widht": 3}}, "field 'widht' is not known (did you mean 'width'?)"),
+        ({"model": {**MODEL, "family": "lama"}}, "family is 'lama' (did you mean 'llama'"),
         ({"model": {**MODEL, "vocab_size": 3}}, "vocab_size is given"),
         ({"model": 3}, "model is 3"),
         ({"model": {k: v for k, v in MODEL.items() if k != "width"}}, "field 'width' is missing"),

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import tokenizers
@@ -47,8 +48,9 @@ def test_minimum_length_of_a_text():
         msrnn.Error, match="the text has 39 tokens for training and 39 held out, its last 50%; expected at least 40 "
     ):
         TrainData.of("a" * 78, settings)
-    with pytest.raises(msrnn.Error, match="the text has 0 tokens for training and 0 held out"):
-        TrainData.of("", settings)
+    for fraction, shown in ((0.5, "50"), (0.001, "0.1"), (1e-320, r"1e-318")):
+        with pytest.raises(msrnn.Error, match=f"the text has 0 tokens for training and 0 held out, its last {shown}%; "):
+            TrainData.of("", replace(settings, val_fraction=fraction))
     with pytest.raises(msrnn.Error, match="not valid Unicode"):
         TrainData.of("a\udc80" * 400, settings)
 

@@ -1,6 +1,7 @@
 """The exception of the library, and the argument checks that many modules share."""
 
 import math
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -62,7 +63,8 @@ def check_number(name: str, value: object, above: float, at_most: float = math.i
     Raises:
         Error: ``value`` is of another type (bool included), not finite or out of bounds; the message begins with ``name``.
     """
-    finite = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    finite = number and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]  # no int beyond a float
     if not finite or not above < value <= at_most:  # type: ignore[operator]
         bounds = f"above {above:g}" + (f" and at most {at_most:g}" if at_most < math.inf else "")
         raise Error(f"{name} is {value!r:.60}; expected a number {bounds}")

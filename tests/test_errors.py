@@ -56,6 +56,8 @@ def test_ints_within_bounds(value, bounds, message):
         (1.5, 1, "x is 1.5; expected a number above 0 and at most 1"),
         (0, 1, "x is 0; expected a number above 0 and at most 1"),
         (1e300, math.inf, ""),
+        (10**300, math.inf, ""),
+        (10**400, math.inf, f"x is {'1' + '0' * 59}; expected a number above 0"),
         (math.inf, math.inf, "x is inf; expected a number above 0"),
         (math.nan, math.inf, "x is nan; expected a number above 0"),
         (True, math.inf, "x is True; expected a number above 0"),

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..cell.cell import Cell
 from ..distributed.whole import errors_together, whole_folder, whole_tensor, write_whole
-from ..errors import Error, can_compute
+from ..errors import Error, can_compute, check_bool
 from ..layers.lora import LoraLinear
 from ..layers.packed.modules import PackedLinear
 from ..storage.files import read_json, write_json
@@ -93,6 +93,7 @@ def load_adapter(cell: Cell, folder: str | Path, *, is_trainable: bool = False) 
             the cell: an unknown module, another shape or rank; a module of ``target_modules`` has no adapter, or a value is not
             finite. The cell is then unchanged.
     """
+    check_bool("is_trainable", is_trainable)
     linears = linear_maps(cell)
     check_family(cell)
     with errors_together(None if cell.shard is None else cell.shard.ranks):
@@ -131,10 +132,9 @@ def _read_adapters(
         _check_shapes(pairs[path], config, name, whole_shape(cell, path, base), folder / WEIGHTS_FILE)
         new = LoraLinear(base, config.rank(name), config.alpha(name), config.lora_dropout, config.use_rslora)
         for part, stored in pairs[path].items():
-            x = _own(cell, f"{path}.{part}", stored).read()
+            x = getattr(new, part).data.copy_(_own(cell, f"{path}.{part}", stored).read())
             if not bool(x.isfinite().all()):
                 raise Error(f"{folder / WEIGHTS_FILE}: {part} of {name} has NaN or infinite values; expected finite numbers")
-            getattr(new, part).data.copy_(x)
         adapters[path] = new
     return adapters
 

@@ -222,7 +222,21 @@ def test_a_copy_of_a_base_weight_has_to_be_that_of_the_cell(folder):
         lora.load_adapter(tiny_cell(), folder)
 
 
+def test_numbers_that_the_cell_cannot_hold_are_refused(folder):
+    edit_tensors(folder, lambda x: x[FIRST].fill_(1e300))
+    assert lora.load_adapter(tiny_cell(), folder).dtype == torch.float64
+    with refusing("lora_A of model.layers.0.self_attn.q_proj has NaN or infinite values; expected"):
+        lora.load_adapter(tiny_cell(dtype=torch.float32), folder)
+    edit_config(folder, lora_alpha=10**400)
+    with refusing("lora_alpha is 1000"):
+        lora.load_adapter(tiny_cell(), folder)
+
+
 def test_missing_and_damaged_files_are_refused(folder, tmp_path):
+    cell = tiny_cell()
+    with refusing("is_trainable is 'yes'; expected a bool"):
+        lora.load_adapter(cell, folder, is_trainable="yes")
+    assert not cell.adapters
     with refusing("has no adapter_config.json; expected the folder of a LoRA adapter"):
         lora.load_adapter(tiny_cell(), tmp_path)
     with refusing("folder is 3; expected a str or a Path"):

@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from ..cell.cell import Cell
+from ..cell.validation import check_ids
 from ..distributed.whole import write_whole
-from ..errors import check_int
+from ..errors import Error, check_int
 from ..lora.adapters import add, remove
 from ..lora.folder import WEIGHTS_FILE, adapter_tensors, check_family, write_new
+from ..lora.targets import ALL_LINEAR
 from ..reductions.per_layer import per_layer
 from ..storage.atomic import atomic_file
 from ..storage.digest import digest
@@ -57,6 +59,9 @@ class FinetuneConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_int("val_tokens", self.val_tokens, 2, 2**31 - 1)
+        targets = self.target_modules
+        if not isinstance(targets, Sequence) or not all(isinstance(name, str) for name in targets):  # a set has no fixed order
+            raise Error(f"target_modules is {targets!r:.60}; expected a list of names, or {ALL_LINEAR!r}")
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,8 @@ def finetune(
         of step 0 is of the unchanged model.
 
     Raises:
-        Error: before the first step, if the text is too short, the cell or a target does not fit, or the folder contains
-            something else or cannot be written.
+        Error: before the first step, if the text is too short or has ids outside the vocabulary, the cell or a target does not
+            fit, or the folder contains something else or cannot be written.
         Diverged: the loss is not finite.
     """
     folder, base = Path(folder), cell.fingerprint(recompute=True).digest()
@@ -119,6 +124,8 @@ def finetune(
     check_family(cell)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         batches, held_out = split_text(text, encode, config, cell.device)
+        for streams in (batches, held_out):
+            check_ids(torch.cat((streams.ids, torch.tensor(streams.bos, dtype=torch.int64))), cell.config.vocab_size)
         per_layer(config.reduction, len(cell.layers), cell.default_reduction)  # refuses an operator that the cell cannot use
         trainer = prepare(cell, config)
         run = Run(trainer, folder, AdapterFiles(base_model), settings)

@@ -149,6 +149,8 @@ def test_a_state_begins_with_the_special_tokens():
         ),
         ({"reduction": "tofa:3"}, "no operator is called 'tofa'"),
         ({"target_modules": ("x",)}, "target_modules has 'x'; expected linear maps of this cell"),
+        ({"target_modules": {"q"}}, "target_modules is {'q'}; expected a list of names, or 'all-linear'"),
+        ({"target_modules": (1,)}, "target_modules is (1,); expected a list of names, or 'all-linear'"),
         ({"r": 0}, "r is 0; expected an int from 1"),
     ],
 )
@@ -156,6 +158,16 @@ def test_refusals_leave_nothing(fields, message, tmp_path):
     cell = chat_cell()
     with refusing(message):
         run(tmp_path / "run", replace(CONFIG, **fields), cell)
+    assert not (tmp_path / "run").exists()
+    assert not cell.adapters
+
+
+@pytest.mark.parametrize("bos", [[], [999]])
+def test_the_tokenizer_of_another_model_is_refused(bos, tmp_path):
+    """Some ids are outside of the vocabulary; before, the first step raised an IndexError, and the folder remained."""
+    cell = chat_cell()
+    with refusing("is outside the vocabulary of 110"):
+        finetune(cell, "sea " * 500, lambda text: bos + [1 if bos else ord(x) for x in text], CONFIG, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not cell.adapters
 

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from .shard import Shard
 
+NOT_OWNED = -0.0
+"""What a rank adds to a value of another rank: the sum of -0.0 and x is x, also if x is -0.0. 0.0 would change its sign."""
+
 
 def sample_values(shard: Shard, named: Iterable[tuple[str, Tensor]], count: int) -> list[Tensor]:
     """Return values of the whole tensors, as :meth:`~msrnn.state.fingerprint.Fingerprint.of` takes them. Collective.
@@ -25,11 +28,11 @@ def sample_values(shard: Shard, named: Iterable[tuple[str, Tensor]], count: int)
 
 
 def _own_values(shard: Shard, name: str, x: Tensor, count: int) -> Tensor:
-    """Return the values of this rank, and 0 in place of those of the others, so that the sum has all of them."""
+    """Return the values of this rank, and ``NOT_OWNED`` in place of those of the others, so that the sum has all of them."""
     place, rank = shard.placement(name, x), shard.ranks.rank
     if place is None:
         values = x.flatten()[:: max(1, x.numel() // count)][:count].cpu().double()
-        return values if rank == 0 else torch.zeros_like(values)
+        return values if rank == 0 else torch.full_like(values, NOT_OWNED)
     shape = list(x.shape)
     shape[place.dim] = place.size
     numel = math.prod(shape)
@@ -42,4 +45,4 @@ def _own_values(shard: Shard, name: str, x: Tensor, count: int) -> Tensor:
     for other in place.bounds[:rank]:  # an earlier rank may hold the same slice
         owned &= (along < other[0]) | (along >= other[1])
     found = x[tuple(i.to(x.device) for i in coordinates)].cpu().double()
-    return torch.where(owned, found, 0.0)
+    return torch.where(owned, found, NOT_OWNED)

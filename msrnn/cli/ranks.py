@@ -93,7 +93,7 @@ class RankRun:
                 self.report(f"rank {self.launch.rank}\n{traceback.format_exc()}", code)
         if code:
             self.report("", code)  # for an error without a message, such as a closed output
-            exit_now(code)
+            exit_now(self._liveness.exit_code or code)  # not that of the signal by which the thread ends the main thread
         self._liveness.finish()
         if self._liveness.is_connected:
             dist.destroy_process_group()

@@ -74,6 +74,11 @@ class Liveness:
         """True after :meth:`connect`."""
         return bool(self._peers)
 
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the first reason to end; 0 before there is one."""
+        return self._code
+
     def finish(self) -> None:
         """Announce that this rank has finished its work, so that its connections may close."""
         self._claim(0)

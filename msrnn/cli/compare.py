@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
     if args.picture:
         check_figure_file(args.picture)
     cell, tokenizer = load_model(args)
+    for operator in args.reduction:
+        cell.operators_per_layer(operator)  # refuses an operator that the model cannot use
     ids = encode(tokenizer, text, args)[0].tolist()
     print(f"{args.model}: {len(ids)} prompt tokens, up to {args.max_new_tokens} new\n\n{text}\n")
     panels, agree = dict[str, Tensor](), True

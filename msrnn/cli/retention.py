@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         check_figure_file(args.out)
     cell, tokenizer = load_model(args)
+    for operator in args.reduction:
+        cell.operators_per_layer(operator)  # refuses an operator that the model cannot use
     layers = cell.config.n_layers
     if args.layer is not None and not -layers <= args.layer < layers:
         raise Error(f"--layer is {args.layer}; expected a layer from 0 to {layers - 1}, or from -{layers} to -1")

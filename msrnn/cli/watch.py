@@ -19,7 +19,7 @@ from ..watch.codes import Precision
 from ..watch.document import build_document
 from ..watch.live import LiveSteps
 from ..watch.page import MAX_PAGE_BYTES, render_within_limit
-from ..watch.run import ObservedRun, observe_run, predictions_differ, texts_differ
+from ..watch.run import ObservedRun, check_observable, observe_run, predictions_differ, texts_differ
 from .loading import encode, load_model
 from .options import add_model_arguments, add_prompt_arguments, add_reduction_argument, check_distinct, read_prompt
 
@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
     check_distinct(args.reduction)
     _check_outputs(args)
     cell, tokenizer = load_model(args)
+    for operator in args.reduction:
+        check_observable(cell, operator)
     ids = encode(tokenizer, text, args)[0, : args.max_tokens].tolist()
     layers = cell.config.n_layers
     if not -layers <= args.layer < layers:

@@ -7,7 +7,7 @@ holds the whole prompt until the eviction.
 Layers that keep the window of the published model read the prompt within this window, because the window is part of the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -69,14 +69,7 @@ def prefill(
     published = per_layer(None, len(state), cell.default_reduction)
     windowed = [own.size is not None and is_same_operator(H.reduction, own) for H, own in zip(state, published, strict=True)]
     operators = [H.reduction for H in state]
-    for operator in operators:
-        if operator.merges_values:
-            name = type(operator).__name__
-            raise Error(f"prefill: {name} merges values at an eviction; expected an operator that only evicts rows")
-        if isinstance(operator, HeadBudget):
-            raise Error(
-                f"prefill: {operator} gives heads different numbers of rows; expected one size for all heads of a layer"
-            )
+    check_one_shot(operators)
     if T == 0:
         return torch.full((B, cell.config.vocab_size), torch.nan, dtype=cell.dtype, device=cell.device), state
     deferred = [DeferredEviction(operator=operator) for operator in operators]
@@ -94,6 +87,22 @@ def prefill(
     ]
     layers = [replace(H, clock=layers[0].clock) for H in layers]
     return logits, state.with_layers(layers)
+
+
+def check_one_shot(operators: Iterable[Reduction]) -> None:
+    """Refuse the operators of layers that cannot evict many rows at once, or that give heads different numbers of rows.
+
+    Raises:
+        Error: as :func:`prefill`.
+    """
+    for operator in operators:
+        if operator.merges_values:
+            name = type(operator).__name__
+            raise Error(f"prefill: {name} merges values at an eviction; expected an operator that only evicts rows")
+        if isinstance(operator, HeadBudget):
+            raise Error(
+                f"prefill: {operator} gives heads different numbers of rows; expected one size for all heads of a layer"
+            )
 
 
 @dataclass(frozen=True)

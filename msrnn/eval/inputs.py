@@ -18,7 +18,6 @@ from ..distributed.launch import Launch, check_same_on_all, from_all, from_first
 from ..errors import Error
 from ..recurrence.unroll import is_called_per_token
 from ..reductions.contract import Reduction
-from ..reductions.per_layer import per_layer
 from ..reporting.sweep import Sweep
 from .conditions import Condition
 from .digests import model_digest, tokenizer_digest
@@ -124,12 +123,12 @@ class EvalInputs:
             length: tokens per sequence.
 
         Raises:
-            Error: the states need more memory than the machine has.
+            Error: an operator does not fit the cell; the states need more memory than the machine has.
         """
         cell, needed, rows = self.cell, 0, 0
         layers = [layer_token_bytes(H) for H in cell.initial_state(1, "full")]
         for operator in operators:
-            sizes = [one.size for one in per_layer(operator, len(layers), cell.default_reduction)]
+            sizes = [one.size for one in cell.operators_per_layer(operator)]
             held = [min(size, length) if isinstance(size, int) else length for size in sizes]
             needed = max(needed, batch_size * sum(n * of_row for n, of_row in zip(held, layers, strict=True)))
             rows = max(rows, *held)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..decoding.prefill import prefill
+from ..decoding.prefill import check_one_shot, prefill
 from ..diagnostics.retention import eviction_steps, pixel_map, share_label
 from ..errors import Error
 from ..reductions.contract import Reduction
@@ -132,6 +132,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     for condition in conditions:
         if condition.truncated or condition.reduction.merges_values:
             raise Error(f"--operators has {condition}, which has no one-shot prefill; expected operators that only evict rows")
+        check_one_shot(inputs.cell.operators_per_layer(condition.reduction))
     if args.prompt >= args.chunk:
         raise Error(f"--prompt is {args.prompt}; expected less than --chunk, {args.chunk}")
     chunks = inputs.chunks(args)

@@ -71,6 +71,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     operators, code = (FULL, str(reduction)), code_digest(reduction)
     if reduction.size is None:
         raise Error(f"--reduction is {args.reduction!r}; expected a bounded operator")
+    inputs.cell.operators_per_layer(reduction)  # refuses an operator that the model cannot use
     text = read_text(args.text)
     others = {} if args.other is None else {args.other.stem: read_text(args.other)}
     if args.text.stem in others:

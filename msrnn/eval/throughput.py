@@ -88,6 +88,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     read = args.length - args.steps
     if not_full := [condition for condition in conditions if condition.truncated or (condition.size or 0) >= read]:
         raise Error(f"--operators has {not_full[0]}, which is not full after {read} tokens; expected a longer --length")
+    for condition in conditions:
+        inputs.cell.operators_per_layer(condition.reduction)  # refuses an operator that the model cannot use
     if (budget := args.budget * 10**6) > (memory := total_memory(inputs.cell.device)):
         raise Error(f"--budget is {budget / 1e9:,.1f} GB; the machine has {memory / 1e9:,.1f} GB")
     settings = {"budget": args.budget, "length": args.length, "steps": args.steps}

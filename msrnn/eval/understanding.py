@@ -160,7 +160,9 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     suffixes = [q.prompt_suffix for group in groups.values() for q in group]
     longest = max(len(inputs.tokenizer.encode(suffix, add_special_tokens=False).ids) for suffix in suffixes)
     check_fits(min([args.length, *(c.size for c in conditions if c.truncated and c.size)]), longest)
-    inputs.check_memory(max(len(q.references) for q in questions), ["full"], args.length + args.max_new_tokens)
+    inputs.check_memory(
+        max(len(q.references) for q in questions), [c.reduction for c in conditions], args.length + args.max_new_tokens
+    )
     settings = {"length": args.length, "max_new_tokens": args.max_new_tokens}
     sweep = inputs.sweep(args.out, "understanding", data=digest(repr(questions)), **settings)
     full = conditions[0]

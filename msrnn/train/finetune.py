@@ -13,7 +13,6 @@ from ..errors import Error, check_int
 from ..lora.adapters import add, remove
 from ..lora.folder import WEIGHTS_FILE, adapter_tensors, check_family, write_new
 from ..lora.targets import ALL_LINEAR
-from ..reductions.per_layer import per_layer
 from ..storage.atomic import atomic_file
 from ..storage.digest import digest
 from ..storage.lazy_tensors import LazyTensor
@@ -126,7 +125,7 @@ def finetune(
         batches, held_out = split_text(text, encode, config, cell.device)
         for streams in (batches, held_out):
             check_ids(torch.cat((streams.ids, torch.tensor(streams.bos, dtype=torch.int64))), cell.config.vocab_size)
-        per_layer(config.reduction, len(cell.layers), cell.default_reduction)  # refuses an operator that the cell cannot use
+        cell.operators_per_layer(config.reduction)  # refuses an operator that the cell cannot use
         trainer = prepare(cell, config)
         run = Run(trainer, folder, AdapterFiles(base_model), settings)
         try:

@@ -43,6 +43,16 @@ class ObservedRun:
     next_probability: Tensor
 
 
+def check_observable(cell: Cell, operator: Reduction) -> None:
+    """Refuse an operator that cannot be observed.
+
+    Raises:
+        Error: it does not fit the cell, or heads share a budget.
+    """
+    if shared := [x for x in cell.operators_per_layer(operator) if isinstance(x, SharedBudget)]:
+        raise Error(f"{shared[0]} evicts several rows of a head at one token; expected an operator that evicts one, to show it")
+
+
 @torch.no_grad()
 def observe_run(
     cell: Cell, prompt: Sequence[int], operator: Reduction, max_new_tokens: int, on_step: OnStep | None = None
@@ -57,8 +67,7 @@ def observe_run(
     """
     if not prompt:
         raise Error("the prompt has no tokens; expected at least one")
-    if shared := [H.reduction for H in cell.initial_state(1, operator) if isinstance(H.reduction, SharedBudget)]:
-        raise Error(f"{shared[0]} evicts several rows of a head at one token; expected an operator that evicts one, to show it")
+    check_observable(cell, operator)
     ids = list(prompt)
     if on_step is not None:
         ids = _generate_observed(cell, ids, operator, max_new_tokens, on_step)

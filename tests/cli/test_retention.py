@@ -109,3 +109,12 @@ def test_compare_plots_and_prints_every_operator(model, plots, tmp_path, capsys)
         text = out.partition(f"── {operator} ─")[2].partition("\n")[2]
         assert text.startswith(TOKENIZER.decode(new[0].tolist()))
         assert panels[operator].shape == (n + new.shape[1],) * 2
+
+
+@pytest.mark.parametrize("command", [["compare"], ["retention", "--words"]])
+def test_an_operator_that_does_not_fit_is_refused_before_another_runs(model, command, capsys):
+    options = ["--prompt", "the sea", "--reduction", "tova:4", "--reduction", "tova-head:2/3/4"]
+    assert main([command[0], str(model), *command[1:], *options]) == 1
+    found = capsys.readouterr()
+    assert "3 sizes for a layer of 2 key/value heads" in found.err
+    assert not found.out

@@ -134,3 +134,16 @@ def test_live_prints_every_step_of_every_operator(model, layer, capsys):
 def test_a_layer_that_the_model_lacks_is_refused(model, capsys):
     assert main(["watch", str(model), "--prompt", PROMPT, "--reduction", "full", "--live", "--layer", "2"]) == 1
     assert "--layer is 2; expected a layer from 0 to 1, or from -2 to -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("tova-head:2/3/4", "3 sizes for a layer of 2 key/value heads"),
+        ("shared:h2o:4", "shared:h2o:4 evicts several rows of a head at one token"),
+    ],
+)
+def test_an_operator_that_cannot_be_shown_is_refused_before_another_runs(model, spec, message, monkeypatch, capsys):
+    monkeypatch.setattr(watch, "observe_run", None)
+    assert main(["watch", str(model), "--prompt", PROMPT, "--reduction", "tova:4", "--reduction", spec, "--live"]) == 1
+    assert message in capsys.readouterr().err

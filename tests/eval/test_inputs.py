@@ -33,6 +33,11 @@ def test_the_largest_state_decides(operators, length, rows, monkeypatch):
         inputs.check_memory(3, operators, length)
 
 
+def test_an_operator_that_does_not_fit_the_cell_is_refused():
+    with pytest.raises(msrnn.Error, match="3 sizes for a layer of 2 key/value heads"):
+        EvalInputs(lambda: None, lambda: CELL).check_memory(1, ["tova:8", "tova-head:8/4/6"], 30)
+
+
 def test_memory_is_that_of_the_machine_or_of_the_gpu(monkeypatch):
     assert total_memory(torch.device("cpu")) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     properties = type("Properties", (), {"total_memory": 7})

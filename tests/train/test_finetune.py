@@ -148,6 +148,7 @@ def test_a_state_begins_with_the_special_tokens():
             "held out, its last 10%; expected at least 15000 and 10000 (batch_size 2, chunk_length 5000): a text",
         ),
         ({"reduction": "tofa:3"}, "no operator is called 'tofa'"),
+        ({"reduction": "tova-head:3/4/5"}, "3 sizes for a layer of 2 key/value heads"),
         ({"target_modules": ("x",)}, "target_modules has 'x'; expected linear maps of this cell"),
         ({"target_modules": {"q"}}, "target_modules is {'q'}; expected a list of names, or 'all-linear'"),
         ({"target_modules": (1,)}, "target_modules is (1,); expected a list of names, or 'all-linear'"),

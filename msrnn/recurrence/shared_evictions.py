@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..layers.differentiation import to_list
 from ..reductions.shared_budget import SharedBudget
 from .block_scores import BlockScores, EvictionBlock, score_tokens
 from .budget_evictions import rows_to_evict
@@ -13,7 +14,7 @@ from .budget_evictions import rows_to_evict
 def solve_shared_by_token(block: EvictionBlock, want_scores: bool) -> tuple[EvictionBlock, list[BlockScores]]:
     """Return the block with its evictions and the scores of each token, with one call of the operator per token."""
     row_stats, parts, block = block.row_stats, list[BlockScores](), _with_all_heads(block)
-    evicts = block.layout.evicts.flatten(2).any(-1).any(0).tolist()  # (T,)
+    evicts = to_list(block.layout.evicts.flatten(2).any(-1).any(0))  # (T,)
     for t in range(block.T):
         scores = score_tokens(block, t, t + 1, row_stats, call_score=want_scores or evicts[t])
         row_stats = scores.last_stats()
@@ -73,14 +74,14 @@ class _Proposer:
         _B, T, K, R = scores.score.shape
         lowest = torch.where(scores.excluded, torch.inf, scores.score.clamp(max=torch.finfo(scores.score.dtype).max))
         ties = not block.reduction.needs_weights  # positions decide if weights do not, and then many scores are equal
-        flat, n = lowest.flatten(2), min(K * R, K * (T + 1))
+        flat, n = lowest.flatten(2), min(K * R, K * (T + 1))  # as many rows as T + 1 tokens can evict
         self._K, self._R = K, R
         if ties:
             oldest = block.positions.flatten(1)[:, None].expand_as(flat).argsort(dim=-1, stable=True)
             order = flat.gather(-1, oldest).argsort(dim=-1, stable=True)[..., :n]
-            self._ranks = oldest.gather(-1, order).tolist()
+            self._ranks = to_list(oldest.gather(-1, order))
         else:
-            self._ranks = flat.topk(n, largest=False).indices.tolist()
+            self._ranks = to_list(flat.topk(n, largest=False).indices)
 
     def propose(self, block: EvictionBlock, start: int) -> Tensor:
         """Return ``last_visible (B, K, R)`` with evictions at token ``start`` and later ones; those before are settled."""
@@ -88,7 +89,7 @@ class _Proposer:
         assert isinstance(operator, SharedBudget)
         held = (block.last_visible == T) & (block.positions >= 0)  # not evicted so far; tokens of the block are the last T rows
         n_rows = held[..., : R - T].sum(-1) + held[..., R - T : R - T + start].sum(-1)  # (B, K)
-        counts, read, available = n_rows.tolist(), block.layout.active.tolist(), held.flatten(1).tolist()
+        counts, read, available = map(to_list, (n_rows, block.layout.active, held.flatten(1)))
         last_visible = block.last_visible.flatten(1).clone()
         for b, ranks in enumerate(self._ranks):
             rows, steps = list[int](), list[int]()

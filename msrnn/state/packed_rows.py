@@ -1,7 +1,7 @@
 """Rows of a layer in which heads hold different numbers of rows, without the empty rows of the shorter heads.
 
-A state stores such a layer as :class:`PackedState`. The layer is read as a :class:`MultiState` ``(B, K, S, D)`` with S rows for
-the fullest head and empty rows for the others. Only one layer at a time has to be in this form.
+A state stores such a layer as :class:`PackedMultiState`. A step reads it as a :class:`MultiState` ``(B, K, S, D)``, with S rows
+for the fullest head, and empty rows in the others. Only one layer at a time has to be in this form.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -17,7 +17,7 @@ from .multistate import MultiState
 
 
 @dataclass(frozen=True, eq=False)
-class PackedState(MultiState):
+class PackedMultiState(MultiState):
     """The rows of all heads in one: ``(B, 1, M, D)``, head after head, then empty rows if other sequences hold more.
 
     Attributes:
@@ -30,24 +30,24 @@ class PackedState(MultiState):
     def rows(self) -> dict[str, Tensor]:
         return {**super().rows, "head_rows": self.head_rows}
 
-    def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, no_empty_rows: bool = False) -> "PackedState":
+    def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, no_empty_rows: bool = False) -> "PackedMultiState":
         H = super().with_rows(rows, clock, no_empty_rows=no_empty_rows)
-        assert isinstance(H, PackedState)
+        assert isinstance(H, PackedMultiState)
         return replace(H, head_rows=rows["head_rows"])
 
 
 def packed_if_uneven(H: MultiState) -> MultiState:
     """Return H as a state stores it: packed, if its heads may hold different numbers of rows."""
-    return pack(H) if isinstance(H.reduction, HeadBudget) and not isinstance(H, PackedState) else H
+    return pack(H) if isinstance(H.reduction, HeadBudget) and not isinstance(H, PackedMultiState) else H
 
 
 def unpacked(H: MultiState) -> MultiState:
     """Return H as a layer reads it, ``(B, K, S, D)``."""
-    return unpack(H) if isinstance(H, PackedState) else H
+    return unpack(H) if isinstance(H, PackedMultiState) else H
 
 
-def pack(H: MultiState) -> PackedState:
-    """Copy the rows of H, head after head. This synchronises with the device."""
+def pack(H: MultiState) -> PackedMultiState:
+    """Copy the rows of H, head after head, without the empty ones. This synchronises with the device."""
     refuse_vmap(H)
     B, K, S = H.positions.shape
     held = ~H.empty
@@ -61,11 +61,11 @@ def pack(H: MultiState) -> PackedState:
 
     rows = {name: gather(x) for name, x in H.rows.items()}
     packed = H.with_rows(rows, H.clock)
-    return PackedState(**{f.name: getattr(packed, f.name) for f in fields(MultiState)}, head_rows=head_rows)
+    return PackedMultiState(**{f.name: getattr(packed, f.name) for f in fields(MultiState)}, head_rows=head_rows)
 
 
-def unpack(packed: PackedState) -> MultiState:
-    """Copy the rows into S columns for each head, empty ones behind. This synchronises with the device."""
+def unpack(packed: PackedMultiState) -> MultiState:
+    """Copy the rows into S columns for each head, ``(B, K, S, D)``, empty rows last. This synchronises with the device."""
     refuse_vmap(packed)
     (B, K), M = packed.head_rows.shape, packed.positions.shape[2]
     S = int(packed.head_rows.amax()) if packed.head_rows.numel() else 0

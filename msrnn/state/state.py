@@ -23,10 +23,10 @@ from .summary import nbytes, summarize
 
 
 class State:
-    """One :class:`MultiState` per layer. ``len``, iteration and indexing give the layers; heads with unequal numbers of rows
-    are stored without empty rows (:mod:`.packed_rows`), and each access gives a copy.
+    """One :class:`MultiState` per layer. ``len``, iteration and indexing give the layers. A layer in which heads hold different
+    numbers of rows is stored without empty rows (:mod:`.packed_rows`), and each access gives a copy of it.
 
-    ``step`` never modifies its input state, so it can be kept for undo or branches. ``step_`` modifies its input state.
+    ``step`` never modifies its input, so an earlier state can be kept for undo or branches. ``step_`` modifies its input.
 
     Attributes:
         fingerprint: identifies the model that the state belongs to.

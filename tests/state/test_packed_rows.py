@@ -10,7 +10,7 @@ import msrnn
 from msrnn import H2O, TOVA, Error, SharedBudget
 from msrnn.distributed.ranks import Ranks
 from msrnn.state.loading import take_own_heads
-from msrnn.state.packed_rows import PackedState
+from msrnn.state.packed_rows import PackedMultiState
 
 SPECS = ["h2o:2/6,5/3", "shared:floor=0:h2o:4"]
 D, STATS, DTYPE = 6, 1, 8
@@ -83,13 +83,16 @@ def test_copies_and_batches(spec):
     assert_same(state.select([1, 0, 1]).select([1, 0]), state)
     assert_same(state.to(torch.float32).to(torch.float64), state, 1e-6)
     assert held_nbytes(state.select([])) == 0
-    assert all(x.min() >= -1 for x in state.evicted_since(tiny_cell().initial_state(2, spec)))
+    for H, evicted in zip(state, state.evicted_since(tiny_cell().initial_state(2, spec)), strict=True):
+        for b, n_read in enumerate((11, 3)):
+            for gone, kept in zip(evicted[b].tolist(), H.positions[b].tolist(), strict=True):
+                assert sorted(x for x in [*gone, *kept] if x >= 0) == [*range(n_read)]
 
 
 def test_the_layers_are_packed_at_rest_only():
     cell, (_, state) = read("tova-head:2/6")
-    assert all(isinstance(H, PackedState) for H in state._held)
-    assert not any(isinstance(H, PackedState) for H in state)
+    assert all(isinstance(H, PackedMultiState) for H in state._held)
+    assert not any(isinstance(H, PackedMultiState) for H in state)
     assert state[0].keys.shape == (2, 2, 6, D)
     H = state[0]
     for _ in range(5):

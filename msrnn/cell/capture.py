@@ -222,7 +222,7 @@ def _check_layer(name: str, H: MultiState) -> None:
         raise Error(f"{name} is unbounded ({H.reduction}); expected a bounded operator, such as tova:512")
     if isinstance(H.reduction, HeadBudget):
         raise Error(
-            f"{name} has {H.reduction}, with other numbers of rows after each step; expected one size, or step_ instead"
+            f"{name} has {H.reduction}, with different numbers of rows in its heads; expected one size for all heads, or step_"
         )
     if H.reduction.depends_on_row_layout:
         operator = type(H.reduction).__name__

@@ -1,7 +1,7 @@
 """LoRA adapters of split matrices, y = x Wᵀ + s (x Aᵀ) Bᵀ.
 
 A rank that has some rows of W (q, k, v, gate, up and the LM head) has these rows of B and the whole A. A rank that has some
-columns of W (o and down) has these columns of A and the whole B. Only ``x Aᵀ`` is summed then, r numbers per token.
+columns of W (o and down) has these columns of A and the whole B; of the adapter only ``x Aᵀ`` is summed, r numbers per token.
 """
 
 from torch import Tensor, nn

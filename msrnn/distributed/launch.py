@@ -66,7 +66,7 @@ class Launch:
         """Return the device of this rank for the value of ``--device``: ``cuda`` is the GPU of its local rank.
 
         Raises:
-            Error: there are several ranks, and ``name`` is one certain GPU.
+            Error: there are several ranks, and ``name`` is another device than ``cpu`` and ``cuda``, such as ``cuda:1``.
         """
         if self.size == 1 or name == "cpu":
             return name

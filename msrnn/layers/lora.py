@@ -22,7 +22,7 @@ class LoraLinear(nn.Module):
         lora_dropout: probability with which elements of x are dropped before A, in training mode.
         use_rslora: s is ``lora_alpha / sqrt(r)`` (arXiv:2312.03732).
         generator: of the random A, which is initialized as ``nn.Linear`` is.
-        in_features: number of columns of A, if it is not that of ``base_layer``.
+        in_features: number of columns of A; None: that of ``base_layer``, which may be a slice of the matrix.
 
     Attributes:
         lora_A: ``(r, E)``.

@@ -25,12 +25,16 @@ class SharedBudget(HeadBudget):
     head. A head with ``floor`` · ``size`` rows or fewer evicts none. So a head with high scores takes rows from the others.
 
     From Ada-KV (arXiv:2407.11550): the allocation by score within a layer. The paper evicts once after a prompt, and its
-    budgets are a mean of the allocated and an equal share; the floor is that of NVIDIA/kvpress, with its default of 0.2. Here
-    rows are evicted after every token, and the allocation follows the text.
+    budgets are a mean of the allocated and an equal share. The floor and its default of 0.2 are those of AdaKVPress
+    (NVIDIA/kvpress at 002ac9d). Here rows are evicted after every token, so the allocation changes with the text.
 
     Attributes:
         operator: the scores, with the mean number of rows per head as its ``size``.
         floor: share of ``size`` that every head keeps, from 0 to 1; with 1 each head evicts by itself, once all are full.
+
+    Raises:
+        Error: the operator does not decide for each head separately, merges values, depends on the row layout, or has sizes per
+            head; ``floor`` is no number from 0 to 1.
     """
 
     floor: float = field(default=DEFAULT_FLOOR, kw_only=True)

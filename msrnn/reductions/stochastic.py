@@ -103,9 +103,9 @@ class VaSE(StochasticReduction, LastQueries):
     score is the logarithm of this attention plus Gumbel noise (arXiv:1903.06059), which is drawn again at every token. One
     decision per key/value head, by the mean over its query heads.
 
-    From the code: the order of the rules, the first 4 tokens, and a quarter of ``size`` as the default of ``large``. It evicts
-    once per 64 tokens, with the last 64 queries over all rows, and averages attention over 5 neighbouring rows. Here one row
-    is evicted per token, each query has seen the rows of its own step, and nothing is averaged over rows, because retained
+    From the code: the order of the rules, the first 4 tokens, and a quarter of ``size`` as the default of ``large``. The code
+    evicts once per 64 tokens, with the last 64 queries over all rows, and averages attention over 5 neighbouring rows. Here one
+    row is evicted per token, each query has seen the rows of its own step, and nothing is averaged over rows, because retained
     rows are no neighbours. Chosen here: 32 queries.
     """
 

@@ -66,7 +66,7 @@ def take_own_heads(state: State, ranks: Ranks) -> State:
         return state
     if uneven := [H.reduction for H in state if isinstance(H.reduction, HeadBudget)]:
         raise Error(
-            f"state has {uneven[0]}, in which heads hold different numbers of rows; expected one size to split its heads"
+            f"state has {uneven[0]}, in which heads hold different numbers of rows; expected one size for all heads of a layer"
         )
     heads = HeadShard(ranks, state[0].positions.shape[1])
 

@@ -7,13 +7,13 @@ from ..errors import check_int, check_number
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings of the optimizer and of the way through the text. The classes that are used have defaults.
+    """Settings of the optimizer, and of how the text is read. The derived classes have the defaults of most fields.
 
     Attributes:
         steps: number of optimizer steps. Each step reads the next ``chunk_length`` tokens of every stream.
         batch_size: number of contiguous streams into which the text is split.
         chunk_length: tokens per stream and step, through which a step backpropagates.
-        reduction: spec string of the operator that bounds H; None: that of the model family.
+        reduction: spec string of the operator that bounds H; None, for fine-tuning only: that of the model family.
         chunks_per_state: H is reset after this number of chunks and at the end of a stream. Between two chunks H is detached
             from the graph. With 1, every chunk starts from an empty state.
         lr: maximum learning rate, reached after ``warmup_steps``; a cosine then decreases it to a tenth.

@@ -14,7 +14,7 @@ from msrnn import A2SF, CAOTE, H2O, TOVA, KeyDiff, LastQueries, Random, SharedBu
 
 
 @dataclass(frozen=True)
-class Newcomers(msrnn.Reduction):
+class LowestPeak(msrnn.Reduction):
     """A user-defined operator with the safe flags but one: the row with the lowest maximum weight is evicted."""
 
     stat_names: ClassVar[tuple[str, ...]] = ("peak",)
@@ -31,7 +31,7 @@ def per_head(size):
     """Return operators of every kind that decide per head, with any ``size`` of at least 2."""
     return [
         *(Window(size), Sinks(size, sinks=1), TOVA(size, per_head=True), H2O(size), H2O(size, recent=1), CAOTE(size)),
-        *(A2SF(size), KeyDiff(size), LastQueries(size, window=2), Random(size), Newcomers(size)),
+        *(A2SF(size), KeyDiff(size), LastQueries(size, window=2), Random(size), LowestPeak(size)),
     ]
 
 

@@ -46,7 +46,8 @@ def check_operator(operator: Reduction | str, *, seeds: int = 2) -> None:
         seeds: number of random cells.
 
     Raises:
-        Error: a check fails (the message states path and layer), or the class breaks the contract of :class:`Reduction`.
+        Error: a check fails (the message states path and layer), the class breaks the contract of :class:`Reduction`, or the
+            operator has sizes per head or a shared budget.
     """
     operator = parse_reduction(operator) if isinstance(operator, str) else operator
     if not isinstance(operator, Reduction):

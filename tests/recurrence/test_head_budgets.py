@@ -170,6 +170,22 @@ def test_gradients_of_both_paths_agree(reduction):
         assert_close(one, other, 1e-9)
 
 
+@pytest.mark.parametrize("reduction", ["shared:tova-head:4", "shared:keydiff:4", "shared:a2sf:4"])
+def test_a_shared_budget_reads_numbers_where_pytorch_gives_no_list(reduction, monkeypatch):
+    """As inside of transforms with torch 2.8."""
+
+    def refuse(x):
+        raise RuntimeError("Cannot access data pointer of Tensor that doesn't have storage")
+
+    cell, text = tiny_cell(), random_tokens(1, 1, 9)
+    _, expected = cell(text, cell.initial_state(1, reduction))
+    start = cell.initial_state(1, reduction)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "tolist", refuse)
+        _, state = cell(text, start)
+    assert_same(state, expected)
+
+
 def test_several_evictions_of_one_token_have_no_left():
     cell = tiny_cell()
     _, trace = cell.scan(random_tokens(1, 1, 12), cell.initial_state(1, "shared:tova-head:4"))

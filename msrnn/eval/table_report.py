@@ -161,6 +161,7 @@ def _curves(quality: str, nbytes: Mapping[Key, float], by_key: Mapping[Key, list
         value, half_width = _difference(by_key, key, unbounded, factor)
         error = half_width if math.isfinite(half_width) else math.nan
         lines.setdefault(key[0], []).append((nbytes[key] / 1e6, value, error))
-    level = {f"unbounded, {nbytes[unbounded] / 1e6:.1f} MB": 0.0}
-    label = f"{title}, relative to unbounded"
-    return Curves(f"paired differences and their 95 % intervals over {items}", "MB of H", label, lines, level)
+    heading, size = f"paired differences and their 95 % intervals over {items}", f"{nbytes[unbounded] / 1e6:.1f} MB"
+    if quality == LM and all(y > 0 for points in lines.values() for _, y, _ in points):  # so that close operators differ
+        return Curves(heading, "MB of H", f"Nats per token above unbounded ({size})", lines, log_y=True)
+    return Curves(heading, "MB of H", f"{title}, relative to unbounded", lines, {f"unbounded, {size}": 0.0})

@@ -41,6 +41,7 @@ def draw_curves(plot: Curves, axes: Any) -> None:
         ticks = sorted({x for points in plot.lines.values() for x, _, _ in points})
         if plot.steps:
             ticks = [2.0**i for i in range(ceil(log2(ticks[0])), floor(log2(ticks[-1])) + 1)]
+        ticks = [x for x, before in zip(ticks, [0.0, *ticks], strict=False) if x > 1.05 * before]  # labels must not overlap
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{x:g}" if x == int(x) else f"{x:.3g}" for x in ticks])
         axes.xaxis.set_minor_locator(NullLocator())

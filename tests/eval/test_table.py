@@ -215,4 +215,12 @@ def test_differences_ranks_and_ties():
     assert retrieval.rows[1] == ["window:8", "33", "-67 ± 143", "-33 ± 143", "tie", "1="]
     figure = report(results, "tova", "").figures["table-lm.png"]
     assert [x for line in figure.lines.values() for x, _, _ in line] == [1.0, 2.0]
-    assert figure.horizontal_lines == {"unbounded, 9.0 MB": 0.0}
+
+
+@pytest.mark.parametrize(("loss", "log_y"), [(3.1, True), (2.8, False)])
+def test_losses_above_the_unbounded_model_are_drawn_on_a_logarithmic_axis(loss, log_y):
+    results = measured("full", None, 9e6, [2.9], [1]) + measured("tova", 8, 2e6, [loss], [1])
+    figure = report(results, "tova", "").figures["table-lm.png"]
+    assert figure.log_y is log_y
+    assert list(figure.horizontal_lines) == ([] if log_y else ["unbounded, 9.0 MB"])
+    assert "9.0 MB" in figure.y_label + "".join(figure.horizontal_lines)

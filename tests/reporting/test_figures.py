@@ -41,6 +41,12 @@ def test_curves_have_labels_points_and_error_bars(figures, tmp_path):
     assert [list(line.get_xdata()) for line in axes.lines if line.get_label() == "training"] == [[100.0, 100.0]]
 
 
+def test_labels_of_nearly_equal_points_do_not_overlap(figures, tmp_path):
+    lines = {"a": [(1.52, 2.0, 0.0), (3.04, 1.0, 0.0)], "b": [(1.54, 2.0, 0.0), (3.09, 1.0, 0.0)]}
+    draw(Curves("", "MB", "nats", lines), tmp_path / "curves.png")
+    assert [label.get_text() for label in figures[0].axes[0].get_xticklabels()] == ["1.52", "3.04"]
+
+
 def test_points_are_connected_in_the_order_of_the_axis(figures, tmp_path):
     draw(Curves("", "size", "nats", {"a": [(64.0, 2.0, 0.0), (32.0, 3.0, 0.0), (128.0, 1.0, 0.0)]}), tmp_path / "curves.png")
     assert list(figures[0].axes[0].lines[0].get_ydata()) == [3, 2, 1]

@@ -48,7 +48,7 @@ def test_wrong_fields_are_refused(family, fields, message):
         ("smollm3", {"layer_ropes": [None, 1, None]}, "layer_ropes is 1; expected a rope_type"),
         ("smollm3", {"layer_ropes": "none"}, "layer_ropes is 'none'; expected a list"),
         ("qwen3", {"attention_softcap": 30.0}, "field 'attention_softcap' is not known"),
-        ("gemma2", {"family": "gemma9"}, "family is 'gemma9'; expected llama, "),
+        ("gemma2", {"family": "gemma9"}, "family is 'gemma9' (did you mean 'gemma3' or 'gemma2'?); expected llama, "),
     ],
 )
 def test_wrong_json_is_refused(family, fields, message):

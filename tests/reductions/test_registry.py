@@ -7,6 +7,7 @@ from support.refusals import refusing
 
 import msrnn
 from msrnn.cli.main import main
+from msrnn.reductions import registry
 
 
 @pytest.mark.parametrize(
@@ -20,12 +21,15 @@ from msrnn.cli.main import main
         ("qqqq:8", "'qqqq'; expected one of a2sf"),
     ],
 )
-def test_a_misspelt_operator_names_the_nearest(spec, hint):
+def test_a_misspelt_operator_names_the_nearest(spec, hint, monkeypatch):
     @dataclass(frozen=True)
     class MisspeltOperator(msrnn.Reduction):
         def score(self, observation):
             return observation.weights.mean(2)
 
+    # Other tests define operators too, and a message with all of them would be shortened.
+    names = {name: kind for name, kind in registry.SPEC_NAMES.items() if kind[0].__module__.startswith("msrnn.")}
+    monkeypatch.setattr(registry, "SPEC_NAMES", {**names, "misspelt-operator": registry.SPEC_NAMES["misspelt-operator"]})
     with refusing(f"no operator is called {hint}") as found:
         msrnn.parse_reduction(spec)
     own = "or a class of your own after its definition (in a command: --operators-from FILE)"

@@ -53,7 +53,7 @@ class Shape:
         """Return the key/value heads of one rank; with more ranks than heads, each head is held by several ranks.
 
         Raises:
-            Error: heads and MLP elements cannot be divided between so many ranks, as for :func:`msrnn.distribute`.
+            Error: the heads or the MLP elements cannot be divided between the ranks, as for :func:`msrnn.distribute`.
         """
         check_int("ranks", ranks)
         for name in ("heads", "ffn_width"):

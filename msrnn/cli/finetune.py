@@ -28,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "adapter, training state and loss.png; resumes from it"
     parser.add_argument("-o", "--out", metavar="FOLDER", type=Path, required=True, help=text)
     group = parser.add_argument_group("adapter")
-    group.add_argument("--rank", metavar="R", type=positive_int, default=DEFAULTS.r, help=f"default: {DEFAULTS.r}")
+    text = f"rank of the LoRA matrices A and B (default: {DEFAULTS.r})"
+    group.add_argument("--lora-rank", metavar="R", type=positive_int, default=DEFAULTS.r, help=text)
     text = f"the output of an adapter is multiplied by X / R (default: {DEFAULTS.lora_alpha:g})"
-    group.add_argument("--alpha", metavar="X", type=float, default=DEFAULTS.lora_alpha, help=text)
+    group.add_argument("--lora-alpha", metavar="X", type=float, default=DEFAULTS.lora_alpha, help=text)
     text = f"linear maps with an adapter: q k v o gate up down, or all-linear (default: {' '.join(DEFAULTS.target_modules)})"
     group.add_argument("--target-modules", metavar="NAME", nargs="+", default=list(DEFAULTS.target_modules), help=text)
     group = parser.add_argument_group("training")
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> None:
     targets = args.target_modules[0] if args.target_modules == ["all-linear"] else tuple(args.target_modules)
     config = FinetuneConfig(
         reduction=None if args.reduction is None else str(args.reduction),
-        r=args.rank,
-        lora_alpha=args.alpha,
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
         target_modules=targets,
         lr=args.lr,
         seed=args.seed,

@@ -44,7 +44,7 @@ def report(results: Sequence[RecoveryResult], operators: Sequence[str], config: 
     note = (
         f"Held-out loss in nats per token: mean over {n} chunks of {length:,} tokens of each text and over {len(seeds)} seeds; "
     )
-    note += f"{config.steps} steps of {config.chunk_length} tokens, rank {config.r} on {', '.join(config.target_modules)}."
+    note += f"{config.steps} steps of {config.chunk_length} tokens, LoRA rank {config.r} on {', '.join(config.target_modules)}."
     rows = [
         [title, *(f"{mean(means[x][text][y]).value:.4f}" for text in texts for y in operators)] for x, title in titles.items()
     ]

@@ -39,7 +39,7 @@ def command(model, *more):
 
 
 def test_the_adapter_is_that_of_the_function_and_other_commands_read_it(model, tmp_path, capsys):
-    more = ["--reduction", "tova:6", "--rank", "3", "--alpha", "9", "--target-modules", "q_proj", "down", "--lr", "0.05"]
+    more = ["--reduction", "tova:6", "--lora-rank", "3", "--lora-alpha", "9", "--target-modules", "q_proj", "down", "--lr", "0.05"]
     assert main(command(model, *more, "--seed", "2")) == 0
     out = capsys.readouterr().out
     fields = {"steps": 4, "chunk_length": 10, "batch_size": 2, "chunks_per_state": 2, "eval_every": 2, "lr": 0.05, "seed": 2}
@@ -137,7 +137,7 @@ def test_ctrl_c_names_the_folder_and_the_command_resumes(model, tmp_path, capsys
         (["--chunk-length", "9999"], "the text has"),
         (["--target-modules", "q", "x"], "target_modules has 'x'; expected linear maps of this cell"),
         (["--lr", "3"], "lr is 3.0; expected a number above 0 and at most 1"),
-        (["--alpha", "-1"], "lora_alpha is -1.0; expected a number above 0"),
+        (["--lora-alpha", "-1"], "lora_alpha is -1.0; expected a number above 0"),
         (["--text", "nowhere.txt"], "cannot read nowhere.txt"),
         (["-o", "words.txt"], "words.txt"),
     ],
@@ -156,7 +156,10 @@ def test_refusals_leave_nothing(more, message, model, tmp_path, capsys, monkeypa
 def test_lora_is_refused_where_it_has_no_meaning_and_without_an_adapter(model, tmp_path, capsys):
     assert main(["generate", str(model), "--prompt", "the", "--lora", str(tmp_path)]) == 1
     assert "has no adapter_config.json; expected the folder of a LoRA adapter" in capsys.readouterr().err
-    for name in ("bench", "finetune"):
+    for line, message in {
+        ("bench", str(model)): "unrecognized arguments: --lora",
+        tuple(command(model)): "--lora could match --lora-rank, --lora-alpha",
+    }.items():
         with pytest.raises(SystemExit):
-            main([*(command(model) if name == "finetune" else [name, str(model)]), "--lora", "x"])
-        assert "unrecognized arguments: --lora" in capsys.readouterr().err
+            main([*line, "--lora", "x"])
+        assert message in capsys.readouterr().err

@@ -39,8 +39,8 @@ def command(model, *more):
 
 
 def test_the_adapter_is_that_of_the_function_and_other_commands_read_it(model, tmp_path, capsys):
-    more = ["--reduction", "tova:6", "--lora-rank", "3", "--lora-alpha", "9", "--target-modules", "q_proj", "down", "--lr", "0.05"]
-    assert main(command(model, *more, "--seed", "2")) == 0
+    more = ["--lora-rank", "3", "--lora-alpha", "9", "--target-modules", "q_proj", "down", "--lr", "0.05", "--seed", "2"]
+    assert main(command(model, "--reduction", "tova:6", *more)) == 0
     out = capsys.readouterr().out
     fields = {"steps": 4, "chunk_length": 10, "batch_size": 2, "chunks_per_state": 2, "eval_every": 2, "lr": 0.05, "seed": 2}
     adapter = {"r": 3, "lora_alpha": 9.0, "target_modules": ("q_proj", "down")}

@@ -1,5 +1,6 @@
 """Layers in which key/value heads retain different numbers of rows: the base class, and one fixed size per head."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,7 @@ from .contract import FLAG_OF_FIELD, SAFE_FLAGS, Observation, Reduction
 
 
 @dataclass(frozen=True)
-class HeadBudget(Reduction):
+class HeadBudget(Reduction, ABC):
     """Base class: the operator of a layer in which heads retain different numbers of rows. It has the flags of ``operator``.
 
     The state of such a layer is stored without empty rows (``state/packed_rows.py``).
@@ -41,17 +42,17 @@ class HeadBudget(Reduction):
         """Raise :class:`Error` if the operator does not fit a layer of K key/value heads."""
 
     @property
+    @abstractmethod
     def rows_before_eviction(self) -> int:
         """Number of rows up to which no head evicts a row, if all heads hold equally many."""
-        raise NotImplementedError
 
+    @abstractmethod
     def max_rows(self, K: int) -> int:
         """Return the maximum number of rows that one of K heads retains."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evicts(self, n_rows: Tensor) -> Tensor:
         """Return whether a row is evicted, ``(…, K or 1)`` bool, from the number of rows of each head ``(…, K)``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -62,25 +63,23 @@ class HeadSizes(HeadBudget):
 
     Attributes:
         operator: with one size per key/value head as its ``size``.
+        sizes: these sizes.
+        groups: the heads of each size, and ``operator`` with this size.
     """
+
+    sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    groups: tuple[tuple[Reduction, tuple[int, ...]], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = self.sizes
+        sizes: Any = self.operator.size
+        heads = {n: tuple(k for k, size in enumerate(sizes) if size == n) for n in dict.fromkeys(sizes)}
+        object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "size", max(sizes))
-        groups = [(n, tuple(k for k, size in enumerate(sizes) if size == n)) for n in dict.fromkeys(sizes)]
-        by_size = tuple((replace(self.operator, size=n), heads) for n, heads in groups)
-        order = [k for _, heads in groups for k in heads]
-        object.__setattr__(self, "_by_size", by_size)
-        object.__setattr__(self, "_order", [order.index(k) for k in range(len(sizes))])
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """One size per key/value head."""
-        return self.operator.size  # type: ignore[return-value]
+        object.__setattr__(self, "groups", tuple((replace(self.operator, size=n), some) for n, some in heads.items()))
 
     def check_contract(self) -> None:
-        for operator, _ in self._by_size:  # type: ignore[attr-defined]
+        for operator, _ in self.groups:
             operator.check_contract()
 
     def check_heads(self, K: int) -> None:
@@ -99,15 +98,16 @@ class HeadSizes(HeadBudget):
         return n_rows > torch.tensor(self.sizes, device=n_rows.device)
 
     def update(self, observation: Observation) -> dict[str, Tensor]:
-        parts = [updated_stats(operator, observation, heads) for operator, heads in self._by_size]  # type: ignore[attr-defined]
+        parts = [updated_stats(operator, observation, heads) for operator, heads in self.groups]
         return {name: self._in_order([part[name] for part in parts]) for name in parts[0]}
 
     def score(self, observation: Observation) -> Tensor:
-        return self._in_order([scores(operator, observation, heads) for operator, heads in self._by_size])  # type: ignore[attr-defined]
+        return self._in_order([scores(operator, observation, heads) for operator, heads in self.groups])
 
     def _in_order(self, parts: list[Tensor]) -> Tensor:
         """Concatenate results ``(B, n, …)`` of groups of heads, in the order of the heads."""
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, self._order]  # type: ignore[attr-defined]
+        grouped = [k for _, heads in self.groups for k in heads]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, sorted(range(len(grouped)), key=grouped.__getitem__)]
 
     def __str__(self) -> str:
         return str(replace(self.operator, size=(self.sizes,)))

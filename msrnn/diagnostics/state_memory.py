@@ -54,7 +54,7 @@ def memory_summary(state: State, cell: Cell) -> str:
 def _bounded_layers(state: State, cell: Cell) -> str:
     own = [operator.size for operator in per_layer(None, len(state), cell.default_reduction)]
     windows = [l for l, size in enumerate(own) if size is not None and state[l].reduction.size == size]
-    added = [l for l, size in enumerate(own) if size is None and state[l].reduction.size is not None]
+    added = [l for l, size in enumerate(own) if size is None and state[l].reduction != Full()]
     if not windows or not added:
         return ""
     operators = format_operators([state[l].reduction for l in added])

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ..argtypes import positive_int
 from ..errors import Error
 from ..reductions.all_layers import AllLayers
-from ..reductions.budgets import flat_sizes, has_sizes_per_head, mean_size
+from ..reductions.budgets import bounded_sizes, has_sizes_per_head, mean_size
 from ..reductions.contract import Reduction
 from ..reductions.registry import is_name_only, parse_reduction
 from ..reductions.spec_strings import SPEC_NAMES, is_complete
@@ -47,7 +47,8 @@ class Condition:
                 contains, or a setting that its spec string cannot contain, so that unequal operators could share table cells.
         """
         if isinstance(reduction.size, tuple) and (size is None or not has_sizes_per_head(reduction.size)):
-            raise Error(f"--operators has {reduction}; expected one size for all layers, or sizes per head with a whole mean")
+            expected = "expected one size for all layers, or sizes per head with a whole mean, or SIZE in place of sizes"
+            raise Error(f"--operators has {reduction}; {expected}")
         if not is_complete(str(reduction)):
             raise Error(
                 f"--operators has {operator}, which is {reduction!r:.200}; expected settings that a spec string can contain: "
@@ -93,7 +94,7 @@ def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Con
         if operator == TRUNCATED:
             found += [Condition.of(operator, size, Full()) for size in sizes]
         elif reduction := _complete(operator):
-            mean = None if reduction.size is None else mean_size(reduction.size)
+            mean = mean_size(reduction.size)
             whole = None if mean is None or mean % 1 else int(mean)
             found.append(Condition.of(operator, whole, reduction))
         else:
@@ -125,8 +126,8 @@ def unaffected(conditions: Iterable[Condition], length: int) -> list[str]:
     A query sees ``size`` + 1 rows, so an eviction changes results only if more tokens are read. The truncated baseline sees
     ``size``. Of sizes per head the smallest decides.
     """
-    sizes = {c: c.size if c.truncated else min(flat_sizes(c.reduction.size)) for c in conditions if c.size is not None}
-    return [str(c) for c, size in sizes.items() if size is not None and size + (not c.truncated) >= length]
+    sizes = {c: [c.size] if c.truncated else [x for x in bounded_sizes(c.reduction.size) if x is not None] for c in conditions}
+    return [str(c) for c, bounds in sizes.items() if bounds and min(bounds) + (not c.truncated) >= length]
 
 
 def check_affected(conditions: Iterable[Condition], length: int, texts: str) -> None:

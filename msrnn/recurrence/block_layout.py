@@ -67,12 +67,12 @@ class BlockLayout:
         own_step = torch.where(read, T, step)[:, None].expand(-1, empty.shape[1], -1)  # a token not read attends to itself only
         last_visible = torch.cat((torch.where(empty, -1, T), own_step), dim=-1)
         n_rows = (~empty).sum(-1)[:, None] + read.cumsum(1)[..., None]  # (B, T, 1 or K), without evictions
-        if capacity is None:
-            evicts = torch.zeros_like(n_rows, dtype=torch.bool)
-        elif budget is None:
-            evicts = (n_rows > capacity) & read[..., None]
-        else:
+        if budget is not None:
             evicts = budget.evicts((n_rows - H.n_learned).expand(-1, -1, H.positions.shape[1])) & read[..., None]
+        elif capacity is None:
+            evicts = torch.zeros_like(n_rows, dtype=torch.bool)
+        else:
+            evicts = (n_rows > capacity) & read[..., None]
         entered_at = torch.arange(T - last_visible.shape[-1], T, device=device)  # negative for the S rows
         return cls(
             clock=token_positions(H.clock, active, T),
@@ -80,7 +80,7 @@ class BlockLayout:
             last_visible=last_visible,
             visible=(last_visible[:, :, None] >= step[:, None]) & (entered_at <= step[:, None]),
             evicts=evicts,
-            no_evictions=capacity is None or not bool(evicts.any()),
+            no_evictions=(capacity is None and budget is None) or not bool(evicts.any()),
             uniform=active is None and H.no_empty_rows and budget is None,
             dtype=torch.promote_types(dtype, torch.float32),
         )

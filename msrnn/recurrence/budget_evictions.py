@@ -21,6 +21,8 @@ def evict_by_budget(
 ) -> MultiState:
     """Return H after the rows in excess are evicted, in at most as many columns as one head may hold rows.
 
+    With an unbounded head there is one column more.
+
     Args:
         grown: S + 1 rows, the token's own last, with a :class:`HeadBudget`.
         observation: of these rows, with updated statistics.
@@ -37,7 +39,8 @@ def evict_by_budget(
         score = retention_scores(operator, observation, active)
         positions = positions.masked_fill(rows_to_evict(operator, score, positions), EMPTY)
     kept = replace(grown, positions=positions, clock=clock, row_stats=row_stats, buffer=None, no_empty_rows=False)
-    assert kept.capacity is not None
+    if kept.capacity is None:  # a token that is not read leaves a column without a row
+        return kept if active is None else kept.sorted_by_position()
     return kept.sorted_by_position() if positions.shape[2] > kept.capacity else kept
 
 

@@ -48,6 +48,12 @@ def flat_sizes(size: Any) -> tuple[Any, ...]:
     return tuple(x for layer in layers for x in layer) if all(layers) else ()
 
 
+def bounded_sizes(size: Any) -> tuple[Any, ...]:
+    """Return the sizes of all layers and heads without those of unbounded heads, which are None in the sizes of a layer."""
+    layers = size if isinstance(size, tuple) else (size,)
+    return tuple(x for layer in layers for x in ([n for n in layer if n is not None] if isinstance(layer, tuple) else [layer]))
+
+
 def has_sizes_per_head(size: Any) -> bool:
     """Return True if some layer has one size per key/value head."""
     return isinstance(size, tuple) and any(isinstance(x, tuple) for x in size)
@@ -59,12 +65,15 @@ def is_for_every_layer(size: tuple[Any, ...]) -> bool:
 
 
 def size_of_layer(size: tuple[Any, ...], layer: int) -> Any:
-    """Return the size of one layer, or its sizes per head."""
-    return size[0] if is_for_every_layer(size) else size[layer]
+    """Return the size of one layer, or ``((64, 32, 32),)`` if it has sizes per head."""
+    of_layer = size[0] if is_for_every_layer(size) else size[layer]
+    return (of_layer,) if isinstance(of_layer, tuple) else of_layer
 
 
-def mean_size(size: Any) -> float:
-    """Return the mean number of rows per head, over layers and heads."""
+def mean_size(size: Any) -> float | None:
+    """Return the mean number of rows per head, over layers and heads; None if a layer or a head is unbounded."""
+    if None in flat_sizes(size):
+        return None
     layers = size if isinstance(size, tuple) else (size,)
     means = [sum(flat_sizes(x)) / len(flat_sizes(x)) for x in layers]
     return sum(means) / len(means)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, check_bool, check_int, is_int
-from .budgets import as_tuples, flat_sizes, size_of_layer
+from .budgets import as_tuples, bounded_sizes, flat_sizes, size_of_layer
 from .spec_strings import SpecNames, format_spec, register_spec_names
 
 EMPTY, LEARNED = -1, -2
@@ -86,10 +86,11 @@ class Reduction:
     operator.
 
     Attributes:
-        size: rows that are retained: an int, or one per layer, which is an int or one int per key/value head; None retains all.
+        size: rows that are retained: an int, or one per layer, which is an int or one int per key/value head; None retains all,
+            also for one head.
     """
 
-    size: int | tuple[int | tuple[int, ...], ...] | None
+    size: int | tuple[int | tuple[int | None, ...], ...] | None
     spec_names: ClassVar[SpecNames] = {}
     """Names in spec strings, each with the fields that it fixes; the other fields follow in order (``spec_strings.py``).
     A class that states none is called by its class name in kebab case."""
@@ -135,10 +136,10 @@ class Reduction:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", as_tuples(self.size))
-        if not (sizes := flat_sizes(self.size)):
+        if not flat_sizes(self.size):
             raise Error(f"{type(self).__name__}: size is {self.size!r:.60}; expected one int per layer")
         self._check_stat_names()
-        for size in sizes:
+        for size in bounded_sizes(self.size):
             self.validate(size)
 
     def validate(self, size: int | None) -> None:
@@ -168,7 +169,7 @@ class Reduction:
         return values
 
     def for_layer(self, layer: int) -> "Reduction":
-        """Return the operator of one layer, with an int ``size``, or with one int per key/value head."""
+        """Return the operator of one layer, with an int ``size``, or ``((64, 32, None),)`` with sizes per key/value head."""
         return replace(self, size=size_of_layer(self.size, layer)) if isinstance(self.size, tuple) else self
 
     def check_contract(self) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import Error
 from .all_layers import AllLayers
-from .contract import FLAG_OF_FIELD, SAFE_FLAGS, Observation, Reduction
+from .budgets import has_sizes_per_head, is_for_every_layer
+from .contract import FLAG_OF_FIELD, MAX_SIZE, SAFE_FLAGS, Observation, Reduction
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class HeadBudget(Reduction, ABC):
         """Number of rows up to which no head evicts a row, if all heads hold equally many."""
 
     @abstractmethod
-    def max_rows(self, K: int) -> int:
-        """Return the maximum number of rows that one of K heads retains."""
+    def max_rows(self, K: int) -> int | None:
+        """Return the maximum number of rows that one of K heads retains; None if a head is unbounded."""
 
     @abstractmethod
     def evicts(self, n_rows: Tensor) -> Tensor:
@@ -57,30 +58,40 @@ class HeadBudget(Reduction, ABC):
 
 @dataclass(frozen=True)
 class HeadSizes(HeadBudget):
-    """One fixed size per key/value head: each head evicts as by ``operator`` with its own size.
+    """One fixed size per key/value head: each head evicts as by ``operator`` with its own size, or never if its size is None.
 
-    Users write ``TOVA(size=((64, 32, 32),), per_head=True)``; this class is the operator of one layer.
+    Users write ``TOVA(size=((64, 32, None),), per_head=True)``; this class is the operator of one layer.
+
+    Unbounded heads between bounded ones are those of DuoAttention (arXiv:2410.10819): its retrieval heads retain all rows, and
+    its streaming heads retain sinks and a window, as ``Sinks(((None, 256, 256),))``. The paper finds the retrieval heads by
+    optimizing a gate per head; here they are given.
 
     Attributes:
-        operator: with one size per key/value head as its ``size``.
+        operator: with the sizes of the heads as its ``size``, ``((64, 32, None),)``.
         sizes: these sizes.
-        groups: the heads of each size, and ``operator`` with this size.
+        groups: the heads of each size, and ``operator`` with this size; None for unbounded heads. Their scores are +inf, and
+            their statistics 0.
     """
 
-    sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    groups: tuple[tuple[Reduction, tuple[int, ...]], ...] = field(init=False, repr=False, compare=False)
+    sizes: tuple[int | None, ...] = field(init=False, repr=False, compare=False)
+    groups: tuple[tuple[Reduction | None, tuple[int, ...]], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes: Any = self.operator.size
+        size: Any = self.operator.size
+        if not has_sizes_per_head(size) or not is_for_every_layer(size):
+            raise Error(f"HeadSizes: size is {size!r:.60}; expected the sizes of the heads of one layer, such as ((64, 32),)")
+        (sizes,) = size
         heads = {n: tuple(k for k, size in enumerate(sizes) if size == n) for n in dict.fromkeys(sizes)}
         object.__setattr__(self, "sizes", sizes)
-        object.__setattr__(self, "size", max(sizes))
-        object.__setattr__(self, "groups", tuple((replace(self.operator, size=n), some) for n, some in heads.items()))
+        object.__setattr__(self, "size", None if None in sizes else max(sizes))
+        groups = tuple((None if n is None else replace(self.operator, size=n), some) for n, some in heads.items())
+        object.__setattr__(self, "groups", groups)
 
     def check_contract(self) -> None:
         for operator, _ in self.groups:
-            operator.check_contract()
+            if operator is not None:
+                operator.check_contract()
 
     def check_heads(self, K: int) -> None:
         if len(self.sizes) != K:
@@ -89,20 +100,20 @@ class HeadSizes(HeadBudget):
 
     @property
     def rows_before_eviction(self) -> int:
-        return min(self.sizes)
+        return min((size for size in self.sizes if size is not None), default=MAX_SIZE)
 
-    def max_rows(self, K: int) -> int:
-        return max(self.sizes)
+    def max_rows(self, K: int) -> int | None:
+        return self.size
 
     def evicts(self, n_rows: Tensor) -> Tensor:
-        return n_rows > torch.tensor(self.sizes, device=n_rows.device)
+        return n_rows > torch.tensor([MAX_SIZE if size is None else size for size in self.sizes], device=n_rows.device)
 
     def update(self, observation: Observation) -> dict[str, Tensor]:
-        parts = [updated_stats(operator, observation, heads) for operator, heads in self.groups]
+        parts = [_updated_or_zero(operator, observation, heads) for operator, heads in self.groups]
         return {name: self._in_order([part[name] for part in parts]) for name in parts[0]}
 
     def score(self, observation: Observation) -> Tensor:
-        return self._in_order([scores(operator, observation, heads) for operator, heads in self.groups])
+        return self._in_order([_scores_or_inf(operator, observation, heads) for operator, heads in self.groups])
 
     def _in_order(self, parts: list[Tensor]) -> Tensor:
         """Concatenate results ``(B, n, …)`` of groups of heads, in the order of the heads."""
@@ -110,7 +121,23 @@ class HeadSizes(HeadBudget):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, sorted(range(len(grouped)), key=grouped.__getitem__)]
 
     def __str__(self) -> str:
-        return str(replace(self.operator, size=(self.sizes,)))
+        return str(self.operator)
+
+
+def _updated_or_zero(operator: Reduction | None, observation: Observation, heads: Sequence[int]) -> dict[str, Tensor]:
+    """Return :func:`updated_stats`, or zeros for unbounded heads."""
+    if operator is not None:
+        return updated_stats(operator, observation, heads)
+    K = observation.positions.shape[1]
+    return {name: torch.zeros_like(_of_heads(x, heads, K)) for name, x in observation.row_stats.items()}
+
+
+def _scores_or_inf(operator: Reduction | None, observation: Observation, heads: Sequence[int]) -> Tensor:
+    """Return :func:`scores`, or +inf for unbounded heads."""
+    if operator is not None:
+        return scores(operator, observation, heads)
+    B, _, R = observation.positions.shape
+    return observation.weights.new_full((B, len(heads), R), torch.inf)
 
 
 def scoring_operator(operator: Reduction) -> Reduction:

@@ -5,8 +5,9 @@ default value are omitted. A field can also be given as ``field=value``; keyword
 
 Values are written by the type of the field: ``true``, ``false``, ``none``, numbers as Python prints them, tuples with commas,
 strings percent-encoded, sizes per head with slashes (``tova-head:64/32/32`` for all layers, ``tova-head:64/32/32,8/8/16`` for
-two). Two different operators have different spec strings. A setting of any other value is written as
-``!``, its type and a digest, as in ``mine:64:!Color-1f0c7a2e93b85d46``, and such a spec string cannot be read.
+two, ``tova-head:full/32/32`` with an unbounded head). Two different operators have different spec strings. A setting of any
+other value is written as ``!``, its type and a digest, as in ``mine:64:!Color-1f0c7a2e93b85d46``, and such a spec string cannot
+be read.
 """
 
 import re
@@ -128,7 +129,7 @@ def is_writable(operator: Any) -> bool:
 
     def simple(x: object) -> bool:
         if isinstance(x, tuple):  # sizes per head
-            return all(type(size) is int for size in x)
+            return all(size is None or type(size) is int for size in x)
         return (type(x) in SIMPLE_TYPES and x == x) or bool(getattr(x, "spec_text", None))  # NaN is not equal to itself
 
     values = [getattr(operator, f.name) for f in fields(operator) if f.init]

@@ -11,8 +11,10 @@ SIMPLE_TYPES: frozenset[type] = frozenset((NoneType, bool, int, float, str))
 
 INT = re.compile(r"-?[0-9]{1,400}")
 FLOAT = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|-?inf|nan", re.IGNORECASE)
-HEADS = re.compile(r"[0-9]{1,18}(/[0-9]{1,18})+|[0-9]{1,18}/")
-"""Sizes per head, such as ``64/32/32``; ``64/`` for one head."""
+UNBOUNDED = "full"
+"""The size of a head that retains all rows."""
+HEADS = re.compile(r"(SIZE/)+SIZE|SIZE/".replace("SIZE", f"([0-9]{{1,18}}|{UNBOUNDED})"))
+"""Sizes per head, such as ``64/32/32`` or ``full/64/64``; ``64/`` for one head."""
 WORDS: dict[str, Any] = {"none": None, "true": True, "false": False}
 
 
@@ -69,11 +71,11 @@ def is_heads(text: str, types: set[Any]) -> bool:
 
 
 def _format_heads(sizes: tuple[object, ...]) -> str:
-    return "/".join(map(str, sizes)) + "/" * (len(sizes) == 1)
+    return "/".join(UNBOUNDED if size is None else str(size) for size in sizes) + "/" * (len(sizes) == 1)
 
 
-def _parse_heads(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.removesuffix("/").split("/")))
+def _parse_heads(text: str) -> tuple[int | None, ...]:
+    return tuple(None if size == UNBOUNDED else int(size) for size in text.removesuffix("/").split("/"))
 
 
 def parse_value(text: str, types: set[Any]) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import Error
+from ..reductions.head_budgets import HeadSizes
 from .codes import PRECISIONS, Precision, encode_scores, encode_weights, pack, rounded
 from .record import RecordedLayer
 from .run import ObservedRun, predictions_differ, texts_differ
@@ -85,7 +86,9 @@ def _encode_plane(layer: RecordedLayer, head: int, precision: Precision) -> tupl
     """Return the codes of weights and scores, row after row and token after token, and how to read the scores."""
     weights = _numpy(layer.weights[head])
     codes, no_scores = encode_weights(weights, precision), np.zeros(0, np.uint8)
-    if layer.operator.size is None:
+    operator = layer.operator
+    size = operator.sizes[head] if isinstance(operator, HeadSizes) else operator.size
+    if size is None:
         return codes, no_scores, {"kind": "none"}
     scores = _numpy(layer.scores[head])
     if np.isfinite(scores).all() and np.allclose(scores, weights, rtol=1e-4, atol=1e-7):

@@ -15,6 +15,7 @@ from msrnn import CAOTE, H2O, TOVA, Error, KeyDiff, LastQueries, SharedBudget, W
 from msrnn.recurrence import unroll
 
 SIZES = ((3, 6), (5, 2))
+UNBOUNDED = ((None, 3), (4, None))
 KINDS = {
     "tova": (lambda size: TOVA(size, per_head=True), tova),
     "h2o": (lambda size: H2O(size, recent=1), h2o),
@@ -27,12 +28,12 @@ def many_tokens(cell, text, state):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("floor", [None, 0, 0.8])
+@pytest.mark.parametrize("floor", [SIZES, UNBOUNDED, 0, 0.8])
 def test_both_paths_equal_a_naive_loop(kind, floor):
     make, score = KINDS[kind]
     cell, text = tiny_cell(seed=3), random_tokens(1, 1, 18)
-    if floor is None:
-        reduction, rule = make(SIZES), lambda l: SizedHeads(SIZES[l], score)
+    if isinstance(floor, tuple):
+        reduction, rule = make(floor), lambda l: SizedHeads(floor[l], score)
     else:
         reduction, rule = SharedBudget(make(4), floor=floor), lambda l: SharedHeads(4, int(4 * floor), score)
     expected, rows = naive(cell, text[0], rule)
@@ -41,8 +42,8 @@ def test_both_paths_equal_a_naive_loop(kind, floor):
         assert_close(logits[0], expected, 1e-9)
         assert [layer[0] for layer in retained_positions(state)] == rows
     counts = [tuple(len(head) for head in layer) for layer in rows]
-    if floor is None:
-        assert tuple(counts) == SIZES
+    if isinstance(floor, tuple):
+        assert tuple(counts) == tuple(tuple(18 if size is None else size for size in layer) for layer in floor)
     else:
         assert all(sum(layer) == 8 and min(layer) >= int(4 * floor) for layer in counts)
         assert floor or kind != "tova" or any(layer[0] != layer[1] for layer in counts), "else no allocation would show"
@@ -126,7 +127,7 @@ def test_blocks_do_not_change_the_result(floor, block, monkeypatch):
 def test_lookahead_and_jacobi_equal_greedy():
     cell, text = tiny_cell(), random_tokens(2, 2, 9)
     lengths = torch.tensor([9, 4])
-    for reduction in ("tova-head:2/6,5/3", "shared:floor=0:caote:4", "last-queries:5/3:2"):
+    for reduction in ("tova-head:2/6,5/3", "shared:floor=0:caote:4", "last-queries:5/3:2", "sinks:full/3,4/full:1"):
         state = cell.initial_state(2, reduction)
         greedy = msrnn.generate(cell, text, state, max_new_tokens=10, lengths=lengths)
         for decode in (msrnn.lookahead, msrnn.jacobi):
@@ -143,6 +144,21 @@ def test_a_floor_of_1_equals_the_operator_and_one_size_equals_that_of_each_head(
             found, uneven = cell(text, cell.initial_state(2, reduction))
             assert_close(found, logits, 1e-8)
             assert retained_positions(uneven) == retained_positions(state)
+
+
+def test_unbounded_heads_between_bounded_ones_are_heads_of_the_full_model():
+    """The first layer has the same inputs as without an operator. DuoAttention's other heads attend to sinks and a window."""
+    cell, text = tiny_cell(n_layers=1), random_tokens(3, 2, 15)
+    expected, full = cell(text, cell.initial_state(2, "full"))
+    logits, state = cell(text, cell.initial_state(2, "sinks:full/5:2"))
+    for name in ("keys", "values", "positions"):
+        assert full[0].rows[name][:, 0].equal(state[0].rows[name][:, 0])
+    assert retained_positions(state) == [[[[*range(15)], [0, 1, 12, 13, 14]]] * 2]
+    assert_close(logits[:, :6], expected[:, :6], 1e-9)  # a query attends to the size and its own row
+    assert not torch.allclose(logits[:, 6:], expected[:, 6:])
+    same, every = cell(text, cell.initial_state(2, "sinks:full/full:2"))
+    assert_close(same, expected, 1e-9)
+    assert retained_positions(every) == retained_positions(full)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import torch
 from support.head_budgets import per_head
 from support.tiny_models import random_tokens, tiny_cell
 
-from msrnn import CAOTE, H2O, TOVA, AllLayers, CaM, Error, Full, Keyformer, Reduction, SharedBudget, parse_reduction
-from msrnn.eval.conditions import condition_name, parse_conditions
+from msrnn import CAOTE, H2O, TOVA, AllLayers, CaM, Error, Full, Keyformer, Reduction, SharedBudget, Sinks, parse_reduction
+from msrnn.eval.conditions import condition_name, parse_conditions, unaffected
 from msrnn.eval.digests import code_digest
 from msrnn.reductions.budgets import mean_size
+from msrnn.reductions.head_budgets import HeadSizes
 from msrnn.reductions.per_layer import format_operators, per_layer
 from msrnn.reductions.spec_strings import is_writable
 
@@ -26,6 +27,9 @@ class OwnTOVA(TOVA):
         ("tova-head:64/32/16", TOVA(((64, 32, 16),), per_head=True)),
         ("tova-head:64/32,8,16/8", TOVA(((64, 32), 8, (16, 8)), per_head=True)),
         ("h2o:9/", H2O(((9,),))),
+        ("sinks:full/64/64:8", Sinks(((None, 64, 64),), sinks=8)),
+        ("h2o:full/", H2O(((None,),))),
+        ("h2o:full/full,9", H2O(((None, None), 9))),
         ("h2o:9/7:recent=2", H2O([[9, 7]], recent=2)),
         ("shared:tova-head:8", SharedBudget(TOVA(8, per_head=True))),
         ("shared:floor=0.5:h2o:8,9:recent=2", SharedBudget(H2O((8, 9), recent=2), floor=0.5)),
@@ -47,12 +51,24 @@ def test_every_kind_can_be_written_and_is_one_operator_per_layer():
     assert format_operators(per_layer("keyformer:5/9", 2, Full())) == "keyformer:5/9"
     assert format_operators(per_layer(SharedBudget(Keyformer(9)), 2, Full())) == "shared:keyformer:9"
     assert mean_size(((2, 4), 6)) == 4.5
+    assert mean_size(((None, 4), 6)) is None
+
+
+def test_a_layer_with_an_unbounded_head_has_no_maximum():
+    unbounded, full = per_layer("h2o:4/full,full/full", 2, Full())
+    assert (unbounded.sizes, unbounded.size, unbounded.max_rows(2), unbounded.rows_before_eviction) == (
+        (4, None),
+        None,
+        None,
+        4,
+    )
+    assert not full.evicts(torch.tensor([10**9, 10**9])).any()
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: "tova:4/6", "HeadSizes: tova:4,6 takes one decision for the layer; expected one per key/value head"),
+        (lambda: "tova:4/6", "HeadSizes: tova:4/6 takes one decision for the layer; expected one per key/value head"),
         (lambda: "h2o-layer:4/6", "takes one decision for the layer"),
         (lambda: "caote-layer:4/6", "takes one decision for the layer"),
         (lambda: "cam:6/7", "CaM merges values"),
@@ -60,6 +76,11 @@ def test_every_kind_can_be_written_and_is_one_operator_per_layer():
         (lambda: "tova-head:4/6/3", "TOVA: 3 sizes for a layer of 2 key/value heads"),
         (lambda: "tova-head:4/6,3/3,2/2", "TOVA: 3 sizes for a cell of 2 layers"),
         (lambda: "tova-head:4/0", "TOVA: size is 0"),
+        (lambda: "tova-head:full/0", "TOVA: size is 0"),
+        (lambda: "tova:full/4", "takes one decision for the layer"),
+        (lambda: "tova-head:full", "expected the form tova-head:<size: int>"),
+        (lambda: TOVA((None, 4), per_head=True), "TOVA: size is None"),
+        (lambda: SharedBudget(H2O(((4, None),))), "has one size per head"),
         (lambda: H2O(((4, 6), ())), r"H2O: size is \(\(4, 6\), \(\)\)"),
         (lambda: "sinks:4/6:4", "sinks is 4"),
         (lambda: SharedBudget(TOVA(4)), "SharedBudget: tova:4 takes one decision for the layer"),
@@ -70,6 +91,7 @@ def test_every_kind_can_be_written_and_is_one_operator_per_layer():
         (lambda: "shared:floor=x:h2o:4", "floor is 'x'"),
         (lambda: "shared:shared:h2o:4", "expected a Reduction"),
         (lambda: SharedBudget("h2o:4"), "operator is 'h2o:4'; expected a Reduction"),
+        (lambda: HeadSizes(H2O((4, 6))), r"HeadSizes: size is \(4, 6\); expected the sizes of the heads of one layer"),
     ],
 )
 def test_refusals(make, message):
@@ -99,7 +121,11 @@ def test_conditions_of_experiments():
     assert condition_name("shared:tova-head", 8) == "shared:tova-head:8"
     assert condition_name("tova-head:4/8", 6) == "tova-head:4/8"
     assert code_digest(SharedBudget(H2O(4))) == code_digest(H2O(4))
-    for operator in ("tova-head:4/7", "tova:4,8"):
+    (column,) = parse_conditions(["sinks:full/SIZE:1"], [8])
+    assert (str(column), column.size) == ("sinks:full/8:1", 8)
+    assert unaffected([column], 9) == ["sinks:full/8:1"]
+    assert unaffected([column], 10) == []
+    for operator in ("tova-head:4/7", "tova:4,8", "tova-head:full/8"):
         with pytest.raises(Error, match="expected one size for all layers, or sizes per head with a whole mean"):
             parse_conditions([operator], [8])
 

@@ -40,6 +40,13 @@ def test_the_longest_head_takes_no_memory_from_the_others():
     assert held_nbytes(state) - held_nbytes(small) == 2 * len(state) * 39 * (2 * D * DTYPE + 8)
 
 
+def test_an_unbounded_head_takes_memory_for_its_own_rows_only():
+    row = 2 * D * DTYPE + 8
+    for T in (11, 50):
+        _, (_, state) = read("sinks:full/4,4/full:1", T=T)
+        assert held_nbytes(state) == len(state) * 2 * ((T + 4) * row + 2 * 8)
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_step_frees_what_it_evicts(spec):
     cell, (_, state) = read(spec, T=30)
@@ -47,7 +54,7 @@ def test_a_step_frees_what_it_evicts(spec):
     assert held_nbytes(after) == held_nbytes(state)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, "h2o:full/3"])
 @pytest.mark.parametrize("dtype", [None, torch.int8])
 def test_save_and_load(spec, dtype, tmp_path):
     cell, text = tiny_cell(), random_tokens(1, 2, 11)
@@ -70,7 +77,7 @@ def test_rows_beyond_the_budget_are_refused_in_a_file(tmp_path):
         state.with_layers(layers).save(tmp_path / "state")
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, "h2o:full/3"])
 def test_copies_and_batches(spec):
     _, (_, state) = read(spec, lengths=torch.tensor([11, 3]))
     same = (state.clone(), state.detach(), pickle.loads(pickle.dumps(state)), state.map(torch.clone), state.to(torch.float64))

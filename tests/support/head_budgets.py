@@ -28,7 +28,7 @@ class LowestPeak(msrnn.Reduction):
 
 
 def per_head(size):
-    """Return operators of every kind that decide per head, with any ``size`` of at least 2."""
+    """Return operators of every kind that decide per head, with any ``size`` of at least 2, or None for a head."""
     return [
         *(Window(size), Sinks(size, sinks=1), TOVA(size, per_head=True), H2O(size), H2O(size, recent=1), CAOTE(size)),
         *(A2SF(size), KeyDiff(size), LastQueries(size, window=2), Random(size), LowestPeak(size)),
@@ -43,7 +43,7 @@ def uneven_cells(draw):
     rope = draw(st.sampled_from([*ROPES.values()]))
     cell = tiny_cell(seed=draw(st.integers(0, 99)), n_layers=L, n_heads=heads, n_kv_heads=K, head_dim=4, rope=rope)
     if draw(st.booleans()):
-        one = st.tuples(*[st.integers(2, 6)] * K)
+        one = st.tuples(*[st.integers(2, 6) | st.none()] * K)
         size = draw(st.tuples(one) | st.tuples(*[one | st.integers(2, 6)] * L))
         size = size if any(isinstance(x, tuple) for x in size) else (draw(one),)
         return cell, draw(st.sampled_from(per_head(size)))
@@ -74,7 +74,7 @@ def caote(t, rows, logits):
 
 
 class SizedHeads:
-    """Each head evicts by itself."""
+    """Each head evicts by itself; a head with size None retains all rows."""
 
     def __init__(self, sizes, score):
         self.sizes, self.score = sizes, score
@@ -83,7 +83,8 @@ class SizedHeads:
         gone = []
         for (rows, logits), size in zip(seen, self.sizes, strict=True):
             scores = dict(zip((row.position for row in rows), self.score(t, rows, logits), strict=True))
-            gone.append([cheapest(rows, lambda row, s=scores: s[row.position])] if len(rows) > size else [])
+            evicts = size is not None and len(rows) > size
+            gone.append([cheapest(rows, lambda row, s=scores: s[row.position])] if evicts else [])
         return gone
 
 

@@ -24,7 +24,7 @@ def share_label(n_layers: int, n_heads: int, *, reduced: bool = False) -> str:
     parts = [name for name, n in (("layers", n_layers), ("heads", n_heads)) if n > 1]
     if parts:
         return f"share of {' and '.join(parts)} that hold the position"
-    return "share of the steps and positions of a pixel" if reduced else "1: in H, 0: not in H"
+    return "share of (step, position) in H, per pixel" if reduced else "1: in H, 0: not in H"
 
 
 def heads_agree(retained: Tensor) -> bool:

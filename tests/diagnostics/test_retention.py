@@ -81,7 +81,7 @@ def test_the_label_of_a_map_names_what_is_averaged():
     assert share_label(30, 3) == "share of layers and heads that hold the position"
     assert share_label(30, 1) == "share of layers that hold the position"
     assert share_label(1, 3, reduced=True) == "share of heads that hold the position"
-    assert share_label(1, 1, reduced=True) == "share of the steps and positions of a pixel"
+    assert share_label(1, 1, reduced=True) == "share of (step, position) in H, per pixel"
     assert share_label(1, 1) == "1: in H, 0: not in H"
 
 

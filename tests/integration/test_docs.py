@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 COURSE = [
     *("attention", "cell", "by-hand", "operators", "own-operator", "unroll", "pitfalls", "not-an-rnn", "class"),
     *("encoder", "tiled", "decoder", "decoding", "lookahead", "converting", "train"),
+    *("families", "watch", "chat", "variants"),
 ]
 """The teaching chapters."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,10 +19,11 @@ from ..cell.validation import check_text
 from ..errors import Error
 from ..layers.attention import LogitRule, attend
 from ..recurrence.all_heads import gather_observation, heads_to_gather, own_heads
+from ..recurrence.budget_evictions import rows_to_evict_at_once
 from ..recurrence.operator_calls import retention_scores
 from ..recurrence.records import BlockRecord, LayerRecorder
 from ..recurrence.transition import Attended
-from ..reductions.contract import FLAG_OF_FIELD, Observation, Reduction, constant_score, is_same_operator
+from ..reductions.contract import EMPTY, FLAG_OF_FIELD, Observation, Reduction, constant_score, is_same_operator
 from ..reductions.head_budgets import HeadBudget
 from ..reductions.per_layer import per_layer
 from ..state.compaction import retain_highest
@@ -42,8 +43,10 @@ def prefill(
 
     The row statistics are those of full attention. TOVA scores by the attention of the last query, H2O by the sums over the
     whole prompt. Window and Sinks retain the same positions as in the step loop. Of equal scores the oldest positions are
-    evicted first, rows of score +inf last. If no row has to be evicted, the result is that of the step loop. Layers with the
-    window of the published model (``tova:512`` on a Gemma replaces no window) are read as by the step loop.
+    evicted first, rows of score +inf last. Heads may have sizes of their own or share a budget: ``shared:last-queries:512:32``
+    allocates the rows of a layer by score as Ada-KV (arXiv:2407.11550) does. If no row has to be evicted, the result is that
+    of the step loop. Layers with the window of the published model (``tova:512`` on a Gemma replaces no window) are read as by
+    the step loop.
 
     Memory is that of the unbounded KV cache. For an operator with statistics it also includes T × (64 … 256) attention weights
     of one layer at a time.
@@ -60,8 +63,7 @@ def prefill(
         the state, from which step, unroll and decoding continue.
 
     Raises:
-        Error: an operator merges values, which is not defined for many rows at once, or has sizes per head or a shared budget;
-            also the errors of :meth:`Cell.forward`.
+        Error: an operator merges values, which is not defined for many rows at once; also the errors of :meth:`Cell.forward`.
     """
     tokens, lengths = check_text(tokens, lengths, cell.config.vocab_size)
     B, T = tokens.shape
@@ -90,7 +92,7 @@ def prefill(
 
 
 def check_one_shot(operators: Iterable[Reduction]) -> None:
-    """Refuse the operators of layers that cannot evict many rows at once, or that give heads different numbers of rows.
+    """Refuse the operators of layers that cannot evict many rows at once.
 
     Raises:
         Error: as :func:`prefill`.
@@ -99,10 +101,6 @@ def check_one_shot(operators: Iterable[Reduction]) -> None:
         if operator.merges_values:
             name = type(operator).__name__
             raise Error(f"prefill: {name} merges values at an eviction; expected an operator that only evicts rows")
-        if isinstance(operator, HeadBudget):
-            raise Error(
-                f"prefill: {operator} gives heads different numbers of rows; expected one size for all heads of a layer"
-            )
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,9 @@ def _evict_once(H: MultiState, last: BlockRecord, rule: LogitRule) -> MultiState
     operator = cast(DeferredEviction, H.reduction).operator
     H = replace(H, reduction=operator)
     query, x = last.q[:, :, 0].detach(), last.inputs[:, 0]  # (B, N, D), (B, E)
-    S, bound = H.positions.shape[2], H.capacity
+    S, bound, budget = H.positions.shape[2], H.capacity, operator if isinstance(operator, HeadBudget) else None
+    if budget is not None:
+        bound = budget.rows_before_eviction + H.n_learned
     if bound is None or bound >= S:
         return H
     output, weights = attend(query, H.keys.detach(), H.values.detach(), ~H.empty, H.key_scales, H.value_scales, rule)
@@ -157,4 +157,10 @@ def _evict_once(H: MultiState, last: BlockRecord, rule: LogitRule) -> MultiState
     to_gather = heads_to_gather(H.heads, operator)
     observation = gather_observation(to_gather, operator, observation)
     score = own_heads(to_gather, retention_scores(operator, observation, heads=H.heads if to_gather is None else None))
-    return retain_highest(H, score, bound)
+    return retain_highest(H, score, bound) if budget is None else retain_by_budget(H, budget, score)
+
+
+def retain_by_budget(H: MultiState, budget: HeadBudget, score: Tensor) -> MultiState:
+    """Return H without the rows in excess of ``budget``, by scores ``(B, K, S)``."""
+    evicted = rows_to_evict_at_once(budget, score, H.positions)
+    return replace(H, positions=H.positions.masked_fill(evicted, EMPTY), no_empty_rows=False).sorted_by_position()

@@ -60,6 +60,28 @@ def rows_to_evict(operator: HeadBudget, score: Tensor, positions: Tensor) -> Ten
     return torch.zeros_like(excluded).scatter(-1, row[..., None], evicts[..., None])
 
 
+def rows_to_evict_at_once(operator: HeadBudget, score: Tensor, positions: Tensor) -> Tensor:
+    """Return all rows in excess of the budget, ``(B, K, R)`` bool: those that :func:`rows_to_evict` selects one by one.
+
+    The arguments are those of :func:`rows_to_evict`, with any number of rows. Scores are compared without a tolerance.
+    """
+    excluded = positions < 0
+    n_rows = (~excluded).sum(-1)  # (B, K)
+    rank = _rank(score, positions, excluded)
+    if isinstance(operator, SharedBudget):
+        excluded = excluded | (rank >= n_rows[..., None] - operator.floor_rows)  # heads keep these rows in any case
+        rank = _rank(score.flatten(1), positions.flatten(1), excluded.flatten(1)).unflatten(1, positions.shape[1:])
+    return (rank < operator.excess(n_rows)[..., None]) & ~excluded
+
+
+def _rank(score: Tensor, positions: Tensor, excluded: Tensor) -> Tensor:
+    """Return the place of each row in the order of eviction, ``(…, R)``: the lowest score, of equal scores the oldest position,
+    of these the first row; excluded rows last."""
+    order = positions.masked_fill(excluded, AFTER_EVERY_POSITION).argsort(dim=-1, stable=True)
+    by_score = score.masked_fill(excluded, torch.inf).gather(-1, order).argsort(dim=-1, stable=True)
+    return order.gather(-1, by_score).argsort(dim=-1)
+
+
 def _lowest_of_layer(operator: SharedBudget, score: Tensor, positions: Tensor, excluded: Tensor) -> Tensor:
     """Select the rows one after the other. Heads with ``floor_rows`` rows evict none."""
     _B, K, R = positions.shape

@@ -52,8 +52,15 @@ class HeadBudget(Reduction, ABC):
         """Return the maximum number of rows that one of K heads retains; None if a head is unbounded."""
 
     @abstractmethod
+    def excess(self, n_rows: Tensor) -> Tensor:
+        """Return the number of rows to evict, ``(…, K or 1)``, from the number of rows of each head ``(…, K)``.
+
+        One number per head, or one for the layer. Numbers below 1 evict none.
+        """
+
     def evicts(self, n_rows: Tensor) -> Tensor:
         """Return whether a row is evicted, ``(…, K or 1)`` bool, from the number of rows of each head ``(…, K)``."""
+        return self.excess(n_rows) > 0
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,8 @@ class HeadSizes(HeadBudget):
     def max_rows(self, K: int) -> int | None:
         return self.size
 
-    def evicts(self, n_rows: Tensor) -> Tensor:
-        return n_rows > torch.tensor([MAX_SIZE if size is None else size for size in self.sizes], device=n_rows.device)
+    def excess(self, n_rows: Tensor) -> Tensor:
+        return n_rows - torch.tensor([MAX_SIZE if size is None else size for size in self.sizes], device=n_rows.device)
 
     def update(self, observation: Observation) -> dict[str, Tensor]:
         parts = [_updated_or_zero(operator, observation, heads) for operator, heads in self.groups]

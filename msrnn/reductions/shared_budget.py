@@ -24,9 +24,10 @@ class SharedBudget(HeadBudget):
     the other by the scores of the step: the lowest score, of equal scores the oldest position, of equal positions the first
     head. A head with ``floor`` · ``size`` rows or fewer evicts none. So a head with high scores takes rows from the others.
 
-    From Ada-KV (arXiv:2407.11550): the allocation by score within a layer. The paper evicts once after a prompt, and its
-    budgets are a mean of the allocated and an equal share. The floor and its default of 0.2 are those of AdaKVPress
-    (NVIDIA/kvpress at 002ac9d). Here rows are evicted after every token, so the allocation changes with the text.
+    From Ada-KV (arXiv:2407.11550): the allocation by score within a layer. The paper evicts once after a prompt, as
+    ``msrnn.prefill`` does, and its budgets are a mean of the allocated and an equal share. The floor and its default of 0.2 are
+    those of AdaKVPress (NVIDIA/kvpress at 002ac9d). In a step rows are evicted after every token, so the allocation changes
+    with the text.
 
     Attributes:
         operator: the scores, with the mean number of rows per head as its ``size``.
@@ -62,8 +63,8 @@ class SharedBudget(HeadBudget):
     def max_rows(self, K: int) -> int:
         return K * self.size - (K - 1) * self.floor_rows
 
-    def evicts(self, n_rows: Tensor) -> Tensor:
-        return n_rows.sum(-1, keepdim=True) > n_rows.shape[-1] * self.size
+    def excess(self, n_rows: Tensor) -> Tensor:
+        return n_rows.sum(-1, keepdim=True) - n_rows.shape[-1] * self.size
 
     def update(self, observation: Observation) -> dict[str, Tensor]:
         return self.operator.update(observation)

@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, step_loop, tiny_cell
-from support.transformers_reference import float64_reference, save_folder, tiny_reference
+from support.transformers_reference import dense, float64_reference, save_folder, tiny_reference
 from transformers import DynamicCache
 
 import converters
@@ -14,15 +14,6 @@ import msrnn
 from msrnn import H2O, TOVA, CaM, Keyformer, Knorm, LastQueries, Random, Reduction, Sinks, Window, prefill
 
 TEXT = torch.randint(0, 61, (2, 30), generator=torch.Generator().manual_seed(1))
-
-
-def dense(model, text):
-    """Return the logits, attention weights ``(B, N, T, T)``, keys and values of transformers for the whole prompt."""
-    model.set_attn_implementation("eager")
-    with float64_reference(model), patch("torch.float32", torch.float64), torch.no_grad():
-        out = model(text, output_attentions=True, use_cache=True)
-    assert out.attentions[0].dtype == torch.float64
-    return out.logits[:, -1], out.attentions, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
 
 
 def top(score, size):

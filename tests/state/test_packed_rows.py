@@ -120,8 +120,6 @@ def test_compact_retains_rows_per_head():
 
 def test_refusals():
     cell, (_, state) = read(SharedBudget(H2O(4)))
-    with pytest.raises(Error, match="shared:h2o:4 gives heads different numbers of rows"):
-        msrnn.prefill(cell, random_tokens(1, 1, 9), "shared:h2o:4")
     with pytest.raises(Error, match=r"torch.func.vmap cannot read shared:h2o:4"):
         torch.func.vmap(lambda x: cell.step(x, state)[0])(random_tokens(1, 3, 2))
     with pytest.raises(Error, match="state has shared:h2o:4"):

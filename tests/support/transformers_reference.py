@@ -125,3 +125,12 @@ def save_folder(model: PreTrainedModel, folder: Path) -> Path:
     """Save ``model`` as a Hugging Face folder; return the folder."""
     model.save_pretrained(folder)
     return folder
+
+
+def dense(model, text):
+    """Return the logits, attention weights ``(B, N, T, T)``, keys and values of transformers for the whole prompt."""
+    model.set_attn_implementation("eager")
+    with float64_reference(model), patch("torch.float32", torch.float64), torch.no_grad():
+        out = model(text, output_attentions=True, use_cache=True)
+    assert out.attentions[0].dtype == torch.float64
+    return out.logits[:, -1], out.attentions, [(layer.keys, layer.values) for layer in out.past_key_values.layers]

@@ -21,8 +21,8 @@ from ..reductions.contract import Reduction
 from ..reductions.head_budgets import HeadBudget, scoring_operator
 from ..reductions.per_layer import per_layer
 from ..state.fingerprint import Fingerprint
+from ..state.jagged_rows import jagged_if_uneven
 from ..state.multistate import MultiState
-from ..state.packed_rows import packed_if_uneven
 from ..state.quantised_rows import QUANTISED_DTYPE, SCALES
 from ..state.state import State
 from .constants import check_constants
@@ -144,7 +144,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         layers = []
         for layer, H, tensors in zip(self.layers, state, position_tensors, strict=True):
             x, H = call_layer(layer, x, H, active=active, position_tensors=tensors, in_place=in_place, writes=writes)
-            layers.append(packed_if_uneven(H))
+            layers.append(jagged_if_uneven(H))
         return x, state.with_layers(layers)
 
     def unroll(
@@ -169,7 +169,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         Returns:
             The output of the last layer ``(B, T, E)``, and H of every layer after the tokens.
         """
-        layers = layers if isinstance(layers, State) else list(layers)  # a State copies one layer at a time, if it is packed
+        layers = layers if isinstance(layers, State) else list(layers)  # a State copies one jagged layer at a time
         clock, T = layers[0].clock, tokens.shape[1]
         self.check_length(clock + (T if active is None else active.sum(1)))
         position = token_positions(clock, active, T)
@@ -193,7 +193,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         for i, (layer, H, tensors) in enumerate(zip(self.layers, layers, position_tensors, strict=True)):
             recorder = None if recorders is None else recorders[i]
             x, H = call_layer(layer, x, H, position_tensors=tensors, active=active, recorder=recorder, shared=shared)
-            after.append(packed_if_uneven(H))
+            after.append(jagged_if_uneven(H))
         return x, after
 
     def of_rank_0(self, x: Tensor) -> Tensor:

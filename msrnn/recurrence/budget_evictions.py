@@ -8,8 +8,8 @@ from torch import Tensor
 from ..reductions.contract import EMPTY, Observation
 from ..reductions.head_budgets import HeadBudget
 from ..reductions.shared_budget import SharedBudget
+from ..state.jagged_rows import refuse_vmap
 from ..state.multistate import MultiState
-from ..state.packed_rows import refuse_vmap
 from .eviction import above_lowest
 from .operator_calls import retention_scores
 

@@ -18,7 +18,7 @@ from .contract import FLAG_OF_FIELD, MAX_SIZE, SAFE_FLAGS, Observation, Reductio
 class HeadBudget(Reduction, ABC):
     """Base class: the operator of a layer in which heads retain different numbers of rows. It has the flags of ``operator``.
 
-    The state of such a layer is stored without empty rows (``state/packed_rows.py``).
+    The state of such a layer is stored without empty rows (``state/jagged_rows.py``).
 
     Attributes:
         operator: scores rows, separately for each key/value head.

@@ -13,8 +13,8 @@ from ..errors import Error, check_device
 from .batching import batch_index, cat_recent_tokens, difference
 from .evicted import evicted_positions
 from .fingerprint import Fingerprint
+from .jagged_rows import jagged_if_uneven, padded
 from .multistate import MultiState
-from .packed_rows import packed_if_uneven, unpacked
 from .position_remapping import PositionRemapping
 from .quantised_rows import parse_row_dtype
 from .serialization import write_layers
@@ -24,7 +24,7 @@ from .summary import nbytes, summarize
 
 class State:
     """One :class:`MultiState` per layer. ``len``, iteration and indexing give the layers. A layer in which heads hold different
-    numbers of rows is stored without empty rows (:mod:`.packed_rows`), and each access gives a copy of it.
+    numbers of rows is stored without empty rows (:mod:`.jagged_rows`), and each access gives a copy of it.
 
     ``step`` never modifies its input, so an earlier state can be kept for undo or branches. ``step_`` modifies its input.
 
@@ -36,7 +36,7 @@ class State:
     """
 
     def __init__(self, layers: Iterable[MultiState], fingerprint: Fingerprint, recent_tokens: Tensor | None = None):
-        self._layers: tuple[MultiState, ...] | None = tuple(map(packed_if_uneven, layers))
+        self._layers: tuple[MultiState, ...] | None = tuple(map(jagged_if_uneven, layers))
         self._stacked: MultiState | None = None
         """All layers in one, their batches one after the other. It replaces ``_layers`` after a stacked step."""
         self._n_layers = len(self._layers)
@@ -89,10 +89,10 @@ class State:
         return self._n_layers
 
     def __iter__(self) -> Iterator[MultiState]:
-        return map(unpacked, self._unstack())
+        return map(padded, self._unstack())
 
     def __getitem__(self, layer: int) -> MultiState:
-        return unpacked(self._unstack()[layer])
+        return padded(self._unstack()[layer])
 
     @property
     def clock(self) -> Tensor:

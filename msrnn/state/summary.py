@@ -5,8 +5,8 @@ from itertools import groupby
 
 from ..reductions.head_budgets import HeadBudget
 from ..reductions.per_layer import spec_of_layer
+from .jagged_rows import jagged_if_uneven
 from .multistate import MultiState
-from .packed_rows import packed_if_uneven
 
 
 def nbytes(layers: Iterable[MultiState]) -> int:
@@ -31,7 +31,7 @@ def summarize(layers: Sequence[MultiState], total_nbytes: int) -> str:
         positions = [H.positions[H.positions >= 0] for H in same]
         oldest = sorted({int(x.min()) for x in positions if x.numel()})
         number = f"{n_learned} learned + {rows}" if n_learned else rows
-        held = _format_bytes(nbytes(map(packed_if_uneven, same)))
+        held = _format_bytes(nbytes(map(jagged_if_uneven, same)))
         table.append((_format_range(indices), operator, number, _format_range(oldest), held))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join([head, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table)])

@@ -1,7 +1,8 @@
-"""Rows of a layer in which heads hold different numbers of rows, without the empty rows of the shorter heads.
+"""Jagged rows: those of a layer in which heads hold different numbers of rows, without empty rows for the shorter heads.
 
-A state stores such a layer as :class:`PackedMultiState`. A step reads it as a :class:`MultiState` ``(B, K, S, D)``, with S rows
-for the fullest head, and empty rows in the others. Only one layer at a time has to be in this form.
+As in the jagged layout of ``torch.nested``, the rows of one head follow those of the head before it. A state stores such a layer
+as :class:`JaggedMultiState`. A step reads it as a padded :class:`MultiState` ``(B, K, S, D)``, with S rows for the fullest head,
+and empty rows in the others. Only one layer at a time has to be in this form.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -17,7 +18,7 @@ from .multistate import MultiState
 
 
 @dataclass(frozen=True, eq=False)
-class PackedMultiState(MultiState):
+class JaggedMultiState(MultiState):
     """The rows of all heads in one: ``(B, 1, M, D)``, head after head, then empty rows if other sequences hold more.
 
     Attributes:
@@ -30,23 +31,23 @@ class PackedMultiState(MultiState):
     def rows(self) -> dict[str, Tensor]:
         return {**super().rows, "head_rows": self.head_rows}
 
-    def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, no_empty_rows: bool = False) -> "PackedMultiState":
+    def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, no_empty_rows: bool = False) -> "JaggedMultiState":
         H = super().with_rows(rows, clock, no_empty_rows=no_empty_rows)
-        assert isinstance(H, PackedMultiState)
+        assert isinstance(H, JaggedMultiState)
         return replace(H, head_rows=rows["head_rows"])
 
 
-def packed_if_uneven(H: MultiState) -> MultiState:
-    """Return H as a state stores it: packed, if its heads may hold different numbers of rows."""
-    return pack(H) if isinstance(H.reduction, HeadBudget) and not isinstance(H, PackedMultiState) else H
+def jagged_if_uneven(H: MultiState) -> MultiState:
+    """Return H as a state stores it: jagged, if its heads may hold different numbers of rows."""
+    return to_jagged(H) if isinstance(H.reduction, HeadBudget) and not isinstance(H, JaggedMultiState) else H
 
 
-def unpacked(H: MultiState) -> MultiState:
+def padded(H: MultiState) -> MultiState:
     """Return H as a layer reads it, ``(B, K, S, D)``."""
-    return unpack(H) if isinstance(H, PackedMultiState) else H
+    return to_padded(H) if isinstance(H, JaggedMultiState) else H
 
 
-def pack(H: MultiState) -> PackedMultiState:
+def to_jagged(H: MultiState) -> JaggedMultiState:
     """Copy the rows of H, head after head, without the empty ones. This synchronises with the device."""
     refuse_vmap(H)
     B, K, S = H.positions.shape
@@ -60,28 +61,28 @@ def pack(H: MultiState) -> PackedMultiState:
         return x.flatten(0, 2).index_select(0, index).view(B, 1, M, *x.shape[3:])
 
     rows = {name: gather(x) for name, x in H.rows.items()}
-    packed = H.with_rows(rows, H.clock)
-    return PackedMultiState(**{f.name: getattr(packed, f.name) for f in fields(MultiState)}, head_rows=head_rows)
+    jagged = H.with_rows(rows, H.clock)
+    return JaggedMultiState(**{f.name: getattr(jagged, f.name) for f in fields(MultiState)}, head_rows=head_rows)
 
 
-def unpack(packed: PackedMultiState) -> MultiState:
+def to_padded(jagged: JaggedMultiState) -> MultiState:
     """Copy the rows into S columns for each head, ``(B, K, S, D)``, empty rows last. This synchronises with the device."""
-    refuse_vmap(packed)
-    (B, K), M = packed.head_rows.shape, packed.positions.shape[2]
-    S = int(packed.head_rows.amax()) if packed.head_rows.numel() else 0
-    column = torch.arange(S, device=packed.clock.device)
-    empty = column >= packed.head_rows[..., None]  # (B, K, S)
-    first = packed.head_rows.cumsum(-1) - packed.head_rows + M * torch.arange(B, device=column.device)[:, None]
+    refuse_vmap(jagged)
+    (B, K), M = jagged.head_rows.shape, jagged.positions.shape[2]
+    S = int(jagged.head_rows.amax()) if jagged.head_rows.numel() else 0
+    column = torch.arange(S, device=jagged.clock.device)
+    empty = column >= jagged.head_rows[..., None]  # (B, K, S)
+    first = jagged.head_rows.cumsum(-1) - jagged.head_rows + M * torch.arange(B, device=column.device)[:, None]
     index = torch.where(empty, 0, first[..., None] + column).flatten()
 
     def gather(x: Tensor) -> Tensor:
         return x.flatten(0, 2).index_select(0, index).view(B, K, S, *x.shape[3:])
 
-    values = {f.name: getattr(packed, f.name) for f in fields(MultiState)}
+    values = {f.name: getattr(jagged, f.name) for f in fields(MultiState)}
     H = MultiState(**values)
     rows = {name: gather(x) for name, x in H.rows.items()}
     rows["positions"] = rows["positions"].masked_fill(empty, EMPTY)
-    return H.with_rows(rows, packed.clock)
+    return H.with_rows(rows, jagged.clock)
 
 
 def refuse_vmap(H: MultiState) -> None:

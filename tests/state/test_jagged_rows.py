@@ -9,8 +9,8 @@ from support.tiny_models import assert_close, assert_same, random_tokens, tiny_c
 import msrnn
 from msrnn import H2O, TOVA, Error, SharedBudget
 from msrnn.distributed.ranks import Ranks
+from msrnn.state.jagged_rows import JaggedMultiState
 from msrnn.state.loading import take_own_heads
-from msrnn.state.packed_rows import PackedMultiState
 
 SPECS = ["h2o:2/6,5/3", "shared:floor=0:h2o:4"]
 D, STATS, DTYPE = 6, 1, 8
@@ -96,10 +96,10 @@ def test_copies_and_batches(spec):
                 assert sorted(x for x in [*gone, *kept] if x >= 0) == [*range(n_read)]
 
 
-def test_the_layers_are_packed_at_rest_only():
+def test_the_layers_are_jagged_at_rest_only():
     cell, (_, state) = read("tova-head:2/6")
-    assert all(isinstance(H, PackedMultiState) for H in state._held)
-    assert not any(isinstance(H, PackedMultiState) for H in state)
+    assert all(isinstance(H, JaggedMultiState) for H in state._held)
+    assert not any(isinstance(H, JaggedMultiState) for H in state)
     assert state[0].keys.shape == (2, 2, 6, D)
     H = state[0]
     for _ in range(5):

@@ -1,8 +1,8 @@
 """Jagged rows: those of a layer in which heads hold different numbers of rows, without empty rows for the shorter heads.
 
-As in the jagged layout of ``torch.nested``, the rows of one head follow those of the head before it. A state stores such a layer
-as :class:`JaggedMultiState`. A step reads it as a padded :class:`MultiState` ``(B, K, S, D)``, with S rows for the fullest head,
-and empty rows in the others. Only one layer at a time has to be in this form.
+As in the jagged layout of ``torch.nested``, the rows of one head follow those of the head before it. A state stores such a
+layer as :class:`JaggedMultiState`. A step reads it as a padded :class:`MultiState` ``(B, K, S, D)``, with S rows for the
+fullest head, and empty rows in the others. Only one layer at a time has to be in this form.
 """
 
 from dataclasses import dataclass, fields, replace

@@ -13,20 +13,23 @@ from torch import Tensor
 from ..distributed.saving import gather_lazily, write_together
 from ..errors import Error, describe
 from ..layers.rotary import ROPE_TYPES, Rope
-from ..reductions.contract import EMPTY, LEARNED
+from ..reductions.contract import LEARNED
 from ..reductions.head_budgets import HeadBudget
 from ..storage.atomic import atomic_file
 from ..storage.files import reject_duplicate_keys
 from ..storage.lazy_tensors import LazyTensor
 from ..storage.safetensors_io import read_metadata, read_tensors, write_tensors
 from .fingerprint import Fingerprint
+from .jagged_rows import JaggedMultiState, padded
 from .multistate import MultiState
 from .operator_fields import constants_of, operator_from_dict, operator_to_dict, take_constants
 from .position_remapping import PositionRemapping
-from .quantised_rows import MAX_CODE, QUANTISED_DTYPE, SCALES
+from .quantised_rows import SCALES
+from .row_checks import check_jagged, check_layers
 
-FORMAT, VERSION, INT8_VERSION = "msrnn-state", "2", "3"
-"""A state with 8-bit rows has a version of its own, because earlier releases cannot read it."""
+FORMAT, VERSION, INT8_VERSION, JAGGED_VERSION = "msrnn-state", "2", "3", "4"
+"""States with 8-bit rows, and those with jagged rows, have versions of their own, because earlier releases cannot read them.
+The rows of a state with jagged layers may have 8 bits."""
 OWN_ENTRIES = ("format", "version", "operators", "cell", "places")
 """Names in the metadata of a state file that describe the state itself."""
 
@@ -75,21 +78,26 @@ def _checked(
     logits, B = more.get("logits"), len(layers[0].clock)
     if logits is not None and not (isinstance(logits, Tensor) and is_logits(logits, B)):
         raise Error(f"save: logits are {describe(logits)}; expected floating-point numbers of shape ({B}, V)")
-    for i, H in enumerate(layers):
-        _check_layer(H, layers[0], f"save: layer {i}")
+    check_layers(layers, "save")
     tensors = {f"layers.{i}.{name}": x for i, H in enumerate(layers) for name, x in H.rows.items()}
     constants = {c.digest: c for H in layers for c in constants_of(H.reduction)}
     tensors |= {f"constants.{d}.{name}": x for d, c in constants.items() for name, x in c.tensors.items()}
     entries = {
         **_check_metadata(metadata or {}),
         "format": FORMAT,
-        "version": INT8_VERSION if layers[0].is_quantised else VERSION,
+        "version": _version(layers),
         "operators": json.dumps([operator_to_dict(H.reduction) for H in layers]),
         "cell": json.dumps(asdict(fingerprint)),
     }
     if layers[0].places is not None:
         entries["places"] = _places_to_json([H.places for H in layers])
     return {**tensors, "clock": layers[0].clock, **more}, entries
+
+
+def _version(layers: Sequence[MultiState]) -> str:
+    if any(isinstance(H, JaggedMultiState) for H in layers):
+        return JAGGED_VERSION
+    return INT8_VERSION if layers[0].is_quantised else VERSION
 
 
 def _write(path: str | Path, tensors: Mapping[str, LazyTensor], entries: Mapping[str, str]) -> None:
@@ -120,8 +128,8 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
     metadata, tensors = read_metadata(path), dict(read_tensors(path))
     if metadata.get("format") != FORMAT:
         raise Error(f"{path} is not a saved state (format {metadata.get('format')!r})")
-    if (version := metadata.get("version")) not in (VERSION, INT8_VERSION):
-        expected = f"{VERSION!r} or {INT8_VERSION!r}"
+    if (version := metadata.get("version")) not in (VERSION, INT8_VERSION, JAGGED_VERSION):
+        expected = f"{VERSION!r}, {INT8_VERSION!r} or {JAGGED_VERSION!r}"
         raise Error(f"{path} is a saved state of version {version!r}; expected {expected}. To get one, read the text again")
     try:
         operators = json.loads(metadata["operators"], object_pairs_hook=reject_duplicate_keys)
@@ -131,14 +139,20 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
         clock = tensors.pop("clock")
         more = {str(name): tensors.pop(name) for name in ("logits", "recent_tokens") if name in tensors}
         fingerprint = Fingerprint.from_dict(json.loads(metadata["cell"], object_pairs_hook=reject_duplicate_keys))
+        has_scales = version == INT8_VERSION or (version == JAGGED_VERSION and "layers.0.key_scales" in tensors)
         layers = []
         for i, reduction in enumerate(reductions):
-            names = ("keys", "values", "positions", *(SCALES.values() if version == INT8_VERSION else ()))
-            rows: dict[str, Any] = {name: tensors.pop(f"layers.{i}.{name}") for name in names}
+            rows: dict[str, Any] = {name: tensors.pop(f"layers.{i}.{name}") for name in ("keys", "values", "positions")}
+            if has_scales:
+                rows |= {name: tensors.pop(f"layers.{i}.{name}") for name in SCALES.values()}
             row_stats = {name: tensors.pop(f"layers.{i}.{name}") for name in reduction.stat_names}
             H = MultiState(**rows, clock=clock, reduction=reduction, row_stats=row_stats, places=places[i])
-            n_learned = int((H.positions == LEARNED).all(0).all(0).sum())
-            layers.append(replace(H, no_empty_rows=not bool(H.empty.any()), n_learned=n_learned))
+            if version == JAGGED_VERSION and isinstance(reduction, HeadBudget):
+                H = JaggedMultiState(**vars(H), head_rows=tensors.pop(f"layers.{i}.head_rows"))
+                check_jagged(H)
+            layers.append(_with_counts(H))
+        if version == JAGGED_VERSION and not any(isinstance(H, JaggedMultiState) for H in layers):
+            raise ValueError(f"version {version} without jagged rows")
     except Error:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -147,14 +161,20 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
         raise Error(f"{path}: tensor {next(iter(tensors))!r} is not part of a state")
     if not layers:
         raise Error(f"{path}: the state has no layers")
-    for i, H in enumerate(layers):
-        _check_layer(H, layers[0], f"{path}: layer {i}")
+    check_layers(layers, str(path))
     B = len(clock)
     if "logits" in more and not is_logits(more["logits"], B):
         raise Error(f"{path}: logits of shape {tuple(more['logits'].shape)} contradict the batch size {B} of the state")
     if "recent_tokens" in more and not _are_recent_tokens(more["recent_tokens"], B):
         raise Error(f"{path}: the recent tokens of the state are damaged; expected int64 ids of shape ({B}, n)")
     return layers, fingerprint, more
+
+
+def _with_counts(H: MultiState) -> MultiState:
+    """Return H with its number of learned rows, and with ``no_empty_rows`` if it has none."""
+    n_learned = int((padded(H).positions == LEARNED).all(0).all(0).sum())
+    empty = isinstance(H, JaggedMultiState) or bool(H.empty.any())
+    return replace(H, no_empty_rows=not empty, n_learned=n_learned)
 
 
 def is_logits(x: Tensor, batch_size: int) -> bool:
@@ -186,47 +206,3 @@ def _places_from_json(text: str, n_layers: int) -> list[PositionRemapping]:
         return ROPE_TYPES[values["rope_type"]](**{name: x for name, x in values.items() if name != "rope_type"})
 
     return [PositionRemapping(rule, rope(values)) for values in ropes]
-
-
-def _is_within_budget(H: MultiState, budget: HeadBudget) -> bool:
-    """Return True if the heads ``(B, K, S)`` are those of the budget and hold no more rows than it allows."""
-    budget.check_heads(H.positions.shape[1])
-    return not bool(budget.evicts((H.positions >= 0).sum(-1)).any())
-
-
-def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
-    """Raise :class:`Error` for rows that contradict the first layer, the operator or the clock, or are not finite."""
-    B, K, S, _ = H.keys.shape if H.keys.ndim == 4 else (0, 0, 0, 0)
-    clock, n = H.clock, H.n_learned
-    # in an H with learned and empty rows only, the batch may be ragged
-    only_learned = H.reduction.size is None and bool((H.positions < 0).all())
-    lowest = LEARNED if only_learned else EMPTY
-    sound = (
-        (H.keys.dtype == QUANTISED_DTYPE if H.is_quantised else H.keys.is_floating_point())
-        and H.keys.shape == H.values.shape == (first.keys.shape[0], first.keys.shape[1], S, first.keys.shape[3])
-        and H.keys.dtype == H.values.dtype == first.keys.dtype
-        and all(H.rows[name].shape == (B, K, S) for name in ("positions", *(SCALES.values() if H.is_quantised else ())))
-        and H.positions.dtype == clock.dtype == torch.int64
-        and clock.shape == (B,)
-        and all(x.shape == (B, K, S, *H.reduction.stat_shape(name)) for name, x in H.row_stats.items())
-        and all(x.is_floating_point() for x in H.row_stats.values())
-        and not isinstance(H.reduction.size, tuple)
-        and (H.capacity is None or H.capacity >= S)
-        and (not isinstance(H.reduction, HeadBudget) or _is_within_budget(H, H.reduction))
-        and bool(((clock >= 0) & (clock < 2**62)).all())
-        and bool((H.positions[..., :n] == LEARNED).all())
-        and bool(((H.positions[..., n:] >= lowest) & (H.positions < clock[:, None, None])[..., n:]).all())
-    )
-    if not sound:
-        raise Error(f"{where}: rows of shape {tuple(H.keys.shape)} contradict the operator {H.reduction} or the clock")
-    in_order = H.positions.sort(dim=-1).values
-    if bool(((in_order[..., 1:] == in_order[..., :-1]) & (in_order[..., 1:] >= 0)).any()):
-        raise Error(f"{where}: a head holds a position twice; expected each position once")
-    for name in ("keys", "values"):
-        numbers = H.rows[SCALES[name]] if H.is_quantised else H.rows[name]
-        if not bool((numbers.isfinite().unsqueeze(-1).flatten(3).all(-1) | H.empty).all()):
-            raise Error(f"{where}: {name} are not finite; expected a state without NaN and infinity")
-        if H.is_quantised and not bool(((numbers > 0) | H.empty).all() and numbers.dtype == torch.float32):
-            raise Error(f"{where}: scales of {name} are {numbers.dtype} or not above 0; expected float32 above 0")
-        if H.is_quantised and bool((H.rows[name] < -MAX_CODE).any()):
-            raise Error(f"{where}: {name} hold -128; expected -127 to 127")

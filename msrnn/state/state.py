@@ -244,7 +244,7 @@ class State:
             Error: logits of another shape, the settings of an operator cannot be saved, or a path that cannot be written to.
         """
         more = {"logits": logits, "recent_tokens": self.recent_tokens}
-        write_layers(list(self), self.fingerprint, path, metadata, {k: x for k, x in more.items() if x is not None})
+        write_layers(self._unstack(), self.fingerprint, path, metadata, {k: x for k, x in more.items() if x is not None})
 
     def __repr__(self) -> str:
         return summarize(list(self), self.nbytes)

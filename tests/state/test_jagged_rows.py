@@ -4,6 +4,8 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.tiny_models import assert_close, assert_same, random_tokens, tiny_cell
 
 import msrnn
@@ -68,6 +70,59 @@ def test_save_and_load(spec, dtype, tmp_path):
     (logits, after), (expected, end) = cell(more, loaded), cell(more, state)
     assert_close(logits, expected)
     assert_same(after, end)
+
+
+def saved(path):
+    with safe_open(path, "pt") as file:
+        return load_file(path), file.metadata()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_a_file_contains_the_rows_held_only(dtype, tmp_path):
+    cell, text = tiny_cell(), random_tokens(1, 2, 60)
+    for spec in ("sinks:full/3,4/full:1", "h2o:2/40"):
+        _, state = cell(text, cell.initial_state(2, spec, dtype=dtype))
+        state.save(tmp_path / "state")
+        tensors, entries = saved(tmp_path / "state")
+        assert sum(x.nbytes for x in tensors.values()) == held_nbytes(state) + state.clock.nbytes
+        assert entries["version"] == "4"
+        assert (tmp_path / "state").stat().st_size < state.nbytes + 8000  # names and metadata
+
+
+def test_padded_rows_of_the_earlier_version_are_read(tmp_path):
+    _, (_, state) = read("h2o:2/6,5/3")
+    state.save(tmp_path / "state")
+    tensors, entries = saved(tmp_path / "state")
+    for i, H in enumerate(state):
+        del tensors[f"layers.{i}.head_rows"]
+        tensors.update({f"layers.{i}.{name}": x for name, x in H.rows.items()})
+    save_file(tensors, tmp_path / "earlier", {**entries, "version": "2"})
+    assert (tmp_path / "earlier").stat().st_size > (tmp_path / "state").stat().st_size
+    assert_same(msrnn.load_state(tmp_path / "earlier"), state)
+    assert held_nbytes(msrnn.load_state(tmp_path / "earlier")) == held_nbytes(state)
+
+
+DAMAGE = {
+    "a negative number of rows": lambda t: t["layers.0.head_rows"].copy_(torch.tensor([[-1, 9], [2, 6]])),
+    "more rows than are there": lambda t: t["layers.0.head_rows"].add_(1),
+    "fewer rows than are there": lambda t: t["layers.0.head_rows"].sub_(1),
+    "another dtype": lambda t: t.update({"layers.0.head_rows": t["layers.0.head_rows"].int()}),
+    "another shape": lambda t: t.update({"layers.0.head_rows": t["layers.0.head_rows"].flatten()}),
+    "an empty row": lambda t: t["layers.0.positions"][0, 0, :1].fill_(-1),
+    "rows of heads": lambda t: t.update({"layers.0.values": t["layers.0.values"].repeat(1, 2, 1, 1)}),
+    "no number of rows": lambda t: t.pop("layers.1.head_rows"),
+    "another head": lambda t: t["layers.0.head_rows"].copy_(torch.tensor([[6, 2], [6, 2]])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_jagged_rows_are_refused(damage, tmp_path):
+    read("tova-head:2/6")[1][1].save(tmp_path / "state")
+    tensors, entries = saved(tmp_path / "state")
+    damage(tensors)
+    save_file(tensors, tmp_path / "state", entries)
+    with pytest.raises(Error, match=r"the state is incomplete or damaged|contradict the operator tova-head:2/6"):
+        msrnn.load_state(tmp_path / "state")
 
 
 def test_rows_beyond_the_budget_are_refused_in_a_file(tmp_path):

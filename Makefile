@@ -99,8 +99,8 @@ docs: .venv/docs.ready  ## the site of the documentation, in build/site; a broke
 	@! grep -rlE '<(script|link|img)[^>]*(src|href)="(https?:)?//[^"]*\.(js|css|png|woff2?)' build/site --include='*.html'
 	@echo "open build/site/index.html"
 
-notebooks:  ## the main chapters of the documentation as notebooks, in build/notebooks
-	$(PYTHON) docs/site/notebooks.py build/notebooks
+notebooks:  ## the main chapters of the documentation as notebooks, in build/notebooks; they load the model of `make demo`, if it is there
+	$(PYTHON) docs/site/notebooks.py build/notebooks $(wildcard $(MODEL))
 
 .venv/demo.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,6 +1,7 @@
-"""Write chapters of the documentation as notebooks: ``python docs/site/notebooks.py build/notebooks``.
+"""Write chapters of the documentation as notebooks: ``python docs/site/notebooks.py build/notebooks [MODEL]``.
 
 A python block becomes a code cell. The indented block after it becomes the output of this cell, all other text markdown cells.
+With MODEL, a model folder, the code cells load this folder instead of the hub id.
 """
 
 import json
@@ -15,6 +16,7 @@ CHAPTERS = (
     *("pitfalls", "not-an-rnn", "decoding", "lookahead", "encoder", "class"),
 )
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n((?: {4}[^\n]*\n)+))?", re.MULTILINE | re.DOTALL)
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")
 NOTE = "*This notebook is made from [docs/{0}.md](../../docs/{0}.md) by `make notebooks`. It needs the package `msrnn`.*"
 METADATA = {
@@ -35,8 +37,8 @@ def relink(text: str) -> str:
     return LINK.sub(target, text)
 
 
-def notebook(name: str) -> dict[str, Any]:
-    """Return the notebook of a chapter in format 4.5."""
+def notebook(name: str, model: str) -> dict[str, Any]:
+    """Return the notebook of a chapter in format 4.5. Its code cells load ``model``."""
     cells: list[dict[str, Any]] = []
 
     def add(kind: str, text: str, **fields: object) -> None:
@@ -50,19 +52,20 @@ def notebook(name: str) -> dict[str, Any]:
         add("markdown", relink(page[end : block.start()]))
         printed = [line[4:] for line in (block[2] or "").splitlines(keepends=True)]
         outputs = [{"output_type": "stream", "name": "stdout", "text": printed}] if printed else []
-        add("code", block[1], execution_count=None, outputs=outputs)
+        add("code", block[1].replace(HUB_ID, model), execution_count=None, outputs=outputs)
         end = block.end()
     add("markdown", relink(page[end:]))
     return {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, model: str = HUB_ID) -> None:
+    """Write all notebooks into ``folder``. ``model`` is a hub id or the path of a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in CHAPTERS:
         path = folder / f"{name}.ipynb"
-        path.write_text(json.dumps(notebook(name), ensure_ascii=False, indent=1) + "\n")
+        path.write_text(json.dumps(notebook(name, model), ensure_ascii=False, indent=1) + "\n")
         print(path)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

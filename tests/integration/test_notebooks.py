@@ -85,6 +85,21 @@ def test_code_cells_are_the_blocks_of_the_chapter(folder, name):
     assert without_links[0] == without_links[1]
 
 
+def test_code_cells_load_the_folder_that_is_given(folder, tmp_path):
+    script = ROOT / "docs/site/notebooks.py"
+    subprocess.run([sys.executable, script, tmp_path, "/models/small"], check=True, capture_output=True, timeout=60)
+    loaded = 0
+    for name in CHAPTERS:
+        for hub, local in zip(read(folder, name)["cells"], read(tmp_path, name)["cells"], strict=True):
+            expected = "".join(hub["source"])
+            if hub["cell_type"] == "code":
+                expected = expected.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "/models/small")
+                assert "HuggingFaceTB/" not in expected
+                loaded += "/models/small" in expected
+            assert "".join(local["source"]) == expected
+    assert loaded >= 6
+
+
 def printed(cell: dict[str, Any]) -> list[str]:
     return [line for output in cell["outputs"] for line in output["text"]]
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import Error
 from ..layers.attention import LogitRule
 from ..layers.differentiation import in_transform
 from ..layers.hooks import call_layer, has_hooks
@@ -24,6 +23,7 @@ from ..state.fingerprint import Fingerprint
 from ..state.jagged_rows import jagged_if_uneven
 from ..state.multistate import MultiState
 from ..state.quantised_rows import QUANTISED_DTYPE, SCALES
+from ..state.split_heads import operator_of_rank
 from ..state.state import State
 from .constants import check_constants
 from .layer import RecurrentLayer
@@ -74,14 +74,12 @@ class RecurrentNetwork(ParameterAccess, ABC):
 
         Raises:
             Error: as :func:`per_layer`; constants of another model, or that need the positions in the text; sizes per head that
-                do not fit the heads, or a cell that is split over several processes.
+                do not fit the heads.
         """
         operators = per_layer(reduction, self.sizes.n_layers, self.default_reduction)
         budgets = [operator for operator in operators if isinstance(operator, HeadBudget)]
         for budget in budgets:
             budget.check_heads(self.sizes.n_kv_heads)
-        if budgets and self.shard is not None:
-            raise Error(f"{budgets[0]}: the cell is split over several processes; expected one size for all heads of a layer")
         scoring = [scoring_operator(operator) for operator in operators]
         if any(isinstance(operator, CalibratedReduction) for operator in scoring):
             check_constants(scoring, self.sizes, self.constants_fingerprints, remapped)
@@ -118,7 +116,8 @@ class RecurrentNetwork(ParameterAccess, ABC):
             {name: keys.new_empty(shape, dtype=torch.float32) for name in SCALES.values()} if quantised else {}
         )
         heads = None if self.shard is None else self.shard.heads
-        return MultiState(keys, keys.clone(), positions, clock, reduction, row_stats, no_empty_rows=True, heads=heads, **scales)
+        operator = operator_of_rank(reduction, heads)
+        return MultiState(keys, keys.clone(), positions, clock, operator, row_stats, no_empty_rows=True, heads=heads, **scales)
 
     # The same for all families.
 

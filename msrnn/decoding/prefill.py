@@ -156,11 +156,8 @@ def _evict_once(H: MultiState, last: BlockRecord, rule: LogitRule) -> MultiState
     observation = Attended(weights, output, query, x).observe(replace(H, clock=H.clock - 1))
     to_gather = heads_to_gather(H.heads, operator)
     observation = gather_observation(to_gather, operator, observation)
-    score = own_heads(to_gather, retention_scores(operator, observation, heads=H.heads if to_gather is None else None))
-    return retain_highest(H, score, bound) if budget is None else retain_by_budget(H, budget, score)
-
-
-def retain_by_budget(H: MultiState, budget: HeadBudget, score: Tensor) -> MultiState:
-    """Return H without the rows in excess of ``budget``, by scores ``(B, K, S)``."""
-    evicted = rows_to_evict_at_once(budget, score, H.positions)
+    score = retention_scores(operator, observation, heads=H.heads if to_gather is None else None)
+    if budget is None:
+        return retain_highest(H, own_heads(to_gather, score), bound)
+    evicted = own_heads(to_gather, rows_to_evict_at_once(budget, score, observation.positions))
     return replace(H, positions=H.positions.masked_fill(evicted, EMPTY), no_empty_rows=False).sorted_by_position()

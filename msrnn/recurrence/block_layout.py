@@ -13,6 +13,7 @@ from torch import Tensor
 from ..layers.attention import mask_logits
 from ..reductions.head_budgets import HeadBudget
 from ..state.multistate import MultiState
+from .all_heads import heads_to_gather, own_heads
 
 
 def token_positions(clock: Tensor, active: Tensor | None, T: int) -> Tensor:
@@ -68,7 +69,9 @@ class BlockLayout:
         last_visible = torch.cat((torch.where(empty, -1, T), own_step), dim=-1)
         n_rows = (~empty).sum(-1)[:, None] + read.cumsum(1)[..., None]  # (B, T, 1 or K), without evictions
         if budget is not None:
-            evicts = budget.evicts((n_rows - H.n_learned).expand(-1, -1, H.positions.shape[1])) & read[..., None]
+            counts, heads = (n_rows - H.n_learned).expand(-1, -1, H.positions.shape[1]), heads_to_gather(H.heads, budget)
+            counts = counts if heads is None else heads.gather(counts, 2)  # (B, T, K)
+            evicts = own_heads(heads, budget.evicts(counts), 2) & read[..., None]
         elif capacity is None:
             evicts = torch.zeros_like(n_rows, dtype=torch.bool)
         else:

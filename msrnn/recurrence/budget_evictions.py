@@ -5,11 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..distributed.heads import HeadShard
 from ..reductions.contract import EMPTY, Observation
 from ..reductions.head_budgets import HeadBudget
 from ..reductions.shared_budget import SharedBudget
 from ..state.jagged_rows import refuse_vmap
 from ..state.multistate import MultiState
+from .all_heads import own_heads
 from .eviction import above_lowest
 from .operator_calls import retention_scores
 
@@ -17,7 +19,12 @@ AFTER_EVERY_POSITION = torch.iinfo(torch.int64).max
 
 
 def evict_by_budget(
-    grown: MultiState, observation: Observation, row_stats: dict[str, Tensor], clock: Tensor, active: Tensor | None
+    grown: MultiState,
+    observation: Observation,
+    gathered: HeadShard | None,
+    row_stats: dict[str, Tensor],
+    clock: Tensor,
+    active: Tensor | None,
 ) -> MultiState:
     """Return H after the rows in excess are evicted, in at most as many columns as one head may hold rows.
 
@@ -25,12 +32,13 @@ def evict_by_budget(
 
     Args:
         grown: S + 1 rows, the token's own last, with a :class:`HeadBudget`.
-        observation: of these rows, with updated statistics.
+        observation: of these rows, with updated statistics, or of those of all ranks.
+        gathered: the heads of this rank, if the observation is that of all ranks; otherwise None.
         row_stats: the statistics to keep.
         clock, active: as in :func:`~msrnn.recurrence.transition.reduce`.
     """
     refuse_vmap(grown)
-    operator, positions = grown.reduction, grown.positions
+    operator, positions = grown.reduction, observation.positions
     assert isinstance(operator, HeadBudget)
     if active is not None:
         own = torch.arange(positions.shape[2], device=positions.device) == positions.shape[2] - 1
@@ -38,6 +46,7 @@ def evict_by_budget(
     if positions.shape[2] > operator.rows_before_eviction + grown.n_learned:
         score = retention_scores(operator, observation, active)
         positions = positions.masked_fill(rows_to_evict(operator, score, positions), EMPTY)
+    positions = own_heads(gathered, positions)
     kept = replace(grown, positions=positions, clock=clock, row_stats=row_stats, buffer=None, no_empty_rows=False)
     if kept.capacity is None:  # a token that is not read leaves a column without a row
         return kept if active is None else kept.sorted_by_position()

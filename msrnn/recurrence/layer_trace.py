@@ -14,6 +14,7 @@ from ..reductions.head_budgets import HeadBudget
 from ..reductions.shared_budget import SharedBudget
 from ..state.multistate import MultiState
 from ..state.quantised_rows import dequantise_rows, encode_rows
+from ..state.split_heads import with_columns_of_all_ranks
 from ..state.stacking import concat_batches
 from .records import LayerRecorder
 from .unroll import unroll_layer
@@ -61,7 +62,7 @@ class LayerTrace:
     """
 
     def __init__(self, H: MultiState, recorder: LayerRecorder):
-        before, self._blocks = H.sorted_by_position(), recorder.blocks
+        before, self._blocks = with_columns_of_all_ranks(H.sorted_by_position()), recorder.blocks
         whole = self._blocks[0].stored if self._blocks else None
         if whole is not None:
             self.rows, self._stored, self.active = self._blocks[0].rows, whole, self._blocks[0].active

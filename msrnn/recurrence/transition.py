@@ -17,6 +17,7 @@ from ..reductions.contract import EMPTY, Observation, Reduction
 from ..reductions.head_budgets import HeadBudget
 from ..state.multistate import MultiState
 from ..state.quantised_rows import dequantise_rows, replace_values
+from ..state.split_heads import with_columns_of_all_ranks
 from .all_heads import gather_observation, heads_to_gather, own_heads
 from .budget_evictions import evict_by_budget
 from .eviction import select_evicted_row
@@ -82,7 +83,7 @@ def append_attend_reduce(
     Returns:
         Attention output ``(B, N, D)``, and the new H.
     """
-    grown = H.append(k, v, in_place=in_place)  # S + 1 rows
+    grown = with_columns_of_all_ranks(H).append(k, v, in_place=in_place)  # S + 1 rows
     keys, key_scales, rotated_keys = grown.keys, grown.key_scales, None
     if grown.places is not None:
         keys, key_scales = dequantise_rows(keys, key_scales, q.dtype), None
@@ -128,7 +129,7 @@ def reduce(
             name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, grown.row_stats[name]) for name, x in row_stats.items()
         }
     if isinstance(operator, HeadBudget):
-        return evict_by_budget(grown, all_heads, row_stats, clock, active)
+        return evict_by_budget(grown, all_heads, to_gather, row_stats, clock, active)
     if grown.capacity is None or grown.capacity > S:
         if active is not None:
             grown.positions[..., S].masked_fill_(~active[:, None], EMPTY)

@@ -19,6 +19,7 @@ from ..reductions.contract import EMPTY, FLAG_OF_FIELD, Observation, Reduction
 from ..state.multistate import MultiState
 from ..state.position_remapping import PositionRemapping
 from ..state.quantised_rows import dequantise_rows, encode_rows, replace_values
+from ..state.split_heads import with_columns_of_all_ranks
 from .all_heads import heads_to_gather
 from .block_all_heads import gather_block, take_own_block
 from .block_attention import AttendBlock, BlockTensors, attend_remapped, attend_weight_free, attend_weighted, block_logits
@@ -73,7 +74,7 @@ def unroll_layer(
     plan, T, outputs = _LayerPlan.of(H), k.shape[2], list[Tensor]()
     needs_grad = is_differentiated(q, k, v, H.keys, H.values)  # autograd may have saved the rows
     for start in range(0, T, plan.block_tokens):
-        stop = min(start + plan.block_tokens, T)
+        H, stop = with_columns_of_all_ranks(H), min(start + plan.block_tokens, T)
         some_x, (some_q, some_k, some_v) = x[:, start:stop], (y[:, :, start:stop] for y in (q, k, v))
         layout = shared.layout(H, active, start, stop, q.dtype)
         stored, tensors, block = _build_block(some_x, some_q, some_k, some_v, H, plan, layout, rule)

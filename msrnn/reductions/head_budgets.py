@@ -78,8 +78,10 @@ class HeadSizes(HeadBudget):
         sizes: these sizes.
         groups: the heads of each size, and ``operator`` with this size; None for unbounded heads. Their scores are +inf, and
             their statistics 0.
+        own_heads: True: the heads are those of one rank of a split cell, and no other heads are needed.
     """
 
+    own_heads: bool = field(default=False, kw_only=True)
     sizes: tuple[int | None, ...] = field(init=False, repr=False, compare=False)
     groups: tuple[tuple[Reduction | None, tuple[int, ...]], ...] = field(init=False, repr=False, compare=False)
 
@@ -94,6 +96,7 @@ class HeadSizes(HeadBudget):
         object.__setattr__(self, "size", None if None in sizes else max(sizes))
         groups = tuple((None if n is None else replace(self.operator, size=n), some) for n, some in heads.items())
         object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "reads_heads", "own" if self.own_heads else "all")
 
     def check_contract(self) -> None:
         for operator, _ in self.groups:

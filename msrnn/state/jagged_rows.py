@@ -50,19 +50,23 @@ def padded(H: MultiState) -> MultiState:
 def to_jagged(H: MultiState) -> JaggedMultiState:
     """Copy the rows of H, head after head, without the empty ones. This synchronises with the device."""
     refuse_vmap(H)
-    B, K, S = H.positions.shape
     held = ~H.empty
-    head_rows = held.sum(-1)  # (B, K)
-    M = int(head_rows.sum(-1).amax()) if B else 0
-    order = (~held).flatten(1).byte().argsort(dim=-1, stable=True)[:, :M]  # (B, M), rows first, in order
-    index = (order + K * S * torch.arange(B, device=order.device)[:, None]).flatten()
-
-    def gather(x: Tensor) -> Tensor:
-        return x.flatten(0, 2).index_select(0, index).view(B, 1, M, *x.shape[3:])
-
-    rows = {name: gather(x) for name, x in H.rows.items()}
+    rows = jagged_tensors(H.rows, held)
     jagged = H.with_rows(rows, H.clock)
-    return JaggedMultiState(**{f.name: getattr(jagged, f.name) for f in fields(MultiState)}, head_rows=head_rows)
+    return JaggedMultiState(**{f.name: getattr(jagged, f.name) for f in fields(MultiState)}, head_rows=held.sum(-1))
+
+
+def jagged_tensors(padded: dict[str, Tensor], held: Tensor) -> dict[str, Tensor]:
+    """Return the rows ``(B, 1, M, …)`` where ``held (B, K, S)`` is True, in order, from padded ``(B, K, S, …)`` by name."""
+    (B, K, S), M = held.shape, n_jagged_rows(held.sum(-1))
+    order = (~held).flatten(1).byte().argsort(dim=-1, stable=True)[:, :M]  # (B, M)
+    index = (order + K * S * torch.arange(B, device=order.device)[:, None]).flatten()
+    return {name: x.flatten(0, 2).index_select(0, index).view(B, 1, M, *x.shape[3:]) for name, x in padded.items()}
+
+
+def n_jagged_rows(head_rows: Tensor) -> int:
+    """Return M, the number of jagged rows, from the number of rows of each head ``(B, K)``. Synchronises with the device."""
+    return int(head_rows.sum(-1).amax()) if len(head_rows) else 0
 
 
 def to_padded(jagged: JaggedMultiState) -> MultiState:

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..distributed.heads import HeadShard
 from ..distributed.ranks import Ranks
 from ..errors import Error, check_bool, check_device
-from ..reductions.head_budgets import HeadBudget
 from .multistate import MultiState
 from .serialization import read_layers
+from .split_heads import operator_of_rank
 from .state import State
 
 
@@ -57,21 +57,17 @@ def take_own_heads(state: State, ranks: Ranks) -> State:
     """Return a state with copies of the rows of the heads of this rank; the state itself for a group of one process.
 
     Raises:
-        Error: the state is split already, has sizes per head or a shared budget, or a number of heads that does not fit the
-            number of ranks.
+        Error: the state is split already, or has a number of heads that does not fit the number of ranks.
     """
     if state.heads is not None:
         raise Error(f"state holds {state.heads} already; expected a whole state")
     if ranks.size == 1:
         return state
-    if uneven := [H.reduction for H in state if isinstance(H.reduction, HeadBudget)]:
-        raise Error(
-            f"state has {uneven[0]}, in which heads hold different numbers of rows; expected one size for all heads of a layer"
-        )
     heads = HeadShard(ranks, state[0].positions.shape[1])
 
     def taken(H: MultiState) -> MultiState:
         rows = {name: heads.own(x, 1).clone(memory_format=torch.contiguous_format) for name, x in H.rows.items()}
-        return replace(H.with_rows(rows, H.clock, no_empty_rows=H.no_empty_rows), heads=heads)
+        H = replace(H.with_rows(rows, H.clock, no_empty_rows=H.no_empty_rows), heads=heads)
+        return replace(H, reduction=operator_of_rank(H.reduction, heads))
 
     return State(map(taken, state), state.fingerprint, state.recent_tokens)

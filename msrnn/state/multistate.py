@@ -68,7 +68,7 @@ class MultiState:
     def capacity(self) -> int | None:
         """Maximum number of rows of a head after a step, learned rows included; None if unbounded."""
         if isinstance(self.reduction, HeadBudget):
-            rows = self.reduction.max_rows(self.positions.shape[1])
+            rows = self.reduction.max_rows(self.positions.shape[1] if self.heads is None else self.heads.n_kv_heads)
             return None if rows is None else rows + self.n_learned
         assert not isinstance(self.reduction.size, tuple), "per_layer gives each layer an int"
         return None if self.reduction.size is None else self.reduction.size + self.n_learned

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed.heads import HeadShard
 from ..distributed.saving import gather_lazily, write_together
 from ..errors import Error, describe
 from ..layers.rotary import ROPE_TYPES, Rope
@@ -26,6 +27,7 @@ from .operator_fields import constants_of, operator_from_dict, operator_to_dict,
 from .position_remapping import PositionRemapping
 from .quantised_rows import SCALES
 from .row_checks import check_jagged, check_layers
+from .split_heads import jagged_lazily, operator_of_all_ranks, padded_to_all_ranks
 
 FORMAT, VERSION, INT8_VERSION, JAGGED_VERSION = "msrnn-state", "2", "3", "4"
 """States with 8-bit rows, and those with jagged rows, have versions of their own, because earlier releases cannot read them.
@@ -59,6 +61,7 @@ def write_layers(
         _write(path, {name: LazyTensor.of(x) for name, x in tensors.items()}, entries)
         return
     error, tensors, entries = None, dict[str, Tensor](), dict[str, str]()
+    layers = [_for_one_file(H, heads) for H in layers]
     try:
         tensors, entries = _checked(layers, fingerprint, metadata, more)
     except Error as found:
@@ -68,7 +71,19 @@ def write_layers(
     heads.ranks.check_same_values("state", layers[0].clock, entries["operators"], shapes)
     places = {name: heads.placement if name.startswith("layers.") else None for name in tensors}
     whole = {name: gather_lazily(heads.ranks, x, places[name]) for name, x in tensors.items()}
+    for i, H in enumerate(layers):
+        if isinstance(H.reduction, HeadBudget):
+            entries["version"] = JAGGED_VERSION
+            whole |= jagged_lazily({name: whole[f"layers.{i}.{name}"] for name in H.rows}, H, f"layers.{i}.")
     write_together(heads.ranks, whole, partial(_write, path, entries=entries))
+
+
+def _for_one_file(H: MultiState, heads: HeadShard) -> MultiState:
+    """Return a layer of a rank with the shape that it has on all ranks, and the operator of all heads. Collective."""
+    if not isinstance(H.reduction, HeadBudget):
+        return H
+    operator = operator_of_all_ranks(H.reduction, heads)
+    return replace(padded_to_all_ranks(padded(H), heads), reduction=operator)
 
 
 def _checked(

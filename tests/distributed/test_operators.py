@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from support.rank_groups import run_ranks
-from support.split_cells import HeadIndex, LayerMaximum, compare
+from support.split_cells import HeadIndex, HeadWeights, LayerMaximum, compare
 from support.tiny_families import tiny_family
 
 import msrnn
+from msrnn import SharedBudget
 from msrnn.reductions.constants import Constants
 from msrnn.reductions.learned_score import LearnedScore
 from msrnn.reductions.query_statistics import QFilters
@@ -21,8 +22,14 @@ OPERATORS = {
     "layer maximum": LayerMaximum(6),
     "head index": HeadIndex(6),
     "one per layer": ["tova:6", "h2o:5"],
+    **{spec: spec for spec in ("tova-head:6/3", "sinks:full/4,4/full:1", "a2sf:3/7", "keyformer:3/7", "window:3/7,5")},
+    **{spec: spec for spec in ("shared:tova-head:5", "shared:floor=0:h2o:5", "shared:caote:5", "shared:random:5")},
+    **{spec: spec for spec in ("shared:a2sf:5", "shared:keydiff:5", "shared:window:5")},
+    "all heads, sizes per head": HeadWeights(((3, 7),)),
+    "all heads, shared": SharedBudget(HeadWeights(5)),
 }
-PLACES = {f"{places} {spec}": (spec, places) for spec, places in (("sinks:6:2", "inside"), ("tova:6", "compressed"))}
+REMAPPED = [("sinks:6:2", "inside"), ("tova:6", "compressed"), ("sinks:7/4:2", "inside"), ("shared:tova-head:5", "compressed")]
+PLACES = {f"{places} {spec}": (spec, places) for spec, places in REMAPPED}
 
 
 CALIBRATED = (QFilters, LearnedScore)

@@ -17,8 +17,14 @@ from msrnn.models.packing import pack_tensors
 from msrnn.storage.lazy_tensors import LazyTensor
 
 TRAINED = {"llama": "tova:6", "qwen3": "h2o:6", "qwen2 shared head": "tova:6", "olmo2 shared head": "full", "granite_swa": None}
+TRAINED |= {"llama, sizes": "tova-head:5/3", "llama, budget": "shared:tova-head:5"}
+FILES = {
+    **{"tova": "tova:6", "user": LayerMaximum(6), "h2o": "h2o:6"},
+    **{"sizes per head": "h2o:7/4", "an unbounded head": "sinks:4/full:1", "shared": "shared:floor=0:h2o:6"},
+}
 SIZE, BATCH = 5, 2
-SENT = {"full": 0, "window:5": 0, "h2o:5": 0, "tova-head:5": 0, "tova:5": 1, "h2o-layer:5": 1}
+BUDGETS = ("h2o:7/4", "last-queries:3/full:2", "shared:floor=0:tova-head:5", "shared:last-queries:5:2")
+SENT = {"full": 0, "window:5": 0, "h2o:5": 0, "tova-head:5": 0, "tova-head:5/3": 0, "tova:5": 1, "h2o-layer:5": 1}
 """Numbers of scores per row, token and layer that a rank contributes."""
 
 
@@ -31,6 +37,7 @@ def run_cases(rank, folder):
         **decoding(whole, split, rank),
         **{f"gradients of {name}": gradients(name) for name in TRAINED},
         **{f"bytes of {spec}": sent_bytes(split, spec) for spec in SENT},
+        **{spec: uneven_heads(whole, split, spec) for spec in BUDGETS},
         "packed": packed(),
         "refusals": refusals(whole, split, folder),
     }
@@ -38,7 +45,7 @@ def run_cases(rank, folder):
 
 def files(whole, split, folder, group):
     tokens, found = text(51), {}
-    for name, reduction in (("tova", "tova:6"), ("user", LayerMaximum(6)), ("h2o", "h2o:6")):
+    for name, reduction in FILES.items():
         _, H = whole(tokens, whole.initial_state(2, reduction))
         logits, G = split(tokens, split.initial_state(2, reduction), last_only=True)
         G.save(folder / name, logits=logits, metadata={"text": "a"})
@@ -48,7 +55,9 @@ def files(whole, split, folder, group):
         part, again = msrnn.load_state(folder / name, group=group, logits=True)
         gaps += [largest_gap(split.step(tokens[:, 0], part)[0], expected), largest_gap(again, logits)]
         gaps.append(largest_gap(split.step(tokens[:, 0], msrnn.distribute(H))[0], expected))
-        found[f"file {name}"] = max(gaps), has_rows_of(part, loaded)
+        H.save(folder / f"{name} whole", logits=expected)
+        sizes = [(folder / f"{name}{of}").stat().st_size for of in ("", " whole")]
+        found[f"file {name}"] = max(gaps), has_rows_of(part, loaded), abs(sizes[0] - sizes[1])
     split.save(folder / "model")
     saved = msrnn.load(folder / "model")
     parameters = all(x.equal(saved.state_dict()[name]) for name, x in whole.state_dict().items())
@@ -88,8 +97,19 @@ def decoding(whole, split, rank):
     return found
 
 
+def uneven_heads(whole, split, spec):
+    """Decode, prefill and trace with both cells; return the largest difference of logits, and whether each result is equal."""
+    tokens, n = text(51, length=40), torch.tensor([37, 4])
+    one, two = (msrnn.prefill(cell, tokens, spec) for cell in (whole, split))
+    plain = msrnn.generate(whole, tokens, whole.initial_state(2, spec), max_new_tokens=12)
+    looked = msrnn.lookahead(split, tokens, split.initial_state(2, spec), max_new_tokens=12)
+    traces = [cell.scan(tokens, cell.initial_state(2, spec))[1] for cell in (whole, split)]
+    same = looked.tokens.equal(plain.tokens), has_rows_of(looked.state, plain.state), has_rows_of(two[1], one[1])
+    return largest_gap(one[0], two[0]), *same, has_rows_of(traces[1].at(n), traces[0].at(n))
+
+
 def gradients(name):
-    family, fields = name.partition(" ")[0], {"n_kv_heads": 1} if "shared" in name else {}
+    family, fields = name.partition(" ")[0].rstrip(","), {"n_kv_heads": 1} if "shared" in name else {}
     sizes = {"n_layers": 2, "layer_windows": (), "layer_ropes": (), "vocab_size": 51}
     whole = tiny_family(family, frozen=False, **sizes, **fields)
     split, tokens = msrnn.distribute(whole), text(51, length=12)
@@ -169,8 +189,9 @@ def found(tmp_path_factory):
 
 def test_a_saved_state_is_that_of_all_heads_and_each_rank_reads_its_own(found):
     for of_rank in found:
-        for name in ("tova", "user", "h2o"):
-            gap, same_rows = of_rank[f"file {name}"]
+        for name in FILES:
+            gap, same_rows, more_bytes = of_rank[f"file {name}"]
+            assert more_bytes < 100, "names and metadata"
             assert gap < 1e-9
             assert same_rows
 
@@ -189,6 +210,14 @@ def test_decoding_equals_that_of_one_process(found):
         assert same == [True, True]
         assert gap < 1e-9
         assert of_rank["int8"] < 1e-9
+
+
+@pytest.mark.parametrize("spec", BUDGETS)
+def test_uneven_heads_are_those_of_one_process(found, spec):
+    for of_rank in found:
+        gap, *same = of_rank[spec]
+        assert gap < 1e-9
+        assert same == [True] * 4
 
 
 def test_ranks_sample_the_same_tokens(found):

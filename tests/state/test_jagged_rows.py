@@ -10,9 +10,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, tiny_c
 
 import msrnn
 from msrnn import H2O, TOVA, Error, SharedBudget
-from msrnn.distributed.ranks import Ranks
 from msrnn.state.jagged_rows import JaggedMultiState
-from msrnn.state.loading import take_own_heads
 
 SPECS = ["h2o:2/6,5/3", "shared:floor=0:h2o:4"]
 D, STATS, DTYPE = 6, 1, 8
@@ -177,7 +175,5 @@ def test_refusals():
     cell, (_, state) = read(SharedBudget(H2O(4)))
     with pytest.raises(Error, match=r"torch.func.vmap cannot read shared:h2o:4"):
         torch.func.vmap(lambda x: cell.step(x, state)[0])(random_tokens(1, 3, 2))
-    with pytest.raises(Error, match="state has shared:h2o:4"):
-        take_own_heads(state, Ranks(lambda: None, rank=0, size=2))
     with pytest.raises(Error, match="shared:tova-head:4 gives heads different numbers of rows; expected an operator with one"):
         msrnn.check_operator(SharedBudget(TOVA(4, per_head=True)))

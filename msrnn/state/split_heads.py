@@ -1,0 +1,85 @@
+"""Layers with uneven heads in a cell that is split over several processes.
+
+If each head decides from its own rows, the state of a rank has an operator with the sizes of its heads, and needs no other
+rank. Otherwise, as under a shared budget, the ranks gather the observations of all heads. They first pad their rows to the same
+number of columns, that of the fullest head of all ranks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..distributed.heads import HeadShard
+from ..reductions.contract import EMPTY, Reduction
+from ..reductions.head_budgets import HeadBudget, HeadSizes
+from ..storage.lazy_tensors import LazyTensor
+from .jagged_rows import jagged_tensors, n_jagged_rows
+from .multistate import MultiState
+
+
+def operator_of_rank(operator: Reduction, heads: HeadShard | None) -> Reduction:
+    """Return the operator of a layer in the state of a rank: with the sizes of its heads, if it needs no other heads."""
+    if heads is None or not isinstance(operator, HeadSizes) or operator.own_heads:
+        return operator
+    scoring = operator.operator
+    if scoring.reads_heads != "own" or (heads.replicas > 1 and (scoring.needs_weights or scoring.needs_queries)):
+        return operator
+    sizes = operator.sizes[heads.first : heads.first + heads.count]
+    return HeadSizes(replace(scoring, size=(sizes,)), own_heads=True)
+
+
+def operator_of_all_ranks(operator: Reduction, heads: HeadShard | None) -> Reduction:
+    """Return the operator of all heads from the one that :func:`operator_of_rank` gives. Collective."""
+    if heads is None or not isinstance(operator, HeadSizes) or not operator.own_heads:
+        return operator
+    of_ranks = heads.ranks.exchange(operator.sizes, "saving")
+    sizes = tuple(size for part in of_ranks[:: heads.replicas] for size in part)
+    return HeadSizes(replace(operator.operator, size=(sizes,)))
+
+
+def with_columns_of_all_ranks(H: MultiState) -> MultiState:
+    """Return H ``(B, K, S, D)`` with empty rows at the end, so that it has as many columns as on any other rank. Collective.
+
+    H itself, if its operator does not gather the rows of uneven heads.
+    """
+    gathers = isinstance(H.reduction, HeadBudget) and H.reduction.reads_heads == "all"
+    return H if H.heads is None or not gathers else padded_to_all_ranks(H, H.heads)
+
+
+def padded_to_all_ranks(H: MultiState, heads: HeadShard) -> MultiState:
+    """Return :func:`with_columns_of_all_ranks` for any operator. Collective."""
+    S = H.positions.shape[2]
+    most = int(heads.ranks.all_gather(torch.tensor(S, device=H.positions.device), "heads").amax())
+    if most == S:
+        return H
+
+    def with_columns(name: str, x: Tensor) -> Tensor:
+        return pad(x, (*(0, 0) * (x.ndim - 3), 0, most - S), value=EMPTY if name == "positions" else 0)
+
+    return H.with_rows({name: with_columns(name, x) for name, x in H.rows.items()}, H.clock)
+
+
+def jagged_lazily(whole: Mapping[str, LazyTensor], H: MultiState, prefix: str) -> dict[str, LazyTensor]:
+    """Return the jagged rows of all heads by name, after ``prefix``, as tensors that are read later. Collective.
+
+    Args:
+        whole: the padded rows of all heads, with the columns of ``H``. They are read on every rank; only rank 0 has the values.
+        H: the rows of this rank, those of each head first.
+    """
+    assert H.heads is not None
+    head_rows, S = H.heads.gather((~H.empty).sum(-1), 1), H.positions.shape[2]  # (B, K)
+    held = torch.arange(S, device=head_rows.device) < head_rows[..., None]
+
+    def read(x: LazyTensor, shape: tuple[int, ...]) -> Tensor:
+        rows = x.read()
+        return rows.new_empty(shape) if rows.is_meta else jagged_tensors({"": rows}, held.to(rows.device))[""]
+
+    M, found = n_jagged_rows(head_rows), {f"{prefix}head_rows": LazyTensor.of(head_rows)}
+    for name, x in whole.items():
+        shape = (len(head_rows), 1, M, *x.shape[3:])
+        found[prefix + name] = LazyTensor(shape, x.dtype, partial(read, x, shape))
+    return found

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from ..cell.cell import Cell
+from ..reductions.contract import Reduction
+from ..reductions.head_budgets import HeadSizes
 from ..reductions.per_layer import format_operators, per_layer
 from ..reductions.tova_paper import Full
 from ..state.multistate import MultiState
@@ -25,6 +27,12 @@ def layer_token_bytes(H: MultiState, itemsize: int | None = None) -> int:
     """Return the bytes of one token in one layer, as :func:`token_bytes`."""
     scales = 8 if H.is_quantised and itemsize is None else 0
     return H.keys.shape[1] * (2 * H.keys.shape[3] * (itemsize or H.keys.element_size()) + 8 + scales)
+
+
+def head_rows(operator: Reduction, K: int, length: int) -> tuple[int, ...]:
+    """Return the maximum number of rows of each of K heads of a layer after ``length`` tokens; of a shared budget the mean."""
+    sizes = operator.sizes if isinstance(operator, HeadSizes) else (operator.size,) * K
+    return tuple(min(size, length) if isinstance(size, int) else length for size in sizes)
 
 
 def full_nbytes(state: State, cell: Cell | None = None) -> int:

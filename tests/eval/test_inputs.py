@@ -33,6 +33,21 @@ def test_the_largest_state_decides(operators, length, rows, monkeypatch):
         inputs.check_memory(3, operators, length)
 
 
+@pytest.mark.parametrize(
+    ("operator", "of_heads", "longest"),
+    [("tova-head:8/4", 12, 8), ("tova-head:8/4,9/50", 12 + 9 + 30, 30), ("h2o:full/2", 32, 30), ("shared:h2o:8", 16, 8)],
+)
+def test_each_head_counts_with_its_own_size(operator, of_heads, longest, monkeypatch):
+    """Of two heads per layer, and two layers with the same sizes unless the operator has others."""
+    inputs, layers = EvalInputs(lambda: None, lambda: CELL), 1 if "," in operator else 2
+    row_of_a_head = ROW // 4
+    monkeypatch.setattr(module, "total_memory", lambda device: 3 * layers * of_heads * row_of_a_head)
+    inputs.check_memory(3, [operator], 30)
+    monkeypatch.setattr(module, "total_memory", lambda device: 3 * layers * of_heads * row_of_a_head - 1)
+    with pytest.raises(msrnn.Error, match=f"3 states of {longest} rows need"):
+        inputs.check_memory(3, [operator], 30)
+
+
 def test_an_operator_that_does_not_fit_the_cell_is_refused():
     with pytest.raises(msrnn.Error, match="3 sizes for a layer of 2 key/value heads"):
         EvalInputs(lambda: None, lambda: CELL).check_memory(1, ["tova:8", "tova-head:8/4/6"], 30)

@@ -52,6 +52,13 @@ def is_batched_by_vmap(*tensors: Tensor) -> bool:
     return False
 
 
+def is_readable(x: Tensor) -> bool:
+    """Return True if the values of ``x`` may decide what is computed: it is on the CPU, which needs no synchronisation, outside
+    of ``torch.compile``, and vmap has no batch dimension in it.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batched_by_vmap(x)
+
+
 def to_list(x: Tensor) -> Any:
     """Return ``x.tolist()``, also inside of jvp and grad of ``torch.func``, where torch 2.8 has no data pointer of a tensor.
 

@@ -10,7 +10,7 @@ evicted row would have changed later scores little, so the recurrence is solved 
 
 Each iteration settles at least one token and usually all of them. The result equals the step loop row for row. Iteration needs
 statistics that are known at every token of a proposal, so ``update`` has to be additive. All other operators, and classes that
-depend on the row layout, are called once per token.
+depend on the row layout, are called once per token. So are the rest of the tokens of a block if iterations settle few of them.
 """
 
 import torch
@@ -21,6 +21,9 @@ from ..reductions.contract import EMPTY, Reduction
 from ..reductions.shared_budget import SharedBudget
 from .block_scores import BlockScores, EvictionBlock, score_tokens
 from .shared_evictions import solve_shared, solve_shared_by_token
+
+FEW = 4
+"""Number of tokens that an iteration has to settle on average. Below it one call of the operator per token takes less time."""
 
 
 def is_solved_per_token(operator: Reduction) -> bool:
@@ -40,7 +43,7 @@ def solve_evictions(block: EvictionBlock, want_scores: bool = False) -> tuple[Ev
     if isinstance(operator, SharedBudget):
         return (solve_shared_by_token if is_solved_per_token(operator) else solve_shared)(block, want_scores)
     if is_solved_per_token(operator):
-        return _solve_token_by_token(block, want_scores)
+        return _solve_token_by_token(block, want_scores, row_stats)
     scores = score_tokens(block, 0, T, row_stats, call_score=want_scores or not block.layout.no_evictions)
     if block.layout.no_evictions:
         return block, [scores]
@@ -49,8 +52,12 @@ def solve_evictions(block: EvictionBlock, want_scores: bool = False) -> tuple[Ev
     # positions decide if weights do not, and then many scores are equal
     candidates = scores.lowest_rows(min(T, block.positions.shape[2]), ties=not operator.needs_weights)
     proposal, settled = torch.full_like(evicts, -1, dtype=torch.int64), torch.zeros_like(evicts[:, 0], dtype=torch.int64)
-    start, stop, parts = 0, T, list[BlockScores]()
+    start, stop, n_iterations, parts = 0, T, 0, list[BlockScores]()
     while start < T:
+        if n_iterations >= FEW and start < FEW * n_iterations:
+            proposal[:, start:] = -1
+            solved, rest = _solve_token_by_token(block.with_evictions(proposal), want_scores, row_stats, start)
+            return solved, [*parts, *rest]
         proposal = _propose_evictions(candidates, evicts, proposal, settled)
         proposed = block.with_evictions(proposal)
         scores = score_tokens(proposed, start, stop, row_stats)
@@ -63,18 +70,23 @@ def solve_evictions(block: EvictionBlock, want_scores: bool = False) -> tuple[Ev
         settled, n_settled = start + first_wrong + 1, int(first_wrong.amin()) + 1
         parts.append(scores.first_tokens(n_settled))
         row_stats = parts[-1].last_stats()
-        start += n_settled
+        start, n_iterations = start + n_settled, n_iterations + 1
         stop = min(T, start + 4 * n_settled)  # later tokens of the proposal are probably wrong as well
     return block.with_evictions(proposal), parts
 
 
-def _solve_token_by_token(block: EvictionBlock, want_scores: bool) -> tuple[EvictionBlock, list[BlockScores]]:
-    """:func:`solve_evictions` with one call of the operator per token, as in the step loop."""
-    T, evicts, row_stats, parts = block.T, block.layout.evicts, block.row_stats, list[BlockScores]()
+def _solve_token_by_token(
+    block: EvictionBlock, want_scores: bool, row_stats: dict[str, Tensor], start: int = 0
+) -> tuple[EvictionBlock, list[BlockScores]]:
+    """:func:`solve_evictions` with one call of the operator per token from ``start`` on, as in the step loop.
+
+    ``row_stats`` are the statistics before token ``start``. The block has the evictions of the tokens before it.
+    """
+    T, evicts, parts = block.T, block.layout.evicts, list[BlockScores]()
     first_eviction = T if block.layout.no_evictions else int(evicts.any(-1).any(0).byte().argmax())
-    start = 0 if row_stats or want_scores else first_eviction
-    if start:  # without statistics no call is needed before the first eviction
-        parts.append(score_tokens(block, 0, start, row_stats, call_score=False))
+    if start < first_eviction and not row_stats and not want_scores:  # no call is needed before the first eviction
+        parts.append(score_tokens(block, start, first_eviction, row_stats, call_score=False))
+        start = first_eviction
     for t in range(start, T):
         scores = score_tokens(block, t, t + 1, row_stats, want_scores or t >= first_eviction, every_row=want_scores)
         row_stats = scores.last_stats()

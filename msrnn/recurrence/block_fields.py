@@ -47,11 +47,11 @@ class BlockFields:
         Args:
             x, queries: as the attributes.
             keys, values: ``(B, K, R, D)`` as H stores them, each with its scales ``(B, K, R)`` if it is int8, otherwise None.
-            dtype: into which int8 keys and values are dequantised.
+            dtype: of the keys and values that the operator receives, that of the weights.
         """
         return cls(
-            keys=dequantise_rows(*keys, dtype).detach() if operator.needs_keys else None,
-            values=dequantise_rows(*values, dtype).detach() if operator.needs_values else None,
+            keys=dequantise_rows(*keys, dtype).detach().to(dtype) if operator.needs_keys else None,
+            values=dequantise_rows(*values, dtype).detach().to(dtype) if operator.needs_values else None,
             queries=queries.detach() if operator.needs_queries else None,
             x=x.detach() if operator.needs_input else None,
             attended=values[0].detach() if operator.needs_output else None,

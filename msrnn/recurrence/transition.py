@@ -47,9 +47,10 @@ class Attended(NamedTuple):
         keys = values = output = queries = x = None
         if operator.needs_keys:
             keys = self.rotated_keys
-            keys = (dequantise_rows(H.keys, H.key_scales, weights.dtype) if keys is None else keys).detach()
+            keys = dequantise_rows(H.keys, H.key_scales, weights.dtype) if keys is None else keys
+            keys = keys.detach().to(weights.dtype)
         if operator.needs_values:
-            values = dequantise_rows(H.values, H.value_scales, weights.dtype).detach()
+            values = dequantise_rows(H.values, H.value_scales, weights.dtype).detach().to(weights.dtype)
         if operator.needs_output and self.output is not None:
             output = self.output.detach().unflatten(1, weights.shape[1:3])  # (B, K, G, D)
         if operator.needs_queries and self.query is not None:

@@ -61,9 +61,9 @@ class Observation(NamedTuple):
     row_stats: dict[str, Tensor]
     """Statistics by name, ``(B, K, R)`` or ``(B, K, R, n)`` each; 0 for the current row until ``update``."""
     keys: Tensor | None = None
-    """``(B, K, R, D)``, rotated, for a class with ``needs_keys``; otherwise None."""
+    """``(B, K, R, D)``, rotated, in the dtype of ``weights``, for a class with ``needs_keys``; otherwise None."""
     values: Tensor | None = None
-    """``(B, K, R, D)``, for a class with ``needs_values``; otherwise None."""
+    """``(B, K, R, D)``, in the dtype of ``weights``, for a class with ``needs_values``; otherwise None."""
     output: Tensor | None = None
     """``(B, K, G, D)``, the attention output of the current query, the sum of the values by ``weights``, in the dtype of the
     query, for a class with ``needs_output``; otherwise None."""

@@ -23,7 +23,7 @@ class KeyBasedReduction(Reduction):
     def keys(self, observation: Observation) -> Tensor:
         """Return ``(B, K, R, D)`` in at least float32, 0 for absent rows."""
         assert observation.keys is not None
-        return observation.keys.to(observation.weights.dtype).masked_fill(observation.positions[..., None] == EMPTY, 0)
+        return observation.keys.masked_fill(observation.positions[..., None] == EMPTY, 0)
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,12 @@ class KeyDiff(KeyBasedReduction):
     reads_heads: ClassVar[str] = "own"
 
     def score(self, observation: Observation) -> Tensor:
-        directions = normalize(self.keys(observation), dim=-1)
-        mean = normalize(directions.sum(2, keepdim=True), dim=-1)  # (B, K, 1, D)
-        return -(directions @ mean.mT)[..., 0]
+        assert observation.keys is not None
+        keys = observation.keys
+        # factors of rows instead of a tensor of directions: the keys are read three times and not copied
+        inverse = keys.norm(dim=-1).clamp(min=1e-12).reciprocal().masked_fill(observation.positions == EMPTY, 0)  # (B, K, R)
+        mean = normalize(inverse[:, :, None] @ keys, dim=-1)  # (B, K, 1, D)
+        return -(mean @ keys.mT)[:, :, 0] * inverse
 
 
 @dataclass(frozen=True)

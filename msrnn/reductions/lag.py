@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..layers.differentiation import is_readable
 from .contract import Observation, Reduction, SpecNames
 
 
@@ -52,11 +53,13 @@ class LagKV(Reduction):
         assert observation.values is not None
         rank, part = observation.row_stats["lag_rank"], self.part
         n_read = observation.clock[:, None, None] + 1 - self.sinks
+        if is_readable(n_read) and not bool((n_read % part == 0).any()):
+            return {"lag_rank": rank}  # no part is complete at this token
         part_of_row = (observation.positions - self.sinks).div(part, rounding_mode="floor")
         part_of_row = part_of_row.masked_fill(observation.positions < self.sinks, -(2**62))  # also absent and learned rows
         newest_part = n_read.div(part, rounding_mode="floor") - 1
         ranked = (part_of_row == newest_part - 1) & (n_read % part == 0)
-        scores = [_spread(x.to(rank.dtype), part_of_row == newest_part) for x in (observation.keys, observation.values)]
+        scores = [_spread(x, part_of_row == newest_part) for x in (observation.keys, observation.values)]
         score = sum(x.masked_fill(~ranked, -torch.inf).softmax(-1) for x in scores)
         assert isinstance(score, Tensor)
         score = torch.where(ranked, score, torch.inf)

@@ -38,7 +38,7 @@ class QFilters(CalibratedReduction):
     def score(self, observation: Observation) -> Tensor:
         assert observation.keys is not None
         filters = self.constants.get("filters", like=observation.weights)  # (K, D)
-        return (observation.keys.to(filters.dtype) @ filters[..., None])[..., 0]
+        return (observation.keys @ filters[..., None])[..., 0]
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class ExpectedAttention(CalibratedReduction):
         K = absent.shape[1]
         mean = self.constants.get("mean", like).unflatten(0, (K, -1))  # (K, G, D)
         covariance = self.constants.get("covariance", like).unflatten(0, (K, -1))  # (K, G, D, D)
-        keys = observation.keys.to(like.dtype).masked_fill(absent[..., None], 0)
+        keys = observation.keys.masked_fill(absent[..., None], 0)
         keys = rotate_back(keys, observation.clock, self.constants.get("frequencies", like))[:, :, None]  # (B, K, 1, R, D)
         logits = (keys @ mean[..., None])[..., 0] + ((keys @ covariance) * keys).sum(-1) / 2  # (B, K, G, R)
         expected = logits.masked_fill(absent[:, :, None], -torch.inf).softmax(-1).mean(2)
-        values = observation.values.to(like.dtype).masked_fill(absent[..., None], 0)
+        values = observation.values.masked_fill(absent[..., None], 0)
         score = expected * values.norm(dim=-1)
         return score.masked_fill((observation.positions < self.sinks) & ~absent, torch.inf)
 

@@ -53,14 +53,14 @@ class RKV(LastQueries):
         """Return R, ``(B, K, R)``."""
         assert isinstance(self.size, int)
         assert observation.keys is not None
-        positions, dtype = observation.positions, observation.weights.dtype
-        absent = positions == EMPTY
-        keys = normalize(observation.keys.to(dtype).masked_fill(absent[..., None], 0), dim=-1)
+        order = observation.positions.argsort(dim=-1, descending=True)  # (B, K, R), the newest first
+        absent = observation.positions.gather(-1, order) == EMPTY
+        keys = observation.keys.gather(2, order[..., None].expand_as(observation.keys))
+        keys = normalize(keys.masked_fill(absent[..., None], 0), dim=-1)
         cosines = keys @ keys.mT  # (B, K, R, R)
-        cosines = cosines.masked_fill(torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device), 0)
-        order = positions.argsort(dim=-1, descending=True)[:, :, None].expand_as(cosines)  # the newest first
-        similar = ((cosines > self.threshold) & ~absent[:, :, None]).gather(-1, order)  # a negative threshold is below 0
-        newest = similar & (similar.cumsum(-1) <= int(self.recent_share * self.size))
-        cosines = cosines.masked_fill(torch.zeros_like(newest).scatter(-1, order, newest), 0)
-        mean = cosines.sum(2) / (~absent).sum(-1, keepdim=True)
-        return mean.masked_fill(absent, -torch.inf).softmax(-1)
+        cosines.diagonal(dim1=-2, dim2=-1).zero_()
+        similar = (cosines > self.threshold) & ~absent[:, :, None]  # a negative threshold is below 0
+        newest = similar & (similar.cumsum(-1, dtype=torch.int32) <= int(self.recent_share * self.size))
+        mean = (cosines * ~newest).sum(2) / (~absent).sum(-1, keepdim=True)
+        redundancy = mean.masked_fill(absent, -torch.inf).softmax(-1)
+        return torch.zeros_like(redundancy).scatter(-1, order, redundancy)

@@ -105,7 +105,7 @@ class VATP(Reduction):
         assert isinstance(self.size, int)
         assert observation.values is not None
         received = observation.row_stats["accumulated_attention"]
-        score = received * observation.values.to(received.dtype).abs().sum(-1)
+        score = received * observation.values.abs().sum(-1)
         protected = is_recent(observation, self.size // 2 if self.recent is None else self.recent)
         return score.masked_fill(protected | (observation.positions < self.sinks), torch.inf)
 
@@ -123,7 +123,7 @@ def squared_change(observation: Observation) -> Tensor:
     assert observation.values is not None
     assert observation.output is not None
     weights = observation.weights
-    values, output = observation.values.to(weights.dtype), observation.output.to(weights.dtype)
+    values, output = observation.values, observation.output.to(weights.dtype)
     limits, D = torch.finfo(weights.dtype), values.shape[-1]
     lengths = output.square().sum(-1, keepdim=True) + values.square().sum(-1)[:, :, None]  # (B, K, G, R)
     floor = D * limits.eps * lengths

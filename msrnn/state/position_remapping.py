@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import Error
 from ..layers.attention import SCALED_PRODUCT, LogitRule, attention_logits
-from ..layers.differentiation import is_batched_by_vmap
+from ..layers.differentiation import is_readable
 from ..layers.rotary import Rope, apply_rotary
 from ..reductions.contract import EMPTY
 
@@ -92,8 +92,7 @@ class PositionRemapping:
         if self.rope is None:
             return q, keys
         K, D = keys.shape[1], keys.shape[3]
-        readable = positions.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batched_by_vmap(positions)
-        if readable and bool((positions == positions[:, :1]).all()):
+        if is_readable(positions) and bool((positions == positions[:, :1]).all()):
             positions = positions[:, :1]  # all heads hold the same tokens
         remapped = self.remapped_positions(positions, torch.promote_types(keys.dtype, torch.float32))
         cos, sin = self.rope.cos_sin(remapped, D, keys.dtype)  # (B, 1 or K, R, 1, D)

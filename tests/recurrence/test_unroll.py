@@ -81,6 +81,7 @@ def test_chunks_and_blocks_do_not_change_the_result(reduction, chunk, block, mon
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "tova-head:5", "h2o-layer:6"])
 def test_wrong_proposals_are_corrected(reduction, monkeypatch):
     """The worst proposal takes the candidates in reverse order. The result is the same after more iterations."""
+    monkeypatch.setattr(block_evictions, "FEW", 0)  # never one call per token
     calls = []
     score_tokens = block_evictions.score_tokens
     monkeypatch.setattr(block_evictions, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
@@ -91,6 +92,20 @@ def test_wrong_proposals_are_corrected(reduction, monkeypatch):
     monkeypatch.setattr(block_evictions, "_propose_evictions", lambda ranks, *a: propose(ranks.flip(-1), *a))
     assert_equals_step_loop(cell, text, reduction)
     assert len(calls) - few > 2 * few
+
+
+@pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "tova-head:5", "keydiff:5"])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([40, 17])], ids=["equal", "ragged"])
+def test_tokens_are_solved_one_by_one_after_iterations_that_settle_few(reduction, lengths, monkeypatch):
+    solved = []
+    by_token = block_evictions._solve_token_by_token
+    monkeypatch.setattr(block_evictions, "_solve_token_by_token", lambda *a: solved.append(a[3]) or by_token(*a))
+    propose = block_evictions._propose_evictions
+    monkeypatch.setattr(block_evictions, "_propose_evictions", lambda ranks, *a: propose(ranks.flip(-1), *a))
+    cell, text = tiny_cell(), random_tokens(5, 2, 40)
+    assert_equals_step_loop(cell, text, reduction, lengths)
+    assert solved
+    assert all(0 < start < 40 for start in solved)
 
 
 def test_evictions_from_positions_are_shared_by_equal_layers(monkeypatch):

@@ -17,7 +17,7 @@ from ..layers.linear import fuse_storage_, fused_linear, with_own_storage
 from ..layers.packed.modules import fuse_packed_
 from ..layers.positional import PositionEncoding, PositionTensors
 from ..recurrence.records import LayerRecorder, SharedAcrossLayers
-from ..recurrence.transition import Attended, Writes, append_attend_reduce
+from ..recurrence.transition import Writes, append_attend_reduce
 from ..recurrence.unroll import unroll_layer
 from ..state.multistate import MultiState
 from ..state.quantised_rows import encode_rows
@@ -97,20 +97,19 @@ class RecurrentLayer(nn.Module):
         return self.post_attention(x, attn_output), H
 
     def attend_in_place(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: dict[str, Tensor], visible: Tensor | None
-    ) -> tuple[Tensor, Attended]:
-        """Append and attend, without reduce: write ``k`` and ``v`` into the last row of ``rows``.
+        self, q: Tensor, k: Tensor, v: Tensor, rows: dict[str, Tensor], visible: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Append and attend, without reduce: write ``k`` and ``v`` into the last row of ``rows``, of all heads or some.
 
         ``rows``: keys and values ``(B, K, S + 1, D)`` by name, and scales ``(B, K, S + 1)`` if they are int8.
 
         Returns:
-            The output of the layer ``(B, E)``, and the attention of the token, for the reduction.
+            The attention output ``(B, N, D)``, and the weights ``(B, K, G, S + 1)``.
         """
         for name, row in encode_rows(k, v, "key_scales" in rows).items():
             rows[name][:, :, -1] = row
-        with without_autocast(x.device):
-            attn_output, weights = attend(q, visible=visible, rule=self.logit_rule, **rows)
-        return self.post_attention(x, attn_output), Attended(weights, attn_output, q, x)
+        with without_autocast(q.device):
+            return attend(q, visible=visible, rule=self.logit_rule, **rows)
 
     def unroll(
         self,

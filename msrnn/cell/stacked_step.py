@@ -1,19 +1,21 @@
 """A faster step for bounded states: one buffer and one reduction for all layers.
 
 The input of a layer does not depend on the eviction in the previous layer. So all layers write into one buffer
-``(L B, K, S + 1, D)``, and one call of :func:`reduce` evicts a row in every layer. The result equals the loop over
-``layer.step`` (``tests/cell/test_stacked_step.py``).
+``(L B, K, S + 1, D)``, and one call of :func:`reduce` evicts a row in every layer. With sizes per head there is one buffer and
+one call for each group of heads with the same size. The result equals the loop over ``layer.step``
+(``tests/cell/test_stacked_step.py``).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..layers.positional import PositionTensors
 from ..recurrence.transition import Attended, Writes, reduce
-from ..reductions.contract import Reduction
+from ..reductions.head_budgets import HeadSizes, of_heads
+from ..state.head_groups import merge_groups
 from ..state.multistate import MultiState
 from ..state.stacking import unstack
 from ..state.state import State
@@ -45,39 +47,84 @@ def stacked_step(
     if stacked is None:
         return None
     L, clock = len(layers), state.clock
-    after = clock + (1 if active is None else active)
-    grown = replace(stacked, clock=clock.repeat(L)).extended(in_place=in_place or copied)  # (L B, K, S + 1, …)
-    stored = {name: x.unflatten(0, (L, -1)).unbind() for name, x in grown.stored.items() if name != "positions"}
-    visible = [None] * L if grown.no_empty_rows else (~grown.empty).unflatten(0, (L, -1)).unbind()
-    attended: list[Attended] = []
+    after, head_sizes = clock + (1 if active is None else active), stacked.head_sizes
+    parts = [_Part.of(H, L, in_place or copied) for H in stacked.parts]
     for i, layer in enumerate(layers):
         q, k, v = layer.project_qkv(x, position_tensors[i])
         if q.requires_grad or k.requires_grad or v.requires_grad:  # autograd has to record this layer and the next ones
-            done = _reduce_first(grown, attended, len(x), after, active)
+            done = _reduce_first(parts, head_sizes, i, len(x), after, active)
             return _continue_layerwise(layers, x, state, position_tensors, active, done)
-        x, seen = layer.attend_in_place(x, q, k, v, {name: rows[i] for name, rows in stored.items()}, visible[i])
-        attended.append(seen)
+        if head_sizes is None:
+            attn_output = parts[0].attend(layer, i, x, q, k, v)
+        else:
+            heads = [heads for _, heads in head_sizes.groups]
+            qs, ks, vs = _of_groups(q.unflatten(1, (k.shape[1], -1)), heads), _of_groups(k, heads), _of_groups(v, heads)
+            outputs = [part.attend(layer, i, x, a.flatten(1, 2), b, c) for part, a, b, c in zip(parts, qs, ks, vs, strict=True)]
+            grouped = [y.unflatten(1, (len(some), -1)) for y, some in zip(outputs, heads, strict=True)]
+            attn_output = head_sizes.in_order(grouped).flatten(1, 2)
+        x = layer.post_attention(x, attn_output)
     active = None if active is None else active.repeat(L)
-    H = reduce(grown, _stack_attended(attended, grown.reduction), after.repeat(L), active, writes=writes)
-    return x, state.from_stacked(replace(H, clock=after))
+    reduced = (reduce(part.grown, part.all_attended(), after.repeat(L), active, writes=writes) for part in parts)
+    return x, state.from_stacked(stacked.with_parts(replace(H, clock=after) for H in reduced))
 
 
-def _stack_attended(layers: Sequence[Attended], operator: Reduction) -> Attended:
-    """Return what the reduction of all layers reads, with the batches of the layers one after the other."""
-    needed = {"weights": True, "output": operator.needs_output, "query": operator.needs_queries, "x": operator.needs_input}
-    return Attended(**{name: torch.cat([getattr(a, name) for a in layers]) for name in needed if needed[name]})
+def _of_groups(x: Tensor, heads: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the heads of each group from ``(B, K, …)``."""
+    return [of_heads(x, some) for some in heads]
+
+
+@dataclass
+class _Part:
+    """The stacked rows of all heads, or of a group of heads, in one step.
+
+    Attributes:
+        grown: of all layers, with a row for the token; its key and value are written when a layer attends.
+        stored: by name, the rows of each layer.
+        visible: of each layer, ``(B, K, S + 1)`` bool, or None if no row is empty.
+        attended: of the layers so far.
+    """
+
+    grown: MultiState
+    stored: dict[str, tuple[Tensor, ...]]
+    visible: Sequence[Tensor | None]
+    attended: list[Attended] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, stacked: MultiState, L: int, in_place: bool) -> "_Part":
+        # an unbounded H never overwrites a row, so that states can share a buffer
+        in_place = in_place or stacked.reduction.size is None
+        grown = replace(stacked, clock=stacked.clock.repeat(L)).extended(in_place=in_place)  # (L B, K, S + 1, …)
+        stored = {name: x.unflatten(0, (L, -1)).unbind() for name, x in grown.stored.items() if name != "positions"}
+        return cls(grown, stored, [None] * L if grown.no_empty_rows else (~grown.empty).unflatten(0, (L, -1)).unbind())
+
+    def attend(self, layer: RecurrentLayer, i: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write the row of the token in layer i, and return the attention output ``(B, N, D)``."""
+        rows = {name: of_layers[i] for name, of_layers in self.stored.items()}
+        output, weights = layer.attend_in_place(q, k, v, rows, self.visible[i])
+        self.attended.append(Attended(weights, output, q, x))
+        return output
+
+    def all_attended(self) -> Attended:
+        """Return what the reduction of all layers reads, with the batches of the layers one after the other."""
+        operator = self.grown.reduction
+        needed = {"weights": True, "output": operator.needs_output, "query": operator.needs_queries, "x": operator.needs_input}
+        return Attended(**{name: torch.cat([getattr(a, name) for a in self.attended]) for name in needed if needed[name]})
 
 
 def _reduce_first(
-    grown: MultiState, attended: list[Attended], B: int, after: Tensor, active: Tensor | None
+    parts: Sequence[_Part], head_sizes: HeadSizes | None, n: int, B: int, after: Tensor, active: Tensor | None
 ) -> tuple[MultiState, ...]:
-    """Return H of the first layers of ``grown``, one for each of ``attended``, after their reduction."""
-    n = len(attended)
+    """Return H of the first n layers after their reduction."""
     if not n:
         return ()
-    first = grown.map(lambda x: x[: n * B].clone())
-    H = reduce(first, _stack_attended(attended, grown.reduction), after.repeat(n), None if active is None else active.repeat(n))
-    return unstack(replace(H, clock=after), n)
+    of_parts = []
+    for part in parts:
+        first = part.grown.map(lambda x: x[: n * B].clone())
+        H = reduce(first, part.all_attended(), after.repeat(n), None if active is None else active.repeat(n))
+        of_parts.append(unstack(replace(H, clock=after), n))
+    if head_sizes is None:
+        return of_parts[0]
+    return tuple(merge_groups(head_sizes, groups) for groups in zip(*of_parts, strict=True))
 
 
 def _continue_layerwise(

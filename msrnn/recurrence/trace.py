@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import Error, is_int
 from ..layers.differentiation import is_differentiated
+from ..state.head_groups import StackedLayers
 from ..state.stacking import can_stack, stack_and_keep
 from ..state.state import State
 from .layer_trace import LayerTrace, PrefixQuery
@@ -63,7 +64,7 @@ class Trace:
             grown = [layer.rows_before_eviction(query) for layer in self]
             if can_stack(grown) and not is_differentiated(*(x for H in grown for x in H.rows.values())):
                 last_visible = torch.stack([layer.last_visible for layer in self])
-                return self._state.from_stacked(stack_and_keep(grown, query.kept_mask(last_visible)))
+                return self._state.from_stacked(StackedLayers((stack_and_keep(grown, query.kept_mask(last_visible)),)))
         layers = [layer.at(query) for layer in self]
         return self._state.with_layers(replace(H, clock=layers[0].clock) for H in layers)
 

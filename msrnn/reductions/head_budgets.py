@@ -109,6 +109,11 @@ class HeadSizes(HeadBudget):
             raise Error(f"{kind}: {len(self.sizes)} sizes for a layer of {K} key/value heads; expected one per head")
 
     @property
+    def is_bounded(self) -> bool:
+        """True if some head has a size."""
+        return any(size is not None for size in self.sizes)
+
+    @property
     def rows_before_eviction(self) -> int:
         return min((size for size in self.sizes if size is not None), default=MAX_SIZE)
 
@@ -120,15 +125,19 @@ class HeadSizes(HeadBudget):
 
     def update(self, observation: Observation) -> dict[str, Tensor]:
         parts = [_updated_or_zero(operator, observation, heads) for operator, heads in self.groups]
-        return {name: self._in_order([part[name] for part in parts]) for name in parts[0]}
+        return {name: self.in_order([part[name] for part in parts]) for name in parts[0]}
 
     def score(self, observation: Observation) -> Tensor:
-        return self._in_order([_scores_or_inf(operator, observation, heads) for operator, heads in self.groups])
+        return self.in_order([_scores_or_inf(operator, observation, heads) for operator, heads in self.groups])
 
-    def _in_order(self, parts: list[Tensor]) -> Tensor:
+    def in_order(self, parts: list[Tensor]) -> Tensor:
         """Concatenate results ``(B, n, …)`` of groups of heads, in the order of the heads."""
         grouped = [k for _, heads in self.groups for k in heads]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)[:, sorted(range(len(grouped)), key=grouped.__getitem__)]
+        x, order = (
+            parts[0] if len(parts) == 1 else torch.cat(parts, dim=1),
+            sorted(range(len(grouped)), key=grouped.__getitem__),
+        )
+        return x if grouped == sorted(grouped) else x[:, order]
 
     def __str__(self) -> str:
         return str(self.operator)
@@ -138,8 +147,7 @@ def _updated_or_zero(operator: Reduction | None, observation: Observation, heads
     """Return :func:`updated_stats`, or zeros for unbounded heads."""
     if operator is not None:
         return updated_stats(operator, observation, heads)
-    K = observation.positions.shape[1]
-    return {name: torch.zeros_like(_of_heads(x, heads, K)) for name, x in observation.row_stats.items()}
+    return {name: torch.zeros_like(of_heads(x, heads)) for name, x in observation.row_stats.items()}
 
 
 def _scores_or_inf(operator: Reduction | None, observation: Observation, heads: Sequence[int]) -> Tensor:
@@ -168,7 +176,7 @@ def scores(operator: Reduction, observation: Observation, heads: Sequence[int]) 
     if not isinstance(score, Tensor) or score.shape != shape:
         found = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
         raise Error(f"{type(operator).__name__}.score returns {found}; expected {shape}, because each head has its own rows")
-    return score.view(B, len(heads), R) if own else _of_heads(score, heads, K)
+    return score.view(B, len(heads), R) if own else of_heads(score, heads)
 
 
 def updated_stats(operator: Reduction, observation: Observation, heads: Sequence[int]) -> dict[str, Tensor]:
@@ -177,8 +185,7 @@ def updated_stats(operator: Reduction, observation: Observation, heads: Sequence
     Raises:
         Error: the operator returns no dict of tensors with the names and shapes of the statistics.
     """
-    B, K = observation.positions.shape[:2]
-    own = operator.reads_heads == "own"
+    B, own = len(observation.positions), operator.reads_heads == "own"
     seen = _heads_as_batch(observation, heads) if own else observation
     updated = operator.update(seen)
     found: object = type(updated).__name__
@@ -188,15 +195,15 @@ def updated_stats(operator: Reduction, observation: Observation, heads: Sequence
         raise Error(f"{type(operator).__name__}.update returns {found}; expected {expected}")
     if own:
         return {name: x.reshape(B, len(heads), *x.shape[2:]) for name, x in updated.items()}
-    return {name: _of_heads(x, heads, K) for name, x in updated.items()}
+    return {name: of_heads(x, heads) for name, x in updated.items()}
 
 
 def _heads_as_batch(observation: Observation, heads: Sequence[int]) -> Observation:
     """Return the observation of n heads with one head in each entry of the batch, ``(B n, 1, …)``."""
-    K, n = observation.positions.shape[1], len(heads)
+    n = len(heads)
 
     def of_rows(x: Tensor) -> Tensor:
-        return _of_heads(x, heads, K).flatten(0, 1)[:, None]
+        return of_heads(x, heads).flatten(0, 1)[:, None]
 
     keys, values, output, queries, x = observation[4:]
     return Observation(
@@ -212,9 +219,10 @@ def _heads_as_batch(observation: Observation, heads: Sequence[int]) -> Observati
     )
 
 
-def _of_heads(x: Tensor, heads: Sequence[int], K: int) -> Tensor:
-    """``(B, K, …) -> (B, n, …)``."""
-    return x if len(heads) == K else x[:, list(heads)]
+def of_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
+    """Return some heads, in increasing order, ``(B, K, …) -> (B, n, …)``; a view if no head between them is left out."""
+    first, last = heads[0], heads[-1]
+    return x[:, first : last + 1] if last - first == len(heads) - 1 else x[:, list(heads)]
 
 
 def _check_scores_heads(name: str, operator: object) -> None:

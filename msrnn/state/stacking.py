@@ -31,8 +31,11 @@ def stack(layers: Sequence[MultiState]) -> MultiState | None:
 
     The clock ``(B,)`` of the result is the one that the layers share.
     """
-    if not can_stack(layers):
-        return None
+    return stack_layers(layers) if can_stack(layers) else None
+
+
+def stack_layers(layers: Sequence[MultiState]) -> MultiState:
+    """Return :func:`stack` of layers that have one operator and equally many rows."""
     first = layers[0]
     buffer = copy_to_buffer([H.stored for H in layers], first.capacity)
     row_stats = {name: torch.cat([H.row_stats[name] for H in layers]) for name in first.row_stats}

@@ -13,12 +13,13 @@ from ..errors import Error, check_device
 from .batching import batch_index, cat_recent_tokens, difference
 from .evicted import evicted_positions
 from .fingerprint import Fingerprint
+from .head_groups import StackedLayers
 from .jagged_rows import jagged_if_uneven, padded
 from .multistate import MultiState
 from .position_remapping import PositionRemapping
 from .quantised_rows import parse_row_dtype
 from .serialization import write_layers
-from .stacking import concat_batches, stack, unstack
+from .stacking import concat_batches
 from .summary import nbytes, summarize
 
 
@@ -37,8 +38,7 @@ class State:
 
     def __init__(self, layers: Iterable[MultiState], fingerprint: Fingerprint, recent_tokens: Tensor | None = None):
         self._layers: tuple[MultiState, ...] | None = tuple(map(jagged_if_uneven, layers))
-        self._stacked: MultiState | None = None
-        """All layers in one, their batches one after the other. It replaces ``_layers`` after a stacked step."""
+        self._stacked: StackedLayers | None = None  # replaces ``_layers`` after a stacked step
         self._n_layers = len(self._layers)
         self.fingerprint, self.recent_tokens = fingerprint, recent_tokens
 
@@ -48,16 +48,18 @@ class State:
         if self._layers is None:
             if self._stacked is None:
                 raise Error("state was being overwritten when step_ was interrupted; expected an earlier state, or a new one")
-            self._layers = unstack(self._stacked, self._n_layers)
+            if not self._stacked.is_view:
+                return self._stacked.unstack(self._n_layers)
+            self._layers = self._stacked.unstack(self._n_layers)
         return self._layers
 
     @property
     def _held(self) -> tuple[MultiState, ...]:
         """The objects that hold the tensors: the stacked layers, or each layer."""
-        return self._unstack() if self._stacked is None else (self._stacked,)
+        return self._unstack() if self._stacked is None else self._stacked.parts
 
     def _with_held(self, held: Iterable[MultiState], change: Callable[[Tensor], Tensor]) -> "State":
-        state = self.with_layers(held) if self._stacked is None else self.from_stacked(next(iter(held)))
+        state = self.with_layers(held) if self._stacked is None else self.from_stacked(self._stacked.with_parts(held))
         return state._with_recent_tokens(self, change)
 
     def _with_recent_tokens(self, other: "State", change: Callable[[Tensor], Tensor]) -> "State":
@@ -65,16 +67,16 @@ class State:
         self.recent_tokens = None if other.recent_tokens is None else change(other.recent_tokens)
         return self
 
-    def stacked(self) -> tuple[MultiState | None, bool]:
-        """Return all layers as one ``(L B, K, S, D)`` with clock ``(B,)``, or None (see :func:`stack`); and True for a copy."""
-        return (stack(self._unstack()), True) if self._stacked is None else (self._stacked, False)
+    def stacked(self) -> tuple[StackedLayers | None, bool]:
+        """Return all layers in one, or None if they cannot be stacked; and True for a copy."""
+        return (StackedLayers.copy_of(self._unstack()), True) if self._stacked is None else (self._stacked, False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: the layers in one of their two representations."""
         return {**vars(self), "_layers": self._unstack() if self._stacked is None else None}
 
-    def from_stacked(self, stacked: MultiState) -> "State":
-        """Return a state of the same cell from all layers as one."""
+    def from_stacked(self, stacked: StackedLayers) -> "State":
+        """Return a state of the same cell from all layers in one."""
         state = State((), self.fingerprint)
         state._layers, state._stacked, state._n_layers = None, stacked, self._n_layers
         return state
@@ -82,8 +84,6 @@ class State:
     def with_layers(self, layers: Iterable[MultiState]) -> "State":
         """Return a state of the same cell with other layers."""
         return State(layers, self.fingerprint)
-
-    # Read.
 
     def __len__(self) -> int:
         return self._n_layers
@@ -139,8 +139,6 @@ class State:
             Error: ``before`` is no earlier state of the same sequences.
         """
         return evicted_positions(list(before), list(self))
-
-    # Change.
 
     def sorted_by_position(self) -> "State":
         """Return the same rows in order of position; at once for stacked layers."""

@@ -29,8 +29,11 @@ def layer_token_bytes(H: MultiState, itemsize: int | None = None) -> int:
     return H.keys.shape[1] * (2 * H.keys.shape[3] * (itemsize or H.keys.element_size()) + 8 + scales)
 
 
-def head_rows(operator: Reduction, K: int, length: int) -> tuple[int, ...]:
-    """Return the maximum number of rows of each of K heads of a layer after ``length`` tokens; of a shared budget the mean."""
+def rows_per_head(operator: Reduction, K: int, length: int) -> tuple[int, ...]:
+    """Return how many rows each of K heads of a layer holds after ``length`` tokens.
+
+    Under a shared budget each number is the mean over the heads, because the text decides how many a head holds.
+    """
     sizes = operator.sizes if isinstance(operator, HeadSizes) else (operator.size,) * K
     return tuple(min(size, length) if isinstance(size, int) else length for size in sizes)
 

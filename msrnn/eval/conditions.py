@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ..argtypes import positive_int
 from ..errors import Error
 from ..reductions.all_layers import AllLayers
-from ..reductions.budgets import bounded_sizes, has_sizes_per_head, mean_size
+from ..reductions.budgets import flat_sizes, has_sizes_per_head, mean_size
 from ..reductions.contract import Reduction
 from ..reductions.registry import is_name_only, parse_reduction
 from ..reductions.spec_strings import SPEC_NAMES, is_complete
@@ -28,7 +28,7 @@ class Condition:
 
     Attributes:
         operator: name of the table row, as given on the command line.
-        size: table column, the mean of sizes per head; None for an unbounded state.
+        size: table column: the size, the value of SIZE, or the mean of given sizes per head; None for an unbounded state.
         reduction: the operator.
         code: digest of the code of the operator and of this library.
     """
@@ -126,7 +126,7 @@ def unaffected(conditions: Iterable[Condition], length: int) -> list[str]:
     A query sees ``size`` + 1 rows, so an eviction changes results only if more tokens are read. The truncated baseline sees
     ``size``. Of sizes per head the smallest decides.
     """
-    sizes = {c: [c.size] if c.truncated else [x for x in bounded_sizes(c.reduction.size) if x is not None] for c in conditions}
+    sizes = {c: [c.size] if c.truncated else [x for x in flat_sizes(c.reduction.size) if x is not None] for c in conditions}
     return [str(c) for c, bounds in sizes.items() if bounds and min(bounds) + (not c.truncated) >= length]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ..argtypes import positive_int
 from ..cell.cell import Cell
-from ..diagnostics.state_memory import head_rows, layer_token_bytes
+from ..diagnostics.state_memory import layer_token_bytes, rows_per_head
 from ..distributed.launch import Launch, check_same_on_all, from_all, from_first
 from ..errors import Error
 from ..recurrence.unroll import is_called_per_token
@@ -128,7 +128,9 @@ class EvalInputs:
         cell, needed, rows = self.cell, 0, 0
         heads = [(H.positions.shape[1], layer_token_bytes(H)) for H in cell.initial_state(1, "full")]
         for operator in operators:
-            held = [head_rows(one, K, length) for one, (K, _) in zip(cell.operators_per_layer(operator), heads, strict=True)]
+            held = [
+                rows_per_head(one, K, length) for one, (K, _) in zip(cell.operators_per_layer(operator), heads, strict=True)
+            ]
             nbytes = sum(sum(of_heads) * of_row // K for of_heads, (K, of_row) in zip(held, heads, strict=True))
             needed, rows = max(needed, batch_size * nbytes), max(rows, *(max(of_heads) for of_heads in held))
         memory = total_memory(cell.device) // (1 if cell.device.type == "cuda" else self.launch.local_size)

@@ -53,8 +53,9 @@ def is_batched_by_vmap(*tensors: Tensor) -> bool:
 
 
 def is_readable(x: Tensor) -> bool:
-    """Return True if the values of ``x`` may decide what is computed: it is on the CPU, which needs no synchronisation, outside
-    of ``torch.compile``, and vmap has no batch dimension in it.
+    """Return True if code may branch on the values of ``x`` at no cost.
+
+    It may on the CPU, which needs no synchronisation, but not under ``torch.compile``, nor if vmap batches ``x``.
     """
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batched_by_vmap(x)
 

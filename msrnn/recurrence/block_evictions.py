@@ -10,7 +10,7 @@ evicted row would have changed later scores little, so the recurrence is solved 
 
 Each iteration settles at least one token and usually all of them. The result equals the step loop row for row. Iteration needs
 statistics that are known at every token of a proposal, so ``update`` has to be additive. All other operators, and classes that
-depend on the row layout, are called once per token. So are the rest of the tokens of a block if iterations settle few of them.
+depend on the row layout, are called once per token. So are the remaining tokens of a block if iterations settle few of them.
 """
 
 import torch
@@ -22,8 +22,10 @@ from ..reductions.shared_budget import SharedBudget
 from .block_scores import BlockScores, EvictionBlock, score_tokens
 from .shared_evictions import solve_shared, solve_shared_by_token
 
-FEW = 4
-"""Number of tokens that an iteration has to settle on average. Below it one call of the operator per token takes less time."""
+MIN_ITERATIONS = 4
+"""Number of iterations of a block before the tokens that they have settled are counted."""
+MIN_SETTLED_TOKENS = 4
+"""Mean number of tokens per iteration below which one call of the operator per token takes less time than more iterations."""
 
 
 def is_solved_per_token(operator: Reduction) -> bool:
@@ -54,7 +56,7 @@ def solve_evictions(block: EvictionBlock, want_scores: bool = False) -> tuple[Ev
     proposal, settled = torch.full_like(evicts, -1, dtype=torch.int64), torch.zeros_like(evicts[:, 0], dtype=torch.int64)
     start, stop, n_iterations, parts = 0, T, 0, list[BlockScores]()
     while start < T:
-        if n_iterations >= FEW and start < FEW * n_iterations:
+        if n_iterations >= MIN_ITERATIONS and start < MIN_SETTLED_TOKENS * n_iterations:
             proposal[:, start:] = -1
             solved, rest = _solve_token_by_token(block.with_evictions(proposal), want_scores, row_stats, start)
             return solved, [*parts, *rest]

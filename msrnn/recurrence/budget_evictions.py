@@ -26,13 +26,13 @@ def evict_by_budget(
     clock: Tensor,
     active: Tensor | None,
 ) -> MultiState:
-    """Return H after the rows in excess are evicted, in at most as many columns as one head may hold rows.
+    """Return H after the rows in excess are evicted.
 
-    With an unbounded head there is one column more.
+    It has at most as many columns as one head may hold rows. With an unbounded head the S + 1 columns of ``grown`` stay.
 
     Args:
         grown: S + 1 rows, the token's own last, with a :class:`HeadBudget`.
-        observation: of these rows, with updated statistics, or of those of all ranks.
+        observation: of these rows, or of those of the heads of all ranks, with updated statistics.
         gathered: the heads of this rank, if the observation is that of all ranks; otherwise None.
         row_stats: the statistics to keep.
         clock, active: as in :func:`~msrnn.recurrence.transition.reduce`.
@@ -76,16 +76,19 @@ def rows_to_evict_at_once(operator: HeadBudget, score: Tensor, positions: Tensor
     """
     excluded = positions < 0
     n_rows = (~excluded).sum(-1)  # (B, K)
-    rank = _rank(score, positions, excluded)
+    order = _eviction_order(score, positions, excluded)
     if isinstance(operator, SharedBudget):
-        excluded = excluded | (rank >= n_rows[..., None] - operator.floor_rows)  # heads keep these rows in any case
-        rank = _rank(score.flatten(1), positions.flatten(1), excluded.flatten(1)).unflatten(1, positions.shape[1:])
-    return (rank < operator.excess(n_rows)[..., None]) & ~excluded
+        excluded = excluded | (order >= n_rows[..., None] - operator.floor_rows)  # heads keep these rows in any case
+        order = _eviction_order(score.flatten(1), positions.flatten(1), excluded.flatten(1)).unflatten(1, positions.shape[1:])
+    return (order < operator.excess(n_rows)[..., None]) & ~excluded
 
 
-def _rank(score: Tensor, positions: Tensor, excluded: Tensor) -> Tensor:
-    """Return the place of each row in the order of eviction, ``(…, R)``: the lowest score, of equal scores the oldest position,
-    of these the first row; excluded rows last."""
+def _eviction_order(score: Tensor, positions: Tensor, excluded: Tensor) -> Tensor:
+    """Return the index of each row in the order of eviction, ``(…, R)`` int64, 0 for the row that is evicted first.
+
+    That is the row of the lowest score, of equal scores the oldest position, of equal positions the first row. Excluded rows
+    are last.
+    """
     order = positions.masked_fill(excluded, AFTER_EVERY_POSITION).argsort(dim=-1, stable=True)
     by_score = score.masked_fill(excluded, torch.inf).gather(-1, order).argsort(dim=-1, stable=True)
     return order.gather(-1, by_score).argsort(dim=-1)

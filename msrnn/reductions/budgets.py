@@ -49,7 +49,7 @@ def flat_sizes(size: Any) -> tuple[Any, ...]:
 
 
 def bounded_sizes(size: Any) -> tuple[Any, ...]:
-    """Return the sizes of all layers and heads without those of unbounded heads, which are None in the sizes of a layer."""
+    """Return the sizes of all layers and heads without the None of unbounded heads. The None of a whole layer stays."""
     layers = size if isinstance(size, tuple) else (size,)
     return tuple(x for layer in layers for x in ([n for n in layer if n is not None] if isinstance(layer, tuple) else [layer]))
 

@@ -86,8 +86,8 @@ class Reduction:
     operator.
 
     Attributes:
-        size: rows that are retained: an int, or one per layer, which is an int or one int per key/value head; None retains all,
-            also for one head.
+        size: number of rows that are retained: an int, or a tuple with one entry per layer. An entry is an int, or a tuple with
+            one int per key/value head. None retains all rows of a layer or a head.
     """
 
     size: int | tuple[int | tuple[int | None, ...], ...] | None

@@ -1,8 +1,8 @@
-"""Layers with uneven heads in a cell that is split over several processes.
+"""Layers with different numbers of rows per head in a cell that is split over several processes.
 
-If each head decides from its own rows, the state of a rank has an operator with the sizes of its heads, and needs no other
-rank. Otherwise, as under a shared budget, the ranks gather the observations of all heads. They first pad their rows to the same
-number of columns, that of the fullest head of all ranks.
+With sizes per head, each head usually decides from its own rows. Then the operator in the state of a rank has the sizes of the
+heads of this rank, and needs no other rank. Otherwise, as under a shared budget, the ranks gather the observations of all
+heads. For this they first pad their rows to the same number of columns, that of the fullest head of all ranks.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,14 @@ from .multistate import MultiState
 
 
 def operator_of_rank(operator: Reduction, heads: HeadShard | None) -> Reduction:
-    """Return the operator of a layer in the state of a rank: with the sizes of its heads, if it needs no other heads."""
+    """Return the operator of a layer for the state of one rank.
+
+    Sizes per head become those of the heads of this rank, if the scores of a head need nothing from another rank.
+    """
     if heads is None or not isinstance(operator, HeadSizes) or operator.own_heads:
         return operator
     scoring = operator.operator
+    # ranks that share a head hold different query heads of it, so none of them has all weights of this head
     if scoring.reads_heads != "own" or (heads.replicas > 1 and (scoring.needs_weights or scoring.needs_queries)):
         return operator
     sizes = operator.sizes[heads.first : heads.first + heads.count]
@@ -33,7 +37,7 @@ def operator_of_rank(operator: Reduction, heads: HeadShard | None) -> Reduction:
 
 
 def operator_of_all_ranks(operator: Reduction, heads: HeadShard | None) -> Reduction:
-    """Return the operator of all heads from the one that :func:`operator_of_rank` gives. Collective."""
+    """Return the operator of all heads, the inverse of :func:`operator_of_rank`. Collective."""
     if heads is None or not isinstance(operator, HeadSizes) or not operator.own_heads:
         return operator
     of_ranks = heads.ranks.exchange(operator.sizes, "saving")
@@ -42,16 +46,16 @@ def operator_of_all_ranks(operator: Reduction, heads: HeadShard | None) -> Reduc
 
 
 def with_columns_of_all_ranks(H: MultiState) -> MultiState:
-    """Return H ``(B, K, S, D)`` with empty rows at the end, so that it has as many columns as on any other rank. Collective.
+    """Return H ``(B, K, S, D)`` with empty rows at the end, so that all ranks have the same number of columns. Collective.
 
-    H itself, if its operator does not gather the rows of uneven heads.
+    If the operator does not gather rows of heads that hold different numbers, H itself is returned.
     """
     gathers = isinstance(H.reduction, HeadBudget) and H.reduction.reads_heads == "all"
     return H if H.heads is None or not gathers else padded_to_all_ranks(H, H.heads)
 
 
 def padded_to_all_ranks(H: MultiState, heads: HeadShard) -> MultiState:
-    """Return :func:`with_columns_of_all_ranks` for any operator. Collective."""
+    """Return H with empty rows at the end, as :func:`with_columns_of_all_ranks`, for any operator. Collective."""
     S = H.positions.shape[2]
     most = int(heads.ranks.all_gather(torch.tensor(S, device=H.positions.device), "heads").amax())
     if most == S:

@@ -16,7 +16,7 @@ CASES = {
     "granite_swa": "caote:6",
 }
 BUDGETS = ("tova-head:6/3", "sinks:full/4:1", "shared:floor=0:h2o:5")
-"""Operators of the llama with uneven heads."""
+"""Operators under which heads hold different numbers of rows, for the family llama."""
 
 
 def run_cases(rank, folder):
@@ -42,7 +42,7 @@ def files(rank, folder, spec):
     by_two.save(folder / "two")
     read_by_four = msrnn.load_state(folder / "two", group=dist.group.WORLD)
     logits, by_four = four.step(tokens[:, 0], read_by_four)
-    by_four.save(four_file := folder.parent / f"{len(spec)} four")
+    by_four.save(four_file := folder.parent / f"{spec.replace('/', ' ')}, four")
     read_by_two = msrnn.load_state(four_file, group=pair)
     expected, H = whole.step(tokens[:, 0], H)
     gaps = [largest_gap(logits, expected)]

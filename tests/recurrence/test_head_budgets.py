@@ -28,12 +28,14 @@ def many_tokens(cell, text, state):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("floor", [SIZES, UNBOUNDED, 0, 0.8])
-def test_both_paths_equal_a_naive_loop(kind, floor):
+@pytest.mark.parametrize("sizes_or_floor", [SIZES, UNBOUNDED, 0, 0.8])
+def test_both_paths_equal_a_naive_loop(kind, sizes_or_floor):
     make, score = KINDS[kind]
     cell, text = tiny_cell(seed=3), random_tokens(1, 1, 18)
-    if isinstance(floor, tuple):
-        reduction, rule = make(floor), lambda l: SizedHeads(floor[l], score)
+    sizes = sizes_or_floor if isinstance(sizes_or_floor, tuple) else None
+    floor = 0 if sizes else sizes_or_floor
+    if sizes:
+        reduction, rule = make(sizes), lambda l: SizedHeads(sizes[l], score)
     else:
         reduction, rule = SharedBudget(make(4), floor=floor), lambda l: SharedHeads(4, int(4 * floor), score)
     expected, rows = naive(cell, text[0], rule)
@@ -42,8 +44,8 @@ def test_both_paths_equal_a_naive_loop(kind, floor):
         assert_close(logits[0], expected, 1e-9)
         assert [layer[0] for layer in retained_positions(state)] == rows
     counts = [tuple(len(head) for head in layer) for layer in rows]
-    if isinstance(floor, tuple):
-        assert tuple(counts) == tuple(tuple(18 if size is None else size for size in layer) for layer in floor)
+    if sizes:
+        assert counts == [tuple(18 if size is None else size for size in layer) for layer in sizes]
     else:
         assert all(sum(layer) == 8 and min(layer) >= int(4 * floor) for layer in counts)
         assert floor or kind != "tova" or any(layer[0] != layer[1] for layer in counts), "else no allocation would show"

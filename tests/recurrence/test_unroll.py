@@ -81,7 +81,7 @@ def test_chunks_and_blocks_do_not_change_the_result(reduction, chunk, block, mon
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "tova-head:5", "h2o-layer:6"])
 def test_wrong_proposals_are_corrected(reduction, monkeypatch):
     """The worst proposal takes the candidates in reverse order. The result is the same after more iterations."""
-    monkeypatch.setattr(block_evictions, "FEW", 0)  # never one call per token
+    monkeypatch.setattr(block_evictions, "MIN_SETTLED_TOKENS", 0)  # never one call per token
     calls = []
     score_tokens = block_evictions.score_tokens
     monkeypatch.setattr(block_evictions, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))

@@ -46,7 +46,8 @@ def read_offset_norm(header: Header, name: str) -> Tensor:
     """Return the weight of a norm that is stored as 1 + weight, ``(E,)``, as :func:`read_tensor` does.
 
     The difference is exact for numbers of at least 1/2, so the norm multiplies by the numbers of the file. Writing the file
-    rounded 1 + weight to float32: bits of the weight below 2⁻²⁴ are lost, none of a bfloat16 weight of at least 2⁻¹⁶.
+    rounded 1 + weight to float32, so binary digits of the weight that are worth less than 2⁻²³ may be lost. A bfloat16 weight
+    of at least 2⁻¹⁶ has no such digits.
     """
     return read_tensor(header, name) - 1
 

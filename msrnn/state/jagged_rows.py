@@ -2,7 +2,7 @@
 
 As in the jagged layout of ``torch.nested``, the rows of one head follow those of the head before it. A state stores such a
 layer as :class:`JaggedMultiState`. A step reads it as a padded :class:`MultiState` ``(B, K, S, D)``, with S rows for the
-fullest head, and empty rows in the others. Only one layer at a time has to be in this form.
+fullest head, and empty rows in the others. Only one layer at a time has to be padded.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -19,7 +19,7 @@ from .multistate import MultiState
 
 @dataclass(frozen=True, eq=False)
 class JaggedMultiState(MultiState):
-    """The rows of all heads in one: ``(B, 1, M, D)``, head after head, then empty rows if other sequences hold more.
+    """The rows of all heads in one dimension, ``(B, 1, M, D)``: head after head, then empty rows if other sequences hold more.
 
     Attributes:
         head_rows: ``(B, K)`` int64, number of rows of each head.

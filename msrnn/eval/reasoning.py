@@ -1,6 +1,7 @@
 """Reasoning in steps with a bounded state: the accuracy and the length of answers by operator and size.
 
-The problems are chains of sums and changes of a list, generated from a seed, or those of a file in the format of GSM8K or MATH.
+The problems are generated from a seed (chains of sums, changes of a list, counts and copies), or those of a file in the format of
+GSM8K or MATH.
 Solved problems come before the question, so that the answer has steps. The prompt is read by the many-token path, and the
 answer is decoded greedily from that state, which evicts rows of the prompt and of the answer. The unbounded model is always
 measured, for the differences (docs/retrieval.md).
@@ -23,6 +24,7 @@ from .conditions import Condition, add_condition_arguments, check_affected, pars
 from .inputs import EvalInputs
 from .question_sweep import measure_questions
 from .reasoning_report import ReasoningResult, report
+from .tasks.long_answers import copy, count
 from .tasks.problem import STOP, Problem, few_shot_prompt, find_answer
 from .tasks.problem_files import read_problems
 from .tasks.reasoning import arithmetic, lists
@@ -30,7 +32,14 @@ from .tasks.reasoning import arithmetic, lists
 if TYPE_CHECKING:
     import tokenizers
 
-TASKS: dict[str, Callable[[random.Random, int], Problem]] = {"arithmetic": arithmetic, "lists": lists}
+TASKS: dict[str, Callable[[random.Random, int], Problem]] = {
+    "arithmetic": arithmetic,
+    "lists": lists,
+    "count": count,
+    "copy": copy,
+}
+MAX_DRAWS = 1000
+"""Maximum number of draws of a problem that is not one of the solved problems."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,17 @@ class Question:
 def generate_questions(tasks: Sequence[str], steps: Sequence[int], count: int, shots: int, seed: int) -> list[Question]:
     """Return ``count`` questions per task and number of steps. The solved problems before them have as many steps.
 
+    A problem that is among the solved ones is drawn again, because its answer could be copied.
+
     Args:
         tasks: keys of ``TASKS``.
         steps: numbers of steps.
         count: questions per task and number of steps.
         shots: solved problems before a question; they are the same for all questions of a task and number of steps.
         seed: seed of the problems.
+
+    Raises:
+        Error: a task has no other problems than the solved ones.
     """
     found = []
     for task in tasks:
@@ -79,9 +93,17 @@ def generate_questions(tasks: Sequence[str], steps: Sequence[int], count: int, s
             rng = random.Random(f"{seed} {task} {n} shots")
             solved = [TASKS[task](rng, n) for _ in range(shots)]
             for i in range(count):
-                problem = TASKS[task](random.Random(f"{seed} {task} {n} {i}"), n)
+                problem = _unsolved(task, n, random.Random(f"{seed} {task} {n} {i}"), solved)
                 found.append(Question(task, n, i, few_shot_prompt(solved, problem.question), problem.answer))
     return found
+
+
+def _unsolved(task: str, steps: int, rng: random.Random, solved: Sequence[Problem]) -> Problem:
+    """Return the first problem from ``rng`` that is not in ``solved``."""
+    for _ in range(MAX_DRAWS):
+        if (problem := TASKS[task](rng, steps)) not in solved:
+            return problem
+    raise Error(f"--shots is {len(solved)}, which are all problems that {task} has in {steps} steps; expected fewer")
 
 
 def file_questions(path: Path, count: int, shots: int) -> list[Question]:

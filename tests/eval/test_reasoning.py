@@ -7,6 +7,7 @@ from matplotlib.image import imread
 from support.tables import unpadded
 from support.tiny_tokenizer import chat_cell
 
+import msrnn
 from msrnn.cli.main import main
 from msrnn.eval import reasoning
 from msrnn.eval.answers import Answer, split_into_batches
@@ -61,6 +62,33 @@ def test_a_model_that_solves_the_problems_is_right(folder, monkeypatch, capsys):
     assert out.count("| full |" + " 4 |" * 6) == 1
 
 
+def copied(prompt):
+    """Return the numbers that the last question of a prompt names, counted down or copied."""
+    question = prompt.rpartition("Question: ")[2].partition("\nAnswer:")[0]
+    if question.startswith("Repeat"):
+        return question.partition("#### ")[2]
+    return ", ".join(map(str, range(int(question.split()[3]), -1, -1)))
+
+
+def test_a_model_that_reads_the_last_question_is_right(folder, monkeypatch, capsys):
+    def write(cell, tokenizer, prompts, reduction, limits, stop):
+        return [Answer(f" #### {copied(prompt)}", 4, True) for prompt in prompts]
+
+    monkeypatch.setattr(reasoning, "write_answers", write)
+    assert main(arguments(folder, "--tasks", "count", "copy")) == 0
+    out = unpadded(capsys.readouterr().out)
+    assert "| operator | count, 1 | count, 2 | copy, 1 | copy, 2 | all |" in out
+    assert out.count("| tova:9 |" + " 100 |" * 5) == 2
+
+
+def test_a_model_that_copies_a_solved_problem_is_wrong():
+    for q in generate_questions(["arithmetic", "lists", "count", "copy"], [1, 2, 4], 8, 4, 1):
+        *solved, question = q.prompt.split("\n\n")
+        assert question.partition("\nAnswer:")[0] not in [problem.partition("\nAnswer:")[0] for problem in solved]
+    with pytest.raises(msrnn.Error, match="--shots is 400, which are all problems that count has in 2 steps; expected fewer"):
+        generate_questions(["count"], [2], 1, 400, 1)
+
+
 def test_a_random_model_is_wrong_and_writes_up_to_the_limit(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(arguments(folder, "--tasks", "lists", "--out", str(out))) == 0
@@ -77,6 +105,8 @@ def test_a_random_model_is_wrong_and_writes_up_to_the_limit(folder, tmp_path, ca
     ]
     for name in ("accuracy", "length"):
         assert min(imread(out / f"reasoning-{name}.png").shape[:2]) > 200
+    assert main(arguments(folder, "--tasks", "count", "copy")) == 0
+    assert "| tova:9 | 0 | 0 | 0 | 0 | 0 |" in unpadded(capsys.readouterr().out)
 
 
 def test_the_table_of_an_interrupted_run_equals_that_of_an_unbroken_one(folder, tmp_path, monkeypatch, capsys):

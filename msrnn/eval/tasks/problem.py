@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 MARK = "####"
 """Text before the answer of a solution, as in GSM8K."""
@@ -54,6 +55,6 @@ def same_answer(found: str | None, right: str) -> bool:
     return found is not None and _plain(found) == _plain(right)
 
 
-def _plain(answer: str) -> str | float:
+def _plain(answer: str) -> str | Decimal:
     text = re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", re.sub(r"\s|\\?\$", "", answer)).removesuffix(".")
-    return float(text) if re.fullmatch(r"[-+]?\d+(\.\d+)?", text) else text
+    return Decimal(text) if re.fullmatch(r"[-+]?\d+(\.\d+)?", text) else text

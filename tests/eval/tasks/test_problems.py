@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import msrnn
+from msrnn.eval.tasks.long_answers import copy, count
 from msrnn.eval.tasks.problem import Problem, few_shot_prompt, find_answer, same_answer
 from msrnn.eval.tasks.problem_files import read_problems
 from msrnn.eval.tasks.reasoning import arithmetic, lists
@@ -63,8 +64,25 @@ def test_lists_are_right_after_every_change(seed, steps):
     assert find_answer(problem.solution) == problem.answer
 
 
+@settings(max_examples=60)
+@given(st.integers(0, 999), st.integers(1, 30))
+def test_a_count_ends_at_zero_and_a_copy_is_the_list_of_the_question(seed, steps):
+    counted, copied = count(random.Random(seed), steps), copy(random.Random(seed), steps)
+    first = int(re.fullmatch(r"Count down from (\d+) to 0\.", counted.question)[1])
+    assert steps <= first < steps + 20
+    numbers = [int(n) for n in counted.answer.split(", ")]
+    assert (numbers[0], numbers[-1], len(numbers)) == (first, 0, first + 1)
+    assert {a - b for a, b in zip(numbers, numbers[1:], strict=False)} == {1}
+    assert re.fullmatch(r"Repeat: #### (.*)\.", copied.question)[1] == copied.answer
+    assert re.fullmatch(rf"[1-9]\d\d(, [1-9]\d\d){{{steps - 1}}}", copied.answer)
+    for problem in (counted, copied):
+        assert problem.solution == f"#### {problem.answer}."
+        assert same_answer(find_answer(problem.solution), problem.answer)
+        assert not same_answer(find_answer(problem.solution[:-2]), problem.answer)  # the last digit is missing
+
+
 def test_problems_depend_on_the_seed():
-    for make in (arithmetic, lists):
+    for make in (arithmetic, lists, count, copy):
         assert make(random.Random(1), 5) == make(random.Random(1), 5) != make(random.Random(2), 5)
 
 
@@ -98,6 +116,8 @@ def test_the_answer_of_a_solution(solution, answer):
         ("7.", "7", True),
         ("-3", "- 3", True),
         ("1,23", "123", False),
+        ("100, 200, 300, 400, 500, 600, 701", "100, 200, 300, 400, 500, 600, 700", False),  # more digits than a float has
+        ("1.50", "1.5", True),
         ("71", "7", False),
         ("", "7", False),
         (None, "7", False),

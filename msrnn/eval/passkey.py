@@ -50,19 +50,33 @@ def make_prompt(tokenizer: "tokenizers.Tokenizer", key: str, length: int, depth:
     Raises:
         Error: ``length`` is too small for the key and the question.
     """
-    filler = " ".join(FILLER) + "\n"
+    filler, shortest = " ".join(FILLER) + "\n", check_length(tokenizer, key, length)
 
     def ids(n: int) -> list[int]:
         before = round(depth * n)
-        return tokenizer.encode(TASK + filler * before + NEEDLE.format(key=key) + filler * (n - before) + QUESTION).ids
+        return _encode(tokenizer, filler * before + NEEDLE.format(key=key) + filler * (n - before))
 
-    shortest, per_round = len(ids(0)), max(1, len(tokenizer.encode(filler, add_special_tokens=False).ids))
-    if shortest > length:
-        raise Error(f"the length of a text is {length} tokens; expected at least {shortest} for a pass key")
+    per_round = max(1, len(tokenizer.encode(filler, add_special_tokens=False).ids))
     rounds = (length - shortest) // per_round
     while rounds and len(ids(rounds)) > length:
         rounds -= 1
     return ids(rounds)
+
+
+def check_length(tokenizer: "tokenizers.Tokenizer", key: str, length: int) -> int:
+    """Return the number of tokens of the shortest prompt.
+
+    Raises:
+        Error: it has more than ``length`` tokens.
+    """
+    shortest = len(_encode(tokenizer, NEEDLE.format(key=key)))
+    if shortest > length:
+        raise Error(f"the length of a text is {length} tokens; expected at least {shortest} for a pass key")
+    return shortest
+
+
+def _encode(tokenizer: "tokenizers.Tokenizer", context: str) -> list[int]:
+    return tokenizer.encode(TASK + context + QUESTION).ids
 
 
 @dataclass(frozen=True)
@@ -128,7 +142,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         raise Error(f"--operators has {truncated[0]}, which has no state to continue from; expected operators")
     if invalid := [depth for depth in args.depths if not 0 <= depth <= 1]:
         raise Error(f"--depths has {invalid[0]}; expected numbers from 0 to 1")
-    make_prompt(inputs.tokenizer, "12345", min(args.lengths), 0)  # refuses a short length before any work
+    check_length(inputs.tokenizer, "12345", min(args.lengths))
     answer = inputs.tokenizer.encode(" 12345", add_special_tokens=False).ids
     check_affected(conditions, max(args.lengths) + len(answer), "a text with its key")
     inputs.check_memory(args.keys, [condition.rows for condition in conditions], max(args.lengths))

@@ -1,10 +1,9 @@
 """Reasoning in steps with a bounded state: the accuracy and the length of answers by operator and size.
 
-The problems are generated from a seed (chains of sums, changes of a list, counts and copies), or those of a file in the format of
-GSM8K or MATH.
-Solved problems come before the question, so that the answer has steps. The prompt is read by the many-token path, and the
-answer is decoded greedily from that state, which evicts rows of the prompt and of the answer. The unbounded model is always
-measured, for the differences (docs/retrieval.md).
+The problems are generated from a seed (chains of sums, changes of a list, counts, copies), or those of a file in the format of
+GSM8K or MATH. Solved problems come before the question, so that the answer has steps. The prompt is read by the many-token
+path, and the answer is decoded greedily from that state, which evicts rows of the prompt and of the answer. The unbounded model
+is always measured, for the differences (docs/retrieval.md).
 """
 
 import argparse

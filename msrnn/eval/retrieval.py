@@ -179,7 +179,7 @@ def questions_of(args: argparse.Namespace, inputs: EvalInputs) -> list[Question]
     """Return the questions that the arguments ask for.
 
     Raises:
-        Error: an argument is invalid, or as :func:`generate_questions`.
+        Error: an argument is invalid, the machine has too little memory for a length, or as :func:`generate_questions`.
     """
     if invalid := [depth for depth in args.depths if not 0 <= depth <= 1]:
         raise Error(f"--depths has {invalid[0]}; expected numbers from 0 to 1")
@@ -189,6 +189,7 @@ def questions_of(args: argparse.Namespace, inputs: EvalInputs) -> list[Question]
         raise Error("--tasks has text-needle, which needs a text; expected --text PATH")
     texts = read_texts(args.text) if "text-needle" in tasks else {}
     difficulty = DIFFICULTIES[args.difficulty]
+    inputs.check_memory(args.batch, ["full"], max(args.lengths))  # before prompts of these lengths are built
     return generate_questions(
         inputs.tokenizer, tasks, args.lengths, args.depths, args.examples, args.seed, difficulty, texts, inputs.progress
     )

@@ -11,6 +11,7 @@ from support.tiny_tokenizer import chat_cell, tiny_tokenizer
 
 import msrnn
 from msrnn.cli.main import main
+from msrnn.eval import passkey
 from msrnn.eval.conditions import parse_conditions
 from msrnn.eval.passkey import NEEDLE, QUESTION, TASK, PasskeyResult, make_prompt, report, retrieve_keys
 
@@ -101,6 +102,14 @@ def test_heat_maps_and_tables_contain_the_results():
     assert whole.figures["passkey.png"].ticks == (["0", "1"], ["64", "128"])
     assert whole.figures["passkey.png"].x_label == "depth, share of the text"
     assert whole.figures["passkey.png"].y_label == "prompt, tokens"
+
+
+def test_prompts_that_the_machine_cannot_hold_are_not_built(tmp_path, capsys, monkeypatch):
+    chat_cell().save(tmp_path / "model")
+    monkeypatch.setattr(passkey, "make_prompt", lambda *_: pytest.fail("a prompt was built"))
+    arguments = ["eval", "passkey", str(tmp_path / "model"), "--sizes", "9", "--lengths", "1000000000000"]
+    assert main(arguments) == 1
+    assert "4 states of 1000000000000 rows need" in capsys.readouterr().err
 
 
 def test_the_command(tmp_path, capsys):

@@ -100,6 +100,12 @@ def test_invalid_arguments_are_refused_before_any_answer(words, message, folder,
     assert message in capsys.readouterr().err
 
 
+def test_prompts_that_the_machine_cannot_hold_are_not_built(folder, capsys, monkeypatch):
+    monkeypatch.setattr(retrieval, "generate_questions", lambda *_, **__: pytest.fail("prompts were built"))
+    assert main(arguments(folder, "--lengths", "700", "1000000000000")) == 1
+    assert "6 states of 1000000000000 rows need" in capsys.readouterr().err
+
+
 def test_text_needle_needs_a_text(folder, capsys):
     assert main(["eval", "retrieval", str(folder / "model"), "--tasks", "text-needle"]) == 1
     assert "--tasks has text-needle, which needs a text; expected --text PATH" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from support.tables import unpadded
 from support.tiny_tokenizer import chat_cell
 
 from msrnn.cli.main import main
-from msrnn.eval import table
+from msrnn.eval import retrieval, table
 from msrnn.eval.table import TimeBudget
 from msrnn.eval.table_plan import LM, MEMORY, REASONING, RETRIEVAL
 from msrnn.eval.table_report import Measured, report
@@ -155,6 +155,12 @@ def test_invalid_arguments_are_refused_before_any_measurement(more, message, wor
     monkeypatch.setattr(TimeBudget, "fit", None)
     assert main([*words, *more]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_prompts_that_the_machine_cannot_hold_are_not_built(words, capsys, monkeypatch):
+    monkeypatch.setattr(retrieval, "generate_questions", lambda *_, **__: pytest.fail("prompts were built"))
+    assert main([*words, "--length", "1000000000000"]) == 1
+    assert "3 states of 1000000000000 rows need" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--rounds", "--steps", "--shots"])

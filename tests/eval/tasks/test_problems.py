@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -72,7 +73,7 @@ def test_a_count_ends_at_zero_and_a_copy_is_the_list_of_the_question(seed, steps
     assert steps <= first < steps + 20
     numbers = [int(n) for n in counted.answer.split(", ")]
     assert (numbers[0], numbers[-1], len(numbers)) == (first, 0, first + 1)
-    assert {a - b for a, b in zip(numbers, numbers[1:], strict=False)} == {1}
+    assert {a - b for a, b in pairwise(numbers)} == {1}
     assert re.fullmatch(r"Repeat: #### (.*)\.", copied.question)[1] == copied.answer
     assert re.fullmatch(rf"[1-9]\d\d(, [1-9]\d\d){{{steps - 1}}}", copied.answer)
     for problem in (counted, copied):

@@ -16,6 +16,7 @@ from ..storage.safetensors_io import open_tensors, write_tensors
 from .adapters import check_adapted, check_dropout, install, linear_maps, whole_shape
 from .names import check_family, peft_name, without_text_part
 from .peft_config import AdapterConfig, read_fields, write_fields
+from .targets import Targets
 
 CONFIG_FILE, WEIGHTS_FILE, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -90,8 +91,8 @@ def load_adapter(cell: Cell, folder: str | Path, *, is_trainable: bool = False) 
 
     Raises:
         Error: a file is missing or damaged, the adapter has another kind (DoRA, biases, whole modules, …), or it does not fit
-            the cell: an unknown module, another shape or rank; a module of ``target_modules`` has no adapter, or a value is not
-            finite. The cell is then unchanged.
+            the cell: an unknown module, another shape or rank; a module of ``target_modules`` has no adapter, another module
+            has one, or a value is not finite. The cell is then unchanged.
     """
     check_bool("is_trainable", is_trainable)
     linears = linear_maps(cell)
@@ -121,7 +122,7 @@ def _read_adapters(
         raise Error(f"{folder} has {PICKLE}, a pickle, which is not executed; expected {WEIGHTS_FILE} (save again with PEFT)")
     tensors = open_tensors(folder / WEIGHTS_FILE)
     tensors = _without_base_copies(cell, tensors, linears, folder / WEIGHTS_FILE)
-    pairs = _pair(cell, tensors, list(linears), folder / WEIGHTS_FILE)
+    pairs = _pair(cell, tensors, list(linears), config.targets, folder / WEIGHTS_FILE)
     for path in linears:
         if path not in pairs and config.targets.contain(name := peft_name(cell, path)):
             found = f"{folder / WEIGHTS_FILE} has no adapter of {name}"
@@ -162,11 +163,14 @@ def _own(cell: Cell, name: str, stored: LazyTensor) -> LazyTensor:
     return stored if cell.shard is None else cell.shard.take({name: stored})[name]
 
 
-def _pair(cell: Cell, tensors: Mapping[str, LazyTensor], paths: list[str], where: Path) -> dict[str, dict[str, LazyTensor]]:
+def _pair(
+    cell: Cell, tensors: Mapping[str, LazyTensor], paths: list[str], targets: Targets, where: Path
+) -> dict[str, dict[str, LazyTensor]]:
     """Return A and B by the path of their linear map.
 
     Raises:
-        Error: a tensor of another kind of adapter or of an unknown module, or one of A and B missing.
+        Error: a tensor of another kind of adapter, of an unknown module or of one that is not among ``targets``, or one of A
+            and B missing.
     """
     own_paths = {peft_name(cell, path): path for path in paths}
     pairs: dict[str, dict[str, LazyTensor]] = {}
@@ -178,6 +182,9 @@ def _pair(cell: Cell, tensors: Mapping[str, LazyTensor], paths: list[str], where
         if part not in PARTS or not name.startswith(PREFIX) or not name.endswith(".weight") or path is None:
             expected = f"{PREFIX}{next(iter(own_paths))}.lora_A.weight"
             raise Error(f"{where}: tensor {name!r} belongs to no linear map of this cell; expected names as {expected!r}")
+        if targets.chosen and not any(map(targets.contain, (stem, peft_name(cell, path)))):
+            found = f"{where} has an adapter of {stem}, which target_modules in {CONFIG_FILE} do not select"
+            raise Error(f"{found}; expected adapters of those modules only")
         if part in pairs.setdefault(path, {}):
             raise Error(f"{where}: tensor {name!r} occurs under two names; expected one")
         pairs[path][part] = x

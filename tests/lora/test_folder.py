@@ -147,6 +147,13 @@ def edit_tensors(folder, change):
             "has no adapter of model.layers.0.self_attn.o_proj; expected one",
         ),
         ({"target_modules": "all-linear"}, "has no adapter of model.layers.0.self_attn.k_proj; expected one"),
+        (
+            {"target_modules": ["query_key_value"]},
+            "has an adapter of model.layers.0.mlp.down_proj, which target_modules in adapter_config.json do not select; expected",
+        ),
+        ({"target_modules": ["q_proj"]}, "has an adapter of model.layers.0.mlp.down_proj, which target_modules"),
+        ({"layers_to_transform": 0}, "has an adapter of model.layers.1.mlp.down_proj, which target_modules"),
+        ({"exclude_modules": ["q_proj"]}, "has an adapter of model.layers.0.self_attn.q_proj, which target_modules"),
         ({"target_modules": {"q": 1}}, "target_modules is {'q': 1}; expected a list of names or a regular expression"),
         ({"target_modules": "("}, "target_modules is '('; expected a regular expression"),
         ({"layers_pattern": ["layers", "("]}, "layers_pattern is '('; expected a regular expression"),
@@ -257,6 +264,15 @@ def test_the_text_part_of_a_model_with_images_has_the_same_adapters(folder):
     for text_part in ("model.language_model.", "language_model.model."):
         edit_tensors(folder, lambda x, part=text_part: _rename(x, part))
         assert lora.load_adapter(tiny_cell(), folder)(TEXT)[0].equal(expected)
+        edit_config(folder, target_modules=rf".*{text_part.replace('.', '[.]')}layers.*(q_proj|down_proj)")
+        assert lora.load_adapter(tiny_cell(), folder)(TEXT)[0].equal(expected)
+        edit_config(folder, target_modules=["q_proj", "down_proj"])
+
+
+def test_a_file_without_target_modules_is_read(folder):
+    expected = lora.load_adapter(tiny_cell(), folder)(TEXT)[0]
+    edit_config(folder, target_modules=None)
+    assert lora.load_adapter(tiny_cell(), folder)(TEXT)[0].equal(expected)
 
 
 def _rename(tensors, part):

@@ -60,7 +60,8 @@ class EvalInputs:
         Raises:
             Error: as :func:`~msrnn.eval.texts.split_into_chunks`; a text cannot be read.
         """
-        is_hub = not args.text.exists() and HUB_ID.fullmatch(str(args.text)) and not args.text.suffix
+        may_be_hub = not args.text.suffix and HUB_ID.fullmatch(str(args.text))
+        is_hub = may_be_hub and not args.text.exists() and not args.text.parent.exists()  # in a folder: a misspelt path
         texts = read_dataset(str(args.text), args.split) if is_hub else read_texts(args.text)
         return split_into_chunks(texts, self.tokenizer, args.chunk, args.chunks)
 

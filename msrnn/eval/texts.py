@@ -67,18 +67,22 @@ def read_texts(path: Path) -> dict[str, str]:
 def read_dataset(name: str, split: str) -> dict[str, str]:
     """Return the field ``text`` of the records of a data set on the hub, by name and number (PG-19: ``emozilla/pg19``).
 
+    The messages say that there is no such file, because ``name`` can be a misspelt path.
+
     Raises:
         Error: the package ``datasets``, the data set, the split or the field is missing.
     """
     try:
         from datasets import load_dataset
     except ImportError:
-        raise missing_package("datasets", "harness") from None
+        missing = missing_package("datasets", "harness")
+        raise Error(f"{name} is no file or folder, and for a data set of the hub {missing}") from None
     try:
         records = load_dataset(name, split=split)
     except Exception as error:  # of many types: no network, no such name, no such split
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise Error(f"cannot read split {split} of {name} ({reason:.200})") from None
+        found = f"{name} is no file or folder, and the hub has no split {split} of a data set of this name"
+        raise Error(f"{found} that can be read ({reason:.200})") from None
     if "text" not in records.column_names:
         raise Error(f"split {split} of {name} has {', '.join(records.column_names)}; expected text")
     return {f"{name} {i}": text for i, text in enumerate(records["text"])}

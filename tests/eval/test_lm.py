@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -247,8 +248,8 @@ def test_reads_a_data_set_of_the_hub(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert read_dataset("owner/books", "test") == {f"owner/books {i}": TEXT + str(i) for i in range(2)}
     for name, split, message in (
-        ("owner/books", "dev", "cannot read split dev of owner/books"),
-        ("owner/none", "test", "owner/none"),
+        ("owner/books", "dev", "owner/books is no file or folder, and the hub has no split dev of a data set of this name"),
+        ("owner/none", "test", "owner/none is no file or folder, and the hub has no split test"),
     ):
         with pytest.raises(msrnn.Error, match=message):
             read_dataset(name, split)
@@ -260,6 +261,16 @@ def test_reads_a_data_set_of_the_hub(folder, tmp_path, monkeypatch, capsys):
     assert main(command(folder, "far/away", "--split", "train", "--sizes", "8")) == 1
     assert arguments == [("far/away", "train")]
     assert "the longest text has" in capsys.readouterr().err
+    assert main(command(folder, "owner/bok", "--sizes", "8")) == 1
+    assert "cannot read owner/bok (No such file or directory)" in capsys.readouterr().err
+    assert len(arguments) == 1  # the folder exists, so the name is a path
+
+
+def test_a_path_that_does_not_exist_is_said_so_without_the_package_of_data_sets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    message = r"no/pe is no file or folder, and for a data set of the hub the package datasets is not installed; pip install"
+    with pytest.raises(msrnn.Error, match=message):
+        read_dataset("no/pe", "test")
 
 
 def test_order_of_the_operators_on_the_real_weights(smollm, gguf_path, figure):

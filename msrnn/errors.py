@@ -57,16 +57,19 @@ def check_int(name: str, value: object, at_least: int = 1, at_most: int | None =
         raise Error(f"{name} is {value!r:.60}; expected an int {bounds}")
 
 
-def check_number(name: str, value: object, above: float, at_most: float = math.inf) -> None:
+def check_number(name: str, value: object, above: float, at_most: float = math.inf, *, or_equal: bool = False) -> None:
     """Refuse a value that is not a finite int or float in the interval (``above``, ``at_most``].
+
+    With ``or_equal`` the interval contains ``above`` too.
 
     Raises:
         Error: ``value`` is of another type (bool included), not finite or out of bounds; the message begins with ``name``.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     finite = number and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]  # no int beyond a float
-    if not finite or not above < value <= at_most:  # type: ignore[operator]
-        bounds = f"above {above:g}" + (f" and at most {at_most:g}" if at_most < math.inf else "")
+    if not finite or not (above < value <= at_most or (or_equal and value == above)):  # type: ignore[operator]
+        least = f"of at least {above:g}" if or_equal else f"above {above:g}"
+        bounds = least + (f" and at most {at_most:g}" if at_most < math.inf else "")
         raise Error(f"{name} is {value!r:.60}; expected a number {bounds}")
 
 

@@ -68,6 +68,22 @@ def test_numbers_above_a_bound(value, at_most, message):
     assert refused(check_number, "x", value, 0, at_most) == message
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0, ""),
+        (0.0, ""),
+        (0.99, ""),
+        (-1, "x is -1; expected a number of at least 0 and at most 0.99"),
+        (False, "x is False; expected a number of at least 0 and at most 0.99"),
+        (math.nan, "x is nan; expected a number of at least 0 and at most 0.99"),
+        (1, "x is 1; expected a number of at least 0 and at most 0.99"),
+    ],
+)
+def test_numbers_that_may_equal_the_bound(value, message):
+    assert refused(check_number, "x", value, 0, 0.99, or_equal=True) == message
+
+
 def test_bools_are_no_ints_and_ints_are_no_bools():
     assert is_int(3)
     assert not is_int(True)

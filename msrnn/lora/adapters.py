@@ -51,8 +51,7 @@ def add(
     """
     check_int("r", r, at_most=2**16)
     check_number("lora_alpha", lora_alpha, above=0)
-    if lora_dropout != 0:
-        check_number("lora_dropout", lora_dropout, above=0, at_most=0.99)
+    check_number("lora_dropout", lora_dropout, above=0, at_most=0.99, or_equal=True)
     check_bool("use_rslora", use_rslora)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise Error(f"generator is {generator!r:.60}; expected a torch.Generator")

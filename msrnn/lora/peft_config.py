@@ -92,8 +92,8 @@ def read_fields(fields: Mapping[str, Any], where: object) -> AdapterConfig:
         check_int("r", fields.get("r"), at_most=2**16)
         check_number("lora_alpha", fields.get("lora_alpha"), above=0)
         check_bool("use_rslora", use_rslora)
-        if (dropout := fields.get("lora_dropout") or 0.0) != 0:
-            check_number("lora_dropout", dropout, above=0, at_most=0.99)
+        dropout = 0.0 if (found := fields.get("lora_dropout")) is None else found
+        check_number("lora_dropout", dropout, above=0, at_most=0.99, or_equal=True)
         for name, values in patterns.items():
             _check_pattern(name, values)
         targets = Targets.of(fields)

@@ -47,5 +47,4 @@ class RunConfig:
             check_int(name, getattr(self, name), least, 2**31 - 1)
         for name, most in {"lr": 1.0, "max_grad_norm": 1e9, "val_fraction": 0.5}.items():
             check_number(name, getattr(self, name), 0, most)
-        if self.weight_decay != 0:
-            check_number("weight_decay", self.weight_decay, 0, 1.0)
+        check_number("weight_decay", self.weight_decay, 0, 1.0, or_equal=True)

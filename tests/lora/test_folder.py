@@ -134,7 +134,8 @@ def edit_tensors(folder, change):
         ({"r": "3"}, "r is '3'; expected an int from 1 to 65536"),
         ({"lora_alpha": None}, "lora_alpha is None; expected a number above 0"),
         ({"use_rslora": "yes"}, "use_rslora is 'yes'; expected a bool"),
-        ({"lora_dropout": 2}, "lora_dropout is 2; expected a number above 0 and at most 0.99"),
+        ({"lora_dropout": False}, "lora_dropout is False; expected a number of at least 0"),
+        ({"lora_dropout": 2}, "lora_dropout is 2; expected a number of at least 0 and at most 0.99"),
         (
             {"rank_pattern": {"q_proj": 2}},
             "lora_A of model.layers.0.self_attn.q_proj is torch.float64 (3, 24); expected (2,",

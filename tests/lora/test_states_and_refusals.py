@@ -65,7 +65,7 @@ def test_a_state_stays_valid_while_adapters_are_trained():
     [
         ({"r": 0}, "r is 0; expected an int from 1 to 65536"),
         ({"lora_alpha": 0}, "lora_alpha is 0; expected a number above 0"),
-        ({"lora_dropout": 1.0}, "lora_dropout is 1.0; expected a number above 0 and at most 0.99"),
+        ({"lora_dropout": 1.0}, "lora_dropout is 1.0; expected a number of at least 0 and at most 0.99"),
         ({"use_rslora": 1}, "use_rslora is 1; expected a bool"),
         ({"generator": 5}, "generator is 5; expected a torch.Generator"),
         ({"target_modules": "q"}, "target_modules is 'q'; expected a list of names, or 'all-linear'"),

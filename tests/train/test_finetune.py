@@ -142,7 +142,8 @@ def test_a_state_begins_with_the_special_tokens():
     [
         ({"steps": 0}, "steps is 0; expected an int from 1 to"),
         ({"lr": 2}, "lr is 2; expected a number above 0 and at most 1"),
-        ({"weight_decay": -1}, "weight_decay is -1; expected a number above 0"),
+        ({"weight_decay": False}, "weight_decay is False; expected a number of at least 0 and at most 1"),
+        ({"weight_decay": -1}, "weight_decay is -1; expected a number of at least 0"),
         (
             {"chunk_length": 5000},
             "held out, its last 10%; expected at least 15000 and 10000 (batch_size 2, chunk_length 5000): a text",

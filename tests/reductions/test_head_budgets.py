@@ -89,6 +89,16 @@ def test_a_layer_with_an_unbounded_head_has_no_maximum():
         (lambda: "shared:tova-head:4/6", "has one size per head"),
         (lambda: "shared:floor=2:h2o:4", "floor is 2.0; expected a number from 0 to 1"),
         (lambda: "shared:floor=x:h2o:4", "floor is 'x'"),
+        (
+            lambda: "shared:",
+            "reduction 'shared:' has no operator; expected one after the colon, such as 'shared:tova-head",
+        ),
+        (lambda: "shared:floor=0.5", "has no operator; expected one after the colon, such as 'shared:floor=0.5:tova-head:512'"),
+        (
+            lambda: " all-layers:",
+            "reduction ' all-layers:' has no operator; expected one after the colon, such as",
+        ),
+        (lambda: "all-layers:shared:", "reduction 'all-layers:shared:' has no operator"),
         (lambda: "shared:shared:h2o:4", "expected a Reduction"),
         (lambda: SharedBudget("h2o:4"), "operator is 'h2o:4'; expected a Reduction"),
         (lambda: HeadSizes(H2O((4, 6))), r"HeadSizes: size is \(4, 6\); expected the sizes of the heads of one layer"),

@@ -22,12 +22,13 @@ EFFICIENT_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a LLaMA-like model.
+    """Sizes of a decoder-only model.
 
     Attributes:
         name: for tables.
         layers, width, heads, kv_heads, head_dim, ffn_width, vocab_size: as in its config.
         tied: True if the embedding is the LM head, so that the model has this matrix once.
+        mlp_matrices: matrices in the MLP of a layer: 3 if it is gated (gate, up, down), 2 if not (up, down), 0 without an MLP.
     """
 
     name: str
@@ -39,15 +40,23 @@ class Shape:
     ffn_width: int
     vocab_size: int
     tied: bool = False
+    mlp_matrices: int = 3
 
     @classmethod
     def of(cls, config: Any, name: str = "") -> "Shape":
         """Return the sizes of a config, such as ``cell.config`` or ``converters.config(source)``.
 
         Biases, norms of heads and norms after a block are not counted (Qwen, Gemma, OLMo); they are less than 0.1 % of a model.
+        Learned positions and learned rows of a :class:`~msrnn.models.decoder.Decoder` are not counted either.
         """
         c = config
-        return cls(name, c.n_layers, c.width, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_width, c.vocab_size, c.tied)
+        sizes = (c.n_layers, c.width, c.n_heads, c.n_kv_heads, c.head_dim, c.ffn_width, c.vocab_size)
+        return cls(name, *sizes, c.tied, c.mlp_matrices)
+
+    @property
+    def sublayers(self) -> int:
+        """Sublayers of a layer, each with a norm and an all-reduce: attention, and the MLP if there is one."""
+        return 2 if self.mlp_matrices else 1
 
     def held_kv_heads(self, ranks: int) -> int:
         """Return the key/value heads of one rank; with more ranks than heads, each head is held by several ranks.
@@ -67,20 +76,20 @@ class Shape:
         """Return the number of parameters of one rank. Norms are whole, all matrices are divided."""
         keys, queries = self.held_kv_heads(ranks) * self.head_dim, self.heads // ranks * self.head_dim
         attention = 2 * self.width * (queries + keys)  # q and o, k and v
-        mlp = 3 * self.width * (self.ffn_width // ranks)
+        mlp = self.mlp_matrices * self.width * (self.ffn_width // ranks)
         embeddings = (1 if self.tied else 2) * self.width * (self.vocab_size // ranks)
-        return self.layers * (attention + mlp + 2 * self.width) + embeddings + self.width
+        return self.layers * (attention + mlp + self.sublayers * self.width) + embeddings + self.width
 
     def row_bytes(self, ranks: int = 1, itemsize: int = ITEMSIZE) -> int:
         """Return the bytes of one token in H on one rank: keys, values and positions of all layers."""
         return self.layers * self.held_kv_heads(ranks) * (2 * self.head_dim * itemsize + POSITION_BYTES)
 
     def collectives(self, scores: int = 0) -> int:
-        """Return the number of collectives of a step: two per layer, one for the embedding and one for the logits.
+        """Return the number of collectives of a step: one per sublayer, one for the embedding and one for the logits.
 
         With ``scores`` that ranks exchange there is one more: the step on a full H sends those of all layers at once.
         """
-        return 2 * self.layers + 2 + bool(scores)
+        return self.sublayers * self.layers + 2 + bool(scores)
 
 
 LLAMA_2_7B = Shape("LLaMA-2-7B", 32, 4096, 32, 32, 128, 11008, 32000)
@@ -161,7 +170,7 @@ def message_bytes(shape: Shape, scores: int = 0, itemsize: int = ITEMSIZE) -> Me
         itemsize: bytes of an activation and of a logit.
     """
     width = shape.width * itemsize
-    return MessageBytes(2 * width, scores * SCORE_BYTES, width, shape.vocab_size * itemsize)
+    return MessageBytes(shape.sublayers * width, scores * SCORE_BYTES, width, shape.vocab_size * itemsize)
 
 
 def contributed_per_token(shape: Shape, ranks: int, scores: int = 0, itemsize: int = ITEMSIZE) -> int:
@@ -211,8 +220,7 @@ def step_time(
         batch_size: number of sequences.
         rows: rows of H per sequence.
         ranks: number of accelerators.
-        scores: as in :func:`message_bytes`.
-        itemsize: bytes of a weight, key, value or activation.
+        scores, itemsize: as in :func:`message_bytes`; weights and keys have as many bytes as an activation.
     """
     weights = shape.parameters(ranks)
     if not shape.tied:
@@ -236,10 +244,7 @@ def mean_rows(tokens: int, size: float = inf) -> float:
 def smallest_efficient_batch(shape: Shape, device: Device, rows: int, ranks: int) -> int:
     """Return the smallest power of two that fits as a batch size and at which communication takes 10 % of a step at most.
 
-    The operator needs no scores of other ranks.
-
-    Returns:
-        The batch size; 0 if there is none.
+    It is 0 if there is none. The operator needs no scores of other ranks.
     """
     batch_size, most = 1, largest_batch(shape, device, rows, ranks)
     while batch_size <= most:

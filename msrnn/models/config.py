@@ -19,6 +19,11 @@ class ModelConfig:
     omitted_by_default: ClassVar[tuple[str, ...]] = ()
     """Fields that :meth:`to_dict` omits where they have their default value, because few families have them."""
 
+    @property
+    def mlp_matrices(self) -> int:
+        """Number of matrices in the MLP of a layer: gate, up and down."""
+        return 3
+
     def to_dict(self: Any) -> dict[str, Any]:
         """Return the family and the fields, for JSON."""
         defaults = {f.name: f.default for f in fields(self) if f.name in self.omitted_by_default}

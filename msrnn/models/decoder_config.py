@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..errors import Error, check_bool, check_int
+from ..errors import Error, check_bool, check_int, did_you_mean
 from ..layers.residual import NORM_PLACEMENTS
 from ..layers.rotary import Rope
 from .config import MAX_SIZE, ModelConfig, check_fraction, check_rotary_dim, check_sizes
 
+GATED_FFNS = ("swiglu", "geglu", "reglu")
 CHOICES = {
     "norm": ("rms", "rms-outside", "layer", "scale"),
     "norm_placement": NORM_PLACEMENTS,
-    "ffn": ("swiglu", "geglu", "reglu", "silu", "gelu", "relu", "none"),
+    "ffn": (*GATED_FFNS, "silu", "gelu", "relu", "none"),
 }
 ROTARY = Rope(10000.0)
 POSITIONS = ("learned", "sinusoidal", "alibi")
@@ -71,11 +72,17 @@ class DecoderConfig(ModelConfig):
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
+    @property
+    def mlp_matrices(self) -> int:
+        """Number of matrices in the MLP of a layer: gate, up and down; up and down if it is not gated; none."""
+        return 3 if self.ffn in GATED_FFNS else 0 if self.ffn == "none" else 2
+
     def __post_init__(self) -> None:
         check_sizes(self)
         for name, known in CHOICES.items():
             if (value := getattr(self, name)) not in known:
-                raise Error(f"config: {name} is {value!r:.60}; expected one of {', '.join(known)}")
+                hint = did_you_mean(str(value), known)
+                raise Error(f"config: {name} is {value!r:.60}{hint}; expected one of {', '.join(known)}")
         for name in ("bias", "tied", "fixnorm", "small_init", "recurrent"):
             check_bool(f"config: {name}", getattr(self, name))
         check_fraction("config: dropout", self.dropout)
@@ -83,7 +90,8 @@ class DecoderConfig(ModelConfig):
             check_rotary_dim(self.head_dim)
             self.positions.check_head_dim(self.head_dim)
         elif self.positions not in POSITIONS:
-            raise Error(f"config: positions are {self.positions!r:.60}; expected a Rope, or one of {', '.join(POSITIONS)}")
+            found = f"positions are {self.positions!r:.60}{did_you_mean(str(self.positions), POSITIONS)}"
+            raise Error(f"config: {found}; expected a Rope, or one of {', '.join(POSITIONS)}")
         if self.positions == "sinusoidal" and self.width % 2:
             raise Error(f"config: width is {self.width}; expected an even width for sinusoidal positions")
         for name in ("memory_tokens", "persistent"):

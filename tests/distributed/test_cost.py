@@ -42,6 +42,13 @@ def test_sizes_of_the_presets(name):
     assert cost.Shape.of(config).parameters() == pytest.approx(actual, rel=1e-3)
 
 
+@pytest.mark.parametrize(("ffn", "ffn_width"), [("swiglu", 48), ("gelu", 48), ("relu", 48), ("none", 0)])
+def test_matrices_of_the_mlp_of_a_decoder(ffn, ffn_width):
+    sizes = {"vocab_size": 50, "width": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "context_length": 40}
+    config = models.DecoderConfig(**sizes, ffn=ffn, ffn_width=ffn_width)
+    assert cost.Shape.of(config).parameters() == sum(x.numel() for x in build_on_meta(config).parameters())
+
+
 def test_a_tied_embedding_is_held_and_read_once(hf_folder):
     """The bytes of the real folder: its file has the matrix once."""
     shape = cost.Shape.of(converters.config(hf_folder))

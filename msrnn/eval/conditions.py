@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..argtypes import positive_int
-from ..errors import Error
+from ..errors import Error, did_you_mean
 from ..reductions.all_layers import AllLayers
 from ..reductions.budgets import flat_sizes, has_sizes_per_head, mean_size
 from ..reductions.contract import Reduction
@@ -142,7 +142,8 @@ def check_affected(conditions: Iterable[Condition], length: int, texts: str) -> 
         Error: a size is too large for the texts.
     """
     if names := unaffected(conditions, length):
-        found = f"{names[0]} changes nothing in {texts} of {length:,} tokens, because a query sees size + 1 rows"
+        why = "" if names[0].startswith(TRUNCATED) else ", because a query sees size + 1 rows"
+        found = f"{names[0]} changes nothing in {texts} of {length:,} tokens{why}"
         raise Error(f"--sizes: {found}; expected a smaller size, or longer texts")
 
 
@@ -231,7 +232,8 @@ def choose_reference(against: str | None, conditions: Sequence[Condition]) -> st
     operators = list(dict.fromkeys(condition.operator for condition in conditions))
     if against is not None:
         if against not in operators:
-            raise Error(f"--against is {against!r:.60}; expected one of the operators, {', '.join(operators)}")
+            found = f"--against is {against!r:.60}{did_you_mean(against, operators)}"
+            raise Error(f"{found}; expected one of the operators, {', '.join(operators)}")
         return against
     bounded = dict.fromkeys(
         condition.operator for condition in conditions if condition.size is not None and not condition.truncated

@@ -119,6 +119,10 @@ def check_fits(limit: int, question: int) -> None:
         raise Error(f"a prompt has {limit} tokens; expected more than {question}, the longest question (--length, --sizes)")
 
 
+def _count(tokenizer: "tokenizers.Tokenizer", text: str) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
 def _references_nll(cell: Cell, logits: torch.Tensor, state: State, references: Sequence[Sequence[int]]) -> float:
     """Return the nats per token of all references together, each read from the same ``state`` of one sequence."""
     n = len(references)
@@ -156,13 +160,14 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         check_rouge()
     documents = list(dict.fromkeys(q.name for q in questions))[: args.documents]
     groups = {document: [q for q in questions if q.name == document] for document in documents}
-    check_affected(conditions, args.length + args.max_new_tokens, "a prompt with its answer")
-    suffixes = [q.prompt_suffix for group in groups.values() for q in group]
-    longest = max(len(inputs.tokenizer.encode(suffix, add_special_tokens=False).ids) for suffix in suffixes)
-    check_fits(min([args.length, *(c.size for c in conditions if c.truncated and c.size)]), longest)
-    inputs.check_memory(
-        max(len(q.references) for q in questions), [c.reduction for c in conditions], args.length + args.max_new_tokens
-    )
+    suffixes = {d: max(_count(inputs.tokenizer, q.prompt_suffix) for q in group) for d, group in groups.items()}
+    check_fits(min([args.length, *(c.size for c in conditions if c.truncated and c.size)]), max(suffixes.values()))
+    prompt = max(min(args.length, len(inputs.tokenizer.encode(groups[d][0].document).ids) + n) for d, n in suffixes.items())
+    references = [f" {r.strip()}" for group in groups.values() for q in group for r in q.references]
+    longest = prompt + max(args.max_new_tokens, *(_count(inputs.tokenizer, r) for r in references))
+    check_affected([c for c in conditions if c.truncated], prompt, "a prompt")  # it truncates the prompt alone
+    check_affected([c for c in conditions if not c.truncated], longest, "a prompt with its answer")
+    inputs.check_memory(max(len(q.references) for q in questions), [c.reduction for c in conditions], longest)
     settings = {"length": args.length, "max_new_tokens": args.max_new_tokens}
     sweep = inputs.sweep(args.out, "understanding", data=digest(repr(questions)), **settings)
     full = conditions[0]

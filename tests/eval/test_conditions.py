@@ -95,6 +95,8 @@ def test_the_default_reference_is_tova_or_the_first_bounded_operator_of_several(
     assert choose_reference("full", conditions) == "full"
     with pytest.raises(msrnn.Error, match="--against is 'knorm'; expected one of the operators, full"):
         choose_reference("knorm", conditions)
+    with pytest.raises(msrnn.Error, match=r"--against is 'ful' \(did you mean 'full'\?\); expected one of the operators, full"):
+        choose_reference("ful", conditions)
 
 
 def test_sizes_that_change_nothing_are_refused():

@@ -172,10 +172,17 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "| full | | 100.0% |" in unpadded(shown)
     assert len(json.loads((tmp_path / "out" / "report.json").read_text())) == 2
+    prompt = max(len(TOKENIZER.encode(q.document + q.prompt_suffix).ids) for q in read_questions(tmp_path / "dev.json"))
+    whole = [*arguments, "--length", "9000", "--operators", "truncated", "--sizes"]
+    assert main([*whole, str(prompt - 1)]) == 0
+    capsys.readouterr()
+    assert main([*whole, str(prompt)]) == 1
+    assert f"truncated:{prompt} changes nothing in a prompt of {prompt} tokens; expected a smaller" in capsys.readouterr().err
     monkeypatch.setattr(msrnn.Cell, "forward", lambda *_, **__: pytest.fail("a token was read"))
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == shown
     for more, message in {
+        ("--length", "9000", "--sizes", "8000"): "--sizes: tova:8000 changes nothing in a prompt with its answer of",
         ("--length", "30"): "a prompt has 30 tokens; expected more than",
         ("--operators", "truncated"): "a prompt has 8 tokens; expected more than",
         ("--data", "/nowhere.json"): "cannot read /nowhere.json",

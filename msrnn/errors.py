@@ -36,6 +36,11 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun for a message: ``1 word``, ``1200 words``."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 def missing_package(name: str, extra: str) -> Error:
     """Return the error for a package of the extra ``extra`` of msrnn that is not installed."""
     return Error(f"the package {name} is not installed; pip install 'msrnn[{extra}]'")

@@ -14,6 +14,7 @@ from msrnn.errors import (
     check_dtype,
     check_int,
     check_number,
+    counted,
     did_you_mean,
     is_int,
 )
@@ -66,6 +67,10 @@ def test_ints_within_bounds(value, bounds, message):
 )
 def test_numbers_above_a_bound(value, at_most, message):
     assert refused(check_number, "x", value, 0, at_most) == message
+
+
+def test_one_has_a_singular():
+    assert [counted(n, "word") for n in (0, 1, 2, 1200)] == ["0 words", "1 word", "2 words", "1200 words"]
 
 
 @pytest.mark.parametrize(

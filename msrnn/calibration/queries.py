@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, counted
 from ..layers.positional import PositionEncoding, RotaryEncoding
 from ..reductions.query_statistics import rotate_back
 from .reading import read_layers
@@ -56,7 +56,7 @@ def expected_attention(cell: Cell, texts: Iterable[Tensor]) -> dict[str, Tensor]
     count = 0
     for tokens in texts:
         if len(tokens) <= SINKS:
-            raise Error(f"expected attention: a text has {len(tokens)} tokens; expected more than {SINKS}")
+            raise Error(f"expected attention: a text has {counted(len(tokens), 'token')}; expected more than {SINKS}")
         count += len(tokens) - SINKS
         for layer in read_layers(cell, tokens):
             frequencies, scaling = pairs[layer.layer]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, counted
 from ..layers.attention import attention_logits
 from ..reductions.learned_score import divide_by_rms, predict
 from .reading import LayerReading, read_layers
@@ -60,13 +60,13 @@ def learned_score(
     for tokens in texts:
         n_texts += 1
         if len(tokens) <= 2 * GAP:
-            raise Error(f"learned score: a text has {len(tokens)} tokens; expected more than {2 * GAP}")
+            raise Error(f"learned score: a text has {counted(len(tokens), 'token')}; expected more than {2 * GAP}")
         for layer in read_layers(cell, tokens):
             target = attention_targets(layer)
             inputs[layer.layer].append(layer.x[: len(target)].bfloat16().cpu())
             targets[layer.layer].append(target.float().cpu())
     if n_texts < 2:
-        raise Error(f"learned score: {n_texts} texts; expected at least 2, because the last one is held out")
+        raise Error(f"learned score: {counted(n_texts, 'text')}; expected at least 2, because the last one is held out")
     generator, trained, explained = torch.Generator().manual_seed(seed), [], []
     for xs, ys in zip(inputs, targets, strict=True):
         x, y = torch.cat(xs[:-1]).float(), torch.cat(ys[:-1])

@@ -25,7 +25,7 @@ from ..bench.report import as_json, line, markdown
 from ..bench.result import Result, SkipBenchmark
 from ..bench.sections import OTHER_SECTIONS, RANK_SECTIONS, SECTIONS, SPECULATIVE_SECTIONS, measure, section
 from ..bench.settings import Bench
-from ..errors import Error, did_you_mean
+from ..errors import Error, counted, did_you_mean
 from ..models.packing import COMPUTE_DTYPE, kind_of_weights, packed_names
 from ..models.registry import build_on_meta
 from ..reductions.registry import parse_reduction
@@ -176,7 +176,7 @@ def _ids(args: argparse.Namespace) -> tuple[Tensor, str]:
     words = read_text(args.text)
     ids = torch.tensor(load_tokenizer(args).encode(words).ids, dtype=torch.int64)
     if len(ids) <= args.size:
-        raise Error(f"--text has {len(ids)} tokens; expected more than --size, {args.size}, so that H is full")
+        raise Error(f"--text has {counted(len(ids), 'token')}; expected more than --size, {args.size}, so that H is full")
     return ids, f"{args.text.name}, {len(ids):,} tokens"
 
 

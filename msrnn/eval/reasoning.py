@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..argtypes import check_distinct, count_int, positive_int, seed_int
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, counted
 from ..reporting.report import Report
 from ..storage.digest import digest
 from .answers import write_answers
@@ -113,7 +113,7 @@ def file_questions(path: Path, count: int, shots: int) -> list[Question]:
     """
     problems = read_problems(path)
     if len(problems) <= shots:
-        raise Error(f"{path} has {len(problems)} problems; expected more than --shots, {shots}")
+        raise Error(f"{path} has {counted(len(problems), 'problem')}; expected more than --shots, {shots}")
     asked = problems[shots : shots + count]
     return [Question(path.stem, None, i, few_shot_prompt(problems[:shots], p.question), p.answer) for i, p in enumerate(asked)]
 

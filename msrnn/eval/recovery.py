@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import lora
 from ..argtypes import positive_int, read_text, seed_int
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, counted
 from ..reductions.registry import parse_reduction
 from ..reporting.progress import progress_bar
 from ..reporting.report import Report
@@ -107,7 +107,8 @@ def spread_chunks(name: str, text: str, encode: Callable[[str], Sequence[int]], 
     bos = list(encode(""))
     ids, step = torch.tensor(list(encode(text))[len(bos) :], dtype=torch.int64), length - len(bos)
     if step < 2 or len(ids) < count * step:
-        raise Error(f"the held-out part of {name} has {len(ids)} tokens; expected {count} chunks of {step}, at least 2 each")
+        found = f"the held-out part of {name} has {counted(len(ids), 'token')}"
+        raise Error(f"{found}; expected {count} chunks of {step}, at least 2 each")
     starts = [i * ((len(ids) - step) // max(1, count - 1)) for i in range(count)]
     return torch.stack([torch.cat((torch.tensor(bos, dtype=torch.int64), ids[i : i + step])) for i in starts])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..argtypes import read_text
-from ..errors import Error, missing_package
+from ..errors import Error, counted, missing_package
 from ..storage.digest import digest
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def split_into_chunks(
             chunk_spans = (*[(begin, begin)] * len(bos), *spans[cut])
             chunks.append(Chunk(f"{name} {i}", torch.tensor(bos + ids[cut]), text, chunk_spans, first))
     if not chunks:
-        raise Error(f"the longest text has {longest} tokens; expected at least {step}, the length of a chunk")
+        raise Error(f"the longest text has {counted(longest, 'token')}; expected at least {step}, the length of a chunk")
     return chunks
 
 

@@ -91,7 +91,7 @@ def test_the_table_of_an_interrupted_run_equals_that_of_an_unbroken_one(folder, 
         (["--depths", "0.5", "0.5"], "--depths has 0.5 twice"),
         (["--lengths", "70"], "needle: a prompt has at most 70 tokens; expected at least"),
         (["--operators", "truncated"], "truncated:9, which has no state"),
-        (["--lengths", "9000"], "text-needle: --text has 800 words, which fill less than 9000 tokens"),
+        (["--lengths", "9000"], "text-needle: --text has 800 words, too few for 9000 tokens"),
     ],
 )
 def test_invalid_arguments_are_refused_before_any_answer(words, message, folder, capsys, monkeypatch):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...errors import Error
+from ...errors import Error, counted
 from .difficulty import Difficulty
 from .example import FILLER, Example, count_tokens, fit_length
 from .word_list import ADJECTIVES, NOUNS
@@ -101,7 +101,7 @@ def text_needle(
 
     example, n = _fit(tokenizer, length, key, number, context, last=len(part))
     if n == len(part) < length:
-        raise Error(f"--text has {len(words)} words, which fill less than {length} tokens; expected a longer text")
+        raise Error(f"--text has {counted(len(words), 'word')}, too few for {counted(length, 'token')}; expected a longer text")
     return example
 
 

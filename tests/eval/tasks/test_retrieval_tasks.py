@@ -123,8 +123,10 @@ def test_each_coded_word_is_that_of_dhondt():
 
 def test_a_short_text_is_refused():
     text = Sentences.of("The sea was not small. It was late.")
-    with pytest.raises(msrnn.Error, match="--text has 8 words, which fill less than 900 tokens"):
+    with pytest.raises(msrnn.Error, match="--text has 8 words, too few for 900 tokens"):
         TASKS["text-needle"](TOKENIZER, 900, 0.5, random.Random(1), DIFFICULTIES["small"], text)
+    with pytest.raises(msrnn.Error, match="--text has 1 word, too few for 900 tokens"):
+        TASKS["text-needle"](TOKENIZER, 900, 0.5, random.Random(1), DIFFICULTIES["small"], Sentences.of("Late."))
 
 
 def test_string_match_counts_the_answers_in_any_order_and_case():

@@ -5,10 +5,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from msrnn import Error
+from msrnn.errors import did_you_mean
 from msrnn.layers.rotary import DynamicNTKRope, LinearRope, Llama3Rope, LongRope, Rope, YarnRope
 
 from ..fields import Fields
 
+TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+"""Rope types of transformers that cells have."""
 ORIGINAL_LENGTH = "original_max_position_embeddings"
 ROPE_KEYS = {
     *("rope_type", "type", "rope_theta", "factor", ORIGINAL_LENGTH, "low_freq_factor", "high_freq_factor"),
@@ -120,8 +123,8 @@ def _rope(settings: Mapping[str, Any], length: int) -> Rope:
             short, long = _divisors(rope, "short_factor"), _divisors(rope, "long_factor")
             return LongRope(theta, short, long, original_length, _long_attention_factor(rope, length))
         case other:
-            known = "default, linear, dynamic, llama3, yarn or longrope"
-            raise Error(f"config.json: rope type {other!r:.60} is not supported; expected {known}")
+            hint = did_you_mean(other, TYPES)
+            raise Error(f"config.json: rope type {other!r:.60} is not supported{hint}; expected one of {', '.join(TYPES)}")
 
 
 def rope_to_hf(rope: Rope) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error, check_int, describe
+from ..errors import Error, check_int, describe, did_you_mean
 from ..reductions.constants import Constants
 from .queries import expected_attention, q_filters
 from .scorer import learned_score
@@ -49,7 +49,8 @@ def calibrate(
         Error: an unknown kind, no texts, or a cell or texts that the kind does not allow.
     """
     if kind not in KINDS:
-        raise Error(f"calibrate: {kind!r:.60} has no constants; expected one of {', '.join(KINDS)}")
+        found = f"calibrate: {kind!r:.60} has no constants{did_you_mean(str(kind), KINDS)}"
+        raise Error(f"{found}; expected one of {', '.join(KINDS)}")
     check_int("calibrate: hidden", hidden, at_least=0)
     check_int("calibrate: epochs", epochs)
     if not texts:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from ..cell.cell import Cell
-from ..errors import Error
+from ..errors import Error, did_you_mean
 from ..state.state import State
 from .generate import GenerationSettings, stream
 from .ngram_pool import NgramPool
@@ -48,7 +48,8 @@ def stream_by_method(
         Error: the method is unknown; also the errors of :func:`msrnn.stream`.
     """
     if method not in DECODING_METHODS:
-        raise Error(f"decode is {method!r:.60}; expected one of {', '.join(DECODING_METHODS)}")
+        hint = did_you_mean(str(method), DECODING_METHODS)
+        raise Error(f"decode is {method!r:.60}{hint}; expected one of {', '.join(DECODING_METHODS)}")
     if method == "plain":
         plain = stream(cell, tokens, state, max_new_tokens=max_new_tokens, **settings)
         return (StreamedTokens([int(step.token)], step.state, step.logits) for step in plain)

@@ -10,7 +10,7 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from ..errors import Error, check_int
+from ..errors import Error, check_int, did_you_mean
 from .config import MAX_SIZE
 from .encoder import EncoderConfig, EncoderLayer
 
@@ -37,7 +37,8 @@ class MemoryConfig(EncoderConfig):
         super().__post_init__()
         check_int("config: n_memory", self.n_memory, at_most=MAX_SIZE)
         if self.form not in FORMS:
-            raise Error(f"config: form is {self.form!r:.60}; expected one of {', '.join(FORMS)}")
+            found = f"config: form is {self.form!r:.60}{did_you_mean(str(self.form), FORMS)}"
+            raise Error(f"{found}; expected one of {', '.join(FORMS)}")
 
 
 class MemoryLayer(nn.Module):

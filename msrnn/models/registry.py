@@ -87,11 +87,12 @@ def config_from_dict(values: Mapping[str, Any]) -> AnyConfig:
 
 
 def _rope(values: Any, name: str) -> Rope:
-    if not isinstance(values, dict) or not isinstance(values.get("rope_type"), str) or values["rope_type"] not in ROPE_TYPES:
-        raise Error(f"config: {name} is {values!r:.60}; expected a rope_type among {', '.join(ROPE_TYPES)} and its numbers")
-    return _from_fields(
-        ROPE_TYPES[values["rope_type"]], {k: v for k, v in values.items() if k != "rope_type"}, f"config: {name}"
-    )
+    kind = values.get("rope_type") if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        hint = did_you_mean(kind, ROPE_TYPES) if isinstance(kind, str) else ""
+        expected = f"expected a rope_type among {', '.join(ROPE_TYPES)} and its numbers"
+        raise Error(f"config: {name} is {values!r:.60}{hint}; {expected}")
+    return _from_fields(ROPE_TYPES[kind], {k: v for k, v in values.items() if k != "rope_type"}, f"config: {name}")
 
 
 def _from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:

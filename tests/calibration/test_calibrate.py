@@ -115,9 +115,10 @@ def test_constants_run_and_belong_to_the_cell(kind, tmp_path):
 @pytest.mark.parametrize(
     ("texts", "kind", "cell", "message"),
     [
+        (TEXTS, "q-filter", {}, r"'q-filter' has no constants \(did you mean 'q-filters'\?\); expected one of q-filters"),
         (TEXTS, "tova", {}, "'tova' has no constants; expected one of q-filters"),
         ([], "q-filters", {}, "no texts"),
-        (TEXTS[:1], "learned-score", {}, "1 texts; expected at least 2"),
+        (TEXTS[:1], "learned-score", {}, "1 text; expected at least 2"),
         ([TEXTS[0][:64]] * 2, "learned-score", {}, "64 tokens; expected more than 64"),
         ([TEXTS[0], TEXTS[1][:4]], "expected-attention", {}, "a text has 4 tokens; expected more than 4"),
         ([TEXTS[0][:0]], "q-filters", {}, r"a text is int64 of shape \(0,\); expected ids \(T,\) int64, at least one"),

@@ -132,6 +132,8 @@ def test_lookahead_drafts_from_the_questions_too():
 def test_an_unknown_decoding_method_raises():
     with pytest.raises(msrnn.Error, match="decode is 'fast'; expected one of plain, jacobi, lookahead"):
         tiny_chat(decode="fast")
+    with pytest.raises(msrnn.Error, match=r"decode is 'lookahed' \(did you mean 'lookahead'\?\); expected one of plain"):
+        tiny_chat(decode="lookahed")
 
 
 def test_an_interrupt_before_the_first_token_changes_nothing(monkeypatch):

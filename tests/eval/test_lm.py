@@ -2,8 +2,8 @@
 
 import json
 import math
-import sys
 import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 

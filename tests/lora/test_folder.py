@@ -150,7 +150,7 @@ def edit_tensors(folder, change):
         ({"target_modules": "all-linear"}, "has no adapter of model.layers.0.self_attn.k_proj; expected one"),
         (
             {"target_modules": ["query_key_value"]},
-            "has an adapter of model.layers.0.mlp.down_proj, which target_modules in adapter_config.json do not select; expected",
+            "has an adapter of model.layers.0.mlp.down_proj, which target_modules in adapter_config.json do not select",
         ),
         ({"target_modules": ["q_proj"]}, "has an adapter of model.layers.0.mlp.down_proj, which target_modules"),
         ({"layers_to_transform": 0}, "has an adapter of model.layers.1.mlp.down_proj, which target_modules"),

@@ -66,6 +66,10 @@ def test_configs_survive_json(rope):
         ({"rope": None}, "rope is None"),
         ({"rope": {"rope_type": ["x"]}}, "rope is"),
         ({"rope": {"rope_type": "spiral"}}, "spiral"),
+        (
+            {"rope": {"rope_type": "yarm"}},
+            r"rope is {'rope_type': 'yarm'} \(did you mean 'yarn'\?\); expected a rope_type",
+        ),
         ({"rope": {"rope_type": "default"}}, "'theta' is missing"),
         ({"rope": {"rope_type": "default", "theta": 9.0, "factor": 2.0}}, "'factor' is not known"),
         ({"n_layers": 3}, "missing"),

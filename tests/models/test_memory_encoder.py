@@ -114,6 +114,7 @@ def test_every_parameter_receives_a_gradient():
     ("call", "message"),
     [
         (lambda: MemoryConfig(**{**FACTS, "n_memory": 0}, form="tokens"), "n_memory is 0"),
+        (lambda: MemoryConfig(**FACTS, form="token"), r"form is 'token' \(did you mean 'tokens'\?\); expected one of tokens"),
         (lambda: MemoryConfig(**FACTS, form="banana"), "form is 'banana'; expected one of tokens, controller, bottleneck"),
         (lambda: encoder("tokens", "pre")(text(), subsequent_mask(7)), r"\(7, 7\); an encoder with memory takes padding alone"),
     ],

@@ -46,6 +46,10 @@ def test_yarn_attention_factor(settings, attention_factor):
     ("fields", "message"),
     [
         ({"rope_scaling": {"rope_type": "su", "factor": 2.0}}, "rope type 'su' is not supported"),
+        (
+            {"rope_scaling": {"rope_type": "lama3", "factor": 2.0}},
+            r"rope type 'lama3' is not supported \(did you mean 'llama3'\?\); expected one of default, linear",
+        ),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}}, "low_freq_factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "wobble": 1}}, "wobble"),

@@ -40,8 +40,8 @@ def stacked_step(
         position_tensors: of each layer; active, in_place, writes: as in :meth:`RecurrentLayer.step`.
 
     Returns:
-        The output of the last layer ``(B, E)`` and the new state; None if :func:`~msrnn.state.stacking.can_stack` is False for
-        the layers of ``state``.
+        The output of the last layer ``(B, E)`` and the new state; None if the layers of ``state`` cannot be stacked
+        (:meth:`~msrnn.state.head_groups.StackedLayers.copy_of`).
     """
     stacked, copied = state.stacked()
     if stacked is None:
@@ -57,20 +57,11 @@ def stacked_step(
         if head_sizes is None:
             attn_output = parts[0].attend(layer, i, x, q, k, v)
         else:
-            heads = [heads for _, heads in head_sizes.groups]
-            qs, ks, vs = _of_groups(q.unflatten(1, (k.shape[1], -1)), heads), _of_groups(k, heads), _of_groups(v, heads)
-            outputs = [part.attend(layer, i, x, a.flatten(1, 2), b, c) for part, a, b, c in zip(parts, qs, ks, vs, strict=True)]
-            grouped = [y.unflatten(1, (len(some), -1)) for y, some in zip(outputs, heads, strict=True)]
-            attn_output = head_sizes.in_order(grouped).flatten(1, 2)
+            attn_output = _attend_groups(parts, head_sizes, layer, i, x, q, k, v)
         x = layer.post_attention(x, attn_output)
     active = None if active is None else active.repeat(L)
     reduced = (reduce(part.grown, part.all_attended(), after.repeat(L), active, writes=writes) for part in parts)
     return x, state.from_stacked(stacked.with_parts(replace(H, clock=after) for H in reduced))
-
-
-def _of_groups(x: Tensor, heads: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the heads of each group from ``(B, K, …)``."""
-    return [of_heads(x, some) for some in heads]
 
 
 @dataclass
@@ -109,6 +100,17 @@ class _Part:
         operator = self.grown.reduction
         needed = {"weights": True, "output": operator.needs_output, "query": operator.needs_queries, "x": operator.needs_input}
         return Attended(**{name: torch.cat([getattr(a, name) for a in self.attended]) for name in needed if needed[name]})
+
+
+def _attend_groups(
+    parts: Sequence[_Part], head_sizes: HeadSizes, layer: RecurrentLayer, i: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """Return the attention output ``(B, N, D)`` of layer i. The heads of each group attend to the rows of their part."""
+    q, outputs = q.unflatten(1, (k.shape[1], -1)), []  # (B, K, G, D)
+    for part, (_, heads) in zip(parts, head_sizes.groups, strict=True):
+        output = part.attend(layer, i, x, of_heads(q, heads).flatten(1, 2), of_heads(k, heads), of_heads(v, heads))
+        outputs.append(output.unflatten(1, (len(heads), -1)))  # (B, n, G, D)
+    return head_sizes.in_order(outputs).flatten(1, 2)
 
 
 def _reduce_first(

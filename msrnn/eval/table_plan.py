@@ -65,11 +65,11 @@ def plan(args: argparse.Namespace, inputs: EvalInputs, chunks: Sequence[Chunk]) 
         Error: the machine has too little memory for the length, or as :func:`~msrnn.eval.retrieval.generate_questions`.
     """
     texts = {chunk.text_name: chunk.text for chunk in chunks}
-    found = [t for t in args.tasks if t in retrieval.TASKS]
-    if found:
+    retrieval_tasks = [t for t in args.tasks if t in retrieval.TASKS]
+    if retrieval_tasks:
         inputs.check_memory(len(DEPTHS), ["full"], args.length)  # before prompts of this length are built
     asked = retrieval.generate_questions(
-        *(inputs.tokenizer, found, [args.length], DEPTHS),
+        *(inputs.tokenizer, retrieval_tasks, [args.length], DEPTHS),
         *(args.rounds, args.seed, DIFFICULTIES[args.difficulty], texts),
         progress=inputs.progress,
     )

@@ -109,7 +109,7 @@ class HeadSizes(HeadBudget):
             raise Error(f"{kind}: {len(self.sizes)} sizes for a layer of {K} key/value heads; expected one per head")
 
     @property
-    def is_bounded(self) -> bool:
+    def has_bounded_head(self) -> bool:
         """True if some head has a size."""
         return any(size is not None for size in self.sizes)
 
@@ -133,11 +133,8 @@ class HeadSizes(HeadBudget):
     def in_order(self, parts: list[Tensor]) -> Tensor:
         """Concatenate results ``(B, n, …)`` of groups of heads, in the order of the heads."""
         grouped = [k for _, heads in self.groups for k in heads]
-        x, order = (
-            parts[0] if len(parts) == 1 else torch.cat(parts, dim=1),
-            sorted(range(len(grouped)), key=grouped.__getitem__),
-        )
-        return x if grouped == sorted(grouped) else x[:, order]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return x if grouped == sorted(grouped) else x[:, sorted(range(len(grouped)), key=grouped.__getitem__)]
 
     def __str__(self) -> str:
         return str(self.operator)

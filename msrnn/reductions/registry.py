@@ -10,8 +10,8 @@ from .shared_budget import PREFIX as SHARED_PREFIX
 from .shared_budget import parse_shared
 from .spec_strings import SPEC_NAMES, parse_spec, qualified_name
 
-WRAPPERS_ALONE = re.compile(rf"({PREFIX}\s*|{SHARED_PREFIX}\s*(floor=[^:]*:?\s*)?)+")
-"""Text of spec strings that have no operator, such as ``shared:``."""
+PREFIXES_ALONE = re.compile(rf"({PREFIX}\s*|{SHARED_PREFIX}\s*(floor=[^:]*:?\s*)?)+")
+"""Spec strings without an operator, such as ``shared:``."""
 
 
 def defined_reductions() -> list[type[Reduction]]:
@@ -43,7 +43,7 @@ def parse_reduction(text: str) -> Reduction:
     """
     if not isinstance(text, str):
         raise Error(f"reduction is {text!r:.60}; expected an operator or a spec string, such as 'tova:512'")
-    if re.fullmatch(WRAPPERS_ALONE, text.strip()):
+    if re.fullmatch(PREFIXES_ALONE, text.strip()):
         example = f"{text.strip().rstrip(':')}:tova-head:512"
         raise Error(f"reduction {text!r:.200} has no operator; expected one after the colon, such as {example!r:.200}")
     if text.strip().startswith(PREFIX):

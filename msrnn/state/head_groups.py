@@ -58,13 +58,14 @@ class StackedLayers(NamedTuple):
 def _stack_groups(layers: Sequence[MultiState]) -> tuple[MultiState, ...] | None:
     """Copy the layers into one stacked H for each group of heads; None if they cannot be stacked.
 
-    They cannot, if operators differ between layers, if a head depends on others, or if all heads are unbounded.
+    They cannot if operators differ between layers, if a head depends on other heads, or if all heads are unbounded.
     """
     operator = layers[0].reduction
-    if not isinstance(operator, HeadSizes) or operator.operator.reads_heads != "own" or not operator.is_bounded:
+    if not isinstance(operator, HeadSizes) or operator.operator.reads_heads != "own" or not operator.has_bounded_head:
         return None
-    of_rank = all(H.heads is None for H in layers) or operator.own_heads
-    if not of_rank or not all(is_same_operator(H.reduction, operator) and H.n_learned == layers[0].n_learned for H in layers):
+    needs_other_ranks = any(H.heads is not None for H in layers) and not operator.own_heads
+    alike = all(is_same_operator(H.reduction, operator) and H.n_learned == layers[0].n_learned for H in layers)
+    if needs_other_ranks or not alike:
         return None
     groups: list[list[MultiState]] = [[] for _ in operator.groups]
     for H in map(padded, layers):

@@ -60,7 +60,8 @@ class RKV(LastQueries):
         cosines = keys @ keys.mT  # (B, K, R, R)
         cosines.diagonal(dim1=-2, dim2=-1).zero_()
         similar = (cosines > self.threshold) & ~absent[:, :, None]  # a negative threshold is below 0
-        newest = similar & (similar.cumsum(-1, dtype=torch.int32) <= int(self.recent_share * self.size))
+        n_newest = int(self.recent_share * min(self.size, torch.iinfo(torch.int32).max))
+        newest = similar & (similar.cumsum(-1, dtype=torch.int32) <= n_newest)
         mean = (cosines * ~newest).sum(2) / (~absent).sum(-1, keepdim=True)
         redundancy = mean.masked_fill(absent, -torch.inf).softmax(-1)
         return torch.zeros_like(redundancy).scatter(-1, order, redundancy)

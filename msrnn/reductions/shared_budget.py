@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import Error
 from .budgets import has_sizes_per_head
-from .contract import Observation, Reduction
+from .contract import MAX_SIZE, Observation, Reduction
 from .head_budgets import HeadBudget, scores
 
 PREFIX = "shared:"
@@ -64,7 +64,7 @@ class SharedBudget(HeadBudget):
         return K * self.size - (K - 1) * self.floor_rows
 
     def excess(self, n_rows: Tensor) -> Tensor:
-        return n_rows.sum(-1, keepdim=True) - n_rows.shape[-1] * self.size
+        return n_rows.sum(-1, keepdim=True) - min(n_rows.shape[-1] * self.size, MAX_SIZE)  # int64 does not hold more
 
     def update(self, observation: Observation) -> dict[str, Tensor]:
         return self.operator.update(observation)

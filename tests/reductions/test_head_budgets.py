@@ -65,6 +65,14 @@ def test_a_layer_with_an_unbounded_head_has_no_maximum():
     assert not full.evicts(torch.tensor([10**9, 10**9])).any()
 
 
+def test_a_budget_above_the_range_of_int64_evicts_none():
+    """12 heads share more than 2**63 rows."""
+    cell, tokens = tiny_cell(n_layers=1, n_heads=12, n_kv_heads=12, head_dim=4), random_tokens(1, 1, 3)
+    state = cell.initial_state(1, f"shared:knorm:{10**18 - 1}")
+    for end in (cell(tokens, state)[1], cell.step(tokens[:, 0], state)[1]):
+        assert (end[0].positions >= 0).sum() == 12 * end.clock
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

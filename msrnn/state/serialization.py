@@ -15,7 +15,7 @@ from ..distributed.saving import gather_lazily, write_together
 from ..errors import Error, describe
 from ..layers.rotary import ROPE_TYPES, Rope
 from ..reductions.contract import LEARNED
-from ..reductions.head_budgets import HeadBudget
+from ..reductions.head_budgets import HeadBudget, HeadSizes
 from ..storage.atomic import atomic_file
 from ..storage.files import reject_duplicate_keys
 from ..storage.lazy_tensors import LazyTensor
@@ -149,7 +149,7 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
     try:
         operators = json.loads(metadata["operators"], object_pairs_hook=reject_duplicate_keys)
         stored = take_constants(tensors)
-        reductions = [operator_from_dict(fields, stored) for fields in operators]
+        reductions = [operator_from_dict(_with_nested_sizes(fields), stored) for fields in operators]
         places = _places_from_json(metadata["places"], len(reductions)) if "places" in metadata else [None] * len(reductions)
         clock = tensors.pop("clock")
         more = {str(name): tensors.pop(name) for name in ("logits", "recent_tokens") if name in tensors}
@@ -163,13 +163,15 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
             row_stats = {name: tensors.pop(f"layers.{i}.{name}") for name in reduction.stat_names}
             H = MultiState(**rows, clock=clock, reduction=reduction, row_stats=row_stats, places=places[i])
             if version == JAGGED_VERSION and isinstance(reduction, HeadBudget):
+                if isinstance(reduction, HeadSizes) and reduction.own_heads is not False:
+                    raise ValueError(f"layer {i} has the sizes of the heads of one process; expected those of all heads")
                 H = JaggedMultiState(**vars(H), head_rows=tensors.pop(f"layers.{i}.head_rows"))
                 check_jagged(H)
             layers.append(_with_counts(H))
         if version == JAGGED_VERSION and not any(isinstance(H, JaggedMultiState) for H in layers):
             raise ValueError(f"version {version} without jagged rows")
-    except Error:
-        raise
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise Error(f"{path}: the state is incomplete or damaged ({type(error).__name__}: {error})") from None
     if tensors:
@@ -183,6 +185,15 @@ def read_layers(path: str | Path) -> tuple[list[MultiState], Fingerprint, dict[s
     if "recent_tokens" in more and not _are_recent_tokens(more["recent_tokens"], B):
         raise Error(f"{path}: the recent tokens of the state are damaged; expected int64 ids of shape ({B}, n)")
     return layers, fingerprint, more
+
+
+def _with_nested_sizes(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an operator with sizes per head as ``[[64, 32]]``; files with padded rows have ``[64, 32]``."""
+    if fields["class"] == HeadSizes.__name__:
+        settings = fields["settings"]["operator"]["settings"]
+        if not any(isinstance(x, list) for x in settings["size"]):
+            settings["size"] = [settings["size"]]
+    return fields
 
 
 def _with_counts(H: MultiState) -> MultiState:

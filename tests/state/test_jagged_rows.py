@@ -1,5 +1,6 @@
 """States in which heads hold different numbers of rows: bytes, copies, batches, files."""
 
+import json
 import pickle
 
 import pytest
@@ -94,7 +95,11 @@ def test_padded_rows_of_the_earlier_version_are_read(tmp_path):
     for i, H in enumerate(state):
         del tensors[f"layers.{i}.head_rows"]
         tensors.update({f"layers.{i}.{name}": x for name, x in H.rows.items()})
-    save_file(tensors, tmp_path / "earlier", {**entries, "version": "2"})
+    operators = json.loads(entries["operators"])
+    for fields in operators:
+        del fields["settings"]["own_heads"]
+        (fields["settings"]["operator"]["settings"]["size"],) = fields["settings"]["operator"]["settings"]["size"]
+    save_file(tensors, tmp_path / "earlier", {**entries, "version": "2", "operators": json.dumps(operators)})
     assert (tmp_path / "earlier").stat().st_size > (tmp_path / "state").stat().st_size
     assert_same(msrnn.load_state(tmp_path / "earlier"), state)
     assert held_nbytes(msrnn.load_state(tmp_path / "earlier")) == held_nbytes(state)
@@ -120,6 +125,22 @@ def test_damaged_jagged_rows_are_refused(damage, tmp_path):
     damage(tensors)
     save_file(tensors, tmp_path / "state", entries)
     with pytest.raises(Error, match=r"the state is incomplete or damaged|contradict the operator tova-head:2/6"):
+        msrnn.load_state(tmp_path / "state")
+
+
+def test_sizes_of_the_heads_of_one_process_are_refused_in_a_file(tmp_path):
+    read("tova-head:2/6")[1][1].save(tmp_path / "state")
+    tensors, entries = saved(tmp_path / "state")
+    save_file(tensors, tmp_path / "state", {**entries, "operators": entries["operators"].replace("false", "true")})
+    with pytest.raises(Error, match="layer 0 has the sizes of the heads of one process; expected those of all heads"):
+        msrnn.load_state(tmp_path / "state")
+
+
+def test_the_file_is_named_where_an_operator_refuses_its_settings(tmp_path):
+    read("tova-head:2/6")[1][1].save(tmp_path / "state")
+    tensors, entries = saved(tmp_path / "state")
+    save_file(tensors, tmp_path / "state", {**entries, "operators": entries["operators"].replace("[2, 6]", "[2, 0]")})
+    with pytest.raises(Error, match=r"/state: TOVA: size is 0; expected an int of at least 1"):
         msrnn.load_state(tmp_path / "state")
 
 

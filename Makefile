@@ -100,7 +100,7 @@ docs: .venv/docs.ready  ## the site of the documentation, in build/site; a broke
 	@echo "open build/site/index.html"
 
 notebooks:  ## the main chapters of the documentation as notebooks, in build/notebooks; they load the model of `make demo`, if it is there
-	$(PYTHON) docs/site/notebooks.py build/notebooks $(wildcard $(MODEL))
+	$(PYTHON) docs/site/notebooks.py build/notebooks $(if $(wildcard $(MODEL)/config.json),$(MODEL))
 
 .venv/demo.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

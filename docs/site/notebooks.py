@@ -59,8 +59,11 @@ def notebook(name: str, model: str) -> dict[str, Any]:
 
 
 def main(folder: Path, model: str = HUB_ID) -> None:
-    """Write all notebooks into ``folder``. ``model`` is a hub id or the path of a model folder."""
+    """Write all notebooks into ``folder``. ``model`` is a hub id or the path of a model folder, which becomes absolute, because
+    a notebook runs in its own folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    model = model if model == HUB_ID else str(Path(model).resolve())
     for name in CHAPTERS:
         path = folder / f"{name}.ipynb"
         path.write_text(json.dumps(notebook(name, model), ensure_ascii=False, indent=1) + "\n")

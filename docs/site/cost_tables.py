@@ -8,11 +8,7 @@ from collections.abc import Iterator
 from msrnn.distributed.cost import (
     A100,
     H100,
-    LLAMA_2_7B,
-    LLAMA_2_70B,
-    MISTRAL_7B,
     V100,
-    Shape,
     largest_batch,
     longest_context,
     mean_rows,
@@ -21,6 +17,7 @@ from msrnn.distributed.cost import (
     smallest_efficient_batch,
     step_time,
 )
+from msrnn.distributed.model_shape import LLAMA_2_7B, LLAMA_2_70B, MISTRAL_7B, Shape
 from msrnn.reporting.report import markdown_table
 
 SHAPES, RANKS, SIZE, LENGTH = (LLAMA_2_7B, LLAMA_2_70B, MISTRAL_7B), (1, 2, 4, 8), 512, 4096

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from ..distributed.cost import Shape, contributed_per_token
+from ..distributed.cost import contributed_per_token
+from ..distributed.model_shape import Shape
 from ..distributed.ranks import TRAFFIC
 from .result import Result, SkipBenchmark, paired
 from .settings import Bench

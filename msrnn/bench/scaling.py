@@ -8,7 +8,8 @@ from statistics import median
 import torch
 
 from ..cell.cell import Cell
-from ..distributed.cost import Device, Shape, sent_bytes, step_time
+from ..distributed.cost import Device, sent_bytes, step_time
+from ..distributed.model_shape import Shape
 from .result import Result, SkipBenchmark, paired
 from .settings import STEPS, Bench, repeated
 from .step import SUMMED_BYTES, dtype_name, step_on_full_state

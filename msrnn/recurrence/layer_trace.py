@@ -93,14 +93,8 @@ class LayerTrace:
     @cached_property
     def last_visible(self) -> Tensor:
         """``(B, 1 or K, S + T)`` int64: the last token that can attend to a row; T if it is retained, −1 if it is empty."""
-        if len(self._blocks) == 1:
-            return self._blocks[0].last_visible
-        (B, K, R), T = self.rows.shape, self.active.shape[1]
-        if isinstance(self._before.reduction, SharedBudget):
-            return self._last_visible_of_blocks()
-        index = self._row_index(self.left).masked_fill(self.left == EMPTY, R)
-        last_visible = torch.full((B, K, R + 1), T, device=index.device)
-        return last_visible.scatter_(2, index, torch.arange(T, device=index.device).expand(B, K, T))[..., :R]
+        found = self._blocks[0].last_visible if len(self._blocks) == 1 else self._last_visible_of_blocks()
+        return found.masked_fill(self.rows[:, : found.shape[1]] == EMPTY, -1)
 
     @property
     def queries(self) -> Tensor:
@@ -191,13 +185,13 @@ class LayerTrace:
         return torch.cat((start[:, None], after), dim=1)
 
     def _last_visible_of_blocks(self) -> Tensor:
-        """:attr:`last_visible` of several blocks, if a head may evict several rows at a token."""
+        """Return :attr:`last_visible` of several blocks or none, arbitrary for empty rows."""
         (B, K, R), T, start = self.rows.shape, self.active.shape[1], 0
         last_visible = torch.full((B, K, R + 1), T, device=self.rows.device)
         for block in self._blocks:
             evicted = (block.last_visible < block.q.shape[2]) & (block.rows >= 0)
             index = torch.where(evicted, self._row_index(block.rows), R)
-            last_visible.scatter_(2, index, block.last_visible + start)
+            last_visible.scatter_(2, index, (block.last_visible + start).expand_as(index))
             start += block.q.shape[2]
         return last_visible[..., :R]
 

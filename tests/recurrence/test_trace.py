@@ -69,6 +69,20 @@ def test_blocks_do_not_change_the_trace(reduction, monkeypatch):
     assert_same(whole.at(ragged), pieces.at(ragged), 1e-9)
 
 
+@pytest.mark.parametrize("reduction", ["tova-head:5", "shared:tova-head:5", "full"])
+@pytest.mark.parametrize("block", [4, 64])
+def test_last_visible_is_minus_one_for_rows_of_tokens_that_are_not_read(reduction, block, monkeypatch):
+    monkeypatch.setattr(unroll, "BLOCK", block)
+    monkeypatch.setattr(unroll, "WEIGHT_FREE_BLOCK", block)
+    cell, lengths = tiny_cell(), torch.tensor([23, 9])
+    _, trace = cell.scan(random_tokens(3, 2, 23), cell.initial_state(2, reduction), lengths=lengths)
+    for layer in trace:
+        last_visible = layer.last_visible.expand_as(layer.rows)
+        assert ((last_visible == -1) == (layer.rows == -1)).all()
+        assert (last_visible[0] >= 0).all()
+        assert (last_visible[1, :, 9:] == -1).all()
+
+
 def test_scores_are_those_of_the_operator(monkeypatch):
     """TOVA's score of a row at a token is its mean weight, and the row of the lowest score is evicted."""
     monkeypatch.setattr(unroll, "BLOCK", 4)

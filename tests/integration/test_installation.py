@@ -130,7 +130,11 @@ NEED_EXTRAS = {
     "train README.md --out new": ("matplotlib", "plot"),
     "variants README.md --out new": ("matplotlib", "plot"),
     "eval lm MODEL --text README.md --out new": ("matplotlib", "plot"),
-    "eval lm MODEL --text owner/name": ("datasets", "harness"),
+    "eval lm MODEL --text owner/name": (
+        "datasets",
+        "harness",
+        "owner/name is no file or folder, and for a data set of the hub ",
+    ),
     "eval retention MODEL --text README.md --parts-of-speech": ("HanTa", "eval"),
     "lm-eval run": ("lm-eval", "harness"),
 }
@@ -147,8 +151,8 @@ def refusals(blocked, model):
 
 @pytest.mark.parametrize("command", NEED_EXTRAS)
 def test_a_missing_extra_is_named_in_one_sentence_before_any_work(command, refusals):
-    package, extra = NEED_EXTRAS[command]
-    sentence = f"msrnn: the package {package} is not installed; pip install 'msrnn[{extra}]'\n"
+    package, extra, *begin = NEED_EXTRAS[command]
+    sentence = f"msrnn: {''.join(begin)}the package {package} is not installed; pip install 'msrnn[{extra}]'\n"
     assert refusals[command] == [1, "", sentence]
     assert not (ROOT / "new").exists()
     assert any(text.startswith(package) for text in PROJECT["project"]["optional-dependencies"][extra])

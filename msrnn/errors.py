@@ -70,9 +70,13 @@ def check_number(name: str, value: object, above: float, at_most: float = math.i
     Raises:
         Error: ``value`` is of another type (bool included), not finite or out of bounds; the message begins with ``name``.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    finite = number and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]  # no int beyond a float
-    if not finite or not (above < value <= at_most or (or_equal and value == above)):  # type: ignore[operator]
+    inside = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -sys.float_info.max <= value <= sys.float_info.max  # no int beyond a float
+        and (above < value <= at_most or (or_equal and value == above))
+    )
+    if not inside:
         least = f"of at least {above:g}" if or_equal else f"above {above:g}"
         bounds = least + (f" and at most {at_most:g}" if at_most < math.inf else "")
         raise Error(f"{name} is {value!r:.60}; expected a number {bounds}")

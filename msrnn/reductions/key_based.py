@@ -11,7 +11,7 @@ from .contract import EMPTY, Observation, Reduction, SpecNames
 
 @dataclass(frozen=True)
 class KeyBasedReduction(Reduction):
-    """Base class: keys in the dtype of scores, and ties up to rounding.
+    """Base class: keys that are 0 for absent rows, and ties up to rounding.
 
     Rotation and the shape of a product change a key by rounding, so equal keys of one token at two positions have norms and
     cosines that differ by rounding. The tolerance makes such ties exact.

@@ -5,7 +5,7 @@ layer as :class:`JaggedMultiState`. A step reads it as a padded :class:`MultiSta
 fullest head, and empty rows in the others. Only one layer at a time has to be padded.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class JaggedMultiState(MultiState):
         head_rows: ``(B, K)`` int64, number of rows of each head.
     """
 
-    head_rows: Tensor = None  # type: ignore[assignment]  # follows fields with a default
+    head_rows: Tensor = field(kw_only=True)
 
     @property
     def rows(self) -> dict[str, Tensor]:

@@ -84,6 +84,7 @@ def test_retained_rows_and_logits_equal_transformers_and_plain_python(operator, 
 
 OPERATORS = [TOVA(5), TOVA(4, per_head=True), H2O(6), Window(5), Window(0), Sinks(5, 2), Random(5), Knorm(5), Keyformer(6)]
 OPERATORS += [LastQueries(6, 2), ["tova:4", "h2o:6"], H2O((3, 8), per_head=False)]
+OPERATORS += ["tova-head:3/6", "h2o:full/4", "shared:floor=0:h2o:4", "shared:last-queries:5:2"]
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)

@@ -47,7 +47,7 @@ class WeightedWindow(Window):
 
 
 @dataclass(frozen=True)
-class Helper(KeyDiff):
+class Helper(Knorm):
     """A subclass that overrides a helper only."""
 
     def keys(self, observation):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import Error
-from .contract import EMPTY, Observation, SpecNames, is_recent
+from .contract import EMPTY, MAX_SIZE, Observation, SpecNames, is_recent
 from .observation_window import LastQueries
 
 
@@ -59,9 +59,13 @@ class RKV(LastQueries):
         keys = normalize(keys.masked_fill(absent[..., None], 0), dim=-1)
         cosines = keys @ keys.mT  # (B, K, R, R)
         cosines.diagonal(dim1=-2, dim2=-1).zero_()
-        similar = (cosines > self.threshold) & ~absent[:, :, None]  # a negative threshold is below 0
-        n_newest = int(self.recent_share * min(self.size, torch.iinfo(torch.int32).max))
-        newest = similar & (similar.cumsum(-1, dtype=torch.int32) <= n_newest)
-        mean = (cosines * ~newest).sum(2) / (~absent).sum(-1, keepdim=True)
+        similar = cosines > self.threshold
+        if self.threshold < 0:
+            similar &= ~absent[:, :, None]  # their cosines are 0
+        R = cosines.shape[-1]
+        n_newest = min(int(self.recent_share * min(self.size, MAX_SIZE)), R)
+        count_dtype = torch.int16 if torch.iinfo(torch.int16).max >= R else torch.int32  # int16 is faster on a CPU
+        newest = similar & (similar.cumsum(-1, dtype=count_dtype) <= n_newest)
+        mean = cosines.masked_fill_(newest, 0).sum(2) / (~absent).sum(-1, keepdim=True)
         redundancy = mean.masked_fill(absent, -torch.inf).softmax(-1)
         return torch.zeros_like(redundancy).scatter(-1, order, redundancy)

@@ -7,6 +7,7 @@ reset every ``size`` tokens. The last token before a reset is read again, so tha
 
 import argparse
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -152,11 +153,12 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
 
 
 def report(results: Sequence[LMResult], against: str) -> Report:
-    """Return tables of perplexity, bits per byte and differences from ``against``, per text and in total, and the curves."""
+    """Return tables of perplexity, bits per byte and differences from ``against``, per text and in total, times, and curves."""
     texts = list(dict.fromkeys(r.text for r in results))
     tables = [t for text in texts for t in _tables([r for r in results if r.text == text], against, f", {text}")]
     if len(texts) > 1:
         tables = [*_tables(results, against, ", all texts"), *tables]
+    tables.append(_seconds(results))
     return Report(tables, [asdict(r) for r in results], {"lm.png": _curves(by_condition(results))})
 
 
@@ -186,26 +188,17 @@ def _curves(groups: Mapping[tuple[str, int | None], Sequence[LMResult]]) -> Curv
 
 def _tables(results: Sequence[LMResult], against: str, suffix: str) -> list[Table]:
     groups, n = by_condition(results), len({r.chunk for r in results})
-    sizes = sorted({size for _, size in groups if size is not None})
-    columns = [*sizes, *([None] if any(size is None for _, size in groups) else [])]
-    reference = {size: groups.get((against, size), groups.get((against, None))) for size in columns}
 
-    def table(title: str, note: str, cell: Callable[[list[LMResult], list[LMResult] | None], str]) -> Table:
-        rows = [
-            [operator, *(cell(groups[operator, s], reference[s]) if (operator, s) in groups else "" for s in columns)]
-            for operator in dict.fromkeys(operator for operator, _ in groups)
-        ]
-        return Table(title + suffix, ["operator", *("unbounded" if s is None else str(s) for s in columns)], rows, note)
-
-    def perplexity(group: list[LMResult], _: object) -> str:
-        value, error = mean([r.mean for r in group])
+    def perplexity(key: tuple[str, int | None]) -> str:
+        value, error = mean([r.mean for r in groups[key]])
         shown = format_significant(math.exp(value))
         return shown if math.isnan(error) else f"{shown} ± {format_significant(math.exp(value) * error, 2)}"
 
-    def bits(group: list[LMResult], _: object) -> str:
-        return f"{sum(r.nll for r in group) / math.log(2) / sum(r.n_bytes for r in group):.4f}"
+    def bits(key: tuple[str, int | None]) -> str:
+        return f"{sum(r.nll for r in groups[key]) / math.log(2) / sum(r.n_bytes for r in groups[key]):.4f}"
 
-    def difference(group: list[LMResult], base: list[LMResult] | None) -> str:
+    def difference(key: tuple[str, int | None]) -> str:
+        group, base = groups[key], groups.get((against, key[1]), groups.get((against, None)))
         if base is None or base is group:
             return ""
         worse = sum(a.mean > b.mean for a, b in zip(group, base, strict=True))
@@ -213,7 +206,33 @@ def _tables(results: Sequence[LMResult], against: str, suffix: str) -> list[Tabl
 
     count = f"{n} chunk{'s' * (n > 1)} of {results[0].tokens:,} predicted tokens"
     error = "; ± is the standard error over chunks" if n > 1 else ""
-    tables = [table("Perplexity", f"{count}{error}.", perplexity), table("Bits per byte", f"{count}.", bits)]
+    tables = [
+        _table(f"Perplexity{suffix}", f"{count}{error}.", groups, perplexity),
+        _table(f"Bits per byte{suffix}", f"{count}.", groups, bits),
+    ]
     note = f"Mean ± standard error of the differences per chunk; in brackets, on how many chunks {against} is better."
-    relative = table(f"Nats per token relative to {against}", note, difference)
+    relative = _table(f"Nats per token relative to {against}{suffix}", note, groups, difference)
     return [*tables, relative] if any(text for row in relative.rows for text in row[1:]) else tables
+
+
+def _seconds(results: Sequence[LMResult]) -> Table:
+    groups = by_condition(results)
+    note = "Median of the reading times, at the batch size and on the machine of the run."
+    median = {key: format_significant(statistics.median(r.seconds for r in group)) for key, group in groups.items()}
+    return _table("Seconds per chunk", note, groups, median.__getitem__)
+
+
+def _table(
+    title: str,
+    note: str,
+    groups: Mapping[tuple[str, int | None], Sequence[LMResult]],
+    entry: Callable[[tuple[str, int | None]], str],
+) -> Table:
+    """Return a table with a row per operator and a column per size."""
+    sizes = sorted({size for _, size in groups if size is not None})
+    columns = [*sizes, *([None] if any(size is None for _, size in groups) else [])]
+    rows = [
+        [operator, *(entry((operator, size)) if (operator, size) in groups else "" for size in columns)]
+        for operator in dict.fromkeys(operator for operator, _ in groups)
+    ]
+    return Table(title, ["operator", *("unbounded" if size is None else str(size) for size in columns)], rows, note)

@@ -100,11 +100,11 @@ def test_time_of_a_batch_is_divided_by_its_chunks(monkeypatch):
 def test_tables_and_figure_contain_the_results():
     values = {("full", None): [2.0, 3.0, 2.5], ("tova", 8): [2.1, 3.2, 2.4], ("window", 8): [4.0, 5.0, 2.3]}
     results = [
-        LMResult(row, size, f"book {i}", 10 * x, 10, (40, 20, 60)[i], 1.0)
+        LMResult(row, size, f"book {i}", 10 * x, 10, (40, 20, 60)[i], x)
         for (row, size), xs in values.items()
         for i, x in enumerate(xs)
     ]
-    perplexity, bits, relative = report(results, "tova").tables
+    perplexity, bits, relative, seconds = report(results, "tova").tables
     assert perplexity.columns == ["operator", "8", "unbounded"]
     at = {row[0]: row[1:] for row in perplexity.rows}
     error = statistics.stdev([2.0, 3.0, 2.5]) / math.sqrt(3) * math.exp(2.5)
@@ -115,6 +115,7 @@ def test_tables_and_figure_contain_the_results():
     assert {row[0]: row[1] for row in relative.rows}["window"] == (
         f"{statistics.mean(gaps):+.4f} ± {statistics.stdev(gaps) / math.sqrt(3):.4f} (2/3)"
     )
+    assert seconds.rows == [["full", "", "2.50"], ["tova", "2.40", ""], ["window", "4.00", ""]]
     curves = report(results, "tova").figures["lm.png"]
     assert (curves.y_label, curves.log_y) == ("nats per token above the unbounded model", True)
     assert curves.lines.keys() == {"tova", "window"}

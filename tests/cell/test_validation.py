@@ -143,7 +143,8 @@ def test_refusal_is_a_value_error_and_leaves_the_state_unchanged():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"batch_size": True}, "batch_size is True"), ({"dtype": torch.int64}, "int64")]
+    ("arguments", "message"),
+    [({"batch_size": True}, "batch_size is True"), ({"batch_size": 0}, "batch_size is 0"), ({"dtype": torch.int64}, "int64")],
 )
 def test_initial_state_refuses_other_types(arguments, message):
     with pytest.raises(msrnn.Error, match=message):

@@ -1,6 +1,7 @@
 """Configurations and texts that train in a second."""
 
 import random
+from pathlib import Path
 
 from msrnn.train import TrainConfig
 
@@ -32,3 +33,8 @@ def train_config(**fields) -> TrainConfig:
 def words(n: int = 400, seed: int = 0) -> str:
     """Return a text of ``n`` random words, not all of them ASCII."""
     return " ".join(random.Random(seed).choices(WORDS, k=n))
+
+
+def folder_contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file of the folder of a run by name, without the figures."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".png"}

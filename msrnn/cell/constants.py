@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from ..errors import Error
 from ..reductions.calibrated import CalibratedReduction, ModelSizes
+from ..reductions.constants import Constants
 from ..reductions.contract import Reduction
 from ..state.fingerprint import Fingerprint
 
@@ -32,13 +33,16 @@ def check_constants(
         if remapped and operator.needs_text_positions:
             raise Error(f"{kind} rotates keys by their positions in the text; expected places='absolute', or another operator")
         constants.check_shapes(kind, operator.constant_shapes(sizes))
-        if constants.model and not any(map(_model(constants.model, kind).matches, fingerprints)):
-            raise Error(f"{kind}: the constants {constants.digest[:8]} belong to another model; expected those of this cell")
+        if constants.model and not any(map(_model(constants, kind).matches, fingerprints)):
+            raise Error(
+                f"{kind}: {constants.name} ({constants.digest[:8]}) belong to another model; expected those of this cell"
+            )
         checked.add((type(operator), constants.digest))
 
 
-def _model(text: str, kind: str) -> Fingerprint:
+def _model(constants: Constants, kind: str) -> Fingerprint:
     try:
-        return Fingerprint.from_dict(json.loads(text))
+        return Fingerprint.from_dict(json.loads(constants.model))
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise Error(f"{kind}: the constants have a damaged model {text!r:.60}; expected a fingerprint") from None
+        found = f"{constants.name} have a damaged model {constants.model!r:.60}"
+        raise Error(f"{kind}: {found}; expected a fingerprint") from None

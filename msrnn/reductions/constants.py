@@ -60,7 +60,9 @@ class Constants:
             return self
         n_layers = len(next(iter(self.tensors.values())))
         if layer >= n_layers:
-            raise Error(f"constants of {n_layers} layers have no layer {layer}; expected those of a model with as many layers")
+            raise Error(
+                f"{self.name} have {n_layers} layers and no layer {layer}; expected those of a model with as many layers"
+            )
         chosen = object.__new__(Constants)
         for name, value in {**vars(self), "layer": layer, "_moved": {}}.items():  # the digest is not computed again
             object.__setattr__(chosen, name, value)
@@ -78,6 +80,11 @@ class Constants:
     def spec_text(self) -> str | None:
         """The file and the first half of the digest, which spec strings contain; None if there is no file."""
         return None if self.source is None else f"{self.source}@{self.digest[:8]}"
+
+    @property
+    def name(self) -> str:
+        """Their name in messages, with the file if there is one."""
+        return "the constants" if self.source is None else f"the constants of {self.source}"
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, which :meth:`load` reads.
@@ -128,7 +135,7 @@ class Constants:
         if found != dict(shapes):
             expected = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
             has = ", ".join(f"{name} {shape}" for name, shape in found.items())
-            raise Error(f"{owner}: the constants are {has}; expected {expected} for this model")
+            raise Error(f"{owner}: {self.name} are {has}; expected {expected} for this model")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Constants) and (self.digest, self.layer) == (other.digest, other.layer)

@@ -47,6 +47,7 @@ class SharedBudget(HeadBudget):
         if not isinstance(self.floor, int | float) or isinstance(self.floor, bool) or not 0 <= self.floor <= 1:
             raise Error(f"SharedBudget: floor is {self.floor!r:.60}; expected a number from 0 to 1")
         object.__setattr__(self, "size", size)
+        object.__setattr__(self, "floor", float(self.floor) + 0.0)  # 0, 0.0 and -0.0 are equal, so they have one spec string
 
     def for_layer(self, layer: int) -> Reduction:
         return replace(self, operator=self.operator.for_layer(layer))
@@ -73,7 +74,7 @@ class SharedBudget(HeadBudget):
         return scores(self.operator, observation, range(observation.positions.shape[1]))
 
     def __str__(self) -> str:
-        floor = "" if self.floor == DEFAULT_FLOOR else f"floor={float(self.floor)!r}:"
+        floor = "" if self.floor == DEFAULT_FLOOR else f"floor={self.floor!r}:"
         return f"{PREFIX}{floor}{self.operator}"
 
 

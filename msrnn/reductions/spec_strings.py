@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Any, get_type_hints
 
 from ..errors import Error
-from .spec_values import SIMPLE_TYPES, format_value, parse_value, simple_types
+from .spec_values import SIMPLE_TYPES, UNBOUNDED, format_value, parse_value, simple_types
 
 SpecNames = Mapping[str, Mapping[str, Any]]
 """Names of an operator in spec strings, each with the fields that the name fixes."""
@@ -101,7 +101,7 @@ def parse_spec(text: str, kind: type, fixed: Mapping[str, Any], values: Iterable
         example = "expected none, true, false, numbers, text or flat tuples of these, with '%21' for the character '!'"
         raise Error(f"reduction {text!r:.200}: '!' stands for a setting that a spec string cannot contain; {example}")
     positional, by_name = positional_fields(kind, fixed), {f.name: f for f in fields(kind) if f.init}
-    types, given = _field_types(kind), dict[str, Any]()
+    types, given, values = _field_types(kind), dict[str, Any](), list(values)
     try:
         for i, value in enumerate(values):
             name, equals, keyword_value = value.partition("=")
@@ -112,7 +112,8 @@ def parse_spec(text: str, kind: type, fixed: Mapping[str, Any], values: Iterable
         if any(_is_required(f) and f.name not in {**fixed, **given} for f in by_name.values()):
             raise ValueError
     except (ValueError, LookupError, OverflowError):
-        raise Error(f"reduction {text!r:.200}: expected the form {_form(text.partition(':')[0], positional, types)}") from None
+        form = _form(text.partition(":")[0], positional, types) + _form_of_sizes(values, types.get("size", set()))
+        raise Error(f"reduction {text!r:.200}: expected the form {form}") from None
     try:
         return kind(**{**fixed, **given})
     except TypeError as error:  # a class with an __init__ of its own
@@ -176,6 +177,14 @@ def _field_types(kind: type) -> dict[str, set[Any]]:
             inherited = {f.name: f.type for parent in filter(is_dataclass, base.__mro__[1:]) for f in fields(parent)}
             hints |= {f.name: None for f in fields(base) if inherited.get(f.name) is not f.type}
     return {f.name: simple_types(hints.get(f.name)) for f in fields(kind)}
+
+
+def _form_of_sizes(values: Iterable[str], types: set[Any]) -> str:
+    """Return the form of several sizes, if a size was given as several or as that of an unbounded head; otherwise nothing."""
+    sizes = [x.removeprefix("size=") for i, x in enumerate(values) if x.startswith("size=") or (i == 0 and "=" not in x)]
+    if tuple not in types or not any("," in x or "/" in x or UNBOUNDED in x for x in sizes):
+        return ""
+    return f"; sizes per layer are 64,32, sizes per head 64/32, or {UNBOUNDED}/32 with an unbounded head"
 
 
 def _form(name: str, positional: list[Field], types: Mapping[str, set[Any]]) -> str:

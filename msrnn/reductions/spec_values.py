@@ -57,7 +57,7 @@ def _format_simple(value: object, types: set[Any]) -> str:
     if isinstance(value, int):
         return float.__repr__(float(value)) if float in types and int not in types else int.__repr__(value)
     if isinstance(value, float):
-        return float.__repr__(value)
+        return float.__repr__(value + 0.0)  # 0.0 and -0.0 are equal, so they have one text
     text = value if isinstance(value, str) else repr(value)
     quoted = quote(text, safe="", errors="surrogatepass")
     if quoted == text and text and not isinstance(parse_value(text, {*types, str}), str):  # such as the string "none"

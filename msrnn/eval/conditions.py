@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..argtypes import positive_int
-from ..errors import Error, did_you_mean
-from ..reductions.all_layers import AllLayers
-from ..reductions.budgets import flat_sizes, has_sizes_per_head, mean_size
+from ..errors import Error
+from ..reductions.all_layers import PREFIX, AllLayers
+from ..reductions.budgets import flat_sizes, mean_size
 from ..reductions.contract import Reduction
 from ..reductions.registry import is_name_only, parse_reduction
 from ..reductions.spec_strings import SPEC_NAMES, is_complete
@@ -28,7 +28,8 @@ class Condition:
 
     Attributes:
         operator: name of the table row, as given on the command line.
-        size: table column: the size, the value of SIZE, or the mean of given sizes per head; None for an unbounded state.
+        size: table column: the size, the value of SIZE, or the mean of several given sizes, rounded; None for a state that
+            grows with the text, because all of its heads or some of them are unbounded.
         reduction: the operator.
         code: digest of the code of the operator and of this library.
     """
@@ -43,12 +44,9 @@ class Condition:
         """Return the condition with the digest of the code as it is now.
 
         Raises:
-            Error: the operator has one size per layer, or sizes per head of which the mean is not whole, which no table column
-                contains, or a setting that its spec string cannot contain, so that unequal operators could share table cells.
+            Error: the operator has a setting that its spec string cannot contain, so that unequal operators could share table
+                cells.
         """
-        if isinstance(reduction.size, tuple) and (size is None or not has_sizes_per_head(reduction.size)):
-            expected = "expected one size for all layers, or sizes per head with a whole mean, or SIZE in place of sizes"
-            raise Error(f"--operators has {reduction}; {expected}")
         if not is_complete(str(reduction)):
             raise Error(
                 f"--operators has {operator}, which is {reduction!r:.200}; expected settings that a spec string can contain: "
@@ -67,6 +65,14 @@ class Condition:
         return AllLayers(Window(self.size)) if self.truncated else self.reduction
 
     @property
+    def bounds(self) -> tuple[int, ...]:
+        """The sizes of the bounded layers and heads; empty for the unbounded model."""
+        if self.truncated:
+            assert self.size is not None
+            return (self.size,)
+        return tuple(size for size in flat_sizes(self.reduction.size) if size is not None)
+
+    @property
     def key(self) -> str:
         """First part of the keys of its table cells: operator, size and code."""
         return f"{self} {self.code}"
@@ -79,13 +85,12 @@ def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Con
     """Return every operator at every size.
 
     Args:
-        operators: names (``tova``), spec strings with SIZE (``sinks:SIZE:1``), spec strings with their own size (``full``,
-            ``tova:100``), or ``truncated``.
+        operators: names (``tova``), spec strings with SIZE (``sinks:SIZE:1``), spec strings with their own sizes (``full``,
+            ``tova:100``, ``tova-head:192/128/64``), or ``truncated``.
         sizes: the sizes.
 
     Raises:
-        Error: a spec string is invalid or has other sizes than a table can contain, a condition occurs twice, or an operator is
-            called truncated.
+        Error: a spec string is invalid, a condition occurs twice, or an operator is called truncated.
     """
     if TRUNCATED in SPEC_NAMES:
         raise Error(f"an operator is called {TRUNCATED!r}, the name of a baseline; expected another class name or spec name")
@@ -95,8 +100,7 @@ def parse_conditions(operators: Sequence[str], sizes: Sequence[int]) -> list[Con
             found += [Condition.of(operator, size, Full()) for size in sizes]
         elif reduction := _complete(operator):
             mean = mean_size(reduction.size)
-            whole = None if mean is None or mean % 1 else int(mean)
-            found.append(Condition.of(operator, whole, reduction))
+            found.append(Condition.of(operator, None if mean is None else int(mean + 0.5), reduction))
         else:
             spec = operator if "SIZE" in operator else f"{operator}:SIZE"
             found += [Condition.of(operator, size, parse_reduction(spec.replace("SIZE", str(size)))) for size in sizes]
@@ -124,10 +128,9 @@ def unaffected(conditions: Iterable[Condition], length: int) -> list[str]:
     """Return the names of the bounded conditions that give the results of the unbounded model for ``length`` tokens.
 
     A query sees ``size`` + 1 rows, so an eviction changes results only if more tokens are read. The truncated baseline sees
-    ``size``. Of sizes per head the smallest decides.
+    ``size``. Of several sizes the smallest decides.
     """
-    sizes = {c: [c.size] if c.truncated else [x for x in flat_sizes(c.reduction.size) if x is not None] for c in conditions}
-    return [str(c) for c, bounds in sizes.items() if bounds and min(bounds) + (not c.truncated) >= length]
+    return [str(c) for c in conditions if c.bounds and min(c.bounds) + (not c.truncated) >= length]
 
 
 def check_affected(conditions: Iterable[Condition], length: int, texts: str) -> None:
@@ -152,11 +155,29 @@ def is_published(operator: str) -> bool:
     return operator.strip().lower() == "full"
 
 
+def describe_several_sizes(conditions: Iterable[Condition]) -> str:
+    """Return a sentence on the columns in which operators with several sizes are compared; empty if there are none."""
+    means = {str(c): mean_size(c.reduction.size) for c in conditions if isinstance(c.reduction.size, tuple)}
+    names = [f"{name} ({'unbounded' if mean is None else f'{mean:.4g}'})" for name, mean in means.items()]
+    rule = "Operators with several sizes are compared with operators of their mean size, rounded, or of SIZE"
+    return f"{rule}: {', '.join(names)}." if names else ""
+
+
+def is_unbounded(operator: str) -> bool:
+    """Return True for the model without any eviction, or with those of its published windows only."""
+    return is_published(operator.strip().removeprefix(PREFIX))
+
+
 def condition_name(operator: str, size: int | None) -> str:
     """Return the name of an operator at a size, such as ``tova:64``; ``operator`` and ``size`` are those of a condition."""
     if "SIZE" in operator or size is None:
         return operator.replace("SIZE", str(size))
     return f"{operator}:{size}" if is_name_only(operator) else operator
+
+
+def has_several_sizes(operator: str, size: int | None) -> bool:
+    """Return True if layers or heads have different sizes; ``operator`` and ``size`` are those of a condition."""
+    return isinstance(parse_reduction(condition_name(operator, size)).size, tuple)
 
 
 def _complete(operator: str) -> Reduction | None:
@@ -204,39 +225,9 @@ def add_condition_arguments(
         nargs="+",
         metavar="SPEC",
         default=list(operators),
-        help=f"names, or spec strings with SIZE (default: {' '.join(operators)})",
+        help=f"names, spec strings with SIZE, or complete spec strings (default: {' '.join(operators)})",
     )
     default = " ".join(map(str, sizes))
     parser.add_argument(
         "--sizes", nargs="+", type=positive_int, metavar="N", default=list(sizes), help=f"rows carried (default: {default})"
     )
-
-
-def add_against_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--against``, for :func:`choose_reference`."""
-    text = "reference operator of the differences (default: tova, or the first bounded operator of several)"
-    parser.add_argument("--against", metavar="SPEC", help=text)
-
-
-def choose_reference(against: str | None, conditions: Sequence[Condition]) -> str:
-    """Return the operator that the others are compared with.
-
-    Args:
-        against: value of ``--against``. None: ``tova`` if it is one of the operators, otherwise the first bounded operator of
-            several, otherwise the first one. So the only bounded operator is compared with the unbounded model.
-        conditions: the conditions.
-
-    Raises:
-        Error: ``against`` is none of the operators.
-    """
-    operators = list(dict.fromkeys(condition.operator for condition in conditions))
-    if against is not None:
-        if against not in operators:
-            found = f"--against is {against!r:.60}{did_you_mean(against, operators)}"
-            raise Error(f"{found}; expected one of the operators, {', '.join(operators)}")
-        return against
-    bounded = dict.fromkeys(
-        condition.operator for condition in conditions if condition.size is not None and not condition.truncated
-    )
-    several = list(bounded) if len(bounded) > 1 else []
-    return next(iter([x for x in operators if x == "tova"] + several + operators))

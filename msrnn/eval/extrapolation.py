@@ -23,6 +23,7 @@ from ..reporting.statistics import Mean, mean, paired
 from ..state.loading import load_state
 from ..state.position_remapping import ABSOLUTE, RULES
 from ..state.state import State
+from ..storage.digest import digest
 from ..storage.output_paths import create_folder
 from .conditions import Condition, add_condition_arguments, check_affected, condition_name, load_results, parse_conditions
 from .inputs import EvalInputs, add_text_arguments
@@ -110,14 +111,14 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         (condition, rule): {f"{condition.key} {rule} from {start}": start for start in range(0, args.tokens, args.stretch)}
         for condition in conditions
         for rule in args.places
-        if rule == ABSOLUTE or condition.size is not None  # remapping does not change an unbounded H
+        if rule == ABSOLUTE or condition.bounds  # remapping does not change an unbounded H
     }
     if not rows:
         raise Error(f"--places has {', '.join(args.places)}, and no operator is bounded; expected {ABSOLUTE}")
     sweep = inputs.sweep(args.out, "extrapolation", text=text_digest(chunks), stretch=args.stretch)
     current, state = None, None
     for (condition, rule), pending in inputs.pending(sweep, rows, 1, together=lambda row: row):
-        path = None if args.out is None else args.out / "states" / f"{quote(f'{condition.key} {rule}', safe=' ')}.safetensors"
+        path = None if args.out is None else args.out / "states" / f"{_file_name(f'{condition.key} {rule}')}.safetensors"
         for key, start in pending.items():
             if state is None or current != (condition, rule):
                 current, state = (condition, rule), saved_state(inputs.cell, condition, rule, len(chunks), path, start)
@@ -132,6 +133,12 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
                 create_folder(path.parent)
                 state.save(path)
     return report(load_results(ExtrapolationResult, sweep, rows), inputs.cell.config.context_length)
+
+
+def _file_name(key: str) -> str:
+    """Return a name for the file of a state; a digest of a long key, because a name has at most 255 bytes."""
+    name = quote(key, safe=" ")
+    return name if len(name) <= 200 else digest(key)
 
 
 def saved_state(cell: Cell, condition: Condition, rule: str, batch_size: int, path: Path | None, start: int) -> State:

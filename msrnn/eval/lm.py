@@ -24,16 +24,17 @@ from .conditions import (
     CORE,
     TRUNCATED,
     Condition,
-    add_against_argument,
     add_condition_arguments,
     by_condition,
     check_affected,
-    choose_reference,
+    describe_several_sizes,
     is_published,
+    is_unbounded,
     load_results,
     parse_conditions,
 )
 from .inputs import EvalInputs, add_text_arguments
+from .reference import add_against_argument, choose_reference
 from .teacher_forcing import teacher_force
 from .texts import Chunk, text_digest
 
@@ -149,15 +150,18 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     for condition, batch in inputs.pending(sweep, rows, args.batch):
         for key, result in zip(batch, score_chunks(inputs.cell, list(batch.values()), condition, args.kv_dtype), strict=True):
             sweep[key] = asdict(result)
-    return report(load_results(LMResult, sweep, rows), against)
+    return report(load_results(LMResult, sweep, rows), against, describe_several_sizes(conditions))
 
 
-def report(results: Sequence[LMResult], against: str) -> Report:
-    """Return tables of perplexity, bits per byte and differences from ``against``, per text and in total, times, and curves."""
+def report(results: Sequence[LMResult], against: str, remark: str = "") -> Report:
+    """Return tables of perplexity, bits per byte and differences from ``against``, per text and in total, times, and curves.
+
+    ``remark`` is a sentence on the columns, for the differences.
+    """
     texts = list(dict.fromkeys(r.text for r in results))
-    tables = [t for text in texts for t in _tables([r for r in results if r.text == text], against, f", {text}")]
+    tables = [t for text in texts for t in _tables([r for r in results if r.text == text], against, remark, f", {text}")]
     if len(texts) > 1:
-        tables = [*_tables(results, against, ", all texts"), *tables]
+        tables = [*_tables(results, against, remark, ", all texts"), *tables]
     tables.append(_seconds(results))
     return Report(tables, [asdict(r) for r in results], {"lm.png": _curves(by_condition(results))})
 
@@ -165,28 +169,32 @@ def report(results: Sequence[LMResult], against: str) -> Report:
 def _curves(groups: Mapping[tuple[str, int | None], Sequence[LMResult]]) -> Curves:
     """Return the curves of differences from the unbounded model, or of perplexities if that was not measured.
 
-    Chunks differ much more than operators do. In differences on the same chunks this cancels.
+    Chunks differ much more than operators do. In differences on the same chunks this cancels. Operators without a size, because
+    some of their heads are unbounded, are levels.
     """
-    found = [(operator, group) for (operator, size), group in groups.items() if size is None]
+    found = [(operator, group) for (operator, size), group in groups.items() if size is None and is_unbounded(operator)]
     unbounded = next((group for _, group in sorted(found, key=lambda item: not is_published(item[0]))), None)
     lines: dict[str, list[tuple[float, float, float]]] = {}
+    levels = dict[str, float]()
     for (operator, size), group in groups.items():
-        if size is None:
-            continue
         if unbounded is None:
             value, error = mean([r.mean for r in group])
-            point = (size, math.exp(value), math.exp(value) * error)
+            y, error = math.exp(value), math.exp(value) * error
         else:
-            point = (size, *paired([r.mean for r in group], [r.mean for r in unbounded]))
-        lines.setdefault(operator, []).append(point)
-    positive = all(y > 0 for points in lines.values() for _, y, _ in points)
+            y, error = paired([r.mean for r in group], [r.mean for r in unbounded])
+        if size is not None:
+            lines.setdefault(operator, []).append((size, y, error))
+        elif not is_unbounded(operator):
+            levels[operator] = y
+    positive = all(y > 0 for y in (*levels.values(), *(y for points in lines.values() for _, y, _ in points)))
     if unbounded is None:
-        return Curves("perplexity, and its standard error over chunks", SIZE_LABEL, "perplexity", lines, log_y=positive)
+        title = "perplexity, and its standard error over chunks"
+        return Curves(title, SIZE_LABEL, "perplexity", lines, levels, log_y=positive)
     title = "loss by eviction: mean difference on the same chunks, and its standard error"
-    return Curves(title, SIZE_LABEL, "nats per token above the unbounded model", lines, log_y=positive)
+    return Curves(title, SIZE_LABEL, "nats per token above the unbounded model", lines, levels, log_y=positive)
 
 
-def _tables(results: Sequence[LMResult], against: str, suffix: str) -> list[Table]:
+def _tables(results: Sequence[LMResult], against: str, remark: str, suffix: str) -> list[Table]:
     groups, n = by_condition(results), len({r.chunk for r in results})
 
     def perplexity(key: tuple[str, int | None]) -> str:
@@ -211,7 +219,7 @@ def _tables(results: Sequence[LMResult], against: str, suffix: str) -> list[Tabl
         _table(f"Bits per byte{suffix}", f"{count}.", groups, bits),
     ]
     note = f"Mean ± standard error of the differences per chunk; in brackets, on how many chunks {against} is better."
-    relative = _table(f"Nats per token relative to {against}{suffix}", note, groups, difference)
+    relative = _table(f"Nats per token relative to {against}{suffix}", f"{note} {remark}".strip(), groups, difference)
     return [*tables, relative] if any(text for row in relative.rows for text in row[1:]) else tables
 
 

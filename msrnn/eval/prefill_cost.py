@@ -24,7 +24,15 @@ from ..reductions.per_layer import replaced_layers
 from ..reporting.report import Curves, HeatMaps, Report, SideBySide, Table, format_significant
 from ..reporting.statistics import mean, paired
 from ..state.state import State
-from .conditions import add_condition_arguments, by_condition, check_affected, condition_name, load_results, parse_conditions
+from .conditions import (
+    add_condition_arguments,
+    by_condition,
+    check_affected,
+    condition_name,
+    is_unbounded,
+    load_results,
+    parse_conditions,
+)
 from .inputs import EvalInputs, add_text_arguments
 from .teacher_forcing import teacher_force
 from .texts import text_digest
@@ -140,7 +148,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     inputs.check_memory(1, ["full"], args.chunk)  # one-shot prefill holds the whole prompt
     sweep = inputs.sweep(args.out, "prefill-cost", text=text_digest(chunks), chunk=args.chunk, prompt=args.prompt)
     rows = {condition: {f"{condition.key} on {chunk.name}": chunk for chunk in chunks} for condition in conditions}
-    drawn = next((condition for condition in conditions if condition.size is not None), None)
+    drawn = next((condition for condition in conditions if condition.bounds), None)
     for c, batch in inputs.pending(sweep, rows, 1):
         for key, chunk in batch.items():
             cost = measure_cost(inputs.cell, chunk.ids.to(inputs.cell.device), c.reduction, args.prompt)
@@ -185,10 +193,13 @@ def report(results: Sequence[PrefillCostResult], n_tokens: int, n_prompt: int) -
 
 def _figures(results: Sequence[PrefillCostResult], n_tokens: int, n_prompt: int) -> dict[str, Curves | HeatMaps | SideBySide]:
     lines: dict[str, list[tuple[float, float, float]]] = {}
+    levels = {"equal": 0.0}
     for (operator, size), group in by_condition(results).items():
+        cost = paired([r.one_shot for r in group], [r.exact for r in group])
         if size is not None:
-            cost = paired([r.one_shot for r in group], [r.exact for r in group])
             lines.setdefault(operator, []).append((size, *cost))
+        elif not is_unbounded(operator):  # some heads are unbounded
+            levels[operator] = cost.value
     shown = next((r for r in results if r.maps), None)
     if shown is None or shown.maps is None:
         return {}
@@ -204,7 +215,7 @@ def _figures(results: Sequence[PrefillCostResult], n_tokens: int, n_prompt: int)
         prompt=n_prompt,
         first_token=True,
     )
-    label, level = "nats per token, one-shot − every token", {"equal": 0.0}
-    curves = Curves("difference on the text after the prompt", "size of the state in tokens", label, lines, level)
+    label = "nats per token, one-shot − every token"
+    curves = Curves("difference on the text after the prompt", "size of the state in tokens", label, lines, levels)
     title = "eviction after every token, and one eviction after the prompt"
     return {"prefill-cost.png": SideBySide(title, maps, curves)}

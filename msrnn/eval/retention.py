@@ -131,6 +131,9 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     """Measure all chunks under all conditions."""
     conditions = parse_conditions(args.operators, args.sizes)
     for condition in conditions:
+        if isinstance(condition.reduction.size, tuple):
+            expected = "expected one size for all layers and heads, because recent rows are counted within it"
+            raise Error(f"--operators has {condition}, with several sizes; {expected}")
         if condition.truncated or condition.size is None or condition.size >= args.chunk:
             raise Error(f"--operators has {condition}, which evicts no row of {args.chunk} tokens; expected bounded operators")
     if args.parts_of_speech:

@@ -7,7 +7,7 @@ import torch
 
 from ..reporting.report import Curves, HeatMaps, Report, Table
 from ..reporting.statistics import mean, paired
-from .conditions import by_condition, condition_name, is_published
+from .conditions import by_condition, condition_name, has_several_sizes, is_published
 from .mean_curves import mean_curves
 from .tasks.example import string_match
 
@@ -66,7 +66,8 @@ def _scores(results: Sequence[RetrievalResult], title: str) -> Table:
         rows.append([condition_name(operator, size), *(f"{score:.0%}" for score in (*scores, mean(scores).value))])
     counts = ", ".join(f"{len({r.question for r in results if r.task == task})} of {task}" for task in tasks)
     note = f"Questions: {counts}. The score is the share of the right answers that the text contains."
-    if large := sorted({r.size for r in results if r.size is not None and r.size >= r.length}):
+    found = {(r.operator, r.size) for r in results if r.size is not None and r.size >= r.length}
+    if large := sorted({size for operator, size in found if size is not None and not has_several_sizes(operator, size)}):
         note += (
             f" With {', '.join(f'{n:,}' for n in large)} rows H holds the whole prompt, so no row is evicted before the answer."
         )

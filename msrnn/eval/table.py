@@ -16,14 +16,14 @@ from ..reporting.report import Report
 from ..reporting.sweep import Sweep
 from .conditions import (
     Condition,
-    add_against_argument,
     add_condition_arguments,
     check_affected,
-    choose_reference,
+    describe_several_sizes,
     parse_paired_conditions,
     unaffected,
 )
 from .inputs import EvalInputs, add_text_arguments
+from .reference import add_against_argument, choose_reference
 from .table_plan import LM, REASONING, RETRIEVAL, TASKS, Unit, plan
 from .table_report import Measured, report
 from .tasks.difficulty import DIFFICULTIES
@@ -121,7 +121,8 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
                 else "expected more --minutes, or --out FOLDER to continue later"
             )
             raise Error(f"--minutes {args.minutes} was too short for a unit of {quality} under all operators; {hint}")
-    remarks = [_bytes_of(chunks[0]), *_without_effect(conditions, longest), _progress(units, finished)]
+    remarks = [_bytes_of(chunks[0]), describe_several_sizes(conditions), *_without_effect(conditions, longest)]
+    remarks.append(_progress(units, finished))
     return report(_results(sweep, conditions, finished), against, " ".join(filter(None, remarks)))
 
 

@@ -18,7 +18,7 @@ from ..cell.cell import Cell
 from ..errors import Error
 from ..reductions.contract import Reduction
 from ..reporting.report import Report, Table, format_significant
-from .conditions import add_condition_arguments, load_results, parse_conditions
+from .conditions import add_condition_arguments, is_unbounded, load_results, parse_conditions
 from .inputs import EvalInputs, total_memory
 
 
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
     if args.steps >= args.length:
         raise Error(f"--steps is {args.steps}; expected fewer than --length, {args.length}")
     read = args.length - args.steps
-    if not_full := [condition for condition in conditions if condition.truncated or (condition.size or 0) >= read]:
+    if not_full := [condition for condition in conditions if condition.truncated or max(condition.bounds, default=0) >= read]:
         raise Error(f"--operators has {not_full[0]}, which is not full after {read} tokens; expected a longer --length")
     for condition in conditions:
         inputs.cell.operators_per_layer(condition.reduction)  # refuses an operator that the model cannot use
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
 
 def report(results: Sequence[ThroughputResult], budget: int, length: int) -> Report:
     """Return a table with one row per condition. Throughput is relative to the unbounded state, or else to the last row."""
-    reference = next((r for r in results if r.size is None), results[-1]).tokens_per_second
+    reference = next((r for r in results if is_unbounded(r.operator)), results[-1]).tokens_per_second
     rows = [
         [
             *(r.operator, "unbounded" if r.size is None else str(r.size), f"{r.sequence_nbytes / 1e6:,.2f}", str(r.batch_size)),

@@ -214,7 +214,7 @@ def report(results: Sequence[UnderstandingResult], task: str) -> Report:
         ),
         table(
             "Nats per token of the references, relative to the unbounded model",
-            f"{n}, mean ± standard error of the differences; the column unbounded contains the value itself.",
+            f"{n}, mean ± standard error of the differences; the row full contains the value itself.",
             nats,
         ),
     ]

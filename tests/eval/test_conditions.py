@@ -14,9 +14,7 @@ from msrnn.eval.conditions import (
     add_condition_arguments,
     by_condition,
     check_affected,
-    choose_reference,
     parse_conditions,
-    parse_paired_conditions,
     unaffected,
 )
 from msrnn.eval.lm import LMResult
@@ -77,26 +75,6 @@ def test_settings_that_the_key_of_a_cell_does_not_contain_are_refused():
         msrnn.Error, match=r"--operators has of-kind:9:kind=HIGH, which is .*HIGH.*; expected settings that a spec"
     ):
         parse_conditions(["of-kind:9:kind=HIGH"], [8])
-
-
-@pytest.mark.parametrize(
-    ("operators", "reference"),
-    [
-        (["window"], "full"),
-        (["h2o", "tova"], "tova"),
-        (["full", "h2o", "window"], "h2o"),
-        (["window:9"], "full"),
-        ([], "full"),
-    ],
-)
-def test_the_default_reference_is_tova_or_the_first_bounded_operator_of_several(operators, reference):
-    conditions = parse_paired_conditions(operators, [9])
-    assert choose_reference(None, conditions) == reference
-    assert choose_reference("full", conditions) == "full"
-    with pytest.raises(msrnn.Error, match="--against is 'knorm'; expected one of the operators, full"):
-        choose_reference("knorm", conditions)
-    with pytest.raises(msrnn.Error, match=r"--against is 'ful' \(did you mean 'full'\?\); expected one of the operators, full"):
-        choose_reference("ful", conditions)
 
 
 def test_sizes_that_change_nothing_are_refused():

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..errors import Error
-from ..reductions.contract import EMPTY, LEARNED, Reduction
-from ..reductions.tova_paper import H2O, Sinks, Window
+from ..recurrence.layer_trace import LayerTrace
+from ..reductions.contract import EMPTY, LEARNED
+from ..reductions.shared_budget import SharedBudget
 from ..state.multistate import MultiState
 from ..state.state import State
+from .expected_rows import ExpectedRows
 
 BOUNDS = {
     torch.float64: (1e-8, 0.0),
@@ -28,8 +30,9 @@ measured for SmolLM2."""
 def check_rows(state: State, clock: int, path: str = "unroll") -> None:
     """Check the rows of a bounded state of batch size 1. Waits for the device.
 
-    Every layer and head must hold min(clock, size) rows at distinct positions below ``clock``, among them the rows that the
-    operator guarantees. Keys, values and row statistics must be finite.
+    Every head must hold min(clock, size) rows at distinct positions below ``clock``, among them the rows that the operator
+    guarantees; under a shared budget the heads of a layer hold so many on average. Keys, values and row statistics must be
+    finite.
 
     Args:
         state: the state to check.
@@ -48,39 +51,25 @@ def check_rows(state: State, clock: int, path: str = "unroll") -> None:
 
 def _violation(H: MultiState, clock: int) -> str:
     """Return the first violated condition of one layer, or an empty string."""
-    size, positions = H.reduction.size, H.positions.sort(-1).values[0]  # (K, S)
-    assert isinstance(size, int), "a bounded layer"
+    positions = H.positions.sort(-1).values[0]  # (K, S)
     if (positions[:, : H.n_learned] != LEARNED).any():
         return f"some of the {H.n_learned} learned rows are missing"
     positions = positions[:, H.n_learned :]
-    expected, counts = min(clock, size), (positions != EMPTY).sum(-1)  # (K,)
+    expected, counts = ExpectedRows.of(H.reduction, len(positions), clock), (positions != EMPTY).sum(-1)  # (K,)
     if H.clock.tolist() != [clock]:
         return f"the clock is {H.clock.tolist()}"
-    if positions.shape[1] > size or (counts != expected).any():
-        return f"the heads hold {counts.tolist()} rows in {positions.shape[1]} columns; expected {expected} each"
+    if positions.shape[1] > max(expected.most) or not expected.fit(counts):
+        return f"the heads hold {counts.tolist()} rows in {positions.shape[1]} columns; expected {expected}"
     if ((positions < EMPTY) | (positions >= clock)).any():
         return f"the positions are {int(positions.min())} to {int(positions.max())}; expected 0 to {clock - 1}"
     if ((positions[:, 1:] == positions[:, :-1]) & (positions[:, 1:] != EMPTY)).any():
         return "a head holds a position twice"
-    first, newest = _guaranteed_rows(H.reduction)
-    guaranteed = (positions != EMPTY) & ((positions < first) | (positions >= clock - newest))
-    if (guaranteed.sum(-1) != min(clock, first + newest)).any():
-        return f"{H.reduction} retains the first {first} and the newest {newest} tokens; some are missing"
+    if expected.missing(positions, clock):
+        return f"{H.reduction} retains {expected.guaranteed}; some are missing"
     for name, x in H.rows.items():
         if not x.isfinite().all():
             return f"{name} are not finite"
     return ""
-
-
-def _guaranteed_rows(operator: Reduction) -> tuple[int, int]:
-    """Return the number of first tokens and the number of newest tokens that an operator never evicts."""
-    size = operator.size
-    assert isinstance(size, int)
-    if isinstance(operator, Sinks):
-        return operator.sinks, size - operator.sinks
-    if isinstance(operator, H2O):
-        return 0, size // 2 if operator.recent is None else operator.recent
-    return 0, size if isinstance(operator, Window) else 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +142,8 @@ def check_logits(logits: Tensor, clock: int, path: str = "unroll") -> None:
 def _first_divergence(cell: Cell, tokens: Tensor, state: State, max_gap: float) -> tuple[int, int]:
     """Find the first token at which unroll and step loop evict different rows, and check that each decision is a near-tie.
 
-    Before that token both paths have read the same rows, so their scores are equal up to rounding.
+    Before that token both paths have read the same rows, so their scores are equal up to rounding. Under a shared budget the
+    rows of a layer are evicted one after the other, from the lowest score on, so the lowest of the rows that differ decide.
 
     Returns:
         The number of tokens up to and including that token, and the number of decisions that differ there.
@@ -167,19 +157,21 @@ def _first_divergence(cell: Cell, tokens: Tensor, state: State, max_gap: float) 
         near_ties = 0
         for layer, (H, after, record) in enumerate(zip(before, state, trace, strict=True)):
             assert record.scores is not None
-            for k, row in enumerate(record.rows[0].tolist()):
-                a, b = int(record.left[0, k, t]), _evicted(H, after, k)
-                if a == b:
+            K, decisions = H.positions.shape[1], record.scores.shape[1]
+            shared = isinstance(H.reduction, SharedBudget)  # one decision for several rows of the layer
+            first, second = _evicted_by_unroll(record, t), _evicted_by_step(H, after)
+            for heads in [range(K)] if shared else [range(k, k + 1) for k in range(K)]:
+                differing = ({row for row in rows if row[0] in heads} for rows in (first - second, second - first))
+                (one, a), (other, b) = (_lowest(rows, record, t) for rows in differing)
+                if a == b == EMPTY:
                     continue
-                scores = dict(zip(row, record.scores[0, k % record.scores.shape[1], t].tolist(), strict=True))
-                one, other = scores.get(a, torch.nan), scores.get(b, torch.nan)
                 gap = abs(one - other) / (max(abs(one), abs(other)) or 1.0)
                 if not gap <= max_gap:
                     raise Error(
                         f"after {int(state.clock)} tokens, layer {layer}: the unroll evicts position {a}, the step loop {b}; "
                         f"their scores differ by {gap:.1e}, so this is not a near-tie"
                     )
-                near_ties += k < record.scores.shape[1]  # a decision shared by all heads counts once
+                near_ties += heads[0] < decisions  # a decision shared by all heads counts once
         if near_ties:
             return t + 1, near_ties
     raise Error(
@@ -188,7 +180,24 @@ def _first_divergence(cell: Cell, tokens: Tensor, state: State, max_gap: float) 
     )
 
 
-def _evicted(before: MultiState, after: MultiState, head: int) -> int:
-    """Return the position that a step evicted from a head, or −1."""
-    had, has = ({int(p) for p in H.positions[0, head] if p != EMPTY} for H in (before, after))
-    return next(iter((had | {int(before.clock)}) - has), EMPTY)
+def _evicted_by_unroll(record: LayerTrace, t: int) -> set[tuple[int, int]]:
+    """Return the evicted rows of one token, as pairs of a head and a position."""
+    rows, last = record.rows[0], record.last_visible[0]  # (K, R), (1 or K, R)
+    heads, columns = ((last == t).expand_as(rows) & (rows >= 0)).nonzero(as_tuple=True)
+    return set(zip(heads.tolist(), rows[heads, columns].tolist(), strict=True))
+
+
+def _evicted_by_step(before: MultiState, after: MultiState) -> set[tuple[int, int]]:
+    """Return the rows that a step evicted, as pairs of a head and a position."""
+    had, has = ({(k, p) for k, row in enumerate(H.positions[0].tolist()) for p in row if p >= 0} for H in (before, after))
+    return (had | {(k, int(before.clock)) for k in range(before.positions.shape[1])}) - has
+
+
+def _lowest(evicted: set[tuple[int, int]], record: LayerTrace, t: int) -> tuple[float, int]:
+    """Return the lowest score of evicted rows and its position; NaN and −1 if there are none."""
+    assert record.scores is not None
+    scores, found = record.scores[0, :, t], list[tuple[float, int]]()  # (1 or K, R)
+    for k, p in evicted:
+        column = int((record.rows[0, k] == p).nonzero()[0])
+        found.append((float(scores[k % len(scores), column]), p))
+    return min(found, default=(torch.nan, EMPTY))

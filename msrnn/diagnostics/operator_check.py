@@ -2,8 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,12 +10,7 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..errors import Error
-from ..layers.rotary import Rope
-from ..models.config import Config
-from ..models.llama import Llama
-from ..reductions.budgets import flat_sizes, has_sizes_per_head
-from ..reductions.calibrated import CalibratedReduction
-from ..reductions.constants import Constants
+from ..reductions.all_layers import AllLayers
 from ..reductions.contract import EMPTY, Reduction
 from ..reductions.head_budgets import HeadBudget
 from ..reductions.registry import parse_reduction
@@ -25,9 +19,14 @@ from ..state.loading import load_state
 from ..state.multistate import MultiState
 from ..state.state import State
 from .flag_checks import check_additive, check_heads
-
-SIZES = (5, 9, 17, 33, 65)
-"""Sizes to check an operator with. The first one that its ``validate`` accepts is taken."""
+from .small_operators import (
+    largest_size,
+    n_kv_heads_of,
+    scoring_operators,
+    small_operator,
+    tiny_cell,
+    with_random_constants,
+)
 
 TOLERANCE = 1e-8
 """Maximum difference between two paths in float64, of logits, keys, values and statistics."""
@@ -41,27 +40,28 @@ def check_operator(operator: Reduction | str, *, seeds: int = 2) -> None:
     and loaded, and each text of the batch alone. A step has to be repeatable and to leave its state unchanged, logits have to
     be finite, and the spec string has to give the operator back.
 
+    With sizes per head the cells have as many key/value heads as there are sizes, and the sizes of the heads are small. Under a
+    shared budget the heads of the cells share it. The flags are those of the operator that scores the rows.
+
     Args:
-        operator: the operator, or its spec string.
+        operator: the operator, or its spec string. Of sizes per layer the first is checked.
         seeds: number of random cells.
 
     Raises:
-        Error: a check fails (the message states path and layer), the class breaks the contract of :class:`Reduction`, or the
-            operator has sizes per head or a shared budget.
+        Error: a check fails (the message states path and layer), or the class breaks the contract of :class:`Reduction`.
     """
     operator = parse_reduction(operator) if isinstance(operator, str) else operator
     if not isinstance(operator, Reduction):
         raise Error(f"check_operator: operator is {operator!r:.60}; expected a Reduction or a spec string")
-    if isinstance(operator, HeadBudget) or has_sizes_per_head(operator.size):
-        raise Error(f"check_operator: {operator} gives heads different numbers of rows; expected an operator with one size")
     _check_spec_string(operator)
-    small = _small(operator)
-    if isinstance(small, CalibratedReduction):
-        small = _with_random_constants(small)
-    check_additive(small.for_layer(0))
-    check_heads(small.for_layer(0))
+    small = small_operator(operator)
+    for scoring in scoring_operators(small):
+        one = with_random_constants(scoring, tiny_cell(0).sizes).for_layer(0)
+        check_additive(one)
+        check_heads(one)
     for seed in range(seeds):
-        _check_paths(_tiny_cell(seed), small, seed)
+        cell = tiny_cell(seed, n_kv_heads_of(small))
+        _check_paths(cell, with_random_constants(small, cell.sizes), seed)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ class _Read:
 def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
     """Compare all paths on one cell."""
     kind = type(operator).__name__
-    T = 24 if operator.size is None else 2 * _layer_size(operator) + 14
+    kind = f"{kind} of {type(operator.operator).__name__}" if isinstance(operator, HeadBudget) else kind
+    of_layer, size = cell.operators_per_layer(operator)[0], largest_size(operator)
+    T = 24 if size is None else 2 * size + 14
     tokens = torch.randint(cell.config.vocab_size, (2, T), generator=torch.Generator().manual_seed(seed))
     lengths, cut = torch.tensor([T, T - 9]), T // 2
     prefix = torch.randint(cell.config.vocab_size, (2, 6), generator=torch.Generator().manual_seed(seed + 1))
@@ -126,7 +128,7 @@ def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
     paths: dict[str, Callable[[], _Read]] = {
         "cell(tokens)": lambda: unroll(start(), 0, T),
         "cell(tokens) in two calls": lambda: unroll(first.state, cut, T),
-        "a state that was saved and loaded": lambda: unroll(_reloaded(first.state, operator), cut, T),
+        "a state that was saved and loaded": lambda: unroll(_reloaded(first.state, of_layer), cut, T),
         "cell.scan": scan,
         "cell.scan(weights=True)": lambda: scan(weights=True),
     }
@@ -179,47 +181,13 @@ def _reloaded(state: State, operator: Reduction) -> State:
         path = Path(folder) / "state.safetensors"
         state.save(path)
         state = load_state(path)
-    if state[0].reduction != operator.for_layer(0):
+    if state[0].reduction != operator:
         raise Error(f"{type(operator).__name__}: a saved state is loaded with {state[0].reduction}; expected {operator}")
     return state
 
 
 def _check_spec_string(operator: Reduction) -> None:
     """Check that the spec string gives the operator back, if it can contain the settings."""
-    if is_writable(operator) and (found := parse_reduction(str(operator))) != operator:
+    wrapped = operator.operator if isinstance(operator, AllLayers | HeadBudget) else operator
+    if is_writable(wrapped) and (found := parse_reduction(str(operator))) != operator:
         raise Error(f"spec string {str(operator)!r} gives {found!r}; expected {operator!r}")
-
-
-def _layer_size(operator: Reduction) -> int:
-    return max(flat_sizes(operator.size)) or 0
-
-
-def _small(operator: Reduction) -> Reduction:
-    """Return the operator with a size that a short text exceeds."""
-    operator = operator.for_layer(0)
-    for size in SIZES:
-        if isinstance(operator.size, int) and size < operator.size:
-            with suppress(Error, TypeError):
-                return replace(operator, size=size)
-    return operator
-
-
-def _with_random_constants(operator: CalibratedReduction) -> Reduction:
-    """Return the operator with random constants, because those that it has do not fit the tiny cells."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = operator.constant_shapes(_tiny_cell(0).sizes)
-    numbers = {name: torch.randn(shape, dtype=torch.float64, generator=generator) for name, shape in shapes.items()}
-    return replace(operator, constants=Constants(numbers))
-
-
-def _tiny_cell(seed: int) -> Llama:
-    """Return a random cell of two layers with attention that is far from uniform."""
-    config = Config("llama", 40, 16, 2, 4, 2, 4, 24, 1e-5, Rope(100.0), 256)
-    cell, generator = Llama(config).double(), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, x in cell.named_parameters():
-            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-            gain = 1.5 if name.endswith(("q.weight", "k.weight")) else 1.0
-            scaled = noise if "embed" in name else gain * noise * x.shape[-1] ** -0.5
-            x.copy_(1 + 0.2 * noise if "norm" in name else scaled)
-    return cell.eval().requires_grad_(False)

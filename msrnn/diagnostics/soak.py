@@ -19,7 +19,6 @@ from torch import Tensor
 from ..cell.cell import Cell
 from ..errors import Error, check_int
 from ..reductions.contract import Reduction
-from ..reductions.head_budgets import HeadBudget
 from ..reporting.figures import new_figure, save_figure
 from ..reporting.line_styles import BLUE, GREEN, ORANGE, PURPLE
 from ..reporting.progress import progress_bar
@@ -95,8 +94,6 @@ def soak(
     folder, fresh = Path(folder), cell.initial_state(1, reduction)
     if unbounded := [H.reduction for H in fresh if H.reduction.size is None]:
         raise Error(f"reduction is {unbounded[0]}; expected an operator that bounds H, such as tova:512")
-    if uneven := [H.reduction for H in fresh if isinstance(H.reduction, HeadBudget)]:
-        raise Error(f"reduction is {uneven[0]}; expected one size for all heads of a layer, such as tova:512")
     if text is not None:
         _check_text(text, cell.config.vocab_size)
     source = "random ids" if text is None else digest(str(text.tolist()))

@@ -2,7 +2,8 @@
 
 The input of a layer does not depend on the eviction in the previous layer. So all layers write into one buffer
 ``(L B, K, S + 1, D)``, and one call of :func:`reduce` evicts a row in every layer. With sizes per head there is one buffer and
-one call for each group of heads with the same size. The result equals the loop over ``layer.step``
+one call for each group of heads with the same size. Under a shared budget the rows of all heads are in one dimension
+(``msrnn/state/pooled_rows.py``). The result equals the loop over ``layer.step``
 (``tests/cell/test_stacked_step.py``).
 """
 
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ..layers.positional import PositionTensors
+from ..recurrence.pooled_step import attend_pooled, reduce_pooled
 from ..recurrence.transition import Attended, Writes, reduce
 from ..reductions.head_budgets import HeadSizes, of_heads
-from ..state.head_groups import merge_groups
+from ..state.head_groups import StackedLayers
 from ..state.multistate import MultiState
-from ..state.stacking import unstack
+from ..state.pooled_rows import PooledMultiState
 from ..state.state import State
-from .layer import RecurrentLayer
+from .layer import RecurrentLayer, without_autocast
 
 
 def stacked_step(
@@ -52,7 +54,7 @@ def stacked_step(
     for i, layer in enumerate(layers):
         q, k, v = layer.project_qkv(x, position_tensors[i])
         if q.requires_grad or k.requires_grad or v.requires_grad:  # autograd has to record this layer and the next ones
-            done = _reduce_first(parts, head_sizes, i, len(x), after, active)
+            done = _reduce_first(parts, stacked, i, len(x), after, active)
             return _continue_layerwise(layers, x, state, position_tensors, active, done)
         if head_sizes is None:
             attn_output = parts[0].attend(layer, i, x, q, k, v)
@@ -60,18 +62,18 @@ def stacked_step(
             attn_output = _attend_groups(parts, head_sizes, layer, i, x, q, k, v)
         x = layer.post_attention(x, attn_output)
     active = None if active is None else active.repeat(L)
-    reduced = (reduce(part.grown, part.all_attended(), after.repeat(L), active, writes=writes) for part in parts)
+    reduced = (part.reduce(part.grown, after.repeat(L), active, writes) for part in parts)
     return x, state.from_stacked(stacked.with_parts(replace(H, clock=after) for H in reduced))
 
 
 @dataclass
 class _Part:
-    """The stacked rows of all heads, or of a group of heads, in one step.
+    """The stacked rows of all heads, pooled or not, or of a group of heads, in one step.
 
     Attributes:
         grown: of all layers, with a row for the token; its key and value are written when a layer attends.
         stored: by name, the rows of each layer.
-        visible: of each layer, ``(B, K, S + 1)`` bool, or None if no row is empty.
+        visible: of each layer, ``(B, K, S + 1)`` bool, the rows that each head attends to; None for all.
         attended: of the layers so far.
     """
 
@@ -86,14 +88,26 @@ class _Part:
         in_place = in_place or stacked.reduction.size is None
         grown = replace(stacked, clock=stacked.clock.repeat(L)).extended(in_place=in_place)  # (L B, K, S + 1, …)
         stored = {name: x.unflatten(0, (L, -1)).unbind() for name, x in grown.stored.items() if name != "positions"}
-        return cls(grown, stored, [None] * L if grown.no_empty_rows else (~grown.empty).unflatten(0, (L, -1)).unbind())
+        visible = grown.visible
+        return cls(grown, stored, [None] * L if visible is None else visible.unflatten(0, (L, -1)).unbind())
 
     def attend(self, layer: RecurrentLayer, i: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the row of the token in layer i, and return the attention output ``(B, N, D)``."""
-        rows = {name: of_layers[i] for name, of_layers in self.stored.items()}
-        output, weights = layer.attend_in_place(q, k, v, rows, self.visible[i])
+        rows, visible = {name: of_layers[i] for name, of_layers in self.stored.items()}, self.visible[i]
+        if isinstance(self.grown, PooledMultiState):
+            assert visible is not None
+            with without_autocast(q.device):
+                output, weights = attend_pooled(q, k, v, rows, visible, layer.logit_rule)
+        else:
+            output, weights = layer.attend_in_place(q, k, v, rows, visible)
         self.attended.append(Attended(weights, output, q, x))
         return output
+
+    def reduce(self, grown: MultiState, clock: Tensor, active: Tensor | None, writes: Writes | None = None) -> MultiState:
+        """Return the rows after the reduction of the layers that have attended; ``grown``: the rows of these layers."""
+        if isinstance(grown, PooledMultiState):
+            return reduce_pooled(grown, self.all_attended(), clock, active, writes)
+        return reduce(grown, self.all_attended(), clock, active, writes)
 
     def all_attended(self) -> Attended:
         """Return what the reduction of all layers reads, with the batches of the layers one after the other."""
@@ -114,19 +128,16 @@ def _attend_groups(
 
 
 def _reduce_first(
-    parts: Sequence[_Part], head_sizes: HeadSizes | None, n: int, B: int, after: Tensor, active: Tensor | None
+    parts: Sequence[_Part], stacked: StackedLayers, n: int, B: int, after: Tensor, active: Tensor | None
 ) -> tuple[MultiState, ...]:
     """Return H of the first n layers after their reduction."""
     if not n:
         return ()
-    of_parts = []
+    first_active, reduced = None if active is None else active.repeat(n), []
     for part in parts:
-        first = part.grown.map(lambda x: x[: n * B].clone())
-        H = reduce(first, part.all_attended(), after.repeat(n), None if active is None else active.repeat(n))
-        of_parts.append(unstack(replace(H, clock=after), n))
-    if head_sizes is None:
-        return of_parts[0]
-    return tuple(merge_groups(head_sizes, groups) for groups in zip(*of_parts, strict=True))
+        H = part.reduce(part.grown.map(lambda x: x[: n * B].clone()), after.repeat(n), first_active)
+        reduced.append(replace(H, clock=after))
+    return stacked.with_parts(reduced).unstack(n)
 
 
 def _continue_layerwise(

@@ -63,7 +63,9 @@ def rows_to_evict(operator: HeadBudget, score: Tensor, positions: Tensor) -> Ten
     """
     excluded = positions < 0
     if isinstance(operator, SharedBudget):
-        return _lowest_of_layer(operator, score, positions, excluded)
+        B, K, R = positions.shape
+        row_heads = torch.arange(K, device=positions.device).repeat_interleave(R).expand(B, -1)
+        return lowest_of_layer(operator, score.flatten(1), positions.flatten(1), row_heads, K).unflatten(1, (K, R))
     row = _lowest(score, positions, excluded, operator.tie_tolerance)  # (B, K)
     evicts = operator.evicts((~excluded).sum(-1))
     return torch.zeros_like(excluded).scatter(-1, row[..., None], evicts[..., None])
@@ -94,18 +96,25 @@ def _eviction_order(score: Tensor, positions: Tensor, excluded: Tensor) -> Tenso
     return order.gather(-1, by_score).argsort(dim=-1)
 
 
-def _lowest_of_layer(operator: SharedBudget, score: Tensor, positions: Tensor, excluded: Tensor) -> Tensor:
-    """Select the rows one after the other. Heads with ``floor_rows`` rows evict none."""
-    _B, K, R = positions.shape
-    evicted, n_rows = torch.zeros_like(excluded), (~excluded).sum(-1)  # (B, K)
-    head = torch.arange(K, device=positions.device)
-    for _ in range(K):
+def lowest_of_layer(operator: SharedBudget, score: Tensor, positions: Tensor, row_heads: Tensor, K: int) -> Tensor:
+    """Return the rows of a layer to evict after one token, ``(B, R)`` bool: at most K.
+
+    Args:
+        operator: the budget. Heads with ``floor_rows`` rows evict none.
+        score, positions: of all rows of the layer, ``(B, R)``; otherwise as of :func:`rows_to_evict`.
+        row_heads: ``(B, R)`` int64, the head of each row.
+        K: number of heads.
+    """
+    held, head = positions >= 0, torch.arange(K, device=positions.device)
+    evicted = torch.zeros_like(held)
+    n_rows = ((row_heads[:, None] == head[:, None]) & held[:, None]).sum(-1)  # (B, K)
+    order = K * positions + row_heads  # of equal positions that of the first head
+    for _ in range(K):  # one after the other
         evicts = operator.evicts(n_rows)  # (B, 1)
-        unavailable = excluded | evicted | (n_rows <= operator.floor_rows)[..., None]
-        flat = (score.flatten(1), positions.flatten(1), unavailable.flatten(1))  # (B, K R), head after head
-        row = _lowest(*flat, operator.tie_tolerance)[:, None]  # (B, 1)
-        evicted = torch.zeros_like(flat[2]).scatter(1, row, evicts).unflatten(1, (K, R)) | evicted
-        n_rows = n_rows - (evicts & (head == row // R)).long()
+        unavailable = ~held | evicted | (n_rows <= operator.floor_rows).gather(1, row_heads)
+        row = _lowest(score, order, unavailable, operator.tie_tolerance)[:, None]  # (B, 1)
+        evicted = torch.zeros_like(evicted).scatter(1, row, evicts) | evicted
+        n_rows = n_rows - (evicts & (head == row_heads.gather(1, row))).long()
     return evicted
 
 

@@ -90,8 +90,7 @@ def append_attend_reduce(
         keys, key_scales = dequantise_rows(keys, key_scales, q.dtype), None
         q, keys = grown.places.rotate(q, keys, grown.positions, grown.n_learned)
         rotated_keys = keys
-    visible = None if grown.no_empty_rows else ~grown.empty
-    attn_output, weights = attend(q, keys, grown.values, visible, key_scales, grown.value_scales, rule)
+    attn_output, weights = attend(q, keys, grown.values, grown.visible, key_scales, grown.value_scales, rule)
     return attn_output, reduce(grown, Attended(weights, attn_output, q, x, rotated_keys), clock, active, writes)
 
 

@@ -15,6 +15,7 @@ from ..reductions.head_budgets import HeadSizes, of_heads
 from ..reductions.tova_paper import Full
 from .jagged_rows import JaggedMultiState, padded, to_jagged
 from .multistate import MultiState
+from .pooled_rows import PooledMultiState, stack_pooled
 from .stacking import stack, stack_layers, unstack
 
 
@@ -22,14 +23,14 @@ class StackedLayers(NamedTuple):
     """All layers of a state in one, their batches one after the other, with clock ``(B,)``."""
 
     parts: tuple[MultiState, ...]
-    """``(L B, K, S, D)`` of all heads, or one for each group of heads with the same size."""
+    """``(L B, K, S, D)`` of all heads, one for each group of heads with the same size, or ``(L B, 1, M, D)`` of pooled rows."""
     head_sizes: HeadSizes | None = None
     """The operator of the layers, with one of its ``groups`` for each part; None for one part."""
 
     @classmethod
     def copy_of(cls, layers: Sequence[MultiState]) -> "StackedLayers | None":
         """Copy the layers as a state stores them; None if they cannot be stacked (:func:`~.stacking.can_stack`)."""
-        if (whole := stack(layers)) is not None:
+        if (whole := stack(layers) or stack_pooled(layers)) is not None:
             return cls((whole,))
         groups = _stack_groups(layers)
         return None if groups is None else cls(groups, cast(HeadSizes, layers[0].reduction))
@@ -37,7 +38,7 @@ class StackedLayers(NamedTuple):
     @property
     def is_view(self) -> bool:
         """True if the layers of :meth:`unstack` share the storage."""
-        return self.head_sizes is None
+        return self.head_sizes is None and not isinstance(self.parts[0], PooledMultiState)
 
     def with_parts(self, parts: Iterable[MultiState]) -> "StackedLayers":
         """Return the same layers with other parts."""
@@ -51,7 +52,7 @@ class StackedLayers(NamedTuple):
         """Return the layers as a state stores them, without spare rows."""
         layers = zip(*(unstack(part, n_layers) for part in self.parts), strict=True)
         if self.head_sizes is None:
-            return tuple(H for (H,) in layers)
+            return tuple(H.to_jagged() if isinstance(H, PooledMultiState) else H for (H,) in layers)
         return tuple(merge_groups(self.head_sizes, groups) for groups in layers)
 
 

@@ -74,6 +74,11 @@ class MultiState:
         return None if self.reduction.size is None else self.reduction.size + self.n_learned
 
     @property
+    def rows_per_token(self) -> int:
+        """Number of rows that a token appends."""
+        return 1
+
+    @property
     def is_quantised(self) -> bool:
         """True if keys and values are int8."""
         return self.key_scales is not None
@@ -95,6 +100,11 @@ class MultiState:
     def empty(self) -> Tensor:
         """``(B, K, S)`` bool, True for empty rows."""
         return self.positions == EMPTY
+
+    @property
+    def visible(self) -> Tensor | None:
+        """``(B, K, S)`` bool, False for empty rows; None if it is known that there are none."""
+        return None if self.no_empty_rows else ~self.empty
 
     def with_rows(self, rows: dict[str, Tensor], clock: Tensor, *, no_empty_rows: bool = False) -> "MultiState":
         """Return the same layer with other rows, named as in ``rows``, another clock, and no spare rows."""
@@ -152,21 +162,22 @@ class MultiState:
         return replace(self, **rows, row_stats=self._extended_stats(), buffer=RowBuffer(rows, rows["keys"].shape[2]))
 
     def extended(self, *, in_place: bool) -> "MultiState":
-        """Return H with one more row at the position of the clock. Its key, value and scales are still to be written.
+        """Return H with the row of a token at the position of the clock. Its key, value and scales are still to be written.
 
         ``in_place``: True if the row may be written into the buffer of this state. Otherwise, and if the buffer is full, the
         rows are copied to a new buffer with spare rows.
         """
-        S, buffer = self.keys.shape[2], self.buffer
-        if buffer is None or not in_place or not buffer.claim(S, shared=self.reduction.size is None):
-            buffer = copy_to_buffer([self.stored], self.capacity)
+        S, n, buffer = self.keys.shape[2], self.rows_per_token, self.buffer
+        if buffer is None or not in_place or not buffer.claim(S, shared=self.reduction.size is None, n=n):
+            buffer = copy_to_buffer([self.stored], self.capacity, n)
             buffer.claim(S, shared=True)
-        buffer.rows["positions"].data[:, :, S] = self.clock[:, None]
-        return replace(self, **buffer.prefix(S + 1), row_stats=self._extended_stats(), buffer=buffer)
+        buffer.rows["positions"].data[:, :, S : S + n] = self.clock[:, None, None]
+        return replace(self, **buffer.prefix(S + n), row_stats=self._extended_stats(), buffer=buffer)
 
     def _extended_stats(self) -> dict[str, Tensor]:
-        """Return the statistics with one more row, which is 0."""
-        return {name: torch.cat((x, x.new_zeros(*x.shape[:2], 1, *x.shape[3:])), dim=2) for name, x in self.row_stats.items()}
+        """Return the statistics with the row of a token, which is 0."""
+        n = self.rows_per_token
+        return {name: torch.cat((x, x.new_zeros(*x.shape[:2], n, *x.shape[3:])), dim=2) for name, x in self.row_stats.items()}
 
     def sorted_by_position(self) -> "MultiState":
         """Return the rows in order of position, in as few columns as the fullest head needs. Synchronises with the device."""

@@ -23,15 +23,17 @@ class RowBuffer:
     def __post_init__(self, n_claimed: int) -> None:
         self._unclaimed = dict.fromkeys(range(n_claimed, self.rows["keys"].shape[2]), True)
 
-    def claim(self, S: int, shared: bool) -> bool:
-        """Claim row S for a state that has the S rows before it; return False if the row is not available.
+    def claim(self, S: int, shared: bool, n: int = 1) -> bool:
+        """Claim the n rows from S on for a state that has the S rows before; return False if they are not available.
+
+        A shared buffer gives one row at a time.
 
         Two threads that append to one state get different answers, because ``pop`` is one operation. A lock could stay locked
         after an interrupt or a fork. Processes do not see one another's claims. So no row of shared memory is available, and a
         step copies the rows.
         """
         keys = self.rows["keys"]
-        if keys.shape[2] == S:
+        if keys.shape[2] < S + n:
             return False
         if not torch.compiler.is_compiling():
             if keys.is_inference() and not torch.is_inference_mode_enabled():
@@ -45,18 +47,21 @@ class RowBuffer:
         return {name: x[:, :, :S] for name, x in self.rows.items()}
 
 
-def spare_rows(S: int, capacity: int | None) -> int:
-    """Return the number of rows to allocate beyond S: 1 + S / 16, for rare copies; at most ``capacity + 1`` in total."""
-    return 1 + S // 16 if capacity is None else min(1 + S // 16, capacity + 1 - S)
+def spare_rows(S: int, capacity: int | None, n: int = 1) -> int:
+    """Return the number of rows to allocate beyond S: n + S / 16, for rare copies; at most ``capacity + n`` in total."""
+    return n + S // 16 if capacity is None else min(n + S // 16, capacity + n - S)
 
 
-def copy_to_buffer(parts: Sequence[dict[str, Tensor]], capacity: int | None) -> RowBuffer:
-    """Copy the rows of several H with equally many rows into one buffer, batch after batch; ``parts``: their rows by name."""
+def copy_to_buffer(parts: Sequence[dict[str, Tensor]], capacity: int | None, n: int = 1) -> RowBuffer:
+    """Copy the rows of several H with equally many rows into one buffer, batch after batch.
+
+    ``parts``: their rows by name; capacity, n: as of :func:`spare_rows`, n rows for each token.
+    """
     S = parts[0]["keys"].shape[2]
 
     def copied(tensors: list[Tensor]) -> Tensor:
         B, K, _, *rest = tensors[0].shape
-        out = tensors[0].new_empty(len(tensors), B, K, S + spare_rows(S, capacity), *rest)
+        out = tensors[0].new_empty(len(tensors), B, K, S + spare_rows(S, capacity, n), *rest)
         for part, x in zip(out.unbind(), tensors, strict=True):
             part[:, :, :S] = x
         return out.flatten(0, 1)

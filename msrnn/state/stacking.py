@@ -37,7 +37,7 @@ def stack(layers: Sequence[MultiState]) -> MultiState | None:
 def stack_layers(layers: Sequence[MultiState]) -> MultiState:
     """Return :func:`stack` of layers that have one operator and equally many rows."""
     first = layers[0]
-    buffer = copy_to_buffer([H.stored for H in layers], first.capacity)
+    buffer = copy_to_buffer([H.stored for H in layers], first.capacity, first.rows_per_token)
     row_stats = {name: torch.cat([H.row_stats[name] for H in layers]) for name in first.row_stats}
     no_empty_rows = all(H.no_empty_rows for H in layers)
     rows = buffer.prefix(first.keys.shape[2])

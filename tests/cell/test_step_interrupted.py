@@ -14,7 +14,10 @@ from msrnn import H2O, TOVA, CaM, Reduction, Window
 
 TEXT = random_tokens(5, 2, 12)
 MIXED = [H2O(5), Window(3), TOVA(4), CaM(6, sinks=1)]
-REDUCTIONS = {"mixed": MIXED, "stacked": "h2o:5", "unbounded": "full", "mixed with unbounded": [*MIXED[:3], msrnn.Full()]}
+REDUCTIONS = {
+    **{"mixed": MIXED, "stacked": "h2o:5", "unbounded": "full", "mixed with unbounded": [*MIXED[:3], msrnn.Full()]},
+    "shared budget": "shared:h2o:5",
+}
 
 
 class Stopped(Exception):

@@ -185,7 +185,7 @@ def read_by_steps(operator, size):
     ("method", "answer", "message"),
     [
         ("update", None, "Mistaken.update returns NoneType"),
-        ("update", {}, r"Mistaken.update returns {}; expected {'seen': \(1, 2, 1\)}"),
+        ("update", {}, r"Mistaken.update returns {}; expected {'seen': \(\d, 2, \d\)}"),
         ("values", None, "Mistaken.score reads values, which is None; expected a class with needs_values = True"),
         ("edit", None, "Mistaken.score edits seen in place; expected a new tensor"),
     ],

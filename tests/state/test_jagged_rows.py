@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.tiny_models import assert_close, assert_same, random_tokens, tiny_cell
 
 import msrnn
-from msrnn import H2O, TOVA, Error, SharedBudget
+from msrnn import H2O, Error, SharedBudget
 from msrnn.state.jagged_rows import JaggedMultiState
 
 SPECS = ["h2o:2/6,5/3", "shared:floor=0:h2o:4"]
@@ -192,9 +192,7 @@ def test_compact_retains_rows_per_head():
     assert held_nbytes(compacted) < held_nbytes(state)
 
 
-def test_refusals():
+def test_vmap_is_refused():
     cell, (_, state) = read(SharedBudget(H2O(4)))
     with pytest.raises(Error, match=r"torch.func.vmap cannot read shared:h2o:4"):
         torch.func.vmap(lambda x: cell.step(x, state)[0])(random_tokens(1, 3, 2))
-    with pytest.raises(Error, match="shared:tova-head:4 gives heads different numbers of rows; expected an operator with one"):
-        msrnn.check_operator(SharedBudget(TOVA(4, per_head=True)))

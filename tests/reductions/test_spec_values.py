@@ -19,11 +19,7 @@ SIMPLE = {
     bool: st.booleans(),
     str: st.text(max_size=6) | st.sampled_from(["none", "true", "1", "1e3", ",", "a=b", "A:b", "%41", "", " x ", "inf"]),
 }
-
-
 OPTIONAL = {kind | None: values | st.none() for kind, values in SIMPLE.items()}
-
-
 TYPES = {
     **SIMPLE,
     **OPTIONAL,
@@ -35,8 +31,6 @@ TYPES = {
     "float": SIMPLE[float],
     "a name that does not exist": st.one_of(*SIMPLE.values(), st.none()),
 }
-
-
 NAMES = st.text("abcdefgh", min_size=2, max_size=4).filter(lambda name: not keyword.iskeyword(name))
 
 
@@ -95,8 +89,6 @@ VALUES_OF_ANY_TYPE = [
     *(Color.RED, Color.BLUE, "<Color.RED: 1>", (Color.RED,), {"a": 1}, {1}, b"a", "b'a'", 1j, "!", "!x", ("!",), 2**53 + 1),
     *(10**400, -1, 2, 0.5, float("inf"), "none", "None", "true", frozenset((1,)), Color, int),
 ]
-
-
 HINTS = (object, tuple, tuple[int, ...], int, float, bool, str, Color, list, int | None, tuple[tuple[int, ...], ...])
 
 

@@ -24,8 +24,6 @@ CASES = {
     "window per layer": (Window((0, 4)), lambda l: window((0, 4)[l])),
     "one each": (["h2o-layer:4:1", "tova-head:5"], lambda l: (h2o(4, 1, True), tova_head(5))[l]),
 }
-
-
 SHAPES = {"alone": (4, 4), "grouped": (4, 2), "six by three": (6, 3), "shared": (4, 1)}
 
 

@@ -17,8 +17,6 @@ MODEL = {
     "rope": {"rope_type": "default", "theta": 100.0},
     "context_length": 64,
 }
-
-
 DECODER = {**{name: x for name, x in MODEL.items() if name not in ("norm_eps", "rope")}, "family": "decoder", "dropout": 0.2}
 """A decoder with dropout, so that training uses random numbers."""
 WORDS = ["the", "sea", "was", "calm,", "and", "naïve", "whales", "slept", "–", "far", "off."]

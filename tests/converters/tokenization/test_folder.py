@@ -1,34 +1,18 @@
 """Ids, texts and chats of tokenizer folders equal those of transformers, for the combinations of the files of a folder."""
 
-import base64
 import json
 from itertools import product
 
 import pytest
-import tokenizers
-from support.sentencepiece_models import TEXTS, trained
+from support.sentencepiece_models import trained
 from support.tiny_tokenizer import tiny_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from support.tokenizer_folders import SAMPLES, TOKEN, assert_equals_transformers, write_settings
+from tokenizers import Tokenizer, pre_tokenizers, processors
 from transformers import AutoTokenizer
-from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
 
-import converters
 import msrnn
-from converters.extra_files import open_folder
 from converters.tokenization.folder import read_tokenizer
 from converters.tokenization.sentencepiece import parse_tokenizer
-from msrnn.text.model_templates import open_template
-
-TALK = [{"role": "user", "content": "hello the sea"}, {"role": "assistant", "content": " the answer"}]
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{{ eos_token }}{% endfor %}"
-    "{{ pad_token }}{{ unk_token }}"
-)
-SAMPLES = [
-    *("", "hello the other", " the sea", "a  b\n\tc", "<s>the</s> the", "<|im_start|>user\nhello <|im_end|> the", "é世🙂"),
-    *("x <tool>the <pad> a", "</s> <|im_end|><|im_end|>"),
-]
-TOKEN = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
 
 
 def sentencepiece_json(folder):
@@ -101,34 +85,6 @@ FLAGS = [
 CLASSES = (None, "PreTrainedTokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "OtherTokenizer")
 
 
-def write_settings(folder, tokenizer_class, model_type, files, flags):
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 9}
-    settings = {**files.get("tokenizer_config.json", {}), **flags, "chat_template": TEMPLATE}
-    if tokenizer_class is not None:
-        settings["tokenizer_class"] = tokenizer_class
-    for name, fields in (
-        files | {"tokenizer_config.json": settings, "config.json": {"model_type": model_type, **sizes}}
-    ).items():
-        (folder / name).write_text(json.dumps(fields))
-
-
-def assert_equal(folder):
-    """Compare ids, decoded texts, special tokens and a chat with transformers."""
-    reference, found, files = AutoTokenizer.from_pretrained(folder), read_tokenizer(folder), open_folder(None, {}, folder)
-    rebuilt = Tokenizer.from_str(files.extra_files["tokenizer.json"].decode())
-    for text in SAMPLES:
-        for special in (True, False):
-            ids = reference(text, add_special_tokens=special)["input_ids"]
-            assert found.encode(text, add_special_tokens=special).ids == ids, (text, special)
-            assert rebuilt.encode(text, add_special_tokens=special).ids == ids, (text, special)
-        for skip in (True, False):
-            assert found.decode(ids, skip_special_tokens=skip) == reference.decode(ids, skip_special_tokens=skip), (text, skip)
-    template = open_template(files.extra_files, found, None)
-    chat = found.encode(template(TALK, add_generation_prompt=False), add_special_tokens=False).ids
-    assert chat == reference.apply_chat_template(TALK, return_dict=False)
-    return reference
-
-
 @pytest.mark.parametrize("vocabulary", JSON)
 def test_folders_with_tokenizer_json_equal_transformers(vocabulary, tmp_path):
     text = JSON[vocabulary](tmp_path)
@@ -147,7 +103,7 @@ def test_folders_with_tokenizer_json_equal_transformers(vocabulary, tmp_path):
             files = {"added_tokens.json": {"<tool>": size}}
         write_settings(folder, name, kind, files, flags)
         try:
-            assert_equal(folder)
+            assert_equals_transformers(folder)
         except AssertionError as error:
             raise AssertionError(f"{name}, {kind}, {added}, {flags}") from error
         cases += 1
@@ -160,7 +116,7 @@ def test_folders_with_tokenizer_model_equal_transformers(added, flags, tmp_path)
     """transformers adds no bos where the files do not say so; here the default is that of SentencePiece's LLaMA, to add it."""
     size = trained(tmp_path / "tokenizer.model").vocab_size()
     write_settings(tmp_path, "LlamaTokenizer", "llama", ADDED[added](size), flags)
-    assert_equal(tmp_path)
+    assert_equals_transformers(tmp_path)
 
 
 def test_added_tokens_beside_tokenizer_model_are_known(tmp_path):
@@ -217,108 +173,3 @@ def test_special_tokens_are_split_if_the_settings_say_so(tmp_path):
     found = read_tokenizer(tmp_path)
     for text in SAMPLES:
         assert found.encode(text, add_special_tokens=False).ids == reference(text, add_special_tokens=False)["input_ids"]
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    """Return byte strings of a byte-level BPE, in the order of their merges."""
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    learner.train_from_iterator(TEXTS * 3, trainer)
-    vocab = json.loads(learner.to_str())["model"]["vocab"]
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = {chr(n): n for n in printable}
-    letters |= {chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if b not in printable)}
-    return [bytes(letters[c] for c in token) for token in sorted(vocab, key=vocab.get)]
-
-
-def write_ranks(folder, ranks):
-    lines = (f"{base64.b64encode(token).decode()} {n}" for n, token in enumerate(ranks))
-    (folder / "tokenizer.model").write_text("\n".join(lines) + "\n")
-
-
-def test_the_rank_file_of_a_hugging_face_folder_equals_transformers(ranks, tmp_path):
-    write_ranks(tmp_path, ranks)
-    n = len(ranks)
-    tokens = {n: "<s>", n + 1: "</s>", n + 3: "<|im_start|>", n + 4: "<|im_end|>"}
-    decoder = {str(i): {"content": token, **TOKEN} for i, token in tokens.items()}
-    flags = {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
-    write_settings(tmp_path, None, "llama", {"tokenizer_config.json": {"added_tokens_decoder": decoder}}, flags)
-    reference = assert_equal(tmp_path)
-    assert (
-        reference.convert_ids_to_tokens(n + 2) == f"<|reserved_token_{n + 2}|>" == read_tokenizer(tmp_path).id_to_token(n + 2)
-    )
-
-
-@pytest.mark.parametrize(
-    ("scaled", "names"), [(False, {8: "<|reserved_special_token_4|>"}), (True, {8: "<|eom_id|>", 10: "<|python_tag|>"})]
-)
-def test_the_rank_file_of_a_folder_of_meta(scaled, names, ranks, tmp_path):
-    write_ranks(tmp_path, ranks)
-    (tmp_path / "params.json").write_text(json.dumps({"use_scaled_rope": scaled}))
-    found, n = converters.tokenizer(tmp_path), len(ranks)
-    names |= {0: "<|begin_of_text|>", 1: "<|end_of_text|>", 6: "<|start_header_id|>", 7: "<|end_header_id|>", 9: "<|eot_id|>"}
-    assert {i: found.id_to_token(n + i) for i in names} == names
-    assert (found.get_vocab_size(), found.id_to_token(n + 255)) == (
-        n + 256,
-        f"<|reserved_special_token_{247 if scaled else 250}|>",
-    )
-    assert found.encode("the<|eot_id|>").tokens == ["<|begin_of_text|>", "the", "<|eot_id|>"]
-    assert found.decode(found.encode(TEXTS[1]).ids) == TEXTS[1]
-
-
-@pytest.mark.parametrize("listed", [True, False])
-def test_tekken_equals_transformers(listed, ranks, tmp_path):
-    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>"]
-    config = {
-        "pattern": r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+",
-        "default_vocab_size": len(ranks) + 10,
-        "default_num_special_tokens": 20,
-    }
-    fields = {
-        "config": config,
-        "vocab": [{"rank": n, "token_bytes": base64.b64encode(x).decode()} for n, x in enumerate(ranks)],
-    }
-    if listed:
-        fields["special_tokens"] = [{"rank": n, "token_str": text, "is_control": True} for n, text in enumerate(special)]
-    (tmp_path / "tekken.json").write_text(json.dumps(fields))
-    found = read_tokenizer(tmp_path)
-    assert found.encode("[INST] the").tokens[:2] == ["<s>", "[INST]"]
-    if not listed:
-        assert [found.id_to_token(n) for n in (3, 9, 19)] == ["[INST]", "[TOOL_CALLS]", "[TOOL_CONTENT]"]
-        return
-    reference = convert_tekken_tokenizer(str(tmp_path / "tekken.json"))
-    assert found.get_vocab_size() == len(reference) == len(ranks) + 10
-    for text in [*TEXTS, "[INST] the[/INST]</s> <SPECIAL_7>", *SAMPLES]:
-        ids = reference(text)["input_ids"]
-        assert found.encode(text, add_special_tokens=False).ids == ids
-        assert found.decode(ids, skip_special_tokens=False) == reference.decode(ids)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("tokenizer.model", "IQ== 0\nIg== 1\n", "2 of 2 tokens differ; expected each token once, and all 256 bytes"),
-        ("tokenizer.model", "IQ== 0\nIg== 7\n", "has 2 lines; expected the ranks from 0 to 1"),
-        ("tokenizer.model", "IQ== 0\n!! 1\n", "is not a file of tiktoken"),
-        ("tekken.json", "{}", "has no vocab or no config.pattern"),
-        ("tekken.json", json.dumps({"config": {"pattern": ""}, "vocab": [3]}), "a token has no token_bytes in base64"),
-        (
-            "tekken.json",
-            json.dumps({"config": {"pattern": ""}, "vocab": [], "special_tokens": [3]}),
-            "special_tokens are malformed",
-        ),
-        (
-            "tekken.json",
-            json.dumps({"config": {"pattern": "", "default_vocab_size": 2**40}, "vocab": []}),
-            "has 0 tokens; expected 1099511627756 and 20 special ones",
-        ),
-    ],
-)
-def test_damaged_rank_files_are_refused(name, content, message, tmp_path):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(msrnn.Error, match=message):
-        read_tokenizer(tmp_path)

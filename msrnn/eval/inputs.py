@@ -66,7 +66,7 @@ class EvalInputs:
         return split_into_chunks(texts, self.tokenizer, args.chunk, args.chunks)
 
     def sweep(self, folder: Path | None, experiment: str, **settings: Any) -> Sweep:
-        """Return the finished cells in ``folder``, the same ones on every rank. Collective.
+        """Return the finished entries in ``folder``, the same ones on every rank. Collective.
 
         Raises:
             Error: the folder belongs to another experiment, model, tokenizer, text, device or setting, or the ranks differ in
@@ -95,16 +95,16 @@ class EvalInputs:
         With ``progress``, print first what is taken from the folder and what is slow.
 
         Args:
-            sweep: the finished cells.
-            rows: by row, the cells by key; a row is a condition or a tuple that starts with a condition.
-            batch_size: maximum number of cells at a time.
+            sweep: the finished entries.
+            rows: by row, the entries by key; a row is a condition or a tuple that starts with a condition.
+            batch_size: maximum number of entries at a time.
             together: rows with the same value are measured by the same rank.
         """
         if self.progress:
-            unfinished = [row for row, cells in rows.items() if any(key not in sweep for key in cells)]
+            unfinished = [row for row, entries in rows.items() if any(key not in sweep for key in entries)]
             conditions = [row[0] if isinstance(row, tuple) else row for row in unfinished]
             slow = [c.operator for c in conditions if isinstance(c, Condition) and is_called_per_token(c.reduction)]
-            notes = [sweep.reused(key for cells in rows.values() for key in cells)]
+            notes = [sweep.reused(key for entries in rows.values() for key in entries)]
             if slow:
                 names = ", ".join(dict.fromkeys(slow))
                 notes.append(f"called once per token and layer, which is slow: {names} (docs/own-operator.md, Flags)")

@@ -11,7 +11,7 @@ from .inputs import EvalInputs
 
 
 class Named(Grouped, Protocol):
-    """A question with a ``name``, the part of the keys of its table cells after the condition."""
+    """A question with a ``name``, the part of the keys of its table entries after the condition."""
 
     @property
     def name(self) -> str: ...
@@ -34,7 +34,7 @@ def measure_questions(
 
     Args:
         inputs: the model.
-        sweep: the finished cells.
+        sweep: the finished entries.
         conditions: the conditions.
         questions: the questions.
         batch_size: maximum number of questions in a batch.

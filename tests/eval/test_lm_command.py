@@ -60,11 +60,11 @@ def test_the_command_resumes_and_writes_a_complete_report(folder, book, tmp_path
     records = json.loads((out / "report.json").read_text())
     assert len(records) == 7 * 3
     assert sorted(p.name for p in out.iterdir()) == ["cells", "lm.png", "report.json", "report.md", "settings.json"]
-    assert main([*arguments, "--chunks", "3", "--json"]) == 0  # all cells are finished
+    assert main([*arguments, "--chunks", "3", "--json"]) == 0  # all entries are finished
     assert len(calls) == 14
     assert json.loads(capsys.readouterr().out) == records
-    same_cells = command(folder, book, "--out", out, "--operators", "tova", "sinks:8:1", "--chunks", "1")
-    assert main(same_cells) == 0  # the same cells under other spec strings
+    same_entries = command(folder, book, "--out", out, "--operators", "tova", "sinks:8:1", "--chunks", "1")
+    assert main(same_entries) == 0  # the same entries under other spec strings
     assert len(calls) == 14
     assert "\n| sinks:8:1 | " in capsys.readouterr().out
     cell, ids = converters.load(folder), split_into_chunks({"book": TEXT}, converters.tokenizer(folder), 30, 1)[0].ids

@@ -81,7 +81,7 @@ def test_the_table_of_an_interrupted_run_equals_that_of_an_unbroken_one(folder, 
     assert main([*words, "--out", str(tmp_path / "broken")]) == 0
     for name in ("report.md", "report.json"):
         assert (tmp_path / "broken" / name).read_text() == (tmp_path / "whole" / name).read_text()
-    assert "2 of 8 cells taken from" in capsys.readouterr().err
+    assert "2 of 8 entries taken from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Finished cells are reused; the folder of another sweep is refused."""
+"""Finished entries are reused; the folder of another sweep is refused."""
 
 import io
 import json
@@ -15,7 +15,7 @@ ROWS = {"a": {"a 0": 0, "a 1": 1, "a 2": 2}, "b": {"b 0": 3}}
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_pending_yields_unfinished_cells_by_row(kept, tmp_path):
+def test_pending_yields_unfinished_entries_by_row(kept, tmp_path):
     sweep = Sweep(tmp_path / "x" if kept else None, {"chunk": 8})
     assert list(sweep.pending(ROWS, 2)) == [("a", {"a 0": 0, "a 1": 1}), ("a", {"a 2": 2}), ("b", {"b 0": 3})]
     sweep["a 1"] = {"value": 0.5}
@@ -24,7 +24,7 @@ def test_pending_yields_unfinished_cells_by_row(kept, tmp_path):
     assert list(again.pending(ROWS, 2)) == [("a", {"a 0": 0, "a 2": 2}), ("b", {"b 0": 3})]
 
 
-def test_progress_starts_at_the_number_of_finished_cells(monkeypatch):
+def test_progress_starts_at_the_number_of_finished_entries(monkeypatch):
     bars = []
 
     def record(total, unit, *, initial, enabled):
@@ -60,7 +60,7 @@ def test_another_sweep_is_refused(tmp_path):
         Sweep(tmp_path, {"model": "a", "chunk": 8})
 
 
-def test_a_partly_written_cell_is_ignored(tmp_path, monkeypatch):
+def test_a_partly_written_entry_is_ignored(tmp_path, monkeypatch):
     sweep = Sweep(tmp_path, {})
 
     def killed(path, facts):
@@ -75,16 +75,16 @@ def test_a_partly_written_cell_is_ignored(tmp_path, monkeypatch):
     assert len(list(Sweep(tmp_path, {}).pending(ROWS))) == 4
 
 
-def test_a_damaged_cell_is_refused(tmp_path):
+def test_a_damaged_entry_is_refused(tmp_path):
     Sweep(tmp_path, {})["a 0"] = {"n": 1}
     path = tmp_path / "cells" / "a 0.json"
-    for damaged, message in (("{", "is not JSON"), (json.dumps({"key": "b", "record": {}}), "is not a cell of a sweep")):
+    for damaged, message in (("{", "is not JSON"), (json.dumps({"key": "b", "record": {}}), "is not an entry of a sweep")):
         path.write_text(damaged)
         with pytest.raises(msrnn.Error, match=message):
             Sweep(tmp_path, {})
 
 
-def test_reused_cells_are_counted(tmp_path):
+def test_reused_entries_are_counted(tmp_path):
     sweep = Sweep(tmp_path, {})
     assert sweep.reused(["a", "b"]) == ""
     sweep["a"] = sweep["c"] = {"n": 1}
@@ -92,15 +92,15 @@ def test_reused_cells_are_counted(tmp_path):
     again = Sweep(tmp_path, {})
     assert (
         again.reused(["a"])
-        == f"1 of 1 cells taken from {tmp_path}; the folder also has 1 of other code or other conditions, not used"
+        == f"1 of 1 entries taken from {tmp_path}; the folder also has 1 of other code or other conditions, not used"
     )
-    assert again.reused(iter("abc")) == f"2 of 3 cells taken from {tmp_path}, 1 to measure"
+    assert again.reused(iter("abc")) == f"2 of 3 entries taken from {tmp_path}, 1 to measure"
     memory = Sweep(None, {})
     memory["a"] = {"n": 1}
     assert memory.reused(["a"]) == ""
 
 
-def test_cells_of_an_earlier_version_are_refused(tmp_path):
+def test_entries_of_an_earlier_version_are_refused(tmp_path):
     Sweep(tmp_path, {"chunk": 8})
     (tmp_path / "settings.json").write_text('{"version": 2, "chunk": 8}')
     with pytest.raises(msrnn.Error, match="with version 2; this one has 3"):
@@ -116,7 +116,11 @@ def part(rank, size, together=None):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_processes_yield_each_batch_once(size):
     parts = [part(rank, size) for rank in range(size)]
-    assert sorted((row, *cells) for batches in parts for row, cells in batches) == [("a", "a 0"), ("a", "a 2"), ("b", "b 0")]
+    assert sorted((row, *entries) for batches in parts for row, entries in batches) == [
+        ("a", "a 0"),
+        ("a", "a 2"),
+        ("b", "b 0"),
+    ]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -128,7 +132,7 @@ def test_rows_that_belong_together_are_yielded_by_one_process():
     assert part(1, 2, together=lambda row: "all") == []
 
 
-def test_cells_of_another_process_are_written_if_they_are_missing(tmp_path):
+def test_entries_of_another_process_are_written_if_they_are_missing(tmp_path):
     shared, own = Sweep(tmp_path / "x", {}), Sweep(tmp_path / "y", {}, finished={"a 0": {"n": 0}})
     shared["a 1"] = {"n": 1}
     shared.add({"a 1": {"n": 9}, "a 2": {"n": 2}}, save=True)

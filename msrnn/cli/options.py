@@ -43,8 +43,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_weights_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--weights``."""
-    help = "weights in 4 or 8 bits; packed: a GGUF file's own 4 bits (default: as stored, GGUF in float32)"
-    parser.add_argument("--weights", choices=WEIGHT_CHOICES, help=help)
+    text = "weights in 4 or 8 bits; packed: a GGUF file's own 4 bits (default: as stored, GGUF in float32)"
+    parser.add_argument("--weights", choices=WEIGHT_CHOICES, help=text)
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -74,8 +74,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_stop_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--stop``, a list."""
-    help = "end the text before TEXT; may be repeated"
-    parser.add_argument("--stop", metavar="TEXT", type=stop_string, action="append", default=[], help=help)
+    text = "end the text before TEXT; may be repeated"
+    parser.add_argument("--stop", metavar="TEXT", type=stop_string, action="append", default=[], help=text)
 
 
 def stop_string(text: str) -> str:

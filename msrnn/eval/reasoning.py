@@ -71,15 +71,15 @@ class Question:
         return f"{self.task}{steps} {self.number} {digest(self.prompt)}"
 
 
-def generate_questions(tasks: Sequence[str], steps: Sequence[int], count: int, shots: int, seed: int) -> list[Question]:
-    """Return ``count`` questions per task and number of steps. The solved problems before them have as many steps.
+def generate_questions(tasks: Sequence[str], steps: Sequence[int], n_questions: int, shots: int, seed: int) -> list[Question]:
+    """Return ``n_questions`` questions per task and number of steps. The solved problems before them have as many steps.
 
     A problem that is among the solved ones is drawn again, because its answer could be copied.
 
     Args:
         tasks: keys of ``TASKS``.
         steps: numbers of steps.
-        count: questions per task and number of steps.
+        n_questions: questions per task and number of steps.
         shots: solved problems before a question; they are the same for all questions of a task and number of steps.
         seed: seed of the problems.
 
@@ -91,7 +91,7 @@ def generate_questions(tasks: Sequence[str], steps: Sequence[int], count: int, s
         for n in steps:
             rng = random.Random(f"{seed} {task} {n} shots")
             solved = [TASKS[task](rng, n) for _ in range(shots)]
-            for i in range(count):
+            for i in range(n_questions):
                 problem = _unsolved(task, n, random.Random(f"{seed} {task} {n} {i}"), solved)
                 found.append(Question(task, n, i, few_shot_prompt(solved, problem.question), problem.answer))
     return found
@@ -105,8 +105,8 @@ def _unsolved(task: str, steps: int, rng: random.Random, solved: Sequence[Proble
     raise Error(f"--shots is {len(solved)}, which are all problems that {task} has in {steps} steps; expected fewer")
 
 
-def file_questions(path: Path, count: int, shots: int) -> list[Question]:
-    """Return ``count`` questions of a file, or fewer if it ends. Its first ``shots`` problems are the solved ones.
+def file_questions(path: Path, n_questions: int, shots: int) -> list[Question]:
+    """Return ``n_questions`` questions of a file, or fewer if it ends. Its first ``shots`` problems are the solved ones.
 
     Raises:
         Error: as :func:`~msrnn.eval.tasks.problem_files.read_problems`; the file has no problem after the solved ones.
@@ -114,7 +114,7 @@ def file_questions(path: Path, count: int, shots: int) -> list[Question]:
     problems = read_problems(path)
     if len(problems) <= shots:
         raise Error(f"{path} has {counted(len(problems), 'problem')}; expected more than --shots, {shots}")
-    asked = problems[shots : shots + count]
+    asked = problems[shots : shots + n_questions]
     return [Question(path.stem, None, i, few_shot_prompt(problems[:shots], p.question), p.answer) for i, p in enumerate(asked)]
 
 

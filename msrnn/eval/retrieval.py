@@ -80,13 +80,13 @@ def generate_questions(
     tasks: Sequence[str],
     lengths: Sequence[int],
     depths: Sequence[float],
-    count: int,
+    n_questions: int,
     seed: int,
     difficulty: Difficulty,
     texts: Mapping[str, str],
     progress: bool = False,
 ) -> list[Question]:
-    """Return ``count`` questions per task, length and depth, in the order of tasks and lengths.
+    """Return ``n_questions`` questions per task, length and depth, in the order of tasks and lengths.
 
     A task without depth has as many questions as the others. The questions of a task, length and depth depend only on these,
     the seed, the difficulty, the tokenizer and the texts.
@@ -96,7 +96,7 @@ def generate_questions(
         tasks: keys of ``TASKS``.
         lengths: maximum numbers of tokens of a prompt.
         depths: shares of the filler before a needle, 0 to 1.
-        count: questions per task, length and depth.
+        n_questions: questions per task, length and depth.
         seed: seed of the questions.
         difficulty: sizes of the tasks.
         texts: texts by name, for ``text-needle``; the questions use them in turn.
@@ -106,7 +106,7 @@ def generate_questions(
         Error: a length is too short for a task, or a text is too short for a length.
     """
     found, sentences = [], [Sentences.of(text) for text in texts.values()]
-    wanted = [(task, length, i) for task in tasks for length in lengths for i in range(count * len(depths))]
+    wanted = [(task, length, i) for task in tasks for length in lengths for i in range(n_questions * len(depths))]
     with progress_bar(len(wanted), "question", label="generating", enabled=progress) as bar:
         for task, length, i in wanted:
             number, place = divmod(i, len(depths))

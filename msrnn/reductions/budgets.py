@@ -48,8 +48,11 @@ def flat_sizes(size: Any) -> tuple[Any, ...]:
     return tuple(x for layer in layers for x in layer) if all(layers) else ()
 
 
-def bounded_sizes(size: Any) -> tuple[Any, ...]:
-    """Return the sizes of all layers and heads without the None of unbounded heads. The None of a whole layer stays."""
+def sizes_to_validate(size: Any) -> tuple[Any, ...]:
+    """Return the sizes of all layers and heads that an operator has to accept.
+
+    The None of an unbounded head is omitted. The None of a whole layer stays, because only ``Full`` accepts it.
+    """
     layers = size if isinstance(size, tuple) else (size,)
     return tuple(x for layer in layers for x in ([n for n in layer if n is not None] if isinstance(layer, tuple) else [layer]))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, check_bool, check_int, is_int
-from .budgets import as_tuples, bounded_sizes, flat_sizes, size_of_layer
+from .budgets import as_tuples, flat_sizes, size_of_layer, sizes_to_validate
 from .spec_strings import SpecNames, format_spec, register_spec_names
 
 EMPTY, LEARNED = -1, -2
@@ -139,7 +139,7 @@ class Reduction:
         if not flat_sizes(self.size):
             raise Error(f"{type(self).__name__}: size is {self.size!r:.60}; expected one int per layer")
         self._check_stat_names()
-        for size in bounded_sizes(self.size):
+        for size in sizes_to_validate(self.size):
             self.validate(size)
 
     def validate(self, size: int | None) -> None:

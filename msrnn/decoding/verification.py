@@ -70,28 +70,26 @@ def draft_and_verify(
         controller: decides whether drafts are read; None: always.
         in_place: update ``state`` in place; otherwise every yielded state is a separate value.
     """
-    B, generated, state, last = len(drafters), [0] * len(drafters), start.state, start.logits
+    B, state, last = len(drafters), start.state, start.logits
+    generated = [0] * B
     unfinished = [b for b, token in enumerate(endings.start(start)) if token is None]
     first = sampler.choose(last) if max_new_tokens and unfinished else []
     chosen = {b: first[b] for b in unfinished if first}  # the next token of each unfinished sequence
     while chosen:
-        began, room = time.perf_counter(), {b: max_new_tokens - generated[b] for b in chosen}
+        began = time.perf_counter()
+        room = {b: max_new_tokens - generated[b] for b in chosen}  # tokens that each unfinished sequence may still get
         drafts = {b: drafters[b].propose(i, 0 if endings.is_eos(i) else room[b] - 1) for b, i in chosen.items()}
         match_lengths = [max((draft.match_length for draft in found), default=None) for found in drafts.values()]
         speculate = any(drafts.values()) and (controller is None or controller.should_speculate(match_lengths))
         if not speculate:
             drafts = {b: [] for b in chosen}
-        candidates, batch_index = list[list[int]](), list[int]()  # what the forward pass reads, and for which sequence
-        for b in range(B):
-            rows = [[chosen[b], *draft.tokens] for draft in drafts[b]] or [[chosen[b]]] if b in chosen else [[]]
-            candidates += rows
-            batch_index += [b] * len(rows)
+        candidates, batch_index = _list_candidates(chosen, drafts, B)
         logits, state_after = _read(cell, state, candidates, batch_index, in_place)
         best, counts, chosen = _verify(logits, candidates, batch_index, room, sampler, endings.ends)
         state = state_after(best, counts)
         state.recent_tokens = endings.recent_tokens(None, last.device)
-        read = torch.tensor([n > 0 for n in counts], device=last.device)
-        last = torch.where(read[:, None], logits[best, [max(n - 1, 0) for n in counts]], last)
+        has_read = torch.tensor([n > 0 for n in counts], device=last.device)
+        last = torch.where(has_read[:, None], logits[best, [max(n - 1, 0) for n in counts]], last)
         predictions = _argmax_after(logits, candidates, batch_index, drafts) if speculate else {}
         tokens = [candidates[row][:n] for row, n in zip(best, counts, strict=True)]
         for b in room:
@@ -103,9 +101,26 @@ def draft_and_verify(
                 controller.record_speculative(seconds, match_lengths, [counts[b] - 1 for b in room])
             else:
                 controller.record_plain(seconds)
-        tokens_read = [sum(len(row) for row, i in zip(candidates, batch_index, strict=True) if i == b) for b in range(B)]
+        tokens_read = [0] * B
+        for b, row in zip(batch_index, candidates, strict=True):
+            tokens_read[b] += len(row)
         from_pool = [_from_pool(tokens[b], drafts.get(b, [])) for b in range(B)]
         yield Accepted(tokens, state, last, tokens_read, from_pool)
+
+
+def _list_candidates(chosen: dict[int, int], drafts: dict[int, list[Draft]], B: int) -> tuple[list[list[int]], list[int]]:
+    """Return the token sequences that the forward pass reads, and for each the index of its sequence in the batch.
+
+    A candidate is the chosen token followed by a draft, or the chosen token alone if there are no drafts. A finished sequence
+    has one empty candidate.
+    """
+    candidates, batch_index = list[list[int]](), list[int]()
+    for b in range(B):
+        rows = [[chosen[b], *draft.tokens] for draft in drafts.get(b, [])]
+        rows = rows or ([[chosen[b]]] if b in chosen else [[]])
+        candidates += rows
+        batch_index += [b] * len(rows)
+    return candidates, batch_index
 
 
 def _seconds_on_all_ranks(cell: Cell, seconds: float) -> float:

@@ -122,11 +122,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         for key, start in pending.items():
             if state is None or current != (condition, rule):
                 current, state = (condition, rule), saved_state(inputs.cell, condition, rule, len(chunks), path, start)
-            while int(state.clock[0]) <= start:
-                begin, clock = time.perf_counter(), int(state.clock[0])
-                losses, state = score_segment(inputs.cell, ids[:, clock : clock + args.stretch + 1], state)
-                totals = losses.cpu().double().sum(1).tolist()  # synchronises with the device
-                seconds = time.perf_counter() - begin
+            totals, seconds, state = _score_until(inputs.cell, ids, state, start, args.stretch)
             segment = (rule, start, args.stretch, names, totals, seconds)
             sweep[key] = asdict(ExtrapolationResult(condition.operator, condition.size, *segment))
             if path is not None:
@@ -139,6 +135,20 @@ def _file_name(key: str) -> str:
     """Return a name for the file of a state; a digest of a long key, because a name has at most 255 bytes."""
     name = quote(key, safe=" ")
     return name if len(name) <= 200 else digest(key)
+
+
+def _score_until(cell: Cell, ids: Tensor, state: State, start: int, length: int) -> tuple[list[float], float, State]:
+    """Read segments of ``length`` tokens up to and including the one from ``start``.
+
+    Returns:
+        For the last segment the sum of −ln p of each text and the seconds; and the state after it.
+    """
+    while (clock := int(state.clock[0])) <= start:
+        begin = time.perf_counter()
+        losses, state = score_segment(cell, ids[:, clock : clock + length + 1], state)
+        totals = losses.cpu().double().sum(1).tolist()  # synchronises with the device
+        seconds = time.perf_counter() - begin
+    return totals, seconds, state
 
 
 def saved_state(cell: Cell, condition: Condition, rule: str, batch_size: int, path: Path | None, start: int) -> State:

@@ -113,14 +113,9 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
                 sweep[key] = {"value": value}
         budget.add(unit.quality)
     finished = [u for u in units if all(key in sweep for c in conditions for key in u.keys(c))]
-    for quality in _qualities(units):
-        if not any(u.quality == quality for u in finished):
-            hint = (
-                "run the command again to continue"
-                if args.out
-                else "expected more --minutes, or --out FOLDER to continue later"
-            )
-            raise Error(f"--minutes {args.minutes} was too short for a unit of {quality} under all operators; {hint}")
+    if missing := [quality for quality in _qualities(units) if quality not in _qualities(finished)]:
+        hint = "run the command again to continue" if args.out else "expected more --minutes, or --out FOLDER to continue later"
+        raise Error(f"--minutes {args.minutes} was too short for a unit of {missing[0]} under all operators; {hint}")
     remarks = [_bytes_of(chunks[0]), describe_several_sizes(conditions), *_without_effect(conditions, longest)]
     remarks.append(_progress(units, finished))
     return report(_results(sweep, conditions, finished), against, " ".join(filter(None, remarks)))

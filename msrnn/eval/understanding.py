@@ -6,7 +6,7 @@ agreement with the unbounded model's answer under teacher forcing, and the likel
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -160,14 +160,7 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
         check_rouge()
     documents = list(dict.fromkeys(q.name for q in questions))[: args.documents]
     groups = {document: [q for q in questions if q.name == document] for document in documents}
-    suffixes = {d: max(_count(inputs.tokenizer, q.prompt_suffix) for q in group) for d, group in groups.items()}
-    check_fits(min([args.length, *(c.size for c in conditions if c.truncated and c.size)]), max(suffixes.values()))
-    prompt = max(min(args.length, len(inputs.tokenizer.encode(groups[d][0].document).ids) + n) for d, n in suffixes.items())
-    references = [f" {r.strip()}" for group in groups.values() for q in group for r in q.references]
-    longest = prompt + max(args.max_new_tokens, *(_count(inputs.tokenizer, r) for r in references))
-    check_affected([c for c in conditions if c.truncated], prompt, "a prompt")  # it truncates the prompt alone
-    check_affected([c for c in conditions if not c.truncated], longest, "a prompt with its answer")
-    inputs.check_memory(max(len(q.references) for q in questions), [c.reduction for c in conditions], longest)
+    _check_lengths(args, inputs, conditions, groups)
     settings = {"length": args.length, "max_new_tokens": args.max_new_tokens}
     sweep = inputs.sweep(args.out, "understanding", data=digest(repr(questions)), **settings)
     full = conditions[0]
@@ -182,6 +175,24 @@ def run(args: argparse.Namespace, inputs: EvalInputs) -> Report:
             if (key := f"{condition.key} on {question_name(q)}") in pending:
                 sweep[key] = asdict(result)
     return report(load_results(UnderstandingResult, sweep, rows), questions[0].task)
+
+
+def _check_lengths(
+    args: argparse.Namespace, inputs: EvalInputs, conditions: Sequence[Condition], groups: Mapping[str, Sequence[Question]]
+) -> None:
+    """Check that the questions fit into the prompts, that every size changes something, and that the states fit into memory.
+
+    Raises:
+        Error: one of these does not hold.
+    """
+    suffixes = {d: max(_count(inputs.tokenizer, q.prompt_suffix) for q in group) for d, group in groups.items()}
+    check_fits(min([args.length, *(c.size for c in conditions if c.truncated and c.size)]), max(suffixes.values()))
+    prompt = max(min(args.length, len(inputs.tokenizer.encode(groups[d][0].document).ids) + n) for d, n in suffixes.items())
+    questions = [q for group in groups.values() for q in group]
+    answer = max(args.max_new_tokens, *(_count(inputs.tokenizer, f" {r.strip()}") for q in questions for r in q.references))
+    check_affected([c for c in conditions if c.truncated], prompt, "a prompt")  # it truncates the prompt alone
+    check_affected([c for c in conditions if not c.truncated], prompt + answer, "a prompt with its answer")
+    inputs.check_memory(max(len(q.references) for q in questions), [c.reduction for c in conditions], prompt + answer)
 
 
 def report(results: Sequence[UnderstandingResult], task: str) -> Report:

@@ -1,16 +1,10 @@
 """Damaged and malicious files that the fuzzer found, one test per kind of damage."""
 
-import json
 import os
-import signal
-import struct
-from pathlib import Path
 
-import fuzzing.checkpoints
 import pytest
 import torch
-from fuzzing.corruptions import gguf_header, safetensors_header
-from safetensors.torch import load_file, save_file
+from fuzzing.corruptions import safetensors_header
 from support.tiny_models import tiny_cell
 
 import converters
@@ -18,42 +12,12 @@ import msrnn
 from msrnn.cli.main import main
 
 
-@pytest.fixture
-def made(tmp_path):
-    """Return a function that writes a small checkpoint of a format and a model, and returns its folder."""
-
-    def make(name, model="llama"):
-        folder = tmp_path / "source"
-        folder.mkdir()
-        fuzzing.checkpoints.FORMATS[name].write(folder, model)
-        return folder
-
-    return make
-
-
-@pytest.fixture
-def time_limit():
-    """Fail the test after a minute."""
-
-    def stop(*_):
-        raise AssertionError("no end after a minute")
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-
-
-def refusing(pattern):
-    return pytest.raises(msrnn.Error, match=pattern)
-
-
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_pipe_in_place_of_a_file_does_not_block(name, made, time_limit):
     folder = made("own")
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with refusing("tokenizer" if name == "tokenizer.json" else name.split(".")[0]):
+    with pytest.raises(msrnn.Error, match="tokenizer" if name == "tokenizer.json" else name.split(".")[0]):
         converters.tokenizer(folder) if name == "tokenizer.json" else converters.load(folder)
 
 
@@ -62,9 +26,9 @@ def test_links_to_other_than_regular_files_are_refused(target, made, time_limit)
     folder = made("own")
     (folder / "config.json").unlink()
     (folder / "config.json").symlink_to(target)
-    with refusing("source"):
+    with pytest.raises(msrnn.Error, match="source"):
         converters.load(folder)
-    with refusing("config.json"):
+    with pytest.raises(msrnn.Error, match=r"config\.json"):
         msrnn.load(folder)
 
 
@@ -72,7 +36,7 @@ def test_tokenizer_of_gigabytes_is_not_read(made, tmp_path):
     folder = made("own")
     os.truncate(folder / "tokenizer.json", 3 << 30)
     for read in (converters.tokenizer, lambda folder: converters.convert(folder, tmp_path / "target"), msrnn.load):
-        with refusing("expected a small file"):
+        with pytest.raises(msrnn.Error, match="expected a small file"):
             read(folder)
     with pytest.warns(UserWarning, match="expected a small file"):
         converters.load(folder)
@@ -94,7 +58,7 @@ def test_ambiguous_or_huge_config_is_refused(old, new, message, made, time_limit
     path = made("own") / "config.json"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    with refusing(message):
+    with pytest.raises(msrnn.Error, match=message):
         converters.load(path.parent)
     assert main(["info", str(path.parent)]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -103,7 +67,7 @@ def test_ambiguous_or_huge_config_is_refused(old, new, message, made, time_limit
 def test_number_beyond_float64_is_refused(made):
     path = made("hf", "mistral") / "config.json"
     path.write_text(path.read_text().replace("1e-05", "9" * 400))
-    with refusing("rms_norm_eps is 999"):
+    with pytest.raises(msrnn.Error, match="rms_norm_eps is 999"):
         converters.load(path.parent)
 
 
@@ -113,67 +77,6 @@ def test_error_text_is_one_short_printable_line():
     assert long.startswith("begin x")
     assert long.endswith("x end")
     assert len(long) < 1000
-
-
-# Tensors.
-
-
-def test_duplicate_tensor_in_safetensors_is_refused(made):
-    path = made("own") / "model.safetensors"
-
-    def twice(header):
-        return f'{{"norm.weight": {json.dumps(header["norm.weight"])}, {json.dumps(header)[1:]}'
-
-    safetensors_header.edit_header(path, twice)
-    assert "norm.weight" in load_file(path)  # the safetensors package reads the last one
-    with refusing(r"'norm\.weight' occurs twice"):
-        converters.load(path.parent)
-
-
-def test_two_gguf_tensors_with_one_offset_are_refused(made):
-    path = made("gguf") / "model.gguf"
-    fields = gguf_header.Layout(path.read_bytes())
-    first, second = [at for what, at, _ in fields.numbers if what == "offset"][3:5]
-    gguf_header.replace(path, fields, second, 8, fields.data[first : first + 8])
-    with refusing("after the previous tensor"):
-        converters.load(path)
-
-
-@pytest.mark.parametrize("more", [b"x" * 100, b"\0" * 32])
-def test_bytes_after_the_last_gguf_tensor_are_refused(more, made):
-    path = made("gguf") / "model.gguf"
-    path.write_bytes(path.read_bytes() + more)
-    with refusing("where its last tensor ends"):
-        converters.load(path)
-
-
-def test_gguf_token_of_a_million_characters_is_refused(made, time_limit):
-    path = made("gguf", "mistral") / "model.gguf"
-    fields = gguf_header.Layout(path.read_bytes())
-    at = fields.data.index(b"th", fields.data.index(b"tokenizer.ggml.tokens") + 21)
-    gguf_header.replace(path, fields, at - 8, 10, struct.pack("<Q", 1_000_000) + b"x" * 1_000_000)
-    with refusing("a token has 1000000 characters"):
-        converters.tokenizer(path)
-
-
-def test_gguf_string_of_megabytes_is_refused(made):
-    path = made("gguf") / "model.gguf"
-    fields = gguf_header.Layout(path.read_bytes())
-    _, at, length = next(x for x in fields.texts if x[0] == "value")
-    gguf_header.replace(path, fields, at - 8, 8 + length, struct.pack("<Q", 5_000_000) + b"x" * 5_000_000)
-    with refusing("5000000 items; expected at most"):
-        converters.load(path)
-
-
-def test_float8_is_refused(tmp_path):
-    state = {name: x.to(torch.float8_e4m3fn) for name, x in tiny_cell().state_dict().items()}
-    with refusing("float8_e4m3fn; expected floating-point"):
-        converters.load((state, tiny_cell().config))
-    with refusing("dtype is torch.float8_e5m2"):
-        converters.load((tiny_cell().state_dict(), tiny_cell().config), dtype=torch.float8_e5m2)
-
-
-# Extra files.
 
 
 def test_padding_and_truncation_of_a_tokenizer_are_switched_off(made):
@@ -192,9 +95,9 @@ def test_padding_and_truncation_of_a_tokenizer_are_switched_off(made):
 def test_conversion_refuses_a_damaged_tokenizer(content, made, tmp_path, time_limit):
     folder = made("own")
     (folder / "tokenizer.json").write_bytes(content.encode("latin-1") or b" ")
-    with refusing(r"tokenizer\.json"):
+    with pytest.raises(msrnn.Error, match=r"tokenizer\.json"):
         converters.convert(folder, tmp_path / "target", to="hf")
-    with refusing(r"tokenizer\.json"):
+    with pytest.raises(msrnn.Error, match=r"tokenizer\.json"):
         converters.tokenizer(folder)
     assert os.listdir(tmp_path) == ["source"]
 
@@ -203,24 +106,11 @@ def test_conversion_refuses_a_damaged_tokenizer(content, made, tmp_path, time_li
 def test_extra_file_with_a_path_is_refused(name, tmp_path):
     cell = tiny_cell()
     cell.extra_files = {name: b"x"}
-    with refusing("extra file is named"):
+    with pytest.raises(msrnn.Error, match="extra file is named"):
         cell.save(tmp_path / "here" / "target")
-    with refusing("extra file is named"):
+    with pytest.raises(msrnn.Error, match="extra file is named"):
         converters.convert(cell, tmp_path / "here" / "target", to="hf")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside.weight", "layers.0/../../x.weight", "..", ""])
-def test_tensor_named_like_a_path_is_refused(name, made, tmp_path):
-    folder = made("own")
-    save_file({**load_file(folder / "model.safetensors"), name: torch.zeros(2)}, folder / "model.safetensors")
-    with refusing("not part of this model"):
-        converters.convert(folder, tmp_path / "target")
-    assert os.listdir(tmp_path) == ["source"]
-    assert not Path("/tmp/outside.weight").exists()
-
-
-# Saved states.
 
 
 @pytest.mark.parametrize(
@@ -243,7 +133,7 @@ def test_ambiguous_metadata_of_a_saved_state_is_refused(name, old, new, made, ti
         header["__metadata__"][name] = header["__metadata__"][name].replace(old, new)
 
     safetensors_header.edit_header(path, change)
-    with refusing(r"damaged|expected a bool"):
+    with pytest.raises(msrnn.Error, match=r"damaged|expected a bool"):
         msrnn.load_state(path)
 
 
@@ -252,5 +142,5 @@ def test_state_with_a_shortened_fingerprint_is_refused(tmp_path):
     state = cell.initial_state(1)
     found = state.fingerprint
     state.fingerprint = type(found)(found.signature, "float32", found.values[:-1])
-    with refusing("another model"):
+    with pytest.raises(msrnn.Error, match="another model"):
         cell.step(torch.tensor([1]), state)

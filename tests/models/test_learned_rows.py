@@ -1,60 +1,19 @@
-"""Tests of learned rows (persistent rows, memory tokens, recurrent memory) against naive full-matrix attention."""
+"""Learned rows (persistent rows and memory tokens) against naive full-matrix attention."""
 
 import copy
 
 import pytest
 import torch
+from support.naive_learned_rows import naive_logits
 from support.tiny_models import DECODER_CONFIG, ROPES, assert_close, assert_same, random_tokens, step_loop, tiny_decoder
-from torch.nn.functional import scaled_dot_product_attention, silu
 
 import msrnn
-from msrnn.layers.positional import alibi_slopes
-from msrnn.layers.rotary import Rope, apply_rotary
 from msrnn.models import Decoder, DecoderConfig
 from msrnn.reductions.contract import LEARNED
 
 TEXT = random_tokens(1, 3, 20)
 ALL = {"persistent": 3, "memory_tokens": 2}
 POSITIONS = [ROPES["default"], "alibi", "learned", "sinusoidal"]
-
-
-def naive(cell, x, position):
-    """All of ``x (B, T, E)`` at once, causal, at ``position (T,)``, NaN for no place: what leaves the last layer. Persistent
-    rows are columns of one matrix, seen by all, without a place."""
-    c, (B, T, _) = cell.config, x.shape
-    N, K, D, P = c.n_heads, c.n_kv_heads, c.head_dim, c.persistent
-    mask = torch.zeros(N, T, P + T, dtype=torch.float64)
-    mask[..., P:].masked_fill_(torch.ones(T, T).triu(1).bool(), -torch.inf)
-    if c.positions == "alibi":
-        distance = (position[:, None] - position).nan_to_num(0)  # near to all
-        distance = torch.where(position.isnan(), 0, distance)
-        mask[..., P:] -= alibi_slopes(N, torch.float64)[:, None, None] * distance
-    if isinstance(c.positions, Rope):
-        rotation = c.positions.cos_sin(position.nan_to_num(0).long(), D, x.dtype)
-    for l, layer in enumerate(cell.layers):
-        y = layer.attention_norm(x)
-        q, k, v = (m(y).view(B, T, -1, D) for m in (layer.q, layer.k, layer.v))
-        if isinstance(c.positions, Rope):
-            q, k = apply_rotary(q, rotation), apply_rotary(k, rotation)
-        k, v = k.transpose(1, 2), v.transpose(1, 2)
-        if P:
-            k = torch.cat((cell.persistent_keys[l].expand(B, -1, -1, -1), k), dim=2)
-            v = torch.cat((cell.persistent_values[l].expand(B, -1, -1, -1), v), dim=2)
-        k, v = (rows.repeat_interleave(N // K, dim=1) for rows in (k, v))
-        x = x + layer.o(scaled_dot_product_attention(q.transpose(1, 2), k, v, mask).transpose(1, 2).flatten(2))
-        if c.ffn != "none":
-            y = layer.ffn_norm(x)
-            x = x + layer.down(silu(layer.gate(y)) * layer.up(y))
-    return x
-
-
-def naive_logits(cell, text):
-    m, T = cell.config.memory_tokens, text.shape[1]
-    x = cell.embed_tokens(text, torch.arange(T).expand_as(text))
-    position = torch.cat((torch.full((m,), torch.nan), torch.arange(T)))
-    if m:
-        x = torch.cat((cell.memory.expand(len(text), -1, -1), x), dim=1)
-    return cell.compute_logits(naive(cell, x, position)[:, m:])
 
 
 @pytest.mark.parametrize("facts", [{"persistent": 3, "ffn": "none", "ffn_width": 0}, {"memory_tokens": 2}, ALL], ids=str)
@@ -131,48 +90,6 @@ def test_gradients_reach_learned_rows_through_the_state(reduction):
         assert gradients[0][name].abs().amax(-1).min() > 0  # of every row
 
 
-@pytest.mark.parametrize("positions", POSITIONS, ids=str)
-def test_recurrent_memory(positions):
-    """Three segments equal naive attention over [memory, segment, write tokens]; write outputs are the next memory."""
-    cell = tiny_decoder(positions=positions, memory_tokens=2, recurrent=True, persistent=1, frozen=False)
-    state, memory, logits, expected = cell.initial_state(3), cell.memory.expand(3, -1, -1), [], []
-    for chunk in TEXT.split([7, 9, 4], dim=1):
-        T = chunk.shape[1]
-        position = torch.cat((torch.full((2,), torch.nan), torch.arange(T + 2)))
-        x = torch.cat(
-            (memory, cell.embed_tokens(chunk, torch.arange(T).expand(3, -1)), cell.write_tokens.expand(3, -1, -1)), dim=1
-        )
-        x = cell.norm(naive(cell, x, position))
-        memory = x[:, -2:]
-        expected.append(x[:, 2:-2] @ cell.head.weight.T)
-        read, state = cell(chunk, state)
-        logits.append(read)
-        state = cell.next_segment(state)
-    assert_close(torch.cat(logits, 1), torch.cat(expected, 1), 1e-11)
-    gradients = []
-    for x in (logits, expected):
-        cell.zero_grad()
-        torch.cat(x, 1).tanh().sum().backward(retain_graph=True)
-        gradients.append({name: p.grad.clone() for name, p in cell.named_parameters()})
-    for name, gradient in gradients[0].items():
-        assert_close(gradient, gradients[1][name], 1e-8)
-    assert gradients[0]["write_tokens"].abs().min() > 0
-
-
-def test_the_next_segment_has_only_the_memory():
-    cell = tiny_decoder(memory_tokens=2, recurrent=True)
-    for state in (cell.initial_state(3, "tova:4"), cell.initial_state(3)):
-        _, read = cell(TEXT, state, lengths=torch.tensor([20, 9, 0]))
-        kept = read.clone()
-        begun = cell.next_segment(read)
-        assert_same(read, kept)
-        assert begun.clock.tolist() == [0, 0, 0]
-        assert [H.reduction for H in begun] == [H.reduction for H in read]
-        assert all(H.positions.eq(LEARNED).all() and H.keys.shape[2] == 2 for H in begun)
-        alone = cell.next_segment(cell(TEXT[1:2, :9], state.select([1]))[1])
-        assert_same(begun.select([1]), alone, 1e-12)
-
-
 @pytest.mark.parametrize("places", ["inside", "compressed"])
 def test_places_are_kept(places):
     """Without evictions and within ten tokens, remapped positions equal positions."""
@@ -232,21 +149,6 @@ def test_a_state_with_other_learned_rows_is_refused(name):
     cell.get_parameter(name).add_(1)
     with pytest.raises(msrnn.Error, match="other parameters"):
         cell(TEXT, state)
-
-
-def test_dropout_of_memory_tokens(monkeypatch):
-    """Memory and write tokens have dropout at the input as other tokens; none in eval mode."""
-    entered, cell = [], tiny_decoder(memory_tokens=2, recurrent=True, dropout=0.5)
-    run_layers = cell.run_layers
-    monkeypatch.setattr(cell, "run_layers", lambda x, *more: entered.append(x) or run_layers(x, *more))
-    for training in (False, True):
-        cell.train(training)
-        cell.next_segment(cell.initial_state(9))
-    assert [x.eq(0).any().item() for x in entered] == [False, False, False, True, True, True]
-    for x, whole in zip(entered, [cell.memory, cell.write_tokens, None] * 2, strict=True):
-        if whole is not None:
-            left = x != 0
-            assert_close(x[left], (whole * (1 if left.all() else 2)).expand_as(x)[left], 0)
 
 
 def test_initialization():

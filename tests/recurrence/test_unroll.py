@@ -1,17 +1,18 @@
 """The many-token path equals the step loop for every length of chunks and blocks (random cells: tests/cell/test_cell.py)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+from support.operator_paths import assert_paths_agree
 from support.tiny_models import assert_close, assert_same, random_tokens, step_loop, tiny_cell
 
 import converters
 import msrnn
-from msrnn import TOVA, Reduction, Window
-from msrnn.recurrence import block_evictions, unroll
+from msrnn import TOVA, Reduction
+from msrnn.recurrence import unroll
 
 OPERATORS = ["full", "window:0", "window:5", "sinks:6:2", "h2o:6", "h2o-layer:6", "h2o:7:0", "tova:5", "tova-head:5"]
 
@@ -53,16 +54,6 @@ class AllProtected(Reduction):
         return torch.full_like(seen.weights.mean(2), torch.inf)
 
 
-def assert_equals_step_loop(cell, text, reduction, lengths=None):
-    """Compare logits and state of the two paths; return the logits."""
-    B = len(text)
-    logits, state = cell(text, cell.initial_state(B, reduction), lengths=lengths)
-    expected, end = step_loop(cell, text, cell.initial_state(B, reduction), lengths)
-    assert_close(logits, expected, 1e-8)
-    assert_same(state, end, 1e-8)
-    return expected
-
-
 @pytest.mark.parametrize(("chunk", "block"), [(1, 64), (9, 2), (24, 3), (63, 64), (300, 5), (1024, 16)])
 @pytest.mark.parametrize("reduction", [*OPERATORS, Spread(5), Popular(5), AllProtected(4)], ids=str)
 def test_chunks_and_blocks_do_not_change_the_result(reduction, chunk, block, monkeypatch):
@@ -72,92 +63,11 @@ def test_chunks_and_blocks_do_not_change_the_result(reduction, chunk, block, mon
     monkeypatch.setattr("msrnn.cell.layer.MLP_CHUNK_TOKENS", block)
     cell, text = tiny_cell(), random_tokens(5, 3, 21)
     lengths = torch.tensor([21, 8, 0])
-    expected = assert_equals_step_loop(cell, text, reduction, lengths)
+    assert_paths_agree(reduction, cell, text, lengths)
+    expected, _ = step_loop(cell, text, cell.initial_state(3, reduction), lengths)
     last, _ = cell(text, cell.initial_state(3, reduction), lengths=lengths, last_only=True)
     assert_close(last[:2], torch.stack((expected[0, 20], expected[1, 7])), 1e-8)
     assert last[2].isnan().all()
-
-
-@pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "tova-head:5", "h2o-layer:6"])
-def test_wrong_proposals_are_corrected(reduction, monkeypatch):
-    """The worst proposal takes the candidates in reverse order. The result is the same after more iterations."""
-    monkeypatch.setattr(block_evictions, "MIN_SETTLED_TOKENS", 0)  # never one call per token
-    calls = []
-    score_tokens = block_evictions.score_tokens
-    monkeypatch.setattr(block_evictions, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
-    cell, text = tiny_cell(), random_tokens(5, 2, 40)
-    assert_equals_step_loop(cell, text, reduction)
-    few = len(calls)
-    propose = block_evictions._propose_evictions
-    monkeypatch.setattr(block_evictions, "_propose_evictions", lambda ranks, *a: propose(ranks.flip(-1), *a))
-    assert_equals_step_loop(cell, text, reduction)
-    assert len(calls) - few > 2 * few
-
-
-@pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "tova-head:5", "keydiff:5"])
-@pytest.mark.parametrize("lengths", [None, torch.tensor([40, 17])], ids=["equal", "ragged"])
-def test_tokens_are_solved_one_by_one_after_iterations_that_settle_few(reduction, lengths, monkeypatch):
-    solved = []
-    by_token = block_evictions._solve_token_by_token
-    monkeypatch.setattr(block_evictions, "_solve_token_by_token", lambda *a: solved.append(a[3]) or by_token(*a))
-    propose = block_evictions._propose_evictions
-    monkeypatch.setattr(block_evictions, "_propose_evictions", lambda ranks, *a: propose(ranks.flip(-1), *a))
-    cell, text = tiny_cell(), random_tokens(5, 2, 40)
-    assert_equals_step_loop(cell, text, reduction, lengths)
-    assert solved
-    assert all(0 < start < 40 for start in solved)
-
-
-def test_evictions_from_positions_are_shared_by_equal_layers(monkeypatch):
-    """Layers with other positions or another operator compute their own evictions."""
-    solved = []
-    solve = unroll.solve_evictions
-    monkeypatch.setattr(unroll, "solve_evictions", lambda block, *a: solved.append(block.reduction) or solve(block, *a))
-    cell, text = tiny_cell(n_layers=4), random_tokens(5, 2, 20)
-    assert_equals_step_loop(cell, text, "window:5")
-    assert len(solved) == 1
-    assert_equals_step_loop(cell, text, "tova:5")
-    assert len(solved) == 1 + 4
-    assert_equals_step_loop(cell, text, Window((5, 5, 3, 3)))
-    assert len(solved) == 1 + 4 + 2
-    mixed = [Window(5), msrnn.TOVA(5), Window(5), Window(3)]
-    assert_equals_step_loop(cell, text, mixed)
-    assert len(solved) == 1 + 4 + 2 + 3
-    _, state = cell(text, cell.initial_state(2, mixed))
-    other = [replace(H, reduction=Window(5)) for H in state]  # the second layer holds the rows that TOVA retained
-    other[3] = state[3]
-    state = state.with_layers(other)
-    logits, after = cell(text, state)
-    expected, end = step_loop(cell, text, state)
-    assert_close(logits, expected, 1e-8)
-    assert_same(after, end, 1e-8)
-
-
-def test_one_call_scores_many_tokens():
-    """A block of 64 tokens takes a few calls of the operator."""
-    calls = []
-
-    class Counting(msrnn.TOVA):
-        depends_on_row_layout = depends_on_other_positions = False
-
-        def score(self, seen):
-            calls.append(len(seen.clock))
-            return super().score(seen)
-
-    cell = tiny_cell(n_layers=1)
-    cell(random_tokens(5, 1, 64), cell.initial_state(1, Counting(40)))
-    assert len(calls) < 12
-    assert max(calls) == 64
-
-
-@pytest.mark.parametrize("reduction", ["window:40", "sinks:40:4"])
-def test_proposals_from_positions_are_right_for_all_layers(reduction, monkeypatch):
-    """One call to propose and one to confirm, in the first layer only."""
-    calls, score_tokens = [], block_evictions.score_tokens
-    monkeypatch.setattr(block_evictions, "score_tokens", lambda *a, **k: calls.append(1) or score_tokens(*a, **k))
-    cell = tiny_cell()
-    cell(random_tokens(5, 1, unroll.WEIGHT_FREE_BLOCK), cell.initial_state(1, reduction))
-    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("reduction", ["tova:4", "h2o:5", "window:4", "full", Popular(4)], ids=str)
@@ -286,7 +196,7 @@ def test_subclass_of_an_operator_without_positions_receives_positions():
             held = (seen.positions >= 0).sum(-1, keepdim=True)
             return super().score(seen) * (1 + (seen.positions * 7 + held) % 5)[:, :1]
 
-    assert_equals_step_loop(tiny_cell(), random_tokens(7, 2, 30), Scaled(5))
+    assert_paths_agree(Scaled(5), text=random_tokens(7, 2, 30), lengths=None)
 
 
 @pytest.mark.parametrize("reduction", ["full", "window:4", "tova:4", "h2o:5", "keydiff:4"])

@@ -13,11 +13,17 @@ from msrnn.state.state import State
 TEXT, LENGTHS = random_tokens(5, 2, 30), torch.tensor([30, 21])
 
 
-def assert_paths_agree(operator: Reduction, cell: Cell | None = None, text: Tensor = TEXT, lengths: Tensor = LENGTHS) -> State:
-    """Equal logits and states by the step loop and the many-token path; the state after it."""
+def assert_paths_agree(
+    reduction: Reduction | str | Sequence[Reduction | str],
+    cell: Cell | None = None,
+    text: Tensor = TEXT,
+    lengths: Tensor | None = LENGTHS,
+) -> State:
+    """Compare logits and states of the step loop and of the many-token path; return the state."""
     cell = tiny_cell() if cell is None else cell
-    expected, end = step_loop(cell, text, cell.initial_state(2, operator), lengths)
-    logits, state = cell(text, cell.initial_state(2, operator), lengths=lengths)
+    start = cell.initial_state(len(text), reduction)
+    expected, end = step_loop(cell, text, start, lengths)
+    logits, state = cell(text, start, lengths=lengths)
     assert_same(state, end, 1e-8)
     assert_close(logits, expected, 1e-8)
     return end

@@ -11,7 +11,7 @@ from ..errors import Error
 from ..layers.rotary import Rope
 from ..models.config import Config
 from ..models.llama import Llama
-from ..reductions.budgets import bounded_sizes
+from ..reductions.budgets import flat_sizes
 from ..reductions.calibrated import CalibratedReduction, ModelSizes
 from ..reductions.constants import Constants
 from ..reductions.contract import Reduction
@@ -46,7 +46,7 @@ def small_operator(operator: Reduction) -> Reduction:
     if isinstance(operator, HeadBudget):
         inner = small_operator(operator.operator)
         return inner if isinstance(operator, HeadSizes) else replace(operator, operator=inner)
-    given = sorted(set(bounded_sizes(operator.size)) - {None})
+    given = sorted(set(flat_sizes(operator.size)) - {None})
     for size in SIZES:
         smaller = {n: min(n, size + i * STEP) for i, n in enumerate(given)}
         if smaller != {n: n for n in given}:
@@ -63,7 +63,7 @@ def _replaced(size: Any, smaller: dict[int, int]) -> Any:
 
 def largest_size(operator: Reduction) -> int | None:
     """Return the largest size of a small operator; None if all heads are unbounded."""
-    return max((n for n in bounded_sizes(operator.size) if n is not None), default=None)
+    return max((n for n in flat_sizes(operator.size) if n is not None), default=None)
 
 
 def n_kv_heads_of(operator: Reduction) -> int:

@@ -45,12 +45,24 @@ def evict_by_budget(
         positions = positions.masked_fill(own & ~active[:, None, None], EMPTY)
     if positions.shape[2] > operator.rows_before_eviction + grown.n_learned:
         score = retention_scores(operator, observation, active)
-        positions = positions.masked_fill(rows_to_evict(operator, score, positions), EMPTY)
+        positions = _without_evicted(operator, score, positions, grown.heads if gathered is None else None)
     positions = own_heads(gathered, positions)
     kept = replace(grown, positions=positions, clock=clock, row_stats=row_stats, buffer=None, no_empty_rows=False)
     if kept.capacity is None:  # a token that is not read leaves a column without a row
         return kept if active is None else kept.sorted_by_position()
     return kept.sorted_by_position() if positions.shape[2] > kept.capacity else kept
+
+
+def _without_evicted(operator: HeadBudget, score: Tensor, positions: Tensor, heads: HeadShard | None) -> Tensor:
+    """Return the positions ``(B, K, R)`` with −1 for evicted rows.
+
+    ``heads``: those of the arguments, in a split cell. Under a shared budget the ranks gather scores and positions, because no
+    rank can decide alone. They have the same R (:func:`~msrnn.state.split_heads.with_columns_of_all_ranks`).
+    """
+    if heads is None or not isinstance(operator, SharedBudget):
+        return positions.masked_fill(rows_to_evict(operator, score, positions), EMPTY)
+    evicted = rows_to_evict(operator, heads.gather(score, 1), heads.gather(positions, 1))
+    return positions.masked_fill(heads.own(evicted, 1), EMPTY)
 
 
 def rows_to_evict(operator: HeadBudget, score: Tensor, positions: Tensor) -> Tensor:

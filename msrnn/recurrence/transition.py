@@ -15,6 +15,7 @@ from ..layers.attention import SCALED_PRODUCT, LogitRule, attend
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Observation, Reduction
 from ..reductions.head_budgets import HeadBudget
+from ..reductions.shared_budget import SharedBudget
 from ..state.multistate import MultiState
 from ..state.quantised_rows import dequantise_rows, replace_values
 from ..state.split_heads import with_columns_of_all_ranks
@@ -119,7 +120,8 @@ def reduce(
     operator, S = grown.reduction, grown.positions.shape[2] - 1
     observation = attended.observe(grown)
     complete = grown.no_empty_rows and active is None
-    to_gather = heads_to_gather(grown.heads, operator)
+    scoring = operator.operator if isinstance(operator, SharedBudget) else operator
+    to_gather = heads_to_gather(grown.heads, scoring)
     all_heads = gather_observation(to_gather, operator, observation)
     all_heads = all_heads._replace(row_stats=next_stats(operator, all_heads, active, complete))
     row_stats = {name: own_heads(to_gather, x) for name, x in all_heads.row_stats.items()}

@@ -39,8 +39,7 @@ class KeyDiff(KeyBasedReduction):
     reads_heads: ClassVar[str] = "own"
 
     def score(self, observation: Observation) -> Tensor:
-        assert observation.keys is not None
-        keys = observation.keys
+        keys = self.keys(observation)
         # factors of 1 / norm for the products: normalised keys would be a copy of all keys
         inverse = keys.norm(dim=-1).clamp(min=1e-12).reciprocal().masked_fill(observation.positions == EMPTY, 0)  # (B, K, R)
         mean = normalize(inverse[:, :, None] @ keys, dim=-1)  # (B, K, 1, D)

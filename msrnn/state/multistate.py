@@ -139,7 +139,7 @@ class MultiState:
         return replace(self, **stored, **scales, positions=positions, clock=clock, row_stats=row_stats, buffer=None)
 
     def select(self, rows: Tensor) -> "MultiState":
-        """Return a copy of the batch rows ``rows (B',)`` int64."""
+        """Return a copy of the batch rows ``rows (B',)`` int64. Columns that are empty in all of them stay."""
         return self.map(lambda x: x.index_select(0, rows))
 
     def append(self, key: Tensor, value: Tensor, *, in_place: bool) -> "MultiState":

@@ -14,6 +14,14 @@ from msrnn import State
 CELL = tiny_cell()
 
 
+def test_empty_columns_stay_in_picked_rows_until_many_tokens_are_read():
+    text = random_tokens(5, 2, 8)
+    _, state = CELL(text, CELL.initial_state(2, "tova:8"), lengths=torch.tensor([8, 3]))
+    picked = state.select([1])
+    assert [H.keys.shape[2] for H in picked] == [8, 8]
+    assert [H.keys.shape[2] for H in CELL(text[:1, :1], picked)[1]] == [4, 4]
+
+
 @given(st.data())
 @examples(30)
 def test_states_made_separately_continue_as_a_ragged_batch(data):

@@ -194,8 +194,8 @@ class State:
         return layers._with_recent_tokens(self, lambda x: x.to(device=device, copy=True))
 
     def select(self, rows: Tensor | Sequence[int] | slice) -> "State":
-        """Return a copy with the batch rows ``rows``: picked, repeated or reordered. To drop columns that are empty in all of them
-        would synchronise with the device, so they stay until many tokens are read.
+        """Return a copy with the batch rows ``rows``: picked, repeated or reordered. Columns that are empty in all of them stay
+        until many tokens are read, because dropping them would synchronise with the device.
 
         Args:
             rows: int64 indices ``(B',)`` as a tensor or a list, or a slice. Negative indices count from the end.

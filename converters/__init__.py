@@ -21,7 +21,7 @@ from msrnn import Cell, Error
 from msrnn.distributed.ranks import Ranks
 from msrnn.errors import check_device, check_dtype
 from msrnn.models import Config, DecoderConfig
-from msrnn.models.loading import build_frozen, check_tensors, shard_of, tensor_shapes
+from msrnn.models.loading import build_frozen, check_tensors, part_of_rank, tensor_shapes
 from msrnn.models.packing import packed_names
 from msrnn.storage.atomic import atomic_dir
 from msrnn.storage.lazy_tensors import LazyTensor, Location
@@ -88,11 +88,11 @@ def load(
     check_device(device)
     check_weights(weights)
     opened = detect.open_source(source, revision)
-    shard = None if group is None else shard_of(opened.config, Ranks.of(group))
+    rank_part = None if group is None else part_of_rank(opened.config, Ranks.of(group))
     chosen, dtype = choose_weights(opened, weights, dtype)
     _report_tokenizer(opened)
     with _with_progress(chosen, "reading") as tensors:
-        cell = build_frozen(opened.config, tensors, dtype=dtype, device=device, shard=shard)
+        cell = build_frozen(opened.config, tensors, dtype=dtype, device=device, rank_part=rank_part)
     cell.extra_files = opened.extra_files
     if weights is not None:
         del opened, chosen, tensors  # they hold the last tensor

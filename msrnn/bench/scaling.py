@@ -50,9 +50,9 @@ def _messages(cell: Cell) -> dict[str, int]:
 
 def _all_reduces(cell: Cell) -> dict[str, Callable[[], None]]:
     """Return the all-reduces to time, by name; none in one process."""
-    if cell.shard is None:
+    if cell.rank_part is None:
         return {}
-    ranks = cell.shard.ranks
+    ranks = cell.rank_part.ranks
 
     def reduce(x: torch.Tensor) -> None:
         for _ in range(STEPS):
@@ -64,8 +64,8 @@ def _all_reduces(cell: Cell) -> dict[str, Callable[[], None]]:
 def _device(cell: Cell, seconds: Mapping[str, float]) -> Device:
     """Return the figures of one rank of this machine, from the seconds of each contender in one round."""
     bandwidth, link, latency = SUMMED_BYTES / seconds["sum"], inf, 0.0
-    if cell.shard is not None:
-        sent = {name: sent_bytes(4 * n, cell.shard.ranks.size) for name, n in _messages(cell).items()}
+    if cell.rank_part is not None:
+        sent = {name: sent_bytes(4 * n, cell.rank_part.ranks.size) for name, n in _messages(cell).items()}
         short, long = (seconds[name] / STEPS for name in sent)
         link = (sent["long"] - sent["short"]) / max(long - short, 1e-9)
         latency = max(0.0, short - sent["short"] / link)

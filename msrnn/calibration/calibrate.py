@@ -55,8 +55,8 @@ def calibrate(
     check_int("calibrate: epochs", epochs)
     if not texts:
         raise Error("calibrate: no texts; expected at least one")
-    if cell.shard is not None:
-        raise Error(f"calibrate: the cell is split over {cell.shard.ranks.size} ranks; expected a whole cell (no group=)")
+    if cell.rank_part is not None:
+        raise Error(f"calibrate: the cell is split over {cell.rank_part.ranks.size} ranks; expected a whole cell (no group=)")
     for tokens in texts:
         if not isinstance(tokens, Tensor) or tokens.ndim != 1 or tokens.dtype != torch.int64 or not len(tokens):
             raise Error(f"calibrate: a text is {describe(tokens)}; expected ids (T,) int64, at least one")

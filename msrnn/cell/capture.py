@@ -206,7 +206,7 @@ def _check_cell(cell: "Cell", state: State) -> None:
     if cell.device.type not in GRAPHS:
         raise Error(f"capture: the cell is on {cell.device}; expected {' or '.join(GRAPHS)}, or step_ instead")
     cell.check_state(state, len(state.clock))
-    if cell.shard is not None:
+    if cell.rank_part is not None:
         raise Error("capture: the cell is split over several processes, which a recording does not include; expected step_")
     if hooked := [name or "the cell" for name, module in cell.named_modules() if has_hooks(module)]:
         raise Error(f"capture: {hooked[0]} has a hook, which a recording cannot call; expected no hooks, or step_ instead")

@@ -54,8 +54,8 @@ class Cell(SavedNetwork):
         check_device(device)
         check_int("initial_state: batch_size", batch_size, at_most=2**24)  # more sequences are probably a typo
         operators = self.operators_per_layer(reduction, remapped=places != ABSOLUTE)
-        if self.shard is not None:
-            self.shard.ranks.check_same_values("initial state", batch_size, *operators, places, dtype)
+        if self.rank_part is not None:
+            self.rank_part.ranks.check_same_values("initial state", batch_size, *operators, places, dtype)
         remappings = PositionRemapping.per_layer(places, [encoding.rope for encoding in self.position_encodings])
         clock, row_dtype = torch.zeros(batch_size, dtype=torch.int64, device=device or self.device), parse_row_dtype(dtype)
         layers = (self.init_layer_state(batch_size, operator, clock, row_dtype or self.dtype) for operator in operators)
@@ -193,7 +193,7 @@ class Cell(SavedNetwork):
         fingerprint = self.fingerprint(recompute=recompute)
         if from_elsewhere := found is not fingerprint and found is not self._accepted:  # from a file, for example
             fingerprint = self.fingerprint(recompute=True)
-        heads = None if self.shard is None else self.shard.heads
+        heads = None if self.rank_part is None else self.rank_part.heads
         check_state(state, batch_size, fingerprint, self.dtype, self.device, heads)
         if from_elsewhere and fingerprint.dtype:
             self._accepted = found
@@ -222,8 +222,8 @@ class Cell(SavedNetwork):
     def _check_text(
         self, tokens: Tensor, state: State | None, lengths: Tensor | None, recompute: bool = False
     ) -> tuple[Tensor, Tensor, State]:
-        if self.shard is not None:
-            self.shard.ranks.check_same_values("text", tokens, lengths)
+        if self.rank_part is not None:
+            self.rank_part.ranks.check_same_values("text", tokens, lengths)
         tokens, lengths = check_text(tokens, lengths, self.config.vocab_size)
         check_device_of_ids("tokens are", tokens, self.device)
         state = self.initial_state(len(tokens)) if state is None else state

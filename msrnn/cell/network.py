@@ -53,7 +53,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
     @property
     def n_kv_heads(self) -> int:
         """Number of key/value heads of a state: K, or those of this rank in a split cell."""
-        return self.config.n_kv_heads if self.shard is None else self.shard.heads.count
+        return self.config.n_kv_heads if self.rank_part is None else self.rank_part.heads.count
 
     @property
     def sizes(self) -> ModelSizes:
@@ -115,7 +115,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
         scales: dict[str, Any] = (
             {name: keys.new_empty(shape, dtype=torch.float32) for name in SCALES.values()} if quantised else {}
         )
-        heads = None if self.shard is None else self.shard.heads
+        heads = None if self.rank_part is None else self.rank_part.heads
         operator = operator_of_rank(reduction, heads)
         return MultiState(keys, keys.clone(), positions, clock, operator, row_stats, no_empty_rows=True, heads=heads, **scales)
 
@@ -197,7 +197,7 @@ class RecurrentNetwork(ParameterAccess, ABC):
 
     def of_rank_0(self, x: Tensor) -> Tensor:
         """Return ``x`` of rank 0 in a split cell, so that all ranks choose the same token; otherwise ``x`` itself."""
-        return x if self.shard is None else self.shard.ranks.broadcast_(x.contiguous(), "choices")
+        return x if self.rank_part is None else self.rank_part.ranks.broadcast_(x.contiguous(), "choices")
 
     def _input(self, token: Tensor, position: Tensor) -> Tensor:
         """Return the embedded ids in the dtype of the cell, although an adapter of the embedding may have another one."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.fingerprints import sample_values
-from ..distributed.shard import Shard
+from ..distributed.rank_part import RankPart
 from ..errors import Error
 from ..layers.embedding import Embedding
 from ..layers.lora import LoraLinear
@@ -26,7 +26,7 @@ class ParameterAccess(nn.Module):
     embed: Embedding
     adapters: Mapping[str, LoraLinear] = MappingProxyType({})
     """The LoRA adapters by their paths in the cell (:mod:`msrnn.lora`)."""
-    shard: Shard | None = None
+    rank_part: RankPart | None = None
     """The part of the model that this process holds; None: the whole model."""
     _accepted: Fingerprint | None = None
     """The last fingerprint from elsewhere, such as from a file, that was compared with the parameters."""
@@ -110,10 +110,10 @@ class ParameterAccess(nn.Module):
 
     def _read_fingerprint(self, tensors: list[Tensor], numbers: list[float]) -> Fingerprint:
         """Return the fingerprint of the whole model. A split cell exchanges values with the other ranks."""
-        if self.shard is None or any(x.requires_grad or x.is_meta for x in tensors):
+        if self.rank_part is None or any(x.requires_grad or x.is_meta for x in tensors):
             return Fingerprint.of(self.signature, tensors, numbers)
         names = {id(x): name for name, x in (*self.named_buffers(), *self.named_parameters())}
-        values = sample_values(self.shard, [(names[id(x)], x) for x in tensors], VALUES_PER_TENSOR)
+        values = sample_values(self.rank_part, [(names[id(x)], x) for x in tensors], VALUES_PER_TENSOR)
         return Fingerprint.of_values(self.signature, tensors[0].dtype, values, numbers)
 
     def requires_grad_(self: T, requires_grad: bool = True) -> T:

@@ -34,7 +34,7 @@ class SavedNetwork(RecurrentNetwork):
             Error: the folder exists and is not empty, or it cannot be written; a module has been changed, so that the tensors
                 are not those of the config.
         """
-        tensors = {name: whole_tensor(self.shard, name, x) for name, x in self.state_dict().items()}
+        tensors = {name: whole_tensor(self.rank_part, name, x) for name, x in self.state_dict().items()}
         with torch.device("meta"):
             expected = type(self)(self.config).state_dict().keys()
         check_tensor_names(float_names(tensors), expected)
@@ -43,7 +43,7 @@ class SavedNetwork(RecurrentNetwork):
             with atomic_dir(folder) as target:
                 write_model_folder(target, self.config.to_dict(), tensors, self.extra_files)
 
-        write_whole(self.shard, tensors, write)
+        write_whole(self.rank_part, tensors, write)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a model folder: another name of :meth:`save`. Unlike in transformers a folder with files is refused.
@@ -81,7 +81,7 @@ class SavedNetwork(RecurrentNetwork):
             Error: the hub refuses the repository or the upload, or cannot be reached; the cell is split over the ranks of a
                 process group; also the errors of :meth:`save`.
         """
-        if self.shard is not None:
+        if self.rank_part is not None:
             raise Error("push_to_hub: every rank of a split cell would upload; expected save, then an upload by one rank")
         from huggingface_hub import HfApi  # deferred, because it is imported slowly
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from ..distributed.heads import HeadShard
+from ..distributed.heads import RankHeads
 from ..errors import Error, describe
 from ..layers.differentiation import is_batched_by_vmap
 from ..state.fingerprint import Fingerprint
@@ -86,9 +86,9 @@ def check_state(
     fingerprint: Fingerprint,
     dtype: torch.dtype,
     device: torch.device,
-    heads: HeadShard | None,
+    heads: RankHeads | None,
 ) -> None:
-    """Check that a state belongs to the cell with this ``fingerprint``, ``dtype``, ``device`` and shard of the ``heads``.
+    """Check that a state belongs to the cell with this ``fingerprint``, ``dtype``, ``device`` and the ``heads`` of the rank.
 
     Raises:
         Error: the state has another fingerprint, heads, batch size, dtype or device. A cell of any dtype reads 8-bit rows.

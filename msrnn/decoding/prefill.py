@@ -18,7 +18,7 @@ from ..cell.cell import Cell
 from ..cell.validation import check_text
 from ..errors import Error
 from ..layers.attention import LogitRule, attend
-from ..recurrence.all_heads import gather_observation, heads_to_gather, own_heads
+from ..recurrence.all_heads import gather_observation, heads_of_rank, heads_to_gather
 from ..recurrence.budget_evictions import rows_to_evict_at_once
 from ..recurrence.operator_calls import retention_scores
 from ..recurrence.records import BlockRecord, LayerRecorder
@@ -158,6 +158,6 @@ def _evict_once(H: MultiState, last: BlockRecord, rule: LogitRule) -> MultiState
     observation = gather_observation(to_gather, operator, observation)
     score = retention_scores(operator, observation, heads=H.heads if to_gather is None else None)
     if budget is None:
-        return retain_highest(H, own_heads(to_gather, score), bound)
-    evicted = own_heads(to_gather, rows_to_evict_at_once(budget, score, observation.positions))
+        return retain_highest(H, heads_of_rank(to_gather, score), bound)
+    evicted = heads_of_rank(to_gather, rows_to_evict_at_once(budget, score, observation.positions))
     return replace(H, positions=H.positions.masked_fill(evicted, EMPTY), no_empty_rows=False).sorted_by_position()

@@ -125,9 +125,9 @@ def _list_candidates(chosen: dict[int, int], drafts: dict[int, list[Draft]], B: 
 
 def _seconds_on_all_ranks(cell: Cell, seconds: float) -> float:
     """Return the time that rank 0 has measured, because all ranks of a split cell have to make the same decisions."""
-    if cell.shard is None:
+    if cell.rank_part is None:
         return seconds
-    return float(cell.shard.ranks.broadcast_(torch.tensor([seconds], dtype=torch.float64, device=cell.device), "seconds"))
+    return float(cell.rank_part.ranks.broadcast_(torch.tensor([seconds], dtype=torch.float64, device=cell.device), "seconds"))
 
 
 def _read(

@@ -9,17 +9,17 @@ from torch.nn.functional import linear
 
 from ..layers.lora import LoraLinear
 from .gradients import copy_to_ranks, gather_last_dim, sum_over_ranks
-from .heads import HeadShard
+from .heads import RankHeads
 from .modules import add_messages, copy_to_replicas
+from .rank_part import COLUMNS, RankPart
 from .ranks import Ranks
-from .shard import COLUMNS, Shard
 
 
 class RowsAdapter:
     """An adapter of a matrix with some of the rows. Every rank computes a part of the gradient of A."""
 
     ranks: Ranks
-    replicated: HeadShard | None
+    replicated: RankHeads | None
     """The heads of the rows, if several ranks hold the same ones; each computes a part of the gradient of B."""
     lora_A: Tensor
     lora_B: Tensor
@@ -60,20 +60,20 @@ class ColumnsAdapter:
         return sum_over_ranks(super().project(x), self.ranks, "adapters")  # type: ignore[misc]
 
 
-def split_first_values_(shard: Shard, path: str, adapter: LoraLinear) -> None:
+def split_first_values_(rank_part: RankPart, path: str, adapter: LoraLinear) -> None:
     """Give every rank the random A of rank 0, or its columns of it. B is zero and has the rows of this rank."""
-    A = shard.ranks.broadcast_(adapter.lora_A.data, "adapters")
-    if (place := shard.placement(f"{path}.lora_A", A)) is not None:
-        adapter.lora_A = nn.Parameter(place.take(A, shard.ranks.rank).contiguous())
+    A = rank_part.ranks.broadcast_(adapter.lora_A.data, "adapters")
+    if (place := rank_part.placement(f"{path}.lora_A", A)) is not None:
+        adapter.lora_A = nn.Parameter(place.take(A, rank_part.ranks.rank).contiguous())
 
 
-def add_messages_to_adapter(shard: Shard, path: str, adapter: LoraLinear) -> None:
+def add_messages_to_adapter(rank_part: RankPart, path: str, adapter: LoraLinear) -> None:
     """Let the adapter of the matrix ``path``, which has the slices of this rank, exchange messages."""
     name = path.rpartition(".")[2]
     if name == "head":
-        add_messages(adapter, HeadAdapter, ranks=shard.ranks, sizes=shard.vocab_sizes)
+        add_messages(adapter, HeadAdapter, ranks=rank_part.ranks, sizes=rank_part.vocab_sizes)
     elif name in COLUMNS:
-        add_messages(adapter, ColumnsAdapter, ranks=shard.ranks)
+        add_messages(adapter, ColumnsAdapter, ranks=rank_part.ranks)
     else:
-        shared = name in ("k", "v") and shard.heads.replicas > 1
-        add_messages(adapter, RowsAdapter, ranks=shard.ranks, replicated=shard.heads if shared else None)
+        shared = name in ("k", "v") and rank_part.heads.replicas > 1
+        add_messages(adapter, RowsAdapter, ranks=rank_part.ranks, replicated=rank_part.heads if shared else None)

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .shard import Shard
+from .rank_part import RankPart
 
 NOT_OWNED = -0.0
 """What a rank adds to a value of another rank: the sum of -0.0 and x is x, also if x is -0.0. 0.0 would change its sign."""
 
 
-def sample_values(shard: Shard, named: Iterable[tuple[str, Tensor]], count: int) -> list[Tensor]:
+def sample_values(rank_part: RankPart, named: Iterable[tuple[str, Tensor]], count: int) -> list[Tensor]:
     """Return values of the whole tensors, as :meth:`~msrnn.state.fingerprint.Fingerprint.of` takes them. Collective.
 
     Args:
@@ -22,14 +22,14 @@ def sample_values(shard: Shard, named: Iterable[tuple[str, Tensor]], count: int)
     Returns:
         For each tensor, ``(count,)`` or fewer, float64 on the CPU.
     """
-    own = [_own_values(shard, name, x.detach(), count) for name, x in named]
-    values = torch.cat(own).to(shard.ranks.device)
-    return list(shard.ranks.all_reduce_(values, "fingerprints").cpu().split([len(x) for x in own]))
+    own = [_own_values(rank_part, name, x.detach(), count) for name, x in named]
+    values = torch.cat(own).to(rank_part.ranks.device)
+    return list(rank_part.ranks.all_reduce_(values, "fingerprints").cpu().split([len(x) for x in own]))
 
 
-def _own_values(shard: Shard, name: str, x: Tensor, count: int) -> Tensor:
+def _own_values(rank_part: RankPart, name: str, x: Tensor, count: int) -> Tensor:
     """Return the values of this rank, and ``NOT_OWNED`` in place of those of the others, so that the sum has all of them."""
-    place, rank = shard.placement(name, x), shard.ranks.rank
+    place, rank = rank_part.placement(name, x), rank_part.ranks.rank
     if place is None:
         values = x.flatten()[:: max(1, x.numel() // count)][:count].cpu().double()
         return values if rank == 0 else torch.full_like(values, NOT_OWNED)

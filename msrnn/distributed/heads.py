@@ -14,7 +14,7 @@ from .ranks import Ranks
 
 
 @dataclass(frozen=True)
-class HeadShard:
+class RankHeads:
     """The heads of one rank.
 
     Attributes:

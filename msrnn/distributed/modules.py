@@ -14,7 +14,7 @@ from ..layers.embedding import embedding_weight
 from ..layers.linear import linear
 from ..layers.packed.modules import Int8Embedding
 from .gradients import copy_to_ranks, gather_last_dim, sum_both_ways, sum_over_ranks
-from .heads import HeadShard
+from .heads import RankHeads
 from .ranks import Ranks
 
 
@@ -105,7 +105,7 @@ class PartialGradients:
     """
 
     ranks: Ranks
-    shared: dict[str, HeadShard | None]
+    shared: dict[str, RankHeads | None]
     """By name of the parameter: the heads that it belongs to, or None if it is used for all heads."""
 
     def __getattr__(self, name: str) -> Any:
@@ -133,14 +133,14 @@ class WholeWidthNorm:
         return (wide * (mean + self.eps).rsqrt() * self.gain(wide.dtype)).to(x.dtype)  # type: ignore[attr-defined]
 
 
-def copy_to_replicas(x: Tensor, heads: HeadShard) -> Tensor:
+def copy_to_replicas(x: Tensor, heads: RankHeads) -> Tensor:
     """Return a parameter of shared heads. Its gradient is summed over the ranks with the same heads."""
     return _CopyToReplicas.apply(x, heads) if torch.is_grad_enabled() and x.requires_grad else x
 
 
 class _CopyToReplicas(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, heads: HeadShard) -> Tensor:
+    def forward(ctx: Any, x: Tensor, heads: RankHeads) -> Tensor:
         ctx.heads = heads
         return x.view_as(x)
 

@@ -1,6 +1,6 @@
 """Whole tensors and files of a model that may be split. Every rank makes the same calls, and rank 0 writes.
 
-``shard`` is None in one process, which then does everything alone.
+``rank_part`` is None in one process, which then does everything alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,22 +12,22 @@ from torch import Tensor
 from ..errors import Error
 from ..storage.atomic import atomic_dir
 from ..storage.lazy_tensors import LazyTensor
+from .rank_part import RankPart
 from .ranks import Ranks
 from .saving import WriteTensors, gather_lazily, write_together
-from .shard import Shard
 
 
-def whole_tensor(shard: Shard | None, name: str, x: Tensor) -> LazyTensor:
+def whole_tensor(rank_part: RankPart | None, name: str, x: Tensor) -> LazyTensor:
     """Return the whole of the parameter ``name``, or of a tensor with its shape, from the slice ``x`` of this rank."""
-    return LazyTensor.of(x) if shard is None else gather_lazily(shard.ranks, x.detach(), shard.placement(name, x))
+    return LazyTensor.of(x) if rank_part is None else gather_lazily(rank_part.ranks, x.detach(), rank_part.placement(name, x))
 
 
-def write_whole(shard: Shard | None, tensors: Mapping[str, LazyTensor], write: WriteTensors) -> None:
+def write_whole(rank_part: RankPart | None, tensors: Mapping[str, LazyTensor], write: WriteTensors) -> None:
     """Call ``write`` with whole tensors on rank 0 (:func:`.saving.write_together`)."""
-    if shard is None:
+    if rank_part is None:
         write(tensors)
     else:
-        write_together(shard.ranks, tensors, write)
+        write_together(rank_part.ranks, tensors, write)
 
 
 @contextmanager
@@ -45,13 +45,13 @@ def errors_together(ranks: Ranks | None) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(shard: Shard | None, folder: str | Path) -> Iterator[Path]:
+def whole_folder(rank_part: RankPart | None, folder: str | Path) -> Iterator[Path]:
     """Yield the staging folder of :func:`~msrnn.storage.atomic.atomic_dir` on rank 0, and ``folder`` on the others.
 
     Raises:
         Error: as ``atomic_dir`` on rank 0; it is raised on every rank.
     """
-    ranks, staged = None if shard is None else shard.ranks, Path(folder)
+    ranks, staged = None if rank_part is None else rank_part.ranks, Path(folder)
     with ExitStack() as stack:
         with errors_together(ranks):
             if ranks is None or ranks.rank == 0:

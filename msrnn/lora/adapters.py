@@ -60,8 +60,8 @@ def add(
     for path in _select(cell, target_modules):
         _, E = whole_shape(cell, path, linears[path])
         adapters[path] = LoraLinear(linears[path], r, lora_alpha, lora_dropout, use_rslora, generator, in_features=E)
-        if cell.shard is not None:
-            split_first_values_(cell.shard, path, adapters[path])
+        if cell.rank_part is not None:
+            split_first_values_(cell.rank_part, path, adapters[path])
     install(cell, adapters)
     return cell
 
@@ -117,8 +117,8 @@ def install(cell: Cell, adapters: dict[str, LoraLinear]) -> None:
     cell.requires_grad_(False)
     for path, x in adapters.items():
         x.train(cell.training)
-        if cell.shard is not None:
-            add_messages_to_adapter(cell.shard, path, x)
+        if cell.rank_part is not None:
+            add_messages_to_adapter(cell.rank_part, path, x)
         _replace(cell, path, x)
     cell.adapters = adapters
 
@@ -140,7 +140,7 @@ def linear_maps(cell: Cell) -> dict[str, nn.Linear | PackedLinear]:
 def whole_shape(cell: Cell, path: str, linear: nn.Linear | PackedLinear) -> tuple[int, ...]:
     """Return the shape ``(F, E)`` of the matrix of ``linear``, of which a rank of a split cell has a slice."""
     own = torch.empty(linear.out_features, linear.in_features, device="meta")
-    return whole_tensor(cell.shard, f"{path}.weight", own).shape
+    return whole_tensor(cell.rank_part, f"{path}.weight", own).shape
 
 
 def check_dropout(cell: Cell, lora_dropout: float) -> None:
@@ -149,8 +149,10 @@ def check_dropout(cell: Cell, lora_dropout: float) -> None:
     Raises:
         Error: as described.
     """
-    if cell.shard is not None and lora_dropout:
-        raise Error(f"lora_dropout is {lora_dropout} in a cell that is split over {cell.shard.ranks.size} ranks; expected 0")
+    if cell.rank_part is not None and lora_dropout:
+        raise Error(
+            f"lora_dropout is {lora_dropout} in a cell that is split over {cell.rank_part.ranks.size} ranks; expected 0"
+        )
 
 
 def check_adapted(cell: Cell) -> None:

@@ -46,7 +46,7 @@ def save_adapter(cell: Cell, folder: str | Path, *, base_model: str | None = Non
     """
     check_adapted(cell)
     check_family(cell)
-    with whole_folder(cell.shard, folder) as target:
+    with whole_folder(cell.rank_part, folder) as target:
         write_new(cell, target, base_model)
 
 
@@ -57,7 +57,7 @@ def write_new(cell: Cell, folder: Path, base_model: str | None) -> None:
         write_tensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
         _write_config(cell, folder, base_model)
 
-    write_whole(cell.shard, adapter_tensors(cell), write)
+    write_whole(cell.rank_part, adapter_tensors(cell), write)
 
 
 def _write_config(cell: Cell, folder: Path, base_model: str | None) -> None:
@@ -72,7 +72,7 @@ def _write_config(cell: Cell, folder: Path, base_model: str | None) -> None:
 def adapter_tensors(cell: Cell) -> dict[str, LazyTensor]:
     """Return A and B of every adapter by the names of PEFT. In a split cell all ranks have to read them."""
     return {
-        f"{PREFIX}{peft_name(cell, path)}.{part}.weight": whole_tensor(cell.shard, f"{path}.{part}", getattr(x, part))
+        f"{PREFIX}{peft_name(cell, path)}.{part}.weight": whole_tensor(cell.rank_part, f"{path}.{part}", getattr(x, part))
         for path, x in cell.adapters.items()
         for part in PARTS
     }
@@ -97,7 +97,7 @@ def load_adapter(cell: Cell, folder: str | Path, *, is_trainable: bool = False) 
     check_bool("is_trainable", is_trainable)
     linears = linear_maps(cell)
     check_family(cell)
-    with errors_together(None if cell.shard is None else cell.shard.ranks):
+    with errors_together(None if cell.rank_part is None else cell.rank_part.ranks):
         adapters = _read_adapters(cell, linears, folder, is_trainable)
     install(cell, adapters)
     for adapter in adapters.values():
@@ -160,7 +160,7 @@ def _without_base_copies(
 
 def _own(cell: Cell, name: str, stored: LazyTensor) -> LazyTensor:
     """Return the slice of this rank of a tensor of the whole model."""
-    return stored if cell.shard is None else cell.shard.take({name: stored})[name]
+    return stored if cell.rank_part is None else cell.rank_part.take({name: stored})[name]
 
 
 def _pair(

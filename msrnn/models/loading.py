@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..cell.cell import Cell
 from ..cell.layer import RecurrentLayer
+from ..distributed.rank_part import RankPart
 from ..distributed.ranks import Ranks
-from ..distributed.shard import Shard
 from ..errors import Error, can_compute, check_device, check_dtype
 from ..layers.packed.matrix import SCALE_DTYPE
 from ..layers.packed.modules import PackedModule
@@ -50,8 +50,8 @@ def load(
         raise Error(f"folder is {folder!r:.60}; expected a str or a Path")
     folder = Path(folder)
     config = config_from_dict(read_config_fields(folder))
-    shard = None if group is None else shard_of(config, Ranks.of(group))
-    cell = build_frozen(config, open_weights(folder), dtype=dtype, device=device, shard=shard)
+    rank_part = None if group is None else part_of_rank(config, Ranks.of(group))
+    cell = build_frozen(config, open_weights(folder), dtype=dtype, device=device, rank_part=rank_part)
     cell.extra_files = read_extra_files(folder)
     return cell
 
@@ -108,7 +108,7 @@ def build_frozen(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    shard: Shard | None = None,
+    rank_part: RankPart | None = None,
 ) -> Cell:
     """Return a cell in eval mode with frozen parameters, which are views of mapped files or copies (:mod:`.parameter_storage`).
 
@@ -117,18 +117,18 @@ def build_frozen(
         tensors: by the names of the parameters.
         dtype: of the parameters; None: the dtype of the tensors.
         device: of the parameters; None is the CPU.
-        shard: the part of the model to hold; None: all of it.
+        rank_part: the part of the model to hold; None: all of it.
 
     Raises:
         Error: as :func:`check_tensors`, before a tensor is loaded; a tensor cannot be loaded.
     """
     dtype = check_tensors(config, tensors, dtype)
     check_device(device)
-    if shard is None:
+    if rank_part is None:
         cell = build_on_meta(config)
     else:
-        tensors, cell = shard.take(tensors), build_on_meta(shard.local_config)
-        cell.config, cell.shard = config, shard
+        tensors, cell = rank_part.take(tensors), build_on_meta(rank_part.local_config)
+        cell.config, cell.rank_part = config, rank_part
     cell.eval().requires_grad_(False)
     packed, parts = install_packed_modules(cell, tensors), packed_names(tensors)
     device = torch.device("cpu" if device is None else device)
@@ -148,12 +148,12 @@ def build_frozen(
     for layer in cell.layers:
         assert isinstance(layer, RecurrentLayer)
         layer.fuse_storage_()
-    if shard is not None:
-        shard.add_messages(cell)
+    if rank_part is not None:
+        rank_part.add_messages(cell)
     return cell
 
 
-def shard_of(config: AnyConfig, ranks: Ranks) -> Shard | None:
+def part_of_rank(config: AnyConfig, ranks: Ranks) -> RankPart | None:
     """Return the part of a model that this rank holds; None for a group of one process.
 
     Raises:
@@ -165,4 +165,4 @@ def shard_of(config: AnyConfig, ranks: Ranks) -> Shard | None:
         return None
     if not isinstance(config, Config):
         raise Error(f"config: family is {config.family}, which cannot be split over {ranks.size} ranks; expected one process")
-    return Shard(config, ranks, norms_whole_width=issubclass(FAMILIES[config.family][1], Olmo2))
+    return RankPart(config, ranks, norms_whole_width=issubclass(FAMILIES[config.family][1], Olmo2))

@@ -9,7 +9,7 @@ from ..state.fingerprint import Fingerprint
 from ..state.loading import take_own_heads
 from ..state.state import State
 from ..storage.lazy_tensors import LazyTensor
-from .loading import build_frozen, shard_of
+from .loading import build_frozen, part_of_rank
 
 T = TypeVar("T", Cell, State)
 
@@ -39,17 +39,17 @@ def distribute(whole: T, group: Any = None) -> T:
     ranks = Ranks.of(group)
     if isinstance(whole, State):
         return take_own_heads(whole, ranks)
-    if whole.shard is not None:
+    if whole.rank_part is not None:
         raise Error("distribute: the cell is split already; expected a whole cell")
     if whole.adapters:
         raise Error("distribute: the cell has adapters; expected a plain cell (load the adapter after the split)")
-    shard = shard_of(whole.config, ranks)
+    rank_part = part_of_rank(whole.config, ranks)
     known = [x.detach() for x in whole.identifying_tensors]  # the fingerprint of a trainable cell has no values
     ranks.check_same("model", Fingerprint.of(whole.signature, known).digest())
-    if shard is None:
+    if rank_part is None:
         return whole
     tensors = {name: LazyTensor.of(x) for name, x in whole.state_dict().items()}
-    cell = build_frozen(whole.config, tensors, device=whole.device, shard=shard).train(whole.training)
+    cell = build_frozen(whole.config, tensors, device=whole.device, rank_part=rank_part).train(whole.training)
     trainable = {name for name, x in whole.named_parameters() if x.requires_grad}
     for name, x in cell.named_parameters():
         x.requires_grad_(name in trainable)

@@ -7,11 +7,11 @@ by every rank for all heads, and each rank takes the results of its own heads.
 
 from torch import Tensor
 
-from ..distributed.heads import HeadShard
+from ..distributed.heads import RankHeads
 from ..reductions.contract import Observation, Reduction
 
 
-def heads_to_gather(heads: HeadShard | None, operator: Reduction) -> HeadShard | None:
+def heads_to_gather(heads: RankHeads | None, operator: Reduction) -> RankHeads | None:
     """Return ``heads`` if ``operator`` has to see the rows of all ranks; None if it needs the rows of this rank only."""
     if heads is None or operator.reads_heads == "all":
         return heads
@@ -21,7 +21,7 @@ def heads_to_gather(heads: HeadShard | None, operator: Reduction) -> HeadShard |
     return None if operator.reads_heads == "mean" and not operator.stat_names else heads
 
 
-def gather_observation(heads: HeadShard | None, operator: Reduction, observation: Observation) -> Observation:
+def gather_observation(heads: RankHeads | None, operator: Reduction, observation: Observation) -> Observation:
     """Return the observation of all heads; the observation itself, if ``heads`` is None."""
     if heads is None:
         return observation
@@ -37,7 +37,7 @@ def gather_observation(heads: HeadShard | None, operator: Reduction, observation
     )
 
 
-def gather_weights(heads: HeadShard, operator: Reduction, weights: Tensor) -> Tensor:
+def gather_weights(heads: RankHeads, operator: Reduction, weights: Tensor) -> Tensor:
     """Return weights or logits of all heads, ``(B, K_r, G_r, …) -> (B, K, G, …)``; zeros, if the operator reads no weights."""
     if operator.needs_weights:
         return heads.gather_query_heads(weights)
@@ -45,6 +45,6 @@ def gather_weights(heads: HeadShard, operator: Reduction, weights: Tensor) -> Te
     return weights.new_zeros(()).expand(shape)
 
 
-def own_heads(heads: HeadShard | None, x: Tensor, dim: int = 1) -> Tensor:
+def heads_of_rank(heads: RankHeads | None, x: Tensor, dim: int = 1) -> Tensor:
     """Return the heads of this rank from a result for all heads. A result for the layer, with one head, stays as it is."""
     return x if heads is None or x.shape[dim] == 1 < heads.n_kv_heads else heads.own(x, dim)

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..distributed.heads import HeadShard
-from .all_heads import gather_weights, heads_to_gather, own_heads
+from ..distributed.heads import RankHeads
+from .all_heads import gather_weights, heads_of_rank, heads_to_gather
 from .block_fields import BlockFields
 from .block_layout import BlockLayout
 from .block_scores import BlockScores, EvictionBlock
@@ -48,28 +48,28 @@ def take_own_block(
     if heads is None or whole.heads is not None:
         return whole, parts
     if whole.last_visible is not whole.layout.last_visible:
-        block = replace(block, last_visible=own_heads(heads, whole.last_visible))
+        block = replace(block, last_visible=heads_of_rank(heads, whole.last_visible))
     return block, [_own_scores(heads, x) for x in parts]
 
 
-def _own_scores(heads: HeadShard, scores: BlockScores) -> BlockScores:
+def _own_scores(heads: RankHeads, scores: BlockScores) -> BlockScores:
     return replace(
         scores,
         weights=heads.own_query_heads(scores.weights),
         row_stats={name: heads.own(x, 2) for name, x in scores.row_stats.items()},
-        score=own_heads(heads, scores.score, 2),
-        absent=own_heads(heads, scores.absent, 2),
+        score=heads_of_rank(heads, scores.score, 2),
+        absent=heads_of_rank(heads, scores.absent, 2),
     )
 
 
-def _gather_fields(heads: HeadShard, fields: BlockFields) -> BlockFields:
+def _gather_fields(heads: RankHeads, fields: BlockFields) -> BlockFields:
     names = ("keys", "values", "attended", "value_scales")
     rows: dict[str, Any] = {name: heads.gather(x, 1) for name in names if (x := getattr(fields, name)) is not None}
     queries = None if fields.queries is None else heads.gather_query_heads(fields.queries)
     return replace(fields, **rows, queries=queries)
 
 
-def _gather_layout(heads: HeadShard, layout: BlockLayout, K: int) -> BlockLayout:
+def _gather_layout(heads: RankHeads, layout: BlockLayout, K: int) -> BlockLayout:
     """Return the layout of all heads. If no row is empty, it is the same for every head."""
     if layout.uniform:
         return layout

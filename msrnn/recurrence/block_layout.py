@@ -13,7 +13,7 @@ from torch import Tensor
 from ..layers.attention import mask_logits
 from ..reductions.head_budgets import HeadBudget
 from ..state.multistate import MultiState
-from .all_heads import heads_to_gather, own_heads
+from .all_heads import heads_of_rank, heads_to_gather
 
 
 def token_positions(clock: Tensor, active: Tensor | None, T: int) -> Tensor:
@@ -71,7 +71,7 @@ class BlockLayout:
         if budget is not None:
             counts, heads = (n_rows - H.n_learned).expand(-1, -1, H.positions.shape[1]), heads_to_gather(H.heads, budget)
             counts = counts if heads is None else heads.gather(counts, 2)  # (B, T, K)
-            evicts = own_heads(heads, budget.evicts(counts), 2) & read[..., None]
+            evicts = heads_of_rank(heads, budget.evicts(counts), 2) & read[..., None]
         elif capacity is None:
             evicts = torch.zeros_like(n_rows, dtype=torch.bool)
         else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..distributed.heads import HeadShard
+from ..distributed.heads import RankHeads
 from ..layers.attention import mask_logits
 from ..reductions.contract import EMPTY, Observation, Reduction
 from .block_fields import BlockFields
@@ -40,7 +40,7 @@ class EvictionBlock:
     row_stats: dict[str, Tensor]
     fields: BlockFields
     n_learned: int = 0
-    heads: HeadShard | None = None
+    heads: RankHeads | None = None
 
     @property
     def T(self) -> int:

@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..distributed.heads import HeadShard
+from ..distributed.heads import RankHeads
 from ..reductions.contract import EMPTY, Observation
 from ..reductions.head_budgets import HeadBudget
 from ..reductions.shared_budget import SharedBudget
 from ..state.jagged_rows import refuse_vmap
 from ..state.multistate import MultiState
-from .all_heads import own_heads
+from .all_heads import heads_of_rank
 from .eviction import above_lowest
 from .operator_calls import retention_scores
 
@@ -21,7 +21,7 @@ AFTER_EVERY_POSITION = torch.iinfo(torch.int64).max
 def evict_by_budget(
     grown: MultiState,
     observation: Observation,
-    gathered: HeadShard | None,
+    gathered: RankHeads | None,
     row_stats: dict[str, Tensor],
     clock: Tensor,
     active: Tensor | None,
@@ -46,14 +46,14 @@ def evict_by_budget(
     if positions.shape[2] > operator.rows_before_eviction + grown.n_learned:
         score = retention_scores(operator, observation, active)
         positions = _without_evicted(operator, score, positions, grown.heads if gathered is None else None)
-    positions = own_heads(gathered, positions)
+    positions = heads_of_rank(gathered, positions)
     kept = replace(grown, positions=positions, clock=clock, row_stats=row_stats, buffer=None, no_empty_rows=False)
     if kept.capacity is None:  # a token that is not read leaves a column without a row
         return kept if active is None else kept.sorted_by_position()
     return kept.sorted_by_position() if positions.shape[2] > kept.capacity else kept
 
 
-def _without_evicted(operator: HeadBudget, score: Tensor, positions: Tensor, heads: HeadShard | None) -> Tensor:
+def _without_evicted(operator: HeadBudget, score: Tensor, positions: Tensor, heads: RankHeads | None) -> Tensor:
     """Return the positions ``(B, K, R)`` with −1 for evicted rows.
 
     ``heads``: those of the arguments, in a split cell. Under a shared budget the ranks gather scores and positions, because no

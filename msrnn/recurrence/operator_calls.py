@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.heads import HeadShard
+from ..distributed.heads import RankHeads
 from ..errors import Error
 from ..layers.differentiation import in_transform, is_batched_by_vmap, to_list
 from ..reductions.contract import EMPTY, FLAG_OF_FIELD, Observation, Reduction
@@ -56,7 +56,7 @@ def retention_scores(
     scored: Tensor | None = None,
     n_rows: int | None = None,
     complete: bool = False,
-    heads: HeadShard | None = None,
+    heads: RankHeads | None = None,
 ) -> Tensor:
     """Return the scores ``(B, 1 or K, R)`` in at least float32. NaN becomes −inf, the lowest score.
 
@@ -91,7 +91,7 @@ def merge_evicted_value(
     row: Tensor,
     evicts: Tensor,
     complete: bool = False,
-    heads: HeadShard | None = None,
+    heads: RankHeads | None = None,
 ) -> Tensor:
     """Return the values ``(B, K, R, D)`` after row ``row (B, K)`` is evicted where ``evicts (B, K)``; a new tensor.
 

@@ -19,7 +19,7 @@ from ..reductions.shared_budget import SharedBudget
 from ..state.multistate import MultiState
 from ..state.quantised_rows import dequantise_rows, replace_values
 from ..state.split_heads import with_columns_of_all_ranks
-from .all_heads import gather_observation, heads_to_gather, own_heads
+from .all_heads import gather_observation, heads_of_rank, heads_to_gather
 from .budget_evictions import evict_by_budget
 from .eviction import select_evicted_row
 from .operator_calls import merge_evicted_value, retention_scores, update_stats
@@ -124,7 +124,7 @@ def reduce(
     to_gather = heads_to_gather(grown.heads, scoring)
     all_heads = gather_observation(to_gather, operator, observation)
     all_heads = all_heads._replace(row_stats=next_stats(operator, all_heads, active, complete))
-    row_stats = {name: own_heads(to_gather, x) for name, x in all_heads.row_stats.items()}
+    row_stats = {name: heads_of_rank(to_gather, x) for name, x in all_heads.row_stats.items()}
     observation = observation._replace(row_stats=row_stats)
     if active is not None:
         row_stats = {
@@ -178,7 +178,7 @@ def _row_to_overwrite(grown: MultiState, observation: Observation, active: Tenso
     complete = grown.no_empty_rows and active is None
     heads = grown.heads if to_gather is None else None
     score = retention_scores(operator, observation, active, n_rows=S + 1, complete=complete, heads=heads)
-    score = own_heads(to_gather, score)
+    score = heads_of_rank(to_gather, score)
     if not grown.no_empty_rows:
         score = score.masked_fill(grown.empty[:, : score.shape[1]], -torch.inf)
     row = select_evicted_row(score, grown.positions, grown.n_learned, operator.tie_tolerance).expand(grown.positions.shape[:2])

@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ..distributed.heads import HeadShard
+from ..distributed.heads import RankHeads
 from ..distributed.ranks import Ranks
 from ..errors import Error, check_bool, check_device
 from .multistate import MultiState
@@ -63,7 +63,7 @@ def take_own_heads(state: State, ranks: Ranks) -> State:
         raise Error(f"state holds {state.heads} already; expected a whole state")
     if ranks.size == 1:
         return state
-    heads = HeadShard(ranks, state[0].positions.shape[1])
+    heads = RankHeads(ranks, state[0].positions.shape[1])
 
     def taken(H: MultiState) -> MultiState:
         rows = {name: heads.own(x, 1).clone(memory_format=torch.contiguous_format) for name, x in H.rows.items()}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.heads import HeadShard
+from ..distributed.heads import RankHeads
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Reduction
 from ..reductions.head_budgets import HeadBudget
@@ -53,7 +53,7 @@ class MultiState:
     places: PositionRemapping | None = None
     key_scales: Tensor | None = None
     value_scales: Tensor | None = None
-    heads: HeadShard | None = None
+    heads: RankHeads | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: copies of the rows, without spare rows.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.heads import HeadShard
+from ..distributed.heads import RankHeads
 from ..distributed.saving import gather_lazily, write_together
 from ..errors import Error, describe
 from ..layers.rotary import ROPE_TYPES, Rope
@@ -78,7 +78,7 @@ def write_layers(
     write_together(heads.ranks, whole, partial(_write, path, entries=entries))
 
 
-def _for_one_file(H: MultiState, heads: HeadShard) -> MultiState:
+def _for_one_file(H: MultiState, heads: RankHeads) -> MultiState:
     """Return a layer of a rank with the shape that it has on all ranks, and the operator of all heads. Collective."""
     if not isinstance(H.reduction, HeadBudget):
         return H

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..distributed.heads import HeadShard
+from ..distributed.heads import RankHeads
 from ..reductions.contract import EMPTY, Reduction
 from ..reductions.head_budgets import HeadBudget, HeadSizes
 from ..storage.lazy_tensors import LazyTensor
@@ -21,7 +21,7 @@ from .jagged_rows import jagged_tensors, n_jagged_rows
 from .multistate import MultiState
 
 
-def operator_of_rank(operator: Reduction, heads: HeadShard | None) -> Reduction:
+def operator_of_rank(operator: Reduction, heads: RankHeads | None) -> Reduction:
     """Return the operator of a layer for the state of one rank.
 
     Sizes per head become those of the heads of this rank, if the scores of a head need nothing from another rank.
@@ -36,7 +36,7 @@ def operator_of_rank(operator: Reduction, heads: HeadShard | None) -> Reduction:
     return HeadSizes(replace(scoring, size=(sizes,)), own_heads=True)
 
 
-def operator_of_all_ranks(operator: Reduction, heads: HeadShard | None) -> Reduction:
+def operator_of_all_ranks(operator: Reduction, heads: RankHeads | None) -> Reduction:
     """Return the operator of all heads, the inverse of :func:`operator_of_rank`. Collective."""
     if heads is None or not isinstance(operator, HeadSizes) or not operator.own_heads:
         return operator
@@ -54,7 +54,7 @@ def with_columns_of_all_ranks(H: MultiState) -> MultiState:
     return H if H.heads is None or not gathers else padded_to_all_ranks(H, H.heads)
 
 
-def padded_to_all_ranks(H: MultiState, heads: HeadShard) -> MultiState:
+def padded_to_all_ranks(H: MultiState, heads: RankHeads) -> MultiState:
     """Return H with empty rows at the end, as :func:`with_columns_of_all_ranks`, for any operator. Collective."""
     S = H.positions.shape[2]
     most = int(heads.ranks.all_gather(torch.tensor(S, device=H.positions.device), "heads").amax())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.heads import HeadShard
+from ..distributed.heads import RankHeads
 from ..errors import Error, check_device
 from .batching import batch_index, cat_recent_tokens, difference
 from .evicted import evicted_positions
@@ -114,7 +114,7 @@ class State:
         return self._held[0].places
 
     @property
-    def heads(self) -> HeadShard | None:
+    def heads(self) -> RankHeads | None:
         """The heads of this state, in a cell that is split over several processes; None: all heads of the model."""
         return self._held[0].heads
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..distributed.shard import Shard
+from ..distributed.rank_part import RankPart
 from ..distributed.whole import errors_together, whole_folder, whole_tensor, write_whole
 from ..errors import Error
 from ..reporting.resume import check_same_settings
@@ -48,9 +48,9 @@ def create(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[st
     Raises:
         Error: the folder is not empty or cannot be written.
     """
-    with whole_folder(trainer.cell.shard, folder) as staged:
+    with whole_folder(trainer.cell.rank_part, folder) as staged:
         files.create(staged, trainer)
-        write_whole(trainer.cell.shard, _training_tensors(trainer), partial(_write, staged / TRAINING, settings=settings))
+        write_whole(trainer.cell.rank_part, _training_tensors(trainer), partial(_write, staged / TRAINING, settings=settings))
 
 
 def save(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[str, Any]) -> None:
@@ -67,10 +67,10 @@ def save(folder: Path, trainer: Trainer, files: RunFiles, settings: Mapping[str,
         with atomic_file(folder / TRAINING) as staged:
             _write(staged, tensors, settings)
 
-    shard = trainer.cell.shard
-    write_whole(shard, _training_tensors(trainer), replace_training)
+    rank_part = trainer.cell.rank_part
+    write_whole(rank_part, _training_tensors(trainer), replace_training)
     files.update(folder, trainer)
-    for path in folder.glob(_state_path(folder, "*").name) if shard is None or shard.ranks.rank == 0 else ():
+    for path in folder.glob(_state_path(folder, "*").name) if rank_part is None or rank_part.ranks.rank == 0 else ():
         if path != current:
             path.unlink(missing_ok=True)
 
@@ -104,23 +104,23 @@ def restore(folder: Path, trainer: Trainer) -> None:
     Raises:
         Error: a file is damaged, or its tensors do not belong to this run.
     """
-    shard = trainer.cell.shard
-    with errors_together(None if shard is None else shard.ranks):
-        _restore(folder, trainer, shard)
+    rank_part = trainer.cell.rank_part
+    with errors_together(None if rank_part is None else rank_part.ranks):
+        _restore(folder, trainer, rank_part)
 
 
-def _restore(folder: Path, trainer: Trainer, shard: Shard | None) -> None:
+def _restore(folder: Path, trainer: Trainer, rank_part: RankPart | None) -> None:
     path = folder / TRAINING
     tensors = open_tensors(path)
     try:
         losses, validation = tensors.pop("losses").read().tolist(), tensors.pop("validation").read().tolist()
         torch.set_rng_state(tensors.pop("random").read())
         for name, x in trainer.parameters.items():
-            x.data.copy_(_own(shard, name, x, tensors.pop(f"model.{name}")))
+            x.data.copy_(_own(rank_part, name, x, tensors.pop(f"model.{name}")))
             if f"adam.{name}.step" in tensors:  # missing for a parameter that has never had a gradient
                 moments = {key: tensors.pop(f"adam.{name}.{key}") for key in MOMENTS}
                 step = moments.pop("step").read()
-                trainer.optimizer.state[x] = {"step": step} | {k: _own(shard, name, x, m) for k, m in moments.items()}
+                trainer.optimizer.state[x] = {"step": step} | {k: _own(rank_part, name, x, m) for k, m in moments.items()}
         trainer.losses, trainer.validation = losses, {int(step): bits for step, bits in validation}
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise Error(f"{path} is incomplete or damaged ({type(error).__name__}: {error})") from None
@@ -128,16 +128,16 @@ def _restore(folder: Path, trainer: Trainer, shard: Shard | None) -> None:
         raise Error(f"{path}: tensor {next(iter(tensors))!r} is not part of this run")
     if losses:
         state = load_state(_state_path(folder, len(losses)))
-        trainer.state = state if shard is None else take_own_heads(state, shard.ranks)
+        trainer.state = state if rank_part is None else take_own_heads(state, rank_part.ranks)
         trainer.cell.check_state(trainer.state, trainer.config.batch_size)
 
 
-def _own(shard: Shard | None, name: str, x: Tensor, saved: LazyTensor) -> Tensor:
+def _own(rank_part: RankPart | None, name: str, x: Tensor, saved: LazyTensor) -> Tensor:
     """Return the slice of this rank of the parameter ``name``, or of a tensor with its shape; ``x`` is the current slice."""
-    expected = whole_tensor(shard, name, x)
+    expected = whole_tensor(rank_part, name, x)
     if (saved.shape, saved.dtype) != (expected.shape, expected.dtype):
         raise ValueError(f"a parameter is {saved.dtype} {saved.shape}; expected {expected.dtype} {expected.shape}")
-    own = saved if shard is None else shard.take({name: saved})[name]
+    own = saved if rank_part is None else rank_part.take({name: saved})[name]
     return own.read().to(x.device, copy=True, memory_format=torch.contiguous_format)
 
 
@@ -149,8 +149,8 @@ def _training_tensors(trainer: Trainer) -> dict[str, LazyTensor]:
     tensors = {f"model.{name}": x for name, x in trainer.whole_parameters.items()}
     for name, x in trainer.parameters.items():
         for key, moment in trainer.optimizer.state[x].items():
-            shard = trainer.cell.shard if moment.shape == x.shape else None  # every rank has the number of steps
-            tensors[f"adam.{name}.{key}"] = whole_tensor(shard, name, moment)
+            rank_part = trainer.cell.rank_part if moment.shape == x.shape else None  # every rank has the number of steps
+            tensors[f"adam.{name}.{key}"] = whole_tensor(rank_part, name, moment)
     validation = torch.tensor([*trainer.validation.items()], dtype=torch.float64).reshape(-1, 2)
     losses = torch.tensor(trainer.losses, dtype=torch.float64)
     rest = {"random": torch.get_rng_state(), "losses": losses, "validation": validation}

@@ -80,7 +80,7 @@ class AdapterFiles:
             with atomic_file(folder / WEIGHTS_FILE) as staged:
                 write_tensors(staged, tensors, {"format": "pt"})
 
-        write_whole(trainer.cell.shard, adapter_tensors(trainer.cell), write)
+        write_whole(trainer.cell.rank_part, adapter_tensors(trainer.cell), write)
 
 
 def finetune(
@@ -119,7 +119,7 @@ def finetune(
     """
     folder, base = Path(folder), cell.fingerprint(recompute=True).digest()
     settings = {**asdict(config), "base": base, "text": digest(text)}
-    resumed = find_run(folder, settings, None if cell.shard is None else cell.shard.ranks)
+    resumed = find_run(folder, settings, None if cell.rank_part is None else cell.rank_part.ranks)
     check_family(cell)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         batches, held_out = split_text(text, encode, config, cell.device)

@@ -28,7 +28,7 @@ class ModelFiles:
         def write(tensors: Mapping[str, LazyTensor]) -> None:
             write_model_folder(folder, trainer.cell.config.to_dict(), tensors, {TOKENIZER: self.tokenizer.json})
 
-        write_whole(trainer.cell.shard, trainer.whole_parameters, write)
+        write_whole(trainer.cell.rank_part, trainer.whole_parameters, write)
 
     def update(self, folder: Path, trainer: Trainer) -> None:
         """Replace the parameters."""
@@ -37,7 +37,7 @@ class ModelFiles:
             with atomic_file(folder / WEIGHTS_FILE) as staged:
                 write_tensors(staged, tensors, {"format": "pt"})
 
-        write_whole(trainer.cell.shard, trainer.whole_parameters, write)
+        write_whole(trainer.cell.rank_part, trainer.whole_parameters, write)
 
 
 def read_tokenizer(folder: Path) -> TrainTokenizer:

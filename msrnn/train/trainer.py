@@ -58,7 +58,7 @@ class Trainer:
     @property
     def whole_parameters(self) -> dict[str, LazyTensor]:
         """The trained parameters of the whole model by name. In a split model all ranks have to read them."""
-        return {name: whole_tensor(self.cell.shard, name, x) for name, x in self.parameters.items()}
+        return {name: whole_tensor(self.cell.rank_part, name, x) for name, x in self.parameters.items()}
 
     @property
     def n_parameters(self) -> int:
@@ -87,10 +87,10 @@ class Trainer:
             raise Diverged(f"step {len(self.losses) + 1}: the loss is {value}; a lower lr or more warmup_steps may help")
         self.optimizer.zero_grad()
         loss.backward()
-        if self.cell.shard is None:
+        if self.cell.rank_part is None:
             clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         else:
-            clip_split_gradients_(self.cell.shard, self.parameters.items(), self.config.max_grad_norm)
+            clip_split_gradients_(self.cell.rank_part, self.parameters.items(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, len(self.losses))
         self.optimizer.step()

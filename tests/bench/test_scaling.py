@@ -25,7 +25,7 @@ def test_a_step_of_one_process_reads_the_weights_and_h(monkeypatch, bench):
 
 def test_latency_and_bandwidth_are_those_of_two_all_reduces():
     """Of messages that take 20 µs, and a second for each GB that three ranks send."""
-    cell = SimpleNamespace(config=SimpleNamespace(width=1000), shard=SimpleNamespace(ranks=SimpleNamespace(size=3)))
+    cell = SimpleNamespace(config=SimpleNamespace(width=1000), rank_part=SimpleNamespace(ranks=SimpleNamespace(size=3)))
     short, long = (STEPS * (20e-6 + 4 / 3 * 4 * n / 1e9) for n in (1000, scaling.LARGE_MESSAGE))
     device = scaling._device(cell, {"sum": 0.5, "short": short, "long": long})
     assert (device.latency, device.link, device.bandwidth) == pytest.approx((20e-6, 1e9, 2 * SUMMED_BYTES))

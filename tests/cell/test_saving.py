@@ -84,7 +84,7 @@ def test_without_a_network_nothing_is_saved(monkeypatch):
 
 def test_a_split_cell_is_not_pushed(hub, monkeypatch):
     cell = tiny_cell(seed=0)
-    monkeypatch.setattr(cell, "shard", object())
+    monkeypatch.setattr(cell, "rank_part", object())
     with pytest.raises(msrnn.Error, match="every rank of a split cell would upload"):
         cell.push_to_hub("me/tiny")
     assert hub[1] == []

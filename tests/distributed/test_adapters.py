@@ -76,8 +76,8 @@ def adapted(name, fields, folder):
 def own_slice(split, path, whole, x=None):
     """Return the slice of this rank of a parameter of an adapter, or of its gradient ``x``."""
     x = lora.adapter_parameters(whole)[path].detach() if x is None else x
-    place = split.shard.placement(path, x)
-    return x if place is None else place.take(x, split.shard.ranks.rank)
+    place = split.rank_part.placement(path, x)
+    return x if place is None else place.take(x, split.rank_part.ranks.rank)
 
 
 def loss_of(cell):

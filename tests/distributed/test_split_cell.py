@@ -86,7 +86,7 @@ def decoding(whole, split, rank):
     ]
     found["decoding"] += [two[0].tokens.equal(two[1].tokens), two[2].tokens.equal(two[3].tokens)]
     found["prefill"] = largest_gap(one[4], two[4]), has_rows_of(two[5], one[5]), has_rows_of(two[6], one[6])
-    heads = split.shard.heads
+    heads = split.rank_part.heads
     same_left = all(G.left.equal(heads.own(H.left, 1)) for G, H in zip(two[7], one[7], strict=True))
     found["scan"] = same_left, has_rows_of(two[7].at(7), one[7].at(7)), largest_gap(two[7][1].scores, one[7][1].scores)
     found["int8"] = largest_gap(one[8], two[8])
@@ -118,10 +118,10 @@ def gradients(name):
     gap = 0.0
     for parameter, x in split.named_parameters():
         expected = dict(whole.named_parameters())[parameter].grad
-        place = split.shard.placement(parameter, x)
-        expected = expected if place is None else place.take(expected, split.shard.ranks.rank)
+        place = split.rank_part.placement(parameter, x)
+        expected = expected if place is None else place.take(expected, split.rank_part.ranks.rank)
         gap = max(gap, float((x.grad - expected).abs().max()))
-    found = clip_split_gradients_(split.shard, split.named_parameters(), 0.1)
+    found = clip_split_gradients_(split.rank_part, split.named_parameters(), 0.1)
     expected = torch.nn.utils.clip_grad_norm_(whole.parameters(), 0.1)
     clipped = abs(float(split.norm.weight.grad.norm() - whole.norm.weight.grad.norm()))
     return gap, abs(float(found - expected)), clipped
@@ -169,10 +169,10 @@ def refusals(whole, split, folder):
         "part of a state": lambda: whole.step(tokens[:, 0], split_state),
         "split twice": lambda: msrnn.distribute(split),
         "state split twice": lambda: msrnn.distribute(split_state),
-        "another model on rank 1": lambda: msrnn.distribute(tiny_family("llama", seed=split.shard.ranks.rank)),
+        "another model on rank 1": lambda: msrnn.distribute(tiny_family("llama", seed=split.rank_part.ranks.rank)),
         "save": lambda: split_state.save(folder / "nothing" / "state"),
-        "save on a rank": lambda: split_state.save(folder / "x", metadata={"a": 1} if split.shard.ranks.rank else {}),
-        "pickle": lambda: copy.copy(split.shard.ranks),
+        "save on a rank": lambda: split_state.save(folder / "x", metadata={"a": 1} if split.rank_part.ranks.rank else {}),
+        "pickle": lambda: copy.copy(split.rank_part.ranks),
         "group": lambda: msrnn.load(folder / "model", group="world"),
     }
     found = {name: refusal(call) for name, call in calls.items()}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import Error
 from ..storage.lazy_tensors import LazyTensor
-from .heads import HeadShard
+from .heads import RankHeads
 from .modules import (
     PartialGradients,
     SplitEmbedding,
@@ -31,7 +31,7 @@ PARTS = ("weight", "codes", "scales", "zeros", "scales_and_zeros")
 
 
 @dataclass(frozen=True)
-class Shard:
+class RankPart:
     """The part of a model that one rank holds.
 
     Attributes:
@@ -54,12 +54,12 @@ class Shard:
                 raise Error(f"config: {name} is {found}; expected a multiple of {W}, the number of ranks")
         if config.vocab_size < W:
             raise Error(f"config: vocab_size is {config.vocab_size}; expected at least {W}, the number of ranks")
-        HeadShard(self.ranks, config.n_kv_heads)  # for its check
+        RankHeads(self.ranks, config.n_kv_heads)  # for its check
 
     @cached_property
-    def heads(self) -> HeadShard:
+    def heads(self) -> RankHeads:
         """The heads of this rank."""
-        return HeadShard(self.ranks, self.config.n_kv_heads)
+        return RankHeads(self.ranks, self.config.n_kv_heads)
 
     @property
     def vocab_sizes(self) -> tuple[int, ...]:
@@ -126,9 +126,9 @@ class Shard:
         for layer in cell.layers:  # type: ignore[union-attr]
             self._add_messages_to_layer(layer, heads)
 
-    def _add_messages_to_layer(self, layer: Any, heads: HeadShard) -> None:
+    def _add_messages_to_layer(self, layer: Any, heads: RankHeads) -> None:
         ranks, replicated = self.ranks, heads.replicas > 1
-        shared: dict[str, HeadShard | None] = {}
+        shared: dict[str, RankHeads | None] = {}
         for name, module in layer.named_children():
             if name in COLUMNS:
                 add_messages(module, SummedOutput, ranks=ranks, purpose=COLUMNS[name])
@@ -142,7 +142,7 @@ class Shard:
         if shared:
             add_messages(layer, PartialGradients, shared=shared)
 
-    def _add_messages_to_norm(self, name: str, module: Any, heads: HeadShard) -> None:
+    def _add_messages_to_norm(self, name: str, module: Any, heads: RankHeads) -> None:
         n_heads = self.config.n_heads if name == "q_norm" else heads.n_kv_heads
         if not self.norms_whole_width:
             add_messages(module, PartialGradients, ranks=self.ranks, shared={"weight": None})

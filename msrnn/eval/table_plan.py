@@ -25,7 +25,7 @@ DEPTHS = (0.1, 0.5, 0.9)
 """Depths of the needles: neither the first nor the last sentence, which a window or the first tokens would cover."""
 TASKS = (*retrieval.TASKS, *reasoning.TASKS)
 """Names of the tasks that the table can have."""
-Asked = TypeVar("Asked", retrieval.Question, reasoning.Question)
+Question = TypeVar("Question", retrieval.Question, reasoning.Question)
 Measure = Callable[[Cell, "tokenizers.Tokenizer", Condition], list[float]]
 
 
@@ -68,21 +68,20 @@ def plan(args: argparse.Namespace, inputs: EvalInputs, chunks: Sequence[Chunk]) 
     retrieval_tasks = [t for t in args.tasks if t in retrieval.TASKS]
     if retrieval_tasks:
         inputs.check_memory(len(DEPTHS), ["full"], args.length)  # before prompts of this length are built
-    asked = retrieval.generate_questions(
+    questions = retrieval.generate_questions(
         *(inputs.tokenizer, retrieval_tasks, [args.length], DEPTHS),
         *(args.rounds, args.seed, DIFFICULTIES[args.difficulty], texts),
         progress=inputs.progress,
     )
     n_new = args.max_new_tokens
-    tasks = [t for t in args.tasks if t in reasoning.TASKS]
-    problems = reasoning.generate_questions(tasks, [args.steps], 4 * args.rounds, args.shots, args.seed)
-    by_kind = [
+    reasoning_tasks = [t for t in args.tasks if t in reasoning.TASKS]
+    problems = reasoning.generate_questions(reasoning_tasks, [args.steps], 4 * args.rounds, args.shots, args.seed)
+    by_task = [  # for language modelling and for each task, one unit per round
         [_lm(batch) for batch in _rounds(chunks, args.rounds)],
-        *([_retrieval(batch) for batch in group] for group in _by_task(split_into_batches(asked, len(DEPTHS)))),
+        *([_retrieval(batch) for batch in group] for group in _by_task(split_into_batches(questions, len(DEPTHS)))),
         *([_reasoning(batch, inputs, n_new) for batch in group] for group in _by_task(split_into_batches(problems, 4))),
     ]
-    first = [_memory(chunks[0])]
-    return first + [units[i] for i in range(args.rounds) for units in by_kind if i < len(units)]
+    return [_memory(chunks[0])] + [units[i] for i in range(args.rounds) for units in by_task if i < len(units)]
 
 
 def _rounds(chunks: Sequence[Chunk], rounds: int) -> list[list[Chunk]]:
@@ -94,8 +93,8 @@ def _rounds(chunks: Sequence[Chunk], rounds: int) -> list[list[Chunk]]:
     return [batch for batch in found if batch]
 
 
-def _by_task(batches: list[list[Asked]]) -> Iterable[list[list[Asked]]]:
-    groups: dict[str, list[list[Asked]]] = {}
+def _by_task(batches: list[list[Question]]) -> Iterable[list[list[Question]]]:
+    groups: dict[str, list[list[Question]]] = {}
     for batch in batches:
         groups.setdefault(batch[0].task, []).append(batch)
     return groups.values()

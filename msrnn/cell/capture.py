@@ -5,7 +5,7 @@ full, no shape changes and rows are overwritten in place, so the launches can be
 and writes fixed addresses. Clock, row statistics and logits, which a step returns in new tensors, are copied to fixed ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from ..errors import Error, describe
-from ..layers.differentiation import in_transform
-from ..layers.hooks import has_hooks
 from ..recurrence.transition import Writes
 from ..reductions.contract import is_same_operator
 from ..reductions.head_budgets import HeadBudget
 from ..state.fingerprint import tensor_version
 from ..state.multistate import MultiState
 from ..state.state import State
+from .capture_checks import check_capturable, check_full
 from .recordable import RecordableOnly
 from .validation import check_device_of_ids, check_token
 
@@ -78,12 +77,11 @@ def capture(cell: "Cell", state: State) -> "CapturedStep":
 
     Raises:
         Error: another device; a state that is unbounded, not full, has empty rows or requires gradients; an operator with
-            ``depends_on_row_layout``, sizes per head or a shared budget; hooks; trainable parameters while gradients are
-            enabled; autocast or a transform of ``torch.func``; a step that waits for the device or copies from the CPU.
+            ``depends_on_row_layout``; sizes per head or a shared budget for which a step copies the rows of one layer at a
+            time; hooks; trainable parameters while gradients are enabled; autocast or a transform of ``torch.func``; a step
+            that waits for the device or copies from the CPU.
     """
-    _check_cell(cell, state)
-    for layer, H in enumerate(state):
-        _check_layer(f"capture: layer {layer}", H)
+    check_capturable(cell, state, GRAPHS)
     with torch.inference_mode(False), torch.no_grad():
         return CapturedStep(cell, state, GRAPHS[cell.device.type](cell.device))
 
@@ -106,7 +104,7 @@ class CapturedStep:
         self._cell, self._graph = cell, graph
         self._token, self._active = torch.zeros_like(state.clock), torch.ones_like(state.clock, dtype=torch.bool)
         self._all_active = True
-        self.state = state.with_layers(replace(H, no_empty_rows=True) for H in state).clone()
+        self.state = state.with_layers(map(_without_empty_rows, state)).clone()
         self._logits, _ = cell.step_(self._token, self.state)  # allocates the spare row, and stacks the layers if they can be
         self._tensors = _tensors(self.state)
         self._recorded_versions = self._versions()
@@ -156,12 +154,12 @@ class CapturedStep:
         self._check_valid()
         self._cell.check_state(state, len(self._token))
         for layer, (old, new) in enumerate(zip(self.state, state, strict=True)):
-            _check_layer(f"copy_: layer {layer}", new)
+            check_full(f"copy_: layer {layer}", new)
             fits = is_same_operator(old.reduction, new.reduction) and old.places == new.places
-            if not fits or old.keys.shape != new.keys.shape or old.keys.dtype != new.keys.dtype:
+            if not fits or _shape_of_rows(old) != _shape_of_rows(new) or old.keys.dtype != new.keys.dtype:
                 found, expected = (f"{H.reduction} with keys {describe(H.keys)}" for H in (new, old))
                 raise Error(f"copy_: layer {layer} has {found}; expected {expected}, and the same places")
-        for old, new in zip(self.state, state, strict=True):
+        for old, new in zip(*_storage(self.state, state), strict=True):
             for name, x in old.rows.items():
                 x.copy_(new.rows[name])
             old.clock.copy_(new.clock)
@@ -196,38 +194,25 @@ def _tensors(state: State) -> list[Tensor]:
     return [x for H in state._held for x in (*H.rows.values(), H.clock)]
 
 
+def _storage(old: State, new: State) -> tuple[Iterable[MultiState], Iterable[MultiState]]:
+    """Return what holds the rows of two states of the same operators: the layers, or all layers of the heads of one part."""
+    stacked, _ = old.stacked()
+    if stacked is None or stacked.is_view:
+        return old, new
+    others, _ = new.stacked()
+    assert others is not None
+    return stacked.parts, others.parts
+
+
+def _without_empty_rows(H: MultiState) -> MultiState:
+    """Return a full layer with the mark that no row is empty; not with uneven heads, which are stored in another way."""
+    return H if isinstance(H.reduction, HeadBudget) else replace(H, no_empty_rows=True)
+
+
+def _shape_of_rows(H: MultiState) -> tuple[int, ...]:
+    """Return the shape of keys without the number of rows, which is that of the fullest head under a shared budget."""
+    return *H.keys.shape[:2], *H.keys.shape[3:]
+
+
 def _address(x: Tensor) -> tuple[int, tuple[int, ...]]:
     return x.data_ptr(), x.stride()
-
-
-def _check_cell(cell: "Cell", state: State) -> None:
-    if not isinstance(state, State):
-        raise Error(f"capture: state is {type(state).__name__}; expected a State, as initial_state returns it")
-    if cell.device.type not in GRAPHS:
-        raise Error(f"capture: the cell is on {cell.device}; expected {' or '.join(GRAPHS)}, or step_ instead")
-    cell.check_state(state, len(state.clock))
-    if cell.rank_part is not None:
-        raise Error("capture: the cell is split over several processes, which a recording does not include; expected step_")
-    if hooked := [name or "the cell" for name, module in cell.named_modules() if has_hooks(module)]:
-        raise Error(f"capture: {hooked[0]} has a hook, which a recording cannot call; expected no hooks, or step_ instead")
-    if state.requires_grad or cell.needs_grad(state):
-        raise Error("capture: the step would build an autograd graph; use torch.no_grad(), or requires_grad_(False)")
-    if in_transform() or torch._C._is_any_autocast_enabled():
-        raise Error("capture: autocast or a transform of torch.func is active; expected neither")
-
-
-def _check_layer(name: str, H: MultiState) -> None:
-    """Refuse a layer that a recorded step cannot read. This may wait for the device."""
-    if H.capacity is None:
-        raise Error(f"{name} is unbounded ({H.reduction}); expected a bounded operator, such as tova:512")
-    if isinstance(H.reduction, HeadBudget):
-        raise Error(
-            f"{name} has {H.reduction}, with different numbers of rows in its heads; expected one size for all heads, or step_"
-        )
-    if H.reduction.depends_on_row_layout:
-        operator = type(H.reduction).__name__
-        raise Error(f"{name} has {operator}, which depends_on_row_layout; expected an operator that does not, or step_ instead")
-    if (rows := H.keys.shape[2]) < H.capacity:
-        raise Error(f"{name} holds {rows} of {H.capacity} rows; expected a full state, so read more tokens first")
-    if not H.no_empty_rows and bool(H.empty.any()):
-        raise Error(f"{name} has empty rows in some sequences; expected a full state, so read more tokens first")

@@ -133,8 +133,10 @@ class HeadSizes(HeadBudget):
     def in_order(self, parts: list[Tensor]) -> Tensor:
         """Concatenate results ``(B, n, …)`` of groups of heads, in the order of the heads."""
         grouped = [k for _, heads in self.groups for k in heads]
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return x if grouped == sorted(grouped) else x[:, sorted(range(len(grouped)), key=grouped.__getitem__)]
+        if grouped == sorted(grouped):
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        of_heads = [x for part in parts for x in part.split(1, dim=1)]  # an index would be copied to the device
+        return torch.cat([of_heads[i] for i in sorted(range(len(grouped)), key=grouped.__getitem__)], dim=1)
 
     def __str__(self) -> str:
         return str(self.operator)
@@ -219,7 +221,9 @@ def _heads_as_batch(observation: Observation, heads: Sequence[int]) -> Observati
 def of_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
     """Return some heads, in increasing order, ``(B, K, …) -> (B, n, …)``; a view if no head between them is left out."""
     first, last = heads[0], heads[-1]
-    return x[:, first : last + 1] if last - first == len(heads) - 1 else x[:, list(heads)]
+    if last - first == len(heads) - 1:
+        return x[:, first : last + 1]
+    return torch.cat([x[:, k : k + 1] for k in heads], dim=1)  # an index would be copied to the device
 
 
 def _check_scores_heads(name: str, operator: object) -> None:

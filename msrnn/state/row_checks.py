@@ -28,14 +28,20 @@ def check_jagged(H: JaggedMultiState) -> None:
         raise ValueError(f"jagged rows of shape {tuple(H.keys.shape)} contradict head_rows {describe(head_rows)}")
 
 
-def _is_within_budget(H: MultiState, budget: HeadBudget) -> bool:
+def _is_within_budget(H: MultiState, budget: HeadBudget, where: str) -> bool:
     """Return True if the heads ``(B, K, S)`` are those of the budget and hold no more rows than it allows.
 
     A rank of a split cell cannot count the rows of other heads, so its rows are not compared with a budget for all heads.
+
+    Raises:
+        Error: the heads are not those of the budget. The message begins with ``where``.
     """
     if H.heads is not None and budget.reads_heads == "all":
         return True
-    budget.check_heads(H.positions.shape[1])
+    try:
+        budget.check_heads(H.positions.shape[1])
+    except Error as error:
+        raise Error(f"{where}: {error}") from None
     return not bool(budget.evicts((H.positions >= 0).sum(-1)).any())
 
 
@@ -68,7 +74,7 @@ def _check_layer(H: MultiState, first: MultiState, where: str) -> None:
         and all(x.is_floating_point() for x in H.row_stats.values())
         and not isinstance(H.reduction.size, tuple)
         and (H.capacity is None or H.capacity >= S)
-        and (not isinstance(H.reduction, HeadBudget) or _is_within_budget(H, H.reduction))
+        and (not isinstance(H.reduction, HeadBudget) or _is_within_budget(H, H.reduction, where))
         and bool(((clock >= 0) & (clock < 2**62)).all())
         and bool((H.positions[..., :n] == LEARNED).all())
         and bool(((H.positions[..., n:] >= lowest) & (H.positions < clock[:, None, None])[..., n:]).all())

@@ -58,11 +58,11 @@ def test_an_edited_operator_is_measured_again(model, ops, tmp_path, capsys):
     assert "called once per token and layer, which is slow: decayed, decayed:SIZE:0.9 (docs/own-operator.md, Flags)" in err
     again, err = run()
     assert again == first
-    assert f"6 of 6 cells taken from {tmp_path / 'out'}\n" in err
+    assert f"6 of 6 entries taken from {tmp_path / 'out'}\n" in err
     assert "slow" not in err
     ops.write_text(SOURCE.replace("observation.weights.mean(2)}", "2 + observation.weights.mean(2)}"))
     edited, err = run()
-    assert f"2 of 6 cells taken from {tmp_path / 'out'}, 4 to measure; the folder also has 4 of other code" in err
+    assert f"2 of 6 entries taken from {tmp_path / 'out'}, 4 to measure; the folder also has 4 of other code" in err
     assert all((edited[name] == first[name]) == name.startswith("tova") for name in first)
     ops.write_text(SOURCE)
     assert run()[0] == first
@@ -214,7 +214,8 @@ def test_tables_name_the_operator(model, ops, capsys):
     assert "| decayed:SIZE:0.9 |" in unpadded(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("operators", [["tova:5,6"], ["tova:SIZE,SIZE"]])
-def test_sizes_per_layer_have_no_column(operators, model, ops, capsys):
-    assert lm(model, ops, "--operators", *operators) == 1
-    assert "expected one size for all layers" in capsys.readouterr().err
+def test_sizes_per_layer_are_rows_of_their_own(model, ops, capsys):
+    assert lm(model, ops, "--operators", "tova:5,7", "decayed:SIZE,4:0.9") == 0
+    page = unpadded(capsys.readouterr().out)
+    assert "\n| tova:5,7 | " in page
+    assert "\n| decayed:SIZE,4:0.9 | " in page

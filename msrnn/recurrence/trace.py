@@ -46,27 +46,41 @@ class Trace:
         Raises:
             Error: ``n`` or ``rows`` has another type or shape or is out of range.
         """
-        B, T = self[0].active.shape
-        if rows is None:
-            rows = torch.arange(B, device=self._state.clock.device)
-        elif not (isinstance(rows, Tensor) and rows.ndim == 1 and rows.dtype == torch.int64 and _within(rows, B - 1)):
-            raise Error(f"at: rows are {rows!r:.60}; expected int64 of shape (B',), rows of a batch of {B}")
-        B = len(rows)
-        if not is_int(n) and not (isinstance(n, Tensor) and n.shape == (B,) and n.dtype == torch.int64):
-            raise Error(f"at: n is {n!r:.60}; expected an int, or int64 of shape ({B},)")
-        counts = torch.as_tensor(n, device=self._state.clock.device).repeat(1 if isinstance(n, Tensor) else B)
-        if not _within(counts, T):
-            raise Error(f"at: n is {counts.tolist() if B > 1 else int(counts[0])}; expected 0 to {T}, the tokens read")
-        if not B:
+        query = self._query(n, rows)
+        if not len(query.n):
             return self._state.select([])
-        query = PrefixQuery.of(self[0].active, counts, rows)
-        if query.uniform and all(layer.is_gather_only and layer.no_empty_rows for layer in self):
-            grown = [layer.rows_before_eviction(query) for layer in self]
-            if can_stack(grown) and not is_differentiated(*(x for H in grown for x in H.rows.values())):
-                last_visible = torch.stack([layer.last_visible for layer in self])
-                return self._state.from_stacked(StackedLayers((stack_and_keep(grown, query.kept_mask(last_visible)),)))
+        if (stacked := self._stacked_at(query)) is not None:
+            return stacked
         layers = [layer.at(query) for layer in self]
         return self._state.with_layers(replace(H, clock=layers[0].clock) for H in layers)
+
+    def _query(self, n: int | Tensor, rows: Tensor | None) -> PrefixQuery:
+        """Return the arguments of :meth:`at`, checked, with one number of tokens for each batch row to return."""
+        (B, T), device = self[0].active.shape, self._state.clock.device
+        if rows is None:
+            rows = torch.arange(B, device=device)
+        elif not (isinstance(rows, Tensor) and rows.ndim == 1 and rows.dtype == torch.int64 and _within(rows, B - 1)):
+            raise Error(f"at: rows are {rows!r:.60}; expected int64 of shape (B',), rows of a batch of {B}")
+        n_rows = len(rows)
+        if isinstance(n, Tensor) and n.shape == (n_rows,) and n.dtype == torch.int64:
+            counts = n.to(device)
+        elif is_int(n):
+            counts = torch.as_tensor(n, device=device).repeat(n_rows)
+        else:
+            raise Error(f"at: n is {n!r:.60}; expected an int, or int64 of shape ({n_rows},)")
+        if not _within(counts, T):
+            raise Error(f"at: n is {counts.tolist() if n_rows > 1 else int(counts[0])}; expected 0 to {T}, the tokens read")
+        return PrefixQuery.of(self[0].active, counts, rows)
+
+    def _stacked_at(self, query: PrefixQuery) -> State | None:
+        """Return :meth:`at` by one gather for all layers; None if their rows cannot be stacked or carry a graph."""
+        if not query.uniform or not all(layer.is_gather_only and layer.no_empty_rows for layer in self):
+            return None
+        grown = [layer.rows_before_eviction(query) for layer in self]
+        if not can_stack(grown) or is_differentiated(*(x for H in grown for x in H.rows.values())):
+            return None
+        last_visible = torch.stack([layer.last_visible for layer in self])
+        return self._state.from_stacked(StackedLayers((stack_and_keep(grown, query.kept_mask(last_visible)),)))
 
 
 def _within(x: Tensor, most: int) -> bool:

@@ -82,13 +82,19 @@ class ExpectedAttention(CalibratedReduction):
         K = absent.shape[1]
         mean = self.constants.get("mean", like).unflatten(0, (K, -1))  # (K, G, D)
         covariance = self.constants.get("covariance", like).unflatten(0, (K, -1))  # (K, G, D, D)
-        keys = observation.keys.masked_fill(absent[..., None], 0)
-        keys = rotate_back(keys, observation.clock, self.constants.get("frequencies", like))[:, :, None]  # (B, K, 1, R, D)
-        logits = (keys @ mean[..., None])[..., 0] + ((keys @ covariance) * keys).sum(-1) / 2  # (B, K, G, R)
-        expected = logits.masked_fill(absent[:, :, None], -torch.inf).softmax(-1).mean(2)
-        values = observation.values.masked_fill(absent[..., None], 0)
-        score = expected * values.norm(dim=-1)
+        keys = rotate_back(observation.keys, observation.clock, self.constants.get("frequencies", like))
+        logits = keys @ mean.mT + quadratic_form(keys, covariance) / 2  # (B, K, R, G)
+        expected = logits.masked_fill(absent[..., None], -torch.inf).softmax(2).mean(-1)
+        score = expected * observation.values.norm(dim=-1)
         return score.masked_fill((observation.positions < self.sinks) & ~absent, torch.inf)
+
+
+def quadratic_form(keys: Tensor, matrices: Tensor) -> Tensor:
+    """Return kᵀ A k for each key and each matrix of its head: ``(B, K, R, D), (K, G, D, D) -> (B, K, R, G)``."""
+    (B, K, R, D), G = keys.shape, matrices.shape[1]
+    of_head = keys.transpose(0, 1).reshape(K, B * R, 1, D)
+    products = of_head[:, :, 0] @ matrices.transpose(1, 2).reshape(K, D, G * D)  # one product per head: much faster than B G
+    return products.view(K, B * R, G, D).mul_(of_head).sum(-1).view(K, B, R, G).transpose(0, 1)
 
 
 def rotate_back(keys: Tensor, clock: Tensor, frequencies: Tensor) -> Tensor:

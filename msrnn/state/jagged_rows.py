@@ -58,10 +58,12 @@ def to_jagged(H: MultiState) -> JaggedMultiState:
 
 def jagged_tensors(padded: dict[str, Tensor], held: Tensor) -> dict[str, Tensor]:
     """Return the rows ``(B, 1, M, …)`` where ``held (B, K, S)`` is True, in order, from padded ``(B, K, S, …)`` by name."""
-    (B, K, S), M = held.shape, n_jagged_rows(held.sum(-1))
+    (B, K, S), n_rows = held.shape, held.sum((1, 2))
+    M = n_jagged_rows(held.sum(-1))
     order = (~held).flatten(1).byte().argsort(dim=-1, stable=True)[:, :M]  # (B, M)
     index = (order + K * S * torch.arange(B, device=order.device)[:, None]).flatten()
-    return {name: x.flatten(0, 2).index_select(0, index).view(B, 1, M, *x.shape[3:]) for name, x in padded.items()}
+    empty = (torch.arange(M, device=order.device) >= n_rows[:, None])[:, None]  # (B, 1, M)
+    return {name: _gather(x, index, empty) for name, x in padded.items()}
 
 
 def n_jagged_rows(head_rows: Tensor) -> int:
@@ -72,21 +74,24 @@ def n_jagged_rows(head_rows: Tensor) -> int:
 def to_padded(jagged: JaggedMultiState) -> MultiState:
     """Copy the rows into S columns for each head, ``(B, K, S, D)``, empty rows last. This synchronises with the device."""
     refuse_vmap(jagged)
-    (B, K), M = jagged.head_rows.shape, jagged.positions.shape[2]
+    B, M = len(jagged.head_rows), jagged.positions.shape[2]
     S = int(jagged.head_rows.amax()) if jagged.head_rows.numel() else 0
     column = torch.arange(S, device=jagged.clock.device)
     empty = column >= jagged.head_rows[..., None]  # (B, K, S)
     first = jagged.head_rows.cumsum(-1) - jagged.head_rows + M * torch.arange(B, device=column.device)[:, None]
     index = torch.where(empty, 0, first[..., None] + column).flatten()
+    H = MultiState(**{f.name: getattr(jagged, f.name) for f in fields(MultiState)})
+    return H.with_rows({name: _gather(x, index, empty) for name, x in H.rows.items()}, jagged.clock)
 
-    def gather(x: Tensor) -> Tensor:
-        return x.flatten(0, 2).index_select(0, index).view(B, K, S, *x.shape[3:])
 
-    values = {f.name: getattr(jagged, f.name) for f in fields(MultiState)}
-    H = MultiState(**values)
-    rows = {name: gather(x) for name, x in H.rows.items()}
-    rows["positions"] = rows["positions"].masked_fill(empty, EMPTY)
-    return H.with_rows(rows, jagged.clock)
+def _gather(x: Tensor, index: Tensor, empty: Tensor) -> Tensor:
+    """Return the rows ``index`` of ``x``, counted through all heads, in the shape of ``empty (B, 1 or K, R)`` bool.
+
+    Empty rows become 0, because attention multiplies them by a weight of 0, and another sequence may hold NaN. Positions, the
+    only rows of int64, become −1.
+    """
+    rows = x.flatten(0, 2).index_select(0, index).view(*empty.shape, *x.shape[3:])
+    return rows.masked_fill_(empty.view(*empty.shape, *(1,) * (x.ndim - 3)), EMPTY if x.dtype == torch.int64 else 0)
 
 
 def refuse_vmap(H: MultiState) -> None:

@@ -170,6 +170,22 @@ def test_copies_and_batches(spec):
                 assert sorted(x for x in [*gone, *kept] if x >= 0) == [*range(n_read)]
 
 
+@pytest.mark.parametrize("spec", ["h2o:full/4", "tova-head:4/6,5/3", "random:4/6", "shared:floor=0:h2o:4", "shared:keydiff:4"])
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_rows_that_are_not_finite_do_not_change_another_sequence(spec, dtype):
+    """Sequence 0 has NaN; sequence 1 is shorter, so it has empty rows."""
+    cell, text = tiny_cell(), random_tokens(1, 2, 14, vocab=49)
+    cell.embed.weight.data[49] = torch.nan
+    text[0, 3] = 49
+    _, both = cell(text[:, :9], cell.initial_state(2, spec, dtype=dtype), lengths=torch.tensor([9, 5]))
+    _, alone = cell(text[1:, :5], cell.initial_state(1, spec, dtype=dtype))
+    for step, token in zip([cell.step, cell.step_, cell.step_, cell.step, cell.step], text[:, 9:].T, strict=True):
+        logits, both = step(token, both)
+        expected, alone = cell.step(token[1:], alone)
+        assert_close(logits[1:], expected)
+        assert_same(both.select([1]), alone, 1e-10)
+
+
 def test_the_layers_are_jagged_at_rest_only():
     cell, (_, state) = read("tova-head:2/6")
     assert all(isinstance(H, JaggedMultiState) for H in state._held)

@@ -17,7 +17,6 @@ from ..layers.differentiation import in_transform, is_batched_by_vmap, to_list
 from ..reductions.contract import EMPTY, FLAG_OF_FIELD, Observation, Reduction
 from ..reductions.head_budgets import scoring_operator
 from ..reductions.spec_strings import is_internal
-from .all_heads import gather_observation
 from .operator_answers import checked_score, checked_stats, checked_values, widest_float
 
 Layout = tuple[Tensor | None, Tensor]
@@ -91,19 +90,18 @@ def merge_evicted_value(
     row: Tensor,
     evicts: Tensor,
     complete: bool = False,
-    heads: RankHeads | None = None,
+    gathered: RankHeads | None = None,
 ) -> Tensor:
     """Return the values ``(B, K, R, D)`` after row ``row (B, K)`` is evicted where ``evicts (B, K)``; a new tensor.
 
-    ``heads``: the heads of the observation, if the operator has to see those of other ranks too.
+    ``gathered``: the heads of the other arguments, if the observation is that of the heads of all ranks; otherwise None.
 
     Raises:
         Error: the answer has another shape or type than the values.
     """
-    if heads is not None:
-        all_heads = gather_observation(heads, operator, observation)
-        values, row, evicts = (heads.gather(x, 1) for x in (values, row, evicts))
-        return heads.own(merge_evicted_value(operator, all_heads, values, row, evicts, complete), 1)
+    if gathered is not None:
+        values, row, evicts = (gathered.gather(x, 1) for x in (values, row, evicts))
+        return gathered.own(merge_evicted_value(operator, observation, values, row, evicts, complete), 1)
     if not operator.depends_on_row_layout:
         merged = checked_values(operator, values, _call(operator, "merge", observation, values, row))
         return torch.where(evicts[..., None, None], merged, values)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..distributed.heads import RankHeads
 from ..layers.attention import SCALED_PRODUCT, LogitRule, attend
 from ..layers.differentiation import is_differentiated
 from ..reductions.contract import EMPTY, Observation, Reduction
@@ -114,75 +115,92 @@ def reduce(
             here.
 
     Returns:
-        All S + 1 rows while S is below the bound, and S rows from then on: the last row is written over the evicted row.
-        Where heads hold different numbers of rows, as in :func:`~.budget_evictions.evict_by_budget`.
+        H with the rows that are retained:
+
+        - below the bound: all S + 1 rows
+        - from then on: S rows, where the last row is written over the evicted row
+        - where heads hold different numbers of rows: those of :func:`~.budget_evictions.evict_by_budget`
     """
     operator, S = grown.reduction, grown.positions.shape[2] - 1
-    observation = attended.observe(grown)
     complete = grown.no_empty_rows and active is None
-    scoring = operator.operator if isinstance(operator, SharedBudget) else operator
-    to_gather = heads_to_gather(grown.heads, scoring)
-    all_heads = gather_observation(to_gather, operator, observation)
-    all_heads = all_heads._replace(row_stats=next_stats(operator, all_heads, active, complete))
-    row_stats = {name: heads_of_rank(to_gather, x) for name, x in all_heads.row_stats.items()}
-    observation = observation._replace(row_stats=row_stats)
+    to_gather = heads_to_gather(grown.heads, operator.operator if isinstance(operator, SharedBudget) else operator)
+    observation = gather_observation(to_gather, operator, attended.observe(grown))
+    observation = observation._replace(row_stats=next_stats(operator, observation, active, complete))
+    row_stats = {name: heads_of_rank(to_gather, x) for name, x in observation.row_stats.items()}
     if active is not None:
         row_stats = {
             name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, grown.row_stats[name]) for name, x in row_stats.items()
         }
     if isinstance(operator, HeadBudget):
-        return evict_by_budget(grown, all_heads, to_gather, row_stats, clock, active)
+        return evict_by_budget(grown, observation, to_gather, row_stats, clock, active)
     if grown.capacity is None or grown.capacity > S:
         if active is not None:
             grown.positions[..., S].masked_fill_(~active[:, None], EMPTY)
         row_stats = {name: x.contiguous() for name, x in row_stats.items()}
         return replace(grown, clock=clock, row_stats=row_stats, no_empty_rows=complete)
-    row = _row_to_overwrite(grown, all_heads, active)  # (B, K)
-    needs_grad = is_differentiated(attended.weights, grown.values)  # autograd has saved the rows
-    stored = grown.stored
-    merged = _merged_values(grown, observation, row, active) if operator.merges_values else {}
-    rows: dict[str, Any]
-    if needs_grad:
-        rows = {name: _overwrite(merged.get(name, x), row, in_place=False)[:, :, :S] for name, x in stored.items()}
-    else:
-        now: Writes = [] if writes is None else writes
-        now.extend(partial(stored[name].copy_, x) for name, x in merged.items())
-        now.extend(partial(_overwrite, x, row, in_place=True) for x in stored.values())
-        rows = {name: x[:, :, :S] for name, x in stored.items()}
-        if writes is None:
-            for write in now:
-                write()
+    row = _row_to_overwrite(grown, observation, to_gather, active)  # (B, K)
+    merged = _merged_values(grown, observation, to_gather, row, active) if operator.merges_values else {}
+    in_place = not is_differentiated(attended.weights, grown.values)  # otherwise autograd has saved the rows
+    rows = _overwrite_stored(grown.stored, merged, row, in_place, writes)
     row_stats = {name: _overwrite(x, row, False)[:, :, :S].clone() for name, x in row_stats.items()}
-    buffer = None if needs_grad else grown.buffer
-    return replace(grown, **rows, clock=clock, row_stats=row_stats, buffer=buffer)
+    return replace(grown, **rows, clock=clock, row_stats=row_stats, buffer=grown.buffer if in_place else None)
 
 
-def _merged_values(grown: MultiState, observation: Observation, row: Tensor, active: Tensor | None) -> dict[str, Tensor]:
-    """Return the values, and the scales of int8 values, after row ``row (B, K)`` is merged into others and evicted."""
-    evicts = grown.positions.gather(2, row[..., None])[..., 0] != EMPTY
-    evicts = evicts if active is None else evicts & active[:, None]
-    values = dequantise_rows(grown.values, grown.value_scales, observation.weights.dtype)
-    complete = grown.no_empty_rows and active is None
-    heads = heads_to_gather(grown.heads, grown.reduction)
-    merged = merge_evicted_value(grown.reduction, observation, values, row, evicts, complete, heads)
-    return replace_values(grown.stored, values, merged) if grown.is_quantised else {"values": merged}
-
-
-def _row_to_overwrite(grown: MultiState, observation: Observation, active: Tensor | None) -> Tensor:
+def _row_to_overwrite(grown: MultiState, observation: Observation, gathered: RankHeads | None, active: Tensor | None) -> Tensor:
     """Return the row ``(B, K)`` that the last row is written over: an empty row, or else the row to evict.
 
-    ``observation``: of all heads, if the operator needs them.
+    Args:
+        grown, active: as in :func:`reduce`.
+        observation: of these rows, or of those of the heads of all ranks, with updated statistics.
+        gathered: the heads of this rank, if the observation is that of all ranks; otherwise None.
     """
-    to_gather = heads_to_gather(grown.heads, grown.reduction)
     operator, S = grown.reduction, grown.positions.shape[2] - 1
     complete = grown.no_empty_rows and active is None
-    heads = grown.heads if to_gather is None else None
+    heads = grown.heads if gathered is None else None
     score = retention_scores(operator, observation, active, n_rows=S + 1, complete=complete, heads=heads)
-    score = heads_of_rank(to_gather, score)
+    score = heads_of_rank(gathered, score)
     if not grown.no_empty_rows:
         score = score.masked_fill(grown.empty[:, : score.shape[1]], -torch.inf)
     row = select_evicted_row(score, grown.positions, grown.n_learned, operator.tie_tolerance).expand(grown.positions.shape[:2])
     return row if active is None else torch.where(active[:, None], row, S)  # the row of a token that is not read is dropped
+
+
+def _merged_values(
+    grown: MultiState, observation: Observation, gathered: RankHeads | None, row: Tensor, active: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the values, and the scales of int8 values, after row ``row (B, K)`` is merged into others and evicted.
+
+    The other arguments are those of :func:`_row_to_overwrite`.
+    """
+    evicts = grown.positions.gather(2, row[..., None])[..., 0] != EMPTY
+    evicts = evicts if active is None else evicts & active[:, None]
+    values = dequantise_rows(grown.values, grown.value_scales, observation.weights.dtype)
+    complete = grown.no_empty_rows and active is None
+    merged = merge_evicted_value(grown.reduction, observation, values, row, evicts, complete, gathered)
+    return replace_values(grown.stored, values, merged) if grown.is_quantised else {"values": merged}
+
+
+def _overwrite_stored(
+    stored: dict[str, Tensor], merged: dict[str, Tensor], row: Tensor, in_place: bool, writes: Writes | None
+) -> dict[str, Any]:
+    """Write the last of S + 1 rows over row ``row (B, K)``, and return the first S rows by name.
+
+    Args:
+        stored: keys, values, positions and scales of S + 1 rows.
+        merged: those of them that are replaced first.
+        in_place: False: write into copies.
+        writes: as in :func:`reduce`, for writes in place.
+    """
+    if not in_place:
+        return {name: _overwrite(merged.get(name, x), row, in_place=False)[:, :, :-1] for name, x in stored.items()}
+    now: Writes = [partial(stored[name].copy_, x) for name, x in merged.items()]
+    now.extend(partial(_overwrite, x, row, in_place=True) for x in stored.values())
+    if writes is None:
+        for write in now:
+            write()
+    else:
+        writes.extend(now)
+    return {name: x[:, :, :-1] for name, x in stored.items()}
 
 
 def next_stats(

@@ -20,7 +20,7 @@ from ..state.multistate import MultiState
 from ..state.position_remapping import PositionRemapping
 from ..state.quantised_rows import dequantise_rows, encode_rows, replace_values
 from ..state.split_heads import with_columns_of_all_ranks
-from .all_heads import heads_to_gather
+from .all_heads import gather_observation, heads_to_gather
 from .block_all_heads import gather_block, take_own_block
 from .block_attention import AttendBlock, BlockTensors, attend_remapped, attend_weight_free, attend_weighted, block_logits
 from .block_evictions import is_solved_per_token, solve_evictions
@@ -210,9 +210,11 @@ def _merge(block: EvictionBlock, scores: BlockScores, stored: dict[str, Tensor])
     """Merge the evicted value of a block of one token, and return the values of all rows, with scales if they are int8."""
     positions = block.positions.masked_fill(~block.visible(0, 1)[:, :, 0], EMPTY)
     fields, clock = block.fields.of_tokens(0, 1, scores.weights), block.layout.clock[:, 0]
+    heads = heads_to_gather(block.heads, block.reduction)
     observation = Observation(scores.weights[..., 0, :], positions, clock, scores.last_stats(), **fields)
+    observation = gather_observation(heads, block.reduction, observation)
     evicted = (block.last_visible == 0) & (positions != EMPTY)  # (B, K, R), one row at most
     values = dequantise_rows(stored["values"], scales := stored.get("value_scales"), block.layout.dtype)
-    row, heads = evicted.byte().argmax(-1), heads_to_gather(block.heads, block.reduction)
-    merged = merge_evicted_value(block.reduction, observation, values, row, evicted.any(-1), heads=heads)
+    row = evicted.byte().argmax(-1)
+    merged = merge_evicted_value(block.reduction, observation, values, row, evicted.any(-1), gathered=heads)
     return {"values": merged} if scales is None else replace_values(stored, values, merged)

@@ -75,7 +75,6 @@ class _Proposer:
         lowest = torch.where(scores.excluded, torch.inf, scores.score.clamp(max=torch.finfo(scores.score.dtype).max))
         ties = not block.reduction.needs_weights  # positions decide if weights do not, and then many scores are equal
         flat, n = lowest.flatten(2), min(K * R, K * (T + 1))  # as many rows as T + 1 tokens can evict
-        self._K, self._R = K, R
         if ties:
             oldest = block.positions.flatten(1)[:, None].expand_as(flat).argsort(dim=-1, stable=True)
             order = flat.gather(-1, oldest).argsort(dim=-1, stable=True)[..., :n]
@@ -85,30 +84,41 @@ class _Proposer:
 
     def propose(self, block: EvictionBlock, start: int) -> Tensor:
         """Return ``last_visible (B, K, R)`` with evictions at token ``start`` and later ones; those before are settled."""
-        operator, T, K, R = block.reduction, block.T, self._K, self._R
+        operator, T, R = block.reduction, block.T, block.positions.shape[2]  # the last T rows are those of the tokens
         assert isinstance(operator, SharedBudget)
-        held = (block.last_visible == T) & (block.positions >= 0)  # not evicted so far; tokens of the block are the last T rows
-        n_rows = held[..., : R - T].sum(-1) + held[..., R - T : R - T + start].sum(-1)  # (B, K)
-        counts, read, available = map(to_list, (n_rows, block.layout.active, held.flatten(1)))
+        is_held = (block.last_visible == T) & (block.positions >= 0)  # not evicted before token start
+        n_before = is_held[..., : R - T + start].sum(-1)  # (B, K)
+        n_rows, read, held = map(to_list, (n_before, block.layout.active, is_held.flatten(1)))
         last_visible = block.last_visible.flatten(1).clone()
         for b, ranks in enumerate(self._ranks):
-            rows, steps = list[int](), list[int]()
-            count, left = counts[b], available[b]
-            for t in range(start, T):
-                if not read[b][t]:
-                    continue
-                count = [n + 1 for n in count]
-                excess = sum(count) - K * operator.size
-                for row in ranks[t] if excess > 0 else ():
-                    if left[row] and count[row // R] > operator.floor_rows:
-                        left[row] = False
-                        count[row // R] -= 1
-                        rows.append(row)
-                        steps.append(t)
-                        excess -= 1
-                        if not excess:
-                            break
-            if rows:
-                device = last_visible.device
-                last_visible[b, torch.tensor(rows, device=device)] = torch.tensor(steps, device=device)
-        return last_visible.view(-1, K, R)
+            ranks_read = {t: ranks[t] for t in range(start, T) if read[b][t]}
+            evicted_at = _evict_in_order(operator, ranks_read, n_rows[b], held[b])
+            if evicted_at:
+                rows, steps = (torch.tensor([*x], device=last_visible.device) for x in (evicted_at, evicted_at.values()))
+                last_visible[b, rows] = steps
+        return last_visible.view_as(block.last_visible)
+
+
+def _evict_in_order(operator: SharedBudget, ranks: dict[int, list[int]], n_rows: list[int], held: list[bool]) -> dict[int, int]:
+    """Return the rows of one sequence that are evicted if each token evicts rows in a given order, each row with its token.
+
+    Args:
+        operator: the budget.
+        ranks: by token that is read, the rows to evict first, numbered ``head * R + row``.
+        n_rows: number of rows of each head before the first of these tokens.
+        held: ``K R`` values, True for rows that no earlier token has evicted.
+    """
+    K, R = len(n_rows), len(held) // len(n_rows)
+    budget, floor, evicted_at = K * operator.size, operator.floor_rows, dict[int, int]()
+    for t, rows in ranks.items():
+        n_rows = [n + 1 for n in n_rows]
+        excess = sum(n_rows) - budget
+        for row in rows:
+            if excess <= 0:
+                break
+            head = row // R
+            if held[row] and row not in evicted_at and n_rows[head] > floor:
+                evicted_at[row] = t
+                n_rows[head] -= 1
+                excess -= 1
+    return evicted_at

@@ -133,51 +133,79 @@ def score_tokens(
 
     Args:
         block: the tokens, and the evictions to assume.
+        start, stop: the first of t tokens, and the one after the last. With statistics that are not additive t is 1.
         row_stats: statistics before token ``start``.
         call_score: False: scores are 0.
         every_row: True: score batch rows without an eviction as well, for a class that depends on the row layout.
     """
-    operator, (B, T) = block.reduction, (block.layout.clock.shape[0], stop - start)
-    visible, weights = block.visible(start, stop), block.logits[..., start:stop, :]  # (B, 1 or K, t, R), (B, K, G, t, R)
-    if operator.needs_weights:
-        masked = block.last_visible is block.layout.last_visible
-        weights = (weights if masked else mask_logits(weights, visible[:, :, None])).softmax(dim=-1)
-    absent = ~visible.transpose(1, 2)  # (B, t, 1 or K, R)
-
-    def tokens_to_batch(x: Tensor) -> Tensor:  # (B, 1 or t, …) -> (B t, …)
-        return x.expand(B, T, *x.shape[2:]).flatten(0, 1)
-
-    positions = block.positions[:, None]
-    if operator.depends_on_row_layout or operator.depends_on_other_positions:
-        positions = positions.masked_fill(absent, EMPTY)
-    if operator.update_is_additive:
-        before = {name: x.new_zeros(B * T, *x.shape[1:]) for name, x in row_stats.items()}
-    else:
-        before = {name: tokens_to_batch(x[:, None]) for name, x in row_stats.items()}
-    active = tokens_to_batch(block.layout.active[:, start:stop]) if operator.depends_on_row_layout else None
-    observation = Observation(
-        tokens_to_batch(weights.movedim(3, 1)),
-        tokens_to_batch(positions),
-        tokens_to_batch(block.layout.clock[:, start:stop]),
-        before,
-        **block.fields.of_tokens(start, stop, weights),
-    )
-    after = {name: x.unflatten(0, (B, T)) for name, x in update_stats(operator, observation, active).items()}
-    unchanged = absent | ~block.layout.active[:, start:stop, None, None] if after else absent
-    for name, x in after.items():
-        old, keep = row_stats[name][:, None], unchanged.view(*unchanged.shape, *(1,) * (x.ndim - 4))
-        if operator.update_is_additive:
-            terms = torch.where(keep, 0, x)
-            terms[:, :1] += old
-            after[name] = terms.cumsum_(1)  # in the order of the step loop
-        else:
-            after[name] = torch.where(keep, old, x)
+    operator, visible = block.reduction, block.visible(start, stop)  # (B, 1 or K, t, R)
+    absent, read = ~visible.transpose(1, 2), block.layout.active[:, start:stop]  # (B, t, 1 or K, R), (B, t)
+    weights = _attention_weights(block, start, stop, visible)
+    observation = _observe(block, start, stop, weights, absent)
+    active = read.flatten() if operator.depends_on_row_layout else None  # (B t,)
+    after = dict[str, Tensor]()
+    if row_stats:
+        after = _stats_after_each(operator, observation, active, row_stats, unchanged=absent | ~read[..., None, None])
     if call_score:
-        observation = observation._replace(row_stats={name: tokens_to_batch(x) for name, x in after.items()})
+        observation = observation._replace(row_stats={name: x.flatten(0, 1) for name, x in after.items()})
         n_rows = operator.size + block.n_learned + 1 if isinstance(operator.size, int) and not every_row else None
-        score = retention_scores(operator, observation, active, n_rows, heads=block.heads).unflatten(0, (B, T))
+        score = retention_scores(operator, observation, active, n_rows, heads=block.heads).unflatten(0, read.shape)
         if block.n_learned:
             score[..., : block.n_learned] = torch.inf
     else:
-        score = weights.new_zeros(()).expand(B, T, 1, absent.shape[-1])
+        score = weights.new_zeros(()).expand(*read.shape, 1, absent.shape[-1])
     return BlockScores(weights, after, score, absent[:, :, : score.shape[2]], block.n_learned, operator.tie_tolerance)
+
+
+def _attention_weights(block: EvictionBlock, start: int, stop: int, visible: Tensor) -> Tensor:
+    """Return the attention weights of the tokens, ``(B, K, G, t, R)``; zeros for an operator that does not need them."""
+    logits = block.logits[..., start:stop, :]
+    if not block.reduction.needs_weights:
+        return logits
+    is_masked = block.last_visible is block.layout.last_visible  # without evictions the mask of the logits is right
+    return (logits if is_masked else mask_logits(logits, visible[:, :, None])).softmax(dim=-1)
+
+
+def _observe(block: EvictionBlock, start: int, stop: int, weights: Tensor, absent: Tensor) -> Observation:
+    """Return the observation of tokens without statistics: each token is one entry of the batch, ``(B t, …)``."""
+    operator, positions = block.reduction, block.positions[:, None]  # (B, 1, K, R)
+    if operator.depends_on_row_layout or operator.depends_on_other_positions:
+        positions = positions.masked_fill(absent, EMPTY)  # (B, t, K, R)
+    return Observation(
+        weights.movedim(3, 1).flatten(0, 1),
+        positions.expand(-1, stop - start, -1, -1).flatten(0, 1),
+        block.layout.clock[:, start:stop].flatten(),
+        {},
+        **block.fields.of_tokens(start, stop, weights),
+    )
+
+
+def _stats_after_each(
+    operator: Reduction, observation: Observation, active: Tensor | None, row_stats: dict[str, Tensor], unchanged: Tensor
+) -> dict[str, Tensor]:
+    """Return the statistics after each token, ``(B, t, K, R)`` or ``(B, t, K, R, n)`` each.
+
+    The terms of an additive ``update`` are added up. For any other ``update`` t is 1.
+
+    Args:
+        observation: of the tokens, without statistics.
+        active: ``(B t,)`` bool, as of :func:`~.operator_calls.update_stats`.
+        row_stats: statistics before the first token.
+        unchanged: ``(B, t, 1 or K, R)`` bool, rows that a token cannot attend to, and all rows for a token that is not read.
+    """
+    (B, T), additive = unchanged.shape[:2], operator.update_is_additive
+    if additive:
+        before = {name: x.new_zeros(B * T, *x.shape[1:]) for name, x in row_stats.items()}
+    else:
+        before = {name: x[:, None].expand(-1, T, *x.shape[1:]).flatten(0, 1) for name, x in row_stats.items()}
+    after = update_stats(operator, observation._replace(row_stats=before), active)
+    stats = dict[str, Tensor]()
+    for name, old in row_stats.items():
+        new, keep = after[name].unflatten(0, (B, T)), unchanged.view(*unchanged.shape, *(1,) * (old.ndim - 3))
+        if additive:
+            terms = torch.where(keep, 0, new)
+            terms[:, :1] += old[:, None]
+            stats[name] = terms.cumsum_(1)  # in the order of the step loop
+        else:
+            stats[name] = torch.where(keep, old[:, None], new)
+    return stats

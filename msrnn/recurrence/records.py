@@ -12,6 +12,7 @@ from ..state.multistate import MultiState
 from .block_evictions import evicted_positions
 from .block_layout import BlockLayout
 from .block_scores import BlockScores, EvictionBlock
+from .projected_tokens import ProjectedTokens
 
 STATS_HISTORY_TOKENS = 32
 """Maximum number of tokens of a block for which the statistics after every token are recorded. Drafts are shorter."""
@@ -80,15 +81,11 @@ class LayerRecorder:
 
     def add(
         self,
-        x: Tensor | None,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        tokens: ProjectedTokens,
         block: EvictionBlock,
         parts: list[BlockScores],
         row_stats: dict[str, Tensor],
         stored: dict[str, Tensor] | None,
-        rule: LogitRule,
     ) -> None:
         """Record a block with its evictions. ``stored``: keys and values of all rows, if no block follows."""
         scores, history = None, None
@@ -98,10 +95,10 @@ class LayerRecorder:
             history = {name: torch.cat([y.row_stats[name] for y in parts], dim=1) for name in row_stats}
         self.blocks.append(
             BlockRecord(
-                x=x,
-                q=q,
-                k=k,
-                v=v,
+                x=tokens.x if block.reduction.needs_input else None,
+                q=tokens.q,
+                k=tokens.k,
+                v=tokens.v,
                 active=block.layout.active,
                 row_stats=row_stats,
                 rows=block.positions,
@@ -110,7 +107,7 @@ class LayerRecorder:
                 scores=scores,
                 stats_by_token=history,
                 stored=None if self.blocks else stored,
-                rule=rule,
+                rule=tokens.rule,
             )
         )
 

@@ -28,6 +28,7 @@ from .block_fields import BlockFields
 from .block_layout import BlockLayout
 from .block_scores import BlockScores, EvictionBlock
 from .operator_calls import merge_evicted_value
+from .projected_tokens import ProjectedTokens
 from .records import LayerRecorder, SharedAcrossLayers
 from .transition import append_attend_reduce
 
@@ -68,48 +69,70 @@ def unroll_layer(
     """
     if is_batched_by_vmap(q, k, v, H.keys, H.values, H.positions, H.clock):
         raise Error("torch.func.vmap cannot read many tokens at once; expected cell.step, or a batch (B, T) without vmap")
+    tokens = ProjectedTokens(x, q, k, v, rule)
     if H.places and recorder is None and not _evictions_known_from_positions(H):
-        return _unroll_stepwise(x, q, k, v, H, active, rule)
-    H, shared = H.sorted_by_position(), SharedAcrossLayers() if shared is None else shared
-    plan, T, outputs = _LayerPlan.of(H), k.shape[2], list[Tensor]()
-    needs_grad = is_differentiated(q, k, v, H.keys, H.values)  # autograd may have saved the rows
-    for start in range(0, T, plan.block_tokens):
-        H, stop = with_columns_of_all_ranks(H), min(start + plan.block_tokens, T)
-        some_x, (some_q, some_k, some_v) = x[:, start:stop], (y[:, :, start:stop] for y in (q, k, v))
-        layout = shared.layout(H, active, start, stop, q.dtype)
-        stored, tensors, block = _build_block(some_x, some_q, some_k, some_v, H, plan, layout, rule)
-        all_heads = gather_block(block)
-        known = shared.evictions(all_heads, start) if recorder is None else None
-        want_scores = recorder is not None and recorder.want_scores
-        all_heads, parts = (known, []) if known else solve_evictions(all_heads, want_scores)
-        if plan.positions_only:
-            shared.positions_only_evictions[start] = all_heads
-        block, parts = take_own_block(block, all_heads, parts)
+        return _unroll_stepwise(tokens, H, active)
+    return _unroll_blocks(tokens, H, active, recorder, SharedAcrossLayers() if shared is None else shared)
+
+
+def _unroll_stepwise(tokens: ProjectedTokens, H: MultiState, active: Tensor | None) -> tuple[Tensor, MultiState]:
+    """:func:`unroll_layer` token by token, as the step does it."""
+    x, q, k, v, outputs = tokens.x, tokens.q, tokens.k, tokens.v, [tokens.q[:, :, :0]]
+    for t in range(tokens.T):
+        now = None if active is None else active[:, t]
+        clock = H.clock + (1 if now is None else now)
+        some = x[:, t], q[:, :, t], k[:, :, t], v[:, :, t]
+        output, H = append_attend_reduce(*some, H, clock, now, in_place=t > 0, rule=tokens.rule)
+        outputs.append(output[:, :, None])
+    return torch.cat(outputs, dim=2), H
+
+
+def _unroll_blocks(
+    tokens: ProjectedTokens, H: MultiState, active: Tensor | None, recorder: LayerRecorder | None, shared: SharedAcrossLayers
+) -> tuple[Tensor, MultiState]:
+    """:func:`unroll_layer` in blocks of tokens."""
+    H, q = H.sorted_by_position(), tokens.q
+    plan, outputs = _LayerPlan.of(H), list[Tensor]()
+    needs_grad = is_differentiated(q, tokens.k, tokens.v, H.keys, H.values)  # autograd may have saved the rows
+    for start in range(0, tokens.T, plan.block_tokens):
+        H, stop = with_columns_of_all_ranks(H), min(start + plan.block_tokens, tokens.T)
+        some = tokens.between(start, stop)
+        stored, tensors, block = _build_block(some, H, plan, shared.layout(H, active, start, stop, q.dtype))
+        block, parts = _find_evictions(block, start, plan, recorder, shared)
         output = plan.attend(tensors, block, parts)
         outputs.append(output.to(q.dtype).unflatten(2, (-1, block.T)).flatten(1, 2))  # (B, N, t, D)
-        make_state = shared.make_state or stop < T
+        make_state = shared.make_state or stop < tokens.T
         if recorder is not None:
-            seen_x = some_x if H.reduction.needs_input else None
-            recorder.add(seen_x, some_q, some_k, some_v, block, parts, H.row_stats, None if make_state else stored, rule)
+            recorder.add(some, block, parts, H.row_stats, None if make_state else stored)
         if make_state:
             out = H if not needs_grad and (shared.donate or start > 0) else None
             H = _state_after(H, stored, tensors.positions, block, parts, out)
-    if not T:
+    if not outputs:
         return q, H
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2), H
 
 
-def _unroll_stepwise(
-    x: Tensor, q: Tensor, k: Tensor, v: Tensor, H: MultiState, active: Tensor | None, rule: LogitRule
-) -> tuple[Tensor, MultiState]:
-    """:func:`unroll_layer` token by token, as the step does it."""
-    outputs = [q[:, :, :0]]
-    for t in range(k.shape[2]):
-        now = None if active is None else active[:, t]
-        clock = H.clock + (1 if now is None else now)
-        output, H = append_attend_reduce(x[:, t], q[:, :, t], k[:, :, t], v[:, :, t], H, clock, now, in_place=t > 0, rule=rule)
-        outputs.append(output[:, :, None])
-    return torch.cat(outputs, dim=2), H
+def _find_evictions(
+    block: EvictionBlock, start: int, plan: "_LayerPlan", recorder: LayerRecorder | None, shared: SharedAcrossLayers
+) -> tuple[EvictionBlock, list[BlockScores]]:
+    """Return the block of this rank with its evictions, and the scores of consecutive tokens.
+
+    The scores are empty if the evictions are those of an earlier layer.
+
+    Args:
+        block: without evictions.
+        start: its first token.
+        plan, recorder, shared: of the layer.
+    """
+    whole = gather_block(block)
+    earlier = shared.evictions(whole, start) if recorder is None else None
+    if earlier is not None:
+        solved, parts = earlier, list[BlockScores]()
+    else:
+        solved, parts = solve_evictions(whole, recorder is not None and recorder.want_scores)
+    if plan.positions_only:
+        shared.positions_only_evictions[start] = solved
+    return take_own_block(block, solved, parts)
 
 
 def is_called_per_token(operator: Reduction) -> bool:
@@ -159,14 +182,15 @@ class _LayerPlan:
 
 
 def _build_block(
-    x: Tensor, q: Tensor, k: Tensor, v: Tensor, H: MultiState, plan: _LayerPlan, layout: BlockLayout, rule: LogitRule
+    tokens: ProjectedTokens, H: MultiState, plan: _LayerPlan, layout: BlockLayout
 ) -> tuple[dict[str, Tensor], BlockTensors, EvictionBlock]:
     """Return keys and values of all rows as H stores them, the tensors of the block, and the block without evictions."""
-    (B, K, T), operator, new = k.shape[:3], H.reduction, encode_rows(k, v, H.is_quantised)
+    operator, q, (B, K, T) = H.reduction, tokens.q, tokens.k.shape[:3]
+    new = encode_rows(tokens.k, tokens.v, H.is_quantised)
     stored = {name: torch.cat((H.rows[name], y), dim=2) for name, y in new.items()}  # (B, K, R, …)
     entered = layout.clock if layout.uniform else layout.clock.masked_fill(~layout.active, EMPTY)
     positions = torch.cat((H.positions, entered[:, None].expand(-1, K, -1)), dim=-1)  # (B, K, R)
-    tensors = BlockTensors(q.unflatten(1, (K, -1)), positions=positions, **stored, rule=rule)
+    tensors = BlockTensors(q.unflatten(1, (K, -1)), positions=positions, **stored, rule=tokens.rule)
     if H.places:  # rotation needs numbers
         keys = dequantise_rows(tensors.keys, tensors.key_scales, q.dtype)
         if plan.rotate:
@@ -179,7 +203,7 @@ def _build_block(
         logits = torch.zeros(1, dtype=layout.dtype, device=q.device).expand(*tensors.queries.shape[:4], positions.shape[2])
     row_stats = {name: torch.cat((y, y.new_zeros(B, K, T, *y.shape[3:])), dim=2) for name, y in H.row_stats.items()}
     attended = (tensors.keys, tensors.key_scales), (tensors.values, tensors.value_scales)
-    fields = BlockFields.of(operator, x, tensors.queries, *attended, layout.dtype)
+    fields = BlockFields.of(operator, tokens.x, tensors.queries, *attended, layout.dtype)
     visible = layout.last_visible
     block = EvictionBlock(operator, layout, logits, positions, visible, row_stats, fields, H.n_learned, H.heads)
     return stored, tensors, block

@@ -79,7 +79,12 @@ def _parse_heads(text: str) -> tuple[int | None, ...]:
 
 
 def parse_value(text: str, types: set[Any]) -> Any:
-    """Return a value of one of ``types``.
+    """Return a value of one of ``types``, the first of these that fits:
+
+    - tuple: ``()``, or elements separated by commas; sizes per head, such as ``64/32``, are an element, also without a comma
+    - None and bool: ``none``, ``true`` and ``false`` in any case; a field of ints accepts a bool
+    - int, then float: a number
+    - str: any text, unquoted
 
     Raises:
         ValueError: ``text`` is of no such type.

@@ -7,7 +7,7 @@ from ..reporting.report import Report, Table
 from ..reporting.statistics import Mean, mean, paired
 from ..train.finetune import FinetuneConfig
 
-FULL = "full"
+BASE, FULL = "", "full"
 Losses = Mapping[str, Mapping[str, Sequence[float]]]
 
 
@@ -37,37 +37,59 @@ def report(results: Sequence[RecoveryResult], operators: Sequence[str], config: 
         config: of the fine-tuning.
         length: tokens of a held-out chunk.
     """
-    bounded, texts = operators[1], list(results[0].losses)
-    titles = {"": "base", **{x: f"trained through {x}" for x in operators}}
-    means = {x: {text: {y: _mean_over_seeds(results, x, text, y) for y in operators} for text in texts} for x in titles}
+    texts = list(results[0].losses)
+    means = {
+        trained: {text: {read: _mean_over_seeds(results, trained, text, read) for read in operators} for text in texts}
+        for trained in (BASE, *operators)
+    }
     seeds, n = sorted({x.seed for x in results if x.trained}), len(results[0].losses[texts[0]][FULL])
     note = (
         f"Held-out loss in nats per token: mean over {n} chunks of {length:,} tokens of each text and over {len(seeds)} seeds; "
+        f"{config.steps} steps of {config.chunk_length} tokens, LoRA rank {config.r} on {', '.join(config.target_modules)}."
     )
-    note += f"{config.steps} steps of {config.chunk_length} tokens, LoRA rank {config.r} on {', '.join(config.target_modules)}."
-    rows = [
-        [title, *(f"{mean(means[x][text][y]).value:.4f}" for text in texts for y in operators)] for x, title in titles.items()
-    ]
     tables = [
-        Table("Loss by operator in training and in reading", ["", *(f"{t}, {y}" for t in texts for y in operators)], rows, note)
+        _loss_table(means, note),
+        _difference_table(means, operators[1]),
+        _seed_table(means, results, seeds, operators[1]),
     ]
+    return Report(tables, [asdict(x) for x in results])
 
+
+def _loss_table(means: Mapping[str, Losses], note: str) -> Table:
+    columns = [(text, read) for text, losses in means[BASE].items() for read in losses]
+    rows = [
+        [_title(trained), *(f"{mean(losses[text][read]).value:.4f}" for text, read in columns)]
+        for trained, losses in means.items()
+    ]
+    header = ["", *(f"{text}, {read}" for text, read in columns)]
+    return Table("Loss by operator in training and in reading", header, rows, note)
+
+
+def _difference_table(means: Mapping[str, Losses], bounded: str) -> Table:
     def differences(label: str, one: tuple[str, str], other: tuple[str, str]) -> list[str]:
         """Return a row: the loss of one model under an operator minus that of another, ``(trained, read)`` each."""
-        found = (paired(means[one[0]][text][one[1]], means[other[0]][text][other[1]]) for text in texts)
+        found = (paired(means[one[0]][text][one[1]], means[other[0]][text][other[1]]) for text in means[BASE])
         return [label, *(f"{x:+.4f}" for x in found)]
 
-    rows = [differences(f"{title}: {bounded} − {FULL}", (x, bounded), (x, FULL)) for x, title in titles.items()]
-    for read in operators[::-1]:
-        label = f"read under {read}: trained through {bounded} − through {FULL}"
-        rows.append(differences(label, (bounded, read), (FULL, read)))
+    by_model = [differences(f"{_title(x)}: {bounded} − {FULL}", (x, bounded), (x, FULL)) for x in means]
+    by_operator = [
+        differences(f"read under {read}: trained through {bounded} − through {FULL}", (bounded, read), (FULL, read))
+        for read in (bounded, FULL)
+    ]
     note = "Mean ± standard error over the chunks; the losses of a chunk are averaged over the seeds first. Negative is better."
-    tables.append(Table("Paired differences in nats per token", ["", *texts], rows, note))
+    return Table("Paired differences in nats per token", ["", *means[BASE]], by_model + by_operator, note)
+
+
+def _seed_table(means: Mapping[str, Losses], results: Sequence[RecoveryResult], seeds: Sequence[int], bounded: str) -> Table:
+    texts = list(means[BASE])
     rows = [[f"seed {seed}", *(f"{_by_seed(results, seed, text, bounded):+.4f}" for text in texts)] for seed in seeds]
     rows.append(["share of the eviction cost of the base", *(_share(means, text, bounded) for text in texts)])
     note = f"Trained through {bounded} − through {FULL}, both read under {bounded}; a share above 0: the former is better."
-    tables.append(Table("The same by seed", ["", *texts], rows, note))
-    return Report(tables, [asdict(x) for x in results])
+    return Table("The same by seed", ["", *texts], rows, note)
+
+
+def _title(trained: str) -> str:
+    return f"trained through {trained}" if trained else "base"
 
 
 def _mean_over_seeds(results: Sequence[RecoveryResult], trained: str, text: str, read: str) -> list[float]:
@@ -83,6 +105,6 @@ def _by_seed(results: Sequence[RecoveryResult], seed: int, text: str, bounded: s
 
 def _share(means: Mapping[str, Losses], text: str, bounded: str) -> str:
     """Return by how much training through the operator is better, relative to what the operator costs the base."""
-    cost = mean(means[""][text][bounded]).value - mean(means[""][text][FULL]).value
+    cost = mean(means[BASE][text][bounded]).value - mean(means[BASE][text][FULL]).value
     gain = mean(means[FULL][text][bounded]).value - mean(means[bounded][text][bounded]).value
     return f"{gain / cost:.0%}" if cost > 0 else "no cost"

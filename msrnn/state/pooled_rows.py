@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reductions.contract import is_same_operator
+from ..reductions.contract import LEARNED, is_same_operator
 from ..reductions.shared_budget import SharedBudget
 from .jagged_rows import JaggedMultiState, n_jagged_rows
 from .multistate import MultiState
@@ -68,10 +68,11 @@ class PooledMultiState(MultiState):
         return x.gather(1, index.expand(-1, -1, -1, *x.shape[3:]))
 
     def to_jagged(self) -> JaggedMultiState:
-        """Copy the rows, head after head. Learned rows stay the first ones. This synchronises with the device."""
+        """Copy the rows, head after head, the learned rows of each first. This synchronises with the device."""
         head_rows = self.visible.sum(-1)  # (B, K)
-        head = self.row_heads.masked_fill(self.empty, self.n_heads)[:, 0]
-        order = head.argsort(dim=-1, stable=True)[:, : n_jagged_rows(head_rows)]  # (B, M')
+        rank = 2 * self.row_heads + (self.positions != LEARNED)  # a row of a token may be stored before a learned one
+        rank = rank.masked_fill(self.empty, 2 * self.n_heads)[:, 0]
+        order = rank.argsort(dim=-1, stable=True)[:, : n_jagged_rows(head_rows)]  # (B, M')
         batch = torch.arange(len(order), device=order.device)[:, None]
         rows = {name: x[:, 0][batch, order][:, None] for name, x in self.rows.items()}
         jagged = self.with_rows(rows, self.clock)

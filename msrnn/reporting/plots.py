@@ -29,7 +29,7 @@ def draw_curves(plot: Curves, axes: Any) -> None:
             marked = [j for j, x in enumerate(xs) if log2(x).is_integer()] if plot.log_x else None
             axes.plot(xs, ys, drawstyle="steps-post", marker=style.marker, markevery=marked, markersize=5, **look)
             continue
-        offset = 0.02 * (i - len(plot.lines) / 2)  # small shift, so that error bars do not overlap
+        offset = 0.02 * (i - (len(plot.lines) - 1) / 2)  # small shift, so that error bars do not overlap
         shifted = [x * 2**offset if plot.log_x else x + offset for x in xs]
         bars = [0 if error != error else error for error in errors]  # no bar for NaN
         axes.errorbar(shifted, ys, yerr=bars, marker=style.marker, markersize=5, capsize=3, **look)
@@ -45,6 +45,8 @@ def draw_curves(plot: Curves, axes: Any) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{x:g}" if x == int(x) else f"{x:.3g}" for x in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
+        if len(ticks) == 1 and not (plot.steps or plot.vertical_lines):  # the shifts alone would look like different sizes
+            axes.set_xlim(ticks[0] / 2, 2 * ticks[0])
     if plot.log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_ylim())))

@@ -47,6 +47,14 @@ def test_labels_of_nearly_equal_points_do_not_overlap(figures, tmp_path):
     assert [label.get_text() for label in figures[0].axes[0].get_xticklabels()] == ["1.52", "3.04"]
 
 
+def test_points_of_one_size_are_close_together_in_the_middle(figures, tmp_path):
+    draw(Curves("", "size", "nats", {name: [(64.0, 1.0, 0.1)] for name in "abc"}), tmp_path / "curves.png")
+    axes = figures[0].axes[0]
+    xs = [container.lines[0].get_xdata()[0] for container in axes.containers]
+    places = axes.transAxes.inverted().transform(axes.transData.transform([(x, 1.0) for x in xs]))[:, 0]
+    assert list(places) == pytest.approx([0.49, 0.5, 0.51], abs=1e-6)
+
+
 def test_points_are_connected_in_the_order_of_the_axis(figures, tmp_path):
     draw(Curves("", "size", "nats", {"a": [(64.0, 2.0, 0.0), (32.0, 3.0, 0.0), (128.0, 1.0, 0.0)]}), tmp_path / "curves.png")
     assert list(figures[0].axes[0].lines[0].get_ydata()) == [3, 2, 1]

@@ -156,11 +156,15 @@ def is_published(operator: str) -> bool:
 
 
 def describe_several_sizes(conditions: Iterable[Condition]) -> str:
-    """Return a sentence on the columns in which operators with several sizes are compared; empty if there are none."""
+    """Return sentences on the sizes at which operators with several sizes are compared; empty if there are none."""
     means = {str(c): mean_size(c.reduction.size) for c in conditions if isinstance(c.reduction.size, tuple)}
-    names = [f"{name} ({'unbounded' if mean is None else f'{mean:.4g}'})" for name, mean in means.items()]
-    rule = "Operators with several sizes are compared with operators of their mean size, rounded, or of SIZE"
-    return f"{rule}: {', '.join(names)}." if names else ""
+    bounded = [f"{name} ({mean:.4g})" for name, mean in means.items() if mean is not None]
+    unbounded = [name for name, mean in means.items() if mean is None]
+    rules = {
+        "Operators with several sizes are compared at their mean size, rounded, or at SIZE": bounded,
+        "Operators with unbounded heads have no such size and are not compared with a bounded reference": unbounded,
+    }
+    return " ".join(f"{rule}: {', '.join(names)}." for rule, names in rules.items() if names)
 
 
 def is_unbounded(operator: str) -> bool:

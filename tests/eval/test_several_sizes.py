@@ -58,8 +58,9 @@ def test_bounds_are_the_sizes_of_bounded_layers_and_heads():
 def test_a_sentence_names_the_means():
     assert describe_several_sizes(parse_conditions(["full", "tova", "h2o:7"], [9])) == ""
     assert describe_several_sizes(parse_conditions(["tova", "tova-head:12,6/5", "sinks:full/9:2", "tova:SIZE,4"], [9])) == (
-        "Operators with several sizes are compared with operators of their mean size, rounded, or of SIZE: "
-        "tova-head:12,6/5 (8.75), sinks:full/9:2 (unbounded), tova:9,4 (6.5)."
+        "Operators with several sizes are compared at their mean size, rounded, or at SIZE: "
+        "tova-head:12,6/5 (8.75), tova:9,4 (6.5). "
+        "Operators with unbounded heads have no such size and are not compared with a bounded reference: sinks:full/9:2."
     )
 
 

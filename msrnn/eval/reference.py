@@ -9,7 +9,7 @@ from .conditions import Condition, is_published
 
 def add_against_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--against``, for :func:`choose_reference`."""
-    text = "reference operator of the differences (default: tova, or the first bounded operator of several)"
+    text = "reference of the differences (default: tova, or the first operator with a size that another one has, or full)"
     parser.add_argument("--against", metavar="SPEC", help=text)
 
 

@@ -31,8 +31,8 @@ def check_rows(state: State, clock: int, path: str = "unroll") -> None:
     """Check the rows of a bounded state of batch size 1. Waits for the device.
 
     Every head must hold min(clock, size) rows at distinct positions below ``clock``, among them the rows that the operator
-    guarantees; under a shared budget the heads of a layer hold so many on average. Keys, values and row statistics must be
-    finite.
+    guarantees. Under a shared budget the heads of a layer hold this number on average. Keys, values and row statistics must
+    be finite.
 
     Args:
         state: the state to check.

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from support.cell_strategies import assert_unchanged, copy_tensors
+from support.captured_steps import assert_captured_steps_equal_steps
 from support.tape import NothingRecorded, Tape
 from support.tiny_models import ROPES, assert_close, assert_same, random_tokens, tiny_cell, tiny_decoder
 
@@ -33,18 +33,7 @@ def full_state(cell, reduction="tova:4", B=2, T=11, seed=0):
 def test_captured_step_equals_step(reduction, dtype):
     cell = tiny_cell(dtype=dtype)
     state = full_state(cell, reduction)
-    expected_state, before = state.clone(), copy_tensors(state)
-    captured = cell.capture(state)
-    assert_same(captured.state, state)
-    for t, token in enumerate(random_tokens(1, 2, 12).T):
-        active = [None, None, torch.tensor([True, False]), torch.tensor([False, True]), torch.tensor([False, False])][t % 5]
-        expected, expected_state = cell.step_(token, expected_state, active=active)
-        logits, after = captured(token, active=active)
-        rows = slice(None) if active is None else active
-        assert_close(logits[rows], expected[rows], 0)
-        assert_same(after, expected_state)
-        assert after is captured.state
-    assert_unchanged(state, before)
+    assert_captured_steps_equal_steps(cell, state)
 
 
 def assert_equals_step(cell, state):

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from support.plain_loops import plain_loop
 from support.tiny_models import assert_close, assert_same, random_tokens, tiny_cell
 
 import msrnn
@@ -12,15 +13,6 @@ from msrnn.cell.stacked_step import stacked_step
 OPERATORS = ["window:3", "sinks:4:2", "h2o:4", "h2o-layer:4", "tova:3", "tova-head:3", "caote:3"]
 OF_HEADS = ["tova-head:2/4", "h2o:full/3", "caote:4/full", "sinks:5/3:1", "last-queries:4/4:2"]
 """Operators with sizes per head, of which the heads of each size are stacked."""
-
-
-def plain_loop(cell, token, state, active=None):
-    """Run the layers one by one."""
-    x, layers = cell.embed_tokens(token, state.clock), []
-    for layer, H in zip(cell.layers, state, strict=True):
-        x, H = layer.step(x, H, active=active)
-        layers.append(H)
-    return cell.compute_logits(x), state.with_layers(layers)
 
 
 @pytest.mark.parametrize("reduction", OPERATORS + OF_HEADS)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from support.cell_strategies import assert_unchanged, copy_tensors, draw_bools, examples
 from support.head_budgets import per_head
 from support.no_synchronization import NoSynchronization
+from support.plain_loops import plain_loop
 from support.tiny_families import tiny_family
 from support.tiny_models import assert_close, assert_same, random_tokens, retained_positions, tiny_cell
 
@@ -17,15 +18,6 @@ from msrnn.state.pooled_rows import PooledMultiState
 
 def is_pooled(state):
     return any(isinstance(H, PooledMultiState) for H in state._held)
-
-
-def plain_loop(cell, token, state, active=None):
-    """Run the layers one by one on padded rows."""
-    x, layers = cell.embed_tokens(token, state.clock), []
-    for layer, H in zip(cell.layers, state, strict=True):
-        x, H = layer.step(x, H, active=active)
-        layers.append(H)
-    return cell.compute_logits(x), state.with_layers(layers)
 
 
 @given(st.data())

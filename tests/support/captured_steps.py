@@ -1,7 +1,6 @@
 """Captured steps compared with ``step_``."""
 
 import torch
-
 from support.cell_strategies import assert_unchanged, copy_tensors
 from support.tiny_models import assert_close, assert_same, random_tokens
 

@@ -37,7 +37,7 @@ class ExpectedRows:
             for one, heads in operator.groups:
                 for k in heads:
                     of_heads[k] = one
-        counts = tuple(clock if one is None else min(clock, int(one.size)) for one in of_heads)  # type: ignore[arg-type]
+        counts = tuple(min(clock, one.size) if one and isinstance(one.size, int) else clock for one in of_heads)
         first, newest = zip(*map(_guaranteed_rows, of_heads), strict=True)
         return cls(counts, counts, sum(counts), first, newest)
 

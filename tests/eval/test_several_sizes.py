@@ -153,7 +153,8 @@ def test_the_page_of_the_table_ranks_them_at_their_mean_size(folder, tmp_path):
     operators = ["--operators", "tova", "tova-head:12/6", "sinks:full/9:2", "--sizes", "9"]
     assert main(command(folder, "table", *short, *operators, "--out", tmp_path / "out")) == 0
     page = unpadded((tmp_path / "out" / "report.md").read_text())
-    assert "tova-head:12/6 (9), sinks:full/9:2 (unbounded)." in page
+    assert "at SIZE: tova-head:12/6 (9). Operators with unbounded heads" in page
+    assert "with a bounded reference: sinks:full/9:2." in page
     records = {r["operator"]: r for r in json.loads((tmp_path / "out" / "report.json").read_text())}
     assert {name: r["size"] for name, r in records.items()} == {
         **{"full": None, "tova": 9, "tova-head:12/6": 9, "sinks:full/9:2": None}

@@ -1,4 +1,4 @@
-"""A file whose operator has sizes for other heads is refused with its name."""
+"""A file of an operator with sizes for other heads is refused with its name."""
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

@@ -10,7 +10,8 @@ evicted row would have changed later scores little, so the recurrence is solved 
 
 Each iteration settles at least one token and usually all of them. The result equals the step loop row for row. Iteration needs
 statistics that are known at every token of a proposal, so ``update`` has to be additive. All other operators, and classes that
-depend on the row layout, are called once per token. So are the remaining tokens of a block if iterations settle few of them.
+depend on the row layout, are called once per token. So are operators that read many keys or values on a CPU, and operators for
+the remaining tokens of a block if iterations settle few of them.
 """
 
 import torch
@@ -26,10 +27,13 @@ MIN_ITERATIONS = 4
 """Number of iterations of a block before the tokens that they have settled are counted."""
 MIN_SETTLED_TOKENS = 4
 """Mean number of tokens per iteration below which one call of the operator per token takes less time than more iterations."""
+MAX_COPIED_PER_TOKEN = 2**16
+"""Number of elements of keys and values above which one call of the operator per token takes less time than iterations on a CPU.
+Iterations copy them and let the operator read the copies, for each token several times."""
 
 
 def is_solved_per_token(operator: Reduction) -> bool:
-    """Return True if the evictions of a block are found with one call of the operator per token."""
+    """Return True if the evictions of a block are always found with one call of the operator per token."""
     return operator.depends_on_row_layout or (bool(operator.stat_names) and not operator.update_is_additive)
 
 
@@ -42,9 +46,10 @@ def solve_evictions(block: EvictionBlock, want_scores: bool = False) -> tuple[Ev
         want_scores: True: score every token. False: score tokens at which a row is evicted.
     """
     operator, evicts, row_stats, T = block.reduction, block.layout.evicts, block.row_stats, block.T
+    by_token = is_solved_per_token(operator) or _copies_are_slow(block)
     if isinstance(operator, SharedBudget):
-        return (solve_shared_by_token if is_solved_per_token(operator) else solve_shared)(block, want_scores)
-    if is_solved_per_token(operator):
+        return (solve_shared_by_token if by_token else solve_shared)(block, want_scores)
+    if by_token:
         return _solve_token_by_token(block, want_scores, row_stats)
     scores = score_tokens(block, 0, T, row_stats, call_score=want_scores or not block.layout.no_evictions)
     if block.layout.no_evictions:
@@ -75,6 +80,12 @@ def solve_evictions(block: EvictionBlock, want_scores: bool = False) -> tuple[Ev
         start, n_iterations = start + n_settled, n_iterations + 1
         stop = min(T, start + 4 * n_settled)  # later tokens of the proposal are probably wrong as well
     return block.with_evictions(proposal), parts
+
+
+def _copies_are_slow(block: EvictionBlock) -> bool:
+    """Return True if iterations would copy so many keys and values that one call of the operator per token takes less time."""
+    is_on_cpu, evicts = block.positions.device.type == "cpu", not block.layout.no_evictions
+    return is_on_cpu and evicts and block.fields.copied_per_token > MAX_COPIED_PER_TOKEN
 
 
 def _solve_token_by_token(

@@ -59,6 +59,11 @@ class BlockFields:
             dtype=queries.dtype,
         )
 
+    @property
+    def copied_per_token(self) -> int:
+        """Number of elements of keys and values that :meth:`of_tokens` copies for each of several tokens."""
+        return sum(rows.numel() for rows in (self.keys, self.values) if rows is not None)
+
     def of_tokens(self, start: int, stop: int, weights: Tensor) -> dict[str, Tensor]:
         """Return the fields of tokens ``start`` to ``stop`` by name, each token as one entry of the batch, ``(B t, …)``.
 

@@ -9,7 +9,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, step_l
 
 import msrnn
 from msrnn import Window
-from msrnn.recurrence import block_evictions, unroll
+from msrnn.recurrence import block_evictions, shared_evictions, unroll
 
 
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "tova-head:5", "h2o-layer:6"])
@@ -40,6 +40,23 @@ def test_tokens_are_solved_one_by_one_after_iterations_that_settle_few(reduction
     assert_paths_agree(reduction, cell, text, lengths)
     assert solved
     assert all(0 < start < 40 for start in solved)
+
+
+@pytest.mark.parametrize("reduction", ["keydiff:5", "vatp:6:2:1", "caote:5", "shared:keydiff:5"])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([40, 17])], ids=["equal", "ragged"])
+def test_operators_that_read_many_keys_or_values_are_called_once_per_token(reduction, lengths, monkeypatch):
+    """Here a block has fewer keys and values than the bound, so the bound is set to 0."""
+    cell, text, n_tokens, score_tokens = tiny_cell(), random_tokens(5, 2, 40), [], block_evictions.score_tokens
+    for module in (block_evictions, shared_evictions):
+        monkeypatch.setattr(module, "score_tokens", lambda *a, **k: n_tokens.append(a[2] - a[1]) or score_tokens(*a, **k))
+    assert_paths_agree(reduction, cell, text, lengths)
+    assert max(n_tokens) > 1
+    monkeypatch.setattr(block_evictions, "MAX_COPIED_PER_TOKEN", 0)
+    assert_paths_agree(reduction, cell, text, lengths)
+    _, state = cell(text[:, :8], cell.initial_state(2, reduction))
+    n_tokens.clear()
+    cell(text[:, 8:], state)
+    assert set(n_tokens) == {1}
 
 
 def test_evictions_from_positions_are_shared_by_equal_layers(monkeypatch):

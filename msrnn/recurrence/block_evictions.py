@@ -28,7 +28,7 @@ MIN_ITERATIONS = 4
 MIN_SETTLED_TOKENS = 4
 """Mean number of tokens per iteration below which one call of the operator per token takes less time than more iterations."""
 MAX_COPIED_PER_TOKEN = 2**16
-"""Number of elements of keys and values above which a CPU takes less time for one call of the operator per token than to iterate.
+"""Number of elements of keys and values above which, on a CPU, one call of the operator per token is faster than iterations.
 Iterations copy them and let the operator read the copies, for each token several times."""
 
 

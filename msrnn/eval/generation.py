@@ -14,6 +14,7 @@ import torch
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..decoding.generate import generate
+from ..errors import counted
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean
 from .conditions import (
@@ -145,7 +146,7 @@ def report(results: Sequence[GenerationResult], max_new_tokens: int) -> Report:
         *(f"distinct-{n}" for n in (1, 2, 4)),
     ]
     note = (
-        f"{len(unbounded)} prompts, up to {max_new_tokens:,} tokens each, means over prompts. Nats per token and "
+        f"{counted(len(unbounded), 'prompt')}, up to {max_new_tokens:,} tokens each, means over prompts. Nats per token and "
         "agreement: under the unbounded model. Identical: tokens before the first difference from the unbounded model's "
         "continuation. Distinct-n: share of distinct n-grams."
     )

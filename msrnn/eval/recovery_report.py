@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from ..errors import counted
 from ..reporting.report import Report, Table
 from ..reporting.statistics import Mean, mean, paired
 from ..train.finetune import FinetuneConfig
@@ -44,8 +45,9 @@ def report(results: Sequence[RecoveryResult], operators: Sequence[str], config: 
     }
     seeds, n = sorted({x.seed for x in results if x.trained}), len(results[0].losses[texts[0]][FULL])
     note = (
-        f"Held-out loss in nats per token: mean over {n} chunks of {length:,} tokens of each text and over {len(seeds)} seeds; "
-        f"{config.steps} steps of {config.chunk_length} tokens, LoRA rank {config.r} on {', '.join(config.target_modules)}."
+        f"Held-out loss in nats per token: mean over {n} chunks of {length:,} tokens of each text and over "
+        f"{counted(len(seeds), 'seed')}; {config.steps} steps of {config.chunk_length} tokens, LoRA rank {config.r} on "
+        f"{', '.join(config.target_modules)}."
     )
     tables = [
         _loss_table(means, note),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..errors import counted
 from ..reporting.intervals import Interval, paired_interval, rank_with_ties
 from ..reporting.report import Curves, Report, Table
 from ..reporting.statistics import mean
@@ -13,11 +14,11 @@ from .table_plan import LM, MEMORY, REASONING, RETRIEVAL
 Key = tuple[str, int | None]
 """Operator and size."""
 QUALITIES = {
-    LM: ("Nats per token", "chunks", ".3f", 1.0, -1),
-    RETRIEVAL: ("Retrieval score, points of 100", "questions", ".0f", 100.0, 1),
-    REASONING: ("Right answers of 100", "problems", ".0f", 100.0, 1),
+    LM: ("Nats per token", "chunk", ".3f", 1.0, -1),
+    RETRIEVAL: ("Retrieval score, points of 100", "question", ".0f", 100.0, 1),
+    REASONING: ("Right answers of 100", "problem", ".0f", 100.0, 1),
 }
-"""For each quality: title, name of the items, format, factor of the values, and −1 if lower values are better."""
+"""For each quality: title, name of an item, format, factor of the values, and −1 if lower values are better."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _overview(
             _, _, spec, factor, _ = QUALITIES[quality]
             row += [f"{factor * mean(by_key[key]).value:{spec}}", ranks[quality].get(key, "")]
         rows.append(row)
-    counts = ", ".join(f"{len(next(iter(by_key.values())))} {QUALITIES[q][1]}" for q, by_key in values.items())
+    counts = ", ".join(counted(len(next(iter(by_key.values()))), QUALITIES[q][1]) for q, by_key in values.items())
     note = (
         f"Means over {counts}: nats per token (lower is better), points of 100 in retrieval and reasoning (higher is better). "
         "Ranks are among the operators of one size. Operators share a rank (=) if the 95 % interval of their paired difference "
@@ -99,7 +100,7 @@ def _overview(
 def _differences(
     quality: str, keys: Sequence[Key], by_key: Mapping[Key, list[float]], against: str, ranks: Mapping[Key, str]
 ) -> Table:
-    title, items, spec, factor, sign = QUALITIES[quality]
+    title, item, spec, factor, sign = QUALITIES[quality]
     unbounded, rows = _unbounded(by_key), []
     for key in keys:
         if key == unbounded:
@@ -113,7 +114,8 @@ def _differences(
             difference = _difference(by_key, key, other, factor)
             row += [f"{difference:+{spec}}", _verdict(difference, sign)]
         rows.append([*row, ranks.get(key, "")])
-    note = f"{len(by_key[unbounded])} {items}. Paired differences with their 95 % intervals; a tie: the interval contains zero."
+    n = counted(len(by_key[unbounded]), item)
+    note = f"{n}. Paired differences with their 95 % intervals; a tie: the interval contains zero."
     columns = ["operator", "mean", "from unbounded", f"from {against}", "", "rank"]
     return Table(title, columns, rows, note)
 
@@ -155,13 +157,13 @@ def _pair(interval: Interval) -> dict[str, float | None]:
 
 
 def _curves(quality: str, nbytes: Mapping[Key, float], by_key: Mapping[Key, list[float]]) -> Curves:
-    title, items, _, factor, _ = QUALITIES[quality]
+    title, item, _, factor, _ = QUALITIES[quality]
     unbounded, lines = _unbounded(by_key), dict[str, list[tuple[float, float, float]]]()
     for key in sorted((key for key in by_key if key != unbounded), key=lambda key: nbytes[key]):
         value, half_width = _difference(by_key, key, unbounded, factor)
         error = half_width if math.isfinite(half_width) else math.nan
         lines.setdefault(key[0], []).append((nbytes[key] / 1e6, value, error))
-    heading, size = f"paired differences and their 95 % intervals over {items}", f"{nbytes[unbounded] / 1e6:.1f} MB"
+    heading, size = f"paired differences and their 95 % intervals over {item}s", f"{nbytes[unbounded] / 1e6:.1f} MB"
     if quality == LM and all(y > 0 for points in lines.values() for _, y, _ in points):  # so that close operators differ
         return Curves(heading, "MB of H", f"Nats per token above unbounded ({size})", lines, log_y=True)
     return Curves(heading, "MB of H", f"{title}, relative to unbounded", lines, {f"unbounded, {size}": 0.0})

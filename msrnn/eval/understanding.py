@@ -17,7 +17,7 @@ import torch
 from ..argtypes import positive_int
 from ..cell.cell import Cell
 from ..decoding.generate import generate
-from ..errors import Error
+from ..errors import Error, counted
 from ..reporting.report import Report, Table
 from ..reporting.statistics import mean, paired
 from ..state.state import State
@@ -213,7 +213,7 @@ def report(results: Sequence[UnderstandingResult], task: str) -> Report:
         return f"{mean(losses).value:.3f}" if group is unbounded else f"{paired(losses, [r.nll for r in unbounded]):+.4f}"
 
     metric = "geometric mean of ROUGE-1, -2 and -L" if task == "squality" else "F1"
-    n = f"{len(unbounded)} questions"
+    n = counted(len(unbounded), "question")
     tables = [
         table(
             f"{metric}, {task}", f"{n}; ± is the standard error over questions.", lambda g: f"{mean([r.score for r in g]):.2f}"

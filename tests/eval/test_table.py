@@ -199,7 +199,10 @@ def test_lower_losses_and_higher_scores_are_better():
 def test_one_item_has_no_interval_and_is_a_tie():
     results = measured("full", None, 9e6, [2.9], [1]) + measured("tova", 8, 2e6, [3.0], [0])
     results += measured("h2o", 8, 2e6, [2.0], [1])
-    for quality in report(results, "tova", "").tables[1:]:
+    overview, *qualities = report(results, "tova", "").tables
+    assert overview.note.startswith("Means over 1 chunk, 1 question, 1 problem: ")
+    for quality in qualities:
+        assert quality.note.split(".")[0] in ("1 chunk", "1 question", "1 problem")
         assert [row[-2:] for row in quality.rows] == [["", "1="], ["tie", "1="]]
         assert all(cell.endswith(" ± –") for row in quality.rows for cell in row[2:4] if cell)
 

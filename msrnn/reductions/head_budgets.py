@@ -28,10 +28,14 @@ class HeadBudget(Reduction, ABC):
     operator: Reduction
 
     def __post_init__(self) -> None:
-        _check_scores_heads(type(self).__name__, self.operator)
+        _check_scores_heads(self._name_in_messages, self.operator)
         for name in (*SAFE_FLAGS, *FLAG_OF_FIELD.values(), "stat_names", "tie_tolerance"):
             object.__setattr__(self, name, getattr(self.operator, name))
         object.__setattr__(self, "reads_heads", "all")
+
+    @property
+    def _name_in_messages(self) -> str:
+        return type(self).__name__
 
     def check_contract(self) -> None:
         self.operator.check_contract()
@@ -97,6 +101,10 @@ class HeadSizes(HeadBudget):
         groups = tuple((None if n is None else replace(self.operator, size=n), some) for n, some in heads.items())
         object.__setattr__(self, "groups", groups)
         object.__setattr__(self, "reads_heads", "own" if self.own_heads else "all")
+
+    @property
+    def _name_in_messages(self) -> str:
+        return "sizes per head"
 
     def check_contract(self) -> None:
         for operator, _ in self.groups:

@@ -76,7 +76,7 @@ def test_a_budget_above_the_range_of_int64_evicts_none():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: "tova:4/6", "HeadSizes: tova:4/6 takes one decision for the layer; expected one per key/value head"),
+        (lambda: "tova:4/6", "sizes per head: tova:4/6 takes one decision for the layer; expected one per key/value head"),
         (lambda: "h2o-layer:4/6", "takes one decision for the layer"),
         (lambda: "caote-layer:4/6", "takes one decision for the layer"),
         (lambda: "cam:6/7", "CaM merges values"),

@@ -19,7 +19,7 @@ from ..state.pooled_rows import PooledMultiState
 from ..state.quantised_rows import encode_rows
 from .budget_evictions import lowest_of_layer
 from .operator_calls import retention_scores
-from .transition import Attended, Writes, next_stats
+from .transition import Attended, Writes, next_stats, of_active, run_or_defer
 
 
 def attend_pooled(
@@ -57,11 +57,8 @@ def reduce_pooled(
     assert isinstance(operator, SharedBudget)
     observation = attended.observe(_heads_of(grown))
     observation = observation._replace(row_stats=next_stats(operator, observation, active))
-    row_stats = {name: grown.of_rows(x) for name, x in observation.row_stats.items()}
+    row_stats = of_active(active, {name: grown.of_rows(x) for name, x in observation.row_stats.items()}, grown.row_stats)
     if active is not None:
-        row_stats = {
-            name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, grown.row_stats[name]) for name, x in row_stats.items()
-        }
         grown.positions[..., R - K :].masked_fill_(~active[:, None, None], EMPTY)
     n_kept = max(R - K, min(R, grown.capacity))
     if n_kept == R:
@@ -69,11 +66,7 @@ def reduce_pooled(
     score = grown.of_rows(retention_scores(operator, observation, active))[:, 0]
     evicted = lowest_of_layer(operator, score, grown.positions[:, 0], grown.row_heads[:, 0], K)
     source, target = _moves(evicted | grown.empty[:, 0], n_kept)
-    now: Writes = [] if writes is None else writes
-    now.extend(partial(_move, x, source, target) for x in grown.stored.values())
-    if writes is None:
-        for write in now:
-            write()
+    run_or_defer([partial(_move, x, source, target) for x in grown.stored.values()], writes)
     rows: dict[str, Any] = {name: x[:, :, :n_kept] for name, x in grown.stored.items()}
     row_stats = {name: _move(x, source, target)[:, :, :n_kept].clone() for name, x in row_stats.items()}
     return replace(grown, **rows, clock=clock, row_stats=row_stats)

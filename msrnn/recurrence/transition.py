@@ -127,10 +127,7 @@ def reduce(
     observation = gather_observation(to_gather, operator, attended.observe(grown))
     observation = observation._replace(row_stats=next_stats(operator, observation, active, complete))
     row_stats = {name: heads_of_rank(to_gather, x) for name, x in observation.row_stats.items()}
-    if active is not None:
-        row_stats = {
-            name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, grown.row_stats[name]) for name, x in row_stats.items()
-        }
+    row_stats = of_active(active, row_stats, grown.row_stats)
     if isinstance(operator, HeadBudget):
         return evict_by_budget(grown, observation, to_gather, row_stats, clock, active)
     if grown.capacity is None or grown.capacity > S:
@@ -195,12 +192,24 @@ def _overwrite_stored(
         return {name: _overwrite(merged.get(name, x), row, in_place=False)[:, :, :-1] for name, x in stored.items()}
     now: Writes = [partial(stored[name].copy_, x) for name, x in merged.items()]
     now.extend(partial(_overwrite, x, row, in_place=True) for x in stored.values())
-    if writes is None:
-        for write in now:
-            write()
-    else:
-        writes.extend(now)
+    run_or_defer(now, writes)
     return {name: x[:, :, :-1] for name, x in stored.items()}
+
+
+def run_or_defer(now: Writes, deferred: Writes | None) -> None:
+    """Append the writes to ``deferred``; do them if it is None."""
+    if deferred is not None:
+        deferred.extend(now)
+        return
+    for write in now:
+        write()
+
+
+def of_active(active: Tensor | None, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the new tensors ``(B, …)`` by name, and the old ones where ``active (B,)`` is False; None: all are active."""
+    if active is None:
+        return new
+    return {name: torch.where(active.view(-1, *(1,) * (x.ndim - 1)), x, old[name]) for name, x in new.items()}
 
 
 def next_stats(

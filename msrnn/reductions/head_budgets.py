@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,18 +24,16 @@ class HeadBudget(Reduction, ABC):
         operator: scores rows, separately for each key/value head.
     """
 
+    description: ClassVar[str]
+    """What a refusal calls the operator."""
     size: Any = field(init=False)
     operator: Reduction
 
     def __post_init__(self) -> None:
-        _check_scores_heads(self._name_in_messages, self.operator)
+        _check_scores_heads(self.description, self.operator)
         for name in (*SAFE_FLAGS, *FLAG_OF_FIELD.values(), "stat_names", "tie_tolerance"):
             object.__setattr__(self, name, getattr(self.operator, name))
         object.__setattr__(self, "reads_heads", "all")
-
-    @property
-    def _name_in_messages(self) -> str:
-        return type(self).__name__
 
     def check_contract(self) -> None:
         self.operator.check_contract()
@@ -85,6 +83,7 @@ class HeadSizes(HeadBudget):
         own_heads: True: the heads are those of one rank of a split cell, and no other heads are needed.
     """
 
+    description: ClassVar[str] = "sizes per head"
     own_heads: bool = field(default=False, kw_only=True)
     sizes: tuple[int | None, ...] = field(init=False, repr=False, compare=False)
     groups: tuple[tuple[Reduction | None, tuple[int, ...]], ...] = field(init=False, repr=False, compare=False)
@@ -101,10 +100,6 @@ class HeadSizes(HeadBudget):
         groups = tuple((None if n is None else replace(self.operator, size=n), some) for n, some in heads.items())
         object.__setattr__(self, "groups", groups)
         object.__setattr__(self, "reads_heads", "own" if self.own_heads else "all")
-
-    @property
-    def _name_in_messages(self) -> str:
-        return "sizes per head"
 
     def check_contract(self) -> None:
         for operator, _ in self.groups:

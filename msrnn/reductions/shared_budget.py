@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -38,6 +39,7 @@ class SharedBudget(HeadBudget):
             head; ``floor`` is no number from 0 to 1.
     """
 
+    description: ClassVar[str] = "SharedBudget"
     floor: float = field(default=DEFAULT_FLOOR, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -28,8 +28,8 @@ MIN_ITERATIONS = 4
 MIN_SETTLED_TOKENS = 4
 """Mean number of tokens per iteration below which one call of the operator per token takes less time than more iterations."""
 MAX_COPIED_PER_TOKEN = 2**16
-"""Number of elements of keys and values above which, on a CPU, one call of the operator per token is faster than iterations.
-Iterations copy them and let the operator read the copies, for each token several times."""
+"""A block whose operator reads more elements of keys and values than this is solved with one call per token on a CPU.
+Iterations copy these elements for each token. Chosen by the times of SmolLM2 (docs/log.md)."""
 
 
 def is_solved_per_token(operator: Reduction) -> bool:
@@ -84,8 +84,8 @@ def solve_evictions(block: EvictionBlock, want_scores: bool = False) -> tuple[Ev
 
 def _copies_are_slow(block: EvictionBlock) -> bool:
     """Return True if iterations would copy so many keys and values that one call of the operator per token takes less time."""
-    is_on_cpu, evicts = block.positions.device.type == "cpu", not block.layout.no_evictions
-    return is_on_cpu and evicts and block.fields.copied_per_token > MAX_COPIED_PER_TOKEN
+    is_on_cpu, has_evictions = block.positions.device.type == "cpu", not block.layout.no_evictions
+    return is_on_cpu and has_evictions and block.fields.copied_per_token > MAX_COPIED_PER_TOKEN
 
 
 def _solve_token_by_token(

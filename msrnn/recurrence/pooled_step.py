@@ -19,7 +19,7 @@ from ..state.pooled_rows import PooledMultiState
 from ..state.quantised_rows import encode_rows
 from .budget_evictions import lowest_of_layer
 from .operator_calls import retention_scores
-from .transition import Attended, Writes, next_stats, of_active, run_or_defer
+from .transition import Attended, Writes, next_stats, replace_active, run_or_defer
 
 
 def attend_pooled(
@@ -57,7 +57,7 @@ def reduce_pooled(
     assert isinstance(operator, SharedBudget)
     observation = attended.observe(_heads_of(grown))
     observation = observation._replace(row_stats=next_stats(operator, observation, active))
-    row_stats = of_active(active, {name: grown.of_rows(x) for name, x in observation.row_stats.items()}, grown.row_stats)
+    row_stats = replace_active(active, {name: grown.of_rows(x) for name, x in observation.row_stats.items()}, grown.row_stats)
     if active is not None:
         grown.positions[..., R - K :].masked_fill_(~active[:, None, None], EMPTY)
     n_kept = max(R - K, min(R, grown.capacity))

@@ -127,7 +127,7 @@ def reduce(
     observation = gather_observation(to_gather, operator, attended.observe(grown))
     observation = observation._replace(row_stats=next_stats(operator, observation, active, complete))
     row_stats = {name: heads_of_rank(to_gather, x) for name, x in observation.row_stats.items()}
-    row_stats = of_active(active, row_stats, grown.row_stats)
+    row_stats = replace_active(active, row_stats, grown.row_stats)
     if isinstance(operator, HeadBudget):
         return evict_by_budget(grown, observation, to_gather, row_stats, clock, active)
     if grown.capacity is None or grown.capacity > S:
@@ -190,22 +190,22 @@ def _overwrite_stored(
     """
     if not in_place:
         return {name: _overwrite(merged.get(name, x), row, in_place=False)[:, :, :-1] for name, x in stored.items()}
-    now: Writes = [partial(stored[name].copy_, x) for name, x in merged.items()]
-    now.extend(partial(_overwrite, x, row, in_place=True) for x in stored.values())
-    run_or_defer(now, writes)
+    new_writes: Writes = [partial(stored[name].copy_, x) for name, x in merged.items()]
+    new_writes.extend(partial(_overwrite, x, row, in_place=True) for x in stored.values())
+    run_or_defer(new_writes, writes)
     return {name: x[:, :, :-1] for name, x in stored.items()}
 
 
-def run_or_defer(now: Writes, deferred: Writes | None) -> None:
-    """Append the writes to ``deferred``; do them if it is None."""
+def run_or_defer(writes: Writes, deferred: Writes | None) -> None:
+    """Append the writes to ``deferred``; without such a list, do them now."""
     if deferred is not None:
-        deferred.extend(now)
+        deferred.extend(writes)
         return
-    for write in now:
+    for write in writes:
         write()
 
 
-def of_active(active: Tensor | None, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+def replace_active(active: Tensor | None, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the new tensors ``(B, …)`` by name, and the old ones where ``active (B,)`` is False; None: all are active."""
     if active is None:
         return new

@@ -10,6 +10,7 @@ from support.tiny_models import assert_close, assert_same, random_tokens, step_l
 import msrnn
 from msrnn import Window
 from msrnn.recurrence import block_evictions, shared_evictions, unroll
+from msrnn.recurrence.block_fields import BlockFields
 
 
 @pytest.mark.parametrize("reduction", ["tova:5", "h2o:6", "tova-head:5", "h2o-layer:6"])
@@ -52,11 +53,30 @@ def test_operators_that_read_many_keys_or_values_are_called_once_per_token(reduc
     assert_paths_agree(reduction, cell, text, lengths)
     assert max(n_tokens) > 1
     monkeypatch.setattr(block_evictions, "MAX_COPIED_PER_TOKEN", 0)
-    assert_paths_agree(reduction, cell, text, lengths)
-    _, state = cell(text[:, :8], cell.initial_state(2, reduction))
     n_tokens.clear()
+    assert_paths_agree(reduction, cell, text, lengths)
+    assert 1 in n_tokens
+
+
+@pytest.mark.parametrize(
+    ("reduction", "one_by_one"), [("keydiff:5", True), ("shared:vatp:8", True), ("tova:5", False), ("keydiff:40", False)]
+)
+def test_only_evictions_by_copied_rows_are_solved_one_by_one(reduction, one_by_one, monkeypatch):
+    """TOVA reads no keys, and with 40 rows nothing is evicted."""
+    cell, text, n_tokens, score_tokens = tiny_cell(), random_tokens(5, 2, 40), [], block_evictions.score_tokens
+    _, state = cell(text[:, :8], cell.initial_state(2, reduction))
+    for module in (block_evictions, shared_evictions):
+        monkeypatch.setattr(module, "score_tokens", lambda *a, **k: n_tokens.append(a[2] - a[1]) or score_tokens(*a, **k))
+    monkeypatch.setattr(block_evictions, "MAX_COPIED_PER_TOKEN", 0)
     cell(text[:, 8:], state)
-    assert set(n_tokens) == {1}
+    assert (set(n_tokens) == {1}) == one_by_one
+
+
+def test_copied_elements_are_those_of_keys_and_values():
+    keys, values = torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 5, 6)
+    assert BlockFields().copied_per_token == 0
+    assert BlockFields(keys=keys).copied_per_token == 120
+    assert BlockFields(keys=keys, values=values).copied_per_token == 300
 
 
 def test_evictions_from_positions_are_shared_by_equal_layers(monkeypatch):

@@ -45,9 +45,9 @@ def report(results: Sequence[RecoveryResult], operators: Sequence[str], config: 
     }
     seeds, n = sorted({x.seed for x in results if x.trained}), len(results[0].losses[texts[0]][FULL])
     note = (
-        f"Held-out loss in nats per token: mean over {n} chunks of {length:,} tokens of each text and over "
-        f"{counted(len(seeds), 'seed')}; {config.steps} steps of {config.chunk_length} tokens, LoRA rank {config.r} on "
-        f"{', '.join(config.target_modules)}."
+        f"Held-out loss in nats per token: mean over {counted(n, 'chunk')} of {length:,} tokens of each text and over "
+        f"{counted(len(seeds), 'seed')}; {counted(config.steps, 'step')} of {config.chunk_length} tokens, LoRA rank {config.r} "
+        f"on {', '.join(config.target_modules)}."
     )
     tables = [
         _loss_table(means, note),

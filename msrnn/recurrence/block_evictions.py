@@ -28,7 +28,7 @@ MIN_ITERATIONS = 4
 MIN_SETTLED_TOKENS = 4
 """Mean number of tokens per iteration below which one call of the operator per token takes less time than more iterations."""
 MAX_COPIED_PER_TOKEN = 2**16
-"""A block whose operator reads more elements of keys and values than this is solved with one call per token on a CPU.
+"""If an operator reads more elements of keys and values of a block than this, one call per token solves it on a CPU.
 Iterations copy these elements for each token. Chosen by the times of SmolLM2 (docs/log.md)."""
 
 
@@ -83,7 +83,7 @@ def solve_evictions(block: EvictionBlock, want_scores: bool = False) -> tuple[Ev
 
 
 def _copies_are_slow(block: EvictionBlock) -> bool:
-    """Return True if iterations would copy so many keys and values that one call of the operator per token takes less time."""
+    """Return True if one call of the operator per token is faster, because iterations would copy many keys and values."""
     is_on_cpu, has_evictions = block.positions.device.type == "cpu", not block.layout.no_evictions
     return is_on_cpu and has_evictions and block.fields.copied_per_token > MAX_COPIED_PER_TOKEN
 

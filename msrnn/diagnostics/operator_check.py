@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..cell.cell import Cell
 from ..errors import Error
+from ..recurrence.layer_trace import LayerTrace
 from ..reductions.all_layers import AllLayers
 from ..reductions.contract import EMPTY, Reduction
 from ..reductions.head_budgets import HeadBudget
@@ -41,7 +42,8 @@ def check_operator(operator: Reduction | str, *, seeds: int = 2) -> None:
     be finite, and the spec string has to give the operator back.
 
     With sizes per head the cells have as many key/value heads as there are sizes, and the sizes of the heads are small. Under a
-    shared budget the heads of the cells share it. The flags are those of the operator that scores the rows.
+    shared budget the heads of the cells share it. Some score has to be below +inf, because otherwise the rule of the operator
+    would not be tested. The flags are those of the operator that scores the rows.
 
     Args:
         operator: the operator, or its spec string. Of sizes per layer the first is checked.
@@ -111,6 +113,11 @@ def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
     def scan(weights: bool = False) -> _Read:
         logits, trace = cell.scan(tokens, start(), lengths=lengths, weights=weights)
         _compare(kind, "trace.at", trace.at(cut), half.state)
+        if weights and size is not None and not any(_is_tested(layer) for layer in trace):
+            raise Error(
+                f"{kind}: with {size} rows all scores are +inf, so its rule is not tested; expected a method validate that "
+                "refuses sizes at which all rows are protected (docs/own-operator.md, Check it)"
+            )
         return _Read(logits, trace.at(T))
 
     half = attempt("the step loop", lambda: step_loop(start(), 0, cut))
@@ -143,6 +150,12 @@ def _check_paths(cell: Cell, operator: Reduction, seed: int) -> None:
         alone = attempt(path, lambda b=b, end=end: step_loop(start(slice(b, b + 1)), 0, end, slice(b, b + 1)))  # type: ignore[misc]
         _compare(kind, path, alone.state, whole.state.select([b]))
         _compare_logits(kind, path, alone.logits[0], whole.logits[b, :end])
+
+
+def _is_tested(layer: LayerTrace) -> bool:
+    """Return True if a token that was read gave some row a score below +inf."""
+    assert layer.scores is not None
+    return bool(((layer.scores < torch.inf).any(-1).any(1) & layer.active).any())
 
 
 def _compare_logits(kind: str, path: str, found: Tensor, expected: Tensor) -> None:

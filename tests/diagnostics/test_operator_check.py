@@ -9,6 +9,7 @@ import torch
 import msrnn
 from msrnn import H2O, TOVA, Knorm, Reduction, check_operator
 from msrnn.reductions.calibrated import CalibratedReduction
+from msrnn.reductions.contract import is_recent
 from msrnn.reductions.spec_strings import SPEC_NAMES
 
 SETTINGS = {"sinks": ":512:4", "morphkv": ":128:32", "morphkv-max": ":128:32", "full": ""}
@@ -146,6 +147,30 @@ FAULTS = {
 def test_faults_are_found(kind, sentence):
     with pytest.raises(msrnn.Error, match=sentence):
         check_operator(kind(6))
+
+
+@dataclass(frozen=True)
+class RandomButRecent(Reduction):
+    recent: int = 16
+
+    def score(self, observation):
+        drawn = torch.rand(observation.positions.shape, dtype=observation.weights.dtype)
+        return drawn.masked_fill(is_recent(observation, self.recent), torch.inf)
+
+
+@dataclass(frozen=True)
+class RandomButRecentOfLargerSizes(RandomButRecent):
+    def validate(self, size):
+        super().validate(size)
+        if size <= self.recent:
+            raise msrnn.Error(f"size is {size}; expected more than recent, {self.recent}")
+
+
+def test_a_rule_that_is_not_tested_is_refused():
+    with pytest.raises(msrnn.Error, match=r"with 5 rows all scores are \+inf, so its rule is not tested; expected a method"):
+        check_operator(RandomButRecent(64))
+    with pytest.raises(msrnn.Error, match="retains other rows than the step loop"):
+        check_operator(RandomButRecentOfLargerSizes(64))
 
 
 @pytest.mark.parametrize("operator", [None, 5, TOVA, "tovaa:3"])
